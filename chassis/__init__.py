@@ -1,0 +1,1 @@
+"""How every process lives: settings, lifecycle, health, errors, logs, metrics, TLS, channels."""

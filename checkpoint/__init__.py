@@ -1,0 +1,1 @@
+"""A model on disk: tags, configuration, manifest, weights, presets, inspection."""

@@ -1,0 +1,61 @@
+"""Model shapes by name, for `tandem checkpoint new --preset` and `inspect --preset`."""
+
+from checkpoint.config import LanguageConfig, ModelConfig, ResamplerConfig, VisionConfig
+
+PRESETS: dict[str, ModelConfig] = {
+    # The model of the design: ViT-L/14 -> 64 x 1024 -> 32 queries -> 32 x 4096, and a 32-layer GQA decoder.
+    "qwen3-vl-8b": ModelConfig(
+        vision=VisionConfig(),
+        resampler=ResamplerConfig(),
+        language=LanguageConfig(eos_token_ids=(2,)),
+    ),
+    # Patch 16, no resampler: all 196 patches go to the decoder, marked by a modality embedding.
+    "qwen3-vl-8b-direct": ModelConfig(
+        vision=VisionConfig(
+            patch_size=16,
+            width=768,
+            num_layers=12,
+            num_heads=12,
+            mlp_width=3072,
+            pool_size=1,
+            positions="sincos_2d",
+        ),
+        resampler=ResamplerConfig(kind="none"),
+        language=LanguageConfig(eos_token_ids=(2,), modality_embedding=True),
+    ),
+    # The same architecture small enough for tests: every option of the decoder, a few hundred thousand parameters.
+    "tiny": ModelConfig(
+        vision=VisionConfig(width=32, num_layers=2, num_heads=2, mlp_width=64),
+        resampler=ResamplerConfig(num_layers=1, num_heads=2, head_dim=16, mlp_width=64),
+        language=LanguageConfig(
+            width=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            mlp_width=128,
+            vocab_size=264,
+            context_length=1024,
+            qk_norm=True,
+            eos_token_ids=(2,),
+        ),
+    ),
+    # The demo model's shape: answers questions about drawn pictures, trained on two CPU cores.
+    "demo": ModelConfig(
+        vision=VisionConfig(width=128, num_layers=4, num_heads=4, mlp_width=512, linear_bias=True),
+        resampler=ResamplerConfig(num_layers=2, num_heads=4, head_dim=32, mlp_width=512),
+        language=LanguageConfig(
+            width=192,
+            num_layers=5,
+            num_heads=6,
+            num_kv_heads=2,
+            head_dim=32,
+            mlp_width=512,
+            vocab_size=2048,
+            context_length=1024,
+            rope_theta=10_000.0,
+            qk_norm=True,
+            eos_token_ids=(2,),
+        ),
+    ),
+}

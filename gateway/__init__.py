@@ -1,0 +1,1 @@
+"""The door: chat template, pipeline, visual-token cache, releases."""

@@ -1,0 +1,1 @@
+"""Visual and text tokens to a token stream."""
