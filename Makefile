@@ -1,0 +1,49 @@
+# Everything a person or CI runs. `make demo` and `make test` set up what they need.
+PYTHON ?= python3.11
+BIN := .venv/bin
+CODE := tandem gateway vision_service language_service checkpoint chassis demo benchmarks tests protos
+
+.PHONY: demo test lint format protos serve bench train-demo clean
+
+demo: .venv/ready  ## ask three questions about two pictures of a stack started for it
+	$(BIN)/python -m demo.tour
+
+serve: .venv/ready  ## the three services on loopback until Ctrl-C
+	$(BIN)/tandem up
+
+test: .venv/ready  ## every test, the quick ones first
+	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m slow
+
+lint: .venv/ready  ## style, types and the contract
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+
+format: .venv/ready  ## put code and contract into the house style
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/buf format --write protos
+
+protos: .venv/ready  ## the stubs in tandem/v1 from protos/
+	$(BIN)/buf format --write protos
+	$(BIN)/buf lint protos
+	$(BIN)/python protos/generate.py
+
+bench: .venv/ready  ## the figures for the record, each within a minute
+	$(BIN)/python -m benchmarks.latency --quick
+
+train-demo: .venv/ready  ## train the demo model again (about an hour and a half on two cores)
+	$(BIN)/python -m demo.train
+
+clean:  ## forget the virtual environment and every cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch comes first and by exact version: a range would bring the CUDA build where there is no GPU.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stages,dev]'
+	touch $@
