@@ -1,0 +1,1 @@
+"""The decoder in pure torch: no scheduling, no transport."""

@@ -1,0 +1,156 @@
+"""The decoder: grouped-query attention, RMSNorm, SwiGLU, rotary positions.
+
+Module names are the checkpoint's tensor names. Tokens of all sequences lie end to end in one flat dimension T; which
+of them see which is the business of the `attend` the caller supplies, so training, prefill and decode run this code.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoint.config import LanguageConfig
+from language_service.model.attention import Attend
+from language_service.model.rotary import Rotary, rotate
+
+# T tokens, D model dim, H query heads, G key-value heads, E head dim, V vocabulary
+
+_INIT_STD = 0.02
+_TEXT, _PICTURE = 0, 1  # rows of the modality embedding
+
+
+class RMSNorm(nn.Module):
+    """Scales to unit root mean square, then by a learned weight; computed in float32 and rounded once."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, normalised over its last dimension, in its own type."""
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+
+
+class SelfAttention(nn.Module):
+    """Projections around attention; H query heads share G key-value heads."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        heads, kv_heads, bias = config.num_heads, config.num_kv_heads, config.attention_bias
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.width, kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.width, kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * config.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_TD: Tensor, angles: tuple[Tensor, Tensor], layer: int, attend: Attend) -> Tensor:
+        """Return what the tokens gather from those `attend` lets them see, [T, D]."""
+        q_THE, k_TGE, v_TGE = (
+            proj(x_TD).view(len(x_TD), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # Each head is normalised before it is turned: turning keeps lengths, so positions stay pure angles (Qwen3).
+        q_THE = rotate(self.q_norm(q_THE), *angles)
+        k_TGE = rotate(self.k_norm(k_TGE), *angles)
+        out_TD: Tensor = self.o_proj(attend(layer, q_THE, k_TGE, v_TGE).flatten(1))
+        return out_TD
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward: down(silu(gate(x)) * up(x)), named w2, w1 and w3."""
+
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, mlp_width, bias=False)
+        self.w3 = nn.Linear(width, mlp_width, bias=False)
+        self.w2 = nn.Linear(mlp_width, width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Return [T, D]."""
+        out_TD: Tensor = self.w2(functional.silu(self.w1(x_TD)) * self.w3(x_TD))
+        return out_TD
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm layer: attention, then feed-forward, each added to its input."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.mlp_width)
+
+    def forward(self, x_TD: Tensor, angles: tuple[Tensor, Tensor], layer: int, attend: Attend) -> Tensor:
+        """Return [T, D]."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), angles, layer, attend)
+        out_TD: Tensor = x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        return out_TD
+
+
+class LanguageModel(nn.Module):
+    """Embedding, layers and final norm: the tensors named `language_model.*`."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.modality_embedding = nn.Embedding(2, config.width) if config.modality_embedding else None
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Decoder(nn.Module):
+    """The language half of a model.
+
+    Made with fresh weights: normal with deviation 0.02, and the two projections that write into the residual stream of
+    each layer smaller by sqrt(2 * layers), so that the stream's size does not grow with depth (GPT-2).
+    """
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model = LanguageModel(config)
+        # A tied head is the embedding itself, so the checkpoint has no tensor for it.
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.rotary = Rotary(config)
+        self._initialise()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return embeddings of text [..., D] for integer `token_ids` of any shape."""
+        embeddings: Tensor = self.language_model.embed_tokens(token_ids)
+        return self._mark(embeddings, _TEXT)
+
+    def embed_visual(self, visual_tokens: Tensor) -> Tensor:
+        """Return embeddings of a picture [..., D] for `visual_tokens` [..., D] of the vision half."""
+        return self._mark(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _PICTURE)
+
+    def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        """Return the normalised hidden states [T, D] of tokens with `embeddings_TD` at integer `positions_T`."""
+        angles = self.rotary.angles(positions_T, embeddings_TD.dtype)
+        hidden_TD = embeddings_TD
+        for index, layer in enumerate(self.language_model.layers):
+            hidden_TD = layer(hidden_TD, angles, index, attend)
+        normed_TD: Tensor = self.language_model.norm(hidden_TD)
+        return normed_TD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., V] of the token after each hidden state [..., D]."""
+        head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
+        return functional.linear(hidden, head.weight)
+
+    def _mark(self, embeddings: Tensor, modality: int) -> Tensor:
+        table = self.language_model.modality_embedding
+        return embeddings if table is None else embeddings + table.weight[modality]
+
+    def _initialise(self) -> None:
+        residual_std = _INIT_STD / math.sqrt(2 * self.config.num_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=residual_std if name.endswith(("o_proj", "w2")) else _INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=_INIT_STD)
