@@ -1,0 +1,138 @@
+"""Pictures as they arrive, to pixels as the model takes them.
+
+A picture comes from a stranger: its size is known from its header before anything is decoded, its format is told by
+its content and never by a name, and whatever a decoder says about it stays here, since those messages hold addresses.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from chassis.errors import InvalidArgument
+from checkpoint.config import VisionConfig
+
+# Part of every encoder id: change it whenever the same bytes would become other pixels.
+PREPROCESSING = "pad-square-bicubic-v1"
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns about sizes that `ImageLimits` refuses or allows on purpose.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What a picture may be before it is decoded."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000  # width x height; about 200 MB once decoded
+    min_side: int = 2  # pixels; a single pixel has nothing to see and is most often a tracking picture
+
+
+def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Check and decode a picture file into upright 8-bit RGB; transparency becomes white, animation its first frame.
+
+    Raises:
+        InvalidArgument: with reason IMAGE_EMPTY, IMAGE_TOO_LARGE (bytes), IMAGE_UNSUPPORTED (format),
+            IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL or IMAGE_TRUNCATED (cut short or damaged).
+    """
+    if not data:
+        raise _refusal("IMAGE_EMPTY", "the picture has no bytes")
+    if len(data) > limits.max_bytes:
+        raise _refusal("IMAGE_TOO_LARGE", f"the picture has {len(data)} bytes; at most {limits.max_bytes} are taken")
+    with _open(data, limits) as image:
+        _check_size(image.width, image.height, limits)
+        try:
+            image.load()
+            return _turn_upright(_to_rgb(image), image)
+        except Exception as error:  # decoders raise whatever they like on damaged data
+            raise _damaged() from error
+
+
+def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
+    """Return the model's input, [3, S, S], of an RGB picture.
+
+    The picture is scaled (bicubic) until its longer side is S and centred on a square of the mean colour, as LLaVA-1.5
+    does (Liu et al. 2023, arXiv:2310.03744): nothing is cut away and shapes keep their proportions. Colours in 0..1
+    are then normalised by the configuration's mean and standard deviation, so the border is about 0.
+    """
+    side = config.image_size
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    if (width, height) != (side, side):
+        border = tuple(round(255 * mean) for mean in config.image_mean)
+        square = Image.new("RGB", (side, side), border)
+        square.paste(scaled, ((side - width) // 2, (side - height) // 2))
+        scaled = square
+    colours_SS3 = np.asarray(scaled, dtype=np.float32) / np.float32(255)
+    mean_3, std_3 = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
+    normal_SS3 = (colours_SS3 - mean_3) / std_3
+    return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header only."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise _refusal("IMAGE_UNSUPPORTED", f"the picture is none of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise _refusal("IMAGE_TOO_MANY_PIXELS", f"the picture has more than {limits.max_pixels} pixels") from error
+    except Exception as error:  # a damaged header, in the words of one of five decoders
+        raise _damaged() from error
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        message = f"the picture has {width} x {height} pixels; at most {limits.max_pixels} in all are taken"
+        raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
+    if min(width, height) < limits.min_side:
+        message = f"the picture has {width} x {height} pixels; each side needs at least {limits.min_side}"
+        raise _refusal("IMAGE_TOO_SMALL", message)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return the loaded picture as 8-bit RGB."""
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(layer, mask=layer.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+    """Undo the rotation a camera noted in EXIF."""
+    try:
+        orientation = source.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # damaged EXIF leaves the picture as it was stored, as in a browser
+        return rgb
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return rgb if method is None else rgb.transpose(method)
+
+
+def _refusal(reason: str, message: str) -> InvalidArgument:
+    return InvalidArgument(message, reason=reason, field="image")
+
+
+def _damaged() -> InvalidArgument:
+    return _refusal("IMAGE_TRUNCATED", "the picture cannot be decoded: it is cut short or damaged")

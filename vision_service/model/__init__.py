@@ -1,0 +1,1 @@
+"""The vision half of a model, in torch alone: pixels in, visual tokens out."""

@@ -1,0 +1,54 @@
+"""The whole vision half: vision transformer, then resampler or projection.
+
+B batch, S image side in pixels, N pooled patches, W vision width, K visual tokens, D decoder width
+"""
+
+from torch import Tensor, nn
+
+from checkpoint.config import ModelConfig
+from vision_service.model.resampler import PerceiverResampler
+from vision_service.model.vit import VisionTransformer
+
+
+class VisionHalf(nn.Module):
+    """Pixels to visual tokens; its parameters are named as the checkpoint names them.
+
+    Parameters are uninitialised until weights are loaded or `reset_parameters` is called.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, decoder_width = config.vision.width, config.language.width
+        self.vision_tower = VisionTransformer(config.vision)
+        if config.resampler.kind == "perceiver":
+            self.perceiver_resampler = PerceiverResampler(config.resampler, width=width, decoder_width=decoder_width)
+        else:
+            self.vision_projection = nn.Linear(width, decoder_width, bias=False)
+        self.has_resampler = config.resampler.kind == "perceiver"
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Return the visual tokens, [B, K, D], of normalised RGB pixels in the type of the weights."""
+        patches_BNW = self.vision_tower(pixels_B3SS)
+        head = self.perceiver_resampler if self.has_resampler else self.vision_projection
+        return head(patches_BNW)  # type: ignore[no-any-return]
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights for training, from torch's global random state.
+
+        Projections are Xavier-uniform (the initialisation of MAE's ViT, which holds at small widths where a fixed
+        0.02 would not). The resampler's queries are drawn at unit scale, as OpenFlamingo does, so that they stay apart
+        after the first layer has added to them.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.data.flatten(1))
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(self.vision_tower.pos_embed, nn.Parameter):
+            nn.init.trunc_normal_(self.vision_tower.pos_embed, std=0.02)
+        if self.has_resampler:
+            nn.init.normal_(self.perceiver_resampler.query)

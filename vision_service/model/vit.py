@@ -1,0 +1,111 @@
+"""The vision transformer: square pictures to pooled patches.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv:2010.11929): pre-norm blocks over patches, here
+without a class token, since every patch is read by what follows.
+
+B batch, C colours, S image side in pixels, N patches, G patches a side, P pool side, H heads, E head dim, W width
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name all of torch's world uses
+
+from checkpoint.config import VisionConfig
+from vision_service.model.positions import sincos_1d, sincos_2d
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between; [..., width] -> [..., width]."""
+
+    def __init__(self, width: int, hidden_width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width, bias=bias)
+        self.fc2 = nn.Linear(hidden_width, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform every position on its own."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every patch to every patch; [B, N, W] -> [B, N, W]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.linear_bias)
+        self.proj = nn.Linear(config.width, config.width, bias=config.linear_bias)
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        """Attend without a mask: a picture has no order of reading."""
+        qkv_BN3HE = self.qkv(x_BNW).unflatten(-1, (3, self.num_heads, -1))
+        q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
+        out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
+        return self.proj(out_BHNE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer; [B, N, W] -> [B, N, W]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attn = SelfAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = FeedForward(config.width, config.mlp_width, bias=config.linear_bias)
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        """Add what attention and feed-forward find to the stream."""
+        x_BNW = x_BNW + self.attn(self.norm1(x_BNW))
+        return x_BNW + self.mlp(self.norm2(x_BNW))  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    """One linear map of each patch, as a convolution whose stride is its kernel; [B, C, S, S] -> [B, N, W]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.linear_bias)
+
+    def forward(self, pixels_BCSS: Tensor) -> Tensor:
+        """Return the patches row by row, left to right."""
+        return self.proj(pixels_BCSS).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Patches, positions, blocks, a last norm, then average pooling on the patch grid."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.pool_size = config.pool_size
+        self.patch_embed = PatchEmbed(config)
+        if config.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, config.width))
+        else:
+            table_NW = (
+                sincos_1d(config.num_patches, config.width)
+                if config.positions == "sincos_1d"
+                else sincos_2d(config.grid_size, config.width)
+            )
+            # Computed, so no checkpoint holds it.
+            self.register_buffer("pos_embed", table_NW.unsqueeze(0), persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=False)
+
+    def forward(self, pixels_BCSS: Tensor) -> Tensor:
+        """Return the pooled patches, [B, N / P^2, W], row by row of the pooled grid."""
+        x_BNW = self.patch_embed(pixels_BCSS) + self.pos_embed
+        for block in self.blocks:
+            x_BNW = block(x_BNW)
+        return self._pool(self.norm(x_BNW))
+
+    def _pool(self, x_BNW: Tensor) -> Tensor:
+        if self.pool_size == 1:
+            return x_BNW
+        batch, _, width = x_BNW.shape
+        side, pool = self.grid_size // self.pool_size, self.pool_size
+        x_BGPGPW = x_BNW.view(batch, side, pool, side, pool, width)
+        return x_BGPGPW.mean(dim=(2, 4)).flatten(1, 2)
