@@ -1,0 +1,1 @@
+"""One script per figure the README quotes; each compares within one run."""
