@@ -4,7 +4,7 @@ A message is one sentence for the caller: it names what was wrong and never an a
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import any_pb2
@@ -24,6 +24,7 @@ class TandemError(Exception):
         field: the request field at fault, dotted, if one is (`google.rpc.BadRequest`).
         retry_after_s: seconds after which the same request may succeed, if waiting helps (`google.rpc.RetryInfo`).
         metadata: further facts by name (`google.rpc.ErrorInfo.metadata`).
+        request_id: the request it ended, as the client names it; None inside the services, whose logs carry it.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -43,6 +44,7 @@ class TandemError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
         self.metadata = dict(metadata or {})
+        self.request_id: str | None = None
 
 
 class InvalidArgument(TandemError):
@@ -119,6 +121,12 @@ class Internal(TandemError):
 
 _BY_CODE: dict[grpc.StatusCode, type[TandemError]] = {kind.code: kind for kind in TandemError.__subclasses__()}
 
+_FROM_THE_LIBRARY = {
+    grpc.StatusCode.UNAVAILABLE: "The service cannot be reached.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "The service did not answer in time.",
+    grpc.StatusCode.CANCELLED: "The call was cancelled.",
+}
+
 
 def to_proto(error: TandemError) -> status_pb2.Status:
     """Return `error` as a `google.rpc.Status` with its details."""
@@ -145,10 +153,11 @@ def to_grpc_status(error: TandemError) -> grpc.Status:
 
 def from_rpc_error(rpc_error: grpc.RpcError) -> TandemError:
     """Rebuild the error a server sent, details included; the reverse of `to_grpc_status`."""
-    code = rpc_error.code()
-    kind = _BY_CODE.get(code, TandemError)
-    error = kind(rpc_error.details() or code.name, reason=code.name)
+    code: grpc.StatusCode = rpc_error.code()
     status = _embedded_status(rpc_error)
+    # Without a status of our own it was gRPC's library that spoke, whose words hold addresses and file names.
+    message = status.message if status else _FROM_THE_LIBRARY.get(code) or rpc_error.details() or code.name
+    error = _BY_CODE.get(code, TandemError)(message, reason=code.name)
     for detail in status.details if status else ():
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
@@ -162,7 +171,8 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> TandemError:
 
 def _embedded_status(rpc_error: grpc.RpcError) -> status_pb2.Status | None:
     """Return the `google.rpc.Status` of the trailing metadata, or None where there is none that can be read."""
-    for key, value in rpc_error.trailing_metadata() or ():
+    metadata: Any = rpc_error.trailing_metadata()  # pairs; the published types say one opaque object
+    for key, value in metadata or ():
         if key == "grpc-status-details-bin":
             try:
                 return status_pb2.Status.FromString(value)

@@ -1,0 +1,73 @@
+"""Logs: one line an event, JSON for machines or columns for a terminal, to stderr.
+
+Everything goes the same way, the libraries that use the standard `logging` included. A line of a process that handles a
+request carries its id, so one `grep` over all processes tells a request's story.
+"""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from chassis.request_id import current_request_id
+
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_FIRST_KEYS = ("timestamp", "level", "event", "service", "request_id")
+
+
+def configure_logging(service: str, log_format: LogFormat, log_level: LogLevel) -> None:
+    """Send every log line of this process to stderr.
+
+    Args:
+        service: the process's name, in every line.
+        log_format: 'auto' is columns in a terminal and JSON elsewhere.
+        log_level: lines below it are dropped before any work is done on them.
+    """
+    level = getattr(logging, log_level.upper())
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared = _shared_processors(service)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(console)],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+
+
+def _shared_processors(service: str) -> list[Processor]:
+    def add_origin(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        if (request_id := current_request_id()) is not None:
+            event["request_id"] = request_id
+        return event
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        add_origin,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _renderers(console: bool) -> list[Processor]:
+    if console:
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [structlog.processors.format_exc_info, _in_reading_order, structlog.processors.JSONRenderer(default=str)]
+
+
+def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Put when, how bad, what, where and for whom before the rest."""
+    first = {key: event[key] for key in _FIRST_KEYS if key in event}
+    return {**first, **event}

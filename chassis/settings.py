@@ -1,0 +1,138 @@
+"""Settings of a process: environment variables and flags, read once, checked before anything starts."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+
+from chassis.logs import LogFormat, LogLevel
+
+DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
+
+
+def _split_names(value: Any) -> Any:
+    """Split 'a,b' at its commas; leave what is already a sequence."""
+    if isinstance(value, str):
+        return tuple(name for part in value.split(",") if (name := part.strip()))
+    return value
+
+
+# For settings such as '--tags a-v1.0.0,b-v1.0.0'; without NoDecode the environment would have to hold JSON.
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every server can be told. A service adds its own fields and its environment prefix.
+
+    Write `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")` in the subclass; a field `drain_s` is then
+    read from `--drain-s`, else `TANDEM_VISION_DRAIN_S`, else its default.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_ignore_empty=True,  # an empty variable in a manifest means 'not set', not the path ''
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,  # load_settings tells of errors, in one line
+        cli_show_env_vars=True,
+        hide_input_in_errors=True,  # a value can be a secret
+    )
+
+    listen: str = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 picks a free one")
+    metrics_port: int = Field(
+        0, ge=-1, le=65535, description="port of Prometheus metrics on the same host; 0 picks a free one, -1 is off"
+    )
+    log_format: LogFormat = Field("auto", description="form of log lines; auto is console in a terminal, else json")
+    log_level: LogLevel = Field("info", description="least level that is logged")
+    drain_s: float = Field(
+        30, ge=0, le=3600, allow_inf_nan=False, description="longest wait for running requests after SIGTERM, seconds"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the server's certificate chain; switches TLS on")
+    tls_key: Path | None = Field(
+        None, validate_default=True, description="PEM file of the certificate's private key, not encrypted"
+    )
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities whose client certificates are required (mutual TLS)"
+    )
+    max_message_bytes: int = Field(
+        DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest message taken, bytes"
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("tls_cert", "tls_key", "tls_client_ca")
+    @classmethod
+    def _is_readable(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise ValueError(f"the file cannot be read ({error.strerror})") from None
+        return path
+
+    @field_validator("tls_key")
+    @classmethod
+    def _key_goes_with_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_cert" in info.data and (path is None) != (info.data["tls_cert"] is None):
+            raise ValueError("the certificate and its key must be given together")
+        return path
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _client_ca_needs_tls(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and "tls_cert" in info.data and info.data["tls_cert"] is None:
+            raise ValueError("client certificates can only be checked with a server certificate (tls_cert)")
+        return path
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split 'host:port', '[::1]:port' into host, without brackets, and port.
+
+    Raises:
+        ValueError: it is neither, or the port is not 0 to 65535.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError("must be host:port with a port from 0 to 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def load_settings(kind: type[S], argv: Sequence[str]) -> S:
+    """Read settings from flags, then the environment, then defaults.
+
+    Args:
+        kind: the service's settings.
+        argv: the flags, without the program's name.
+
+    Exits with status 2, after one line to stderr that names the flag and the variable, where a value is not valid;
+    values are never repeated. Exits with status 0 after `--help`.
+    """
+    try:
+        return CliApp.run(kind, cli_args=list(argv))
+    except ValidationError as error:
+        problem = "; ".join(_describe(kind, one["loc"], one["msg"]) for one in error.errors(include_url=False))
+    except SettingsError as error:
+        problem = str(error).removeprefix("error parsing CLI: ")
+    sys.stderr.write(f"error: {problem}\n")
+    raise SystemExit(2)
+
+
+def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    if not loc:
+        return text
+    field = str(loc[0])
+    variable = f"{kind.model_config['env_prefix']}{field}".upper()
+    return f"--{field.replace('_', '-')} ({variable}): {text}"

@@ -1,0 +1,49 @@
+"""The wire tensor, checked before anything reads it. Torch-free, so the gateway can check, too."""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from chassis.errors import InvalidArgument
+from tandem.v1 import tensor_pb2
+
+_BFLOAT16_BYTES = 2
+# A bfloat16 is not finite (infinity or NaN) exactly when all eight bits of its exponent are set.
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)
+
+
+def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str) -> None:
+    """Check that `tensor` is a finite bfloat16 tensor of just this shape.
+
+    Args:
+        tensor: as it came over the wire.
+        shape: length of each dimension, outermost first.
+        field: the request field it came in, for the error.
+
+    Raises:
+        InvalidArgument: reason 'BAD_TENSOR'; type, shape, number of bytes or an element is wrong.
+    """
+    problem = _problem(tensor, tuple(shape))
+    if problem is not None:
+        raise InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
+
+
+def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
+    if tensor.data_type != tensor_pb2.DATA_TYPE_BFLOAT16:
+        return "must be of type DATA_TYPE_BFLOAT16"
+    if tuple(tensor.shape) != shape:
+        return f"must have the shape {list(shape)}, not {_short(tensor.shape)}"
+    num_bytes = prod(shape) * _BFLOAT16_BYTES
+    if len(tensor.data) != num_bytes:
+        return f"must have {num_bytes} bytes of data, not {len(tensor.data)}"
+    bits = np.frombuffer(tensor.data, dtype="<u2")
+    if bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT)):
+        return "must hold finite numbers only, but has an infinity or NaN"
+    return None
+
+
+def _short(shape: Sequence[int]) -> str:
+    """Write a shape from outside, which may have a million dimensions."""
+    head = ", ".join(str(length) for length in shape[:8])
+    return f"[{head}, ...] ({len(shape)} dimensions)" if len(shape) > 8 else f"[{head}]"
