@@ -1,0 +1,1 @@
+"""The demo model: drawn pictures, questions about them, training, and its measured accuracy."""
