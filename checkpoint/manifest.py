@@ -1,0 +1,123 @@
+"""`manifest.json`: the digests that say a checkpoint folder is whole and which halves fit. Needs no torch."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chassis.errors import DataLoss, FailedPrecondition
+from checkpoint.identity import DIGEST_BYTES
+from checkpoint.layout import Half
+from checkpoint.tags import MAX_TAG_CHARS
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+
+
+class _Record(BaseModel):
+    """A frozen record; digests are bytes here and lower-case hex in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", val_json_bytes="hex", ser_json_bytes="hex")
+
+
+class VisionEntry(_Record):
+    """What the manifest says of the vision half."""
+
+    digest: Digest
+
+
+class LanguageEntry(_Record):
+    """What the manifest says of the language half."""
+
+    digest: Digest
+    vision_digest: Digest  # of the vision half it was trained with; other visual tokens mean nothing to it
+
+
+class Manifest(_Record):
+    """The digests of one checkpoint."""
+
+    tag: str = Field(max_length=MAX_TAG_CHARS)
+    files: dict[str, Digest]  # SHA-256 of every other file of the folder, by name
+    vision: VisionEntry
+    language: LanguageEntry
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse names that would reach outside of the folder."""
+        for name in self.files:
+            if not is_plain_name(name):
+                raise ValueError(f"{name!r} is not the name of a file in the folder")
+        return self
+
+    def half_digest(self, half: Half) -> bytes:
+        """Return the digest (32 bytes) of one half."""
+        return self.vision.digest if half == "vision" else self.language.digest
+
+
+def is_plain_name(name: str) -> bool:
+    """Say whether `name` is a file directly inside a folder, whatever the folder is."""
+    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\0" not in name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a checkpoint folder.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the file is missing, not valid, or of another tag than the folder's name.
+    """
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise FailedPrecondition(f"{folder.name} has no readable {MANIFEST_FILE}", reason="BAD_CHECKPOINT") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise FailedPrecondition(
+            f"{MANIFEST_FILE} of {folder.name} is not valid: {where}: {first['msg']}", reason="BAD_CHECKPOINT"
+        ) from error
+    if manifest.tag != folder.name:
+        raise FailedPrecondition(f"{MANIFEST_FILE} of {folder.name} is that of {manifest.tag}", reason="BAD_CHECKPOINT")
+    return manifest
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json`; call it last, since a folder without one is not a checkpoint."""
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """Return the content of a small file of the checkpoint, once it is what the manifest says.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the file is missing or the manifest does not name it.
+        DataLoss: DIGEST_MISMATCH, the file was changed.
+    """
+    if name not in manifest.files:
+        raise FailedPrecondition(f"{MANIFEST_FILE} of {folder.name} does not name {name}", reason="BAD_CHECKPOINT")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise FailedPrecondition(f"{folder.name} has no readable {name}", reason="BAD_CHECKPOINT") from error
+    if hashlib.sha256(content).digest() != manifest.files[name]:
+        raise DataLoss(f"{name} of {folder.name} is not the file its manifest names", reason="DIGEST_MISMATCH")
+    return content
+
+
+def tokenizer_digest(folder: Path) -> bytes:
+    """Return the SHA-256 (32 bytes) of `tokenizer.json`, once it is what the manifest says.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the file or the manifest is missing or not valid.
+        DataLoss: DIGEST_MISMATCH, the file was changed.
+    """
+    return hashlib.sha256(read_verified(folder, read_manifest(folder), TOKENIZER_FILE)).digest()
+
+
+def file_sha256(path: Path) -> bytes:
+    """Return the SHA-256 (32 bytes) of a file of any size, read in small pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

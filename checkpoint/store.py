@@ -1,0 +1,73 @@
+"""The model store: a folder of checkpoint folders, each named by its tag."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
+from checkpoint.tags import Tag, parse_tag
+
+
+class ModelStore:
+    """The checkpoints under one folder, by tag."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def tags(self) -> list[str]:
+        """Return the tags of the store, by name and then by version."""
+        return [str(tag) for tag in sorted(self._tags())]
+
+    def folder(self, tag: str) -> Path:
+        """Return the folder of a checkpoint.
+
+        Raises:
+            InvalidArgument: BAD_TAG, the text is not a tag.
+            NotFound: UNKNOWN_TAG, the store has no such checkpoint.
+        """
+        folder = self.root / str(parse_tag(tag))
+        if not folder.is_dir():
+            raise NotFound(f"the model store has no {tag}", reason="UNKNOWN_TAG", field="tag")
+        return folder
+
+    @contextmanager
+    def create(self, tag: str) -> Iterator[Path]:
+        """Yield an empty folder that becomes the checkpoint `tag` if the block ends without an error.
+
+        A checkpoint appears whole or not at all: the folder is filled under a name that is no tag and then renamed.
+
+        Raises:
+            InvalidArgument: BAD_TAG, the text is not a tag.
+            FailedPrecondition: TAG_EXISTS, a release is never overwritten.
+        """
+        target = self.root / str(parse_tag(tag))
+        self._refuse_existing(target)
+        self.root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{tag}.", suffix=".partial", dir=self.root))
+        try:
+            yield partial
+            partial.chmod(0o755)  # mkdtemp leaves it readable by its owner alone
+            self._refuse_existing(target)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _tags(self) -> Iterator[Tag]:
+        for entry in self.root.iterdir() if self.root.is_dir() else ():
+            try:
+                tag = parse_tag(entry.name)
+            except InvalidArgument:
+                continue  # a store may hold a README, and a checkpoint that is being written
+            if entry.is_dir():
+                yield tag
+
+    @staticmethod
+    def _refuse_existing(target: Path) -> None:
+        if target.exists():
+            raise FailedPrecondition(
+                f"the model store has a {target.name} already; releases are never overwritten, choose another tag",
+                reason="TAG_EXISTS",
+                field="tag",
+            )

@@ -1,0 +1,44 @@
+"""Tags: how a released checkpoint is called, `<name>-v<major>.<minor>.<patch>`."""
+
+import re
+from dataclasses import dataclass
+
+from chassis.errors import InvalidArgument
+
+MAX_TAG_CHARS = 128
+
+# A tag is also a folder's name, so it can hold no separator and cannot start with a dot. A number has no leading
+# zero: two spellings of one version would be two tags.
+_NUMBER = r"(0|[1-9][0-9]{0,8})"
+_TAG = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]*)-v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tag:
+    """A name and a version; tags of one name sort by version as numbers (v1.10.0 after v1.9.0)."""
+
+    name: str
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-v{self.major}.{self.minor}.{self.patch}"
+
+
+def parse_tag(text: str) -> Tag:
+    """Read a tag.
+
+    Raises:
+        InvalidArgument: BAD_TAG, the text is not a tag.
+    """
+    match = _TAG.fullmatch(text) if len(text) <= MAX_TAG_CHARS else None
+    if match is None:
+        raise InvalidArgument(
+            f"{text[:MAX_TAG_CHARS]!r} is not a tag; a tag is <name>-v<major>.<minor>.<patch> of letters, digits, "
+            f"'.', '_' and '-', at most {MAX_TAG_CHARS} characters, such as demo-v1.0.0",
+            reason="BAD_TAG",
+            field="tag",
+        )
+    name, major, minor, patch = match.groups()
+    return Tag(name, int(major), int(minor), int(patch))

@@ -1,0 +1,51 @@
+"""The tokenizer of new checkpoints: bytes and six special tokens, no merges; and the chat template beside it."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from chassis.errors import FailedPrecondition
+from checkpoint.config import ModelConfig
+
+# Their ids are their places here, in every checkpoint made by this code.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",  # ends an answer
+    "<|vision_start|>",
+    "<|image_pad|>",  # stands for one picture
+    "<|vision_end|>",
+)
+
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return a byte-level BPE without merges: six special tokens, then one token for each of the 256 bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
+    """Check that a tokenizer can be read and fits a model.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, it cannot be read, has ids beyond the vocabulary or lacks the image token.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exceptions
+        raise FailedPrecondition("tokenizer.json is not a tokenizer", reason="BAD_CHECKPOINT") from error
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= config.language.vocab_size:
+        raise FailedPrecondition(
+            f"tokenizer.json has token id {highest}, but the model's vocabulary has {config.language.vocab_size}",
+            reason="BAD_CHECKPOINT",
+        )
+    if tokenizer.token_to_id(config.image_token) is None:
+        raise FailedPrecondition(f"tokenizer.json lacks the image token {config.image_token}", reason="BAD_CHECKPOINT")

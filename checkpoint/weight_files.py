@@ -1,0 +1,184 @@
+"""Weight files of a checkpoint folder: safetensors or torch `.bin`, one file or shards with an index.
+
+Reading gives views of the mapped file, so a tensor costs nothing until its elements are touched.
+"""
+
+import contextlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import structlog
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from chassis.errors import FailedPrecondition
+from checkpoint.manifest import is_plain_name
+
+log = structlog.get_logger(__name__)
+
+_SUFFIXES = (".safetensors", ".bin")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_IGNORED = "language_model.embed_positions.weight"  # a static table of positions, which are rotary here
+_ALIASES = (
+    (re.compile(r"^(language_model\.layers\.\d+)\.attn\."), r"\1.self_attn."),
+    (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.gate_proj\."), r"\1.w1."),
+    (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.up_proj\."), r"\1.w3."),
+    (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.down_proj\."), r"\1.w2."),
+)
+
+
+def canonical_name(stored: str) -> str:
+    """Return our name of a tensor that a foreign checkpoint calls `stored`; our own names stay as they are."""
+    for pattern, replacement in _ALIASES:
+        stored = pattern.sub(replacement, stored)
+    return stored
+
+
+class WeightFiles(Mapping[str, Tensor]):
+    """The tensors of some weight files by canonical name, as views; a file is opened when first asked for.
+
+    With an index, files whose tensors nobody asks for are never opened, so they may even be absent.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], index: Mapping[str, str] | None) -> None:
+        """Take the files by name and, for shards, the index from stored tensor name to file name."""
+        self._paths = dict(paths)
+        self._shards: dict[str, dict[str, Tensor]] = {}
+        if index is None:
+            index = {stored: file for file in paths for stored in self._open(file)}
+        self._places = _by_canonical_name(index)
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, stored = self._places[name]
+        shard = self._open(file)
+        if stored not in shard:
+            raise FailedPrecondition(
+                f"{file} lacks the tensor {stored} that the index puts there", reason="MISSING_TENSORS"
+            )
+        return shard[stored]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def file_of(self, name: str) -> str:
+        """Return the name of the file that holds a tensor."""
+        return self._places[name][0]
+
+    def num_bytes(self) -> int:
+        """Return the bytes all weight files take on disk."""
+        return sum(path.stat().st_size for path in self._paths.values())
+
+    def unindexed(self) -> list[str]:
+        """Return the tensors of the files opened so far that the index does not name, by canonical name."""
+        held = (canonical_name(stored) for shard in self._shards.values() for stored in shard)
+        return sorted(name for name in held if name not in self._places and name != _IGNORED)
+
+    def _open(self, file: str) -> dict[str, Tensor]:
+        if file not in self._shards:
+            self._shards[file] = _read_file(self._paths[file])
+        return self._shards[file]
+
+
+def open_folder(folder: Path) -> WeightFiles:
+    """Open the weight files of a folder; safetensors where there are both kinds, as their readers can run no code.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, there are none, or they or their index cannot be read.
+    """
+    for suffix in _SUFFIXES:
+        indexes = sorted(folder.glob(f"*{suffix}.index.json"))
+        if len(indexes) > 1:
+            raise _bad(f"{folder.name} has several indexes: {', '.join(path.name for path in indexes)}")
+        if indexes:
+            index = _read_index(indexes[0])
+            return WeightFiles({file: folder / file for file in sorted(set(index.values()))}, index)
+        files = sorted(folder.glob(f"*{suffix}"))
+        if files:
+            return open_files(files)
+    raise _bad(f"{folder.name} has no weights: no *.safetensors and no *.bin")
+
+
+def open_files(paths: Iterable[Path]) -> WeightFiles:
+    """Open weight files without an index.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, one cannot be read, or two hold the same tensor.
+    """
+    by_name = {path.name: path for path in paths}
+    return WeightFiles(by_name, None)
+
+
+def _by_canonical_name(index: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    places: dict[str, tuple[str, str]] = {}
+    for stored, file in index.items():
+        name = canonical_name(stored)
+        if name == _IGNORED:
+            log.info("ignored a table of positions: positions are rotary", tensor=stored, file=file)
+        elif name in places:
+            raise _bad(f"{stored} of {file} and {places[name][1]} of {places[name][0]} are the same tensor")
+        else:
+            places[name] = (file, stored)
+    return places
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_bytes())["weight_map"]
+        files = set(index.values())
+        if not files or not all(isinstance(file, str) and is_plain_name(file) for file in files):
+            raise _bad(f"{path.name} names files that are not beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _bad(f"{path.name} is not an index of weight files") from error
+    return dict(index)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Return views of every tensor of one file."""
+    try:
+        tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except FileNotFoundError as error:
+        raise _bad(f"{path.name} is missing") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise _bad(f"{path.name} cannot be read: it is cut short, damaged or holds more than plain tensors") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise _bad(f"{name} of {path.name} is {dtype_name(tensor.dtype)}; weights are bfloat16, float16 or float32")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size == 0:
+            raise EOFError
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+    ):
+        raise ValueError("not a mapping of names to tensors")
+    return loaded
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype as files and digests name it: 'bfloat16'."""
+    return str(dtype).removeprefix("torch.")
+
+
+def element_bytes(tensor: Tensor) -> memoryview:
+    """Return the elements of a contiguous tensor in CPU memory as bytes, without a copy."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def _bad(message: str) -> FailedPrecondition:
+    return FailedPrecondition(message, reason="BAD_CHECKPOINT")

@@ -1,0 +1,209 @@
+"""Weights in memory: load one half of a checkpoint, checked against its manifest, and save a whole one."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chassis.errors import DataLoss, FailedPrecondition
+from checkpoint.config import CONFIG_FILE, ModelConfig, read_config, write_config
+from checkpoint.identity import TensorDigest, half_digest
+from checkpoint.layout import EMBEDDING, HALVES, HEAD, Half, TensorSpec, half_of, layout
+from checkpoint.manifest import (
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    LanguageEntry,
+    Manifest,
+    VisionEntry,
+    file_sha256,
+    read_manifest,
+    read_verified,
+    write_manifest,
+)
+from checkpoint.tags import parse_tag
+from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
+from checkpoint.weight_files import dtype_name, element_bytes, open_folder
+from checkpoint.weight_writers import Container, Stored, write_weights
+
+_NAMES_SHOWN = 5
+OnTensor = Callable[[str, int], None]  # told the name and the bytes of each tensor dealt with
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHalf:
+    """One half of a checkpoint in memory, verified."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]  # by canonical name; own memory, not the file's
+    digest: bytes  # of the half, 32 bytes
+    manifest: Manifest
+
+
+def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedHalf:
+    """Read one half of a checkpoint, and nothing of the other half's weights.
+
+    Takes the memory of the half in `dtype` and of one tensor more. What is hashed is the copy that is returned, so
+    what was verified is what is served, even if the file changes later.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, a file is missing, cut short or not valid; WRONG_HALF, the checkpoint holds
+            only the other half; MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, with the names.
+        DataLoss: DIGEST_MISMATCH, a file or the half is not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    for name in (CONFIG_FILE, TOKENIZER_FILE) if half == "language" else (CONFIG_FILE,):
+        read_verified(folder, manifest, name)
+    config = read_config(folder)
+    files = open_folder(folder)
+    specs = check_names(files, config, [half], folder.name)
+    check_shapes(files, specs, folder.name)
+    check_names([*files, *files.unindexed()], config, [half], folder.name)  # known once this half's files are open
+    if half == "language":
+        check_tied_head(files, config, folder.name)
+    tensors: dict[str, Tensor] = {}
+    digests: dict[str, TensorDigest] = {}
+    for spec in specs:
+        stored = files[spec.name].clone(memory_format=torch.contiguous_format)
+        digests[spec.name] = tensor_digest(stored)
+        tensors[spec.name] = stored.to(device=device, dtype=dtype)
+    digest = half_digest(config, half, digests)
+    if digest != manifest.half_digest(half):
+        raise DataLoss(
+            f"the {half} half of {folder.name} is not the one its manifest names: its weights or configuration changed",
+            reason="DIGEST_MISMATCH",
+        )
+    return LoadedHalf(config, tensors, digest, manifest)
+
+
+def check_names(names: Iterable[str], config: ModelConfig, halves: Sequence[Half], source: str) -> list[TensorSpec]:
+    """Check that the tensors of some halves are all there, and none that belongs to no half; return what must be there.
+
+    A separate head passes in a tied model: `check_tied_head` looks at its elements.
+
+    Raises:
+        FailedPrecondition: WRONG_HALF, MISSING_TENSORS, UNEXPECTED_TENSORS; `source` names the checkpoint in the text.
+    """
+    everything, held = layout(config), set(names)
+    expected = [spec for spec in everything if spec.half in halves]
+    missing = [spec.name for spec in expected if spec.name not in held]
+    if len(missing) == len(expected) and any(half_of(name) for name in held):
+        raise FailedPrecondition(f"{source} holds no tensor of the {' and '.join(halves)} half", reason="WRONG_HALF")
+    if missing:
+        raise _named(f"{source} lacks", missing, "MISSING_TENSORS")
+    unexpected = sorted(held - {spec.name for spec in everything} - {HEAD})
+    if unexpected:
+        raise _named(f"{source} has tensors that its configuration does not ask for:", unexpected, "UNEXPECTED_TENSORS")
+    return expected
+
+
+def check_shapes(tensors: Mapping[str, Tensor], specs: Iterable[TensorSpec], source: str) -> None:
+    """Check shapes against a layout.
+
+    Raises:
+        FailedPrecondition: WRONG_SHAPE, with the names and both shapes.
+    """
+    wrong = [
+        f"{spec.name} is {list(tensors[spec.name].shape)}, not {list(spec.shape)}"
+        for spec in specs
+        if tuple(tensors[spec.name].shape) != spec.shape
+    ]
+    if wrong:
+        raise _named(f"{source} has tensors of another shape than its configuration asks for:", wrong, "WRONG_SHAPE")
+
+
+def check_tied_head(tensors: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
+    """Check that a separate head, where a tied model brings one along, is the embedding.
+
+    Raises:
+        FailedPrecondition: UNEXPECTED_TENSORS, it is another matrix.
+    """
+    if not config.language.tied_embeddings or HEAD not in tensors:
+        return
+    head, embedding = tensors[HEAD], tensors[EMBEDDING]
+    if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+        raise FailedPrecondition(
+            f"{HEAD} of {source} differs from {EMBEDDING}, but its configuration ties them",
+            reason="UNEXPECTED_TENSORS",
+        )
+
+
+def tensor_digest(tensor: Tensor) -> TensorDigest:
+    """Return what a half's digest takes from a contiguous tensor in CPU memory."""
+    sha256 = hashlib.sha256(element_bytes(tensor)).digest()
+    return TensorDigest(dtype_name(tensor.dtype), tuple(tensor.shape), sha256)
+
+
+def save(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    tag: str,
+    *,
+    tokenizer_json: str,
+    chat_template: str = CHAT_TEMPLATE,
+    vision_digest: bytes | None = None,
+    dtype: torch.dtype | None = None,
+    shards: int = 1,
+    container: Container = "safetensors",
+    on_tensor: OnTensor | None = None,
+) -> Manifest:
+    """Write a whole checkpoint into an empty folder, its manifest last; use with `ModelStore.create`.
+
+    `tensors` may make each tensor only when it is asked for: one at a time is in memory (one shard for `.bin`).
+
+    Args:
+        folder: an empty folder.
+        config: the model's configuration.
+        tensors: by canonical name, both halves; a head equal to the embedding is left out of a tied model.
+        tag: the checkpoint's tag.
+        tokenizer_json: content of `tokenizer.json`.
+        chat_template: content of `chat_template.jinja`.
+        vision_digest: of the vision half the language half was trained with, 32 bytes; this one's where left out.
+        dtype: stored type of every tensor; each keeps its own where left out.
+        shards: number of weight files.
+        container: kind of weight file.
+        on_tensor: called with name and bytes of each tensor written.
+
+    Raises:
+        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, or BAD_CHECKPOINT for the tokenizer.
+        InvalidArgument: BAD_TAG, BAD_SHARDS.
+    """
+    parse_tag(tag)
+    check_tokenizer(tokenizer_json, config)
+    specs = check_names(tensors, config, HALVES, tag)
+    check_tied_head(tensors, config, tag)
+    digests: dict[Half, dict[str, TensorDigest]] = {half: {} for half in HALVES}
+
+    def take(stored: Stored) -> Tensor:
+        spec = stored.spec
+        tensor = tensors[spec.name].detach()
+        check_shapes({spec.name: tensor}, [spec], tag)
+        tensor = tensor.to(device="cpu", dtype=stored.dtype).contiguous()
+        digests[spec.half][spec.name] = tensor_digest(tensor)
+        if on_tensor:
+            on_tensor(spec.name, stored.num_bytes)
+        return tensor
+
+    plan = [Stored(spec, dtype or tensors[spec.name].dtype) for spec in specs]
+    write_weights(folder, tag, plan, take, shards=shards, container=container)
+    write_config(config, folder)
+    (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
+    (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
+    own_vision_digest, language_digest = (half_digest(config, half, digests[half]) for half in HALVES)
+    manifest = Manifest(
+        tag=tag,
+        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        vision=VisionEntry(digest=own_vision_digest),
+        language=LanguageEntry(digest=language_digest, vision_digest=vision_digest or own_vision_digest),
+    )
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def _named(what: str, names: Sequence[str], reason: str) -> FailedPrecondition:
+    more = len(names) - _NAMES_SHOWN
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return FailedPrecondition(f"{what} {shown}", reason=reason)
