@@ -44,6 +44,18 @@ class ImageLimits:
     min_side: int = 2  # pixels; a single pixel has nothing to see and is most often a tracking picture
 
 
+def check_bytes(data: bytes, limits: ImageLimits) -> None:
+    """Refuse a picture by its number of bytes alone.
+
+    Raises:
+        InvalidArgument: reason IMAGE_EMPTY or IMAGE_TOO_LARGE.
+    """
+    if not data:
+        raise _refusal("IMAGE_EMPTY", "The picture has no bytes.")
+    if len(data) > limits.max_bytes:
+        raise _refusal("IMAGE_TOO_LARGE", f"The picture has {len(data)} bytes; at most {limits.max_bytes} are taken.")
+
+
 def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Check and decode a picture file into upright 8-bit RGB; transparency becomes white, animation its first frame.
 
@@ -51,10 +63,7 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
         InvalidArgument: with reason IMAGE_EMPTY, IMAGE_TOO_LARGE (bytes), IMAGE_UNSUPPORTED (format),
             IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL or IMAGE_TRUNCATED (cut short or damaged).
     """
-    if not data:
-        raise _refusal("IMAGE_EMPTY", "the picture has no bytes")
-    if len(data) > limits.max_bytes:
-        raise _refusal("IMAGE_TOO_LARGE", f"the picture has {len(data)} bytes; at most {limits.max_bytes} are taken")
+    check_bytes(data, limits)
     with _open(data, limits) as image:
         _check_size(image.width, image.height, limits)
         try:
@@ -91,19 +100,19 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise _refusal("IMAGE_UNSUPPORTED", f"the picture is none of {', '.join(FORMATS)}") from error
+        raise _refusal("IMAGE_UNSUPPORTED", f"The picture is none of {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
-        raise _refusal("IMAGE_TOO_MANY_PIXELS", f"the picture has more than {limits.max_pixels} pixels") from error
+        raise _refusal("IMAGE_TOO_MANY_PIXELS", f"The picture has more than {limits.max_pixels} pixels.") from error
     except Exception as error:  # a damaged header, in the words of one of five decoders
         raise _damaged() from error
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
-        message = f"the picture has {width} x {height} pixels; at most {limits.max_pixels} in all are taken"
+        message = f"The picture has {width} x {height} pixels; at most {limits.max_pixels} in all are taken."
         raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
     if min(width, height) < limits.min_side:
-        message = f"the picture has {width} x {height} pixels; each side needs at least {limits.min_side}"
+        message = f"The picture has {width} x {height} pixels; each side needs at least {limits.min_side}."
         raise _refusal("IMAGE_TOO_SMALL", message)
 
 
@@ -135,4 +144,4 @@ def _refusal(reason: str, message: str) -> InvalidArgument:
 
 
 def _damaged() -> InvalidArgument:
-    return _refusal("IMAGE_TRUNCATED", "the picture cannot be decoded: it is cut short or damaged")
+    return _refusal("IMAGE_TRUNCATED", "The picture cannot be decoded: it is cut short or damaged.")

@@ -1,0 +1,99 @@
+"""The vision service as a process: its settings, and what is opened and closed around its life."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from chassis.models import ModelHost
+from chassis.server import Server
+from chassis.settings import CommaSeparated, ServiceSettings
+from checkpoint.store import ModelStore
+from tandem.v1 import vision_pb2_grpc
+from vision_service.batcher import BatchConfig
+from vision_service.decoding import DecodePool
+from vision_service.hosted import VisionLoader, Workers
+from vision_service.images import ImageLimits
+from vision_service.servicer import SERVICE_NAME, VisionServicer
+
+_LIMITS, _BATCHING = ImageLimits(), BatchConfig()
+
+
+class VisionSettings(ServiceSettings):
+    """What the vision service can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")
+
+    listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
+    models: Path = Field(description="folder of the model store")
+    tags: CommaSeparated = Field((), description="tags to load at start, separated by commas")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and arithmetic")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="where the model runs: cpu or cuda:<index>")
+    threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
+    max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most pictures in a forward pass")
+    max_wait_ms: float = Field(
+        1000 * _BATCHING.max_wait_s,
+        ge=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="longest wait of a picture for others while the model is idle, milliseconds",
+    )
+    max_queue: int = Field(
+        _BATCHING.max_queue, ge=1, description="most decoded pictures that wait for a forward pass, by model"
+    )
+    decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at once")
+    max_decode_queue: int = Field(64, ge=1, description="most pictures being decoded or waiting for it")
+    max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest picture file taken, bytes")
+    max_image_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="most pixels of a picture, width x height")
+
+    @field_validator("device")
+    @classmethod
+    def _is_here(cls, device: str) -> str:
+        if device != "cpu" and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+            raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
+        return device
+
+
+@asynccontextmanager
+async def open_service(settings: VisionSettings, server: Server) -> AsyncIterator[None]:
+    """Load the models and add the servicer to `server`; leaving unloads them.
+
+    Raises:
+        TandemError: a model of `settings.tags` could not be loaded.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    decoding = DecodePool(
+        num_threads=settings.decode_threads,
+        max_pending=settings.max_decode_queue,
+        limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+    )
+    forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+    loader = VisionLoader(
+        store=ModelStore(settings.models),
+        dtype=getattr(torch, settings.precision),
+        device=torch.device(settings.device),
+        batching=BatchConfig(
+            max_batch_size=settings.max_batch_size,
+            max_wait_s=settings.max_wait_ms / 1000,
+            max_queue=settings.max_queue,
+        ),
+        workers=Workers(decoding, forward, asyncio.Lock()),
+    )
+    models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(VisionServicer(models), server.grpc)
+    server.announce(SERVICE_NAME)
+    try:
+        for tag in settings.tags:
+            await models.load(tag)
+        yield
+    finally:
+        await models.close()
+        decoding.close()
+        forward.shutdown(cancel_futures=True)
