@@ -44,7 +44,7 @@ class StackConfig:
 class Stack:
     """Three running services; a context manager that is ready when entered and leaves no process behind.
 
-    Enter it on a thread that outlives it: on Linux the kernel kills the services when that thread ends, however it ends.
+    Enter it on a thread that outlives it: Linux kills the services when that thread ends, however it ends.
     """
 
     def __init__(self, config: StackConfig, on_log: OnLog | None = None) -> None:

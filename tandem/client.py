@@ -1,0 +1,169 @@
+"""The client without asyncio.
+
+with Client("127.0.0.1:50050") as client:
+    stream = client.generate("What is this?", images=["bag.png"], max_tokens=64)
+    for text in stream:
+        print(text, end="", flush=True)
+    print(stream.final.usage)
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from chassis.channels import ChannelTls, open_blocking_channel
+from tandem import client_wire as wire
+from tandem.client_types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:50050"
+
+
+class TextStream:
+    """An answer as it is produced: iterate over it for pieces of text, then read `final`.
+
+    Leaving the loop early, `close` and the end of a `with` block cancel the request.
+    """
+
+    def __init__(self, call: Any, envelope: wire.Call) -> None:
+        self.request_id = envelope.request_id
+        self._call = call
+        self._envelope = envelope
+        self._builder = wire.AnswerBuilder(envelope.request_id)
+
+    @property
+    def final(self) -> Answer:
+        """The complete answer.
+
+        Raises:
+            RuntimeError: the stream was not read to its end.
+        """
+        return self._builder.final
+
+    def close(self) -> None:
+        """Cancel the request if it still runs."""
+        self._call.cancel()
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            with self._envelope.translated():
+                for response in self._call:
+                    if text := self._builder.add(response):
+                        yield text
+            self._builder.check_complete()
+        finally:
+            self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Client:
+    """A connection to a gateway; thread-safe.
+
+    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
+    cannot be read.
+
+    Args:
+        address: host:port of the gateway.
+        ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
+        cert: this client's certificate (PEM), where the gateway asks for one.
+        key: the key of `cert` (PEM).
+        timeout_s: longest wait for a complete answer; None waits for ever.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        timeout_s: float | None = 600.0,
+    ) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
+        self._channel = open_blocking_channel(address, tls=tls)
+        self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Sequence[Picture] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> TextStream:
+        """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
+
+        Args:
+            prompt: the question, or the turns of a conversation, oldest first.
+            images: pictures of the question, which stand before it; a conversation holds its own.
+            options: see `GenerateOptions`.
+        """
+        return self.send(wire.generate_request(prompt, images, options), **options)
+
+    def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> TextStream:
+        """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
+        envelope = wire.new_call(self.address, self.timeout_s, options)
+        call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+        return TextStream(call, envelope)
+
+    def ask(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Sequence[Picture] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Answer:
+        """Return the complete answer; takes what `generate` takes."""
+        stream = self.generate(prompt, images=images, **options)
+        for _ in stream:
+            pass
+        return stream.final
+
+    def put_image(self, source: Path | str | bytes) -> str:
+        """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
+        envelope = wire.new_call(self.address, self.timeout_s)
+        with envelope.translated():
+            response = self._gateway.PutImage(
+                wire.put_image_requests(source), metadata=envelope.metadata, timeout=envelope.timeout_s
+            )
+        return response.sha256.hex()
+
+    def count_tokens(
+        self, prompt: str | Sequence[Message], *, images: Sequence[Picture] = (), system: str | None = None
+    ) -> TokenCount:
+        """Return what a prompt would take of the context, without running it."""
+        request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
+        envelope = wire.new_call(self.address, self.timeout_s)
+        with envelope.translated():
+            response = self._gateway.CountTokens(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+        return wire.token_count(response)
+
+    def models(self) -> list[ReleaseInfo]:
+        """Return the releases the gateway can answer with."""
+        envelope = wire.new_call(self.address, self.timeout_s)
+        with envelope.translated():
+            response = self._gateway.ListModels(
+                gateway_pb2.GatewayListModelsRequest(), metadata=envelope.metadata, timeout=envelope.timeout_s
+            )
+        return [wire.release_info(info) for info in response.releases]
+
+    def close(self) -> None:
+        """Close the connection; running requests are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
