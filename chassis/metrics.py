@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from chassis.errors import FailedPrecondition
+
 RPC_REQUESTS = Counter("tandem_rpc_requests", "Calls that ended, by method and gRPC status.", ["method", "code"])
 RPC_SECONDS = Histogram(
     "tandem_rpc_seconds",
@@ -24,12 +26,15 @@ def metrics_over_http(host: str, port: int) -> Iterator[int]:
         port: 0 picks a free one, -1 switches off.
 
     Raises:
-        OSError: the port is taken.
+        FailedPrecondition: reason 'CANNOT_LISTEN', the port is taken or the host is not of this machine.
     """
     if port < 0:
         yield -1
         return
-    server, _thread = start_http_server(port, host)
+    try:
+        server, _thread = start_http_server(port, host)
+    except OSError:
+        raise FailedPrecondition(f"Cannot listen on {host}:{port} for metrics.", reason="CANNOT_LISTEN") from None
     try:
         yield server.server_port
     finally:
