@@ -1,0 +1,118 @@
+"""`tandem ask PICTURE... "question"`: one answer, as it is produced."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+
+from tandem.client import Client, TextStream
+from tandem.client_types import GenerateOptions
+from tandem.commands.connection import DEFAULT_ADDRESS, Address, Ca, Cert, Key, TimeoutS
+from tandem.commands.report import timing_table
+from tandem.errors import InvalidArgument
+from tandem.v1 import gateway_pb2
+
+
+def ask(
+    pictures_and_question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PICTURE]... QUESTION", help="Files of pictures, if any, then the question."),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Send this GatewayGenerateRequest (JSON form of the contract) instead."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Instructions put before the question.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 always takes the likeliest token.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    release: Annotated[str | None, typer.Option(help="Tag of the release that answers.")] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, once the answer is complete.")
+    ] = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    timeout_s: TimeoutS = 600.0,
+) -> None:
+    """Ask a question about pictures: tandem ask bag.png "What colour is the bag?".
+
+    The answer goes to stdout as it is produced; where the time went follows on stderr.
+    """
+    given = {
+        "system": system,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "stop": stop,
+        "release": release,
+    }
+    options = GenerateOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]  # mypy does not follow names
+    with Client(address, ca=ca, cert=cert, key=key, timeout_s=timeout_s) as client:
+        if request is not None:
+            _check_alone(pictures_and_question, options)
+            stream = client.send(read_request(request), **options)
+        else:
+            pictures, question = _split(pictures_and_question or [])
+            stream = client.generate(question, images=pictures, **options)
+        _show(stream, json_output)
+
+
+def read_request(path: Path) -> gateway_pb2.GatewayGenerateRequest:
+    """Read a request in the JSON form of the contract (bytes in base64).
+
+    Raises:
+        InvalidArgument: the file is not UTF-8, or not such a request; the message names it.
+        OSError: it cannot be read.
+    """
+    try:
+        return json_format.Parse(path.read_bytes().decode(), gateway_pb2.GatewayGenerateRequest())
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"The file {path} is not UTF-8: byte {error.start} cannot be read as text") from error
+    except json_format.ParseError as error:
+        reason = " ".join(str(error).split())
+        raise InvalidArgument(f"The file {path} is not a GatewayGenerateRequest: {reason}") from error
+
+
+def _check_alone(arguments: list[str] | None, options: GenerateOptions) -> None:
+    beside = [f"--{name.replace('_', '-')}" for name in options if name != "release"]
+    if arguments or beside:
+        raise typer.BadParameter(f"--request holds all of it; leave out {', '.join(beside) or 'the question'}.")
+
+
+def _split(arguments: list[str]) -> tuple[list[Path], str]:
+    """Return the pictures and the question."""
+    if not arguments:
+        raise typer.BadParameter("A question is missing.")
+    *pictures, question = arguments
+    if Path(question).is_file():
+        raise typer.BadParameter(f"The last argument is the question, but {question} is a file.")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:  # the shell handed over bytes of another encoding
+        raise typer.BadParameter("The question is not UTF-8.") from error
+    return [Path(picture) for picture in pictures], question
+
+
+def _show(stream: TextStream, json_output: bool) -> None:
+    try:
+        for text in stream:
+            if not json_output:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nCancelled.\n")
+        raise typer.Exit(130) from None
+    if json_output:
+        typer.echo(json.dumps(dataclasses.asdict(stream.final), ensure_ascii=False))
+        return
+    typer.echo()
+    console = Console(stderr=True)
+    console.print(*([] if not console.is_terminal else [""]), timing_table(stream.final))

@@ -1,0 +1,21 @@
+"""How a command reaches a gateway: the options that `ask` and `models` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandem.client import DEFAULT_ADDRESS
+
+ADDRESS_VARIABLE = "TANDEM_ADDRESS"
+
+Address = Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help="host:port of the gateway.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(envvar="TANDEM_CA", help="PEM file of who signed the gateway's certificate; encrypts the connection."),
+]
+Cert = Annotated[Path | None, typer.Option(envvar="TANDEM_CERT", help="PEM file of your certificate (mutual TLS).")]
+Key = Annotated[Path | None, typer.Option(envvar="TANDEM_KEY", help="PEM file of your certificate's key.")]
+TimeoutS = Annotated[float, typer.Option(min=0.001, help="Longest wait for the complete answer, seconds.")]
+
+__all__ = ["ADDRESS_VARIABLE", "DEFAULT_ADDRESS", "Address", "Ca", "Cert", "Key", "TimeoutS"]

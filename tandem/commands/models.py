@@ -1,0 +1,62 @@
+"""`tandem models`: what the gateway can answer with."""
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tandem.client import Client
+from tandem.client_types import ReleaseInfo
+from tandem.commands.connection import DEFAULT_ADDRESS, Address, Ca, Cert, Key, TimeoutS
+
+
+def models(
+    json_output: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a release.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """List the releases the gateway can answer with."""
+    with Client(address, ca=ca, cert=cert, key=key, timeout_s=timeout_s) as client:
+        releases = client.models()
+    if json_output:
+        typer.echo(json.dumps([dataclasses.asdict(release) for release in releases]))
+    else:
+        Console().print(models_table(releases))
+
+
+def models_table(releases: list[ReleaseInfo]) -> Table:
+    """Return one row a release; the default is marked."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("release")
+    table.add_column("state")
+    table.add_column("precision")
+    for column in ("vision", "language", "visual tokens", "context"):
+        table.add_column(column, justify="right")
+    for info in releases:
+        state = Text("ready", "green") if info.ready else Text("not ready", "red")
+        halves = dict.fromkeys((info.vision.precision, info.language.precision))  # one name where they agree
+        table.add_row(
+            Text.assemble(str(info.release), (" (default)", "dim") if info.is_default else ""),
+            state,
+            " + ".join(filter(None, halves)),
+            parameters(info.vision.num_parameters),
+            parameters(info.language.num_parameters),
+            f"{info.num_visual_tokens} a picture",
+            f"{info.context_length:,} tokens",
+        )
+    return table
+
+
+def parameters(count: int) -> str:
+    """Return a number of parameters as people say it: 6.7 B, 3.2 M, 412 K."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return str(count)

@@ -1,0 +1,51 @@
+"""What an answer took, as a table for people."""
+
+from rich.table import Table
+from rich.text import Text
+
+from tandem.client_types import Answer, ImageReport
+
+
+def timing_table(answer: Answer) -> Table:
+    """Return where the time of one answer went, with a remark a stage."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column("stage", style="bold")
+    table.add_column("time", justify="right")
+    table.add_column("remark", style="dim")
+    timings, usage = answer.timings, answer.usage
+    cached = f", {usage.cached_prompt_tokens} of them cached" if usage.cached_prompt_tokens else ""
+    rows: list[tuple[str, float, str | Text]] = [
+        ("prepare", timings.prepare_ms, ""),
+        ("vision", timings.vision_ms, pictures_remark(answer.images)),
+        ("queue", timings.queue_ms, ""),
+        ("prefill", timings.prefill_ms, f"{usage.prompt_tokens} tokens, {usage.visual_tokens} visual{cached}"),
+        ("first token", timings.first_token_ms, "from the request"),
+        ("decode", timings.decode_ms, decode_remark(answer)),
+        ("total", timings.total_ms, f"{answer.release}, request {answer.request_id}"),
+    ]
+    for stage, milliseconds, remark in rows:
+        table.add_row(stage, f"{milliseconds:.1f} ms", remark)
+    return table
+
+
+def pictures_remark(images: tuple[ImageReport, ...]) -> Text:
+    """Return what became of each picture: encoded, or found in the cache."""
+    remark = Text(", ").join(
+        Text.assemble(
+            f"picture {number} ",
+            ("cached", "green") if image.cached else ("encoded", "yellow"),
+            f" ({image.ready_ms:.1f} ms)",
+        )
+        for number, image in enumerate(images, 1)
+    )
+    return remark if images else Text("no picture")
+
+
+def decode_remark(answer: Answer) -> str:
+    """Return the tokens of the answer and how fast they came."""
+    tokens, decode_ms = answer.usage.completion_tokens, answer.timings.decode_ms
+    counted = f"{tokens} token{'s' * (tokens != 1)}"
+    if tokens > 1 and decode_ms > 0:
+        # The first token belongs to the prefill, so the decode made one less.
+        counted += f", {(tokens - 1) / decode_ms * 1000:.0f} tokens/s"
+    return f"{counted}, cut at the limit" if answer.finish_reason == "length" else counted
