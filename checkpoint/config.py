@@ -146,18 +146,25 @@ def read_config(folder: Path) -> ModelConfig:
         FailedPrecondition: the file is missing or does not describe a model; the message names each bad field.
     """
     try:
-        text = (folder / CONFIG_FILE).read_text()
-    except OSError as error:
+        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise FailedPrecondition(f"{folder.name} has no readable {CONFIG_FILE}", reason="BAD_CHECKPOINT") from error
+    return parse_config(text, f"{CONFIG_FILE} of {folder.name}")
+
+
+def parse_config(text: str, source: str) -> ModelConfig:
+    """Read a configuration from JSON; `source` names it in messages.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the text does not describe a model; the message names each bad field.
+    """
     try:
         return ModelConfig.model_validate_json(text)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors(include_url=False)
         )
-        raise FailedPrecondition(
-            f"{CONFIG_FILE} of {folder.name} is not valid: {problems}", reason="BAD_CHECKPOINT"
-        ) from error
+        raise FailedPrecondition(f"{source} is not valid: {problems}", reason="BAD_CHECKPOINT") from error
 
 
 def write_config(config: ModelConfig, folder: Path) -> None:

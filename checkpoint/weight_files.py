@@ -177,7 +177,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def element_bytes(tensor: Tensor) -> memoryview:
     """Return the elements of a contiguous tensor in CPU memory as bytes, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _bad(message: str) -> FailedPrecondition:

@@ -1,6 +1,7 @@
 """Weights in memory: load one half of a checkpoint, checked against its manifest, and save a whole one."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from checkpoint.manifest import (
 )
 from checkpoint.tags import parse_tag
 from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
-from checkpoint.weight_files import dtype_name, element_bytes, open_folder
+from checkpoint.weight_files import WeightFiles, dtype_name, element_bytes, open_folder
 from checkpoint.weight_writers import Container, Stored, write_weights
 
 _NAMES_SHOWN = 5
-OnTensor = Callable[[str, int], None]  # told the name and the bytes of each tensor dealt with
+# Told of each tensor written: its name, the bytes written so far with it, the bytes there are to write.
+OnTensor = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,7 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
         read_verified(folder, manifest, name)
     config = read_config(folder)
     files = open_folder(folder)
-    specs = check_names(files, config, [half], folder.name)
-    check_shapes(files, specs, folder.name)
-    check_names([*files, *files.unindexed()], config, [half], folder.name)  # known once this half's files are open
-    if half == "language":
-        check_tied_head(files, config, folder.name)
+    specs = check_weights(files, config, [half], folder.name)
     tensors: dict[str, Tensor] = {}
     digests: dict[str, TensorDigest] = {}
     for spec in specs:
@@ -76,6 +74,24 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
             reason="DIGEST_MISMATCH",
         )
     return LoadedHalf(config, tensors, digest, manifest)
+
+
+def check_weights(files: WeightFiles, config: ModelConfig, halves: Sequence[Half], source: str) -> list[TensorSpec]:
+    """Check that weight files hold some halves of a model, by names and shapes; return what they must hold.
+
+    Only files with tensors of these halves are opened. Elements are read only to compare a separate head of a tied
+    model with the embedding.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, WRONG_HALF, MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE; `source`
+            names the checkpoint in the text.
+    """
+    specs = check_names(files, config, halves, source)
+    check_shapes(files, specs, source)
+    check_names([*files, *files.unindexed()], config, halves, source)  # which are known now that files are open
+    if "language" in halves:
+        check_tied_head(files, config, source)
+    return specs
 
 
 def check_names(names: Iterable[str], config: ModelConfig, halves: Sequence[Half], source: str) -> list[TensorSpec]:
@@ -165,7 +181,7 @@ def save(
         dtype: stored type of every tensor; each keeps its own where left out.
         shards: number of weight files.
         container: kind of weight file.
-        on_tensor: called with name and bytes of each tensor written.
+        on_tensor: shows progress.
 
     Raises:
         FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, or BAD_CHECKPOINT for the tokenizer.
@@ -175,6 +191,9 @@ def save(
     check_tokenizer(tokenizer_json, config)
     specs = check_names(tensors, config, HALVES, tag)
     check_tied_head(tensors, config, tag)
+    plan = [Stored(spec, dtype or tensors[spec.name].dtype) for spec in specs]
+    bytes_so_far = itertools.accumulate(stored.num_bytes for stored in plan)
+    bytes_in_all = sum(stored.num_bytes for stored in plan)
     digests: dict[Half, dict[str, TensorDigest]] = {half: {} for half in HALVES}
 
     def take(stored: Stored) -> Tensor:
@@ -184,10 +203,9 @@ def save(
         tensor = tensor.to(device="cpu", dtype=stored.dtype).contiguous()
         digests[spec.half][spec.name] = tensor_digest(tensor)
         if on_tensor:
-            on_tensor(spec.name, stored.num_bytes)
+            on_tensor(spec.name, next(bytes_so_far), bytes_in_all)
         return tensor
 
-    plan = [Stored(spec, dtype or tensors[spec.name].dtype) for spec in specs]
     write_weights(folder, tag, plan, take, shards=shards, container=container)
     write_config(config, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")

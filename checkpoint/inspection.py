@@ -1,0 +1,135 @@
+"""What a person opening an unknown checkpoint wants to know, as data; from files or from a configuration alone."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint.config import ModelConfig, read_config
+from checkpoint.layout import EMBEDDING, HALVES, HEAD, QUERY, TensorSpec, layout
+from checkpoint.memory import PRECISIONS, kv_bytes_per_token, weight_bytes
+from checkpoint.weight_files import WeightFiles, dtype_name, open_folder
+from checkpoint.weights import check_weights
+
+FIRST_Q_PROJECTION = "language_model.layers.0.self_attn.q_proj.weight"
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
+_PARTS = {
+    "vision tower": ("vision_tower.",),
+    "resampler": ("perceiver_resampler.", "vision_projection."),
+    "decoder": ("language_model.", HEAD),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The tensors of one name pattern, which differ only in the layer's number."""
+
+    pattern: str  # a layer's number is N
+    count: int
+    shape: tuple[int, ...]
+    dtype: str | None  # as stored; several joined by '/'; None without weights
+    role: str
+    num_parameters: int  # all of them together
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """One tensor looked at closely."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None  # None, like the figures, without weights
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """The facts of one checkpoint or preset."""
+
+    source: str  # tag or preset
+    rows: list[Row]
+    parameters: dict[str, int]  # by part, as counted
+    num_parameters: int
+    query: TensorFacts | None  # the resampler's; None for a model without one
+    first_q_projection: TensorFacts
+    num_heads: int
+    num_kv_heads: int
+    tied_head: bool
+    parameters_saved_by_tying: int  # 0 for a head of its own
+    num_visual_tokens: int
+    visual_token_width: int
+    weight_bytes: dict[str, int]  # in memory, by precision
+    kv_bytes_per_token: int
+    context_length: int
+    disk_bytes: int | None  # of the weight files; None without weights
+
+
+def inspect_preset(name: str, config: ModelConfig) -> Inspection:
+    """Return what can be said of a model without weights."""
+    return _inspect(name, config, None)
+
+
+def inspect_checkpoint(folder: Path) -> Inspection:
+    """Return the facts of a checkpoint, reading no more of its weights than the tensors described closely.
+
+    Nothing is compared with the manifest: `verify` does.
+
+    Raises:
+        FailedPrecondition: the configuration or the weights cannot be read or do not fit each other.
+    """
+    config, files = read_config(folder), open_folder(folder)
+    check_weights(files, config, HALVES, folder.name)
+    return _inspect(folder.name, config, files)
+
+
+def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Inspection:
+    specs = layout(config)
+    by_name = {spec.name: spec for spec in specs}
+    tied = config.language.tied_embeddings
+    return Inspection(
+        source=source,
+        rows=_rows(specs, files),
+        parameters={
+            part: sum(spec.num_parameters for spec in specs if spec.name.startswith(prefixes))
+            for part, prefixes in _PARTS.items()
+        },
+        num_parameters=sum(spec.num_parameters for spec in specs),
+        query=_facts(by_name[QUERY], files) if QUERY in by_name else None,
+        first_q_projection=_facts(by_name[FIRST_Q_PROJECTION], files),
+        num_heads=config.language.num_heads,
+        num_kv_heads=config.language.num_kv_heads,
+        tied_head=tied,
+        parameters_saved_by_tying=by_name[EMBEDDING].num_parameters if tied else 0,
+        num_visual_tokens=config.num_visual_tokens,
+        visual_token_width=config.language.width,
+        weight_bytes={precision: weight_bytes(specs, precision) for precision in PRECISIONS},
+        kv_bytes_per_token=kv_bytes_per_token(config.language),
+        context_length=config.language.context_length,
+        disk_bytes=files.num_bytes() if files is not None else None,
+    )
+
+
+def _rows(specs: Sequence[TensorSpec], files: WeightFiles | None) -> list[Row]:
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        groups.setdefault(_LAYER_NUMBER.sub(".N.", spec.name), []).append(spec)
+    return [
+        Row(
+            pattern=pattern,
+            count=len(group),
+            shape=group[0].shape,
+            dtype=None if files is None else "/".join(sorted({dtype_name(files[spec.name].dtype) for spec in group})),
+            role=group[0].role,
+            num_parameters=sum(spec.num_parameters for spec in group),
+        )
+        for pattern, group in groups.items()
+    ]
+
+
+def _facts(spec: TensorSpec, files: WeightFiles | None) -> TensorFacts:
+    if files is None:
+        return TensorFacts(spec.name, spec.shape, None, None, None)
+    tensor = files[spec.name]
+    elements = tensor.float()
+    return TensorFacts(spec.name, spec.shape, dtype_name(tensor.dtype), elements.mean().item(), elements.std().item())

@@ -1,0 +1,84 @@
+"""Make a released checkpoint out of foreign files: other names, other containers, no manifest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from chassis.errors import FailedPrecondition, InvalidArgument
+from checkpoint.config import parse_config
+from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest
+from checkpoint.store import ModelStore
+from checkpoint.tokenizer import CHAT_TEMPLATE
+from checkpoint.weight_files import WeightFiles, open_files, open_folder
+from checkpoint.weight_writers import Container
+from checkpoint.weights import OnTensor, save
+
+
+def pack(
+    sources: Sequence[Path],
+    root: Path,
+    tag: str,
+    *,
+    config: Path,
+    tokenizer: Path | None = None,
+    chat_template: Path | None = None,
+    dtype: torch.dtype | None = None,
+    shards: int = 1,
+    container: Container = "safetensors",
+    on_tensor: OnTensor | None = None,
+) -> Manifest:
+    """Put a checkpoint into the model store at `root`, made of foreign weights.
+
+    Args:
+        sources: one folder, or weight files.
+        root: the model store.
+        tag: the new checkpoint's tag.
+        config: a file that describes the model as `config.json` does.
+        tokenizer: `tokenizer.json`; the one beside the weights where left out.
+        chat_template: the chat template; the one beside the weights where left out, else ours.
+        dtype: stored type of every tensor; each keeps its own where left out.
+        shards: number of weight files.
+        container: kind of weight file written.
+        on_tensor: shows progress.
+
+    Raises:
+        InvalidArgument: BAD_TAG, BAD_SHARDS, BAD_SOURCE.
+        FailedPrecondition: TAG_EXISTS, BAD_CHECKPOINT, MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE.
+    """
+    beside, weights = _open(sources)
+    template = chat_template or beside / TEMPLATE_FILE
+    model = parse_config(_read(config), config.name)
+    with ModelStore(root).create(tag) as folder:
+        return save(
+            folder,
+            model,
+            weights,
+            tag,
+            tokenizer_json=_read(tokenizer or beside / TOKENIZER_FILE),
+            chat_template=_read(template) if chat_template or template.exists() else CHAT_TEMPLATE,
+            dtype=dtype,
+            shards=shards,
+            container=container,
+            on_tensor=on_tensor,
+        )
+
+
+def _open(sources: Sequence[Path]) -> tuple[Path, WeightFiles]:
+    """Return the folder the weights lie in and the weights."""
+    if len(sources) == 1 and sources[0].is_dir():
+        return sources[0], open_folder(sources[0])
+    strange = [path.name for path in sources if not path.is_file() or path.suffix not in (".safetensors", ".bin")]
+    if strange or not sources:
+        raise InvalidArgument(
+            f"give one folder or weight files (*.safetensors, *.bin), not {', '.join(strange) or 'nothing'}",
+            reason="BAD_SOURCE",
+        )
+    return sources[0].parent, open_files(sources)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailedPrecondition(f"{path.name} is missing or not text", reason="BAD_CHECKPOINT") from error

@@ -1,0 +1,108 @@
+"""How `tandem checkpoint` shows what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from checkpoint.memory import COUNTING_RULE
+
+if TYPE_CHECKING:  # these modules need torch, and showing their answers does not
+    from checkpoint.inspection import Inspection, TensorFacts
+    from checkpoint.verification import Check
+
+_WIDTH_IN_A_FILE = 160  # columns where the output is no terminal
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print to stdout, wide enough for tensor names where it is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_IN_A_FILE
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def checks(tag: str, found: Sequence[Check]) -> Table:
+    """Return the table of `verify`."""
+    table = Table(title=f"{tag}", title_justify="left")
+    table.add_column("what", no_wrap=True)
+    table.add_column("size", justify="right")
+    table.add_column("SHA-256 as found", no_wrap=True)
+    table.add_column("verdict")
+    for check in found:
+        verdict = f"[red]{check.problem}[/]" if check.problem else "[green]as in the manifest[/]"
+        table.add_row(check.what, size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
+    return table
+
+
+def inspection(found: Inspection) -> list[Table]:
+    """Return the two tables of `inspect`: every module, and what to know of the whole."""
+    return [_modules(found), _facts(found)]
+
+
+def size(num_bytes: int) -> str:
+    """Return bytes as people read them: '13.40 GB', with powers of 1000."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _modules(found: Inspection) -> Table:
+    kind = "a preset, no weights" if found.disk_bytes is None else "a checkpoint"
+    table = Table(title=f"{found.source}, {kind}; N counts layers", title_justify="left")
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("count", justify="right")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("what it does")
+    part = None
+    for row in found.rows:
+        if part not in (None, row.pattern.split(".", 1)[0]):
+            table.add_section()
+        part = row.pattern.split(".", 1)[0]
+        count = f"{row.num_parameters:,}"
+        table.add_row(row.pattern, str(row.count), _shape(row.shape), row.dtype or "-", count, row.role)
+    return table
+
+
+def _facts(found: Inspection) -> Table:
+    table = Table(title="the whole", title_justify="left", show_header=False)
+    table.add_column("fact", no_wrap=True)
+    table.add_column("value")
+    for part, count in found.parameters.items():
+        table.add_row(f"parameters, {part}", f"{count:,}")
+    table.add_row("parameters, total as counted", f"{found.num_parameters:,}")
+    table.add_section()
+    table.add_row("resampler's query", _tensor(found.query) if found.query else "none: the patches go to the decoder")
+    table.add_row("first layer's Q projection", _tensor(found.first_q_projection))
+    group = found.num_heads // found.num_kv_heads
+    table.add_row("attention heads", f"{found.num_heads} query on {found.num_kv_heads} key-value: GQA {group} to 1")
+    saved = found.parameters_saved_by_tying
+    tied = f"tied to the embedding, which saves {saved:,} parameters, {size(2 * saved)} in bf16"
+    table.add_row("head", tied if found.tied_head else "a matrix of its own, not tied to the embedding")
+    table.add_row("visual tokens of a picture", f"{found.num_visual_tokens} x {found.visual_token_width}")
+    table.add_section()
+    on_disk = "no weights here" if found.disk_bytes is None else size(found.disk_bytes)
+    table.add_row("weights on disk", on_disk)
+    for precision, num_bytes in found.weight_bytes.items():
+        table.add_row(f"weights in memory, {precision}", size(num_bytes))
+    table.add_row("", f"[dim]{COUNTING_RULE}[/]")
+    whole = size(found.kv_bytes_per_token * found.context_length)
+    per_token = f"{found.kv_bytes_per_token:,} bytes a token; {whole} for a context of {found.context_length:,}"
+    table.add_row("KV cache, bf16", per_token)
+    return table
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _tensor(facts: TensorFacts) -> str:
+    figures = "" if facts.mean is None else f", mean {facts.mean:+.2e}, std {facts.std:.4f}, {facts.dtype}"
+    return f"{facts.name}  {_shape(facts.shape)}{figures}"
