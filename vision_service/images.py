@@ -31,8 +31,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns about sizes that `ImageLimits` refuses or allows on purpose.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of large sizes, which `ImageLimits` judges, and of odd EXIF, which any stranger could fill the log with.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

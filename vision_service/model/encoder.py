@@ -3,11 +3,16 @@
 B batch, S image side in pixels, N pooled patches, W vision width, K visual tokens, D decoder width
 """
 
+import math
+
 from torch import Tensor, nn
 
 from checkpoint.config import ModelConfig
 from vision_service.model.resampler import PerceiverResampler
 from vision_service.model.vit import VisionTransformer
+
+# Standard deviation of a text embedding before training, as in GPT-2, Llama and Qwen.
+_EMBEDDING_STD = 0.02
 
 
 class VisionHalf(nn.Module):
@@ -37,7 +42,8 @@ class VisionHalf(nn.Module):
 
         Projections are Xavier-uniform (the initialisation of MAE's ViT, which holds at small widths where a fixed
         0.02 would not). The resampler's queries are drawn at unit scale, as OpenFlamingo does, so that they stay apart
-        after the first layer has added to them.
+        after the first layer has added to them. Visual tokens come out as large as fresh text embeddings, so that in
+        the decoder neither drowns the other.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -52,3 +58,5 @@ class VisionHalf(nn.Module):
             nn.init.trunc_normal_(self.vision_tower.pos_embed, std=0.02)
         if self.has_resampler:
             nn.init.normal_(self.perceiver_resampler.query)
+        to_decoder = self.perceiver_resampler.proj if self.has_resampler else self.vision_projection
+        nn.init.normal_(to_decoder.weight, std=_EMBEDDING_STD / math.sqrt(to_decoder.in_features))
