@@ -22,6 +22,7 @@ _SERVER_FAULTS = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, g
 _log = structlog.get_logger()
 
 Context = Any  # grpc.aio.ServicerContext; its published type lacks half of its methods
+MethodHandler = Any  # grpc.RpcMethodHandler; generic in its published type, but not at run time
 Answer = Callable[[Any, Context], Awaitable[Any]]
 
 
@@ -57,7 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def __init__(self, in_flight: CallsInFlight) -> None:
         self._in_flight = in_flight
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._wrapped: dict[str, MethodHandler] = {}
 
     async def intercept_service(
         self,
@@ -73,7 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             self._wrapped[path] = self._wrap(path.removeprefix("/"), handler)
         return self._wrapped[path]
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(self, method: str, handler: Any) -> MethodHandler:
         answer, parse = _answer_of(handler)
         housekeeping = method.startswith(_HOUSEKEEPING)
 
@@ -89,7 +90,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 with self._in_flight.counted():
                     return await _mapping_errors(answer, request, context, report)
 
-        kinds: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
+        kinds: dict[tuple[bool, bool], Callable[..., MethodHandler]] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
