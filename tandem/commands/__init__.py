@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import tandem
+from tandem.commands import checkpoint
 from tandem.commands.ask import ask
 from tandem.commands.models import models
 from tandem.commands.up import up
@@ -16,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.command()(up)
 app.command()(ask)
 app.command()(models)
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 @app.command()

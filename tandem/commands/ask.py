@@ -17,11 +17,13 @@ from tandem.commands.report import timing_table
 from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2
 
+QUESTION = "QUESTION"
+
 
 def ask(
     pictures_and_question: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PICTURE]... QUESTION", help="Files of pictures, if any, then the question."),
+        typer.Argument(metavar="PICTURE... QUESTION", help="Files of pictures, if any, then the question."),
     ] = None,
     request: Annotated[
         Path | None,
@@ -84,20 +86,22 @@ def read_request(path: Path) -> gateway_pb2.GatewayGenerateRequest:
 def _check_alone(arguments: list[str] | None, options: GenerateOptions) -> None:
     beside = [f"--{name.replace('_', '-')}" for name in options if name != "release"]
     if arguments or beside:
-        raise typer.BadParameter(f"--request holds all of it; leave out {', '.join(beside) or 'the question'}.")
+        raise typer.BadParameter(
+            f"it holds the whole request; leave out {', '.join(beside) or QUESTION}.", param_hint="--request"
+        )
 
 
 def _split(arguments: list[str]) -> tuple[list[Path], str]:
     """Return the pictures and the question."""
     if not arguments:
-        raise typer.BadParameter("A question is missing.")
+        raise typer.BadParameter("it is missing.", param_hint=QUESTION)
     *pictures, question = arguments
     if Path(question).is_file():
-        raise typer.BadParameter(f"The last argument is the question, but {question} is a file.")
+        raise typer.BadParameter(f"it is the last argument, but {question} is a file.", param_hint=QUESTION)
     try:
         question.encode()
     except UnicodeEncodeError as error:  # the shell handed over bytes of another encoding
-        raise typer.BadParameter("The question is not UTF-8.") from error
+        raise typer.BadParameter("it is not UTF-8.", param_hint=QUESTION) from error
     return [Path(picture) for picture in pictures], question
 
 
