@@ -1,0 +1,10 @@
+"""`python -m language_service`: the language stage as a process."""
+
+import sys
+
+from chassis.server import run_service
+from chassis.settings import load_settings
+from language_service.service import LanguageSettings, open_service
+
+if __name__ == "__main__":
+    run_service("language", load_settings(LanguageSettings, sys.argv[1:]), open_service)

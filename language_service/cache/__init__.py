@@ -1,0 +1,1 @@
+"""The paged key-value cache: who owns which block, and the tensors."""

@@ -1,0 +1,39 @@
+"""How much memory a cache may count on."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes of memory that are free for this process on `device`."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free)
+    return min(_machine_bytes(), _container_bytes())
+
+
+def _machine_bytes() -> int:
+    """Return what Linux says can be taken without swapping; where it says nothing, what is free."""
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_bytes() -> int:
+    """Return what the container's limit leaves: the machine's memory means nothing inside one."""
+    limit, used = _read(_CGROUP_LIMIT).strip(), _read(_CGROUP_USED).strip()
+    return max(0, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else 2**63
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

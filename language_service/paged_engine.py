@@ -1,0 +1,232 @@
+"""Our own engine: a thread steps a continuous batch through the decoder and its paged cache.
+
+The event loop changes sequences and the thread schedules and publishes them under one lock, which is never held while
+the decoder runs. A chunk in flight is a copy, so a request may end under it: its result is then dropped, and its blocks
+reach nobody else before the next step begins.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from language_service import metrics
+from language_service.cache.blocks import BlockPool
+from language_service.engine import EngineStats, Finished, FinishReason, Tokens
+from language_service.generation import PagedGeneration
+from language_service.options import SamplingOptions
+from language_service.runner import Piece, Runner
+from language_service.sampling import Choice, SamplingState, choose
+from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig
+from language_service.scheduling.sequence import Chunk
+from language_service.scheduling.sequence import Sequence as ScheduledSequence
+
+_log = structlog.get_logger()
+
+Event = Tokens | Finished | TandemError
+
+
+class PagedEngine:
+    """Implements `Engine`. Made, used and closed on one event loop."""
+
+    def __init__(self, runner: Runner, config: SchedulerConfig, *, tag: str) -> None:
+        """Start the engine's thread.
+
+        Args:
+            runner: decoder and cache, used by the engine's thread alone from here on.
+            config: limits of the scheduler; its block size is the cache's.
+            tag: the model's tag, for metrics and logs.
+        """
+        self._runner = runner
+        self._model = runner.decoder.config
+        self._tag = tag
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = Scheduler(config, BlockPool(runner.cache.config.num_blocks))
+        self._generations: dict[ScheduledSequence, PagedGeneration] = {}
+        self._changed = threading.Condition()  # the lock, and the thread's bell
+        self._closed = False
+        self._watch()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{tag}", daemon=True)
+        self._thread.start()
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of one request: the model's, or what the cache can hold."""
+        return min(self._model.context_length, self._runner.cache.config.num_tokens)
+
+    def open(self, options: SamplingOptions, *, salt: bytes, priority: int) -> PagedGeneration:
+        """Start a request; see `Engine`. Nothing is shared between prompts, so the salt separates them already."""
+        state = SamplingState(
+            options,
+            vocab_size=self._model.vocab_size,
+            eos_token_ids=self._model.eos_token_ids,
+            device=self._runner.device,
+        )
+        generation = PagedGeneration(state=state, priority=priority, changing=self._changing, cancel=self._cancel)
+        with self._changed:
+            if self._closed:
+                raise _closed()
+            if not self._scheduler.has_room:
+                raise ResourceExhausted(
+                    f"{self._scheduler.num_waiting} requests are waiting already.", reason="QUEUE_FULL", retry_after_s=1
+                )
+            self._generations[generation.sequence] = generation
+            self._scheduler.add(generation.sequence)
+        return generation
+
+    def stats(self) -> EngineStats:
+        """Return what the engine holds."""
+        with self._changed:
+            return EngineStats(
+                num_running=self._scheduler.num_running,
+                num_waiting=self._scheduler.num_waiting,
+                num_used_blocks=self._scheduler.pool.num_used,
+                num_blocks=self._scheduler.pool.num_blocks,
+            )
+
+    def check(self) -> None:
+        """Raise AssertionError unless every block is either free or held by a sequence that runs."""
+        with self._changed:
+            self._scheduler.check()
+
+    async def close(self) -> None:
+        """End what still runs with Unavailable, and stop the thread after the step it is in."""
+        with self._changed:
+            self._closed = True
+            for generation in list(self._generations.values()):
+                self._end(generation)
+                generation.error = _closed()
+                generation.deliver(generation.error)
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+        for gauge in (metrics.RUNNING, metrics.WAITING, metrics.USED_BLOCKS, metrics.BLOCKS):
+            gauge.remove(self._tag)
+
+    @contextmanager
+    def _changing(self, generation: PagedGeneration) -> Iterator[None]:
+        with self._changed:
+            if generation.error is not None:
+                raise generation.error
+            yield
+            self._changed.notify()
+
+    def _cancel(self, generation: PagedGeneration) -> None:
+        with self._changed:
+            if generation.sequence in self._generations:
+                self._end(generation)
+                self._changed.notify()  # what it held may be what another waits for
+
+    def _end(self, generation: PagedGeneration) -> None:
+        self._scheduler.remove(generation.sequence)
+        del self._generations[generation.sequence]
+
+    def _run(self) -> None:
+        """Step until closed; the thread's whole life."""
+        while (work := self._next_work()) is not None:
+            self._step(*work)
+
+    def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
+        """Wait for something to compute; None once the engine is closed."""
+        with self._changed:
+            while not self._closed:
+                batch = self._scheduler.next_batch()
+                if batch is not None:
+                    return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
+                self._changed.wait()
+            return None
+
+    def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
+        started_s = time.perf_counter()
+        sampling = [
+            generation.state for chunk, generation in zip(batch.chunks, generations, strict=True) if chunk.samples
+        ]
+        pieces = [_piece(chunk, generation) for chunk, generation in zip(batch.chunks, generations, strict=True)]
+        events: list[tuple[PagedGeneration, Event]] = []
+        try:
+            choices = iter(choose(self._runner.forward(pieces, batch.fresh_blocks), sampling))
+        except Exception:
+            # Whatever it was, the other sequences did not take part in it; those that did cannot go on.
+            _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
+            metrics.FAILED_STEPS.labels(self._tag).inc()
+            with self._changed:
+                for generation in generations:
+                    events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
+        else:
+            seconds = time.perf_counter() - started_s
+            self._measure(batch, seconds)
+            with self._changed:
+                for chunk, generation in zip(batch.chunks, generations, strict=True):
+                    if chunk.start < chunk.sequence.num_prompt:
+                        generation.clock.prefill(started_s, seconds)
+                    self._scheduler.advance(chunk)
+                    if chunk.samples:
+                        events += self._take(generation, next(choices))
+        if events:
+            self._loop.call_soon_threadsafe(_deliver, events)
+
+    def _take(self, generation: PagedGeneration, choice: Choice | None) -> list[tuple[PagedGeneration, Event]]:
+        """Add a chosen token to its answer; return what its reader gets to see."""
+        sequence, options = generation.sequence, generation.state.options
+        if sequence not in self._generations:
+            return []  # it ended while the step ran
+        if choice is None:
+            error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
+            return self._fail(generation, error)
+        generation.clock.token()
+        token = choice.token_id
+        if token in options.stop_token_ids or (token in self._model.eos_token_ids and not options.ignore_eos):
+            self._end(generation)
+            return [(generation, generation.finished(FinishReason.STOP))]
+        sequence.token_ids.append(token)
+        events: list[tuple[PagedGeneration, Event]] = [
+            (generation, Tokens([token], [choice.logprobs] if choice.logprobs else []))
+        ]
+        if sequence.num_answer == sequence.max_tokens:
+            self._end(generation)
+            events.append((generation, generation.finished(FinishReason.LENGTH)))
+        return events
+
+    def _fail(self, generation: PagedGeneration, error: TandemError) -> list[tuple[PagedGeneration, Event]]:
+        if generation.sequence not in self._generations:
+            return []
+        self._end(generation)
+        generation.error = error
+        return [(generation, error)]
+
+    def _measure(self, batch: Batch, seconds: float) -> None:
+        num_prompt = sum(len(chunk.token_ids) for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt)
+        num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
+        metrics.STEP_SECONDS.labels(self._tag).observe(seconds)
+        metrics.STEP_TOKENS.labels(self._tag).observe(num_tokens)
+        metrics.COMPUTED_TOKENS.labels(self._tag, "prompt").inc(num_prompt)
+        metrics.COMPUTED_TOKENS.labels(self._tag, "answer").inc(num_tokens - num_prompt)
+
+    def _watch(self) -> None:
+        """Let Prometheus ask the engine itself, so that a gauge is never out of date."""
+        metrics.RUNNING.labels(self._tag).set_function(lambda: self.stats().num_running)
+        metrics.WAITING.labels(self._tag).set_function(lambda: self.stats().num_waiting)
+        metrics.USED_BLOCKS.labels(self._tag).set_function(lambda: self.stats().num_used_blocks)
+        metrics.BLOCKS.labels(self._tag).set(self._scheduler.pool.num_blocks)
+
+
+def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:
+    return Piece(
+        start=chunk.start,
+        token_ids=chunk.token_ids,
+        blocks=chunk.blocks,
+        samples=chunk.samples,
+        pictures=generation.pictures,
+    )
+
+
+def _deliver(events: Sequence[tuple[PagedGeneration, Event]]) -> None:
+    for generation, event in events:
+        generation.deliver(event)
+
+
+def _closed() -> Unavailable:
+    return Unavailable("The model is being unloaded.", reason="MODEL_DRAINING", retry_after_s=1)

@@ -1,0 +1,136 @@
+"""A prompt as it comes over the wire, checked segment by segment."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chassis.errors import InvalidArgument
+from chassis.tensors import check_tensor
+from checkpoint.identity import DIGEST_BYTES
+from language_service.options import SamplingOptions
+from tandem.v1 import language_pb2, tensor_pb2
+
+MAX_SALT_BYTES = 64
+MAX_PRIORITY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLimits:
+    """What a model takes."""
+
+    vocab_size: int
+    context_length: int  # tokens, prompt and answer together
+    width: int  # elements of one visual token
+    num_visual_tokens: int  # of one picture
+    max_images: int
+    vision_digest: bytes  # of the vision half the decoder was trained with
+    default_max_tokens: int  # of an answer whose request names no limit
+
+
+class PromptReader:
+    """Checks the segments of one prompt in order and counts its tokens."""
+
+    def __init__(self, limits: PromptLimits, options: SamplingOptions) -> None:
+        self.limits = limits
+        self.options = options
+        self.num_tokens = 0
+        self.num_images = 0
+
+    def text(self, segment: language_pb2.TextSegment) -> list[int]:
+        """Return the token ids of a text segment.
+
+        Raises:
+            InvalidArgument: 'EMPTY_SEGMENT', 'UNKNOWN_TOKEN', 'PROMPT_TOO_LONG'.
+        """
+        token_ids = list(segment.token_ids)
+        if not token_ids:
+            raise InvalidArgument("A text segment needs a token.", reason="EMPTY_SEGMENT", field="text.token_ids")
+        self._count(len(token_ids), "text.token_ids")
+        if max(token_ids) >= self.limits.vocab_size:
+            raise InvalidArgument(
+                f"text.token_ids holds {max(token_ids)}, outside a vocabulary of {self.limits.vocab_size}.",
+                reason="UNKNOWN_TOKEN",
+                field="text.token_ids",
+            )
+        return token_ids
+
+    def image(self, segment: language_pb2.ImageSegment) -> tuple[Tensor, bytes]:
+        """Return the visual tokens [N, D] of a picture, bfloat16, and their visual key.
+
+        Raises:
+            InvalidArgument: 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR', 'PROMPT_TOO_LONG'.
+        """
+        visual, field = segment.visual_tokens, "image.visual_tokens"
+        self.num_images += 1
+        if self.num_images > self.limits.max_images:
+            raise InvalidArgument(
+                f"A prompt may hold {self.limits.max_images} pictures.", reason="TOO_MANY_IMAGES", field="image"
+            )
+        if visual.vision_digest != self.limits.vision_digest:
+            raise InvalidArgument(
+                "The visual tokens were made by another vision half than this model was trained with.",
+                reason="VISION_MISMATCH",
+                field=f"{field}.vision_digest",
+            )
+        if len(visual.visual_key) != DIGEST_BYTES:
+            raise InvalidArgument(
+                f"{field}.visual_key must have {DIGEST_BYTES} bytes, not {len(visual.visual_key)}.",
+                reason="BAD_VISUAL_KEY",
+                field=f"{field}.visual_key",
+            )
+        shape = (self.limits.num_visual_tokens, self.limits.width)
+        check_tensor(visual.embeddings, shape=shape, field=f"{field}.embeddings")
+        self._count(self.limits.num_visual_tokens, "image")
+        return _to_torch(visual.embeddings), visual.visual_key
+
+    def end(self) -> int:
+        """Return the most tokens the answer may have, the prompt being complete.
+
+        Raises:
+            InvalidArgument: 'EMPTY_PROMPT'; 'BAD_SAMPLING', min_tokens does not fit.
+        """
+        if self.num_tokens == 0:
+            raise InvalidArgument("The prompt is empty.", reason="EMPTY_PROMPT", field="text")
+        room = self.limits.context_length - self.num_tokens
+        max_tokens = self.options.max_tokens or min(self.limits.default_max_tokens, room)
+        if self.options.min_tokens > max_tokens:
+            raise InvalidArgument(
+                f"sampling.min_tokens is more than the {max_tokens} tokens the answer may have.",
+                reason="BAD_SAMPLING",
+                field="sampling.min_tokens",
+            )
+        return max_tokens
+
+    def _count(self, num_tokens: int, field: str) -> None:
+        """Add to the prompt, leaving room for the answer: what was asked for, or one token at least."""
+        self.num_tokens += num_tokens
+        if self.num_tokens + max(self.options.max_tokens, 1) > self.limits.context_length:
+            answer = f" and an answer of {self.options.max_tokens}" if self.options.max_tokens else ""
+            raise InvalidArgument(
+                f"A prompt of {self.num_tokens} tokens or more{answer} is longer than the context of "
+                f"{self.limits.context_length}.",
+                reason="PROMPT_TOO_LONG",
+                field=field,
+            )
+
+
+def check_start(start: language_pb2.GenerateStart) -> None:
+    """Check what a request says beside its sampling options.
+
+    Raises:
+        InvalidArgument: 'BAD_SALT', 'BAD_PRIORITY'.
+    """
+    if len(start.cache_salt) > MAX_SALT_BYTES:
+        raise InvalidArgument(
+            f"start.cache_salt has more than {MAX_SALT_BYTES} bytes.", reason="BAD_SALT", field="start.cache_salt"
+        )
+    if abs(start.priority) > MAX_PRIORITY:
+        raise InvalidArgument(
+            f"start.priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}.", reason="BAD_PRIORITY", field="start.priority"
+        )
+
+
+def _to_torch(tensor: tensor_pb2.Tensor) -> Tensor:
+    # A copy, since torch wants memory it may write to.
+    return torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).view(*tensor.shape)

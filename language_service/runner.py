@@ -1,0 +1,81 @@
+"""One forward pass: chunks of many sequences through the decoder and its cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from language_service.cache.paged import PagedCache, Span
+from language_service.model.decoder import Decoder
+
+# T tokens of the batch, N visual tokens of a picture, D model dim, B rows that choose a token, V vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Visual tokens at their place in a prompt."""
+
+    start: int  # position of the first
+    embeddings_ND: Tensor
+    visual_key: bytes  # names their content, 32 bytes
+
+    @property
+    def end(self) -> int:
+        """Position after the last."""
+        return self.start + len(self.embeddings_ND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Consecutive tokens of one sequence to compute."""
+
+    start: int  # position of the first token
+    token_ids: Sequence[int]  # anything where a picture lies
+    blocks: Sequence[int]  # cache blocks of the sequence in order
+    samples: bool  # whether the logits after the last token are wanted
+    pictures: Sequence[Picture] = field(default=())  # all of the sequence
+
+
+class Runner:
+    """A decoder with its cache on one device."""
+
+    def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.device = cache.device
+
+    @torch.inference_mode()
+    def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
+        """Compute `pieces`, store their keys and values, return logits [B, V] of those that sample, in order.
+
+        `fresh_blocks` are those that changed owner since the last call.
+        """
+        self.cache.clear(fresh_blocks)
+        attend = self.cache.attend([Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces])
+        hidden_TD = self.decoder(self._embed(pieces), self._positions(pieces), attend)
+        ends, end = [], 0
+        for piece in pieces:
+            end += len(piece.token_ids)
+            if piece.samples:
+                ends.append(end - 1)
+        return self.decoder.logits(hidden_TD[ends])
+
+    def _embed(self, pieces: Sequence[Piece]) -> Tensor:
+        token_ids = [token for piece in pieces for token in piece.token_ids]
+        embeddings_TD = self.decoder.embed(torch.tensor(token_ids, device=self.device))
+        row = 0
+        for piece in pieces:
+            end = piece.start + len(piece.token_ids)
+            for picture in piece.pictures:
+                first, last = max(piece.start, picture.start), min(end, picture.end)
+                if first < last:
+                    visual_ND = picture.embeddings_ND[first - picture.start : last - picture.start].to(self.device)
+                    at = row + first - piece.start
+                    embeddings_TD[at : at + last - first] = self.decoder.embed_visual(visual_ND)
+            row += len(piece.token_ids)
+        return embeddings_TD
+
+    def _positions(self, pieces: Sequence[Piece]) -> Tensor:
+        positions = [piece.start + index for piece in pieces for index in range(len(piece.token_ids))]
+        return torch.tensor(positions, device=self.device)

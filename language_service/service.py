@@ -1,0 +1,99 @@
+"""The language service as a process: its settings, and what is opened and closed around its life."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from chassis.models import ModelHost
+from chassis.server import Server
+from chassis.settings import CommaSeparated, ServiceSettings
+from checkpoint.store import ModelStore
+from language_service.hosted import LanguageLoader
+from language_service.scheduling.scheduler import SchedulerConfig
+from language_service.servicer import SERVICE_NAME, LanguageServicer
+from tandem.v1 import language_pb2_grpc
+
+
+class LanguageSettings(ServiceSettings):
+    """What the language service can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_")
+
+    listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
+    models: Path = Field(description="folder of the model store")
+    tags: CommaSeparated = Field((), description="tags to load at start, separated by commas")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights, cache and arithmetic")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="where the model runs: cpu or cuda:<index>")
+    threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
+    kv_cache_bytes: int | None = Field(
+        None, ge=1, description="size of each model's KV cache, bytes; unset takes kv_cache_fraction"
+    )
+    kv_cache_fraction: float = Field(
+        0.5, gt=0, le=1, description="part of the free memory each model's KV cache may take, after its weights"
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in one block of the KV cache")
+    max_running: int = Field(64, ge=1, description="most sequences in the continuous batch, by model")
+    max_waiting: int = Field(256, ge=1, description="most requests that wait for a place in it, by model")
+    max_step_tokens: int = Field(
+        512, ge=2, validate_default=True, description="most tokens computed in one step, above max_running"
+    )
+    max_images: int = Field(8, ge=0, description="most pictures in a prompt")
+    default_max_tokens: int = Field(256, ge=1, description="longest answer where a request names no limit, tokens")
+    segment_timeout_s: float = Field(
+        60, gt=0, allow_inf_nan=False, description="longest wait for the next part of a prompt, seconds"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _is_here(cls, device: str) -> str:
+        if device != "cpu" and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+            raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
+        return device
+
+    @field_validator("max_step_tokens")
+    @classmethod
+    def _leaves_room_to_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
+        if max_step_tokens <= info.data.get("max_running", 0):
+            raise ValueError("must be above max_running, or decoding would leave no room to prefill")
+        return max_step_tokens
+
+
+@asynccontextmanager
+async def open_service(settings: LanguageSettings, server: Server) -> AsyncIterator[None]:
+    """Load the models and add the servicer to `server`; leaving unloads them.
+
+    Raises:
+        TandemError: a model of `settings.tags` could not be loaded.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    loader = LanguageLoader(
+        store=ModelStore(settings.models),
+        dtype=getattr(torch, settings.precision),
+        device=torch.device(settings.device),
+        scheduling=SchedulerConfig(
+            block_size=settings.block_size,
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            max_step_tokens=settings.max_step_tokens,
+        ),
+        cache_bytes=settings.kv_cache_bytes,
+        cache_fraction=settings.kv_cache_fraction,
+        max_images=settings.max_images,
+        default_max_tokens=settings.default_max_tokens,
+    )
+    models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
+    servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
+    language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
+    server.announce(SERVICE_NAME)
+    try:
+        for tag in settings.tags:
+            await models.load(tag)
+        yield
+    finally:
+        await models.close()

@@ -1,0 +1,114 @@
+"""`tandem.v1.LanguageService` over the process's models: translates between messages and an engine's generation."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+
+from chassis.errors import DeadlineExceeded, InvalidArgument
+from chassis.models import ModelCalls, ModelHost
+from language_service.engine import Finished, FinishReason, Generation, Tokens
+from language_service.hosted import HostedLanguage
+from language_service.options import read_options
+from language_service.prompt import PromptReader, check_start
+from language_service.sampling import Logprobs
+from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
+
+SERVICE_NAME = language_pb2.DESCRIPTOR.services_by_name["LanguageService"].full_name
+
+_FINISH_REASONS = {
+    FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+}
+
+Requests = AsyncIterator[language_pb2.GenerateRequest]
+
+
+class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageServiceServicer):
+    """Answers `Generate` and the model calls; errors are raised and mapped by the server's interceptor."""
+
+    def __init__(self, models: ModelHost[HostedLanguage], *, segment_timeout_s: float) -> None:
+        self.models = models
+        self._segment_timeout_s = segment_timeout_s
+
+    async def Generate(  # noqa: N802
+        self, request_iterator: AsyncIterable[language_pb2.GenerateRequest], context: object
+    ) -> AsyncIterator[language_pb2.GenerateResponse]:
+        """Read one prompt to its end, then stream the answer.
+
+        No token can exist before the prompt's end, so reading and writing never overlap.
+        """
+        requests = aiter(request_iterator)
+        start = await self._read_start(requests)
+        with self.models.lease(start.tag) as model:
+            options = read_options(start.sampling, vocab_size=model.limits.vocab_size)
+            generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority)
+            try:
+                await self._read_prompt(requests, PromptReader(model.limits, options), generation)
+                async for event in generation:
+                    yield _response(event)
+            finally:
+                # Also when the caller left or the deadline passed, which ends this handler wherever it waits.
+                generation.cancel()
+
+    async def _read_start(self, requests: Requests) -> language_pb2.GenerateStart:
+        first = await self._next(requests)
+        if first is None or first.WhichOneof("message") != "start":
+            raise InvalidArgument("The first message must be 'start'.", reason="BAD_STREAM", field="start")
+        check_start(first.start)
+        return first.start
+
+    async def _read_prompt(self, requests: Requests, reader: PromptReader, generation: Generation) -> None:
+        """Feed the segments to the engine as they come, so that prefill runs ahead of a picture still to come."""
+        while (request := await self._next(requests)) is not None:
+            match request.WhichOneof("message"):
+                case "text":
+                    generation.add_text(reader.text(request.text))
+                case "image":
+                    generation.add_image(*reader.image(request.image))
+                case _:
+                    raise InvalidArgument(
+                        "After 'start', every message must be 'text' or 'image'.", reason="BAD_STREAM", field="message"
+                    )
+        generation.end_prompt(reader.end())
+
+    async def _next(self, requests: Requests) -> language_pb2.GenerateRequest | None:
+        """Return the next message, None once the caller has closed its side."""
+        try:
+            async with asyncio.timeout(self._segment_timeout_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"No part of the prompt came for {self._segment_timeout_s:g} s.", reason="PROMPT_STALLED"
+            ) from None
+
+
+def _response(event: Tokens | Finished) -> language_pb2.GenerateResponse:
+    if isinstance(event, Tokens):
+        logprobs = [_logprobs(token, one) for token, one in zip(event.token_ids, event.logprobs, strict=False)]
+        return language_pb2.GenerateResponse(
+            tokens=language_pb2.TokenChunk(token_ids=event.token_ids, logprobs=logprobs)
+        )
+    usage, timings = event.usage, event.timings
+    return language_pb2.GenerateResponse(
+        finished=language_pb2.GenerateFinished(
+            finish_reason=_FINISH_REASONS[event.reason],
+            usage=sampling_pb2.Usage(
+                prompt_tokens=usage.num_prompt,
+                visual_tokens=usage.num_visual,
+                cached_prompt_tokens=usage.num_cached_prompt,
+                completion_tokens=usage.num_answer,
+            ),
+            timings=language_pb2.GenerateTimings(
+                queue_ms=timings.queue_ms,
+                prefill_ms=timings.prefill_ms,
+                first_token_ms=timings.first_token_ms,
+                decode_ms=timings.decode_ms,
+            ),
+        )
+    )
+
+
+def _logprobs(token: int, logprobs: Logprobs) -> sampling_pb2.PositionLogprobs:
+    return sampling_pb2.PositionLogprobs(
+        chosen=sampling_pb2.TokenLogprob(token_id=token, logprob=logprobs.chosen),
+        top=[sampling_pb2.TokenLogprob(token_id=one, logprob=logprob) for one, logprob in logprobs.top],
+    )
