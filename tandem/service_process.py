@@ -102,7 +102,7 @@ class ServiceProcess:
         except ValueError:
             entry = None
         if not isinstance(entry, dict):  # a usage error or a traceback: its last line says most
-            self.last_words = line.strip() or self.last_words
+            self.last_words = line.strip().removeprefix("error: ") or self.last_words
         elif entry.get("event") == "ready":
             with self._changed:
                 self.ready = entry

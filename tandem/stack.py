@@ -6,10 +6,9 @@
 `tandem up`, the demo and the benchmarks run on it. Production runs the same three commands in containers instead.
 """
 
-import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +29,12 @@ class StackConfig:
     models: Path  # the model store
     release: str  # a tag, or 'vision tag,language tag'
     port: int = 0  # of the gateway; 0 takes a free one
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    threads: int | None = None  # of torch in each stage; None leaves it to torch
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    precision: Literal["float32", "bfloat16"] | None = (
+        None  # None, here and below: what the services take by themselves
+    )
+    device: str | None = None  # of both stages: cpu or cuda:<index>
+    threads: int | None = None  # of each stage
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
     drain_s: float = 10.0  # longest wait for running requests when it stops
     ready_timeout_s: float = 600.0
     vision_flags: Sequence[str] = ()  # further flags of one service, for measurements
@@ -135,20 +136,18 @@ class Stack:
 
     def _common_flags(self) -> list[str]:
         # JSON whatever stands around us: the ready line is read from it.
-        return ["--log-format", "json", "--log-level", self.config.log_level, "--drain-s", str(self.config.drain_s)]
+        return _flags({"log-format": "json", "log-level": self.config.log_level, "drain-s": self.config.drain_s})
 
     def _stage_flags(self, tag: str, further: Sequence[str]) -> list[str]:
-        flags = ["--listen", f"{HOST}:0", "--models", os.fspath(self.config.models.resolve()), "--tags", tag]
-        flags += ["--precision", self.config.precision, "--device", self.config.device]
-        if self.config.threads is not None:
-            flags += ["--threads", str(self.config.threads)]
-        return [*flags, *further]
+        config = self.config
+        flags = {"listen": f"{HOST}:0", "models": config.models.resolve(), "tags": tag}
+        choices = {"precision": config.precision, "device": config.device, "threads": config.threads}
+        return [*_flags({**flags, **choices}), *further]
 
     def _gateway_flags(self) -> list[str]:
-        flags = ["--listen", f"{HOST}:{self.config.port}", "--models", os.fspath(self.config.models.resolve())]
-        flags += ["--release", self.config.release]
-        flags += ["--vision", self.address_of("vision"), "--language", self.address_of("language")]
-        return [*flags, *self.config.gateway_flags]
+        flags = {"listen": f"{HOST}:{self.config.port}", "models": self.config.models.resolve()}
+        stages = {"vision": self.address_of("vision"), "language": self.address_of("language")}
+        return [*_flags({**flags, "release": self.config.release, **stages}), *self.config.gateway_flags]
 
     def _wait_until_ready(self) -> None:
         with self._changed:
@@ -169,6 +168,11 @@ class Stack:
                 when = "" if service.ready else " before it was ready"
                 why = f": {service.last_words}" if service.last_words else f", exit code {service.exit_code}."
                 raise Unavailable(f"The {name} service stopped{when}{why}", reason="SERVICE_STOPPED")
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    """Return what is set as flags."""
+    return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
 
 
 def _check_port_free(port: int) -> None:

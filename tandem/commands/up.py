@@ -21,17 +21,18 @@ def up(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 50050,
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Type the arithmetic is done in.")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="Where both stages compute: cpu or cuda:0.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each stage; torch decides without.")] = None,
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Type both stages compute in.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where both stages compute: cpu or cuda:0.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each stage.")] = None,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="Least level that is logged.")
-    ] = "info",
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least level that is logged.")
+    ] = None,
 ) -> None:
     """Start the vision service, the language service and the gateway on this machine; Ctrl-C stops them.
 
-    Logs go to stderr: columns in a terminal, JSON lines elsewhere. It is ready when it says so.
+    Logs go to stderr: columns in a terminal, JSON lines elsewhere. It is ready when it says so. What is left out here
+    is read by each service from its own TANDEM_VISION_, TANDEM_LANGUAGE_ and TANDEM_GATEWAY_ variables.
     """
     config = StackConfig(
         models=models,
