@@ -29,21 +29,17 @@ def configure_logging(service: str, log_format: LogFormat, log_level: LogLevel) 
     """
     level = getattr(logging, log_level.upper())
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    shared = _shared_processors(service)
+    shared, renderers = _shared_processors(service), _renderers(console)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(console)],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=level, force=True)
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, *renderers]))
+    # Libraries stay out of our debug lines: gRPC alone would add several a message.
+    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
 
 
 def _shared_processors(service: str) -> list[Processor]:
@@ -56,7 +52,7 @@ def _shared_processors(service: str) -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
         add_origin,
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
 

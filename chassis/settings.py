@@ -28,7 +28,7 @@ class ServiceSettings(BaseSettings):
     """What every server can be told. A service adds its own fields and its environment prefix.
 
     Write `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")` in the subclass; a field `drain_s` is then
-    read from `--drain-s`, else `TANDEM_VISION_DRAIN_S`, else its default.
+    read from `--drain-s`, else `TANDEM_VISION_DRAIN_S`, else its default. A description is what `--help` says of it.
     """
 
     model_config = SettingsConfigDict(
@@ -43,24 +43,35 @@ class ServiceSettings(BaseSettings):
         hide_input_in_errors=True,  # a value can be a secret
     )
 
-    listen: str = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 picks a free one")
+    listen: str = Field(default="127.0.0.1:0", description="host:port to serve gRPC on; port 0 picks a free one")
     metrics_port: int = Field(
-        0, ge=-1, le=65535, description="port of Prometheus metrics on the same host; 0 picks a free one, -1 is off"
+        default=0,
+        ge=-1,
+        le=65535,
+        description="port of Prometheus metrics on the same host; 0 picks a free one, -1 is off",
     )
-    log_format: LogFormat = Field("auto", description="form of log lines; auto is console in a terminal, else json")
-    log_level: LogLevel = Field("info", description="least level that is logged")
+    log_format: LogFormat = Field(
+        default="auto", description="form of log lines; auto is console in a terminal, else json"
+    )
+    log_level: LogLevel = Field(default="info", description="least level that is logged")
     drain_s: float = Field(
-        30, ge=0, le=3600, allow_inf_nan=False, description="longest wait for running requests after SIGTERM, seconds"
+        default=30,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="longest wait for running requests after SIGTERM, seconds",
     )
-    tls_cert: Path | None = Field(None, description="PEM file of the server's certificate chain; switches TLS on")
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the server's certificate chain; switches TLS on"
+    )
     tls_key: Path | None = Field(
-        None, validate_default=True, description="PEM file of the certificate's private key, not encrypted"
+        default=None, validate_default=True, description="PEM file of the certificate's private key, not encrypted"
     )
     tls_client_ca: Path | None = Field(
-        None, description="PEM file of the authorities whose client certificates are required (mutual TLS)"
+        default=None, description="PEM file of the authorities whose client certificates are required (mutual TLS)"
     )
     max_message_bytes: int = Field(
-        DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest message taken, bytes"
+        default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest message taken, bytes"
     )
 
     @field_validator("listen")
