@@ -1,0 +1,87 @@
+"""The decode pool bounds what waits, and lets go of callers that leave."""
+
+import asyncio
+import hashlib
+import io
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chassis.errors import InvalidArgument, ResourceExhausted
+from checkpoint.config import VisionConfig
+from vision_service import decoding
+from vision_service.decoding import DecodePool
+from vision_service.images import ImageLimits, read_image, to_pixels
+
+CONFIG = VisionConfig()
+
+
+def png(colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    pool = DecodePool(num_threads=1, max_pending=2, limits=ImageLimits())
+    yield pool
+    pool.close()
+
+
+async def test_pixels_are_those_of_the_plain_functions(pool: DecodePool) -> None:
+    data = png()
+    decoded = await pool.decode(data, digest(data), CONFIG)
+    np.testing.assert_array_equal(decoded.pixels, to_pixels(read_image(data, ImageLimits()), CONFIG))
+    assert decoded.decode_s > 0
+
+
+async def test_a_digest_of_another_picture_is_refused(pool: DecodePool) -> None:
+    """Else a wrong picture would be kept under a right one's key."""
+    with pytest.raises(InvalidArgument) as caught:
+        await pool.decode(png(), digest(png("blue")), CONFIG)
+    assert (caught.value.reason, caught.value.field) == ("DIGEST_MISMATCH", "image_sha256")
+
+
+async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, seen = threading.Event(), []
+
+    def slow_read(data: bytes, limits: ImageLimits) -> Image.Image:
+        seen.append(data)
+        assert gate.wait(10)
+        return read_image(data, limits)
+
+    monkeypatch.setattr(decoding, "read_image", slow_read)
+    pictures = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
+    tasks = {
+        colour: asyncio.create_task(pool.decode(pictures[colour], digest(pictures[colour]), CONFIG))
+        for colour in ("red", "green")
+    }
+    await asyncio.sleep(0.01)
+    with pytest.raises(ResourceExhausted) as caught:
+        await pool.decode(pictures["blue"], digest(pictures["blue"]), CONFIG)
+    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.retry_after_s is not None
+    tasks["green"].cancel()
+    await asyncio.sleep(0)
+    tasks["white"] = asyncio.create_task(pool.decode(pictures["white"], digest(pictures["white"]), CONFIG))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(tasks["red"], tasks["white"])
+    assert seen == [pictures["red"], pictures["white"]]
+
+
+async def test_an_endless_row_of_bad_pictures_leaves_every_place_free(pool: DecodePool) -> None:
+    for _ in range(5):
+        with pytest.raises(InvalidArgument):
+            await pool.decode(b"no picture", digest(b"no picture"), CONFIG)
+    await asyncio.gather(*(pool.decode(png(), digest(png()), CONFIG) for _ in range(2)))

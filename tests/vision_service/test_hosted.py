@@ -1,0 +1,166 @@
+"""A vision half as the process hosts it: read from a store, batched, refused when it is broken."""
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from chassis.errors import FailedPrecondition, Internal, NotFound
+from checkpoint.initial import RandomTensors, create_checkpoint
+from checkpoint.presets import PRESETS
+from checkpoint.store import ModelStore
+from checkpoint.tokenizer import byte_tokenizer
+from checkpoint.weights import load_half, save
+from vision_service.backends.torch_backend import TorchBackend
+from vision_service.batcher import BatchConfig
+from vision_service.decoding import DecodePool
+from vision_service.hosted import HostedVision, VisionLoader, Workers
+from vision_service.images import ImageLimits, read_image, to_pixels
+from vision_service.model.encoder import VisionHalf
+
+TAG = "tiny-v1.0.0"
+TINY = PRESETS["tiny"]
+BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((40, 30)).save(file, "PNG") if colour == "gradient" else Image.new(
+        "RGB", (40, 30), colour
+    ).save(file, "PNG")
+    return file.getvalue()
+
+
+def floats(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return np.asarray(torch.from_numpy(bits.copy()).view(torch.bfloat16).float().numpy())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    root = tmp_path_factory.mktemp("models")
+    create_checkpoint(root, TAG, TINY, seed=1)
+    return ModelStore(root)
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    torch.set_num_threads(1)
+    decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
+    with ThreadPoolExecutor(1) as forward:
+        yield Workers(decoding, forward, asyncio.Lock())
+    decoding.close()
+
+
+def loader(store: ModelStore, workers: Workers, dtype: torch.dtype = torch.float32) -> VisionLoader:
+    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=BATCHING, workers=workers)
+
+
+async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:
+    return floats((await model.encode(data, hashlib.sha256(data).digest())).tokens)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.005), (torch.bfloat16, 0.05)])
+async def test_the_service_gives_what_the_plain_model_gives(
+    store: ModelStore, workers: Workers, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = await loader(store, workers, dtype).load(TAG)
+    half = VisionHalf(TINY)
+    half.load_state_dict(load_half(store.folder(TAG), "vision", dtype=torch.float32).tensors)
+    data = png("gradient")
+    pixels = torch.from_numpy(to_pixels(read_image(data, ImageLimits()), TINY.vision))
+    with torch.inference_mode():
+        expected = half(pixels.unsqueeze(0))[0].numpy()
+    tokens = await encode(model, data)
+    assert tokens.shape == (TINY.num_visual_tokens, TINY.language.width)
+    assert np.abs(tokens - expected).max() <= tolerance * np.abs(expected).max()
+    await model.close()
+
+
+async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore, workers: Workers) -> None:
+    """Else an answer would depend on who else is asking."""
+    model = await loader(store, workers).load(TAG)
+    pictures = [png(colour) for colour in ("red", "gradient", "navy", "white")]
+    alone = [await encode(model, data) for data in pictures]
+    together = await asyncio.gather(*(encode(model, data) for data in pictures))
+    encoded = await asyncio.gather(*(model.encode(data, hashlib.sha256(data).digest()) for data in pictures))
+    assert {one.batch_size for one in encoded} == {4}
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(other, one, atol=0.01 * np.abs(one).max())  # one step of bfloat16
+    assert np.abs(alone[0] - alone[1]).max() > 0.02 * np.abs(alone[0]).max()  # different pictures do differ
+    await model.close()
+
+
+async def test_identity_follows_weights_and_precision(store: ModelStore, workers: Workers, tmp_path: Path) -> None:
+    create_checkpoint(tmp_path, TAG, TINY, seed=2)
+    models = [
+        await loader(store, workers).load(TAG),
+        await loader(store, workers, torch.bfloat16).load(TAG),
+        await loader(ModelStore(tmp_path), workers).load(TAG),
+    ]
+    assert len({model.encoder_id for model in models}) == 3
+    assert models[0].digest == models[1].digest != models[2].digest
+    again = await loader(store, workers).load(TAG)
+    assert again.encoder_id == models[0].encoder_id
+    for model in (*models, again):
+        await model.close()
+
+
+async def test_info_tells_what_was_counted(store: ModelStore, workers: Workers) -> None:
+    model = await loader(store, workers, torch.bfloat16).load(TAG)
+    info = model.info()
+    count = sum(parameter.numel() for parameter in VisionHalf(TINY).parameters())
+    assert (info.num_parameters, info.num_weight_bytes) == (count, 2 * count)
+    assert (info.backend, info.device, info.precision) == ("torch", "cpu", "bfloat16")
+    assert (info.vision.num_visual_tokens, info.vision.token_width) == (32, 64)
+    assert info.vision.encoder_id == model.encoder_id
+    assert info.vision.max_batch_size == 4
+    await model.close()
+
+
+async def test_an_unknown_tag(store: ModelStore, workers: Workers) -> None:
+    with pytest.raises(NotFound) as caught:
+        await loader(store, workers).load("other-v1.0.0")
+    assert caught.value.reason == "UNKNOWN_TAG"
+
+
+async def test_weights_that_give_nonsense_do_not_load(workers: Workers, tmp_path: Path) -> None:
+    tensors = dict(RandomTensors(TINY, seed=0, dtype=torch.bfloat16))
+    tensors["perceiver_resampler.proj.weight"][0, 0] = float("nan")
+    with ModelStore(tmp_path).create(TAG) as folder:
+        save(folder, TINY, tensors, TAG, tokenizer_json=byte_tokenizer().to_str())
+    with pytest.raises(FailedPrecondition) as caught:
+        await loader(ModelStore(tmp_path), workers).load(TAG)
+    assert caught.value.reason == "BAD_CHECKPOINT"
+
+
+async def test_nothing_that_is_not_finite_leaves(store: ModelStore, workers: Workers) -> None:
+    """One bad picture of a batch fails alone."""
+    half = load_half(store.folder(TAG), "vision", dtype=torch.float32)
+
+    class Overflowing(TorchBackend):
+        """A backend whose arithmetic breaks on bright pictures."""
+
+        def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
+            bits_BKD = super().encode(pixels_B3SS).copy()
+            bits_BKD[pixels_B3SS.mean((1, 2, 3)) > 1, 3, 5] = 0x7F80  # infinity
+            return bits_BKD
+
+    backend = Overflowing(half.config, half.tensors, dtype=torch.float32, device=torch.device("cpu"))
+    model = HostedVision(
+        tag=TAG, config=half.config, digest=half.digest, backend=backend, workers=workers, batching=BATCHING
+    )
+    fine, bright = await asyncio.gather(
+        encode(model, png("black")), encode(model, png("white")), return_exceptions=True
+    )
+    assert isinstance(fine, np.ndarray)
+    assert isinstance(bright, Internal)
+    assert bright.reason == "NOT_FINITE"
+    await model.close()

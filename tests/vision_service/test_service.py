@@ -1,0 +1,256 @@
+"""The vision service as a real process, called over gRPC."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+
+from chassis.errors import from_rpc_error
+from chassis.tensors import check_tensor
+from checkpoint.identity import visual_key
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
+
+TAG, OTHER_TAG, SPARE_TAG = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v2.0.0"
+START_S = 60
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that is ready."""
+
+    process: subprocess.Popen[str]
+    channel: grpc.Channel
+    metrics_port: int
+
+    @property
+    def stub(self) -> Any:
+        return vision_pb2_grpc.VisionServiceStub(self.channel)
+
+
+def command(models: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "vision_service", "--models", str(models), "--listen", "127.0.0.1:0"),
+        *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
+    ]
+
+
+@contextmanager
+def running(models: Path, *flags: str) -> Iterator[Running]:
+    process = subprocess.Popen(command(models, *flags), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
+        # The pipe must not fill up while the process logs.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
+            yield Running(process, channel, ready["metrics_port"])
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for seed, tag in enumerate((TAG, OTHER_TAG, SPARE_TAG)):
+        create_checkpoint(root, tag, PRESETS["tiny"], seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(models: Path) -> Iterator[Running]:
+    with running(models, "--tags", f"{TAG},{OTHER_TAG}", "--max-batch-size", "4", "--max-wait-ms", "30") as process:
+        yield process
+
+
+def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def request(image: bytes, **fields: Any) -> vision_pb2.EncodeRequest:
+    fields = {"tag": TAG, "image_sha256": hashlib.sha256(image).digest(), **fields}
+    return vision_pb2.EncodeRequest(image=image, **fields)
+
+
+def values(response: vision_pb2.EncodeResponse) -> np.ndarray[Any, np.dtype[np.float32]]:
+    bits = np.frombuffer(response.visual_tokens.embeddings.data, "<u2").astype(np.uint32) << 16
+    return bits.view(np.float32)
+
+
+def test_encode_answers_tokens_key_and_timings(service: Running) -> None:
+    image = png()
+    response = service.stub.Encode(request(image, cache_salt=b"tenant"), timeout=10)
+    model = service.stub.GetModel(model_pb2.GetModelRequest(tag=TAG)).model
+    check_tensor(response.visual_tokens.embeddings, shape=(32, 64), field="embeddings")
+    assert response.visual_tokens.vision_digest == model.half_digest
+    assert response.visual_tokens.visual_key == visual_key(
+        encoder_id=model.vision.encoder_id, cache_salt=b"tenant", image_sha256=hashlib.sha256(image).digest()
+    )
+    assert response.timings.decode_ms > 0
+    assert response.timings.forward_ms > 0
+    assert response.timings.batch_size == 1
+
+
+def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Running) -> None:
+    images = [png(colour) for colour in ("red", "green", "blue", "white")]
+    alone = [values(service.stub.Encode(request(image), timeout=10)) for image in images]
+    together = [call.result() for call in [service.stub.Encode.future(request(image), timeout=10) for image in images]]
+    assert max(response.timings.batch_size for response in together) > 1
+    for one, response in zip(alone, together, strict=True):
+        np.testing.assert_allclose(values(response), one, atol=0.01 * np.abs(one).max())
+
+
+def test_models_of_one_process_answer_for_themselves(service: Running) -> None:
+    image = png()
+    one, other = (service.stub.Encode(request(image, tag=tag), timeout=10).visual_tokens for tag in (TAG, OTHER_TAG))
+    assert one.embeddings.data != other.embeddings.data
+    assert one.visual_key != other.visual_key
+    infos = service.stub.ListModels(model_pb2.ListModelsRequest()).models
+    assert [info.tag for info in infos] == [TAG, OTHER_TAG]
+    assert {info.state for info in infos} == {model_pb2.MODEL_STATE_READY}
+
+
+def test_a_model_is_loaded_and_unloaded_while_others_serve(service: Running) -> None:
+    health = health_pb2_grpc.HealthStub(service.channel)
+
+    def status(name: str) -> int:
+        return int(health.Check(health_pb2.HealthCheckRequest(service=name)).status)
+
+    name = "tandem.v1.VisionService"
+    assert status(name) == status(f"{name}/{TAG}") == health_pb2.HealthCheckResponse.SERVING
+    service.stub.LoadModel(model_pb2.LoadModelRequest(tag=SPARE_TAG), timeout=30)
+    assert status(f"{name}/{SPARE_TAG}") == health_pb2.HealthCheckResponse.SERVING
+    service.stub.Encode(request(png(), tag=SPARE_TAG), timeout=10)
+    service.stub.UnloadModel(model_pb2.UnloadModelRequest(tag=SPARE_TAG), timeout=30)
+    assert status(f"{name}/{SPARE_TAG}") == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        service.stub.Encode(request(png(), tag=SPARE_TAG), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def bad_requests() -> dict[str, tuple[vision_pb2.EncodeRequest, str, str]]:
+    tiff = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(tiff, "TIFF")
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    return {
+        "unknown tag": (request(png(), tag="other-v1.0.0"), "NOT_FOUND", "UNKNOWN_TAG"),
+        "no tag": (request(png(), tag=""), "NOT_FOUND", "UNKNOWN_TAG"),
+        "no bytes": (request(b""), "INVALID_ARGUMENT", "IMAGE_EMPTY"),
+        "25 MB": (request(bytes(25 * 2**20)), "INVALID_ARGUMENT", "IMAGE_TOO_LARGE"),
+        "unsupported": (request(tiff.getvalue()), "INVALID_ARGUMENT", "IMAGE_UNSUPPORTED"),
+        "text": (request(b"hello"), "INVALID_ARGUMENT", "IMAGE_UNSUPPORTED"),
+        "truncated": (request(png()[:-40]), "INVALID_ARGUMENT", "IMAGE_TRUNCATED"),
+        "1x1": (request(png(size=(1, 1))), "INVALID_ARGUMENT", "IMAGE_TOO_SMALL"),
+        "30,000 x 30,000": (request(bomb.getvalue()), "INVALID_ARGUMENT", "IMAGE_TOO_MANY_PIXELS"),
+        "digest of another": (request(png(), image_sha256=bytes(32)), "INVALID_ARGUMENT", "DIGEST_MISMATCH"),
+        "no digest": (request(png(), image_sha256=b""), "INVALID_ARGUMENT", "BAD_DIGEST"),
+        "long salt": (request(png(), cache_salt=bytes(65)), "INVALID_ARGUMENT", "BAD_SALT"),
+    }
+
+
+def test_bad_requests_are_refused_within_a_second_and_the_next_one_works(service: Running) -> None:
+    good = service.stub.Encode(request(png()), timeout=10).visual_tokens
+    for name, (bad, code, reason) in bad_requests().items():
+        started = time.perf_counter()
+        with pytest.raises(grpc.RpcError) as caught:
+            service.stub.Encode(bad, timeout=10)
+        assert time.perf_counter() - started < 1, name
+        error = from_rpc_error(caught.value)
+        assert (error.code.name, error.reason) == (code, reason), name
+        assert "0x" not in error.message, name
+        assert service.stub.Encode(request(png()), timeout=10).visual_tokens == good, name
+
+
+def test_metrics_tell_of_batches_and_refusals(service: Running) -> None:
+    service.stub.Encode(request(png()), timeout=10)
+    with pytest.raises(grpc.RpcError):
+        service.stub.Encode(request(b"hello"), timeout=10)
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    assert f'tandem_vision_batch_size_count{{tag="{TAG}"}}' in text
+    assert 'tandem_vision_refusals_total{reason="IMAGE_UNSUPPORTED"}' in text
+
+
+def test_overload_leavers_and_stopping(models: Path) -> None:
+    """One process, first flooded, then left by a caller, then told to stop while a picture waits for company."""
+    flags = (
+        "--tags",
+        TAG,
+        "--max-batch-size",
+        "2",
+        "--max-queue",
+        "2",
+        "--max-wait-ms",
+        "1500",
+        "--decode-threads",
+        "4",
+    )
+    with running(models, *flags) as service:
+        with ThreadPoolExecutor(40) as callers:
+            outcomes = list(callers.map(lambda _: _outcome(service.stub), range(40)))
+        refused = [outcome for outcome in outcomes if outcome[0] != "OK"]
+        assert 0 < len(refused) < len(outcomes)
+        assert {(code, reason) for code, reason, _ in refused} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
+        assert all(retry_after_s for _, _, retry_after_s in refused)
+
+        with pytest.raises(grpc.RpcError) as caught:
+            service.stub.Encode(request(png()), timeout=0.3)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        # The picture nobody waits for takes no place in the batch of the next one.
+        assert service.stub.Encode(request(png()), timeout=10).timings.batch_size == 1
+
+        last = service.stub.Encode.future(request(png()), timeout=10)
+        time.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        assert last.result().timings.queue_ms > 300
+        assert service.process.wait(timeout=10) == 0
+
+
+def _outcome(stub: Any) -> tuple[str, str, float | None]:
+    try:
+        stub.Encode(request(png()), timeout=30)
+    except grpc.RpcError as rpc_error:
+        error = from_rpc_error(rpc_error)
+        return error.code.name, error.reason, error.retry_after_s
+    return "OK", "", None
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (("--tags", "other-v1.0.0"), 1, "other-v1.0.0"),
+        (("--max-batch-size", "0"), 2, "--max-batch-size"),
+        (("--device", "cuda:99"), 2, "--device"),
+    ],
+)
+def test_a_start_that_cannot_work_says_why(models: Path, flags: tuple[str, ...], code: int, told: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(models, *flags), capture_output=True, text=True, timeout=START_S, env=environment, check=False
+    )
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
