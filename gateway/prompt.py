@@ -12,10 +12,8 @@ from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal
 from checkpoint.config import ModelConfig, read_config
+from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified
 from gateway.chat_template import ChatMessage, ChatTemplate, SpokenText, TemplateText
-
-TOKENIZER_FILE = "tokenizer.json"
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +48,13 @@ class PromptBuilder:
                 f"The tokenizer has no token {config.image_token!r}, which stands for a picture.",
                 reason="BAD_CHECKPOINT",
             )
-        if tokenizer.get_vocab_size() > config.language.vocab_size:
+        highest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if highest_id >= config.language.vocab_size:
             raise FailedPrecondition(
-                f"The tokenizer has {tokenizer.get_vocab_size()} tokens, the model only {config.language.vocab_size}.",
+                f"The tokenizer has the token id {highest_id}, the model's vocabulary ends before.",
                 reason="BAD_CHECKPOINT",
             )
+        self.tokenizer = tokenizer
         self.num_visual_tokens = config.num_visual_tokens  # positions one picture takes
         self._image_id = image_id
         self._template = template
@@ -119,34 +119,19 @@ def open_prompt_builder(folder: Path) -> PromptBuilder:
     """Read the configuration, the tokenizer and the chat template of a checkpoint folder.
 
     Raises:
-        FailedPrecondition: one of the files is missing or not valid.
+        FailedPrecondition: reason 'BAD_CHECKPOINT', one of the files is missing or not valid.
+        DataLoss: reason 'DIGEST_MISMATCH', one of them is not what the manifest says.
     """
-    return PromptBuilder(read_config(folder), read_tokenizer(folder), read_chat_template(folder))
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json` of a checkpoint folder.
-
-    Raises:
-        FailedPrecondition: it is missing or not a tokenizer.
-    """
+    manifest = read_manifest(folder)
+    tokenizer_json, template = (read_verified(folder, manifest, name) for name in (TOKENIZER_FILE, TEMPLATE_FILE))
     try:
-        return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    except Exception as error:  # the library raises bare Exception for both
-        raise FailedPrecondition(f"{folder.name} has no valid {TOKENIZER_FILE}", reason="BAD_CHECKPOINT") from error
-
-
-def read_chat_template(folder: Path) -> ChatTemplate:
-    """Read `chat_template.jinja` of a checkpoint folder.
-
-    Raises:
-        FailedPrecondition: it is missing, not UTF-8 or not a template.
-    """
-    try:
-        source = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{folder.name} has no readable {TEMPLATE_FILE}", reason="BAD_CHECKPOINT") from error
-    return ChatTemplate(source)
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        source = template.decode()
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise FailedPrecondition(
+            f"{TOKENIZER_FILE} or {TEMPLATE_FILE} of {folder.name} cannot be read.", reason="BAD_CHECKPOINT"
+        ) from error
+    return PromptBuilder(read_config(folder), tokenizer, ChatTemplate(source))
 
 
 def _copy(tokenizer: Tokenizer, *, keep_added_tokens: bool) -> Tokenizer:

@@ -1,0 +1,51 @@
+"""When things happened to one request, and the message that tells its client so."""
+
+import time
+from dataclasses import dataclass, field
+
+from gateway import metrics
+from tandem.v1 import gateway_pb2, language_pb2
+
+
+@dataclass(slots=True)
+class Report:
+    """Clock readings of one request, seconds; 0 is what has not happened."""
+
+    started: float = field(default_factory=time.perf_counter)
+    prepared: float = 0
+    first_token: float = 0
+    last_token: float = 0
+    # One entry a picture, in the order of the conversation; filled as they come.
+    images: list[gateway_pb2.ImageReport] = field(default_factory=list)
+
+    def ms_since_start(self, reading: float | None = None) -> float:
+        """Return the milliseconds from the request to `reading`, or to now; 0 for what has not happened."""
+        if reading is None:
+            reading = time.perf_counter()
+        return max(0.0, reading - self.started) * 1000
+
+    def mark_prepared(self) -> None:
+        """Note that checks, chat template and tokenizer are done."""
+        self.prepared = time.perf_counter()
+
+    def mark_tokens(self, release: str) -> None:
+        """Note that tokens came."""
+        now = time.perf_counter()
+        if not self.first_token:
+            self.first_token = now
+            metrics.TIME_TO_FIRST_TOKEN.labels(release).observe(now - self.started)
+        else:
+            metrics.INTER_TOKEN.labels(release).observe(now - self.last_token)
+        self.last_token = now
+
+    def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
+        """Return where the time went; `language` is what the language service says of its part."""
+        return gateway_pb2.StageTimings(
+            prepare_ms=self.ms_since_start(self.prepared),
+            vision_ms=max((image.ready_ms for image in self.images), default=0),
+            queue_ms=language.queue_ms,
+            prefill_ms=language.prefill_ms,
+            first_token_ms=self.ms_since_start(self.first_token),
+            decode_ms=(self.last_token - self.first_token) * 1000,
+            total_ms=self.ms_since_start(),
+        )

@@ -1,0 +1,45 @@
+"""The gateway as a process: what is opened and closed around its life."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from chassis.server import Server
+from checkpoint.store import ModelStore
+from gateway.images import ImageStore
+from gateway.pipeline import Pipeline
+from gateway.question import QuestionMaker
+from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
+from gateway.servicer import GatewayServicer
+from gateway.settings import GatewaySettings
+from gateway.stages import Stage
+from gateway.visual_cache import VisualCache
+from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
+
+
+@asynccontextmanager
+async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterator[None]:
+    """Read the release and add the servicer to `server`; the stages may come up before or after.
+
+    Raises:
+        TandemError: the release's files are not whole, or the TLS files for the stages cannot be used.
+    """
+    release = open_release(ModelStore(settings.models), settings.release)
+    tls = settings.channel_tls
+    vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
+    language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
+    releases = Releases(release, vision=vision, language=language)
+    images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
+    questions = QuestionMaker(releases, images, settings.limits)
+    pipeline = Pipeline(questions, VisualCache(settings.visual_cache_bytes))
+    servicer = GatewayServicer(settings, pipeline=pipeline, questions=questions, releases=releases, images=images)
+    gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
+    server.announce(SERVICE_NAME)
+    watching = asyncio.create_task(releases.watch(server.health, settings.refresh_s))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await asyncio.gather(vision.close(), language.close())
