@@ -6,6 +6,7 @@
 `tandem up`, the demo and the benchmarks run on it. Production runs the same three commands in containers instead.
 """
 
+import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +169,12 @@ class Stack:
                 when = "" if service.ready else " before it was ready"
                 why = f": {service.last_words}" if service.last_words else f", exit code {service.exit_code}."
                 raise Unavailable(f"The {name} service stopped{when}{why}", reason="SERVICE_STOPPED")
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and a closed terminal do what Ctrl-C does, and Ctrl-C work where a shell had it ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:

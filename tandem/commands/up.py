@@ -1,6 +1,5 @@
 """`tandem up`: the three services on this machine until Ctrl-C."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag
 from tandem.commands.log_view import log_view
 from tandem.errors import NotFound
-from tandem.stack import Stack, StackConfig
+from tandem.stack import Stack, StackConfig, interrupt_on_signals
 
 
 def up(
@@ -45,7 +44,7 @@ def up(
     )
     view = log_view(sys.stderr)
     stack = Stack(config, on_log=view.log)
-    _interrupt_on_signals()
+    interrupt_on_signals()
     try:
         with view.starting(config.release):
             stack.start()
@@ -69,9 +68,3 @@ def newest_release(models: Path) -> str:
             f"There is no checkpoint in {models}; `tandem checkpoint new` makes one, --models names another folder."
         )
     return str(max(tags, key=lambda tag: (tag.major, tag.minor, tag.patch, tag.name)))
-
-
-def _interrupt_on_signals() -> None:
-    """Let SIGTERM and a closed terminal do what Ctrl-C does, and Ctrl-C work where a shell had it ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
