@@ -32,10 +32,10 @@ BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
 
 
 def png(colour: str) -> bytes:
+    """Return a picture of one colour, or of all greys for 'gradient'."""
+    image = Image.linear_gradient("L") if colour == "gradient" else Image.new("RGB", (40, 30), colour)
     file = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize((40, 30)).save(file, "PNG") if colour == "gradient" else Image.new(
-        "RGB", (40, 30), colour
-    ).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

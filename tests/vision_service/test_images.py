@@ -16,6 +16,12 @@ from chassis.errors import InvalidArgument
 from checkpoint.config import VisionConfig
 from vision_service.images import ImageLimits, read_image, to_pixels
 
+# pytest undoes the filter that the module itself sets.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
+]
+
 LIMITS = ImageLimits()
 VISION = VisionConfig()
 
