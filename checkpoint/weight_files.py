@@ -48,9 +48,8 @@ class WeightFiles(Mapping[str, Tensor]):
         """Take the files by name and, for shards, the index from stored tensor name to file name."""
         self._paths = dict(paths)
         self._shards: dict[str, dict[str, Tensor]] = {}
-        if index is None:
-            index = {stored: file for file in paths for stored in self._open(file)}
-        self._places = _by_canonical_name(index)
+        found = index.items() if index else [(stored, file) for file in paths for stored in self._open(file)]
+        self._places = _by_canonical_name(found)
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
@@ -109,15 +108,19 @@ def open_files(paths: Iterable[Path]) -> WeightFiles:
     """Open weight files without an index.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, one cannot be read, or two hold the same tensor.
+        FailedPrecondition: BAD_CHECKPOINT, one cannot be read, two have one name or hold the same tensor.
     """
-    by_name = {path.name: path for path in paths}
+    by_name: dict[str, Path] = {}
+    for path in paths:
+        if path.name in by_name:
+            raise _bad(f"two files are called {path.name}")
+        by_name[path.name] = path
     return WeightFiles(by_name, None)
 
 
-def _by_canonical_name(index: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _by_canonical_name(found: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
     places: dict[str, tuple[str, str]] = {}
-    for stored, file in index.items():
+    for stored, file in found:
         name = canonical_name(stored)
         if name == _IGNORED:
             log.info("ignored a table of positions: positions are rotary", tensor=stored, file=file)

@@ -1,0 +1,40 @@
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+
+TAG = "tiny-v1.0.0"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads, and the machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints nobody changes, one a way of storing: folders 'single', 'shards' and 'bin', each a model store."""
+    root = tmp_path_factory.mktemp("pristine")
+    create_checkpoint(root / "single", TAG, PRESETS["tiny"])
+    create_checkpoint(root / "shards", TAG, PRESETS["tiny"], shards=3)
+    create_checkpoint(root / "bin", TAG, PRESETS["tiny"], shards=3, container="bin")
+    return root
+
+
+@pytest.fixture
+def checkpoint(pristine: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Return a copy of one checkpoint, by how it is stored, that the test may break."""
+
+    def copy(stored: str = "single") -> Path:
+        return Path(shutil.copytree(pristine / stored / TAG, tmp_path / stored / TAG))
+
+    return copy

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
+from checkpoint.store import ModelStore
+
+
+def test_a_store_lists_its_tags_by_version_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("demo-v1.10.0", "demo-v1.9.0", "notes", ".demo-v2.0.0.x.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file-v1.0.0").write_text("a file is no checkpoint")
+    assert ModelStore(tmp_path).tags() == ["demo-v1.9.0", "demo-v1.10.0"]
+
+
+def test_a_store_that_does_not_exist_holds_nothing(tmp_path: Path) -> None:
+    assert ModelStore(tmp_path / "none").tags() == []
+
+
+def test_an_unknown_tag_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"no demo-v1\.0\.0") as caught:
+        ModelStore(tmp_path).folder("demo-v1.0.0")
+    assert caught.value.reason == "UNKNOWN_TAG"
+    assert str(tmp_path) not in caught.value.message  # paths of a server are no caller's business
+
+
+def test_a_path_is_no_tag(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument):
+        ModelStore(tmp_path).folder("../demo-v1.0.0")
+
+
+def test_a_created_folder_appears_under_its_tag_when_it_is_complete(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    with store.create("demo-v1.0.0") as folder:
+        (folder / "config.json").write_text("{}")
+        assert store.tags() == []
+    assert store.tags() == ["demo-v1.0.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-v1.0.0"]
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), ModelStore(tmp_path).create("demo-v1.0.0"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tag_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "demo-v1.0.0").mkdir()
+    with pytest.raises(FailedPrecondition) as caught, ModelStore(tmp_path).create("demo-v1.0.0"):
+        pytest.fail("the folder was handed out")
+    assert caught.value.reason == "TAG_EXISTS"
+
+
+def test_of_two_that_create_one_tag_the_second_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    late = store.create("demo-v1.0.0")
+    (late.__enter__() / "late").touch()
+    with store.create("demo-v1.0.0") as early:
+        (early / "early").touch()
+    with pytest.raises(FailedPrecondition):
+        late.__exit__(None, None, None)
+    assert [path.name for path in store.folder("demo-v1.0.0").iterdir()] == ["early"]

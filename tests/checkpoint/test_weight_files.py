@@ -1,0 +1,133 @@
+"""Finding and reading weight files, ours and foreign ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from structlog.testing import capture_logs
+
+from chassis.errors import FailedPrecondition
+from checkpoint.weight_files import canonical_name, open_files, open_folder
+
+ONES = torch.ones(2, 2)
+
+
+class Malicious:
+    """Runs a function when unpickled by a reader that trusts it."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    ("stored", "canonical"),
+    [
+        ("language_model.layers.3.attn.q_proj.weight", "language_model.layers.3.self_attn.q_proj.weight"),
+        ("language_model.layers.3.attn.k_norm.weight", "language_model.layers.3.self_attn.k_norm.weight"),
+        ("language_model.layers.12.mlp.gate_proj.weight", "language_model.layers.12.mlp.w1.weight"),
+        ("language_model.layers.12.mlp.up_proj.weight", "language_model.layers.12.mlp.w3.weight"),
+        ("language_model.layers.12.mlp.down_proj.weight", "language_model.layers.12.mlp.w2.weight"),
+        ("vision_tower.blocks.0.attn.qkv.weight", "vision_tower.blocks.0.attn.qkv.weight"),
+        ("language_model.layers.0.self_attn.q_proj.weight", "language_model.layers.0.self_attn.q_proj.weight"),
+    ],
+)
+def test_foreign_names_become_ours(stored: str, canonical: str) -> None:
+    assert canonical_name(stored) == canonical
+    assert canonical_name(canonical) == canonical
+
+
+def test_a_table_of_positions_is_ignored_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"language_model.embed_positions.weight": ONES, "language_model.norm.weight": torch.ones(2)}, path)
+    with capture_logs() as lines:
+        files = open_files([path])
+        assert list(files) == ["language_model.norm.weight"]
+        assert files.unindexed() == []
+    assert len(lines) == 1
+
+
+def test_two_spellings_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    name = "language_model.layers.0.mlp.{}.weight"
+    save_file({name.format("w1"): ONES, name.format("gate_proj"): ONES.clone()}, path)
+    with pytest.raises(FailedPrecondition, match="same tensor"):
+        open_files([path])
+
+
+def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in paths:
+        save_file({"x": ONES}, path)
+    with pytest.raises(FailedPrecondition, match="same tensor"):
+        open_folder(tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "a.safetensors" for folder in ("one", "two")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        save_file({f"x{number}": ONES}, path)
+    with pytest.raises(FailedPrecondition, match=r"two files are called a\.safetensors"):
+        open_files(paths)
+
+
+@pytest.mark.parametrize("file", ["../a.safetensors", "/etc/passwd", "..", "", 7, None])
+def test_an_index_cannot_reach_outside_of_the_folder(tmp_path: Path, file: object) -> None:
+    write_index(tmp_path, {"x": file})
+    with pytest.raises(FailedPrecondition, match="index"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "\xff"])
+def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FailedPrecondition, match=r"model\.safetensors\.index\.json"):
+        open_folder(tmp_path)
+
+
+def test_a_tensor_the_index_promises_in_vain_is_named(tmp_path: Path) -> None:
+    save_file({"x": ONES}, tmp_path / "a.safetensors")
+    write_index(tmp_path, {"x": "a.safetensors", "y": "a.safetensors"})
+    with pytest.raises(FailedPrecondition, match="y") as caught:
+        open_folder(tmp_path)["y"]
+    assert caught.value.reason == "MISSING_TENSORS"
+
+
+def test_a_tensor_the_index_keeps_quiet_about_is_found(tmp_path: Path) -> None:
+    save_file({"x": ONES, "y": ONES.clone()}, tmp_path / "a.safetensors")
+    write_index(tmp_path, {"x": "a.safetensors"})
+    files = open_folder(tmp_path)
+    assert torch.equal(files["x"], ONES)
+    assert files.unindexed() == ["y"]
+
+
+def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
+    save_file({"x": ONES}, tmp_path / "a.safetensors")
+    torch.save({"x": -ONES}, tmp_path / "pytorch_model.bin")
+    assert torch.equal(open_folder(tmp_path)["x"], ONES)
+
+
+def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
+    path, trace = tmp_path / "pytorch_model.bin", tmp_path / "trace"
+    torch.save({"x": ONES, "y": Malicious(trace)}, path)
+    with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
+        open_folder(tmp_path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # what a trusting reader would have done
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("content", [[ONES], {"x": 3}, {3: ONES}, ONES])
+def test_a_pickle_of_anything_but_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
+        open_folder(tmp_path)

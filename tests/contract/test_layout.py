@@ -1,0 +1,50 @@
+"""The layout of a checkpoint and the modules that load it name the same tensors, of the same shapes."""
+
+import pytest
+import torch
+from torch import nn
+
+from checkpoint.config import ModelConfig, ResamplerConfig
+from checkpoint.layout import Half, half_of, layout
+from checkpoint.presets import PRESETS
+from language_service.model.decoder import Decoder
+from vision_service.model.encoder import VisionHalf
+
+TINY = PRESETS["tiny"]
+
+
+def variant(**parts: dict[str, object]) -> ModelConfig:
+    """Return the tiny model with some fields changed."""
+    changed = {name: getattr(TINY, name).model_copy(update=fields) for name, fields in parts.items()}
+    return TINY.model_copy(update=changed)
+
+
+CONFIGS = {
+    **PRESETS,
+    "untied": variant(language={"tied_embeddings": False}),
+    "attention bias": variant(language={"attention_bias": True, "qk_norm": False}),
+    "modality": variant(language={"modality_embedding": True}),
+    "vision bias": variant(vision={"linear_bias": True}),
+    "sincos 1d": variant(vision={"positions": "sincos_1d"}),
+    "no resampler": variant(resampler=ResamplerConfig(kind="none").model_dump()),
+}
+
+
+def modules(config: ModelConfig, half: Half) -> nn.Module:
+    with torch.device("meta"):
+        return VisionHalf(config) if half == "vision" else Decoder(config.language)
+
+
+@pytest.mark.parametrize("half", ["vision", "language"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_layout_is_the_modules_state(name: str, half: Half) -> None:
+    config = CONFIGS[name]
+    held = {key: tuple(tensor.shape) for key, tensor in modules(config, half).state_dict().items()}
+    specs = [spec for spec in layout(config) if spec.half == half]
+    assert {spec.name: spec.shape for spec in specs} == held
+    assert len(specs) == len(held)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_name_tells_its_half(name: str) -> None:
+    assert all(half_of(spec.name) == spec.half for spec in layout(CONFIGS[name]))
