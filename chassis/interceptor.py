@@ -1,6 +1,7 @@
 """What happens around every call of every server: request id, error mapping, metrics and one log line."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -15,8 +16,9 @@ from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, 
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 
-# Asked every few seconds by kubelets and balancers, or open for as long as a process lives: not logged, not waited for.
-_HOUSEKEEPING = ("grpc.health.", "grpc.reflection.")
+# Asked every few seconds by kubelets, balancers and gateways, or open for as long as a process lives: not logged, not
+# waited for.
+_HOUSEKEEPING = re.compile(r"grpc\.(health|reflection)\..*|.*/ListModels")
 _SERVER_FAULTS = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
 
 _log = structlog.get_logger()
@@ -76,7 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def _wrap(self, method: str, handler: Any) -> MethodHandler:
         answer, parse = _answer_of(handler)
-        housekeeping = method.startswith(_HOUSEKEEPING)
+        housekeeping = _HOUSEKEEPING.fullmatch(method) is not None
 
         async def handle(request: Any, context: Context) -> Any:
             with (

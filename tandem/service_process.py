@@ -88,8 +88,9 @@ class ServiceProcess:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._notice(line.rstrip("\n"))
+            # Shown before it counts, so that a log reads in the order of what it causes.
             self._on_log(self.name, line.rstrip("\n"))
+            self._notice(line.rstrip("\n"))
         code = self._process.wait()
         with self._changed:
             self.exit_code = code

@@ -6,19 +6,26 @@
 `tandem up`, the demo and the benchmarks run on it. Production runs the same three commands in containers instead.
 """
 
+import contextlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis.channels import open_blocking_channel
 from chassis.errors import FailedPrecondition, Unavailable
 from tandem.service_process import ServiceProcess
 
 HOST = "127.0.0.1"
+POLL_S = 0.02
 KILL_AFTER_S = 5.0  # beyond the drain, before a process that does not end is killed
 OnLog = Callable[[str, str], None]  # service, line; called from one thread a service
 
@@ -92,6 +99,7 @@ class Stack:
             self._wait_until_ready()
             self._spawn("gateway", "gateway", self._gateway_flags())
             self._wait_until_ready()
+            self._wait_until_serving()
         except BaseException:  # Ctrl-C as well
             self.stop()
             raise
@@ -158,6 +166,20 @@ class Stack:
             raise Unavailable(
                 f"Not ready within {self.config.ready_timeout_s:g} s: {late}.", reason="SERVICE_NOT_READY"
             )
+
+    def _wait_until_serving(self) -> None:
+        """Wait until the gateway has found its release on both stages, so that the first request is answered."""
+        model = f"tandem.v1.Gateway/{self.config.release.rpartition(',')[2]}"
+        with open_blocking_channel(self.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for _ in range(round(self.config.ready_timeout_s / POLL_S)):
+                self._check_alive()
+                with contextlib.suppress(grpc.RpcError):  # NOT_FOUND until the gateway has asked once
+                    answer = health.Check(health_pb2.HealthCheckRequest(service=model), timeout=KILL_AFTER_S)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                time.sleep(POLL_S)
+        raise Unavailable("The gateway did not find its release on both stages.", reason="SERVICE_NOT_READY")
 
     def _all_ready(self) -> bool:
         self._check_alive()

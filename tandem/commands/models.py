@@ -13,6 +13,8 @@ from tandem.client import Client
 from tandem.client_types import ReleaseInfo
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, Ca, Cert, Key, TimeoutS
 
+PIPE_WIDTH = 400  # columns
+
 
 def models(
     json_output: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a release.")] = False,
@@ -28,13 +30,15 @@ def models(
     if json_output:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in releases]))
     else:
-        Console().print(models_table(releases))
+        console = Console()
+        # A pipe has no width; rich would take 80 columns and cut long tags.
+        console.print(models_table(releases), width=None if console.is_terminal else PIPE_WIDTH)
 
 
 def models_table(releases: list[ReleaseInfo]) -> Table:
     """Return one row a release; the default is marked."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("release")
+    table.add_column("release", no_wrap=True)
     table.add_column("state")
     table.add_column("precision")
     for column in ("vision", "language", "visual tokens", "context"):
@@ -48,8 +52,8 @@ def models_table(releases: list[ReleaseInfo]) -> Table:
             " + ".join(filter(None, halves)),
             parameters(info.vision.num_parameters),
             parameters(info.language.num_parameters),
-            f"{info.num_visual_tokens} a picture",
-            f"{info.context_length:,} tokens",
+            f"{info.num_visual_tokens}",
+            f"{info.context_length:,}",
         )
     return table
 
@@ -57,6 +61,6 @@ def models_table(releases: list[ReleaseInfo]) -> Table:
 def parameters(count: int) -> str:
     """Return a number of parameters as people say it: 6.7 B, 3.2 M, 412 K."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
+        if count >= 0.9995 * size:  # what rounds up to 1 is 1: 999,999 is 1 M, not 1000 K
             return f"{count / size:.3g} {letter}"
     return str(count)

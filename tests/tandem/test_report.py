@@ -1,0 +1,94 @@
+"""The tables people read."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from tandem.client_types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
+from tandem.commands.models import models_table, parameters
+from tandem.commands.report import timing_table
+
+ANSWER = Answer(
+    text="A red bag.",
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=50, visual_tokens=32, cached_prompt_tokens=16, completion_tokens=5),
+    timings=Timings(
+        prepare_ms=1, vision_ms=12, queue_ms=0.5, prefill_ms=8, first_token_ms=22, decode_ms=40, total_ms=62
+    ),
+    release=Release(vision_tag="demo-v1.1.0", language_tag="demo-v1.1.0"),
+    images=(
+        ImageReport(sha256="00" * 32, cache_level="miss", num_visual_tokens=32, ready_ms=11.5),
+        ImageReport(sha256="11" * 32, cache_level="gateway", num_visual_tokens=32, ready_ms=0.2),
+    ),
+    request_id="abc",
+)
+
+
+def plain(renderable: RenderableType) -> str:
+    """Return what a pipe would get."""
+    console = Console(file=io.StringIO(), width=200)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_timing_table_says_where_the_time_went_and_which_picture_was_cached() -> None:
+    text = plain(timing_table(ANSWER))
+    assert "picture 1 encoded (11.5 ms), picture 2 cached (0.2 ms)" in text
+    assert "50 tokens, 32 visual, 16 of them cached" in text
+    assert "demo-v1.1.0, request abc" in text
+    assert "\x1b" not in text
+
+
+def test_speed_counts_the_tokens_after_the_first() -> None:
+    """The first token belongs to the prefill: 4 tokens in 40 ms are 100 a second."""
+    assert "5 tokens, 100 tokens/s" in plain(timing_table(ANSWER))
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_an_answer_of_no_decode_step_has_no_speed(tokens: int) -> None:
+    usage = dataclasses.replace(ANSWER.usage, completion_tokens=tokens)
+    timings = dataclasses.replace(ANSWER.timings, decode_ms=0)
+    assert "tokens/s" not in plain(timing_table(dataclasses.replace(ANSWER, usage=usage, timings=timings)))
+
+
+def test_an_answer_cut_at_the_limit_says_so() -> None:
+    assert "cut at the limit" in plain(timing_table(dataclasses.replace(ANSWER, finish_reason="length")))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999"), (412_345, "412 K"), (3_210_000, "3.21 M"), (999_999, "1 M"), (6_700_000_000, "6.7 B")],
+)
+def test_parameters_read_as_people_say_them(count: int, text: str) -> None:
+    assert parameters(count) == text
+
+
+def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:
+    half = Half(
+        tag="demo-v1.1.0",
+        state="ready",
+        backend="torch",
+        device="cpu",
+        precision="bfloat16",
+        num_parameters=3_000_000,
+        num_weight_bytes=6_000_000,
+    )
+    default = ReleaseInfo(
+        release=ANSWER.release,
+        ready=True,
+        is_default=True,
+        vision=half,
+        language=half,
+        image_size=224,
+        num_visual_tokens=32,
+        max_images=8,
+        context_length=1024,
+    )
+    pair = Release(vision_tag="demo-v1.1.0", language_tag="demo-v1.0.0")
+    other = dataclasses.replace(default, release=pair, ready=False, is_default=False)
+    first, second = plain(models_table([default, other])).splitlines()[1:]
+    assert first.split() == "demo-v1.1.0 (default) ready bfloat16 3 M 3 M 32 1,024".split()
+    assert second.startswith("demo-v1.1.0,demo-v1.0.0  not ready")
