@@ -3,9 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
-
-import grpc
 
 from chassis.errors import DeadlineExceeded, Internal, TandemError
 from gateway import metrics
@@ -13,15 +10,14 @@ from gateway.answer import AnswerText
 from gateway.deadline import Deadline
 from gateway.encoding import visual_tokens
 from gateway.images import Picture
+from gateway.language_call import CallEndedError, LanguageCall
 from gateway.prompt import TextSegment
 from gateway.question import Question, QuestionMaker
 from gateway.report import Report
-from gateway.stages import errors_of
 from gateway.visual_cache import VisualCache
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2, tensor_pb2
 
 Send = Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
-LanguageCall = Any  # grpc.aio.StreamStreamCall, whose published type lacks half of its methods
 
 
 class Pipeline:
@@ -69,7 +65,7 @@ class Pipeline:
         self, question: Question, report: Report, deadline: Deadline, send: Send
     ) -> gateway_pb2.GatewayGenerateFinished:
         """Feed the prompt and read the answer at the same time; whichever fails first ends both."""
-        call = question.route.language.stub.Generate(timeout=deadline.remaining_s())  # type: ignore[call-arg]
+        call = LanguageCall(question.route.language.stub, deadline)
         try:
             async with asyncio.TaskGroup() as tasks:
                 feeding = tasks.create_task(self._feed(call, question, report, deadline))
@@ -78,7 +74,7 @@ class Pipeline:
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
-            call.cancel()  # frees what the language service holds, unless it has ended by itself
+            call.cancel()
         return finished
 
     async def _feed(self, call: LanguageCall, question: Question, report: Report, deadline: Deadline) -> None:
@@ -99,9 +95,8 @@ class Pipeline:
                         tokens = tensor_pb2.VisualTokens.FromString(await encodings[segment.index])
                         picture = language_pb2.ImageSegment(visual_tokens=tokens)
                         await call.write(language_pb2.GenerateRequest(image=picture))
-                await call.done_writing()
-            except (grpc.RpcError, asyncio.InvalidStateError):
-                # The language service ended the call; whoever reads from it learns why.
+                await call.end_prompt()
+            except CallEndedError:  # whoever reads learns why
                 for encoding in encodings:
                     encoding.cancel()
 
@@ -129,17 +124,15 @@ class Pipeline:
         release = question.route.release
         text = AnswerText(release.vocabulary, question.stops)
         ending = language_pb2.GenerateFinished()
-        with errors_of("language"):
-            async for response in call:
-                if response.WhichOneof("event") == "finished":
-                    ending = response.finished
-                    break
-                report.mark_tokens(release.name)
-                await _send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs), send)
-                if text.stopped:
-                    break
-            else:
+        while not text.stopped:
+            response = await call.read()
+            if response is None:
                 raise Internal("The language service ended an answer without a word.", reason="LANGUAGE_FAILED")
+            if response.HasField("finished"):
+                ending = response.finished
+                break
+            report.mark_tokens(release.name)
+            await _send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs), send)
         await _send_delta(text.finish(), send)
         return _finished(question, report, text, ending)
 

@@ -1,0 +1,252 @@
+"""Stages that do as a test tells them, behind real servers on loopback, and a gateway in front of them.
+
+What the real stages cannot show on demand (an encoder that waits, an answer in chosen tokens, a reply that is wrong)
+these can; the gateway and the wire are the real ones.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tokenizers import Tokenizer
+
+from chassis.errors import TandemError
+from chassis.server import Server
+from chassis.settings import ServiceSettings
+from checkpoint.identity import visual_key
+from checkpoint.manifest import read_manifest, tokenizer_digest
+from gateway.service import open_service
+from gateway.settings import GatewaySettings
+from tandem.v1 import (
+    gateway_pb2,
+    gateway_pb2_grpc,
+    language_pb2,
+    language_pb2_grpc,
+    model_pb2,
+    sampling_pb2,
+    tensor_pb2,
+    vision_pb2,
+    vision_pb2_grpc,
+)
+
+TAG = "tiny-v1.0.0"
+ENCODER_ID = hashlib.sha256(b"a scripted encoder").digest()
+NUM_VISUAL_TOKENS, WIDTH = 32, 64
+
+
+@dataclass
+class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
+    """Encodes every picture into ones, once `go` is set."""
+
+    info: model_pb2.ModelInfo
+    events: list[str]
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    error: TandemError | None = None  # raised instead of an answer
+    change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # spoils an answer
+    num_encodes: int = 0
+    num_cancelled: int = 0
+    deadlines_s: list[float] = field(default_factory=list)
+
+    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # type: ignore[override]  # noqa: N802
+        return model_pb2.ListModelsResponse(models=[self.info])
+
+    async def Encode(self, request: vision_pb2.EncodeRequest, context: Any) -> vision_pb2.EncodeResponse:  # noqa: N802
+        self.num_encodes += 1
+        self.events.append("encode begins")
+        self.deadlines_s.append(context.time_remaining())
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        shape = (self.info.vision.num_visual_tokens, self.info.vision.token_width)
+        tokens = tensor_pb2.VisualTokens(
+            embeddings=tensor_pb2.Tensor(
+                data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=shape, data=b"\x80\x3f" * shape[0] * shape[1]
+            ),
+            visual_key=visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=request.image_sha256),
+            vision_digest=self.info.half_digest,
+        )
+        self.change(tokens)
+        self.events.append("encode ends")
+        return vision_pb2.EncodeResponse(visual_tokens=tokens)
+
+
+@dataclass
+class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
+    """Answers every prompt with `answer`, one token a message, and then finishes unless it is told to hang."""
+
+    info: model_pb2.ModelInfo
+    events: list[str]
+    answer: Sequence[int] = ()
+    hangs: bool = False
+    error: TandemError | None = None  # raised at the first message
+    num_running: int = 0
+    starts: list[language_pb2.GenerateStart] = field(default_factory=list)
+    deadlines_s: list[float] = field(default_factory=list)
+
+    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # type: ignore[override]  # noqa: N802
+        return model_pb2.ListModelsResponse(models=[self.info])
+
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[language_pb2.GenerateRequest], context: Any
+    ) -> AsyncIterator[language_pb2.GenerateResponse]:
+        self.num_running += 1
+        self.deadlines_s.append(context.time_remaining())
+        try:
+            async for request in request_iterator:
+                self.events.append(request.WhichOneof("message") or "")
+                if request.HasField("start"):
+                    self.starts.append(request.start)
+                if self.error is not None:
+                    raise self.error
+            self.events.append("prompt ends")
+            for token_id in self.answer:
+                chosen = sampling_pb2.TokenLogprob(token_id=token_id, logprob=-0.5)
+                logprobs = [sampling_pb2.PositionLogprobs(chosen=chosen)]
+                asked = self.starts[-1].sampling.HasField("num_logprobs")
+                chunk = language_pb2.TokenChunk(token_ids=[token_id], logprobs=logprobs if asked else ())
+                yield language_pb2.GenerateResponse(tokens=chunk)
+            if self.hangs:
+                await asyncio.Event().wait()
+            yield language_pb2.GenerateResponse(
+                finished=language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_STOP)
+            )
+        finally:
+            self.num_running -= 1
+
+
+@dataclass
+class World:
+    """A gateway between a client and two scripted stages."""
+
+    stub: Any  # of tandem.v1.Gateway
+    vision: ScriptedVision
+    language: ScriptedLanguage
+    events: list[str]
+    tokenizer: Tokenizer
+    stop_stage: Callable[[str], Awaitable[None]]
+
+    def say(self, text: str) -> None:
+        """Have the language stage answer with the tokens of `text`."""
+        self.language.answer = self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    async def ask(self, *parts: str | bytes, **options: Any) -> "Answer":
+        """Ask one question of texts and pictures and read the whole answer."""
+        return await read(self.stub.Generate(ask(*parts, **options)))
+
+
+@dataclass
+class Answer:
+    """A whole answer."""
+
+    pieces: list[str]
+    logprobs: list[sampling_pb2.PositionLogprobs]
+    finished: gateway_pb2.GatewayGenerateFinished
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def ask(*parts: str | bytes, **options: Any) -> gateway_pb2.GatewayGenerateRequest:
+    """Return a request of one turn: a str is a text, bytes are a picture's."""
+    content = [
+        gateway_pb2.Part(text=part) if isinstance(part, str) else gateway_pb2.Part(image=gateway_pb2.Image(data=part))
+        for part in parts
+    ]
+    message = gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=content)
+    return gateway_pb2.GatewayGenerateRequest(messages=[message], **options)
+
+
+async def read(call: Any) -> Answer:
+    """Read a call to its end."""
+    responses = [response async for response in call]
+    deltas = [response.delta for response in responses[:-1]]
+    assert responses[-1].WhichOneof("event") == "finished"
+    logprobs = [entry for delta in deltas for entry in delta.logprobs]
+    return Answer([delta.text for delta in deltas], logprobs, responses[-1].finished)
+
+
+@asynccontextmanager
+async def serve(servicer: object, module: Any, service: str) -> AsyncIterator[Server]:
+    """Serve `servicer` on a free port."""
+    server = Server(ServiceSettings())
+    getattr(module, f"add_{service}Servicer_to_server")(servicer, server.grpc)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def scripted_world(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[World]:
+    """Run a gateway with `settings` over the tiny checkpoint in `store`, between scripted stages that fit it."""
+    events: list[str] = []
+    vision, language = ScriptedVision(vision_info(store), events), ScriptedLanguage(language_info(store), events)
+    vision.go.set()
+    async with (
+        serve(vision, vision_pb2_grpc, "VisionService") as vision_server,
+        serve(language, language_pb2_grpc, "LanguageService") as language_server,
+    ):
+        chosen = GatewaySettings(
+            listen="127.0.0.1:0",
+            models=store,
+            release=TAG,
+            vision=(f"127.0.0.1:{vision_server.port}",),
+            language=(f"127.0.0.1:{language_server.port}",),
+            **settings,
+        )
+        server = Server(chosen)
+        stages = {"vision": vision_server, "language": language_server}
+        async with open_service(chosen, server):
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+                yield World(stub, vision, language, events, tokenizer, lambda name: stages[name].stop(0))
+            await server.stop(0)
+
+
+def vision_info(store: Path) -> model_pb2.ModelInfo:
+    """Describe a vision half that fits the language half of `language_info`."""
+    return model_pb2.ModelInfo(
+        tag=TAG,
+        state=model_pb2.MODEL_STATE_READY,
+        half_digest=read_manifest(store / TAG).vision.digest,
+        vision=model_pb2.VisionModelInfo(
+            encoder_id=ENCODER_ID, num_visual_tokens=NUM_VISUAL_TOKENS, token_width=WIDTH, max_batch_size=8
+        ),
+    )
+
+
+def language_info(store: Path) -> model_pb2.ModelInfo:
+    """Describe the language half of the tiny checkpoint."""
+    manifest = read_manifest(store / TAG)
+    return model_pb2.ModelInfo(
+        tag=TAG,
+        state=model_pb2.MODEL_STATE_READY,
+        half_digest=manifest.language.digest,
+        language=model_pb2.LanguageModelInfo(
+            vision_digest=manifest.language.vision_digest,
+            tokenizer_digest=tokenizer_digest(store / TAG),
+            width=WIDTH,
+            context_length=1024,
+            num_visual_tokens=NUM_VISUAL_TOKENS,
+            max_images=8,
+        ),
+    )
+
+
+async def eventually(holds: Callable[[], bool], within_s: float = 2.0) -> None:
+    """Wait until `holds`, for what the other side of a socket does a moment later."""
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.005)
