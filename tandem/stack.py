@@ -81,7 +81,7 @@ class Stack:
         return f"http://{HOST}:{self._services[service].ready['metrics_port']}/metrics"
 
     def start(self) -> None:
-        """Start all three and wait until they are ready.
+        """Start all three and wait until they are ready. Whatever it raises, `stop` is still to be called.
 
         Raises:
             FailedPrecondition: the gateway's port is taken.
@@ -89,20 +89,14 @@ class Stack:
         """
         _check_port_free(self.config.port)
         vision_tag, _, language_tag = self.config.release.partition(",")
-        try:
-            self._spawn("vision", "vision_service", self._stage_flags(vision_tag, self.config.vision_flags))
-            self._spawn(
-                "language",
-                "language_service",
-                self._stage_flags(language_tag or vision_tag, self.config.language_flags),
-            )
-            self._wait_until_ready()
-            self._spawn("gateway", "gateway", self._gateway_flags())
-            self._wait_until_ready()
-            self._wait_until_serving()
-        except BaseException:  # Ctrl-C as well
-            self.stop()
-            raise
+        vision_flags = self._stage_flags(vision_tag, self.config.vision_flags)
+        language_flags = self._stage_flags(language_tag or vision_tag, self.config.language_flags)
+        self._spawn("vision", "vision_service", vision_flags)
+        self._spawn("language", "language_service", language_flags)
+        self._wait_until_ready()
+        self._spawn("gateway", "gateway", self._gateway_flags())
+        self._wait_until_ready()
+        self._wait_until_serving()
 
     def wait(self) -> None:
         """Block while all services run.
@@ -130,7 +124,11 @@ class Stack:
                 service.kill()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C as well
+            self.stop()
+            raise
         return self
 
     def __exit__(

@@ -140,7 +140,7 @@ def inspect(
     from checkpoint.inspection import inspect_checkpoint, inspect_preset
 
     if (tag is None) == (preset is None):
-        raise InvalidArgument("give either a tag or --preset")
+        raise InvalidArgument("Give either a tag or --preset.")
     if preset is not None:
         inspection = inspect_preset(preset, _preset(preset))
     else:
@@ -153,7 +153,7 @@ def inspect(
 
 def _preset(name: str) -> ModelConfig:
     if name not in PRESETS:
-        raise InvalidArgument(f"there is no preset {name!r}; there are {', '.join(PRESETS)}", reason="UNKNOWN_PRESET")
+        raise InvalidArgument(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.", reason="UNKNOWN_PRESET")
     return PRESETS[name]
 
 

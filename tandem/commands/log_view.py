@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from chassis.logs import configure_logging
+from tandem.client import DEFAULT_ADDRESS
 
 _SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue"}
 _LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
-_SHOWN_APART = {"timestamp", "level", "event", "service"}  # the rest of a line follows as key=value
+_SHOWN_APART = {"timestamp", "level", "event", "service", "request_id"}  # the rest of a line follows as key=value
 
 
 class LogView(Protocol):
@@ -54,6 +55,8 @@ class TerminalView:
         for key, value in entry.items():
             if key not in _SHOWN_APART:
                 text.append(f"  {key}={value}", "dim")
+        if "request_id" in entry:  # long, and the least to a reader: last
+            text.append(f"  {entry['request_id']}", "dim")
         self._console.print(text, soft_wrap=True)
 
     @contextmanager
@@ -64,11 +67,12 @@ class TerminalView:
 
     def ready(self, address: str, release: str) -> None:
         """Say it in bold, and what to type next."""
+        where = "" if address == DEFAULT_ADDRESS else f"--address {address} "
         self._console.print(
             Text.assemble(
                 ("Ready: ", "bold green"),
                 (f"{release} answers at {address}", "bold"),
-                f'. In another terminal: tandem ask --address {address} PICTURE "question". Ctrl-C stops it.',
+                f'. In another terminal: tandem ask {where}PICTURE "question". Ctrl-C stops it.',
             ),
             soft_wrap=True,
         )

@@ -37,7 +37,7 @@ def models(
 
 def models_table(releases: list[ReleaseInfo]) -> Table:
     """Return one row a release; the default is marked."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("release", no_wrap=True)
     table.add_column("state")
     table.add_column("precision")

@@ -8,7 +8,7 @@ from tandem.client_types import Answer, ImageReport
 
 def timing_table(answer: Answer) -> Table:
     """Return where the time of one answer went, with a remark a stage."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("stage", style="bold")
     table.add_column("time", justify="right")
     table.add_column("remark", style="dim")

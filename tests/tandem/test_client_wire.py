@@ -52,14 +52,14 @@ def test_pictures_are_read_from_paths_of_either_type(pictures: tuple[Path, Path]
 
 
 def test_a_missing_picture_is_the_file_s_own_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.png"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         wire.generate_request("?", [tmp_path / "nothing.png"], {})
     with pytest.raises(FileNotFoundError):  # at once, not inside gRPC's iteration
         wire.put_image_requests(tmp_path / "nothing.png")
 
 
 def test_pictures_beside_a_conversation_are_refused() -> None:
-    """Which turn would they belong to?"""
+    """Nothing says which turn they would belong to."""
     with pytest.raises(TypeError, match="messages"):
         wire.messages([user("Hi"), assistant("Hello"), user("What?")], [b"picture"])
     with pytest.raises(TypeError, match="messages"):
@@ -75,7 +75,7 @@ def test_options_reach_the_field_of_their_name() -> None:
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(TypeError, match="max_token$"):
+    with pytest.raises(TypeError, match=r"max_token$"):
         wire.generate_request("?", (), {"max_token": 5})  # type: ignore[typeddict-unknown-key]
 
 

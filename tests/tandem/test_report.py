@@ -90,5 +90,5 @@ def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:
     pair = Release(vision_tag="demo-v1.1.0", language_tag="demo-v1.0.0")
     other = dataclasses.replace(default, release=pair, ready=False, is_default=False)
     first, second = plain(models_table([default, other])).splitlines()[1:]
-    assert first.split() == "demo-v1.1.0 (default) ready bfloat16 3 M 3 M 32 1,024".split()
+    assert first.split() == ["demo-v1.1.0", "(default)", "ready", "bfloat16", "3", "M", "3", "M", "32", "1,024"]
     assert second.startswith("demo-v1.1.0,demo-v1.0.0  not ready")
