@@ -132,6 +132,9 @@ class VisionModelInfo(_message.Message):
     MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_MS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_FIELD_NUMBER: _builtins.int
+    MAX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     encoder_id: _builtins.bytes
     """SHA-256 (32 bytes) over half digest, preprocessing, precision and backend: what the visual key is made from."""
     image_size: _builtins.int
@@ -146,6 +149,12 @@ class VisionModelInfo(_message.Message):
     """Most pixels (width x height) of one picture the service decodes."""
     max_batch_size: _builtins.int
     """Most pictures in one forward pass."""
+    max_wait_ms: _builtins.float
+    """Longest wait of a picture for others while the model is idle, milliseconds."""
+    max_queue: _builtins.int
+    """Most decoded pictures that wait for a forward pass; one more is refused."""
+    max_cache_bytes: _builtins.int
+    """Most bytes of visual tokens the process keeps for all its models together; 0 keeps none."""
     def __init__(
         self,
         *,
@@ -156,10 +165,13 @@ class VisionModelInfo(_message.Message):
         max_image_bytes: _builtins.int = ...,
         max_image_pixels: _builtins.int = ...,
         max_batch_size: _builtins.int = ...,
+        max_wait_ms: _builtins.float = ...,
+        max_queue: _builtins.int = ...,
+        max_cache_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_id", b"encoder_id", "image_size", b"image_size", "max_batch_size", b"max_batch_size", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "num_visual_tokens", b"num_visual_tokens", "token_width", b"token_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_id", b"encoder_id", "image_size", b"image_size", "max_batch_size", b"max_batch_size", "max_cache_bytes", b"max_cache_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_queue", b"max_queue", "max_wait_ms", b"max_wait_ms", "num_visual_tokens", b"num_visual_tokens", "token_width", b"token_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tandem.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -16,6 +17,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EncodeSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EncodeSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENCODE_SOURCE_UNSPECIFIED: _EncodeSource.ValueType  # 0
+    """Never sent."""
+    ENCODE_SOURCE_ENCODED: _EncodeSource.ValueType  # 1
+    """The picture was decoded and encoded for this call."""
+    ENCODE_SOURCE_CACHED: _EncodeSource.ValueType  # 2
+    """The picture's visual tokens were in the cache of the vision process."""
+    ENCODE_SOURCE_IN_FLIGHT: _EncodeSource.ValueType  # 3
+    """Another call was having the same picture encoded, and both got the result."""
+    ENCODE_SOURCE_SIMILAR: _EncodeSource.ValueType  # 4
+    """They are those of another picture that looks the same; only where the operator switched that on."""
+
+class EncodeSource(_EncodeSource, metaclass=_EncodeSourceEnumTypeWrapper):
+    """Where visual tokens came from."""
+
+ENCODE_SOURCE_UNSPECIFIED: EncodeSource.ValueType  # 0
+"""Never sent."""
+ENCODE_SOURCE_ENCODED: EncodeSource.ValueType  # 1
+"""The picture was decoded and encoded for this call."""
+ENCODE_SOURCE_CACHED: EncodeSource.ValueType  # 2
+"""The picture's visual tokens were in the cache of the vision process."""
+ENCODE_SOURCE_IN_FLIGHT: EncodeSource.ValueType  # 3
+"""Another call was having the same picture encoded, and both got the result."""
+ENCODE_SOURCE_SIMILAR: EncodeSource.ValueType  # 4
+"""They are those of another picture that looks the same; only where the operator switched that on."""
+Global___EncodeSource: _TypeAlias = EncodeSource  # noqa: Y015
 
 @_typing.final
 class EncodeRequest(_message.Message):
@@ -30,9 +63,11 @@ class EncodeRequest(_message.Message):
     tag: _builtins.str
     """Tag of the model to encode with."""
     image: _builtins.bytes
-    """The picture as a file: JPEG, PNG, WebP, GIF or BMP; 1 byte to the model's max_image_bytes."""
+    """The picture as a file: JPEG, PNG, WebP, GIF or BMP; 1 byte to the model's max_image_bytes. Empty to ask by digest
+    first, which is answered from the cache or with NOT_FOUND, reason IMAGE_NOT_CACHED.
+    """
     image_sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of the picture, checked against it."""
+    """SHA-256 (32 bytes) of the picture, checked against it where the picture is sent."""
     cache_salt: _builtins.bytes
     """Tenant's cache salt, part of the visual key; 0 to 64 bytes."""
     def __init__(
@@ -59,27 +94,65 @@ class EncodeResponse(_message.Message):
 
     VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SIMILAR_FIELD_NUMBER: _builtins.int
+    source: Global___EncodeSource.ValueType
+    """Where the visual tokens came from."""
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
-        """The visual tokens, with the key they are cached by."""
+        """The visual tokens, with the key they are cached by. Equal keys mean equal embeddings: the key is that of the picture
+        that was encoded, so with source SIMILAR it is not the key of the picture asked for.
+        """
 
     @_builtins.property
     def timings(self) -> Global___EncodeTimings:
-        """Where the time went."""
+        """Where the time went; of the shared work with source IN_FLIGHT, all 0 with source CACHED."""
+
+    @_builtins.property
+    def similar(self) -> Global___SimilarPicture:
+        """With source SIMILAR, the picture whose visual tokens these are."""
 
     def __init__(
         self,
         *,
         visual_tokens: _tensor_pb2.VisualTokens | None = ...,
         timings: Global___EncodeTimings | None = ...,
+        source: Global___EncodeSource.ValueType = ...,
+        similar: Global___SimilarPicture | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["similar", b"similar", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["similar", b"similar", "source", b"source", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
+
+@_typing.final
+class SimilarPicture(_message.Message):
+    """A picture that was encoded earlier and looks the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_SHA256_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    image_sha256: _builtins.bytes
+    """SHA-256 (32 bytes) of that picture."""
+    similarity: _builtins.float
+    """Cosine of the two pictures' thumbnails, from the service's threshold to 1."""
+    def __init__(
+        self,
+        *,
+        image_sha256: _builtins.bytes = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_sha256", b"image_sha256", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarPicture: _TypeAlias = SimilarPicture  # noqa: Y015
 
 @_typing.final
 class EncodeTimings(_message.Message):

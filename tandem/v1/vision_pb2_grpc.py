@@ -68,8 +68,9 @@ class VisionServiceServicer:
     """
 
     def Encode(self, request, context):
-        """Encodes one picture. INVALID_ARGUMENT for a picture that is refused, NOT_FOUND for an unknown tag,
-        RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+        """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
+        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+        IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,8 +35,9 @@ class VisionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
-    """Encodes one picture. INVALID_ARGUMENT for a picture that is refused, NOT_FOUND for an unknown tag,
-    RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+    """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
+    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+    IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """Describes one model."""
@@ -53,8 +54,9 @@ class VisionServiceAsyncStub(VisionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
-    """Encodes one picture. INVALID_ARGUMENT for a picture that is refused, NOT_FOUND for an unknown tag,
-    RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+    """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
+    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+    IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
@@ -74,8 +76,9 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.EncodeResponse, _abc.Awaitable[_vision_pb2.EncodeResponse]]:
-        """Encodes one picture. INVALID_ARGUMENT for a picture that is refused, NOT_FOUND for an unknown tag,
-        RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+        """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
+        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+        IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
 
     @_abc_1.abstractmethod
