@@ -135,7 +135,7 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
     except ValidationError as error:
         problem = "; ".join(_describe(kind, one["loc"], one["msg"]) for one in error.errors(include_url=False))
     except SettingsError as error:
-        problem = str(error).removeprefix("error parsing CLI: ")
+        problem = _without_values(str(error).removeprefix("error parsing CLI: "))
     sys.stderr.write(f"error: {problem}\n")
     raise SystemExit(2)
 
@@ -147,3 +147,12 @@ def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str
     field = str(loc[0])
     variable = f"{kind.model_config['env_prefix']}{field}".upper()
     return f"--{field.replace('_', '-')} ({variable}): {text}"
+
+
+def _without_values(message: str) -> str:
+    """Keep the names of unknown flags only: what stands after a mistyped one can be a secret, too."""
+    start, unknown, words = message.partition("unrecognized arguments: ")
+    if not unknown:
+        return message
+    flags = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+    return start + unknown + (" ".join(flags) or "a value without a flag")

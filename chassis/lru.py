@@ -1,0 +1,116 @@
+"""Values by key within a budget of bytes: the least recently used leave first, those in use stay."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[V]):
+    value: V
+    num_bytes: int
+    expires_at: float
+    num_pins: int = 0
+
+
+class LruStore(Generic[K, V]):
+    """Keeps values while they fit; for one thread.
+
+    The budget is never exceeded: what finds no room beside the entries in use is not kept. An entry in use is neither
+    evicted nor expired; the end of its use makes it the most recently used.
+    """
+
+    def __init__(
+        self, *, max_bytes: int, ttl_s: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start empty.
+
+        Args:
+            max_bytes: budget of all entries together; 0 keeps nothing.
+            ttl_s: seconds after which an entry is no longer given out; None keeps entries until they are evicted.
+            clock: seconds, never going back.
+        """
+        self.max_bytes = max_bytes
+        self.num_bytes = 0  # of all entries
+        self.num_pinned_bytes = 0  # of the entries in use
+        self.num_evicted = 0  # entries that ever left to make room
+        self.num_expired = 0  # entries that ever left because of their age
+        self._ttl_s = float("inf") if ttl_s is None else ttl_s
+        self._clock = clock
+        self._idle: OrderedDict[K, _Entry[V]] = OrderedDict()  # least recently used first
+        self._pinned: dict[K, _Entry[V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._idle) + len(self._pinned)
+
+    def __contains__(self, key: K) -> bool:
+        """Return whether `use` would find the key; changes nothing."""
+        return key in self._pinned or (key in self._idle and self._clock() < self._idle[key].expires_at)
+
+    @property
+    def num_pinned(self) -> int:
+        """Entries in use."""
+        return len(self._pinned)
+
+    @contextmanager
+    def use(self, key: K) -> Iterator[V | None]:
+        """Yield the value of `key`, which stays while the block runs; None where there is none."""
+        entry = self._pin(key)
+        try:
+            yield None if entry is None else entry.value
+        finally:
+            if entry is not None:
+                self._unpin(key, entry)
+
+    def put(self, key: K, value: V, num_bytes: int) -> bool:
+        """Keep `value`, in place of an earlier one of that key; return False where it finds no room."""
+        self.drop(key)
+        if self.num_pinned_bytes + num_bytes > self.max_bytes:
+            return False
+        while self.num_bytes + num_bytes > self.max_bytes:
+            self._forget(next(iter(self._idle)))
+            self.num_evicted += 1
+        self._idle[key] = _Entry(value, num_bytes, self._clock() + self._ttl_s)
+        self.num_bytes += num_bytes
+        return True
+
+    def drop(self, key: K) -> None:
+        """Forget the key, even in use: who uses it keeps the value, nobody else finds it."""
+        if key in self._idle:
+            self._forget(key)
+        elif key in self._pinned:
+            entry = self._pinned.pop(key)
+            self.num_bytes -= entry.num_bytes
+            self.num_pinned_bytes -= entry.num_bytes
+
+    def _pin(self, key: K) -> _Entry[V] | None:
+        entry = self._pinned.get(key)
+        if entry is None:
+            entry = self._idle.get(key)
+            if entry is None:
+                return None
+            if self._clock() >= entry.expires_at:
+                self._forget(key)
+                self.num_expired += 1
+                return None
+            del self._idle[key]
+            self._pinned[key] = entry
+            self.num_pinned_bytes += entry.num_bytes
+        entry.num_pins += 1
+        return entry
+
+    def _unpin(self, key: K, entry: _Entry[V]) -> None:
+        entry.num_pins -= 1
+        if entry.num_pins == 0 and self._pinned.get(key) is entry:  # else it was dropped meanwhile
+            del self._pinned[key]
+            self.num_pinned_bytes -= entry.num_bytes
+            self._idle[key] = entry
+
+    def _forget(self, key: K) -> None:
+        self.num_bytes -= self._idle.pop(key).num_bytes
