@@ -148,7 +148,9 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{folder.name} has no readable {CONFIG_FILE}", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(
+            f"Checkpoint {folder.name} has no readable {CONFIG_FILE}.", reason="BAD_CHECKPOINT"
+        ) from error
     return parse_config(text, f"{CONFIG_FILE} of {folder.name}")
 
 
@@ -164,7 +166,7 @@ def parse_config(text: str, source: str) -> ModelConfig:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors(include_url=False)
         )
-        raise FailedPrecondition(f"{source} is not valid: {problems}", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(f"The file {source} is not valid: {problems}.", reason="BAD_CHECKPOINT") from error
 
 
 def write_config(config: ModelConfig, folder: Path) -> None:

@@ -72,15 +72,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     except OSError as error:
-        raise FailedPrecondition(f"{folder.name} has no readable {MANIFEST_FILE}", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(
+            f"Checkpoint {folder.name} has no readable {MANIFEST_FILE}.", reason="BAD_CHECKPOINT"
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "file"
         raise FailedPrecondition(
-            f"{MANIFEST_FILE} of {folder.name} is not valid: {where}: {first['msg']}", reason="BAD_CHECKPOINT"
+            f"The file {MANIFEST_FILE} of {folder.name} is not valid: {where}: {first['msg']}.", reason="BAD_CHECKPOINT"
         ) from error
     if manifest.tag != folder.name:
-        raise FailedPrecondition(f"{MANIFEST_FILE} of {folder.name} is that of {manifest.tag}", reason="BAD_CHECKPOINT")
+        raise FailedPrecondition(
+            f"The file {MANIFEST_FILE} of {folder.name} is that of {manifest.tag}.", reason="BAD_CHECKPOINT"
+        )
     return manifest
 
 
@@ -97,13 +101,17 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
         DataLoss: DIGEST_MISMATCH, the file was changed.
     """
     if name not in manifest.files:
-        raise FailedPrecondition(f"{MANIFEST_FILE} of {folder.name} does not name {name}", reason="BAD_CHECKPOINT")
+        raise FailedPrecondition(
+            f"The file {MANIFEST_FILE} of {folder.name} does not name {name}.", reason="BAD_CHECKPOINT"
+        )
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
-        raise FailedPrecondition(f"{folder.name} has no readable {name}", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(
+            f"Checkpoint {folder.name} has no readable {name}.", reason="BAD_CHECKPOINT"
+        ) from error
     if hashlib.sha256(content).digest() != manifest.files[name]:
-        raise DataLoss(f"{name} of {folder.name} is not the file its manifest names", reason="DIGEST_MISMATCH")
+        raise DataLoss(f"The file {name} of {folder.name} is not the one its manifest names.", reason="DIGEST_MISMATCH")
     return content
 
 

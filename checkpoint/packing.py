@@ -71,7 +71,7 @@ def _open(sources: Sequence[Path]) -> tuple[Path, WeightFiles]:
     strange = [path.name for path in sources if not path.is_file() or path.suffix not in (".safetensors", ".bin")]
     if strange or not sources:
         raise InvalidArgument(
-            f"give one folder or weight files (*.safetensors, *.bin), not {', '.join(strange) or 'nothing'}",
+            f"Give one folder or weight files (*.safetensors, *.bin), not {', '.join(strange) or 'nothing'}.",
             reason="BAD_SOURCE",
         )
     return sources[0].parent, open_files(sources)
@@ -81,4 +81,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{path.name} is missing or not text", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(f"The file {path.name} is missing or not text.", reason="BAD_CHECKPOINT") from error

@@ -29,7 +29,7 @@ class ModelStore:
         """
         folder = self.root / str(parse_tag(tag))
         if not folder.is_dir():
-            raise NotFound(f"the model store has no {tag}", reason="UNKNOWN_TAG", field="tag")
+            raise NotFound(f"The model store has no {tag}.", reason="UNKNOWN_TAG", field="tag")
         return folder
 
     @contextmanager
@@ -67,7 +67,7 @@ class ModelStore:
     def _refuse_existing(target: Path) -> None:
         if target.exists():
             raise FailedPrecondition(
-                f"the model store has a {target.name} already; releases are never overwritten, choose another tag",
+                f"The model store has a {target.name} already; releases are never overwritten, choose another tag.",
                 reason="TAG_EXISTS",
                 field="tag",
             )

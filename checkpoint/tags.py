@@ -35,8 +35,8 @@ def parse_tag(text: str) -> Tag:
     match = _TAG.fullmatch(text) if len(text) <= MAX_TAG_CHARS else None
     if match is None:
         raise InvalidArgument(
-            f"{text[:MAX_TAG_CHARS]!r} is not a tag; a tag is <name>-v<major>.<minor>.<patch> of letters, digits, "
-            f"'.', '_' and '-', at most {MAX_TAG_CHARS} characters, such as demo-v1.0.0",
+            f"A tag is <name>-v<major>.<minor>.<patch> of letters, digits, '.', '_' and '-', at most {MAX_TAG_CHARS} "
+            f"characters, such as demo-v1.0.0; {text[:MAX_TAG_CHARS]!r} is not a tag.",
             reason="BAD_TAG",
             field="tag",
         )

@@ -40,12 +40,12 @@ def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exceptions
-        raise FailedPrecondition("tokenizer.json is not a tokenizer", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition("The file tokenizer.json is not a tokenizer.", reason="BAD_CHECKPOINT") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.language.vocab_size:
         raise FailedPrecondition(
-            f"tokenizer.json has token id {highest}, but the model's vocabulary has {config.language.vocab_size}",
+            f"The tokenizer has the token id {highest}, but the model only {config.language.vocab_size} token ids.",
             reason="BAD_CHECKPOINT",
         )
     if tokenizer.token_to_id(config.image_token) is None:
-        raise FailedPrecondition(f"tokenizer.json lacks the image token {config.image_token}", reason="BAD_CHECKPOINT")
+        raise FailedPrecondition(f"The tokenizer lacks the image token {config.image_token}.", reason="BAD_CHECKPOINT")

@@ -59,7 +59,9 @@ def raise_for_problems(tag: str, checks: list[Check]) -> None:
     """
     problems = [f"{check.what} {check.problem}" for check in checks if check.problem]
     if problems:
-        raise DataLoss(f"{tag} is not what its manifest says: {'; '.join(problems)}", reason="DIGEST_MISMATCH")
+        raise DataLoss(
+            f"Checkpoint {tag} is not what its manifest says: {'; '.join(problems)}.", reason="DIGEST_MISMATCH"
+        )
 
 
 def _check_file(folder: Path, manifest: Manifest, name: str) -> Check:

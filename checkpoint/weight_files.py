@@ -56,7 +56,7 @@ class WeightFiles(Mapping[str, Tensor]):
         shard = self._open(file)
         if stored not in shard:
             raise FailedPrecondition(
-                f"{file} lacks the tensor {stored} that the index puts there", reason="MISSING_TENSORS"
+                f"The file {file} lacks the tensor {stored} that the index puts there.", reason="MISSING_TENSORS"
             )
         return shard[stored]
 
@@ -94,14 +94,14 @@ def open_folder(folder: Path) -> WeightFiles:
     for suffix in _SUFFIXES:
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))
         if len(indexes) > 1:
-            raise _bad(f"{folder.name} has several indexes: {', '.join(path.name for path in indexes)}")
+            raise _bad(f"Folder {folder.name} has several indexes: {', '.join(path.name for path in indexes)}.")
         if indexes:
             index = _read_index(indexes[0])
             return WeightFiles({file: folder / file for file in sorted(set(index.values()))}, index)
         files = sorted(folder.glob(f"*{suffix}"))
         if files:
             return open_files(files)
-    raise _bad(f"{folder.name} has no weights: no *.safetensors and no *.bin")
+    raise _bad(f"Folder {folder.name} has no weights: no *.safetensors and no *.bin.")
 
 
 def open_files(paths: Iterable[Path]) -> WeightFiles:
@@ -113,7 +113,7 @@ def open_files(paths: Iterable[Path]) -> WeightFiles:
     by_name: dict[str, Path] = {}
     for path in paths:
         if path.name in by_name:
-            raise _bad(f"two files are called {path.name}")
+            raise _bad(f"Two files are called {path.name}.")
         by_name[path.name] = path
     return WeightFiles(by_name, None)
 
@@ -125,7 +125,7 @@ def _by_canonical_name(found: Iterable[tuple[str, str]]) -> dict[str, tuple[str,
         if name == _IGNORED:
             log.info("ignored a table of positions: positions are rotary", tensor=stored, file=file)
         elif name in places:
-            raise _bad(f"{stored} of {file} and {places[name][1]} of {places[name][0]} are the same tensor")
+            raise _bad(f"Tensor {stored} of {file} and {places[name][1]} of {places[name][0]} are the same one.")
         else:
             places[name] = (file, stored)
     return places
@@ -136,9 +136,9 @@ def _read_index(path: Path) -> dict[str, str]:
         index = json.loads(path.read_bytes())["weight_map"]
         files = set(index.values())
         if not files or not all(isinstance(file, str) and is_plain_name(file) for file in files):
-            raise _bad(f"{path.name} names files that are not beside it")
+            raise _bad(f"The index {path.name} names files that are not beside it.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad(f"{path.name} is not an index of weight files") from error
+        raise _bad(f"The file {path.name} is not an index of weight files.") from error
     return dict(index)
 
 
@@ -147,12 +147,14 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError as error:
-        raise _bad(f"{path.name} is missing") from error
+        raise _bad(f"The file {path.name} is missing.") from error
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise _bad(f"{path.name} cannot be read: it is cut short, damaged or holds more than plain tensors") from error
+        raise _bad(
+            f"The file {path.name} cannot be read: it is cut short, damaged or holds more than plain tensors."
+        ) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise _bad(f"{name} of {path.name} is {dtype_name(tensor.dtype)}; weights are bfloat16, float16 or float32")
+            raise _bad(f"Tensor {name} of {path.name} is {dtype_name(tensor.dtype)}, not bfloat16, float16 or float32.")
     return tensors
 
 

@@ -74,7 +74,7 @@ def _split(tensors: Sequence[Stored], shards: int) -> list[list[Stored]]:
     """Cut the list into `shards` runs of about the same number of bytes, none empty."""
     if not 1 <= shards <= len(tensors):
         raise InvalidArgument(
-            f"{shards} shards are not between 1 and the {len(tensors)} tensors of the model", reason="BAD_SHARDS"
+            f"Shards are between 1 and the {len(tensors)} tensors of the model, not {shards}.", reason="BAD_SHARDS"
         )
     plan: list[list[Stored]] = [[]]
     bytes_left = sum(stored.num_bytes for stored in tensors)

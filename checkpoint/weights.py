@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from checkpoint.weight_files import WeightFiles, dtype_name, element_bytes, open
 from checkpoint.weight_writers import Container, Stored, write_weights
 
 _NAMES_SHOWN = 5
+_READERS = 4  # threads that read and hash, one tensor each; both run outside of the interpreter's lock
 # Told of each tensor written: its name, the bytes written so far with it, the bytes there are to write.
 OnTensor = Callable[[str, int, int], None]
 
@@ -47,7 +49,7 @@ class LoadedHalf:
 def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedHalf:
     """Read one half of a checkpoint, and nothing of the other half's weights.
 
-    Takes the memory of the half in `dtype` and of one tensor more. What is hashed is the copy that is returned, so
+    Takes the memory of the half in `dtype` and of a few tensors more. What is hashed is the copy that is returned, so
     what was verified is what is served, even if the file changes later.
 
     Raises:
@@ -61,16 +63,20 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
     config = read_config(folder)
     files = open_folder(folder)
     specs = check_weights(files, config, [half], folder.name)
+
+    def read(spec: TensorSpec) -> tuple[Tensor, TensorDigest]:
+        stored = files[spec.name].clone(memory_format=torch.contiguous_format)
+        return stored.to(device=device, dtype=dtype), tensor_digest(stored)
+
     tensors: dict[str, Tensor] = {}
     digests: dict[str, TensorDigest] = {}
-    for spec in specs:
-        stored = files[spec.name].clone(memory_format=torch.contiguous_format)
-        digests[spec.name] = tensor_digest(stored)
-        tensors[spec.name] = stored.to(device=device, dtype=dtype)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for spec, (tensor, found) in zip(specs, pool.map(read, specs), strict=True):
+            tensors[spec.name], digests[spec.name] = tensor, found
     digest = half_digest(config, half, digests)
     if digest != manifest.half_digest(half):
         raise DataLoss(
-            f"the {half} half of {folder.name} is not the one its manifest names: its weights or configuration changed",
+            f"The {half} half of {folder.name} is not the one its manifest names: weights or configuration changed.",
             reason="DIGEST_MISMATCH",
         )
     return LoadedHalf(config, tensors, digest, manifest)
@@ -106,12 +112,18 @@ def check_names(names: Iterable[str], config: ModelConfig, halves: Sequence[Half
     expected = [spec for spec in everything if spec.half in halves]
     missing = [spec.name for spec in expected if spec.name not in held]
     if len(missing) == len(expected) and any(half_of(name) for name in held):
-        raise FailedPrecondition(f"{source} holds no tensor of the {' and '.join(halves)} half", reason="WRONG_HALF")
+        raise FailedPrecondition(
+            f"Checkpoint {source} holds no tensor of the {' and '.join(halves)} half.", reason="WRONG_HALF"
+        )
     if missing:
-        raise _named(f"{source} lacks", missing, "MISSING_TENSORS")
+        raise _named(f"Checkpoint {source} lacks", missing, "MISSING_TENSORS")
     unexpected = sorted(held - {spec.name for spec in everything} - {HEAD})
     if unexpected:
-        raise _named(f"{source} has tensors that its configuration does not ask for:", unexpected, "UNEXPECTED_TENSORS")
+        raise _named(
+            f"Checkpoint {source} has tensors that its configuration does not ask for:",
+            unexpected,
+            "UNEXPECTED_TENSORS",
+        )
     return expected
 
 
@@ -127,7 +139,9 @@ def check_shapes(tensors: Mapping[str, Tensor], specs: Iterable[TensorSpec], sou
         if tuple(tensors[spec.name].shape) != spec.shape
     ]
     if wrong:
-        raise _named(f"{source} has tensors of another shape than its configuration asks for:", wrong, "WRONG_SHAPE")
+        raise _named(
+            f"Checkpoint {source} has tensors of another shape than its configuration asks for:", wrong, "WRONG_SHAPE"
+        )
 
 
 def check_tied_head(tensors: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
@@ -141,7 +155,7 @@ def check_tied_head(tensors: Mapping[str, Tensor], config: ModelConfig, source: 
     head, embedding = tensors[HEAD], tensors[EMBEDDING]
     if head.dtype != embedding.dtype or not torch.equal(head, embedding):
         raise FailedPrecondition(
-            f"{HEAD} of {source} differs from {EMBEDDING}, but its configuration ties them",
+            f"Tensor {HEAD} of {source} differs from {EMBEDDING}, but its configuration ties them.",
             reason="UNEXPECTED_TENSORS",
         )
 
@@ -224,4 +238,4 @@ def save(
 def _named(what: str, names: Sequence[str], reason: str) -> FailedPrecondition:
     more = len(names) - _NAMES_SHOWN
     shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return FailedPrecondition(f"{what} {shown}", reason=reason)
+    return FailedPrecondition(f"{what} {shown}.", reason=reason)

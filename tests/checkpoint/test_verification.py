@@ -48,5 +48,7 @@ def test_a_half_is_hashed_whatever_the_files_say(checkpoint: Copy) -> None:
 def test_problems_become_one_sentence(checkpoint: Copy) -> None:
     folder = checkpoint()
     (folder / "config.json").write_text("{}")
-    with pytest.raises(DataLoss, match=r"^tiny-v1\.0\.0 is not what its manifest says: config\.json was changed$"):
+    with pytest.raises(
+        DataLoss, match=r"^Checkpoint tiny-v1\.0\.0 is not what its manifest says: config\.json was changed\.$"
+    ):
         raise_for_problems(folder.name, verify(folder))

@@ -59,7 +59,7 @@ def test_two_spellings_of_one_tensor_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     name = "language_model.layers.0.mlp.{}.weight"
     save_file({name.format("w1"): ONES, name.format("gate_proj"): ONES.clone()}, path)
-    with pytest.raises(FailedPrecondition, match="same tensor"):
+    with pytest.raises(FailedPrecondition, match="are the same one"):
         open_files([path])
 
 
@@ -67,7 +67,7 @@ def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path in paths:
         save_file({"x": ONES}, path)
-    with pytest.raises(FailedPrecondition, match="same tensor"):
+    with pytest.raises(FailedPrecondition, match="are the same one"):
         open_folder(tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for number, path in enumerate(paths):
         path.parent.mkdir()
         save_file({f"x{number}": ONES}, path)
-    with pytest.raises(FailedPrecondition, match=r"two files are called a\.safetensors"):
+    with pytest.raises(FailedPrecondition, match=r"Two files are called a\.safetensors"):
         open_files(paths)
 
 

@@ -112,13 +112,13 @@ def test_a_checkpoint_of_the_wrong_half_is_refused(checkpoint: Copy, half: Half,
 def test_a_missing_tensor_is_named(checkpoint: Copy) -> None:
     folder = checkpoint()
     edit(folder, lambda tensors: tensors.pop(SOME))
-    assert rejected(folder, "language", "MISSING_TENSORS").endswith(f"lacks {SOME}")
+    assert rejected(folder, "language", "MISSING_TENSORS").endswith(f"lacks {SOME}.")
 
 
 def test_many_missing_tensors_are_counted(checkpoint: Copy) -> None:
     folder = checkpoint()
     edit(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
-    assert rejected(folder, "language", "MISSING_TENSORS").endswith("and 6 more")
+    assert rejected(folder, "language", "MISSING_TENSORS").endswith("and 6 more.")
 
 
 @pytest.mark.parametrize("half", HALVES)
