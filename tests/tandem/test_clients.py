@@ -5,8 +5,7 @@ import hashlib
 import io
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,15 +39,17 @@ def num_ended(stack: Stack, service: str, code: str) -> float:
     )
 
 
-@contextmanager
-def one_ends_with(stack: Stack, code: str) -> Iterator[None]:
-    """Wait after the block until one more request ended with `code`, at the gateway and at the decoder alike."""
+def waiter_for_one_that_ends(stack: Stack, code: str) -> Callable[[], None]:
+    """Return what waits until one more request has ended with `code`, at the gateway and at the decoder alike."""
     before = {service: num_ended(stack, service, code) for service in ("gateway", "language")}
-    yield
-    deadline = time.monotonic() + 10
-    while any(num_ended(stack, service, code) <= count for service, count in before.items()):
-        assert time.monotonic() < deadline, f"no request ended with {code}"
-        time.sleep(0.05)
+
+    def wait() -> None:
+        deadline = time.monotonic() + 10
+        while any(num_ended(stack, service, code) <= count for service, count in before.items()):
+            assert time.monotonic() < deadline, f"no request ended with {code}"
+            time.sleep(0.05)
+
+    return wait
 
 
 def test_the_pieces_of_a_stream_are_the_answer(client: Client, pictures: tuple[Path, Path]) -> None:
@@ -124,16 +125,17 @@ def test_models_describe_the_release(client: Client) -> None:
 
 
 def test_leaving_the_loop_cancels_the_request(client: Client, stack: Stack) -> None:
-    with one_ends_with(stack, "CANCELLED"):
-        for _ in client.generate("Go on for long", max_tokens=900, ignore_eos=True):
-            break
+    wait_until_cancelled = waiter_for_one_that_ends(stack, "CANCELLED")
+    for _ in client.generate("Go on for long", max_tokens=900, ignore_eos=True):
+        break
+    wait_until_cancelled()
 
 
 async def test_leaving_the_loop_cancels_the_request_with_asyncio(async_client: AsyncClient, stack: Stack) -> None:
-    with one_ends_with(stack, "CANCELLED"):
-        async for _ in async_client.generate("Go on for long", max_tokens=900, ignore_eos=True):
-            break
-        await asyncio.sleep(0)  # the loop closes the generator that was left
+    wait_until_cancelled = waiter_for_one_that_ends(stack, "CANCELLED")
+    async for _ in async_client.generate("Go on for long", max_tokens=900, ignore_eos=True):
+        break
+    await asyncio.to_thread(wait_until_cancelled)
 
 
 async def test_a_closed_stream_raises_cancelled(client: Client, async_client: AsyncClient) -> None:
