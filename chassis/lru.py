@@ -22,8 +22,8 @@ class _Entry(Generic[V]):
 class LruStore(Generic[K, V]):
     """Keeps values while they fit; for one thread.
 
-    The budget is never exceeded: what finds no room beside the entries in use is not kept. An entry in use is neither
-    evicted nor expired; the end of its use makes it the most recently used.
+    The budget is never exceeded: what finds no room beside the entries in use is not kept. An entry in use is not
+    evicted, and the end of its use makes it the most recently used.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class LruStore(Generic[K, V]):
 
     def __contains__(self, key: K) -> bool:
         """Return whether `use` would find the key; changes nothing."""
-        return key in self._pinned or (key in self._idle and self._clock() < self._idle[key].expires_at)
+        entry = self._pinned.get(key) or self._idle.get(key)
+        return entry is not None and self._clock() < entry.expires_at
 
     @property
     def num_pinned(self) -> int:
@@ -90,15 +91,14 @@ class LruStore(Generic[K, V]):
             self.num_pinned_bytes -= entry.num_bytes
 
     def _pin(self, key: K) -> _Entry[V] | None:
-        entry = self._pinned.get(key)
+        entry = self._pinned.get(key) or self._idle.get(key)
         if entry is None:
-            entry = self._idle.get(key)
-            if entry is None:
-                return None
-            if self._clock() >= entry.expires_at:
-                self._forget(key)
-                self.num_expired += 1
-                return None
+            return None
+        if self._clock() >= entry.expires_at:
+            self.drop(key)
+            self.num_expired += 1
+            return None
+        if entry.num_pins == 0:
             del self._idle[key]
             self._pinned[key] = entry
             self.num_pinned_bytes += entry.num_bytes

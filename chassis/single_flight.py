@@ -40,11 +40,8 @@ class SingleFlight(Generic[K, R]):
         Raises:
             whatever the work raises, for every caller.
         """
-        flight = self._flights.get(key)
-        joined = flight is not None
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(work()))
-            flight.task.add_done_callback(lambda _: self._land(key, flight))
+        joined = key in self._flights
+        flight = self._flights[key] if joined else self._start(key, work)
         flight.num_waiting += 1
         try:
             return Landed(await asyncio.shield(flight.task), joined)
@@ -53,6 +50,11 @@ class SingleFlight(Generic[K, R]):
             if flight.num_waiting == 0 and not flight.task.done():
                 flight.task.cancel()
                 self._land(key, flight)  # at once, so that nobody joins what was cancelled
+
+    def _start(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> _Flight[R]:
+        flight = self._flights[key] = _Flight(asyncio.create_task(work()))
+        flight.task.add_done_callback(lambda _: self._land(key, flight))
+        return flight
 
     def _land(self, key: K, flight: _Flight[R]) -> None:
         if self._flights.get(key) is flight:
