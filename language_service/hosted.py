@@ -1,6 +1,7 @@
 """One language half as the process serves it: its weights, its engine, its identity."""
 
 import asyncio
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class LanguageLoader:
     cache_fraction: float  # of the memory free once the weights are loaded
     max_images: int
     default_max_tokens: int
+    turn: threading.Lock  # held during a forward pass of any of the models
 
     async def load(self, tag: str) -> HostedLanguage:
         """Read, check and warm the language half of a checkpoint and start its engine.
@@ -63,7 +65,7 @@ class LanguageLoader:
                 have no room.
         """
         half, tokenizer, runner = await asyncio.to_thread(self._read, self.store.folder(tag))
-        engine = PagedEngine(runner, self.scheduling, tag=tag)
+        engine = PagedEngine(runner, self.scheduling, tag=tag, turn=self.turn)
         limits = PromptLimits(
             vocab_size=half.config.language.vocab_size,
             context_length=engine.context_length,

@@ -33,15 +33,17 @@ Event = Tokens | Finished | TandemError
 class PagedEngine:
     """Implements `Engine`. Made, used and closed on one event loop."""
 
-    def __init__(self, runner: Runner, config: SchedulerConfig, *, tag: str) -> None:
+    def __init__(self, runner: Runner, config: SchedulerConfig, *, tag: str, turn: threading.Lock) -> None:
         """Start the engine's thread.
 
         Args:
             runner: decoder and cache, used by the engine's thread alone from here on.
             config: limits of the scheduler; its block size is the cache's.
             tag: the model's tag, for metrics and logs.
+            turn: held during a forward pass; the engines of a process share it, and so the device, step by step.
         """
         self._runner = runner
+        self._turn = turn
         self._model = runner.decoder.config
         self._tag = tag
         self._loop = asyncio.get_running_loop()
@@ -140,14 +142,12 @@ class PagedEngine:
             return None
 
     def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
-        started_s = time.perf_counter()
-        sampling = [
-            generation.state for chunk, generation in zip(batch.chunks, generations, strict=True) if chunk.samples
-        ]
-        pieces = [_piece(chunk, generation) for chunk, generation in zip(batch.chunks, generations, strict=True)]
         events: list[tuple[PagedGeneration, Event]] = []
         try:
-            choices = iter(choose(self._runner.forward(pieces, batch.fresh_blocks), sampling))
+            with self._turn:
+                started_s = time.perf_counter()
+                choices = iter(self._compute(batch, generations))
+                seconds = time.perf_counter() - started_s
         except Exception:
             # Whatever it was, the other sequences did not take part in it; those that did cannot go on.
             _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
@@ -156,7 +156,6 @@ class PagedEngine:
                 for generation in generations:
                     events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
         else:
-            seconds = time.perf_counter() - started_s
             self._measure(batch, seconds)
             with self._changed:
                 for chunk, generation in zip(batch.chunks, generations, strict=True):
@@ -167,6 +166,12 @@ class PagedEngine:
                         events += self._take(generation, next(choices))
         if events:
             self._loop.call_soon_threadsafe(_deliver, events)
+
+    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> list[Choice | None]:
+        """Run the batch; return the tokens chosen for the chunks that sample, in order."""
+        pairs = list(zip(batch.chunks, generations, strict=True))
+        logits_BV = self._runner.forward([_piece(*pair) for pair in pairs], batch.fresh_blocks)
+        return choose(logits_BV, [generation.state for chunk, generation in pairs if chunk.samples])
 
     def _take(self, generation: PagedGeneration, choice: Choice | None) -> list[tuple[PagedGeneration, Event]]:
         """Add a chosen token to its answer; return what its reader gets to see."""

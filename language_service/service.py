@@ -1,5 +1,6 @@
 """The language service as a process: its settings, and what is opened and closed around its life."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         cache_fraction=settings.kv_cache_fraction,
         max_images=settings.max_images,
         default_max_tokens=settings.default_max_tokens,
+        turn=threading.Lock(),
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
     servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)

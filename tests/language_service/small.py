@@ -1,0 +1,48 @@
+"""A decoder small enough to check by hand, whose answers vary, and a cache for it."""
+
+import torch
+from torch import Tensor
+
+from checkpoint.config import LanguageConfig
+from language_service.cache.paged import CacheConfig, PagedCache
+from language_service.model.decoder import Decoder
+
+CPU = torch.device("cpu")
+CONFIG = LanguageConfig(
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    vocab_size=97,
+    context_length=256,
+    rope_theta=10_000.0,
+    qk_norm=True,
+    modality_embedding=True,
+    eos_token_ids=(2,),
+)
+
+
+def make_decoder(config: LanguageConfig) -> Decoder:
+    """Return a decoder whose greedy answers depend on the whole prompt."""
+    torch.manual_seed(0)
+    decoder = Decoder(config).requires_grad_(False).eval()
+    for name, parameter in decoder.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            parameter.add_(0.2 * torch.randn(parameter.shape))  # not the identity, so that leaving one out shows
+        else:
+            parameter.mul_(10)  # far from uniform
+    return decoder
+
+
+def make_cache(num_blocks: int, block_size: int = 4) -> PagedCache:
+    """Return an empty cache in float32."""
+    shape = CacheConfig(num_blocks=num_blocks, block_size=block_size)
+    return PagedCache(CONFIG, shape, dtype=torch.float32, device=CPU)
+
+
+def make_picture(seed: int, num_tokens: int = 5) -> Tensor:
+    """Return visual tokens [num_tokens, D], bfloat16 as they come over the wire."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_tokens, CONFIG.width, generator=generator).to(torch.bfloat16)

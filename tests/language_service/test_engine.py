@@ -1,0 +1,265 @@
+"""The engine as its callers use it, with a real decoder: right answers, nothing left behind."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chassis.errors import Internal, ResourceExhausted, Unavailable
+from language_service.engine import Finished, FinishReason, Generation
+from language_service.model.decoder import Decoder
+from language_service.options import SamplingOptions
+from language_service.paged_engine import PagedEngine
+from language_service.runner import Runner
+from language_service.scheduling.scheduler import SchedulerConfig
+from tests.language_service import reference
+from tests.language_service.conftest import MakeEngine
+from tests.language_service.small import CONFIG, make_cache, make_picture
+
+KEY = bytes(32)
+Part = list[int] | Tensor  # token ids, or a picture's visual tokens
+
+PROMPTS: list[list[Part]] = [
+    [[5, 6, 7]],
+    [[8] * 30],
+    [[9, 10], make_picture(1), [11, 12]],
+    [make_picture(2), make_picture(3), [13]],
+    [[14], make_picture(1)],
+    [list(range(20, 33))],
+]
+
+
+def start(engine: PagedEngine, **options: Any) -> Generation:
+    return engine.open(SamplingOptions(**options), salt=b"", priority=0)
+
+
+def feed(generation: Generation, parts: Sequence[Part]) -> None:
+    for part in parts:
+        if isinstance(part, Tensor):
+            generation.add_image(part, KEY)
+        else:
+            generation.add_text(part)
+
+
+async def read(generation: Generation) -> tuple[list[int], Finished]:
+    tokens: list[int] = []
+    async for event in generation:
+        if isinstance(event, Finished):
+            return tokens, event
+        tokens += event.token_ids
+    raise AssertionError("the answer did not end")
+
+
+async def ask(engine: PagedEngine, parts: Sequence[Part], max_tokens: int = 12, **options: Any) -> list[int]:
+    generation = start(engine, **options)
+    feed(generation, parts)
+    generation.end_prompt(max_tokens)
+    return (await read(generation))[0]
+
+
+def expected(decoder: Decoder, parts: Sequence[Part], num_tokens: int = 12) -> list[int]:
+    embeddings = [
+        decoder.embed_visual(part) if isinstance(part, Tensor) else decoder.embed(torch.tensor(part)) for part in parts
+    ]
+    return reference.greedy(decoder, torch.cat(embeddings), num_tokens)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  (the engine's own thread changes it, and tells nobody)
+            await asyncio.sleep(0.001)
+
+
+async def test_greedy_answers_are_the_references_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
+    engine = await make_engine(max_step_tokens=9)  # small, so that prompts are cut and mixed with decodes
+    answers = [expected(decoder, parts) for parts in PROMPTS]
+    assert [await ask(engine, parts) for parts in PROMPTS] == answers
+    assert await asyncio.gather(*(ask(engine, parts) for parts in PROMPTS)) == answers
+    assert len({tuple(answer) for answer in answers}) == len(answers)
+
+
+async def test_more_requests_than_the_cache_holds_all_end_right(make_engine: MakeEngine, decoder: Decoder) -> None:
+    engine = await make_engine(num_blocks=14, max_running=3, max_step_tokens=8)
+    prompts = PROMPTS * 3
+    answers = await asyncio.gather(*(ask(engine, parts) for parts in prompts))
+    assert answers == [expected(decoder, parts) for parts in prompts]
+
+
+async def test_a_picture_may_come_long_after_the_text_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Text is prefilled while it waits, and other requests run."""
+    engine = await make_engine()
+    parts = PROMPTS[2]
+    generation = start(engine)
+    feed(generation, parts[:1])
+    await until(lambda: engine.stats().num_used_blocks == 1)
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+    feed(generation, parts[1:2])
+    await until(lambda: engine.stats().num_used_blocks == 2)
+    feed(generation, parts[2:])
+    await asyncio.sleep(0.02)  # all of it is computed before the prompt is known to end
+    generation.end_prompt(12)
+    tokens, finished = await read(generation)
+    assert tokens == expected(decoder, parts)
+    assert (finished.usage.num_prompt, finished.usage.num_visual) == (9, 5)
+    assert finished.timings.prefill_ms > 0
+
+
+async def test_finish_reasons(make_engine: MakeEngine, decoder: Decoder) -> None:
+    engine = await make_engine()
+    answer = expected(decoder, PROMPTS[0])
+
+    async def finish(max_tokens: int, **options: Any) -> tuple[list[int], FinishReason, int]:
+        generation = start(engine, **options)
+        feed(generation, PROMPTS[0])
+        generation.end_prompt(max_tokens)
+        tokens, finished = await read(generation)
+        return tokens, finished.reason, finished.usage.num_answer
+
+    assert await finish(5) == (answer[:5], FinishReason.LENGTH, 5)
+    stop = answer[3]
+    before = answer[: answer.index(stop)]
+    assert await finish(12, stop_token_ids=frozenset([stop])) == (before, FinishReason.STOP, len(before))
+    ended = {CONFIG.eos_token_ids[0]: 100.0}
+    assert await finish(5, logit_bias=ended) == ([], FinishReason.STOP, 0)
+    assert await finish(3, logit_bias=ended, ignore_eos=True) == ([2, 2, 2], FinishReason.LENGTH, 3)
+    tokens, reason, _ = await finish(5, logit_bias=ended, min_tokens=2)
+    assert (tokens, reason) == (answer[:2], FinishReason.STOP)
+
+
+async def test_a_seed_gives_the_same_answer_whatever_else_runs(make_engine: MakeEngine) -> None:
+    engine = await make_engine(max_step_tokens=9)
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "top_p": 0.95}
+    alone = await ask(engine, PROMPTS[1], **options)
+    together = await asyncio.gather(
+        *(ask(engine, parts, temperature=1.5) for parts in PROMPTS), ask(engine, PROMPTS[1], **options)
+    )
+    assert together[-1] == alone
+    assert await ask(engine, PROMPTS[1], temperature=1.0, seed=8, top_p=0.95) != alone
+
+
+@pytest.mark.parametrize(
+    "stage", ["opened", "text came", "waiting", "picture came", "prompt ended", "decoding", "ended"]
+)
+async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, stage: str) -> None:
+    engine = await make_engine(num_blocks=64, max_running=2)
+    neighbour = asyncio.create_task(ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True))
+    generation = start(engine, ignore_eos=True)
+    if stage == "waiting":
+        blocker = start(engine)
+        blocker.add_text([1])
+        await until(lambda: engine.stats().num_running == 2)
+    if stage != "opened":
+        generation.add_text([5, 6, 7, 8, 9])
+    if stage == "text came":
+        await until(lambda: engine.stats().num_running == 2)
+    if stage in ("picture came", "prompt ended", "decoding", "ended"):
+        generation.add_image(make_picture(0), KEY)
+    if stage in ("prompt ended", "decoding", "ended"):
+        generation.end_prompt(100 if stage != "ended" else 3)
+    if stage == "decoding":
+        await anext(aiter(generation))
+    if stage == "ended":
+        await read(generation)
+    if stage == "waiting":
+        assert engine.stats().num_waiting == 1
+        blocker.cancel()
+    generation.cancel()
+    generation.cancel()
+    engine.check()
+    stats = engine.stats()
+    assert stats.num_running + stats.num_waiting <= 1  # the neighbour, if it still runs
+    assert await neighbour == await ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True)
+
+
+async def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
+    engine = await make_engine(max_running=1, max_waiting=2)
+    running = start(engine)
+    running.add_text([1])
+    await until(lambda: engine.stats().num_running == 1)
+    waiting = [start(engine) for _ in range(2)]
+    with pytest.raises(ResourceExhausted) as caught:
+        start(engine)
+    assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1)
+    waiting[0].cancel()
+    start(engine).cancel()
+    for generation in (running, waiting[1]):
+        generation.cancel()
+
+
+async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Visual tokens of another width, which the servicer would refuse, break the forward pass itself."""
+    engine = await make_engine()
+    generation = start(engine)
+    generation.add_image(torch.zeros(5, CONFIG.width + 1), KEY)
+    with pytest.raises(Internal) as caught:
+        await read(generation)
+    assert caught.value.reason == "STEP_FAILED"
+    with pytest.raises(Internal):
+        generation.add_text([1])  # whoever still feeds it is told, too
+    assert engine.stats().num_used_blocks == 0
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """In the same steps, and in the blocks the next owner gets."""
+    engine = await make_engine(num_blocks=16)
+    neighbour = asyncio.create_task(ask(engine, PROMPTS[1]))
+    for _ in range(3):
+        generation = start(engine)
+        feed(generation, [[5] * 6, torch.full((5, CONFIG.width), float("inf")), [6]])
+        generation.end_prompt(12)
+        with pytest.raises(Internal) as caught:
+            await read(generation)
+        assert caught.value.reason == "NOT_FINITE"
+    assert await neighbour == expected(decoder, PROMPTS[1])
+    for parts in PROMPTS:
+        assert await ask(engine, parts) == expected(decoder, parts)
+
+
+async def test_closing_ends_what_runs_and_refuses_more(make_engine: MakeEngine) -> None:
+    engine = await make_engine()
+    generation = start(engine, ignore_eos=True)
+    generation.add_text([1])
+    generation.end_prompt(200)
+    await anext(aiter(generation))
+    await engine.close()
+    with pytest.raises(Unavailable):
+        await read(generation)
+    with pytest.raises(Unavailable):
+        start(engine)
+
+
+async def test_nothing_keeps_a_closed_engine_alive(decoder: Decoder) -> None:
+    """Weights and cache go with it."""
+    config = SchedulerConfig(block_size=4, max_running=2, max_waiting=2, max_step_tokens=8)
+    engine = PagedEngine(Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", turn=threading.Lock())
+    await ask(engine, [[1, 2, 3]], max_tokens=2)
+    await engine.close()
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+async def test_logprobs_come_with_each_token(make_engine: MakeEngine) -> None:
+    engine = await make_engine()
+    generation = start(engine, num_logprobs=3)
+    generation.add_text([5, 6, 7])
+    generation.end_prompt(4)
+    seen = 0
+    async for event in generation:
+        if isinstance(event, Finished):
+            break
+        assert len(event.logprobs) == len(event.token_ids)
+        for token, logprobs in zip(event.token_ids, event.logprobs, strict=True):
+            assert logprobs.top[0][0] == token
+            assert logprobs.top[0][1] == pytest.approx(logprobs.chosen)
+            assert len(logprobs.top) == 3
+            seen += 1
+    assert seen == 4

@@ -1,0 +1,402 @@
+"""The language service as a real process, called over gRPC."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis.errors import TandemError, from_rpc_error
+from chassis.settings import load_settings
+from checkpoint.initial import create_checkpoint
+from checkpoint.manifest import read_manifest, tokenizer_digest
+from checkpoint.presets import PRESETS
+from language_service.service import LanguageSettings
+from tandem.v1 import language_pb2, language_pb2_grpc, model_pb2, sampling_pb2, tensor_pb2
+
+TAG, OTHER_TAG, SPARE_TAG = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v2.0.0"
+CONFIG = PRESETS["tiny"]
+NUM_BLOCKS = 256
+ALWAYS_ENDS = {CONFIG.language.eos_token_ids[0]: 100.0}
+
+Request = language_pb2.GenerateRequest
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that is ready."""
+
+    process: subprocess.Popen[str]
+    channel: grpc.Channel
+    metrics_port: int
+    vision_digest: bytes
+
+    @property
+    def stub(self) -> Any:
+        return language_pb2_grpc.LanguageServiceStub(self.channel)
+
+    def metric(self, name: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
+            found = re.search(rf'^{name}{{.*tag="{TAG}".*}} (\S+)$', page.read().decode(), re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def until_idle(self) -> None:
+        """Wait until no sequence and no block is held; fail if that takes more than two seconds."""
+        held = {"tandem_language_running", "tandem_language_waiting", "tandem_language_kv_blocks_used"}
+        deadline = time.monotonic() + 2
+        while left := {name: value for name in held if (value := self.metric(name))}:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+
+
+def command(models: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "language_service", "--models", str(models), "--listen", "127.0.0.1:0"),
+        *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
+    ]
+
+
+@contextmanager
+def running(models: Path, *flags: str) -> Iterator[Running]:
+    process = subprocess.Popen(command(models, *flags), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
+        # The pipe must not fill up while the process logs.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
+            digest = read_manifest(models / TAG).language.vision_digest
+            yield Running(process, channel, ready["metrics_port"], digest)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for seed, tag in enumerate((TAG, OTHER_TAG, SPARE_TAG)):
+        create_checkpoint(root, tag, CONFIG, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(models: Path) -> Iterator[Running]:
+    num_bytes = NUM_BLOCKS * 16 * CONFIG.language.num_layers * 2 * CONFIG.language.num_kv_heads * 16 * 4
+    flags = ("--kv-cache-bytes", str(num_bytes), "--segment-timeout-s", "0.5", "--max-images", "2")
+    with running(models, "--tags", f"{TAG},{OTHER_TAG}", *flags) as process:
+        yield process
+
+
+def start(tag: str = TAG, **sampling: Any) -> Request:
+    options = sampling_pb2.SamplingOptions(**{"ignore_eos": True, **sampling})
+    return Request(start=language_pb2.GenerateStart(tag=tag, sampling=options))
+
+
+def text(*token_ids: int) -> Request:
+    return Request(text=language_pb2.TextSegment(token_ids=token_ids))
+
+
+def image(vision_digest: bytes, seed: int = 0, **fields: Any) -> Request:
+    shape = (CONFIG.num_visual_tokens, CONFIG.language.width)
+    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    tensor = tensor_pb2.Tensor(
+        data_type=tensor_pb2.DATA_TYPE_BFLOAT16,
+        shape=shape,
+        data=(values.view(np.uint32) >> 16).astype("<u2").tobytes(),
+    )
+    fields = {"embeddings": tensor, "visual_key": bytes([seed]) * 32, "vision_digest": vision_digest, **fields}
+    return Request(image=language_pb2.ImageSegment(visual_tokens=tensor_pb2.VisualTokens(**fields)))
+
+
+def ask(service: Running, *requests: Request, timeout: float = 20) -> tuple[list[int], language_pb2.GenerateFinished]:
+    """Return the tokens and the last message of an answer."""
+    responses = list(service.stub.Generate(iter(requests), timeout=timeout))
+    assert all(response.WhichOneof("event") == "tokens" for response in responses[:-1])
+    tokens = [token for response in responses[:-1] for token in response.tokens.token_ids]
+    return tokens, responses[-1].finished
+
+
+def refusal(service: Running, requests: Sequence[Request], timeout: float = 10) -> TandemError:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(service.stub.Generate(iter(requests), timeout=timeout))
+    return from_rpc_error(caught.value)
+
+
+def test_an_answer_streams_and_says_what_it_took(service: Running) -> None:
+    prompt = [start(max_tokens=6, num_logprobs=2), text(7, 8), image(service.vision_digest), text(9)]
+    responses = list(service.stub.Generate(iter(prompt), timeout=10))
+    assert [len(response.tokens.token_ids) for response in responses[:-1]] == [1] * 6
+    for response in responses[:-1]:
+        (logprobs,) = response.tokens.logprobs
+        assert logprobs.chosen.token_id == logprobs.top[0].token_id == response.tokens.token_ids[0]
+        assert len(logprobs.top) == 2
+    finished = responses[-1].finished
+    assert finished.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
+    assert finished.usage == sampling_pb2.Usage(prompt_tokens=35, visual_tokens=32, completion_tokens=6)
+    assert finished.timings.prefill_ms > 0
+    assert finished.timings.first_token_ms > 0
+    assert finished.timings.decode_ms > 0
+
+
+def test_the_end_of_sequence_token_is_not_sent(service: Running) -> None:
+    tokens, finished = ask(service, start(logit_bias=ALWAYS_ENDS, ignore_eos=False), text(7))
+    assert tokens == []
+    assert finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
+    assert finished.usage.completion_tokens == 0
+
+
+def test_without_a_limit_the_answer_takes_the_default_and_no_more_than_fits(service: Running) -> None:
+    tokens, _ = ask(service, start(), text(7))
+    assert len(tokens) == 256
+    context = CONFIG.language.context_length
+    tokens, finished = ask(service, start(), text(*[7] * (context - 3)))
+    assert len(tokens) == 3
+    assert finished.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
+    tokens, _ = ask(service, start(max_tokens=3), text(*[7] * (context - 3)))
+    assert len(tokens) == 3
+
+
+def test_the_picture_and_the_model_change_the_answer(service: Running) -> None:
+    def answer(seed: int, tag: str = TAG) -> list[int]:
+        options = start(tag, max_tokens=20, temperature=1.0, seed=1)
+        return ask(service, options, text(7), image(service.vision_digest, seed), text(9))[0]
+
+    assert answer(0) == answer(0)
+    assert answer(0) != answer(1)
+    # The other model was trained with another vision half, so these visual tokens are refused there.
+    error = refusal(service, [start(OTHER_TAG), text(7), image(service.vision_digest)])
+    assert error.reason == "VISION_MISMATCH"
+
+
+def test_a_model_describes_itself(service: Running, models: Path) -> None:
+    model = service.stub.GetModel(model_pb2.GetModelRequest(tag=TAG)).model
+    manifest = read_manifest(models / TAG)
+    assert model.half_digest == manifest.language.digest
+    assert (model.backend, model.device, model.precision) == ("torch", "cpu", "float32")
+    assert model.num_weight_bytes == 4 * model.num_parameters
+    language = model.language
+    assert language.vision_digest == manifest.language.vision_digest
+    assert language.tokenizer_digest == tokenizer_digest(models / TAG)
+    assert (language.width, language.vocab_size, language.context_length) == (64, 264, 1024)
+    assert (language.num_visual_tokens, language.max_images, language.max_running) == (32, 2, 64)
+    assert (language.num_blocks, language.block_size) == (NUM_BLOCKS, 16)
+    assert language.num_cache_bytes == service.metric("tandem_language_kv_blocks") * 16 * 2 * 2 * 2 * 16 * 4
+
+
+def bad_prompts(digest: bytes) -> dict[str, tuple[list[Request], str, str, str | None]]:
+    good = image(digest).image.visual_tokens
+    shape, data, kind = list(good.embeddings.shape), good.embeddings.data, tensor_pb2.DATA_TYPE_BFLOAT16
+
+    def tensor(**fields: Any) -> Request:
+        return image(
+            digest, embeddings=tensor_pb2.Tensor(**{"data_type": kind, "shape": shape, "data": data, **fields})
+        )
+
+    def opening(**fields: Any) -> Request:
+        return Request(start=language_pb2.GenerateStart(tag=TAG, **fields))
+
+    nan, invalid = b"\xc0\x7f" + data[2:], "INVALID_ARGUMENT"
+    embeddings = "image.visual_tokens.embeddings"
+    return {
+        "nothing": ([], invalid, "BAD_STREAM", "start"),
+        "no start": ([text(1)], invalid, "BAD_STREAM", "start"),
+        "an empty first message": ([Request()], invalid, "BAD_STREAM", "start"),
+        "an empty later message": ([start(), Request()], invalid, "BAD_STREAM", "message"),
+        "two starts": ([start(), text(1), start()], invalid, "BAD_STREAM", "message"),
+        "unknown tag": ([start("other-v1.0.0"), text(1)], "NOT_FOUND", "UNKNOWN_TAG", "tag"),
+        "no tag": ([start(""), text(1)], "NOT_FOUND", "UNKNOWN_TAG", "tag"),
+        "temperature": ([start(temperature=-1), text(1)], invalid, "BAD_SAMPLING", "sampling.temperature"),
+        "min_tokens above the default": (
+            [start(min_tokens=257), text(1)],
+            *(invalid, "BAD_SAMPLING", "sampling.min_tokens"),
+        ),
+        "long salt": ([opening(cache_salt=bytes(65)), text(1)], invalid, "BAD_SALT", "start.cache_salt"),
+        "priority": ([opening(priority=101), text(1)], invalid, "BAD_PRIORITY", "start.priority"),
+        "empty prompt": ([start()], invalid, "EMPTY_PROMPT", "text"),
+        "empty text": ([start(), text()], invalid, "EMPTY_SEGMENT", "text.token_ids"),
+        "unknown token": ([start(), text(1, 264)], invalid, "UNKNOWN_TOKEN", "text.token_ids"),
+        "long prompt": ([start(), text(*[1] * 1024)], invalid, "PROMPT_TOO_LONG", "text.token_ids"),
+        "long by its second part": (
+            [start(), text(*[1] * 1000), image(digest)],
+            *(invalid, "PROMPT_TOO_LONG", "image"),
+        ),
+        "no room for the answer": (
+            [start(max_tokens=25), text(*[1] * 1000)],
+            invalid,
+            "PROMPT_TOO_LONG",
+            "text.token_ids",
+        ),
+        "huge max_tokens": ([start(max_tokens=2**32 - 1), text(1)], invalid, "PROMPT_TOO_LONG", "text.token_ids"),
+        "three pictures": ([start(), *[image(digest)] * 3], invalid, "TOO_MANY_IMAGES", "image"),
+        "another vision half": (
+            [start(), image(bytes(32))],
+            *(invalid, "VISION_MISMATCH", "image.visual_tokens.vision_digest"),
+        ),
+        "short key": (
+            [start(), image(digest, visual_key=b"k")],
+            *(invalid, "BAD_VISUAL_KEY", "image.visual_tokens.visual_key"),
+        ),
+        "no tensor": ([start(), image(digest, embeddings=None)], invalid, "BAD_TENSOR", embeddings),
+        "no type": ([start(), tensor(data_type=0)], invalid, "BAD_TENSOR", embeddings),
+        "too few visual tokens": (
+            [start(), tensor(shape=[31, 64], data=data[:-128])],
+            invalid,
+            "BAD_TENSOR",
+            embeddings,
+        ),
+        "too wide": ([start(), tensor(shape=[32, 65], data=data + bytes(64))], invalid, "BAD_TENSOR", embeddings),
+        "cut short": ([start(), tensor(data=data[:-1])], invalid, "BAD_TENSOR", embeddings),
+        "not a number": ([start(), text(1), tensor(data=nan)], invalid, "BAD_TENSOR", embeddings),
+    }
+
+
+def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(service: Running) -> None:
+    """A good stream runs beside all of them; its greedy tokens are those it gives alone."""
+    prompt = [start(max_tokens=400, logit_bias={5: 0.1}), text(*range(7, 40)), image(service.vision_digest), text(9)]
+    alone, _ = ask(service, *prompt)
+    for name, (requests, code, reason, field) in bad_prompts(service.vision_digest).items():
+        beside = service.stub.Generate(iter(prompt), timeout=20)
+        next(beside)
+        started = time.perf_counter()
+        error = refusal(service, requests)
+        assert time.perf_counter() - started < 1, name
+        assert (error.code.name, error.reason, error.field) == (code, reason, field), name
+        beside.cancel()
+    beside = service.stub.Generate(iter(prompt), timeout=20)
+    tokens = list(next(beside).tokens.token_ids)
+    for requests, *_ in bad_prompts(service.vision_digest).values():
+        refusal(service, requests)
+    for response in beside:
+        tokens += response.tokens.token_ids
+    assert tokens == alone
+    service.until_idle()
+
+
+def test_leaving_frees_everything_at_any_stage(service: Running) -> None:
+    for stage in ("prompt", "answer"):
+        more = threading.Event()
+
+        def prompt(stage: str = stage, more: threading.Event = more) -> Iterator[Request]:
+            yield start(max_tokens=900)
+            yield text(7, 8, 9)
+            if stage == "prompt":
+                more.wait(5)
+
+        call = service.stub.Generate(prompt(), timeout=20)
+        while service.metric("tandem_language_kv_blocks_used") == 0:
+            time.sleep(0.01)
+        call.cancel()
+        service.until_idle()
+        more.set()
+
+
+def test_a_deadline_frees_everything(service: Running) -> None:
+    error = refusal(service, [start(max_tokens=1000), text(7)], timeout=0.2)
+    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    service.until_idle()
+
+
+def test_a_prompt_that_stalls_is_ended(service: Running) -> None:
+    more = threading.Event()
+
+    def prompt() -> Iterator[Request]:
+        yield start()
+        yield text(7)
+        more.wait(5)
+
+    started = time.perf_counter()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(service.stub.Generate(prompt(), timeout=10))
+    more.set()
+    error = from_rpc_error(caught.value)
+    assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "PROMPT_STALLED")
+    assert time.perf_counter() - started < 2
+    service.until_idle()
+
+
+def test_a_model_is_loaded_and_unloaded_while_others_serve(service: Running) -> None:
+    health = health_pb2_grpc.HealthStub(service.channel)
+
+    def status(tag: str) -> int:
+        name = f"tandem.v1.LanguageService/{tag}"
+        return int(health.Check(health_pb2.HealthCheckRequest(service=name)).status)
+
+    assert status(TAG) == status(OTHER_TAG) == health_pb2.HealthCheckResponse.SERVING
+    service.stub.LoadModel(model_pb2.LoadModelRequest(tag=SPARE_TAG), timeout=30)
+    assert len(ask(service, start(SPARE_TAG, max_tokens=3), text(7))[0]) == 3
+    last = service.stub.Generate(iter([start(SPARE_TAG, max_tokens=300), text(7)]), timeout=20)
+    next(last)
+    service.stub.UnloadModel(model_pb2.UnloadModelRequest(tag=SPARE_TAG), timeout=30)
+    assert [response.WhichOneof("event") for response in last][-1] == "finished"
+    assert status(SPARE_TAG) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert refusal(service, [start(SPARE_TAG), text(7)]).reason == "UNKNOWN_TAG"
+
+
+def test_overload_is_refused_at_once_and_stopping_answers_what_runs(models: Path) -> None:
+    with running(models, "--tags", TAG, "--max-running", "1", "--max-waiting", "1") as service:
+        calls = [service.stub.Generate(iter([start(max_tokens=200), text(7)]), timeout=30) for _ in range(8)]
+        outcomes = [_outcome(call) for call in calls[1:]]
+        refused = [error for error in outcomes if error is not None]
+        assert 0 < len(refused) < 8
+        assert {(error.code.name, error.reason, error.retry_after_s) for error in refused} == {
+            ("RESOURCE_EXHAUSTED", "QUEUE_FULL", 1)
+        }
+        last = service.stub.Generate(iter([start(max_tokens=200), text(7)]), timeout=30)
+        next(last)
+        service.process.send_signal(signal.SIGTERM)
+        assert [response.WhichOneof("event") for response in last][-1] == "finished"
+        assert service.process.wait(timeout=10) == 0
+
+
+def _outcome(call: Any) -> TandemError | None:
+    try:
+        list(call)
+    except grpc.RpcError as rpc_error:
+        return from_rpc_error(rpc_error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--max-step-tokens", "64"), "--max-step-tokens"),
+        (("--kv-cache-fraction", "2"), "--kv-cache-fraction"),
+        (("--device", "cuda:99"), "--device"),
+        (("--precision", "int3"), "--precision"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_by_name(
+    flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(LanguageSettings, ["--models", ".", *flags])
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_cache_without_room_stops_the_start_and_says_so(models: Path) -> None:
+    done = subprocess.run(
+        command(models, "--tags", TAG, "--kv-cache-bytes", "1000"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "KV cache of 1000 bytes" in done.stderr
+    assert "Traceback" not in done.stderr
