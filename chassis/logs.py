@@ -59,7 +59,9 @@ def _shared_processors(service: str) -> list[Processor]:
 
 def _renderers(console: bool) -> list[Processor]:
     if console:
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default one prints every local variable, which is slow, long and may be a secret.
+        traceback = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=traceback)]
     return [structlog.processors.format_exc_info, _in_reading_order, structlog.processors.JSONRenderer(default=str)]
 
 

@@ -100,15 +100,7 @@ class ModelHost(Generic[M]):
         Raises:
             NotFound: reason 'UNKNOWN_TAG', the process holds no such model.
         """
-        slot = self._slot(tag)
-        if slot.loading is not None:
-            await asyncio.shield(slot.loading)
-        if self._slots.get(tag) is not slot:
-            return  # the load failed and left nothing, or another caller unloaded it meanwhile
-        if slot.draining is None:
-            slot.info.state = DRAINING
-            slot.draining = asyncio.create_task(self._run_drain(tag, slot))
-        await asyncio.shield(slot.draining)
+        await self._retire(tag, self._slot(tag))
 
     @contextmanager
     def lease(self, tag: str) -> Iterator[M]:
@@ -145,7 +137,7 @@ class ModelHost(Generic[M]):
     async def close(self) -> None:
         """Refuse further loads and unload every model."""
         self._closed = True
-        await asyncio.gather(*(self.unload(tag) for tag in list(self._slots)))
+        await asyncio.gather(*(self._retire(tag, slot) for tag, slot in list(self._slots.items())))
 
     def _slot(self, tag: str) -> _Slot[M]:
         slot = self._slots.get(tag)
@@ -176,6 +168,17 @@ class ModelHost(Generic[M]):
             del self._slots[tag]
         else:
             slot.info.state = FAILED
+
+    async def _retire(self, tag: str, slot: _Slot[M]) -> None:
+        """Drain `slot` and wait for it, with whoever else does."""
+        if slot.loading is not None:
+            await asyncio.shield(slot.loading)
+        if self._slots.get(tag) is not slot:
+            return  # its load failed and left nothing, or another caller retired it meanwhile
+        if slot.draining is None:
+            slot.info.state = DRAINING
+            slot.draining = asyncio.create_task(self._run_drain(tag, slot))
+        await asyncio.shield(slot.draining)
 
     async def _run_drain(self, tag: str, slot: _Slot[M]) -> None:
         """Wait for the leases of `slot`, close its model, and drop it from the table."""

@@ -1,0 +1,170 @@
+"""How channels behave toward real servers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from chassis.channels import ChannelTls, open_channel
+from chassis.errors import FailedPrecondition, Unavailable, from_rpc_error
+from chassis.request_id import bound_request_id, current_request_id
+from chassis.settings import ServiceSettings
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2
+
+COUNT = gateway_pb2.CountTokensRequest()
+
+
+async def test_the_current_request_id_travels_with_all_four_kinds_of_calls(serve: Any) -> None:
+    seen = []
+
+    async def one(self: Any, request: Any, context: Any) -> Any:
+        seen.append(current_request_id())
+        return gateway_pb2.CountTokensResponse()
+
+    async def down(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        seen.append(current_request_id())
+        yield gateway_pb2.GatewayGenerateResponse()
+
+    async def up(self: Any, requests: Any, context: Any) -> Any:
+        seen.append(current_request_id())
+        return gateway_pb2.PutImageResponse()
+
+    async def both(self: Any, requests: Any, context: Any) -> AsyncIterator[Any]:
+        seen.append(current_request_id())
+        yield language_pb2.GenerateResponse()
+
+    run = await serve(gateway={"CountTokens": one, "Generate": down, "PutImage": up}, language={"Generate": both})
+    with bound_request_id("story-7"):
+        await run.gateway.CountTokens(COUNT, metadata=(("x-other", "kept"),))
+        [_ async for _ in run.gateway.Generate(gateway_pb2.GatewayGenerateRequest())]
+        await run.gateway.PutImage(iter([]))
+        [_ async for _ in run.language.Generate(iter([]))]
+    assert seen == ["story-7"] * 4
+
+
+async def test_a_call_is_tried_again_while_the_server_is_unavailable(serve: Any) -> None:
+    attempts = []
+
+    async def late(self: Any, request: Any, context: Any) -> Any:
+        attempts.append(current_request_id())
+        if len(attempts) < 3:
+            raise Unavailable("Not yet.", reason="MODEL_LOADING", retry_after_s=1)
+        return gateway_pb2.CountTokensResponse(prompt_tokens=5)
+
+    run = await serve(gateway={"CountTokens": late})
+    with bound_request_id("same"):
+        assert (await run.gateway.CountTokens(COUNT)).prompt_tokens == 5
+    assert attempts == ["same"] * 3
+
+
+async def test_other_errors_are_not_tried_again(serve: Any) -> None:
+    attempts = []
+
+    async def refuse(self: Any, request: Any, context: Any) -> Any:
+        attempts.append(1)
+        raise FailedPrecondition("No.", reason="NO")
+
+    run = await serve(gateway={"CountTokens": refuse})
+    with pytest.raises(grpc.aio.AioRpcError):
+        await run.gateway.CountTokens(COUNT)
+    assert len(attempts) == 1
+
+
+async def test_a_stream_that_began_is_never_repeated(serve: Any) -> None:
+    """Its first tokens are on somebody's screen."""
+    attempts = []
+
+    async def break_off(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        attempts.append(1)
+        yield gateway_pb2.GatewayGenerateResponse()
+        raise Unavailable("Gone.")
+
+    run = await serve(gateway={"Generate": break_off})
+    with pytest.raises(grpc.aio.AioRpcError):
+        [_ async for _ in run.gateway.Generate(gateway_pb2.GatewayGenerateRequest())]
+    assert len(attempts) == 1
+
+
+async def test_a_server_that_is_not_there_is_unavailable_within_a_second_and_its_address_is_not_told() -> None:
+    async with open_channel("127.0.0.1:1") as channel:
+        started = time.perf_counter()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gateway_pb2_grpc.GatewayStub(channel).CountTokens(COUNT)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, Unavailable)
+    assert "127.0.0.1" not in error.message
+    assert time.perf_counter() - started < 3
+
+
+async def test_cancelling_the_task_that_reads_a_stream_cancels_the_call(serve: Any) -> None:
+    """A gateway passes on in this way that its client left."""
+    freed, began = asyncio.Event(), asyncio.Event()
+
+    async def silent(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            yield gateway_pb2.GatewayGenerateResponse()
+            await asyncio.sleep(60)
+        finally:
+            freed.set()
+
+    run = await serve(gateway={"Generate": silent})
+
+    async def read() -> None:
+        async for _ in run.gateway.Generate(gateway_pb2.GatewayGenerateRequest()):
+            began.set()
+
+    reading = asyncio.create_task(read())
+    await asyncio.wait_for(began.wait(), 5)
+    reading.cancel()
+    await asyncio.wait_for(freed.wait(), 5)
+
+
+async def test_channels_connect_under_tls_and_mutual_tls(serve: Any, certificates: Any) -> None:
+    async def count(self: Any, request: Any, context: Any) -> Any:
+        return gateway_pb2.CountTokensResponse(prompt_tokens=1)
+
+    cert, key = certificates.server
+    plain_tls = ServiceSettings(tls_cert=cert, tls_key=key)
+    mutual = ServiceSettings(tls_cert=cert, tls_key=key, tls_client_ca=certificates.ca)
+    client = ChannelTls(ca=certificates.ca, cert=certificates.client[0], key=certificates.client[1])
+    for settings, tls in ((plain_tls, ChannelTls(ca=certificates.ca)), (mutual, client)):
+        run = await serve(gateway={"CountTokens": count}, settings=settings, tls=tls)
+        assert (await run.gateway.CountTokens(COUNT)).prompt_tokens == 1
+
+
+@pytest.mark.parametrize("who", ["plain text", "no certificate", "a stranger's certificate", "another authority"])
+async def test_mutual_tls_refuses_who_it_does_not_know(serve: Any, certificates: Any, who: str) -> None:
+    cert, key = certificates.server
+    settings = ServiceSettings(tls_cert=cert, tls_key=key, tls_client_ca=certificates.ca)
+    tls = {
+        "plain text": None,
+        "no certificate": ChannelTls(ca=certificates.ca),
+        "a stranger's certificate": ChannelTls(
+            ca=certificates.ca, cert=certificates.stranger[0], key=certificates.stranger[1]
+        ),
+        "another authority": ChannelTls(
+            ca=certificates.other_ca, cert=certificates.client[0], key=certificates.client[1]
+        ),
+    }[who]
+    run = await serve(settings=settings, tls=tls)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await run.gateway.CountTokens(COUNT, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_tls_files_that_cannot_be_used_are_refused_when_the_channel_is_opened(certificates: Any) -> None:
+    cert, key = certificates.client
+    for tls in (
+        ChannelTls(cert=cert),
+        ChannelTls(cert=cert, key=certificates.stranger[1]),
+        ChannelTls(cert=key, key=cert),
+        ChannelTls(ca=key),
+        ChannelTls(ca=cert.parent / "nowhere.pem"),
+    ):
+        with pytest.raises(FailedPrecondition) as caught:
+            tls.credentials()
+        assert caught.value.reason == "BAD_TLS"
+        assert str(cert.parent) not in caught.value.message

@@ -1,0 +1,116 @@
+"""Settings as a person at a terminal, or a manifest, gives them."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from chassis.settings import CommaSeparated, ServiceSettings, load_settings, split_address
+
+
+class ExampleSettings(ServiceSettings):
+    """Serves examples."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_EXAMPLE_")
+
+    listen: str = Field(default="127.0.0.1:50099", description="host:port to serve gRPC on")
+    models: Path = Field(default=Path("models"), description="folder of the model store")
+    tags: CommaSeparated = Field(default=(), description="tags to load, separated by commas")
+    api_key: SecretStr = Field(default=SecretStr(""), max_length=8, description="what callers must know")
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_EXAMPLE_DRAIN_S", "5")
+    monkeypatch.setenv("TANDEM_EXAMPLE_METRICS_PORT", "9100")
+    settings = load_settings(ExampleSettings, ["--drain-s", "7.5"])
+    assert (settings.drain_s, settings.metrics_port, settings.listen) == (7.5, 9100, "127.0.0.1:50099")
+
+
+def test_lists_are_separated_by_commas_in_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(ExampleSettings, ["--tags", "a-v1.0.0, b-v1.0.0"]).tags == ("a-v1.0.0", "b-v1.0.0")
+    monkeypatch.setenv("TANDEM_EXAMPLE_TAGS", "c-v1.0.0,")
+    assert load_settings(ExampleSettings, []).tags == ("c-v1.0.0",)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests write `value: ""`; an empty path would be the working folder."""
+    monkeypatch.setenv("TANDEM_EXAMPLE_TLS_CERT", "")
+    assert load_settings(ExampleSettings, []).tls_cert is None
+
+
+def test_settings_do_not_change() -> None:
+    settings = load_settings(ExampleSettings, [])
+    with pytest.raises(ValidationError):
+        settings.drain_s = 1
+
+
+def test_help_documents_every_setting_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_settings(ExampleSettings, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    squeezed = "".join(text.split())
+    for name, field in ExampleSettings.model_fields.items():
+        assert field.description, name
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"TANDEM_EXAMPLE_{name.upper()}" in squeezed
+        assert "".join(field.description.split()) in squeezed
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--drain-s", "soon"], "--drain-s (TANDEM_EXAMPLE_DRAIN_S)"),
+        (["--drain-s", "nan"], "--drain-s (TANDEM_EXAMPLE_DRAIN_S)"),
+        (["--drain-s", "-1"], "--drain-s (TANDEM_EXAMPLE_DRAIN_S)"),
+        (["--metrics-port", "70000"], "--metrics-port (TANDEM_EXAMPLE_METRICS_PORT)"),
+        (["--log-format", "xml"], "--log-format (TANDEM_EXAMPLE_LOG_FORMAT)"),
+        (["--listen", "50051"], "--listen (TANDEM_EXAMPLE_LISTEN)"),
+        (["--listen", "localhost:99999"], "--listen (TANDEM_EXAMPLE_LISTEN)"),
+        (["--tls-cert", "/nowhere.pem"], "--tls-cert (TANDEM_EXAMPLE_TLS_CERT)"),
+        (["--tls-cert", "/"], "--tls-cert (TANDEM_EXAMPLE_TLS_CERT)"),
+        (["--tls-key", __file__], "--tls-key (TANDEM_EXAMPLE_TLS_KEY)"),
+        (["--tls-cert", __file__], "--tls-key (TANDEM_EXAMPLE_TLS_KEY)"),
+        (["--tls-client-ca", __file__], "--tls-client-ca (TANDEM_EXAMPLE_TLS_CLIENT_CA)"),
+        (["--api-key", "hunter2-hunter2"], "--api-key (TANDEM_EXAMPLE_API_KEY)"),
+        (["--drain"], "--drain"),
+        (["--api-kee=hunter2-hunter2"], "--api-kee"),
+        (["--api-kee", "hunter2-hunter2"], "--api-kee"),
+        (["hunter2-hunter2"], "unrecognized"),
+    ],
+)
+def test_a_bad_value_stops_the_process_with_one_line_that_names_it(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_settings(ExampleSettings, argv)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert err.count("\n") == 1
+    assert "hunter2" not in out + err  # a value may be a secret
+
+
+def test_a_bad_variable_is_named_as_a_bad_flag_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TANDEM_EXAMPLE_MAX_MESSAGE_BYTES", "lots")
+    with pytest.raises(SystemExit) as stop:
+        load_settings(ExampleSettings, [])
+    assert stop.value.code == 2
+    assert "TANDEM_EXAMPLE_MAX_MESSAGE_BYTES" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:50051", ("::1", 50051)), ("localhost:65535", ("localhost", 65535))],
+)
+def test_addresses_are_split_into_host_and_port(address: str, parts: tuple[str, int]) -> None:
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize("address", ["", ":", "host", "host:", ":80", "host:-1", "host:65536", "host:８０", "host:1 "])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        split_address(address)
