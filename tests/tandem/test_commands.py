@@ -1,0 +1,155 @@
+"""The command as people and scripts run it: a process with exit code, stdout and stderr."""
+
+import base64
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tandem import Client
+from tandem.stack import Stack
+
+TANDEM = str(Path(sys.executable).parent / "tandem")
+HEX_ID = "[0-9a-f]{32}"
+
+
+def run(*arguments: str | Path, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+    """Run the command with its output piped."""
+    environment = {**os.environ, "TANDEM_ADDRESS": address}
+    return subprocess.run(
+        [TANDEM, *map(str, arguments)], capture_output=True, encoding="utf-8", env=environment, timeout=60
+    )
+
+
+def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, pictures: tuple[Path, Path]) -> None:
+    done = run("ask", *pictures, "Which?", "--max-tokens", "6", "--seed", "3", address=stack.address)
+    with Client(stack.address) as client:
+        answer = client.ask("Which?", images=pictures, max_tokens=6, seed=3)
+    assert (done.returncode, done.stdout) == (0, answer.text + "\n")
+    assert re.search(r"^vision .*picture 1 (encoded|cached).*picture 2 (encoded|cached)", done.stderr, re.MULTILINE)
+    assert re.search(rf"^total .*tiny-v1\.0\.0, request {HEX_ID}", done.stderr, re.MULTILINE)
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_ask_again_shows_the_cached_picture(stack: Stack, tmp_path: Path, pictures: tuple[Path, Path]) -> None:
+    picture = tmp_path / "fresh.png"
+    picture.write_bytes(pictures[0].read_bytes() + b"another file")  # PNG readers stop before it
+    first, second = (run("ask", picture, "?", "--max-tokens", "1", address=stack.address) for _ in range(2))
+    assert "picture 1 encoded" in first.stderr
+    assert "picture 1 cached" in second.stderr
+
+
+def test_ask_json_is_one_object(stack: Stack, pictures: tuple[Path, Path]) -> None:
+    done = run("ask", pictures[0], "Which?", "--json", "--max-tokens", "2", address=stack.address)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert answer["usage"]["completion_tokens"] == 2
+    assert answer["images"][0]["num_visual_tokens"] == 32
+    assert answer["timings"]["total_ms"] > 0
+
+
+def test_ask_in_a_terminal_is_coloured(stack: Stack, pictures: tuple[Path, Path]) -> None:
+    ours, theirs = pty.openpty()
+    command = [TANDEM, "ask", "--address", stack.address, str(pictures[0]), "Which?", "--max-tokens", "4"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode(errors="replace")
+    os.close(ours)
+    assert "\x1b[1mtotal" in shown
+
+
+def test_a_request_file_is_sent_as_it_is(stack: Stack, tmp_path: Path, pictures: tuple[Path, Path]) -> None:
+    parts = [{"image": {"data": base64.b64encode(pictures[0].read_bytes()).decode()}}, {"text": "Which?"}]
+    request = {"messages": [{"role": "ROLE_USER", "parts": parts}], "sampling": {"maxTokens": 3}}
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(request))
+    done = run("ask", "--request", path, "--json", address=stack.address)
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"\xff\xfe{}", r"The file \S+ is not UTF-8: byte 0 cannot be read as text\."),
+        (b'{"messages": 3}', r"The file \S+ is not a GatewayGenerateRequest: .*messages.*\."),
+        (b'{"mesages": []}', r'The file \S+ is not a GatewayGenerateRequest: .*"mesages".*\.'),
+        (b"", r"The file \S+ is not a GatewayGenerateRequest: .*\."),
+    ],
+    ids=["not UTF-8", "wrong type", "unknown field", "empty"],
+)
+def test_a_bad_request_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "request.json"
+    path.write_bytes(content)
+    done = run("ask", "--request", path)
+    assert done.returncode == 1
+    assert re.fullmatch(sentence, done.stderr.strip())
+
+
+def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    for arguments in (("ask", ""), ("ask", broken, "What?"), ("ask", "What?", "--release", "other-v1.0.0")):
+        done = run(*arguments, address=stack.address)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(rf"[A-Z].* \(request id {HEX_ID}\)\.", done.stderr.strip())
+
+
+def test_no_gateway_says_what_to_do() -> None:
+    for arguments in (("ask", "What?"), ("models",)):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert done.stderr == "Cannot reach a gateway at 127.0.0.1:1; start one with `tandem up`.\n"
+
+
+def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
+    done = run("ask", tmp_path / "nothing.png", "What?")
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}/nothing.png: No such file or directory.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask"], "QUESTION: it is missing"),
+        (["ask", __file__], "is a file"),
+        (["ask", "--request", __file__, "What?"], "leave out QUESTION"),
+        (["ask", "--request", __file__, "--seed", "1"], "leave out --seed"),
+        (["ask", "What?", "--max-tokens", "0"], "--max-tokens"),
+        (["models", "--colour"], "--colour"),
+        (["up", "--precision", "int8"], "--precision"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_names_it(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_the_answer_without_a_traceback(stack: Stack) -> None:
+    command = [TANDEM, "ask", "Go on for long", "--max-tokens", "900", "--address", stack.address, "--temperature", "1"]
+    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert asking.stdout is not None
+    asking.stdout.read(1)
+    asking.send_signal(signal.SIGINT)
+    _, errors = asking.communicate(timeout=20)
+    assert (asking.returncode, errors) == (130, b"\nCancelled.\n")
+
+
+def test_models_lists_the_release(stack: Stack) -> None:
+    table = run("models", address=stack.address)
+    assert re.search(r"^tiny-v1\.0\.0 \(default\) +ready +float32 .* 32 +1,024", table.stdout, re.MULTILINE)
+    [info] = json.loads(run("models", "--json", address=stack.address).stdout)
+    assert info["release"] == {"vision_tag": "tiny-v1.0.0", "language_tag": "tiny-v1.0.0"}
+
+
+def test_version_and_help() -> None:
+    assert run("version").stdout == run("--version").stdout
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("version").stdout)
+    assert all(name in run("--help").stdout for name in ("up", "ask", "models", "checkpoint"))

@@ -1,0 +1,169 @@
+"""`tandem up` and the stack below it: three real processes that start together and never outlive their parent."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem import Client
+from tandem.commands.up import newest_release
+from tandem.errors import FailedPrecondition, NotFound, Unavailable
+from tandem.stack import Stack, StackConfig
+
+TANDEM = str(Path(sys.executable).parent / "tandem")
+
+
+class Up:
+    """A running `tandem up` whose log is read as JSON."""
+
+    def __init__(self, models: Path, *flags: str) -> None:
+        command = [TANDEM, "up", "--models", str(models), "--port", "0", "--threads", "1", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
+
+    def wait_until_ready(self) -> dict[str, Any]:
+        """Return the ready line of the command itself."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            entry: dict[str, Any] = json.loads(line)  # every line, the services' own included, is JSON
+            if entry["event"] == "ready" and entry["service"] == "tandem":
+                return entry
+        raise AssertionError(f"ended with {self.process.wait()} before it was ready")
+
+    def services(self) -> dict[str, int]:
+        """Return the process id of each service by module."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        modules = {Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2].decode(): int(pid) for pid in children}
+        assert modules.keys() == {"vision_service", "language_service", "gateway"}
+        return modules
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal; return the exit code and what was still logged."""
+        self.process.send_signal(number)
+        _, rest = self.process.communicate(timeout=30)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def up(models: Path) -> Iterator[Up]:
+    up = Up(models)
+    yield up
+    up.process.kill()
+    up.process.communicate()
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process lives; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline, "a service outlived its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_stops_all_three_in_order(up: Up, number: signal.Signals) -> None:
+    """The gateway goes first: answers under way still need both stages."""
+    ready = up.wait_until_ready()
+    with Client(ready["address"]) as client:
+        assert client.ask("Hello", max_tokens=2).usage.completion_tokens == 2
+    pids = list(up.services().values())
+    code, log = up.end(number)
+    assert code == 0
+    assert not any(map(is_running, pids))
+    stopped = [entry["service"] for entry in map(json.loads, log.splitlines()) if entry["event"] == "stopped"]
+    assert stopped[0] == "gateway"
+    assert sorted(stopped) == ["gateway", "language", "vision"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["vision_service", "gateway"])
+def test_a_service_that_dies_takes_the_stack_down_and_is_named(up: Up, victim: str) -> None:
+    up.wait_until_ready()
+    services = up.services()
+    os.kill(services[victim], signal.SIGKILL)
+    _, log = up.process.communicate(timeout=30)
+    assert up.process.returncode == 1
+    assert log.splitlines()[-1] == f"The {victim.removesuffix('_service')} service stopped, exit code -9."
+    assert not any(map(is_running, services.values()))
+
+
+@pytest.mark.slow
+def test_no_service_outlives_a_parent_that_is_killed(up: Up) -> None:
+    """Nothing runs in a process after kill -9, so the kernel has to end its services."""
+    up.wait_until_ready()
+    pids = list(up.services().values())
+    up.process.kill()
+    wait_until_gone(pids)
+
+
+@pytest.mark.slow
+def test_a_signal_before_it_is_ready_stops_it_too(up: Up) -> None:
+    assert up.process.stderr is not None
+    assert json.loads(up.process.stderr.readline())["event"] == "starting"
+    pids: list[str] = []
+    while not pids:  # until the first service was started
+        pids = Path(f"/proc/{up.process.pid}/task/{up.process.pid}/children").read_text().split()
+    code, _ = up.end(signal.SIGINT)
+    assert code == 0
+    wait_until_gone(list(map(int, pids)))  # one that was being forked just then is left to the kernel
+
+
+@pytest.mark.slow
+def test_running_answers_are_finished_before_it_stops(models: Path) -> None:
+    """Stopping drains: the answer that streams when the signal comes is whole."""
+    config = StackConfig(models=models, release="tiny-v1.0.0", threads=1, drain_s=20)
+    with Stack(config) as stack, Client(stack.address) as client:
+        stream = client.generate("Go on", max_tokens=200, ignore_eos=True)
+        pieces = iter(stream)
+        next(pieces)
+        stack.stop()
+        assert len(list(pieces)) > 0
+        assert stream.final.usage.completion_tokens == 200
+
+
+def test_a_taken_port_is_one_sentence(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FailedPrecondition, match=f"Port {port} .*in use.*--port"):
+            Stack(StackConfig(models=models, release="tiny-v1.0.0", port=port)).start()
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_start_is_named_with_its_reason(models: Path) -> None:
+    stack = Stack(StackConfig(models=models, release="other-v1.0.0"))
+    with pytest.raises(
+        Unavailable, match=r"The (vision|language) service stopped before it was ready: .*other-v1\.0\.0"
+    ):
+        stack.__enter__()
+    assert not any(map(is_running, stack.pids.values()))
+
+
+@pytest.mark.slow
+def test_a_flag_a_service_refuses_is_its_own_sentence(models: Path) -> None:
+    config = StackConfig(models=models, release="tiny-v1.0.0", vision_flags=["--max-queue", "none"])
+    with pytest.raises(Unavailable, match="The vision service stopped before it was ready: --max-queue"), Stack(config):
+        pass
+
+
+def test_the_newest_release_has_the_highest_version(tmp_path: Path) -> None:
+    """By number, not by spelling, and whatever the name."""
+    with pytest.raises(NotFound, match="checkpoint new"):
+        newest_release(tmp_path)
+    for tag in ("b-v1.9.0", "a-v1.10.0", "c-v1.2.30", "not a tag"):
+        (tmp_path / tag).mkdir()
+    assert newest_release(tmp_path) == "a-v1.10.0"
