@@ -2,11 +2,11 @@
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from chassis.errors import InvalidArgument, NotFound
+from chassis.lru import LruStore
 from checkpoint.identity import DIGEST_BYTES
 from gateway import metrics
 from tandem.v1 import gateway_pb2
@@ -36,10 +36,10 @@ def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
     """Check the size of a picture's file.
 
     Raises:
-        InvalidArgument: reason 'EMPTY_IMAGE' or 'IMAGE_TOO_LARGE'.
+        InvalidArgument: reason 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'.
     """
     if num_bytes == 0:
-        raise InvalidArgument("The picture is empty.", reason="EMPTY_IMAGE", field=field)
+        raise InvalidArgument("The picture is empty.", reason="IMAGE_EMPTY", field=field)
     if num_bytes > max_bytes:
         raise InvalidArgument(
             f"The picture has more than {max_bytes} bytes.",
@@ -54,19 +54,17 @@ class ImageStore:
 
     def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:
         """Start empty. `max_bytes` bounds all pictures together, `max_image_bytes` each."""
-        self._max_bytes = max_bytes
         self._max_image_bytes = max_image_bytes
-        self._num_bytes = 0
-        self._images: OrderedDict[bytes, bytes] = OrderedDict()  # least recently used first
+        self._images: LruStore[bytes, bytes] = LruStore(max_bytes=max_bytes)
 
     async def put(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, int]:
         """Take a picture piece by piece; return its SHA-256 and its size in bytes.
 
         Raises:
-            InvalidArgument: reason 'BAD_CHUNK', 'EMPTY_IMAGE' or 'IMAGE_TOO_LARGE'; the rest is not read.
+            InvalidArgument: reason 'BAD_CHUNK', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'; the rest is not read.
         """
         data = bytearray()
-        max_bytes = min(self._max_image_bytes, self._max_bytes)
+        max_bytes = min(self._max_image_bytes, self._images.max_bytes)
         async for chunk in chunks:
             if not 0 < len(chunk) <= _MAX_CHUNK_BYTES:
                 raise InvalidArgument(f"A chunk has 1 to {_MAX_CHUNK_BYTES} bytes.", reason="BAD_CHUNK", field="chunk")
@@ -75,14 +73,15 @@ class ImageStore:
         check_size(len(data), max_bytes=max_bytes, field="chunk")
         image = bytes(data)
         sha256 = await sha256_of(image)
-        self._insert(sha256, image)
+        self._images.put(sha256, image, len(image))
+        metrics.IMAGE_STORE_BYTES.set(self._images.num_bytes)
         return sha256, len(image)
 
     async def take(self, image: gateway_pb2.Image, field: str) -> Picture:
         """Return the picture a request brings, or names by the digest it was put here under.
 
         Raises:
-            InvalidArgument: reason 'EMPTY_IMAGE', 'IMAGE_TOO_LARGE' or 'BAD_DIGEST'.
+            InvalidArgument: reason 'IMAGE_EMPTY', 'IMAGE_TOO_LARGE' or 'BAD_DIGEST'.
             NotFound: reason 'IMAGE_NOT_FOUND', it never was put here, or had to make room.
         """
         if image.HasField("sha256"):
@@ -95,21 +94,9 @@ class ImageStore:
             raise InvalidArgument(
                 f"A SHA-256 has {DIGEST_BYTES} bytes, not {len(sha256)}.", reason="BAD_DIGEST", field=field
             )
-        image = self._images.get(sha256)
-        if image is None:
-            raise NotFound(
-                "No picture of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field
-            )
-        self._images.move_to_end(sha256)
-        return image
-
-    def _insert(self, sha256: bytes, image: bytes) -> None:
-        if sha256 in self._images:
-            self._images.move_to_end(sha256)
-            return
-        self._images[sha256] = image
-        self._num_bytes += len(image)
-        while self._num_bytes > self._max_bytes:
-            _, oldest = self._images.popitem(last=False)
-            self._num_bytes -= len(oldest)
-        metrics.IMAGE_STORE_BYTES.set(self._num_bytes)
+        with self._images.use(sha256) as image:
+            if image is None:
+                raise NotFound(
+                    "No picture of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field
+                )
+            return image

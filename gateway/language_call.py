@@ -68,7 +68,8 @@ class LanguageCall:
                 response = await self._call.read()
             except grpc.aio.AioRpcError as error:
                 raise await self._revealed(error) from None
-        return None if response is grpc.aio.EOF else response
+        # By truth and not by grpc.aio.EOF, which the published types lack: a message is always true, EOF never.
+        return response or None
 
     def cancel(self) -> None:
         """End the call, and free what the service holds for it, unless it has ended by itself."""
@@ -81,6 +82,7 @@ class LanguageCall:
             initial_metadata=grpc.aio.Metadata(),
             trailing_metadata=_result(call.trailing_metadata()),
             details=_result(call.details()),
+            debug_error_string=None,
         )
         if error.details() != _HIDDEN_STATUS and not self._status.done():
             self._status.set_result(error)

@@ -59,19 +59,25 @@ def open_release(store: ModelStore, name: str) -> Release:
     Raises:
         InvalidArgument: reason 'BAD_TAG'.
         NotFound: reason 'UNKNOWN_TAG'.
-        FailedPrecondition, DataLoss: the checkpoint is not whole.
+        FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'BAD_CHECKPOINT', a file is not valid.
+        DataLoss: reason 'DIGEST_MISMATCH'.
     """
     vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
     language_tag = language_tag or vision_tag
     parse_tag(vision_tag)
     folder = store.folder(language_tag)
+    manifest = read_manifest(folder)
+    if vision_tag in store.tags() and read_manifest(store.folder(vision_tag)).vision.digest != (
+        manifest.language.vision_digest
+    ):
+        raise _do_not_fit(vision_tag, language_tag)
     prompts = open_prompt_builder(folder)
     return Release(
         vision_tag=vision_tag,
         language_tag=language_tag,
         prompts=prompts,
         vocabulary=Vocabulary(prompts.tokenizer),
-        tokenizer_digest=read_manifest(folder).files[TOKENIZER_FILE],
+        tokenizer_digest=manifest.files[TOKENIZER_FILE],
     )
 
 
@@ -163,7 +169,11 @@ def _check_pair(vision: model_pb2.ModelInfo, language: model_pb2.ModelInfo) -> N
         and vision.vision.num_visual_tokens == language.language.num_visual_tokens
     )
     if not fits:
-        raise FailedPrecondition(
-            f"The language half of {language.tag} was trained with another vision half than that of {vision.tag}.",
-            reason="RELEASE_MISMATCH",
-        )
+        raise _do_not_fit(vision.tag, language.tag)
+
+
+def _do_not_fit(vision_tag: str, language_tag: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"The language half of {language_tag} was trained with another vision half than that of {vision_tag}.",
+        reason="RELEASE_MISMATCH",
+    )

@@ -6,9 +6,10 @@ these can; the gateway and the wire are the real ones.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     num_cancelled: int = 0
     deadlines_s: list[float] = field(default_factory=list)
 
-    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # type: ignore[override]  # noqa: N802
+    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
         return model_pb2.ListModelsResponse(models=[self.info])
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: Any) -> vision_pb2.EncodeResponse:  # noqa: N802
@@ -92,10 +93,10 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
     deadlines_s: list[float] = field(default_factory=list)
 
-    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # type: ignore[override]  # noqa: N802
+    async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
         return model_pb2.ListModelsResponse(models=[self.info])
 
-    async def Generate(  # type: ignore[override]  # noqa: N802
+    async def Generate(  # noqa: N802
         self, request_iterator: AsyncIterator[language_pb2.GenerateRequest], context: Any
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
         self.num_running += 1
@@ -123,6 +124,33 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
             self.num_running -= 1
 
 
+class Switch:
+    """A stage's server, which can be switched off and on again at the same address."""
+
+    def __init__(self, servicer: object, module: Any, service: str) -> None:
+        self._add = partial(getattr(module, f"add_{service}Servicer_to_server"), servicer)
+        self._server: Server | None = None
+        self.address = "127.0.0.1:0"
+
+    async def on(self) -> None:
+        self._server = Server(ServiceSettings(listen=self.address))
+        self._add(self._server.grpc)
+        await self._server.start()
+        self.address = f"127.0.0.1:{self._server.port}"
+
+    async def off(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def __aenter__(self) -> "Switch":
+        await self.on()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.off()
+
+
 @dataclass
 class World:
     """A gateway between a client and two scripted stages."""
@@ -132,7 +160,7 @@ class World:
     language: ScriptedLanguage
     events: list[str]
     tokenizer: Tokenizer
-    stop_stage: Callable[[str], Awaitable[None]]
+    switches: dict[str, Switch]  # 'vision' and 'language'
 
     def say(self, text: str) -> None:
         """Have the language stage answer with the tokens of `text`."""
@@ -176,42 +204,32 @@ async def read(call: Any) -> Answer:
 
 
 @asynccontextmanager
-async def serve(servicer: object, module: Any, service: str) -> AsyncIterator[Server]:
-    """Serve `servicer` on a free port."""
-    server = Server(ServiceSettings())
-    getattr(module, f"add_{service}Servicer_to_server")(servicer, server.grpc)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop(0)
-
-
-@asynccontextmanager
 async def scripted_world(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[World]:
     """Run a gateway with `settings` over the tiny checkpoint in `store`, between scripted stages that fit it."""
     events: list[str] = []
-    vision, language = ScriptedVision(vision_info(store), events), ScriptedLanguage(language_info(store), events)
+    # Abstract are only the calls a gateway never makes.
+    vision = ScriptedVision(vision_info(store), events)  # type: ignore[abstract]
+    language = ScriptedLanguage(language_info(store), events)  # type: ignore[abstract]
     vision.go.set()
     async with (
-        serve(vision, vision_pb2_grpc, "VisionService") as vision_server,
-        serve(language, language_pb2_grpc, "LanguageService") as language_server,
+        Switch(vision, vision_pb2_grpc, "VisionService") as vision_switch,
+        Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
     ):
         chosen = GatewaySettings(
             listen="127.0.0.1:0",
             models=store,
             release=TAG,
-            vision=(f"127.0.0.1:{vision_server.port}",),
-            language=(f"127.0.0.1:{language_server.port}",),
+            vision=(vision_switch.address,),
+            language=(language_switch.address,),
             **settings,
         )
         server = Server(chosen)
-        stages = {"vision": vision_server, "language": language_server}
+        switches = {"vision": vision_switch, "language": language_switch}
         async with open_service(chosen, server):
             await server.start()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 stub: Any = gateway_pb2_grpc.GatewayStub(channel)
-                yield World(stub, vision, language, events, tokenizer, lambda name: stages[name].stop(0))
+                yield World(stub, vision, language, events, tokenizer, switches)
             await server.stop(0)
 
 

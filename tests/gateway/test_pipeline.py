@@ -179,7 +179,7 @@ async def test_an_error_of_the_decoder_stops_the_encoder(world: World) -> None:
 
 @pytest.mark.parametrize("stage", ["vision", "language"])
 async def test_a_stage_that_is_gone_is_unavailable_and_says_so_without_an_address(world: World, stage: str) -> None:
-    await world.stop_stage(stage)
+    await world.switches[stage].off()
     error = await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
     assert error.code == grpc.StatusCode.UNAVAILABLE
     assert error.message == f"The {stage} service cannot be reached."
@@ -187,7 +187,7 @@ async def test_a_stage_that_is_gone_is_unavailable_and_says_so_without_an_addres
 
 
 async def test_text_is_answered_while_the_vision_stage_is_gone(world: World) -> None:
-    await world.stop_stage("vision")
+    await world.switches["vision"].off()
     world.say("Yes.")
     assert (await world.ask("Are you there?")).text == "Yes."
 

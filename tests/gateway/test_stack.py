@@ -1,0 +1,195 @@
+"""The three real processes on a tiny random checkpoint: what only they together can show."""
+
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tokenizers import Tokenizer
+
+from chassis.errors import TandemError, from_rpc_error
+from tandem.stack import Stack
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc, sampling_pb2
+from tests.gateway.scripted import TAG, ask
+
+Picture = Callable[[int], bytes]
+
+GREEDY = sampling_pb2.SamplingOptions(max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def channel(stack: Stack) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(stack.address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def stub(channel: grpc.Channel) -> gateway_pb2_grpc.GatewayStub:
+    return gateway_pb2_grpc.GatewayStub(channel)
+
+
+def text_of(responses: list[gateway_pb2.GatewayGenerateResponse]) -> str:
+    return "".join(response.delta.text for response in responses[:-1])
+
+
+def gauges(stack: Stack, service: str, prefix: str) -> dict[str, float]:
+    """Return the metrics of a service whose names begin with `prefix`."""
+    with urllib.request.urlopen(stack.metrics_url(service)) as page:
+        lines = page.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefix)}
+
+
+def test_a_question_about_a_picture_is_answered_and_the_next_finds_it_cached(
+    stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+) -> None:
+    answers = [list(stub.Generate(ask(picture(1), "这是什么？", sampling=GREEDY))) for _ in range(2)]
+    ends = [responses[-1].finished for responses in answers]
+    assert text_of(answers[0]) == text_of(answers[1])
+    assert [end.images[0].cache_level for end in ends] == [
+        gateway_pb2.CACHE_LEVEL_MISS,
+        gateway_pb2.CACHE_LEVEL_GATEWAY,
+    ]
+    for end in ends:
+        assert end.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
+        assert (end.usage.completion_tokens, end.usage.visual_tokens) == (24, 32)
+        assert end.release == gateway_pb2.Release(vision_tag=TAG, language_tag=TAG)
+
+
+def test_streamed_text_is_what_decoding_all_tokens_at_once_gives(
+    stub: gateway_pb2_grpc.GatewayStub, tokenizer: Tokenizer
+) -> None:
+    """Random bytes, so that characters break off and bytes that start nothing come in every mixture."""
+    for seed in range(5):
+        sampling = sampling_pb2.SamplingOptions(
+            max_tokens=100, ignore_eos=True, temperature=1.5, seed=seed, num_logprobs=0
+        )
+        responses = list(stub.Generate(ask("Speak.", sampling=sampling)))
+        token_ids = [entry.chosen.token_id for response in responses[:-1] for entry in response.delta.logprobs]
+        known = [token_id for token_id in token_ids if token_id < tokenizer.get_vocab_size()]
+        assert len(token_ids) == responses[-1].finished.usage.completion_tokens == 100
+        assert text_of(responses) == tokenizer.decode(known, skip_special_tokens=True)
+
+
+def test_a_stop_string_cuts_the_real_answer_where_it_begins(stub: gateway_pb2_grpc.GatewayStub) -> None:
+    sampling = sampling_pb2.SamplingOptions(max_tokens=100, ignore_eos=True, temperature=1.5, seed=3)
+    whole = text_of(list(stub.Generate(ask("Speak.", sampling=sampling))))
+    stop = whole[40:43]
+    responses = list(stub.Generate(ask("Speak.", sampling=sampling, stop=[stop])))
+    assert text_of(responses) == whole[: whole.index(stop)]
+    assert responses[-1].finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
+
+
+def test_counted_tokens_are_those_the_decoder_sees(stub: gateway_pb2_grpc.GatewayStub, picture: Picture) -> None:
+    request = ask(picture(2), "What is it?", sampling=GREEDY)
+    counted = stub.CountTokens(gateway_pb2.CountTokensRequest(messages=request.messages))
+    usage = list(stub.Generate(request))[-1].finished.usage
+    assert (counted.prompt_tokens, counted.visual_tokens) == (usage.prompt_tokens, usage.visual_tokens)
+
+
+def test_a_client_that_leaves_gives_back_everything(
+    stack: Stack, stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+) -> None:
+    list(stub.Generate(ask("Warm up.", sampling=GREEDY)))
+    baseline = gauges(stack, "language", "tandem_language_kv_blocks_used")
+    long = sampling_pb2.SamplingOptions(max_tokens=900, ignore_eos=True)
+    for number in range(10):
+        call: Any = stub.Generate(ask(picture(100 + number), "Go on.", sampling=long))
+        if number % 2:
+            next(call)  # amid the answer; the others leave amid the prompt
+        call.cancel()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        running = gauges(stack, "language", "tandem_language_running") | gauges(stack, "gateway", "tandem_gateway_run")
+        if not any(running.values()) and gauges(stack, "language", "tandem_language_kv_blocks_used") == baseline:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"still held: {running}")
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a small PNG file that claims any size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * min(10_000, (1 + 3 * width) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def bad_requests(picture: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateRequest, str, str]]:
+    """Return requests by what is wrong with them, each with the status and the reason it must get."""
+    invalid = "INVALID_ARGUMENT"
+    warm = sampling_pb2.SamplingOptions(temperature=-1)
+    long = sampling_pb2.SamplingOptions(max_tokens=2000)
+    unknown = ask("What is it?")
+    unknown.messages[0].parts.add(image=gateway_pb2.Image(sha256=bytes(32)))
+    return {
+        "unsupported picture": (ask(b"%PDF-1.7 not a picture", "What?"), invalid, "IMAGE_UNSUPPORTED"),
+        "truncated picture": (ask(picture[: len(picture) // 2], "What?"), invalid, "IMAGE_TRUNCATED"),
+        "1x1 picture": (ask(png(1, 1), "What?"), invalid, "IMAGE_TOO_SMALL"),
+        "30,000 x 30,000 pixels": (ask(png(30_000, 30_000), "What?"), invalid, "IMAGE_TOO_MANY_PIXELS"),
+        "25 MB of bytes": (ask(bytes(25_000_000), "What?"), invalid, "IMAGE_TOO_LARGE"),
+        "0 bytes": (ask(b"", "What?"), invalid, "IMAGE_EMPTY"),
+        "a digest nobody knows": (unknown, "NOT_FOUND", "IMAGE_NOT_FOUND"),
+        "empty question": (ask(picture, "  "), invalid, "EMPTY_QUESTION"),
+        "too many pictures": (ask(*[picture] * 9, "Which?"), invalid, "TOO_MANY_IMAGES"),
+        "a prompt longer than the context": (ask("word " * 400), invalid, "PROMPT_TOO_LONG"),
+        "an answer longer than the context": (ask("Hi.", sampling=long), invalid, "PROMPT_TOO_LONG"),
+        "more text than is taken": (ask("word " * 100_000), invalid, "TEXT_TOO_LONG"),
+        "a temperature below 0": (ask("Hi.", sampling=warm), invalid, "BAD_SAMPLING"),
+    }
+
+
+@pytest.mark.parametrize("case", list(bad_requests(b"")))
+def test_bad_input_is_a_typed_error_at_once_and_the_next_request_works(
+    case: str, stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+) -> None:
+    request, code, reason = bad_requests(picture(3))[case]
+    started = time.monotonic()
+    error = error_of(lambda: list(stub.Generate(request)))
+    assert (error.code.name, error.reason) == (code, reason)
+    assert time.monotonic() - started < 1
+    assert list(stub.Generate(ask("Hi.", sampling=GREEDY)))[-1].finished.usage.completion_tokens == 24
+
+
+def test_text_that_is_not_utf8_is_the_callers_mistake(
+    channel: grpc.Channel, stub: gateway_pb2_grpc.GatewayStub
+) -> None:
+    """Python's own messages cannot hold such text, other clients' can."""
+    request = ask("MARK").SerializeToString().replace(b"MARK", b"\xff\xfe\xff\xfe")
+    generate = channel.unary_stream("/tandem.v1.Gateway/Generate", _unchanged, _unchanged)
+    error = error_of(lambda: list(generate(request)))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "BAD_MESSAGE")
+    list(stub.Generate(ask("Hi.", sampling=GREEDY)))
+
+
+def _unchanged(message: bytes) -> bytes:
+    return message
+
+
+def error_of(call: Callable[[], object]) -> TandemError:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return from_rpc_error(raised.value)
+
+
+def test_a_gateway_that_cannot_serve_its_release_says_why_and_stops(store: Path) -> None:
+    flags = ["--models", str(store), "--release", "other-v1.0.0", "--listen", "127.0.0.1:0"]
+    ended = subprocess.run([sys.executable, "-m", "gateway", *flags], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "has no other-v1.0.0" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_gateway_needs_no_torch() -> None:
+    """It runs where only clients' packages are, and starts in a second."""
+    program = "import sys, gateway.service, gateway.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
