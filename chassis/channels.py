@@ -73,6 +73,8 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
+        # A server that comes back is found within seconds; gRPC by itself waits up to two minutes between tries.
+        ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
 
 
