@@ -3,7 +3,6 @@
 Reading gives views of the mapped file, so a tensor costs nothing until its elements are touched.
 """
 
-import contextlib
 import json
 import pickle
 import re
@@ -164,15 +163,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size == 0:
-            raise EOFError
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
     ):
         raise ValueError("not a mapping of names to tensors")
-    return loaded
+    return {name: tensor.detach() for name, tensor in loaded.items()}  # a parameter would drag gradients along
 
 
 def dtype_name(dtype: torch.dtype) -> str:

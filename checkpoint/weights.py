@@ -224,15 +224,25 @@ def save(
     write_config(config, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
     (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
-    own_vision_digest, language_digest = (half_digest(config, half, digests[half]) for half in HALVES)
-    manifest = Manifest(
-        tag=tag,
-        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-        vision=VisionEntry(digest=own_vision_digest),
-        language=LanguageEntry(digest=language_digest, vision_digest=vision_digest or own_vision_digest),
-    )
+    manifest = _manifest(folder, tag, config, digests, vision_digest)
     write_manifest(manifest, folder)
     return manifest
+
+
+def _manifest(
+    folder: Path,
+    tag: str,
+    config: ModelConfig,
+    digests: Mapping[Half, Mapping[str, TensorDigest]],
+    trained_with: bytes | None,
+) -> Manifest:
+    vision_digest, language_digest = (half_digest(config, half, digests[half]) for half in HALVES)
+    return Manifest(
+        tag=tag,
+        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        vision=VisionEntry(digest=vision_digest),
+        language=LanguageEntry(digest=language_digest, vision_digest=trained_with or vision_digest),
+    )
 
 
 def _named(what: str, names: Sequence[str], reason: str) -> FailedPrecondition:

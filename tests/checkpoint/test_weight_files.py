@@ -116,6 +116,11 @@ def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
     assert torch.equal(open_folder(tmp_path)["x"], ONES)
 
 
+def test_parameters_become_plain_tensors(tmp_path: Path) -> None:
+    torch.save({"x": torch.nn.Parameter(ONES)}, tmp_path / "pytorch_model.bin")
+    assert not open_folder(tmp_path)["x"].requires_grad
+
+
 def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     path, trace = tmp_path / "pytorch_model.bin", tmp_path / "trace"
     torch.save({"x": ONES, "y": Malicious(trace)}, path)
