@@ -12,7 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, to_grpc_status
+from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented, to_grpc_status
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 
@@ -151,6 +151,10 @@ async def _mapping_errors(answer: Answer, request: Any, context: Context, report
     except grpc.aio.AbortError:
         report.code = context.code()
         raise
+    except NotImplementedError:
+        # What generated servicers raise for methods that are not written, after they set this code.
+        unwritten = context.code() == grpc.StatusCode.UNIMPLEMENTED
+        error = Unimplemented("This server does not offer that method.") if unwritten else _bug()
     except Exception:
         error = _bug()
     report.code = error.code

@@ -207,6 +207,16 @@ async def test_an_unknown_method_is_unimplemented(serve: Any) -> None:
     assert raised.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_method_that_is_not_written_is_unimplemented_and_a_bug_by_that_name_is_a_bug(serve: Any) -> None:
+    async def broken(self: Any, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    run = await serve(gateway={"CountTokens": broken})
+    unwritten = await failure(run.gateway.ListModels(gateway_pb2.GatewayListModelsRequest()))
+    assert unwritten.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert (await failure(run.gateway.CountTokens(gateway_pb2.CountTokensRequest()))).code() == grpc.StatusCode.INTERNAL
+
+
 @pytest.mark.parametrize("how", ["cancel", "deadline", "disconnect"])
 async def test_a_caller_that_leaves_frees_what_the_handler_holds(serve: Any, log_lines: Any, how: str) -> None:
     """The handler sits in the middle of a stream; its `finally` must run now, not when it is collected."""

@@ -344,5 +344,5 @@ class HostMachine(RuleBasedStateMachine):
         assert self.host.list() == []
 
 
-HostMachine.TestCase.settings = hypothesis_settings(max_examples=200, stateful_step_count=30, deadline=None)
+HostMachine.TestCase.settings = hypothesis_settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestHost = HostMachine.TestCase

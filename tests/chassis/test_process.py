@@ -1,0 +1,247 @@
+"""Whole processes: what a supervisor, a terminal and a log collector see of them."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc
+
+# A service as ours are written: settings, open_service, run_service. Generate streams until its client leaves.
+PROGRAM = '''
+import asyncio, sys, logging
+from contextlib import asynccontextmanager
+from pydantic_settings import SettingsConfigDict
+import structlog
+from chassis.errors import FailedPrecondition
+from chassis.server import run_service
+from chassis.settings import ServiceSettings, load_settings
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc
+
+log = structlog.get_logger()
+
+class ExampleSettings(ServiceSettings):
+    """Serves examples."""
+    model_config = SettingsConfigDict(env_prefix="TANDEM_EXAMPLE_")
+    start: str = "well"
+
+class Servicer(gateway_pb2_grpc.GatewayServicer):
+    async def Generate(self, request, context):
+        try:
+            for number in range(int(request.routing_key)):
+                yield gateway_pb2.GatewayGenerateResponse(delta=gateway_pb2.TextDelta(text=str(number)))
+                await asyncio.sleep(0.02)
+        finally:
+            log.info("freed")
+
+@asynccontextmanager
+async def open_service(settings, server):
+    if settings.start == "refused":
+        raise FailedPrecondition("The model does not fit.", reason="DOES_NOT_FIT")
+    if settings.start == "broken":
+        raise RuntimeError("a bug")
+    if settings.start == "slowly":
+        log.info("loading")
+        await asyncio.sleep(60)
+    logging.getLogger("some.library").warning("a library speaks")
+    gateway_pb2_grpc.add_GatewayServicer_to_server(Servicer(), server.grpc)
+    server.announce("tandem.v1.Gateway")
+    yield
+    log.info("closed")
+
+run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_service)
+'''
+
+
+class Process:
+    """One process of PROGRAM and its log."""
+
+    def __init__(self, *flags: str) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._queue: Queue[str | None] = Queue()
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", PROGRAM, *flags]
+        self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            self._queue.put(line)
+        self._queue.put(None)
+
+    def wait_for(self, event: str, timeout_s: float = 20) -> dict[str, Any]:
+        """Read the log up to the next such event; every line on the way must be JSON."""
+        while True:
+            line = self._queue.get(timeout=timeout_s)
+            assert line is not None, f"the process ended without {event!r}: {self.lines}"
+            self.lines.append(json.loads(line))
+            if self.lines[-1]["event"] == event:
+                return self.lines[-1]
+
+    def end(self, timeout_s: float = 10) -> int:
+        """Wait for the process's end, read the rest of its log and return its exit status."""
+        code = self.popen.wait(timeout_s)
+        while (line := self._queue.get(timeout=5)) is not None:
+            self.lines.append(json.loads(line))
+        return code
+
+    def events(self) -> list[str]:
+        return [line["event"] for line in self.lines]
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    processes: list[Process] = []
+
+    def begin(*flags: str) -> Process:
+        processes.append(Process("--listen", "127.0.0.1:0", *flags))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.popen.kill()
+        process.popen.wait()
+
+
+def stubs(port: int) -> tuple[Any, Any, grpc.aio.Channel]:
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    return gateway_pb2_grpc.GatewayStub(channel), health_pb2_grpc.HealthStub(channel), channel
+
+
+def count(number: int) -> gateway_pb2.GatewayGenerateRequest:
+    return gateway_pb2.GatewayGenerateRequest(routing_key=str(number))
+
+
+async def test_a_process_serves_drains_on_sigterm_and_exits_cleanly(start: Any) -> None:
+    process = start()
+    ready = process.wait_for("ready")
+    gateway, health, channel = stubs(ready["port"])
+    async with channel:
+        status = await health.Check(health_pb2.HealthCheckRequest(service="tandem.v1.Gateway"))
+        assert status.status == health_pb2.HealthCheckResponse.SERVING
+        call = gateway.Generate(count(20), metadata=(("x-request-id", "mine"),))
+        await call.read()
+        process.popen.send_signal(signal.SIGTERM)
+        texts = [(await call.read()).delta.text for _ in range(19)]
+        assert texts[-1] == "19"
+        assert await call.code() == grpc.StatusCode.OK
+    assert process.end() == 0
+    assert [line["request_id"] for line in process.lines if line["event"] in ("freed", "rpc")] == ["mine", "mine"]
+    events = [event for event in process.events() if event != "a library speaks"]
+    assert events == ["ready", "stopping", "freed", "rpc", "closed", "stopped"]
+    assert {line["service"] for line in process.lines} == {"example"}
+
+
+async def test_metrics_count_calls_over_http(start: Any) -> None:
+    process = start()
+    ready = process.wait_for("ready")
+    gateway, _, channel = stubs(ready["port"])
+    async with channel:
+        assert len([_ async for _ in gateway.Generate(count(2))]) == 2
+    url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
+    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+    assert 'tandem_rpc_requests_total{code="OK",method="tandem.v1.Gateway/Generate"} 1.0' in text
+    assert 'tandem_rpc_seconds_count{method="tandem.v1.Gateway/Generate"} 1.0' in text
+    assert 'tandem_rpc_in_flight{method="tandem.v1.Gateway/Generate"} 0.0' in text
+
+
+async def test_a_second_signal_stops_at_once(start: Any) -> None:
+    process = start("--metrics-port", "-1")
+    ready = process.wait_for("ready")
+    assert ready["metrics_port"] == -1
+    gateway, _, channel = stubs(ready["port"])
+    async with channel:
+        await gateway.Generate(count(100_000)).read()
+        process.popen.send_signal(signal.SIGINT)
+        process.wait_for("stopping")
+        started = time.perf_counter()
+        process.popen.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.end) == 0
+    assert time.perf_counter() - started < 5
+    assert "freed" in process.events()
+    assert process.events()[-2:] == ["closed", "stopped"]
+
+
+async def test_a_client_that_is_killed_frees_its_call(start: Any) -> None:
+    """A killed process closes its sockets without a word of gRPC."""
+    process = start()
+    ready = process.wait_for("ready")
+    code = f"""
+import grpc, sys
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc
+stub = gateway_pb2_grpc.GatewayStub(grpc.insecure_channel("127.0.0.1:{ready["port"]}"))
+for _ in stub.Generate(gateway_pb2.GatewayGenerateRequest(routing_key="100000")):
+    print("one", flush=True)
+"""
+    root = Path(__file__).parents[2]
+    client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE, cwd=root)
+    assert client.stdout is not None
+    assert await client.stdout.readline() == b"one\n"
+    client.kill()
+    await client.wait()
+    process.wait_for("freed")
+    assert process.wait_for("rpc")["code"] == "CANCELLED"
+
+
+def test_a_signal_while_the_service_is_starting_stops_it(start: Any) -> None:
+    process = start("--start", "slowly")
+    process.wait_for("loading")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == 0
+    assert process.events()[-1] == "stopped before it was ready"
+
+
+def test_a_service_that_cannot_start_says_so_in_one_line(start: Any) -> None:
+    process = start("--start", "refused")
+    assert process.end(20) == 1
+    (line,) = process.lines
+    assert (line["reason"], line["error"]) == ("DOES_NOT_FIT", "The model does not fit.")
+    assert "exception" not in line
+
+
+def test_a_bug_at_start_is_logged_with_its_traceback(start: Any) -> None:
+    process = start("--start", "broken")
+    assert process.end(20) == 1
+    (line,) = process.lines
+    assert "RuntimeError: a bug" in line["exception"]
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--metrics-port"])
+def test_a_port_that_is_taken_is_named(start: Any, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(flag, f"127.0.0.1:{port}" if flag == "--listen" else str(port))
+        assert process.end(20) == 1
+    assert process.lines[-1]["reason"] == "CANNOT_LISTEN"
+    assert str(port) in process.lines[-1]["error"]
+
+
+def test_a_bad_setting_ends_the_process_with_status_2() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TANDEM_EXAMPLE_DRAIN_S": "soon"}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=30)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "--drain-s (TANDEM_EXAMPLE_DRAIN_S)" in run.stderr
+
+
+def test_the_console_form_is_for_reading(start: Any) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    flags = ["--log-format", "console", "--start", "refused"]
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *flags], capture_output=True, text=True, env=environment)
+    assert "cannot start" in run.stderr
+    assert not run.stderr.startswith("{")
