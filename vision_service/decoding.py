@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
 from vision_service.images import ImageLimits, check_bytes, read_image, to_pixels
+from vision_service.similar import Vector, thumbnail
 
 # A picture takes tens of milliseconds: whoever is refused may come again soon.
 _RETRY_AFTER_S = 0.25
+_INLINE_BYTES = 1 << 20  # hashed at once in less than a millisecond, which costs less than asking a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +29,55 @@ class Decoded:
 
     pixels: NDArray[np.float32]  # [3, S, S]
     decode_s: float  # seconds of work, waiting for a thread not counted
+    thumbnail: Vector | None  # what similar pictures are found by; None where unwanted, or the picture is blank
 
 
 class DecodePool:
     """Threads that turn picture files into pixels, and a bound on how many pictures wait for them."""
 
-    def __init__(self, *, num_threads: int, max_pending: int, limits: ImageLimits) -> None:
+    def __init__(
+        self, *, num_threads: int, max_pending: int, limits: ImageLimits, with_thumbnails: bool = False
+    ) -> None:
         """Start the pool.
 
         Args:
             num_threads: pictures decoded at once; each may take four bytes a pixel several times over.
             max_pending: pictures being decoded or waiting for it; one more is refused at once.
             limits: what a picture may be.
+            with_thumbnails: make a thumbnail of every picture as well.
         """
         self.limits = limits
+        self._with_thumbnails = with_thumbnails
         self._places = threading.BoundedSemaphore(max_pending)
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    async def decode(self, data: bytes, sha256: bytes, config: VisionConfig) -> Decoded:
-        """Check `data` against its digest and the limits and return its pixels.
+    async def check(self, data: bytes, sha256: bytes) -> None:
+        """Check a picture file's size and that it is the one its digest names.
+
+        Raises:
+            InvalidArgument: reason DIGEST_MISMATCH, or what `check_bytes` raises.
+        """
+        check_bytes(data, self.limits)
+        actual = _sha256(data) if len(data) <= _INLINE_BYTES else await asyncio.to_thread(_sha256, data)
+        if actual != sha256:
+            raise InvalidArgument(
+                "image_sha256 is not the SHA-256 of the picture.", reason="DIGEST_MISMATCH", field="image_sha256"
+            )
+
+    async def decode(self, data: bytes, config: VisionConfig) -> Decoded:
+        """Check a picture file against the limits and return its pixels.
 
         A caller that is cancelled before its picture's turn costs nothing more.
 
         Raises:
-            InvalidArgument: the digest is not the picture's (reason DIGEST_MISMATCH), or what `read_image` raises.
+            InvalidArgument: what `read_image` raises.
             ResourceExhausted: too many pictures are pending (reason QUEUE_FULL).
         """
-        check_bytes(data, self.limits)
         if not self._places.acquire(blocking=False):
             raise ResourceExhausted(
                 "Too many pictures are waiting to be decoded.", reason="QUEUE_FULL", retry_after_s=_RETRY_AFTER_S
             )
-        work = self._executor.submit(_decode, data, sha256, config, self.limits)
+        work = self._executor.submit(self._decode, data, config)
         # Given back when the thread is done with the picture, which may be after its caller has left.
         work.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(work)
@@ -67,12 +86,13 @@ class DecodePool:
         """Stop the threads after the pictures they are at."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def _decode(self, data: bytes, config: VisionConfig) -> Decoded:
+        started = time.perf_counter()
+        image = read_image(data, self.limits)
+        vector = thumbnail(image) if self._with_thumbnails else None
+        pixels = to_pixels(image, config)
+        return Decoded(pixels, time.perf_counter() - started, vector)
 
-def _decode(data: bytes, sha256: bytes, config: VisionConfig, limits: ImageLimits) -> Decoded:
-    started = time.perf_counter()
-    if hashlib.sha256(data).digest() != sha256:
-        raise InvalidArgument(
-            "image_sha256 is not the SHA-256 of the picture.", reason="DIGEST_MISMATCH", field="image_sha256"
-        )
-    pixels = to_pixels(read_image(data, limits), config)
-    return Decoded(pixels, time.perf_counter() - started)
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -1,18 +1,20 @@
-"""One vision half as the process serves it: its backend, its queue, its identity."""
+"""One vision half as the process serves it: what is known already, and the queue to its backend for the rest."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chassis.errors import FailedPrecondition, Internal
+from chassis.errors import FailedPrecondition, Internal, NotFound, Unavailable
+from chassis.single_flight import SingleFlight
 from checkpoint.config import ModelConfig
-from checkpoint.identity import encoder_id
+from checkpoint.identity import encoder_id, visual_key
 from checkpoint.store import ModelStore
 from checkpoint.weights import load_half
 from tandem.v1 import model_pb2
@@ -20,8 +22,12 @@ from vision_service import metrics
 from vision_service.backends import VisionBackend
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig, Batcher
-from vision_service.decoding import DecodePool
+from vision_service.decoding import Decoded, DecodePool
 from vision_service.images import PREPROCESSING
+from vision_service.similar import Similar, SimilarPictures
+from vision_service.token_cache import TokenCache, VisualTokens
+
+NOT_CACHED = "IMAGE_NOT_CACHED"
 
 # A bfloat16 is not finite exactly when all eight bits of its exponent are set.
 _EXPONENT = np.uint16(0x7F80)
@@ -30,24 +36,51 @@ Pixels = NDArray[np.float32]  # [3, S, S]
 TokenBits = NDArray[np.uint16]  # [K, D], bfloat16 bit patterns
 
 
-@dataclass(frozen=True, slots=True)
+class Source(Enum):
+    """Where visual tokens came from, as `vision.proto` defines it; the value is what is counted."""
+
+    ENCODED = "miss"
+    CACHED = "hit"
+    IN_FLIGHT = "in_flight"
+    SIMILAR = "similar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture that is asked for."""
+
+    image: bytes  # the file; empty where only its digest came
+    sha256: bytes  # of the file, 32 bytes
+    cache_salt: bytes = b""  # the tenant's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One picture's visual tokens and where its time went."""
+    """One picture's visual tokens, where they came from and where their time went."""
 
-    tokens: TokenBits
-    decode_s: float
-    queue_s: float
-    forward_s: float
-    batch_size: int
+    tokens: VisualTokens
+    visual_key: bytes  # of the picture that was encoded
+    source: Source
+    similar: Similar | None = None  # that picture, where it is not the one asked for
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    forward_s: float = 0.0
+    batch_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """What all models of the process share, so that they take turns instead of each other's cores."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all models of the process share: workers, so that they take turns instead of each other's cores, and memory.
+
+    Visual keys name the encoder, so two tags with the same vision half share visual tokens, and others cannot.
+    """
 
     decoding: DecodePool
     forward: Executor  # of one thread
     turn: asyncio.Lock  # held during a forward pass
+    cache: TokenCache
+    flights: SingleFlight[bytes, Encoded] = field(default_factory=SingleFlight)  # by visual key
+    similar: SimilarPictures | None = None  # None is off
 
 
 class HostedVision:
@@ -60,7 +93,7 @@ class HostedVision:
         config: ModelConfig,
         digest: bytes,
         backend: VisionBackend,
-        workers: Workers,
+        shared: Shared,
         batching: BatchConfig,
     ) -> None:
         self.config = config
@@ -73,31 +106,31 @@ class HostedVision:
         )
         self._tag = tag
         self._backend = backend
-        self._decoding = workers.decoding
+        self._shared = shared
         self._batching = batching
         self._batcher: Batcher[Pixels, TokenBits] = Batcher(
-            self._forward, config=batching, executor=workers.forward, turn=workers.turn
+            self._forward, config=batching, executor=shared.forward, turn=shared.turn
         )
 
-    async def encode(self, image: bytes, image_sha256: bytes) -> Encoded:
-        """Return the visual tokens of a picture file.
+    async def encode(self, picture: Picture) -> Encoded:
+        """Return the visual tokens of a picture: those that are here, those under way, or else new ones.
 
         Raises:
+            NotFound: only the digest came, and nothing is here (reason IMAGE_NOT_CACHED).
             InvalidArgument: the picture is refused, or is not the one its digest names.
             ResourceExhausted: too many pictures are waiting.
             Internal: the model failed, or gave something that is not finite.
         """
-        decoded = await self._decoding.decode(image, image_sha256, self.config.vision)
-        metrics.DECODE_SECONDS.observe(decoded.decode_s)
-        answer = await self._batcher.submit(decoded.pixels)
-        metrics.QUEUE_SECONDS.labels(self._tag).observe(answer.queue_s)
-        if not _is_finite(answer.result):
-            raise Internal("The picture's visual tokens are not finite.", reason="NOT_FINITE")
-        return Encoded(answer.result, decoded.decode_s, answer.queue_s, answer.run_s, answer.batch_size)
+        if picture.image:
+            # Before anything is shared: each caller answers for its own bytes.
+            await self._shared.decoding.check(picture.image, picture.sha256)
+        encoded = await self._find(picture)
+        metrics.CACHE_REQUESTS.labels(metrics.LEVEL, encoded.source.value).inc()
+        return encoded
 
     def info(self) -> model_pb2.ModelInfo:
         """Describe the model; the host adds tag, state and load time."""
-        limits = self._decoding.limits
+        limits = self._shared.decoding.limits
         return model_pb2.ModelInfo(
             half_digest=self.digest,
             backend=self._backend.name,
@@ -113,12 +146,77 @@ class HostedVision:
                 max_image_bytes=limits.max_bytes,
                 max_image_pixels=limits.max_pixels,
                 max_batch_size=self._batching.max_batch_size,
+                max_wait_ms=1000 * self._batching.max_wait_s,
+                max_queue=self._batching.max_queue,
+                max_cache_bytes=self._shared.cache.max_bytes,
             ),
         )
 
     async def close(self) -> None:
         """Stop the queue; the weights go with the last reference."""
         await self._batcher.close()
+
+    async def _find(self, picture: Picture) -> Encoded:
+        key = visual_key(encoder_id=self.encoder_id, cache_salt=picture.cache_salt, image_sha256=picture.sha256)
+        flights = self._shared.flights
+        while True:
+            with self._shared.cache.use(key) as tokens:
+                if tokens is not None:
+                    return Encoded(tokens=tokens, visual_key=key, source=Source.CACHED)
+            joins = key in flights
+            if not (picture.image or joins):
+                metrics.CACHE_REQUESTS.labels(metrics.LEVEL, "miss").inc()
+                raise NotFound("The picture's visual tokens are not at hand; send the picture.", reason=NOT_CACHED)
+            try:
+                landed = await flights.run(key, lambda: self._encode(picture, key))
+            except Unavailable:
+                if not joins:
+                    raise
+                # The tag it was encoded under is being unloaded; this one, of the same weights, is not.
+                continue
+            shares = landed.joined and landed.result.source is Source.ENCODED
+            return replace(landed.result, source=Source.IN_FLIGHT) if shares else landed.result
+
+    async def _encode(self, picture: Picture, key: bytes) -> Encoded:
+        """Decode the picture and run the model, unless it looks like one that is here."""
+        decoded = await self._shared.decoding.decode(picture.image, self.config.vision)
+        metrics.DECODE_SECONDS.observe(decoded.decode_s)
+        scope = (self.encoder_id, picture.cache_salt)  # what one tenant sent never answers another
+        encoded = self._find_similar(scope, decoded)
+        if encoded is not None:
+            return encoded
+        answer = await self._batcher.submit(decoded.pixels)
+        metrics.QUEUE_SECONDS.labels(self._tag).observe(answer.queue_s)
+        if not _is_finite(answer.result):
+            raise Internal("The picture's visual tokens are not finite.", reason="NOT_FINITE")
+        tokens = VisualTokens.of(answer.result)
+        self._shared.cache.put(key, tokens)
+        if self._shared.similar is not None and decoded.thumbnail is not None:
+            self._shared.similar.add(scope, decoded.thumbnail, visual_key=key, image_sha256=picture.sha256)
+        return Encoded(
+            tokens=tokens,
+            visual_key=key,
+            source=Source.ENCODED,
+            decode_s=decoded.decode_s,
+            queue_s=answer.queue_s,
+            forward_s=answer.run_s,
+            batch_size=answer.batch_size,
+        )
+
+    def _find_similar(self, scope: tuple[bytes, bytes], decoded: Decoded) -> Encoded | None:
+        if self._shared.similar is None or decoded.thumbnail is None:
+            return None
+        for similar in self._shared.similar.find(scope, decoded.thumbnail):
+            with self._shared.cache.use(similar.visual_key) as tokens:
+                if tokens is not None:
+                    return Encoded(
+                        tokens=tokens,
+                        visual_key=similar.visual_key,
+                        source=Source.SIMILAR,
+                        similar=similar,
+                        decode_s=decoded.decode_s,
+                    )
+        return None
 
     def _forward(self, pictures: Sequence[Pixels]) -> list[TokenBits]:
         started = time.perf_counter()
@@ -137,7 +235,7 @@ class VisionLoader:
     dtype: torch.dtype
     device: torch.device
     batching: BatchConfig
-    workers: Workers
+    shared: Shared
 
     async def load(self, tag: str) -> HostedVision:
         """Read, check and warm the vision half of a checkpoint.
@@ -147,7 +245,7 @@ class VisionLoader:
         """
         config, digest, backend = await asyncio.to_thread(self._read, tag)
         return HostedVision(
-            tag=tag, config=config, digest=digest, backend=backend, workers=self.workers, batching=self.batching
+            tag=tag, config=config, digest=digest, backend=backend, shared=self.shared, batching=self.batching
         )
 
     def _read(self, tag: str) -> tuple[ModelConfig, bytes, VisionBackend]:

@@ -18,9 +18,11 @@ from checkpoint.store import ModelStore
 from tandem.v1 import vision_pb2_grpc
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import VisionLoader, Workers
+from vision_service.hosted import Shared, VisionLoader
 from vision_service.images import ImageLimits
 from vision_service.servicer import SERVICE_NAME, VisionServicer
+from vision_service.similar import SimilarPictures
+from vision_service.token_cache import TokenCache
 
 _LIMITS, _BATCHING = ImageLimits(), BatchConfig()
 
@@ -51,6 +53,19 @@ class VisionSettings(ServiceSettings):
     max_decode_queue: int = Field(64, ge=1, description="most pictures being decoded or waiting for it")
     max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest picture file taken, bytes")
     max_image_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="most pixels of a picture, width x height")
+    cache_bytes: int = Field(256 * 2**20, ge=0, description="most bytes of visual tokens kept; 0 keeps none")
+    cache_ttl_s: float = Field(
+        86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept, seconds"
+    )
+    reuse_similar: bool = Field(
+        default=False, description="answer with the visual tokens of a picture that looks the same; needs FAISS"
+    )
+    similar_threshold: float = Field(
+        0.95, ge=0.5, le=1, allow_inf_nan=False, description="cosine of thumbnails from which pictures look the same"
+    )
+    similar_entries: int = Field(
+        4096, ge=1, le=10**6, description="most pictures remembered by their looks; 4 KiB each"
+    )
 
     @field_validator("device")
     @classmethod
@@ -69,12 +84,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    decoding = DecodePool(
-        num_threads=settings.decode_threads,
-        max_pending=settings.max_decode_queue,
-        limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
-    )
-    forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+    shared = _shared(settings)
     loader = VisionLoader(
         store=ModelStore(settings.models),
         dtype=getattr(torch, settings.precision),
@@ -84,7 +94,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
             max_wait_s=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
         ),
-        workers=Workers(decoding, forward, asyncio.Lock()),
+        shared=shared,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
     vision_pb2_grpc.add_VisionServiceServicer_to_server(VisionServicer(models), server.grpc)
@@ -95,5 +105,24 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
         yield
     finally:
         await models.close()
-        decoding.close()
-        forward.shutdown(cancel_futures=True)
+        shared.decoding.close()
+        shared.forward.shutdown(cancel_futures=True)
+
+
+def _shared(settings: VisionSettings) -> Shared:
+    similar = None
+    if settings.reuse_similar:
+        similar = SimilarPictures(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
+    decoding = DecodePool(
+        num_threads=settings.decode_threads,
+        max_pending=settings.max_decode_queue,
+        limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        with_thumbnails=settings.reuse_similar,
+    )
+    return Shared(
+        decoding=decoding,
+        forward=ThreadPoolExecutor(1, thread_name_prefix="forward"),
+        turn=asyncio.Lock(),
+        cache=TokenCache(max_bytes=settings.cache_bytes, ttl_s=settings.cache_ttl_s),
+        similar=similar,
+    )

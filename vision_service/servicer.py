@@ -2,14 +2,20 @@
 
 from chassis.errors import InvalidArgument, TandemError
 from chassis.models import ModelCalls, ModelHost
-from checkpoint.identity import DIGEST_BYTES, visual_key
+from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from vision_service import metrics
-from vision_service.hosted import Encoded, HostedVision
+from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, Picture, Source
 
 SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
 _MAX_SALT_BYTES = 64
+_SOURCES = {
+    Source.ENCODED: vision_pb2.ENCODE_SOURCE_ENCODED,
+    Source.CACHED: vision_pb2.ENCODE_SOURCE_CACHED,
+    Source.IN_FLIGHT: vision_pb2.ENCODE_SOURCE_IN_FLIGHT,
+    Source.SIMILAR: vision_pb2.ENCODE_SOURCE_SIMILAR,
+}
 
 
 class VisionServicer(ModelCalls[HostedVision], vision_pb2_grpc.VisionServiceServicer):
@@ -19,17 +25,15 @@ class VisionServicer(ModelCalls[HostedVision], vision_pb2_grpc.VisionServiceServ
         self.models = models
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: object) -> vision_pb2.EncodeResponse:  # noqa: N802
-        """Encode one picture."""
+        """Encode one picture, or answer from what was encoded before."""
         try:
             _check(request)
+            picture = Picture(image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt)
             with self.models.lease(request.tag) as model:
-                encoded = await model.encode(request.image, request.image_sha256)
-                key = visual_key(
-                    encoder_id=model.encoder_id, cache_salt=request.cache_salt, image_sha256=request.image_sha256
-                )
-                return _response(encoded, key, model.digest)
+                return _response(await model.encode(picture), model.digest)
         except TandemError as error:
-            metrics.REFUSALS.labels(error.reason).inc()
+            if error.reason != NOT_CACHED:  # which refuses nothing: it asks for the bytes
+                metrics.REFUSALS.labels(error.reason).inc()
             raise
 
 
@@ -48,18 +52,23 @@ def _check(request: vision_pb2.EncodeRequest) -> None:
         )
 
 
-def _response(encoded: Encoded, key: bytes, vision_digest: bytes) -> vision_pb2.EncodeResponse:
+def _response(encoded: Encoded, vision_digest: bytes) -> vision_pb2.EncodeResponse:
     embeddings = tensor_pb2.Tensor(
-        data_type=tensor_pb2.DATA_TYPE_BFLOAT16,
-        shape=encoded.tokens.shape,
-        data=encoded.tokens.astype("<u2", copy=False).tobytes(),
+        data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=encoded.tokens.shape, data=encoded.tokens.data
     )
-    return vision_pb2.EncodeResponse(
-        visual_tokens=tensor_pb2.VisualTokens(embeddings=embeddings, visual_key=key, vision_digest=vision_digest),
+    response = vision_pb2.EncodeResponse(
+        visual_tokens=tensor_pb2.VisualTokens(
+            embeddings=embeddings, visual_key=encoded.visual_key, vision_digest=vision_digest
+        ),
         timings=vision_pb2.EncodeTimings(
             decode_ms=1000 * encoded.decode_s,
             queue_ms=1000 * encoded.queue_s,
             forward_ms=1000 * encoded.forward_s,
             batch_size=encoded.batch_size,
         ),
+        source=_SOURCES[encoded.source],
     )
+    if encoded.similar is not None:
+        response.similar.image_sha256 = encoded.similar.image_sha256
+        response.similar.similarity = encoded.similar.similarity
+    return response

@@ -38,16 +38,19 @@ def pool() -> Iterator[DecodePool]:
 
 async def test_pixels_are_those_of_the_plain_functions(pool: DecodePool) -> None:
     data = png()
-    decoded = await pool.decode(data, digest(data), CONFIG)
+    decoded = await pool.decode(data, CONFIG)
     np.testing.assert_array_equal(decoded.pixels, to_pixels(read_image(data, ImageLimits()), CONFIG))
     assert decoded.decode_s > 0
 
 
 async def test_a_digest_of_another_picture_is_refused(pool: DecodePool) -> None:
     """Else a wrong picture would be kept under a right one's key."""
-    with pytest.raises(InvalidArgument) as caught:
-        await pool.decode(png(), digest(png("blue")), CONFIG)
-    assert (caught.value.reason, caught.value.field) == ("DIGEST_MISMATCH", "image_sha256")
+    large = bytes(2 * 2**20)  # hashed in a thread
+    for data in (png(), large):
+        await pool.check(data, digest(data))
+        with pytest.raises(InvalidArgument) as caught:
+            await pool.check(data, digest(png("blue")))
+        assert (caught.value.reason, caught.value.field) == ("DIGEST_MISMATCH", "image_sha256")
 
 
 async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
@@ -62,18 +65,15 @@ async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
 
     monkeypatch.setattr(decoding, "read_image", slow_read)
     pictures = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
-    tasks = {
-        colour: asyncio.create_task(pool.decode(pictures[colour], digest(pictures[colour]), CONFIG))
-        for colour in ("red", "green")
-    }
+    tasks = {colour: asyncio.create_task(pool.decode(pictures[colour], CONFIG)) for colour in ("red", "green")}
     await asyncio.sleep(0.01)
     with pytest.raises(ResourceExhausted) as caught:
-        await pool.decode(pictures["blue"], digest(pictures["blue"]), CONFIG)
+        await pool.decode(pictures["blue"], CONFIG)
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.retry_after_s is not None
     tasks["green"].cancel()
     await asyncio.sleep(0)
-    tasks["white"] = asyncio.create_task(pool.decode(pictures["white"], digest(pictures["white"]), CONFIG))
+    tasks["white"] = asyncio.create_task(pool.decode(pictures["white"], CONFIG))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(tasks["red"], tasks["white"])
@@ -83,5 +83,5 @@ async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
 async def test_an_endless_row_of_bad_pictures_leaves_every_place_free(pool: DecodePool) -> None:
     for _ in range(5):
         with pytest.raises(InvalidArgument):
-            await pool.decode(b"no picture", digest(b"no picture"), CONFIG)
-    await asyncio.gather(*(pool.decode(png(), digest(png()), CONFIG) for _ in range(2)))
+            await pool.decode(b"no picture", CONFIG)
+    await asyncio.gather(*(pool.decode(png(), CONFIG) for _ in range(2)))

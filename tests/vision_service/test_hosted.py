@@ -22,9 +22,10 @@ from checkpoint.weights import load_half, save
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import HostedVision, VisionLoader, Workers
+from vision_service.hosted import Encoded, HostedVision, Picture, Shared, VisionLoader
 from vision_service.images import ImageLimits, read_image, to_pixels
 from vision_service.model.encoder import VisionHalf
+from vision_service.token_cache import TokenCache, VisualTokens
 
 TAG = "tiny-v1.0.0"
 TINY = PRESETS["tiny"]
@@ -39,8 +40,9 @@ def png(colour: str) -> bytes:
     return file.getvalue()
 
 
-def floats(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return np.asarray(torch.from_numpy(bits.copy()).view(torch.bfloat16).float().numpy())
+def floats(tokens: VisualTokens) -> NDArray[np.float32]:
+    bits = torch.frombuffer(bytearray(tokens.data), dtype=torch.bfloat16)
+    return np.asarray(bits.float().numpy().reshape(tokens.shape))
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +53,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 
 @pytest.fixture
-def workers() -> Iterator[Workers]:
+def shared() -> Iterator[Shared]:
     torch.set_num_threads(1)
     decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
     with ThreadPoolExecutor(1) as forward:
-        yield Workers(decoding, forward, asyncio.Lock())
+        cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every picture is encoded
+        yield Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache)
     decoding.close()
 
 
-def loader(store: ModelStore, workers: Workers, dtype: torch.dtype = torch.float32) -> VisionLoader:
-    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=BATCHING, workers=workers)
+def loader(store: ModelStore, shared: Shared, dtype: torch.dtype = torch.float32) -> VisionLoader:
+    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=BATCHING, shared=shared)
 
 
 async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:
-    return floats((await model.encode(data, hashlib.sha256(data).digest())).tokens)
+    return floats((await ask(model, data)).tokens)
+
+
+async def ask(model: HostedVision, data: bytes) -> Encoded:
+    return await model.encode(Picture(image=data, sha256=hashlib.sha256(data).digest()))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.005), (torch.bfloat16, 0.05)])
 async def test_the_service_gives_what_the_plain_model_gives(
-    store: ModelStore, workers: Workers, dtype: torch.dtype, tolerance: float
+    store: ModelStore, shared: Shared, dtype: torch.dtype, tolerance: float
 ) -> None:
-    model = await loader(store, workers, dtype).load(TAG)
+    model = await loader(store, shared, dtype).load(TAG)
     half = VisionHalf(TINY)
     half.load_state_dict(load_half(store.folder(TAG), "vision", dtype=torch.float32).tensors)
     data = png("gradient")
@@ -84,13 +91,13 @@ async def test_the_service_gives_what_the_plain_model_gives(
     await model.close()
 
 
-async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore, workers: Workers) -> None:
+async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore, shared: Shared) -> None:
     """Else an answer would depend on who else is asking."""
-    model = await loader(store, workers).load(TAG)
+    model = await loader(store, shared).load(TAG)
     pictures = [png(colour) for colour in ("red", "gradient", "navy", "white")]
     alone = [await encode(model, data) for data in pictures]
     together = await asyncio.gather(*(encode(model, data) for data in pictures))
-    encoded = await asyncio.gather(*(model.encode(data, hashlib.sha256(data).digest()) for data in pictures))
+    encoded = await asyncio.gather(*(ask(model, data) for data in pictures))
     assert {one.batch_size for one in encoded} == {4}
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(other, one, atol=0.01 * np.abs(one).max())  # one step of bfloat16
@@ -98,50 +105,51 @@ async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore,
     await model.close()
 
 
-async def test_identity_follows_weights_and_precision(store: ModelStore, workers: Workers, tmp_path: Path) -> None:
+async def test_identity_follows_weights_and_precision(store: ModelStore, shared: Shared, tmp_path: Path) -> None:
     create_checkpoint(tmp_path, TAG, TINY, seed=2)
     models = [
-        await loader(store, workers).load(TAG),
-        await loader(store, workers, torch.bfloat16).load(TAG),
-        await loader(ModelStore(tmp_path), workers).load(TAG),
+        await loader(store, shared).load(TAG),
+        await loader(store, shared, torch.bfloat16).load(TAG),
+        await loader(ModelStore(tmp_path), shared).load(TAG),
     ]
     assert len({model.encoder_id for model in models}) == 3
     assert models[0].digest == models[1].digest != models[2].digest
-    again = await loader(store, workers).load(TAG)
+    again = await loader(store, shared).load(TAG)
     assert again.encoder_id == models[0].encoder_id
     for model in (*models, again):
         await model.close()
 
 
-async def test_info_tells_what_was_counted(store: ModelStore, workers: Workers) -> None:
-    model = await loader(store, workers, torch.bfloat16).load(TAG)
+async def test_info_tells_what_was_counted(store: ModelStore, shared: Shared) -> None:
+    model = await loader(store, shared, torch.bfloat16).load(TAG)
     info = model.info()
     count = sum(parameter.numel() for parameter in VisionHalf(TINY).parameters())
     assert (info.num_parameters, info.num_weight_bytes) == (count, 2 * count)
     assert (info.backend, info.device, info.precision) == ("torch", "cpu", "bfloat16")
     assert (info.vision.num_visual_tokens, info.vision.token_width) == (32, 64)
     assert info.vision.encoder_id == model.encoder_id
-    assert info.vision.max_batch_size == 4
+    assert (info.vision.max_batch_size, info.vision.max_wait_ms, info.vision.max_queue) == (4, 50, 256)
+    assert info.vision.max_cache_bytes == 0
     await model.close()
 
 
-async def test_an_unknown_tag(store: ModelStore, workers: Workers) -> None:
+async def test_an_unknown_tag(store: ModelStore, shared: Shared) -> None:
     with pytest.raises(NotFound) as caught:
-        await loader(store, workers).load("other-v1.0.0")
+        await loader(store, shared).load("other-v1.0.0")
     assert caught.value.reason == "UNKNOWN_TAG"
 
 
-async def test_weights_that_give_nonsense_do_not_load(workers: Workers, tmp_path: Path) -> None:
+async def test_weights_that_give_nonsense_do_not_load(shared: Shared, tmp_path: Path) -> None:
     tensors = dict(RandomTensors(TINY, seed=0, dtype=torch.bfloat16))
     tensors["perceiver_resampler.proj.weight"][0, 0] = float("nan")
     with ModelStore(tmp_path).create(TAG) as folder:
         save(folder, TINY, tensors, TAG, tokenizer_json=byte_tokenizer().to_str())
     with pytest.raises(FailedPrecondition) as caught:
-        await loader(ModelStore(tmp_path), workers).load(TAG)
+        await loader(ModelStore(tmp_path), shared).load(TAG)
     assert caught.value.reason == "BAD_CHECKPOINT"
 
 
-async def test_nothing_that_is_not_finite_leaves(store: ModelStore, workers: Workers) -> None:
+async def test_nothing_that_is_not_finite_leaves(store: ModelStore, shared: Shared) -> None:
     """One bad picture of a batch fails alone."""
     half = load_half(store.folder(TAG), "vision", dtype=torch.float32)
 
@@ -155,7 +163,7 @@ async def test_nothing_that_is_not_finite_leaves(store: ModelStore, workers: Wor
 
     backend = Overflowing(half.config, half.tensors, dtype=torch.float32, device=torch.device("cpu"))
     model = HostedVision(
-        tag=TAG, config=half.config, digest=half.digest, backend=backend, workers=workers, batching=BATCHING
+        tag=TAG, config=half.config, digest=half.digest, backend=backend, shared=shared, batching=BATCHING
     )
     fine, bright = await asyncio.gather(
         encode(model, png("black")), encode(model, png("white")), return_exceptions=True

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Running:
     """A process that is ready."""
 
     process: subprocess.Popen[str]
+    address: str
     channel: grpc.Channel
     metrics_port: int
 
@@ -62,8 +63,9 @@ def running(models: Path, *flags: str) -> Iterator[Running]:
         ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
         # The pipe must not fill up while the process logs.
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
-            yield Running(process, channel, ready["metrics_port"])
+        address = f"127.0.0.1:{ready['port']}"
+        with grpc.insecure_channel(address) as channel:
+            yield Running(process, address, channel, ready["metrics_port"])
     finally:
         process.kill()
         process.wait()
@@ -94,6 +96,11 @@ def request(image: bytes, **fields: Any) -> vision_pb2.EncodeRequest:
     return vision_pb2.EncodeRequest(image=image, **fields)
 
 
+def fresh(image: bytes, **fields: Any) -> vision_pb2.EncodeRequest:
+    """Return a request that no cache can answer: its tenant was never there before."""
+    return request(image, cache_salt=os.urandom(16), **fields)
+
+
 def values(response: vision_pb2.EncodeResponse) -> np.ndarray[Any, np.dtype[np.float32]]:
     bits = np.frombuffer(response.visual_tokens.embeddings.data, "<u2").astype(np.uint32) << 16
     return bits.view(np.float32)
@@ -113,10 +120,37 @@ def test_encode_answers_tokens_key_and_timings(service: Running) -> None:
     assert response.timings.batch_size == 1
 
 
+def test_a_picture_is_sent_and_encoded_once_and_then_named_by_digest(service: Running) -> None:
+    image, salt = png("plum"), os.urandom(8)
+    by_digest = request(image, cache_salt=salt)
+    by_digest.ClearField("image")
+    with pytest.raises(grpc.RpcError) as caught:
+        service.stub.Encode(by_digest, timeout=10)
+    assert from_rpc_error(caught.value).reason == "IMAGE_NOT_CACHED"
+    first = service.stub.Encode(request(image, cache_salt=salt), timeout=10)
+    again = service.stub.Encode(by_digest, timeout=10)
+    assert (first.source, again.source) == (vision_pb2.ENCODE_SOURCE_ENCODED, vision_pb2.ENCODE_SOURCE_CACHED)
+    assert again.visual_tokens == first.visual_tokens
+    assert again.timings == vision_pb2.EncodeTimings()
+
+
+def test_the_same_picture_through_several_connections_is_encoded_once(service: Running) -> None:
+    """As when several gateways ask for it at the same moment."""
+    ask, metric = request(png("teal"), cache_salt=os.urandom(8)), f'tandem_vision_batch_size_sum{{tag="{TAG}"}}'
+    before = read_metric(service, metric)
+    with ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(service.address)) for _ in range(8)]
+        calls = [vision_pb2_grpc.VisionServiceStub(channel).Encode.future(ask, timeout=10) for channel in channels]
+        responses = [call.result() for call in calls]
+    assert len({response.visual_tokens.SerializeToString(deterministic=True) for response in responses}) == 1
+    assert [response.source for response in responses].count(vision_pb2.ENCODE_SOURCE_ENCODED) == 1
+    assert read_metric(service, metric) == before + 1
+
+
 def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Running) -> None:
     images = [png(colour) for colour in ("red", "green", "blue", "white")]
-    alone = [values(service.stub.Encode(request(image), timeout=10)) for image in images]
-    together = [call.result() for call in [service.stub.Encode.future(request(image), timeout=10) for image in images]]
+    alone = [values(service.stub.Encode(fresh(image), timeout=10)) for image in images]
+    together = [call.result() for call in [service.stub.Encode.future(fresh(image), timeout=10) for image in images]]
     assert max(response.timings.batch_size for response in together) > 1
     for one, response in zip(alone, together, strict=True):
         np.testing.assert_allclose(values(response), one, atol=0.01 * np.abs(one).max())
@@ -150,6 +184,12 @@ def test_a_model_is_loaded_and_unloaded_while_others_serve(service: Running) -> 
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+def read_metric(service: Running, name: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
 def bad_requests() -> dict[str, tuple[vision_pb2.EncodeRequest, str, str]]:
     tiff = io.BytesIO()
     Image.new("RGB", (40, 30)).save(tiff, "TIFF")
@@ -158,7 +198,7 @@ def bad_requests() -> dict[str, tuple[vision_pb2.EncodeRequest, str, str]]:
     return {
         "unknown tag": (request(png(), tag="other-v1.0.0"), "NOT_FOUND", "UNKNOWN_TAG"),
         "no tag": (request(png(), tag=""), "NOT_FOUND", "UNKNOWN_TAG"),
-        "no bytes": (request(b""), "INVALID_ARGUMENT", "IMAGE_EMPTY"),
+        "only a digest": (request(b""), "NOT_FOUND", "IMAGE_NOT_CACHED"),
         "25 MB": (request(bytes(25 * 2**20)), "INVALID_ARGUMENT", "IMAGE_TOO_LARGE"),
         "unsupported": (request(tiff.getvalue()), "INVALID_ARGUMENT", "IMAGE_UNSUPPORTED"),
         "text": (request(b"hello"), "INVALID_ARGUMENT", "IMAGE_UNSUPPORTED"),
@@ -185,13 +225,15 @@ def test_bad_requests_are_refused_within_a_second_and_the_next_one_works(service
 
 
 def test_metrics_tell_of_batches_and_refusals(service: Running) -> None:
-    service.stub.Encode(request(png()), timeout=10)
+    service.stub.Encode(fresh(png()), timeout=10)
     with pytest.raises(grpc.RpcError):
         service.stub.Encode(request(b"hello"), timeout=10)
     with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
         text = page.read().decode()
     assert f'tandem_vision_batch_size_count{{tag="{TAG}"}}' in text
     assert 'tandem_vision_refusals_total{reason="IMAGE_UNSUPPORTED"}' in text
+    assert 'tandem_visual_cache_requests_total{level="vision",result="miss"}' in text
+    assert 'tandem_visual_cache_bytes{level="vision"}' in text
 
 
 def test_overload_leavers_and_stopping(models: Path) -> None:
@@ -217,12 +259,12 @@ def test_overload_leavers_and_stopping(models: Path) -> None:
         assert all(retry_after_s for _, _, retry_after_s in refused)
 
         with pytest.raises(grpc.RpcError) as caught:
-            service.stub.Encode(request(png()), timeout=0.3)
+            service.stub.Encode(fresh(png()), timeout=0.3)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         # The picture nobody waits for takes no place in the batch of the next one.
-        assert service.stub.Encode(request(png()), timeout=10).timings.batch_size == 1
+        assert service.stub.Encode(fresh(png()), timeout=10).timings.batch_size == 1
 
-        last = service.stub.Encode.future(request(png()), timeout=10)
+        last = service.stub.Encode.future(fresh(png()), timeout=10)
         time.sleep(0.3)
         service.process.send_signal(signal.SIGTERM)
         assert last.result().timings.queue_ms > 300
@@ -231,7 +273,7 @@ def test_overload_leavers_and_stopping(models: Path) -> None:
 
 def _outcome(stub: Any) -> tuple[str, str, float | None]:
     try:
-        stub.Encode(request(png()), timeout=30)
+        stub.Encode(fresh(png()), timeout=30)
     except grpc.RpcError as rpc_error:
         error = from_rpc_error(rpc_error)
         return error.code.name, error.reason, error.retry_after_s
