@@ -22,6 +22,7 @@ from tandem.errors import NotFound
 from tandem.stack import Stack, StackConfig, interrupt_on_signals
 
 RELEASE = "tandem-demo-v1.1.0"
+MAX_TOKENS = 96  # more than the longest sentence of the demo
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -89,11 +90,11 @@ def tour(config: StackConfig, pictures: tuple[Path, Path]) -> None:
 def ask(console: Console, client: Client, picture: Path, question: str) -> Answer:
     """Ask one question, print the answer as it comes and then where the time went."""
     console.print(Text.assemble("\n", (picture.name, "dim"), "  ", (question, "bold")), soft_wrap=True)
-    stream = client.generate(question, images=[picture])
+    stream = client.generate(question, images=[picture], max_tokens=MAX_TOKENS)
     for text in stream:
         console.print(Text(text, "green"), end="", soft_wrap=True)
     console.print()
-    console.print(Padding(timing_table(stream.final), (0, 0, 0, 2)))
+    console.print(Padding(timing_table(stream.final), (0, 0, 0, 2), expand=False))
     return stream.final
 
 

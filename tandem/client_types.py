@@ -108,7 +108,7 @@ class ImageReport:
     """What became of one picture."""
 
     sha256: str  # 64 hex digits
-    cache_level: Literal["miss", "gateway"]  # encoded for this request, or found in the gateway's memory
+    cache_level: str  # 'miss': encoded for this request; else the cache that had it: 'gateway'
     num_visual_tokens: int
     ready_ms: float  # from the request to the visual tokens at hand
 
@@ -162,7 +162,7 @@ class Half:
     """One half of a release as its service runs it."""
 
     tag: str
-    state: Literal["unknown", "loading", "ready", "draining", "failed"]
+    state: str  # 'loading', 'ready', 'draining', 'failed'; 'unspecified' where the service cannot be reached
     backend: str
     device: str
     precision: str

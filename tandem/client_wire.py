@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 import grpc
+from google.protobuf.descriptor import EnumDescriptor
 
 from chassis.errors import Cancelled, DeadlineExceeded, Internal, TandemError, Unavailable, from_rpc_error
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id
@@ -249,7 +249,7 @@ def _release(release: gateway_pb2.Release) -> Release:
 def _image_report(report: gateway_pb2.ImageReport) -> ImageReport:
     return ImageReport(
         sha256=report.sha256.hex(),
-        cache_level="miss" if report.cache_level == gateway_pb2.CACHE_LEVEL_MISS else "gateway",
+        cache_level=_name(gateway_pb2.CacheLevel.DESCRIPTOR, report.cache_level),
         num_visual_tokens=report.num_visual_tokens,
         ready_ms=report.ready_ms,
     )
@@ -264,16 +264,19 @@ def _logprob(logprob: sampling_pb2.TokenLogprob) -> TokenLogprob:
 
 
 def _half(info: model_pb2.ModelInfo) -> Half:
-    state = model_pb2.ModelState.Name(info.state).removeprefix("MODEL_STATE_").lower()
     return Half(
         tag=info.tag,
-        state=cast(
-            "Literal['unknown', 'loading', 'ready', 'draining', 'failed']",
-            "unknown" if state == "unspecified" else state,
-        ),
+        state=_name(model_pb2.ModelState.DESCRIPTOR, info.state),
         backend=info.backend,
         device=info.device,
         precision=info.precision,
         num_parameters=info.num_parameters,
         num_weight_bytes=info.num_weight_bytes,
     )
+
+
+def _name(enum: EnumDescriptor, number: int) -> str:
+    """Return a value of an enum in plain words: CACHE_LEVEL_MISS is 'miss'. A newer server's value is its number."""
+    value = enum.values_by_number.get(number)
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
+    return value.name.removeprefix(prefix).lower() if value else str(number)
