@@ -156,7 +156,8 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> TandemError:
     code: grpc.StatusCode = rpc_error.code()
     status = _embedded_status(rpc_error)
     # Without a status of our own it was gRPC's library that spoke, whose words hold addresses and file names.
-    message = status.message if status else _FROM_THE_LIBRARY.get(code) or rpc_error.details() or code.name
+    own = status.message if status else ""
+    message = own or _FROM_THE_LIBRARY.get(code) or rpc_error.details() or code.name
     error = _BY_CODE.get(code, TandemError)(message, reason=code.name)
     for detail in status.details if status else ():
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()

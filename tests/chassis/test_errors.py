@@ -1,0 +1,46 @@
+"""Errors between processes, both ends of the wire included that are not ours."""
+
+import grpc
+import pytest
+
+from chassis import errors
+
+
+def rpc_error(code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, bytes], ...] = ()) -> grpc.RpcError:
+    empty = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, empty, grpc.aio.Metadata(*trailing), details=details, debug_error_string=None)
+
+
+def test_every_status_has_one_error() -> None:
+    codes = [kind.code for kind in errors.TandemError.__subclasses__()]
+    assert len(codes) == len(set(codes))
+    assert grpc.StatusCode.OK not in codes
+
+
+def test_a_foreign_servers_error_keeps_its_status_and_words() -> None:
+    error = errors.from_rpc_error(rpc_error(grpc.StatusCode.NOT_FOUND, "No such row."))
+    assert isinstance(error, errors.NotFound)
+    assert (error.message, error.reason) == ("No such row.", "NOT_FOUND")
+
+
+def test_a_status_without_an_error_of_its_own_is_kept_by_name() -> None:
+    error = errors.from_rpc_error(rpc_error(grpc.StatusCode.ABORTED, ""))
+    assert (type(error), error.message, error.reason) == (errors.TandemError, "ABORTED", "ABORTED")
+
+
+@pytest.mark.parametrize("details", [b"\xff\xff", b""])
+def test_details_that_cannot_be_read_do_not_hide_the_status(details: bytes) -> None:
+    raised = rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED, "Full.", (("grpc-status-details-bin", details),))
+    error = errors.from_rpc_error(raised)
+    assert isinstance(error, errors.ResourceExhausted)
+    assert error.message == "Full."
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED]
+)
+def test_the_librarys_own_words_with_their_addresses_stay_inside(code: grpc.StatusCode) -> None:
+    error = errors.from_rpc_error(rpc_error(code, "failed to connect to all addresses; ipv4:10.1.2.3:50051"))
+    assert error.code == code
+    assert "10.1.2.3" not in error.message
+    assert error.message.endswith(".")
