@@ -1,4 +1,4 @@
-"""The eight steps over real sockets, with stages that wait, fail and answer on demand."""
+"""The steps of a request over real sockets, with stages that wait, fail and answer on demand."""
 
 import asyncio
 from typing import Any
