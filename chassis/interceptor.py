@@ -129,9 +129,9 @@ class _Report:
 
 def _level(code: grpc.StatusCode, housekeeping: bool) -> Callable[..., None]:
     log: structlog.typing.FilteringBoundLogger = _log
-    if housekeeping:
-        return log.debug
-    return log.error if code in _SERVER_FAULTS else log.info
+    if code in _SERVER_FAULTS:
+        return log.error
+    return log.debug if housekeeping else log.info
 
 
 async def _mapping_errors(answer: Answer, request: Any, context: Context, report: _Report) -> Any:
@@ -219,7 +219,7 @@ def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> Any:
         try:
             return deserialize(data)
-        except (DecodeError, UnicodeDecodeError, ValueError) as error:
+        except (DecodeError, ValueError) as error:
             message = "The request is not a well-formed message; text must be UTF-8."
             raise InvalidArgument(message, reason="BAD_MESSAGE") from error
 

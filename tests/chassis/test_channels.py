@@ -12,7 +12,7 @@ from chassis.channels import ChannelTls, open_channel
 from chassis.errors import FailedPrecondition, Unavailable, from_rpc_error
 from chassis.request_id import bound_request_id, current_request_id
 from chassis.settings import ServiceSettings
-from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, vision_pb2
 
 COUNT = gateway_pb2.CountTokensRequest()
 
@@ -58,6 +58,21 @@ async def test_a_call_is_tried_again_while_the_server_is_unavailable(serve: Any)
     with bound_request_id("same"):
         assert (await run.gateway.CountTokens(COUNT)).prompt_tokens == 5
     assert attempts == ["same"] * 3
+
+
+async def test_a_request_of_the_size_of_a_picture_is_tried_again_too(serve: Any) -> None:
+    """Left to itself, gRPC gives up on requests above 256 KiB."""
+    sizes = []
+
+    async def late(self: Any, request: Any, context: Any) -> Any:
+        sizes.append(len(request.image))
+        if len(sizes) < 2:
+            raise Unavailable("Not yet.")
+        return vision_pb2.EncodeResponse()
+
+    run = await serve(vision={"Encode": late})
+    await run.vision.Encode(vision_pb2.EncodeRequest(image=bytes(3_000_000)))
+    assert sizes == [3_000_000] * 2
 
 
 async def test_other_errors_are_not_tried_again(serve: Any) -> None:
