@@ -3,7 +3,9 @@
 Reading gives views of the mapped file, so a tensor costs nothing until its elements are touched.
 """
 
+import ctypes
 import json
+import mmap
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -179,6 +181,19 @@ def dtype_name(dtype: torch.dtype) -> str:
 def element_bytes(tensor: Tensor) -> memoryview:
     """Return the elements of a contiguous tensor in CPU memory as bytes, without a copy."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def drop_pages(view: Tensor) -> None:
+    """Give back the memory that reading `view` of a mapped file took; reading it again reads the file again.
+
+    The kernel would keep the pages as long as the file is mapped, so that loading a model took its size twice.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):  # not Linux
+        return
+    first = -(-view.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the rest may be a neighbour's
+    length = (view.data_ptr() + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _bad(message: str) -> FailedPrecondition:

@@ -27,7 +27,7 @@ from checkpoint.manifest import (
 )
 from checkpoint.tags import parse_tag
 from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
-from checkpoint.weight_files import WeightFiles, dtype_name, element_bytes, open_folder
+from checkpoint.weight_files import WeightFiles, drop_pages, dtype_name, element_bytes, open_folder
 from checkpoint.weight_writers import Container, Stored, write_weights
 
 _NAMES_SHOWN = 5
@@ -65,7 +65,9 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
     specs = check_weights(files, config, [half], folder.name)
 
     def read(spec: TensorSpec) -> tuple[Tensor, TensorDigest]:
-        stored = files[spec.name].clone(memory_format=torch.contiguous_format)
+        view = files[spec.name]
+        stored = view.clone(memory_format=torch.contiguous_format)
+        drop_pages(view)
         return stored.to(device=device, dtype=dtype), tensor_digest(stored)
 
     tensors: dict[str, Tensor] = {}

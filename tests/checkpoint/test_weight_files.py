@@ -1,6 +1,9 @@
 """Finding and reading weight files, ours and foreign ones."""
 
 import json
+import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,10 @@ from safetensors.torch import save_file
 from structlog.testing import capture_logs
 
 from chassis.errors import FailedPrecondition
-from checkpoint.weight_files import canonical_name, open_files, open_folder
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from checkpoint.weight_files import canonical_name, drop_pages, open_files, open_folder
+from checkpoint.weight_writers import Container
 
 ONES = torch.ones(2, 2)
 
@@ -136,3 +142,38 @@ def test_a_pickle_of_anything_but_named_tensors_is_refused(tmp_path: Path, conte
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_dropped_pages_are_read_from_the_file_again(tmp_path: Path, container: Container) -> None:
+    # Were a view not a mapping of its file, dropping would lose the tensor: this holds the readers to mapping.
+    create_checkpoint(tmp_path, "tiny-v1.0.0", PRESETS["tiny"], container=container)
+    files = open_folder(tmp_path / "tiny-v1.0.0")
+    for name in files:
+        before = files[name].clone()
+        drop_pages(files[name])
+        assert torch.equal(files[name], before)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are dropped on Linux only")
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_loading_does_not_take_the_model_twice(tmp_path: Path, container: Container) -> None:
+    # Mapped pages count as a process's memory until they are dropped; a service is sized for its weights once.
+    language = PRESETS["tiny"].language.model_copy(update={"num_layers": 16, "mlp_width": 32_768})
+    create_checkpoint(
+        tmp_path, "wide-v1.0.0", PRESETS["tiny"].model_copy(update={"language": language}), container=container
+    )
+    create_checkpoint(tmp_path, "tiny-v1.0.0", PRESETS["tiny"], container=container)
+    script = (
+        "import sys, torch; from pathlib import Path; from checkpoint.weights import load_half\n"
+        "def kib(name): return int(Path('/proc/self/status').read_text().split(name)[1].split()[0])\n"
+        "load_half(Path(sys.argv[1]) / 'tiny-v1.0.0', 'language', dtype=torch.bfloat16)  # imports what it takes\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # the peak starts over\n"
+        "before = kib('VmRSS:')\n"
+        "load_half(Path(sys.argv[1]) / 'wide-v1.0.0', 'language', dtype=torch.bfloat16)\n"
+        "print(kib('VmHWM:') - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    num_bytes = open_folder(tmp_path / "wide-v1.0.0").num_bytes()
+    assert num_bytes > 200_000_000
+    assert int(run.stdout) * 1024 < 1.4 * num_bytes
