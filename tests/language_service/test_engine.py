@@ -177,6 +177,19 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
     assert await neighbour == await ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True)
 
 
+async def test_who_waits_runs_as_soon_as_another_is_cancelled(make_engine: MakeEngine) -> None:
+    """Nothing else happens in the engine then, so the cancelling itself must wake it."""
+    engine = await make_engine(max_running=1)
+    idle = start(engine)
+    idle.add_text([1])
+    await until(lambda: engine.stats().num_running == 1)
+    waiting = asyncio.create_task(ask(engine, PROMPTS[0], max_tokens=2))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    idle.cancel()
+    assert len(await asyncio.wait_for(waiting, 5)) == 2
+
+
 async def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_running=1, max_waiting=2)
     running = start(engine)

@@ -98,6 +98,22 @@ def test_what_an_earlier_owner_left_does_not_reach_the_next() -> None:
     torch.testing.assert_close(logits_BV[0], whole(DECODER, [7, 8, 9, 10, 11], [])[-1], rtol=1e-5, atol=2e-4)
 
 
+def test_a_short_context_beside_a_longer_one_reads_no_other_blocks() -> None:
+    """Its table is padded to the longer one's width, and what lies in block 0 belongs to somebody else."""
+    cache = make_cache(8, BLOCK_SIZE)
+    cache.kv[:, :, 0] = float("nan")
+    short = Piece(start=0, token_ids=[7, 8, 9, 10, 11], blocks=[1, 2], samples=False)
+    long = Piece(start=0, token_ids=list(range(9)), blocks=[3, 4, 5], samples=False)
+    runner = Runner(DECODER, cache)
+    runner.forward([short, long], [])
+    decode = [
+        Piece(start=5, token_ids=[12], blocks=[1, 2], samples=True),
+        Piece(start=9, token_ids=[9], blocks=[3, 4, 5], samples=True),
+    ]
+    expected = [whole(DECODER, list(range(7, 13)), [])[-1], whole(DECODER, list(range(10)), [])[-1]]
+    torch.testing.assert_close(runner.forward(decode, []), torch.stack(expected), rtol=1e-5, atol=2e-4)
+
+
 def test_a_step_writes_only_the_slots_of_its_tokens() -> None:
     cache = make_cache(8, BLOCK_SIZE)
     cache.kv.fill_(7.0)
