@@ -19,9 +19,11 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 MATERIALS: tuple[Material, ...] = get_args(Material)
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-# Pictures the model is judged on come from seeds that training cannot reach: the two ranges share no number.
+# Three ranges that share no number: what the model learns from, what training is watched with, and what releases are
+# judged on.
 TRAINING_SEEDS = range(1_000_000_000)
-HELD_OUT_SEEDS = range(1_000_000_000, 2_000_000_000)
+VALIDATION_SEEDS = range(1_000_000_000, 2_000_000_000)
+HELD_OUT_SEEDS = range(2_000_000_000, 3_000_000_000)
 
 REPEATED_KIND_SHARE = 0.25  # of scenes with several items, so that counting a kind is a question worth asking
 

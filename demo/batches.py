@@ -1,0 +1,140 @@
+"""Training batches: pictures, each with several conversations about it.
+
+A picture is encoded once and its tokens are shared by all of its conversations, since encoding is what training spends
+most of its time on. A batch follows from its number alone, so a run that is restarted sees what it would have seen.
+
+B pictures, S image side in pixels, R thirds of a picture, A attributes, N conversations, L tokens of the longest
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from checkpoint.config import ModelConfig
+from checkpoint.tokenizer import CHAT_TEMPLATE
+from demo.drawing import draw
+from demo.probes import labels
+from demo.questions import LANGUAGES, TOPICS, Conversation, ask
+from demo.scenes import Scene, make_scene
+from gateway.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
+from gateway.prompt import PromptBuilder, TextSegment
+from vision_service.images import to_pixels
+
+IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
+PADDING = 0  # token id; what it stands after never sees it
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Conversations of about the same length, so that little of the batch is padding."""
+
+    picture_N: Tensor  # which picture of the batch each is about
+    token_ids_NL: Tensor  # what follows the picture
+    targets_NL: Tensor  # the token that comes next where it belongs to an answer, else IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from."""
+
+    pixels_B3SS: Tensor
+    labels_BRA: Tensor  # what there is to see, as `demo.probes` numbers it
+    groups: list[Group]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """The size and the mix of a batch."""
+
+    num_pictures: int = 16
+    num_conversations: int = 5  # of each picture; the first is a description, which names everything there is to see
+    num_groups: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch."""
+        if min(self.num_pictures, self.num_conversations, self.num_groups) < 1:
+            raise ValueError("a batch needs at least one picture, conversation and group")
+
+
+class ConversationEncoder:
+    """Writes conversations as the ids that serving will ask with, the answers included."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        self._builder = PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))
+        (self._end,) = config.language.eos_token_ids
+        before, _, _ = self._builder.build([_user_message("", with_picture=True)])
+        assert isinstance(before, TextSegment)
+        self.before_picture = before.token_ids  # the same for every conversation
+
+    def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """Return the ids after the picture, and for each the next id where an answer says it, else IGNORED."""
+        messages: list[ChatMessage] = []
+        token_ids: list[int] = []
+        targets: list[int] = []
+        for turn in conversation.turns:
+            messages.append(_user_message(turn.question, with_picture=not messages))
+            # Asked exactly as in serving: each prompt is built anew from the messages so far.
+            *_, after_picture = self._builder.build(messages)
+            assert isinstance(after_picture, TextSegment)
+            answer = [*self._builder.encode_text(turn.answer), self._end]
+            targets += [IGNORED] * (len(after_picture.token_ids) - len(token_ids) - 1)
+            token_ids = [*after_picture.token_ids, *answer]
+            targets += [*answer, IGNORED]
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return token_ids, targets
+
+
+class Batches(Dataset[Batch]):
+    """Every batch of a run, by step."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, mix: BatchConfig, seeds: range) -> None:
+        self.config = config
+        self.encoder = ConversationEncoder(config, tokenizer)
+        self.mix = mix
+        self.seeds = seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds) // self.mix.num_pictures
+
+    def __getitem__(self, step: int) -> Batch:
+        """Draw the pictures of a step and ask about them; no picture is ever shown twice."""
+        first = step * self.mix.num_pictures
+        scenes = {seed: make_scene(seed) for seed in self.seeds[first : first + self.mix.num_pictures]}
+        pixels = np.stack([to_pixels(draw(scene), self.config.vision) for scene in scenes.values()])
+        encoded = [
+            (picture, *self.encoder.encode(conversation))
+            for picture, (seed, scene) in enumerate(scenes.items())
+            for conversation in self._converse(scene, random.Random(seed))
+        ]
+        seen = torch.tensor([labels(scene) for scene in scenes.values()])
+        return Batch(torch.from_numpy(pixels), seen, list(_group(encoded, self.mix.num_groups)))
+
+    def _converse(self, scene: Scene, rng: random.Random) -> Iterator[Conversation]:
+        yield ask(scene, rng, rng.choice(LANGUAGES), "description")
+        for _ in range(self.mix.num_conversations - 1):
+            yield ask(scene, rng, rng.choice(LANGUAGES), rng.choice(TOPICS))
+
+
+def _user_message(text: str, *, with_picture: bool) -> ChatMessage:
+    content: list[TextPart | ImagePart] = [{"type": "text", "text": text}]
+    return {"role": "user", "content": [{"type": "image"}, *content] if with_picture else content}
+
+
+def _group(encoded: Sequence[tuple[int, list[int], list[int]]], num_groups: int) -> Iterator[Group]:
+    """Split conversations into groups by length, and pad each group on the right."""
+    by_length = sorted(encoded, key=lambda one: len(one[1]))
+    size = -(-len(by_length) // num_groups)
+    for start in range(0, len(by_length), size):
+        members = by_length[start : start + size]
+        length = len(members[-1][1])
+        yield Group(
+            picture_N=torch.tensor([picture for picture, _, _ in members]),
+            token_ids_NL=torch.tensor([ids + [PADDING] * (length - len(ids)) for _, ids, _ in members]),
+            targets_NL=torch.tensor([targets + [IGNORED] * (length - len(targets)) for _, _, targets in members]),
+        )

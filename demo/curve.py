@@ -1,0 +1,48 @@
+"""The training curve, as numbers and as a picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What was measured after a step."""
+
+    step: int
+    loss: float  # of the step's own pictures, mean over the answers' tokens
+    validation_loss: float
+    validation_probe_loss: float
+    validation_accuracy: float  # share of conversations answered to the letter
+
+
+def write_points(points: Sequence[Point], path: Path) -> None:
+    """Write the curve as JSON, one point a line."""
+    lines = ",\n".join(f"  {json.dumps(asdict(point))}" for point in points)
+    path.write_text(f"[\n{lines}\n]\n")
+
+
+def read_points(path: Path) -> list[Point]:
+    """Read what `write_points` wrote."""
+    return [Point(**point) for point in json.loads(path.read_text())]
+
+
+def plot(points_path: Path, picture_path: Path) -> None:
+    """Draw loss and accuracy over steps as a PNG."""
+    # Here, since training's worker processes read this module and need no plots.
+    from matplotlib.figure import Figure
+
+    points = read_points(points_path)
+    steps = [point.step for point in points]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    losses = figure.add_subplot()
+    losses.plot(steps, [point.loss for point in points], color="tab:gray", alpha=0.5, label="loss, training pictures")
+    losses.plot(steps, [point.validation_loss for point in points], color="tab:blue", label="loss, other pictures")
+    losses.set(xlabel="step", ylabel="loss per token of the answers", yscale="log")
+    accuracy = losses.twinx()
+    right = [100 * point.validation_accuracy for point in points]
+    accuracy.plot(steps, right, color="tab:green", label="answered to the letter, other pictures")
+    accuracy.set(ylabel="%", ylim=(0, 101))
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
+    figure.savefig(picture_path, dpi=120)

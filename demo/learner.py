@@ -1,0 +1,129 @@
+"""The whole model as training sees it: both halves in one graph, and the loss of a batch.
+
+B pictures, K visual tokens, P tokens up to the end of the picture, N conversations of a group, L tokens of its longest,
+T all tokens laid end to end, H query heads, G key-value heads, E head dim, D decoder width, V vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoint.config import ModelConfig
+from demo.batches import IGNORED, Batch, Group
+from demo.probes import Probes
+from language_service.model.attention import Attend
+from language_service.model.decoder import Decoder
+from vision_service.model.encoder import VisionHalf
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How the answers of a batch were predicted."""
+
+    loss: Tensor  # mean over the answers' tokens
+    probe_loss: Tensor  # of `demo.probes`
+    right: list[Tensor]  # for each group [N]: whether greedy decoding would have said every answer to the letter
+
+
+class Learner(nn.Module):
+    """Both halves of a model, joined for training."""
+
+    def __init__(self, config: ModelConfig, before_picture: Sequence[int]) -> None:
+        """Make fresh halves; `before_picture` are the ids before the picture, the same in every conversation."""
+        super().__init__()
+        self.vision = VisionHalf(config)
+        self.vision.reset_parameters()
+        self.language = Decoder(config.language)
+        self.probes = Probes(config)
+        self.register_buffer("before_picture", torch.tensor(before_picture), persistent=False)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Return the weights by the names they have in a checkpoint."""
+        return {**self.vision.state_dict(), **self.language.state_dict()}
+
+    def forward(self, batch: Batch) -> Answers:
+        """Predict every answer of a batch."""
+        patches_BNW = self.vision.vision_tower(batch.pixels_B3SS)
+        visual_BKD = self.vision.perceiver_resampler(patches_BNW)
+        probe_loss = self.probes(patches_BNW, visual_BKD, batch.labels_BRA)
+        prefix_BPD = self._embed_prefix(visual_BKD)
+        num_pictures, prefix_length, width = prefix_BPD.shape
+        shapes = [group.token_ids_NL.shape for group in batch.groups]
+        embeddings_TD = torch.cat(
+            [prefix_BPD.flatten(0, 1)]
+            + [self.language.embed(group.token_ids_NL).reshape(-1, width) for group in batch.groups]
+        )
+        positions_T = torch.cat(
+            [torch.arange(prefix_length).repeat(num_pictures)]
+            + [(prefix_length + torch.arange(length)).repeat(num) for num, length in shapes]
+        )
+        attend = shared_prefix_attend(num_pictures, prefix_length, batch.groups)
+        hidden_TD = self.language(embeddings_TD, positions_T, attend)
+        loss, right = self._judge(hidden_TD[num_pictures * prefix_length :], batch.groups)
+        return Answers(loss, probe_loss, right)
+
+    def _embed_prefix(self, visual_BKD: Tensor) -> Tensor:
+        before_BTD = self.language.embed(self.before_picture).expand(len(visual_BKD), -1, -1)
+        return torch.cat([before_BTD, self.language.embed_visual(visual_BKD)], dim=1)
+
+    def _judge(self, hidden_TD: Tensor, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
+        targets_T = torch.cat([group.targets_NL.flatten() for group in groups])
+        # Logits are as wide as the vocabulary, so only where something is said.
+        said_T = targets_T != IGNORED
+        logits_SV = self.language.logits(hidden_TD[said_T]).float()
+        right_T = torch.ones_like(said_T)
+        right_T[said_T] = logits_SV.argmax(dim=-1) == targets_T[said_T]
+        sizes = [group.targets_NL.numel() for group in groups]
+        right = [
+            part.view(group.targets_NL.shape).all(dim=1)
+            for part, group in zip(right_T.split(sizes), groups, strict=True)
+        ]
+        return functional.cross_entropy(logits_SV, targets_T[said_T]), right
+
+
+def shared_prefix_attend(num_pictures: int, prefix_length: int, groups: Sequence[Group]) -> Attend:
+    """Return attention for prefixes laid end to end, then groups of conversations that each continue one of them.
+
+    Equal to causal attention over every conversation with its own copy of the prefix. Padding stands on the right, so
+    being causal hides it from all that counts.
+    """
+    sizes = [num_pictures * prefix_length, *(group.token_ids_NL.numel() for group in groups)]
+
+    def attend(_layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        (q_prefix, *q_groups), (k_prefix, *k_groups), (v_prefix, *v_groups) = (
+            x.split(sizes) for x in (q_THE, k_TGE, v_TGE)
+        )
+        prefix = [_by_sequence(x, num_pictures) for x in (q_prefix, k_prefix, v_prefix)]
+        outs = [_attend(*prefix)]
+        for group, q, k, v in zip(groups, q_groups, k_groups, v_groups, strict=True):
+            num = len(group.token_ids_NL)
+            k_NGSE = torch.cat([prefix[1][group.picture_N], _by_sequence(k, num)], dim=2)
+            v_NGSE = torch.cat([prefix[2][group.picture_N], _by_sequence(v, num)], dim=2)
+            outs.append(_attend(_by_sequence(q, num), k_NGSE, v_NGSE))
+        return torch.cat(outs)
+
+    return attend
+
+
+def _by_sequence(x_THE: Tensor, num_sequences: int) -> Tensor:
+    """[N * L, H, E] -> [N, H, L, E]."""
+    return x_THE.view(num_sequences, -1, *x_THE.shape[1:]).transpose(1, 2)
+
+
+def _attend(q_NHLE: Tensor, k_NGSE: Tensor, v_NGSE: Tensor) -> Tensor:
+    """Attend causally, the last query to the last key; returns [N * L, H, E].
+
+    Written out, since the backward pass of torch's own bfloat16 kernel takes five times as long on a CPU at this size.
+    """
+    num, heads, length, head_dim = q_NHLE.shape
+    kv_heads, span = k_NGSE.shape[1:3]
+    # Query heads that share a key-value head lie end to end, as if they were further queries of it.
+    q_NGQE = (q_NHLE * head_dim**-0.5).reshape(num, kv_heads, -1, head_dim)
+    later_LS = torch.ones(length, span, dtype=torch.bool).triu(span - length + 1)
+    scores_NHLS = (q_NGQE @ k_NGSE.transpose(-1, -2)).view(num, heads, length, span)
+    weights_NHLS = scores_NHLS.masked_fill(later_LS, float("-inf")).softmax(dim=-1)
+    out_NGQE = weights_NHLS.view(num, kv_heads, -1, span).to(v_NGSE.dtype) @ v_NGSE
+    return out_NGQE.view(num, heads, length, head_dim).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,72 @@
+"""What turns gradients into weights: Muon for matrices, AdamW for the rest, and their common schedule."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Learning rate over a run: a linear rise, a plateau, then a fall to nothing.
+
+    The plateau does not depend on the length of the run, so a run may be cut short or prolonged until it begins to
+    fall (Hu et al., "MiniCPM", 2024, call it warm-up, stable, decay).
+    """
+
+    num_steps: int
+    peak: float = 2e-3
+    num_warm_up_steps: int = 50
+    decay_share: float = 0.35  # of the run, at its end
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        rise = (step + 1) / self.num_warm_up_steps
+        fall = (self.num_steps - step) / math.ceil(self.num_steps * self.decay_share)
+        return self.peak * max(0.0, min(1.0, rise, fall))
+
+
+class Optimisers:
+    """Muon and AdamW as one.
+
+    Muon (Jordan, 2024) makes every direction of a matrix learn alike; scaled to the size of AdamW's updates (Liu et
+    al., "Muon is scalable", 2025), both share one learning rate.
+    """
+
+    def __init__(self, model: nn.Module, max_gradient_norm: float = 1.0) -> None:
+        self._parameters = list(model.parameters())
+        self._max_gradient_norm = max_gradient_norm
+        matrices = [parameter for name, parameter in model.named_parameters() if _is_matrix(name, parameter)]
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in self._parameters if id(parameter) not in chosen]
+        self._optimisers: Sequence[torch.optim.Optimizer] = (
+            torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        )
+
+    def step(self, rate: float) -> None:
+        """Change the weights by their gradients, and forget those."""
+        nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad()
+
+    def state(self) -> list[dict[str, object]]:
+        """Return what `restore` takes."""
+        return [optimiser.state_dict() for optimiser in self._optimisers]
+
+    def restore(self, state: Sequence[dict[str, object]]) -> None:
+        """Go on from a state."""
+        for optimiser, one in zip(self._optimisers, state, strict=True):
+            optimiser.load_state_dict(one)
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it maps one space of the model to another; tables of vectors are learnt row by row."""
+    return (
+        parameter.ndim == 2 and not name.startswith("probes.") and not name.endswith(("embed_tokens.weight", "query"))
+    )

@@ -1,0 +1,55 @@
+"""What the vision half is asked for directly while it learns: kind, colour and material of the item in each third.
+
+Answers alone teach it through the whole decoder, which at first knows nothing itself; the probes are a short way. They
+are part of training only and of no checkpoint.
+
+B pictures, R thirds of the picture, A attributes, N patches, W vision width, K visual tokens, D decoder width
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoint.config import ModelConfig
+from demo.scenes import COLOURS, KINDS, MATERIALS, POSITIONS, Scene
+
+NOTHING = 0  # the label where a third is empty
+NUM_LABELS = (1 + len(KINDS), 1 + len(COLOURS), 1 + len(MATERIALS))  # by attribute
+
+
+def labels(scene: Scene) -> list[list[int]]:
+    """Return what there is in each third, by attribute, as the probes number it."""
+    items = [scene.at(position) for position in POSITIONS]
+    return [
+        [1 + KINDS.index(item.kind), 1 + COLOURS.index(item.colour), 1 + MATERIALS.index(item.material)]
+        if item
+        else [NOTHING] * len(NUM_LABELS)
+        for item in items
+    ]
+
+
+class Probes(nn.Module):
+    """One linear map from the patches of a third, and one from all visual tokens, to the labels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.side = config.vision.grid_size // config.vision.pool_size
+        self.from_patches = nn.Linear(config.vision.width, sum(NUM_LABELS))
+        visual_width = config.num_visual_tokens * config.language.width
+        self.from_tokens = nn.Linear(visual_width, len(POSITIONS) * sum(NUM_LABELS))
+
+    def forward(self, patches_BNW: Tensor, visual_BKD: Tensor, labels_BRA: Tensor) -> Tensor:
+        """Return how far both maps are from the labels, the mean of cross-entropies."""
+        columns = patches_BNW.unflatten(1, (self.side, self.side)).tensor_split(len(POSITIONS), dim=2)
+        thirds_BRW = torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1)
+        from_tokens = self.from_tokens(visual_BKD.flatten(1)).unflatten(1, (len(POSITIONS), -1))
+        return _loss(self.from_patches(thirds_BRW), labels_BRA) + _loss(from_tokens, labels_BRA)
+
+
+def _loss(scores: Tensor, labels_BRA: Tensor) -> Tensor:
+    by_attribute = scores.float().split(NUM_LABELS, dim=-1)
+    losses = [
+        functional.cross_entropy(one.flatten(0, 1), labels_BRA[:, :, attribute].flatten())
+        for attribute, one in enumerate(by_attribute)
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,208 @@
+"""Trains the demo model on CPU cores: `python -m demo.train`, or `make train-demo`.
+
+Seeded and restartable: a step's pictures follow from its number, and the state is saved every so often, so a run that
+was stopped goes on to the very weights it would have reached. One process a core, each with its share of the pictures:
+on a machine that does other work too, two threads of one process would wait for each other at every operation.
+"""
+
+import argparse
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch import distributed, multiprocessing
+
+from checkpoint.config import ModelConfig
+from checkpoint.presets import PRESETS
+from demo.batches import Batch, BatchConfig, Batches
+from demo.curve import Point, plot, write_points
+from demo.learner import Learner
+from demo.optimisers import Optimisers, Schedule
+from demo.scenes import TRAINING_SEEDS, VALIDATION_SEEDS
+from demo.tokenizer import train_tokenizer
+
+STATE_FILE = "state.pt"
+CURVE_FILE = "curve.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """A run."""
+
+    folder: Path  # where its state, its snapshots and its curve go
+    schedule: Schedule
+    mix: BatchConfig  # of one process
+    num_processes: int = 2
+    probe_weight: float = 0.5  # of the probes' loss beside that of the answers
+    report_every: int = 25  # steps, on the validation pictures
+    save_every: int = 100  # steps
+    num_validation_pictures: int = 32
+    seed: int = 0
+
+
+class Run:
+    """One process's part of a run."""
+
+    def __init__(self, config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rank: int) -> None:
+        """Start afresh, or where the state in the folder stands."""
+        self.config = config
+        self.rank = rank
+        self.step = 0
+        self.points: list[Point] = []
+        torch.manual_seed(config.seed)
+        self.batches = Batches(model, tokenizer, config.mix, TRAINING_SEEDS)
+        self.learner = Learner(model, self.batches.encoder.before_picture)
+        self.optimisers = Optimisers(self.learner)
+        validation = BatchConfig(num_pictures=config.num_validation_pictures, num_conversations=16)
+        self.validation = Batches(model, tokenizer, validation, VALIDATION_SEEDS)[0]
+        if (config.folder / STATE_FILE).exists():
+            self._restore()
+
+    def advance(self) -> float:
+        """Take one step; returns the loss on this process's pictures."""
+        batch = self.batches[self.step * self.config.num_processes + self.rank]
+        answers = self._answer(batch)
+        (answers.loss + self.config.probe_weight * answers.probe_loss).backward()  # type: ignore[no-untyped-call]
+        self._share_gradients()
+        self.optimisers.step(self.config.schedule.rate(self.step))
+        self.step += 1
+        return answers.loss.item()
+
+    def report(self, loss: float) -> Point:
+        """Measure the model on pictures it has not learnt from, and add a point to the curve."""
+        with torch.no_grad():
+            answers = self._answer(self.validation)
+        right = torch.cat(answers.right).float().mean().item()
+        point = Point(
+            step=self.step,
+            loss=loss,
+            validation_loss=answers.loss.item(),
+            validation_probe_loss=answers.probe_loss.item(),
+            validation_accuracy=right,
+        )
+        self.points.append(point)
+        write_points(self.points, self.config.folder / CURVE_FILE)
+        return point
+
+    def save(self) -> None:
+        """Write the state, whole or not at all, and the weights of this step beside it."""
+        folder = self.config.folder
+        state = {
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "optimisers": self.optimisers.state(),
+            "points": self.points,
+        }
+        torch.save(state, folder / f"{STATE_FILE}.new")
+        (folder / f"{STATE_FILE}.new").replace(folder / STATE_FILE)
+        weights = {name: tensor.bfloat16() for name, tensor in self.learner.checkpoint_tensors().items()}
+        torch.save(weights, folder / snapshot_name(self.step))
+
+    def _restore(self) -> None:
+        # Our own file: the points of the curve are objects, which the loader for strangers' files refuses.
+        state: dict[str, Any] = torch.load(self.config.folder / STATE_FILE, weights_only=False)
+        self.step, self.points = state["step"], state["points"]
+        self.learner.load_state_dict(state["learner"])
+        self.optimisers.restore(state["optimisers"])
+
+    def _answer(self, batch: Batch) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.learner(batch)
+
+    def _share_gradients(self) -> None:
+        """Set every process's gradients to their mean."""
+        if self.config.num_processes == 1:
+            return
+        gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(together)
+        together /= self.config.num_processes
+        for gradient, mean in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def snapshot_name(step: int) -> str:
+    """Name the file of the weights after a step."""
+    return f"weights-{step:05d}.pt"
+
+
+def demo_model() -> ModelConfig:
+    """Return the demo model's shape."""
+    return PRESETS["demo"]
+
+
+def train(config: TrainingConfig, model: ModelConfig) -> None:
+    """Train to the end of the schedule."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer_json = train_tokenizer().to_str()
+    if config.num_processes == 1:
+        _work(0, config, model, tokenizer_json, 0)
+    else:
+        arguments = (config, model, tokenizer_json, _free_port())
+        multiprocessing.spawn(_work, arguments, nprocs=config.num_processes)  # type: ignore[no-untyped-call]
+    plot(config.folder / CURVE_FILE, config.folder / "curve.png")
+
+
+def _work(rank: int, config: TrainingConfig, model: ModelConfig, tokenizer_json: str, port: int) -> None:
+    torch.set_num_threads(1)
+    if config.num_processes > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=config.num_processes)
+    run = Run(config, model, Tokenizer.from_str(tokenizer_json), rank)
+    with _progress(shown=rank == 0) as progress:
+        bar = progress.add_task("training", total=config.schedule.num_steps, completed=run.step)
+        while run.step < config.schedule.num_steps:
+            loss = run.advance()
+            progress.update(bar, completed=run.step)
+            last = run.step == config.schedule.num_steps
+            if rank == 0 and (last or run.step % config.report_every == 0):
+                progress.console.print(run.report(loss))
+            if rank == 0 and (last or run.step % config.save_every == 0):
+                run.save()
+    if config.num_processes > 1:
+        distributed.destroy_process_group()
+
+
+def _progress(*, shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not shown,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model.")
+    parser.add_argument("--folder", type=Path, default=Path(".tandem/training"), help="state, snapshots and curve")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    arguments = parser.parse_args()
+    # Memory that is given back and taken again at every operation would cost more than computing.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    config = TrainingConfig(
+        folder=arguments.folder,
+        schedule=Schedule(num_steps=arguments.steps),
+        mix=BatchConfig(),
+        num_processes=arguments.processes,
+    )
+    train(config, demo_model())
+
+
+if __name__ == "__main__":
+    main()
