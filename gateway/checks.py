@@ -113,9 +113,8 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, path: str, lim
             )
         return {"type": "image"}
     if not part.text:
-        raise InvalidArgument(
-            "The part is neither a text of 1 character or more nor a picture.", reason="EMPTY_PART", field=path
-        )
+        what = "The text is empty." if part.HasField("text") else "The part is neither a text nor a picture."
+        raise InvalidArgument(what, reason="EMPTY_PART", field=path)
     conversation.num_characters += len(part.text)
     if conversation.num_characters > limits.max_text_characters:
         raise InvalidArgument(
