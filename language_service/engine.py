@@ -89,7 +89,7 @@ class Generation(Protocol):
         ...
 
     def end_prompt(self, max_tokens: int) -> None:
-        """Declare the prompt complete; the answer, of at most `max_tokens`, begins.
+        """Declare the prompt, which holds a token at least, complete; the answer, of at most `max_tokens`, begins.
 
         Raises:
             TandemError: what ended the request early.

@@ -88,7 +88,7 @@ class LanguageLoader:
         cache = PagedCache(config, self._size_cache(config), dtype=self.dtype, device=self.device)
         runner = Runner(decoder, cache)
         # The first pass plans kernels and takes memory: better now than in somebody's request.
-        warmed = runner.forward([Piece(start=0, token_ids=[0, 0], blocks=[0], samples=True)], fresh_blocks=[0])
+        warmed = runner.forward([Piece(start=0, token_ids=[0], blocks=[0], samples=True)], fresh_blocks=[0])
         if not bool(warmed.isfinite().all()):
             raise FailedPrecondition(
                 f"The language half of {folder.name} gives logits that are not finite.", reason="BAD_CHECKPOINT"

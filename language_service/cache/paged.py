@@ -58,7 +58,8 @@ class PagedCache:
         self.config = cache
         self.device = device
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
-        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
+        self.kv = torch.empty(shape, dtype=dtype, device=device).zero_()
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks`, which changed owner, with zeros.

@@ -33,8 +33,9 @@ def tokens(logits_BV: torch.Tensor, states: list[SamplingState]) -> list[int]:
 
 
 def draws(count: int, **options: Any) -> Counter[int]:
-    state = make_state(temperature=options.pop("temperature", 1.0), seed=3, **options)
-    return Counter(tokens(logits_of(PROBS), [state])[0] for _ in range(count))
+    """Return how often each token comes first in `count` answers, each with a seed of its own."""
+    states = [make_state(seed=seed, **{"temperature": 1.0, **options}) for seed in range(count)]
+    return Counter(tokens(logits_of(PROBS, count), states))
 
 
 def test_greedy_takes_the_likeliest() -> None:

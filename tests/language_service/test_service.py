@@ -387,16 +387,3 @@ def test_a_bad_setting_stops_the_start_by_name(
         load_settings(LanguageSettings, ["--models", ".", *flags])
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
-
-
-def test_a_cache_without_room_stops_the_start_and_says_so(models: Path) -> None:
-    done = subprocess.run(
-        command(models, "--tags", TAG, "--kv-cache-bytes", "1000"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "KV cache of 1000 bytes" in done.stderr
-    assert "Traceback" not in done.stderr
