@@ -108,9 +108,13 @@ class ImageReport:
     """What became of one picture."""
 
     sha256: str  # 64 hex digits
-    cache_level: str  # 'miss': encoded for this request; else the cache that had it: 'gateway'
+    # 'miss': encoded for this request; 'gateway', 'shared' or 'vision': the cache that had it; 'in_flight': encoded for
+    # another request at that time; 'similar': answered with another picture's visual tokens
+    cache_level: str
     num_visual_tokens: int
     ready_ms: float  # from the request to the visual tokens at hand
+    similar_sha256: str = ""  # of that other picture, 64 hex digits; empty where there is none
+    similarity: float = 0.0  # of the two, up to 1; 0 where there is none
 
     @property
     def cached(self) -> bool:

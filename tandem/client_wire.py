@@ -252,6 +252,8 @@ def _image_report(report: gateway_pb2.ImageReport) -> ImageReport:
         cache_level=_name(gateway_pb2.CacheLevel.DESCRIPTOR, report.cache_level),
         num_visual_tokens=report.num_visual_tokens,
         ready_ms=report.ready_ms,
+        similar_sha256=report.similar_sha256.hex(),
+        similarity=report.similarity,
     )
 
 

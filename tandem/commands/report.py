@@ -5,6 +5,14 @@ from rich.text import Text
 
 from tandem.client_types import Answer, ImageReport
 
+_ORIGINS = {
+    "miss": "encoded",
+    "gateway": "cached",
+    "shared": "cached in Redis",
+    "vision": "cached in the vision service",
+    "in_flight": "encoded with another request",
+}
+
 
 def timing_table(answer: Answer) -> Table:
     """Return where the time of one answer went, with a remark a stage."""
@@ -29,16 +37,23 @@ def timing_table(answer: Answer) -> Table:
 
 
 def pictures_remark(images: tuple[ImageReport, ...]) -> Text:
-    """Return what became of each picture: encoded, or found in the cache."""
+    """Return what became of each picture: encoded, or where it was found."""
     remark = Text(", ").join(
         Text.assemble(
             f"picture {number} ",
-            ("cached", "green") if image.cached else ("encoded", "yellow"),
+            (origin(image), "green" if image.cached else "yellow"),
             f" ({image.ready_ms:.1f} ms)",
         )
         for number, image in enumerate(images, 1)
     )
     return remark if images else Text("no picture")
+
+
+def origin(image: ImageReport) -> str:
+    """Return where a picture's visual tokens came from, in words; a newer server's level as it names it."""
+    if image.cache_level == "similar":
+        return f"taken for {image.similar_sha256[:12]}, {image.similarity:.1%} similar"
+    return _ORIGINS.get(image.cache_level, image.cache_level)
 
 
 def decode_remark(answer: Answer) -> str:

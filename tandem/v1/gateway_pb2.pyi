@@ -61,6 +61,14 @@ class _CacheLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheLevel
     """Encoded for this request."""
     CACHE_LEVEL_GATEWAY: _CacheLevel.ValueType  # 2
     """The gateway's own memory."""
+    CACHE_LEVEL_SHARED: _CacheLevel.ValueType  # 3
+    """The cache that gateways share (Redis)."""
+    CACHE_LEVEL_VISION: _CacheLevel.ValueType  # 4
+    """The vision service's own memory."""
+    CACHE_LEVEL_IN_FLIGHT: _CacheLevel.ValueType  # 5
+    """Another request was having the same picture encoded, and both got the result."""
+    CACHE_LEVEL_SIMILAR: _CacheLevel.ValueType  # 6
+    """They are those of another picture that looks the same; only where the operator switched that on."""
 
 class CacheLevel(_CacheLevel, metaclass=_CacheLevelEnumTypeWrapper):
     """Where visual tokens came from."""
@@ -71,6 +79,14 @@ CACHE_LEVEL_MISS: CacheLevel.ValueType  # 1
 """Encoded for this request."""
 CACHE_LEVEL_GATEWAY: CacheLevel.ValueType  # 2
 """The gateway's own memory."""
+CACHE_LEVEL_SHARED: CacheLevel.ValueType  # 3
+"""The cache that gateways share (Redis)."""
+CACHE_LEVEL_VISION: CacheLevel.ValueType  # 4
+"""The vision service's own memory."""
+CACHE_LEVEL_IN_FLIGHT: CacheLevel.ValueType  # 5
+"""Another request was having the same picture encoded, and both got the result."""
+CACHE_LEVEL_SIMILAR: CacheLevel.ValueType  # 6
+"""They are those of another picture that looks the same; only where the operator switched that on."""
 Global___CacheLevel: _TypeAlias = CacheLevel  # noqa: Y015
 
 @_typing.final
@@ -341,6 +357,8 @@ class ImageReport(_message.Message):
     CACHE_LEVEL_FIELD_NUMBER: _builtins.int
     NUM_VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     READY_MS_FIELD_NUMBER: _builtins.int
+    SIMILAR_SHA256_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 (32 bytes) of the picture."""
     cache_level: Global___CacheLevel.ValueType
@@ -349,6 +367,10 @@ class ImageReport(_message.Message):
     """Visual tokens it became."""
     ready_ms: _builtins.float
     """From the request to the visual tokens at hand, milliseconds."""
+    similar_sha256: _builtins.bytes
+    """With level SIMILAR, SHA-256 (32 bytes) of the picture whose visual tokens these are; else empty."""
+    similarity: _builtins.float
+    """With level SIMILAR, cosine of the two pictures' thumbnails, from the vision service's threshold to 1; else 0."""
     def __init__(
         self,
         *,
@@ -356,10 +378,12 @@ class ImageReport(_message.Message):
         cache_level: Global___CacheLevel.ValueType = ...,
         num_visual_tokens: _builtins.int = ...,
         ready_ms: _builtins.float = ...,
+        similar_sha256: _builtins.bytes = ...,
+        similarity: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_level", b"cache_level", "num_visual_tokens", b"num_visual_tokens", "ready_ms", b"ready_ms", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_level", b"cache_level", "num_visual_tokens", b"num_visual_tokens", "ready_ms", b"ready_ms", "sha256", b"sha256", "similar_sha256", b"similar_sha256", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,30 @@ def test_the_timing_table_says_where_the_time_went_and_which_picture_was_cached(
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        ("miss", "picture 1 encoded (7.0 ms)"),
+        ("gateway", "picture 1 cached (7.0 ms)"),
+        ("shared", "picture 1 cached in Redis (7.0 ms)"),
+        ("vision", "picture 1 cached in the vision service (7.0 ms)"),
+        ("in_flight", "picture 1 encoded with another request (7.0 ms)"),
+        ("similar", "picture 1 taken for abababababab, 97.2% similar (7.0 ms)"),
+        ("9", "picture 1 9 (7.0 ms)"),  # a newer server's
+    ],
+)
+def test_the_table_says_where_a_picture_was_found(level: str, words: str) -> None:
+    image = ImageReport(
+        sha256="00" * 32,
+        cache_level=level,
+        num_visual_tokens=32,
+        ready_ms=7,
+        similar_sha256="ab" * 32 if level == "similar" else "",
+        similarity=0.972 if level == "similar" else 0,
+    )
+    assert words in plain(timing_table(dataclasses.replace(ANSWER, images=(image,))))
+
+
 def test_speed_counts_the_tokens_after_the_first() -> None:
     """The first token belongs to the prefill: 4 tokens in 40 ms are 100 a second."""
     assert "5 tokens, 100 tokens/s" in plain(timing_table(ANSWER))
