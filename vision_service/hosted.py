@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chassis.cache_metrics import CACHE_REQUESTS
 from chassis.errors import FailedPrecondition, Internal, NotFound, Unavailable
 from chassis.single_flight import SingleFlight
 from checkpoint.config import ModelConfig
@@ -125,7 +126,7 @@ class HostedVision:
             # Before anything is shared: each caller answers for its own bytes.
             await self._shared.decoding.check(picture.image, picture.sha256)
         encoded = await self._find(picture)
-        metrics.CACHE_REQUESTS.labels(metrics.LEVEL, encoded.source.value).inc()
+        CACHE_REQUESTS.labels(metrics.LEVEL, encoded.source.value).inc()
         return encoded
 
     def info(self) -> model_pb2.ModelInfo:
@@ -165,7 +166,7 @@ class HostedVision:
                     return Encoded(tokens=tokens, visual_key=key, source=Source.CACHED)
             joins = key in flights
             if not (picture.image or joins):
-                metrics.CACHE_REQUESTS.labels(metrics.LEVEL, "miss").inc()
+                CACHE_REQUESTS.labels(metrics.LEVEL, "miss").inc()
                 raise NotFound("The picture's visual tokens are not at hand; send the picture.", reason=NOT_CACHED)
             try:
                 landed = await flights.run(key, lambda: self._encode(picture, key))

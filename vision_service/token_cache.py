@@ -10,8 +10,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from chassis.cache_metrics import CACHE_BYTES, CACHE_CORRUPTED, CACHE_EVICTIONS, CACHE_NO_ROOM
 from chassis.lru import LruStore
-from vision_service import metrics
+from vision_service.metrics import LEVEL
 
 _log = structlog.get_logger()
 
@@ -53,15 +54,16 @@ class TokenCache:
             if tokens is not None and hashlib.sha256(tokens.data).digest() != tokens.sha256:
                 # Memory does not change by itself: a bug wrote to it, or the machine is failing.
                 _log.error("cached visual tokens were corrupted", visual_key=key.hex())
-                metrics.CACHE_CORRUPTED.labels(metrics.LEVEL).inc()
+                CACHE_CORRUPTED.labels(LEVEL).inc()
                 self._store.drop(key)
                 tokens = None
             yield tokens
-        metrics.CACHE_BYTES.labels(metrics.LEVEL).set(self._store.num_bytes)
+        CACHE_BYTES.labels(LEVEL).set(self._store.num_bytes)
 
     def put(self, key: bytes, tokens: VisualTokens) -> None:
         """Keep the visual tokens of a key, if they find room."""
-        self._store.put(key, tokens, len(tokens.data) + _ENTRY_BYTES)
-        metrics.CACHE_EVICTIONS.labels(metrics.LEVEL).inc(self._store.num_evicted - self._num_evicted)
+        if not self._store.put(key, tokens, len(tokens.data) + _ENTRY_BYTES):
+            CACHE_NO_ROOM.labels(LEVEL).inc()
+        CACHE_EVICTIONS.labels(LEVEL).inc(self._store.num_evicted - self._num_evicted)
         self._num_evicted = self._store.num_evicted
-        metrics.CACHE_BYTES.labels(metrics.LEVEL).set(self._store.num_bytes)
+        CACHE_BYTES.labels(LEVEL).set(self._store.num_bytes)
