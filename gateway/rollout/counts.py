@@ -1,0 +1,92 @@
+"""What releases did in one step of a rollout, as sums: those of several gateways are added, and none grows with time.
+
+Times are kept as counts by logarithmic bucket, 16 a doubling: a value is known to 2.2 %, ranks and medians follow from
+the counts, and two gateways' counts add up exactly, which samples drawn by chance would not. (The idea of DDSketch:
+Masson, Rim and Lee, VLDB 2019.)
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Arm = Literal["stable", "canary", "shadow"]
+# Requests that may be compared with one another. A canary with a vision half of its own begins with a cold cache, so
+# its first tokens are compared kind by kind; else its misses would count against it.
+Kind = Literal["text", "pictures at hand", "pictures encoded"]
+Timing = Literal["first_token", "inter_token"]
+Number = Literal["requests", "errors", "empty", "compared", "equal", "dropped"]
+
+# Sums by 'arm/number' and 'arm/timing/kind/bucket'; flat, as stores take them.
+Counts = Counter[str]
+
+_PER_DOUBLING = 16
+_LEAST_S = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one request ended."""
+
+    kind: Kind
+    failed: bool
+    empty: bool  # it ended well, but without a word
+    first_token_s: float | None  # None where none came
+    inter_token_s: float | None  # mean of this answer; None with fewer than two messages of tokens
+
+
+def counts_of(arm: Arm, outcome: Outcome) -> Counts:
+    """Return one request as counts."""
+    counts: Counts = Counter({f"{arm}/requests": 1})
+    counts[f"{arm}/errors"] += outcome.failed
+    counts[f"{arm}/empty"] += outcome.empty
+    if outcome.first_token_s is not None:
+        counts[f"{arm}/first_token/{outcome.kind}/{bucket_of(outcome.first_token_s)}"] += 1
+    if outcome.inter_token_s is not None:
+        counts[f"{arm}/inter_token/{outcome.kind}/{bucket_of(outcome.inter_token_s)}"] += 1
+    return counts
+
+
+def number(counts: Counts, arm: Arm, name: Number) -> int:
+    """Return one sum."""
+    return counts[f"{arm}/{name}"]
+
+
+def histograms(counts: Counts, arm: Arm, timing: Timing) -> dict[str, dict[int, int]]:
+    """Return counts by bucket, by kind of request."""
+    prefix = f"{arm}/{timing}/"
+    found: dict[str, dict[int, int]] = {}
+    for key, count in counts.items():
+        if key.startswith(prefix):
+            kind, _, bucket = key.removeprefix(prefix).partition("/")
+            found.setdefault(kind, {})[int(bucket)] = count
+    return found
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the bucket of a time."""
+    return math.floor(math.log2(max(seconds, _LEAST_S)) * _PER_DOUBLING)
+
+
+def log2_of(bucket: int) -> float:
+    """Return the base-2 logarithm of the middle of a bucket, in seconds."""
+    return (bucket + 0.5) / _PER_DOUBLING
+
+
+def median_s(histogram: Mapping[int, int]) -> float | None:
+    """Return the median time of a histogram, seconds; None where it is empty."""
+    half, below = sum(histogram.values()) / 2, 0
+    for bucket in sorted(histogram):
+        below += histogram[bucket]
+        if below >= half:
+            return float(2 ** log2_of(bucket))
+    return None
+
+
+def merged(by_kind: Mapping[str, Mapping[int, int]]) -> Counter[int]:
+    """Return the histogram of all kinds together."""
+    total: Counter[int] = Counter()
+    for histogram in by_kind.values():
+        total.update(histogram)
+    return total
