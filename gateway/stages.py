@@ -23,6 +23,8 @@ class StageStub(Protocol):
     """What the stubs of both stages have in common."""
 
     ListModels: Any
+    LoadModel: Any
+    UnloadModel: Any
 
 
 Stub = TypeVar("Stub", bound=StageStub)
@@ -36,7 +38,7 @@ class Replica(Generic[Stub]):
     info: model_pb2.ModelInfo
 
 
-class _Endpoint(Generic[Stub]):
+class Endpoint(Generic[Stub]):
     """One endpoint and what it said last."""
 
     def __init__(self, stage: str, channel: grpc.aio.Channel, stub: Stub) -> None:
@@ -80,7 +82,7 @@ class Stage(Generic[Stub]):
         """
         self.name = name
         channels = [open_channel(target, tls=tls) for target in targets]
-        self._endpoints = [_Endpoint(name, channel, make_stub(channel)) for channel in channels]
+        self.endpoints = [Endpoint(name, channel, make_stub(channel)) for channel in channels]
         self._turn = count()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -101,7 +103,7 @@ class Stage(Generic[Stub]):
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
         """Describe the model of `tag` as it was last seen, a ready one before others; None where nobody holds it."""
-        infos = [endpoint.models[tag] for endpoint in self._endpoints if tag in endpoint.models]
+        infos = [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
         return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
 
     async def refresh(self) -> None:
@@ -114,21 +116,21 @@ class Stage(Generic[Stub]):
         """Close the channels; calls that still run are cancelled."""
         if self._refreshing is not None:
             self._refreshing.cancel()
-        await asyncio.gather(*(endpoint.channel.close(None) for endpoint in self._endpoints))
+        await asyncio.gather(*(endpoint.channel.close(None) for endpoint in self.endpoints))
 
     async def _ask_all(self) -> None:
         before = self._reached()
-        await asyncio.gather(*(endpoint.ask() for endpoint in self._endpoints))
+        await asyncio.gather(*(endpoint.ask() for endpoint in self.endpoints))
         if self._reached() != before:
-            _log.info("stage changed", stage=self.name, answering=self._reached(), endpoints=len(self._endpoints))
+            _log.info("stage changed", stage=self.name, answering=self._reached(), endpoints=len(self.endpoints))
 
     def _reached(self) -> int:
-        return sum(endpoint.answers for endpoint in self._endpoints)
+        return sum(endpoint.answers for endpoint in self.endpoints)
 
     def _ready(self, tag: str) -> list[Replica[Stub]]:
         return [
             Replica(endpoint.stub, info)
-            for endpoint in self._endpoints
+            for endpoint in self.endpoints
             if (info := endpoint.models.get(tag)) is not None and info.state == model_pb2.MODEL_STATE_READY
         ]
 
