@@ -17,6 +17,7 @@ from demo.probes import Probes
 from language_service.model.attention import Attend
 from language_service.model.decoder import Decoder
 from vision_service.model.encoder import VisionHalf
+from vision_service.model.positions import sincos_2d
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,23 @@ class Answers:
 class Learner(nn.Module):
     """Both halves of a model, joined for training."""
 
+    before_picture: Tensor
+
     def __init__(self, config: ModelConfig, before_picture: Sequence[int]) -> None:
         """Make fresh halves; `before_picture` are the ids before the picture, the same in every conversation."""
         super().__init__()
         self.vision = VisionHalf(config)
         self.vision.reset_parameters()
+        self._place_patches(config)
         self.language = Decoder(config.language)
         self.probes = Probes(config)
         self.register_buffer("before_picture", torch.tensor(before_picture), persistent=False)
+
+    def _place_patches(self, config: ModelConfig) -> None:
+        """Start learned positions as sines and cosines: small random ones would go unnoticed beside the patches."""
+        if config.vision.positions == "learned":
+            table_NW = sincos_2d(config.vision.grid_size, config.vision.width)
+            self.vision.vision_tower.pos_embed.data.copy_(table_NW)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Return the weights by the names they have in a checkpoint."""
@@ -79,7 +89,7 @@ class Learner(nn.Module):
         sizes = [group.targets_NL.numel() for group in groups]
         right = [
             part.view(group.targets_NL.shape).all(dim=1)
-            for part, group in zip(right_T.split(sizes), groups, strict=True)
+            for part, group in zip(torch.split(right_T, sizes), groups, strict=True)
         ]
         return functional.cross_entropy(logits_SV, targets_T[said_T]), right
 
@@ -94,7 +104,7 @@ def shared_prefix_attend(num_pictures: int, prefix_length: int, groups: Sequence
 
     def attend(_layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         (q_prefix, *q_groups), (k_prefix, *k_groups), (v_prefix, *v_groups) = (
-            x.split(sizes) for x in (q_THE, k_TGE, v_TGE)
+            torch.split(x, sizes) for x in (q_THE, k_TGE, v_TGE)
         )
         prefix = [_by_sequence(x, num_pictures) for x in (q_prefix, k_prefix, v_prefix)]
         outs = [_attend(*prefix)]
@@ -126,4 +136,5 @@ def _attend(q_NHLE: Tensor, k_NGSE: Tensor, v_NGSE: Tensor) -> Tensor:
     scores_NHLS = (q_NGQE @ k_NGSE.transpose(-1, -2)).view(num, heads, length, span)
     weights_NHLS = scores_NHLS.masked_fill(later_LS, float("-inf")).softmax(dim=-1)
     out_NGQE = weights_NHLS.view(num, kv_heads, -1, span).to(v_NGSE.dtype) @ v_NGSE
-    return out_NGQE.view(num, heads, length, head_dim).transpose(1, 2).flatten(0, 1)
+    out_NHLE: Tensor = out_NGQE.view(num, heads, length, head_dim)
+    return out_NHLE.transpose(1, 2).flatten(0, 1)

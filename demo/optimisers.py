@@ -17,7 +17,7 @@ class Schedule:
     """
 
     num_steps: int
-    peak: float = 2e-3
+    peak: float = 4e-3
     num_warm_up_steps: int = 50
     decay_share: float = 0.35  # of the run, at its end
 
@@ -32,7 +32,7 @@ class Optimisers:
     """Muon and AdamW as one.
 
     Muon (Jordan, 2024) makes every direction of a matrix learn alike; scaled to the size of AdamW's updates (Liu et
-    al., "Muon is scalable", 2025), both share one learning rate.
+    al., "Muon is scalable", 2025), both follow one schedule, AdamW at half of its rate.
     """
 
     def __init__(self, model: nn.Module, max_gradient_norm: float = 1.0) -> None:
@@ -41,27 +41,27 @@ class Optimisers:
         matrices = [parameter for name, parameter in model.named_parameters() if _is_matrix(name, parameter)]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in self._parameters if id(parameter) not in chosen]
-        self._optimisers: Sequence[torch.optim.Optimizer] = (
-            torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        self._optimisers: Sequence[tuple[torch.optim.Optimizer, float]] = (  # each with its share of the rate
+            (torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), 1.0),
+            (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True), 0.5),
         )
 
     def step(self, rate: float) -> None:
         """Change the weights by their gradients, and forget those."""
         nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
-        for optimiser in self._optimisers:
+        for optimiser, share in self._optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * share
             optimiser.step()
             optimiser.zero_grad()
 
     def state(self) -> list[dict[str, object]]:
         """Return what `restore` takes."""
-        return [optimiser.state_dict() for optimiser in self._optimisers]
+        return [optimiser.state_dict() for optimiser, _ in self._optimisers]
 
     def restore(self, state: Sequence[dict[str, object]]) -> None:
         """Go on from a state."""
-        for optimiser, one in zip(self._optimisers, state, strict=True):
+        for (optimiser, _), one in zip(self._optimisers, state, strict=True):
             optimiser.load_state_dict(one)
 
 

@@ -14,7 +14,7 @@ from checkpoint.config import ModelConfig
 from demo.scenes import COLOURS, KINDS, MATERIALS, POSITIONS, Scene
 
 NOTHING = 0  # the label where a third is empty
-NUM_LABELS = (1 + len(KINDS), 1 + len(COLOURS), 1 + len(MATERIALS))  # by attribute
+NUM_LABELS = [1 + len(KINDS), 1 + len(COLOURS), 1 + len(MATERIALS)]  # by attribute
 
 
 def labels(scene: Scene) -> list[list[int]]:
@@ -40,14 +40,14 @@ class Probes(nn.Module):
 
     def forward(self, patches_BNW: Tensor, visual_BKD: Tensor, labels_BRA: Tensor) -> Tensor:
         """Return how far both maps are from the labels, the mean of cross-entropies."""
-        columns = patches_BNW.unflatten(1, (self.side, self.side)).tensor_split(len(POSITIONS), dim=2)
+        columns = torch.unflatten(patches_BNW, 1, (self.side, self.side)).tensor_split(len(POSITIONS), dim=2)
         thirds_BRW = torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1)
-        from_tokens = self.from_tokens(visual_BKD.flatten(1)).unflatten(1, (len(POSITIONS), -1))
+        from_tokens = torch.unflatten(self.from_tokens(visual_BKD.flatten(1)), 1, (len(POSITIONS), -1))
         return _loss(self.from_patches(thirds_BRW), labels_BRA) + _loss(from_tokens, labels_BRA)
 
 
 def _loss(scores: Tensor, labels_BRA: Tensor) -> Tensor:
-    by_attribute = scores.float().split(NUM_LABELS, dim=-1)
+    by_attribute = torch.split(scores.float(), NUM_LABELS, dim=-1)
     losses = [
         functional.cross_entropy(one.flatten(0, 1), labels_BRA[:, :, attribute].flatten())
         for attribute, one in enumerate(by_attribute)

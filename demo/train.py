@@ -9,25 +9,29 @@ import argparse
 import os
 import socket
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from checkpoint.config import ModelConfig
 from checkpoint.presets import PRESETS
 from demo.batches import Batch, BatchConfig, Batches
 from demo.curve import Point, plot, write_points
-from demo.learner import Learner
+from demo.learner import Answers, Learner
 from demo.optimisers import Optimisers, Schedule
 from demo.scenes import TRAINING_SEEDS, VALIDATION_SEEDS
 from demo.tokenizer import train_tokenizer
 
 STATE_FILE = "state.pt"
 CURVE_FILE = "curve.json"
+TOKENIZER_FILE = "tokenizer.json"
+DEFAULT_FOLDER = Path(".tandem/training")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class TrainingConfig:
     schedule: Schedule
     mix: BatchConfig  # of one process
     num_processes: int = 2
-    probe_weight: float = 0.5  # of the probes' loss beside that of the answers
+    probe_weight: float = 1.0  # of the probes' loss beside that of the answers
     report_every: int = 25  # steps, on the validation pictures
     save_every: int = 100  # steps
     num_validation_pictures: int = 32
@@ -110,9 +114,10 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.optimisers.restore(state["optimisers"])
 
-    def _answer(self, batch: Batch) -> Any:
+    def _answer(self, batch: Batch) -> Answers:
         with torch.autocast("cpu", torch.bfloat16):
-            return self.learner(batch)
+            answers: Answers = self.learner(batch)
+        return answers
 
     def _share_gradients(self) -> None:
         """Set every process's gradients to their mean."""
@@ -122,7 +127,7 @@ class Run:
         together = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(together)
         together /= self.config.num_processes
-        for gradient, mean in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
+        for gradient, mean in zip(gradients, torch.split(together, [one.numel() for one in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
@@ -136,15 +141,16 @@ def demo_model() -> ModelConfig:
     return PRESETS["demo"]
 
 
-def train(config: TrainingConfig, model: ModelConfig) -> None:
-    """Train to the end of the schedule."""
+def train(config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Train to the end of the schedule, from where the state in the folder stands."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    tokenizer_json = train_tokenizer().to_str()
+    tokenizer_json = tokenizer.to_str(pretty=True)
+    (config.folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
     if config.num_processes == 1:
         _work(0, config, model, tokenizer_json, 0)
     else:
         arguments = (config, model, tokenizer_json, _free_port())
-        multiprocessing.spawn(_work, arguments, nprocs=config.num_processes)  # type: ignore[no-untyped-call]
+        spawn(_work, arguments, nprocs=config.num_processes)  # type: ignore[no-untyped-call]
     plot(config.folder / CURVE_FILE, config.folder / "curve.png")
 
 
@@ -156,7 +162,7 @@ def _work(rank: int, config: TrainingConfig, model: ModelConfig, tokenizer_json:
     run = Run(config, model, Tokenizer.from_str(tokenizer_json), rank)
     with _progress(shown=rank == 0) as progress:
         bar = progress.add_task("training", total=config.schedule.num_steps, completed=run.step)
-        while run.step < config.schedule.num_steps:
+        while run.step < config.schedule.num_steps and not _orphaned():
             loss = run.advance()
             progress.update(bar, completed=run.step)
             last = run.step == config.schedule.num_steps
@@ -166,6 +172,12 @@ def _work(rank: int, config: TrainingConfig, model: ModelConfig, tokenizer_json:
                 run.save()
     if config.num_processes > 1:
         distributed.destroy_process_group()
+
+
+def _orphaned() -> bool:
+    """Whether whoever started this process is gone; training that nobody waits for would go on unseen."""
+    parent = parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _progress(*, shown: bool) -> Progress:
@@ -189,7 +201,7 @@ def _free_port() -> int:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model.")
-    parser.add_argument("--folder", type=Path, default=Path(".tandem/training"), help="state, snapshots and curve")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="state, snapshots and curve")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
@@ -201,7 +213,7 @@ def main() -> None:
         mix=BatchConfig(),
         num_processes=arguments.processes,
     )
-    train(config, demo_model())
+    train(config, demo_model(), train_tokenizer())
 
 
 if __name__ == "__main__":

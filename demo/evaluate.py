@@ -1,0 +1,219 @@
+"""Measures a release through the running stack: `python -m demo.evaluate --release tandem-demo-v1.1.0`.
+
+Every question goes through gateway, vision service and language service, like anybody's. An answer counts when it is
+the right one to the letter; of two turns, both must be. Each question is also asked with the picture swapped for
+another: what is still right then was never read off the picture.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from demo.drawing import draw
+from demo.questions import LANGUAGES, TOPICS, Conversation, Language, Topic, ask
+from demo.scenes import HELD_OUT_SEEDS, make_scene
+from tandem.client_async import AsyncClient
+from tandem.client_types import Image, Message, assistant, user
+from tandem.stack import Stack, StackConfig
+
+QUESTIONS_PER_PICTURE = 4
+SEEDS_PER_EVALUATION = 1_000_000  # so that evaluations with different seeds share no picture
+MAX_TOKENS = 96  # more than the longest right answer
+NUM_IN_FLIGHT = 16
+NUM_EXAMPLES = 20  # wrong answers kept for reading
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question to ask twice."""
+
+    scene_seed: int
+    conversation: Conversation
+    picture: bytes  # PNG
+    other_picture: bytes  # PNG, of another scene
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one case."""
+
+    case: Case
+    answers: tuple[str, ...]  # with the right picture
+    right: bool
+    right_when_swapped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Share of right answers among some questions."""
+
+    questions: int
+    right: float  # share, 0..1
+    right_when_swapped: float  # share, 0..1
+
+
+def make_cases(num_questions: int, seed: int) -> list[Case]:
+    """Make the questions of an evaluation, languages and topics in turn, about pictures no training has seen."""
+    num_pictures = -(-num_questions // QUESTIONS_PER_PICTURE)
+    first = seed * SEEDS_PER_EVALUATION
+    # One more than is asked about: what the last picture is swapped for.
+    seeds = HELD_OUT_SEEDS[first : first + num_pictures + 1]
+    scenes = [make_scene(seed) for seed in seeds]
+    pictures = [to_png(seed) for seed in seeds]
+    cases = []
+    for number in range(num_questions):
+        index = number // QUESTIONS_PER_PICTURE
+        language = LANGUAGES[number % len(LANGUAGES)]
+        topic = TOPICS[number // len(LANGUAGES) % len(TOPICS)]
+        conversation = ask(scenes[index], random.Random(f"{seeds[index]} {number}"), language, topic)
+        cases.append(Case(seeds[index], conversation, pictures[index], pictures[index + 1]))
+    return cases
+
+
+def to_png(scene_seed: int) -> bytes:
+    """Draw the scene of a seed as a PNG file."""
+    file = io.BytesIO()
+    draw(make_scene(scene_seed)).save(file, "PNG")
+    return file.getvalue()
+
+
+async def converse(client: AsyncClient, release: str, conversation: Conversation, picture: bytes) -> tuple[str, ...]:
+    """Ask the questions of a conversation, each after the model's own answers so far."""
+    messages: list[Message] = []
+    answers: list[str] = []
+    for turn in conversation.turns:
+        messages.append(user(turn.question) if messages else user(Image(picture), turn.question))
+        answer = await client.ask(messages, release=release, temperature=0.0, max_tokens=MAX_TOKENS)
+        messages.append(assistant(answer.text))
+        answers.append(answer.text)
+    return tuple(answers)
+
+
+async def evaluate(address: str, release: str, cases: Sequence[Case], progress: Progress) -> list[Outcome]:
+    """Ask every question twice, many at a time."""
+    bar = progress.add_task(release, total=len(cases))
+    places = asyncio.Semaphore(NUM_IN_FLIGHT)
+
+    async def try_case(client: AsyncClient, case: Case) -> Outcome:
+        async with places:
+            answers = await converse(client, release, case.conversation, case.picture)
+            swapped = await converse(client, release, case.conversation, case.other_picture)
+        progress.advance(bar)
+        expected = tuple(turn.answer for turn in case.conversation.turns)
+        return Outcome(case, answers, answers == expected, swapped == expected)
+
+    async with AsyncClient(address) as client:
+        return await asyncio.gather(*(try_case(client, case) for case in cases))
+
+
+def score(outcomes: Sequence[Outcome], language: Language | None = None, topic: Topic | None = None) -> Score:
+    """Count the right answers in a language and on a topic, or in all."""
+    chosen = [
+        outcome
+        for outcome in outcomes
+        if language in (None, outcome.case.conversation.language) and topic in (None, outcome.case.conversation.topic)
+    ]
+    number = max(1, len(chosen))
+    return Score(
+        questions=len(chosen),
+        right=sum(outcome.right for outcome in chosen) / number,
+        right_when_swapped=sum(outcome.right_when_swapped for outcome in chosen) / number,
+    )
+
+
+def table(release: str, outcomes: Sequence[Outcome]) -> Table:
+    """Lay the scores out by topic and language."""
+    shown = Table(title=f"{release}: answers right to the letter, of {len(outcomes):,} questions")
+    shown.add_column("topic")
+    for name in (*LANGUAGES, "both"):
+        shown.add_column(f"{name}\npicture", justify="right")
+        shown.add_column("\nswapped", justify="right", style="dim")
+    for topic in (*TOPICS, None):
+        cells = []
+        for language in (*LANGUAGES, None):
+            part = score(outcomes, language, topic)
+            cells += [f"{part.right:.1%}", f"{part.right_when_swapped:.1%}"]
+        shown.add_row(topic or "all", *cells, end_section=topic == TOPICS[-1])
+    return shown
+
+
+def report(release: str, seed: int, outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """Put the scores and some wrong answers into plain data for a JSON file."""
+    return {
+        "release": release,
+        "seed": seed,
+        "scores": [
+            {
+                "language": language or "both",
+                "topic": topic or "all",
+                "questions": part.questions,
+                "right": round(part.right, 4),
+                "right_when_swapped": round(part.right_when_swapped, 4),
+            }
+            for language in (*LANGUAGES, None)
+            for topic in (*TOPICS, None)
+            for part in [score(outcomes, language, topic)]
+        ],
+        "wrong": [
+            {
+                "scene_seed": outcome.case.scene_seed,
+                "asked": [turn.question for turn in outcome.case.conversation.turns],
+                "expected": [turn.answer for turn in outcome.case.conversation.turns],
+                "answered": outcome.answers,
+            }
+            for outcome in outcomes
+            if not outcome.right
+        ][:NUM_EXAMPLES],
+    }
+
+
+def measure(stack: StackConfig, num_questions: int, seed: int, console: Console) -> list[Outcome]:
+    """Start a stack, ask it, and stop it."""
+    with Stack(stack) as running:
+        return measure_at(running.address, stack.release, num_questions, seed, console)
+
+
+def measure_at(address: str, release: str, num_questions: int, seed: int, console: Console) -> list[Outcome]:
+    """Ask the gateway at an address."""
+    with Progress(console=console, transient=True) as progress:
+        return asyncio.run(evaluate(address, release, make_cases(num_questions, seed), progress))
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is asked, and of which models."""
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0, help="which questions; any seed is new to every release")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description="Measure a release of the demo model.")
+    parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release")
+    parser.add_argument("--address", help="a gateway that runs, instead of a stack started for this")
+    parser.add_argument("--json", type=Path, help="file for the scores and some wrong answers")
+    add_evaluation_arguments(parser)
+    arguments = parser.parse_args()
+    console, release = Console(), arguments.release
+    if arguments.address:
+        outcomes = measure_at(arguments.address, release, arguments.questions, arguments.seed, console)
+    else:
+        stack = StackConfig(models=arguments.models, release=release, log_level="warning")
+        outcomes = measure(stack, arguments.questions, arguments.seed, console)
+    console.print(table(release, outcomes))
+    if arguments.json:
+        scores = json.dumps(report(release, arguments.seed, outcomes), indent=2, ensure_ascii=False)
+        arguments.json.write_text(scores + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

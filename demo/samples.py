@@ -1,0 +1,117 @@
+"""Draws the README's picture: sample pictures, questions and what a release answers. `python -m demo.samples`.
+
+The sample pictures come from held-out seeds and lie in `demo/pictures/`, so that anybody can ask about them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from demo.drawing import PICTURE_SIZE, draw
+from demo.scenes import HELD_OUT_SEEDS, make_scene
+from tandem.client import Client
+from tandem.stack import Stack, StackConfig
+
+PICTURES = Path(__file__).parent / "pictures"
+OUTPUT = Path(__file__).parents[1] / "docs" / "demo-answers.png"
+
+SCALE = 2  # the picture is drawn twice as large, for screens with fine pixels
+MARGIN = 16 * SCALE
+TEXT_WIDTH = 470 * SCALE
+FONT_SIZE = 15 * SCALE
+LINE_HEIGHT = 22 * SCALE
+INK, ANSWER_INK = (70, 70, 76), (0, 92, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture and what is asked about it."""
+
+    name: str
+    seed: int
+    questions: tuple[str, ...]
+
+
+SAMPLES = (
+    Sample(
+        "bag-and-bottle",
+        HELD_OUT_SEEDS[-180],
+        ("Describe the picture.", "What is the bag made of?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
+    ),
+    Sample(
+        "umbrellas-and-watch",
+        HELD_OUT_SEEDS[-172],
+        ("How many umbrellas are there?", "Is the watch red?", "手表在哪里？", "描述一下这张图片。"),
+    ),
+)
+
+
+def write_pictures(folder: Path) -> None:
+    """Write the sample pictures as PNG files."""
+    folder.mkdir(exist_ok=True)
+    for sample in SAMPLES:
+        draw(make_scene(sample.seed)).save(folder / f"{sample.name}.png", optimize=True)
+
+
+def ask_all(client: Client, release: str, folder: Path) -> list[list[str]]:
+    """Ask every question of every sample; returns the answers."""
+    return [
+        [
+            client.ask(question, images=[folder / f"{sample.name}.png"], release=release, temperature=0.0).text
+            for question in sample.questions
+        ]
+        for sample in SAMPLES
+    ]
+
+
+def draw_answers(answers: Sequence[Sequence[str]], folder: Path, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Draw each sample picture with its questions and answers beside it."""
+    side = PICTURE_SIZE * SCALE
+    sheet = Image.new("RGB", (side + TEXT_WIDTH + 3 * MARGIN, (side + MARGIN) * len(SAMPLES) + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (sample, said) in enumerate(zip(SAMPLES, answers, strict=True)):
+        top = MARGIN + row * (side + MARGIN)
+        with Image.open(folder / f"{sample.name}.png") as picture:
+            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (MARGIN, top))
+        for question, answer in zip(sample.questions, said, strict=True):
+            for text, ink in ((question, INK), (answer, ANSWER_INK)):
+                for line in _wrap(text, font):
+                    pen.text((side + 2 * MARGIN, top), line, fill=ink, font=font)
+                    top += LINE_HEIGHT
+            top += LINE_HEIGHT // 2
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Break a text into lines that fit; between Chinese characters anywhere, else at blanks."""
+    pieces = text.split(" ") if text.isascii() else list(text)
+    glue = " " if text.isascii() else ""
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        longer = lines[-1] + glue + piece
+        if font.getlength(longer) <= TEXT_WIDTH:
+            lines[-1] = longer
+        else:
+            lines.append(piece)
+    return lines
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m demo.samples", description="Draw the README's picture.")
+    parser.add_argument("--font", type=Path, required=True, help="a font with Chinese characters (.ttf, .ttc or .otf)")
+    parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release that answers")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
+    arguments = parser.parse_args()
+    write_pictures(PICTURES)
+    stack = StackConfig(models=arguments.models, release=arguments.release, log_level="warning")
+    with Stack(stack) as running, Client(running.address) as client:
+        answers = ask_all(client, arguments.release, PICTURES)
+    draw_answers(answers, PICTURES, ImageFont.truetype(arguments.font, FONT_SIZE)).save(OUTPUT, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

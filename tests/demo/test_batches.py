@@ -1,0 +1,71 @@
+"""What a training step sees."""
+
+import random
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from checkpoint.config import ModelConfig
+from checkpoint.tokenizer import CHAT_TEMPLATE
+from demo.batches import IGNORED, BatchConfig, Batches, ConversationEncoder
+from demo.drawing import draw
+from demo.questions import Conversation, ask
+from demo.scenes import TRAINING_SEEDS, make_scene
+from gateway.chat_template import ChatTemplate
+from gateway.prompt import PromptBuilder, TextSegment
+from vision_service.images import to_pixels
+
+MIX = BatchConfig(num_pictures=3, num_conversations=4, num_groups=2)
+
+
+def two_turns() -> Conversation:
+    return ask(make_scene(3), random.Random(3), "english", "two turns")
+
+
+def test_prompts_are_those_of_serving(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The ids up to the second answer are what the gateway sends when the second question is asked."""
+    conversation = two_turns()
+    first, second = conversation.turns
+    builder = PromptBuilder(small_model, tokenizer, ChatTemplate(CHAT_TEMPLATE))
+    before, _, after = builder.build(
+        [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": first.question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": first.answer}]},
+            {"role": "user", "content": [{"type": "text", "text": second.question}]},
+        ]
+    )
+    assert isinstance(before, TextSegment)
+    assert isinstance(after, TextSegment)
+    encoder = ConversationEncoder(small_model, tokenizer)
+    token_ids, _ = encoder.encode(conversation)
+    assert encoder.before_picture == before.token_ids
+    assert tuple(token_ids[: len(after.token_ids)]) == after.token_ids
+
+
+def test_every_answer_and_its_end_is_taught_and_nothing_else(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    conversation = two_turns()
+    token_ids, targets = ConversationEncoder(small_model, tokenizer).encode(conversation)
+    assert len(token_ids) == len(targets)
+    taught = [target for target in targets if target != IGNORED]
+    answers = "".join(f"{turn.answer}<|im_end|>" for turn in conversation.turns)
+    assert tokenizer.decode(taught, skip_special_tokens=False) == answers
+    # Each target is the next id: what is taught is what follows.
+    assert all(target in (IGNORED, following) for target, following in zip(targets, token_ids[1:], strict=False))
+
+
+def test_a_step_is_the_same_every_time_and_repeats_no_picture(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    batches = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)
+    first, again, second = batches[0], batches[0], batches[1]
+    assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
+    assert all(torch.equal(a.token_ids_NL, b.token_ids_NL) for a, b in zip(first.groups, again.groups, strict=True))
+    expected = to_pixels(draw(make_scene(TRAINING_SEEDS[MIX.num_pictures])), small_model.vision)
+    assert np.array_equal(second.pixels_B3SS[0].numpy(), expected)
+
+
+def test_every_conversation_is_in_one_group_with_its_picture(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    batch = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)[0]
+    pictures = torch.cat([group.picture_N for group in batch.groups])
+    assert sorted(pictures.tolist()) == sorted(list(range(MIX.num_pictures)) * MIX.num_conversations)
+    lengths = [group.token_ids_NL.shape[1] for group in batch.groups]
+    assert lengths == sorted(lengths)

@@ -1,0 +1,80 @@
+"""How a release is measured and published, but for the stack itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from checkpoint.layout import layout
+from checkpoint.verification import raise_for_problems, verify
+from checkpoint.weights import load_half
+from demo.evaluate import Outcome, make_cases, report, score, table
+from demo.questions import LANGUAGES, TOPICS
+from demo.release import model_card, publish
+from demo.scenes import HELD_OUT_SEEDS
+from demo.train import demo_model
+from language_service.model.decoder import Decoder
+from vision_service.model.encoder import VisionHalf
+
+TAG = "tandem-demo-v9.9.9"
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    """Return outcomes of which all English and no Chinese answers are right, and swapped none."""
+    return [
+        Outcome(
+            case, tuple(turn.answer for turn in case.conversation.turns), case.conversation.language == "english", False
+        )
+        for case in make_cases(32, seed=0)
+    ]
+
+
+def test_questions_are_about_held_out_pictures_and_cover_all() -> None:
+    cases = make_cases(64, seed=3)
+    assert all(case.scene_seed in HELD_OUT_SEEDS for case in cases)
+    asked = [(case.conversation.language, case.conversation.topic) for case in cases]
+    assert {asked.count((language, topic)) for language in LANGUAGES for topic in TOPICS} == {4}
+
+
+def test_evaluations_with_other_seeds_share_no_picture() -> None:
+    pictures = [{case.scene_seed for case in make_cases(40, seed)} for seed in (0, 1, 999)]
+    assert not pictures[0] & pictures[1]
+    assert len(set.union(*pictures)) == 30
+
+
+def test_the_swapped_picture_is_another() -> None:
+    assert all(case.picture != case.other_picture for case in make_cases(40, seed=0))
+
+
+def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
+    assert score(outcomes, "english").right == 1.0
+    assert score(outcomes, "chinese", "colour").right == 0.0
+    assert score(outcomes).right == 0.5
+    assert score(outcomes).right_when_swapped == 0.0
+    assert score(outcomes, None, "colour").questions == 4
+    assert score([]).questions == 0
+
+
+def test_the_report_keeps_wrong_answers_for_reading(outcomes: list[Outcome]) -> None:
+    written = report(TAG, 0, outcomes)
+    wrong: Any = written["wrong"]
+    assert len(wrong) == 16
+    assert wrong[0]["expected"] == list(wrong[0]["answered"])
+    assert len(table(TAG, outcomes).rows) == len(TOPICS) + 1
+
+
+def test_a_published_release_verifies_loads_and_is_small(
+    tmp_path: Path, tokenizer: Tokenizer, outcomes: list[Outcome]
+) -> None:
+    weights = {spec.name: torch.randn(spec.shape) for spec in layout(demo_model())}
+    scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
+    card = model_card(TAG, 100, scores)
+    folder = publish(tmp_path, TAG, weights, tokenizer.to_str(), card)
+    raise_for_problems(TAG, verify(folder))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 16e6
+    VisionHalf(demo_model()).load_state_dict(load_half(folder, "vision", dtype=torch.float32).tensors)
+    Decoder(demo_model().language).load_state_dict(load_half(folder, "language", dtype=torch.float32).tensors)
+    assert "| **all** | 100.0% | 0.0% | 0.0% | 0.0% | 50.0% | 0.0% |" in (folder / "README.md").read_text()

@@ -1,0 +1,52 @@
+"""The loss, and attention that shares a picture among conversations."""
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from checkpoint.config import ModelConfig
+from demo.batches import IGNORED, BatchConfig, Batches
+from demo.learner import Learner
+from demo.scenes import TRAINING_SEEDS
+from language_service.model.attention import causal_attend
+
+
+def test_sharing_the_picture_changes_nothing(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The slow and obvious way: every conversation alone, behind its own copy of the picture, without padding."""
+    batches = Batches(
+        small_model, tokenizer, BatchConfig(num_pictures=2, num_conversations=3, num_groups=2), TRAINING_SEEDS
+    )
+    batch = batches[0]
+    torch.manual_seed(0)
+    learner = Learner(small_model, batches.encoder.before_picture)
+    with torch.no_grad():
+        found = learner(batch)
+        visual_BKD = learner.vision(batch.pixels_B3SS)
+        losses, right = [], []
+        for group in batch.groups:
+            for picture, token_ids_L, targets_L in zip(
+                group.picture_N, group.token_ids_NL, group.targets_NL, strict=True
+            ):
+                before = learner.language.embed(learner.before_picture)
+                said = learner.language.embed(token_ids_L)
+                alone = torch.cat([before, learner.language.embed_visual(visual_BKD[picture]), said])
+                hidden = learner.language(alone, torch.arange(len(alone)), causal_attend(1, len(alone)))
+                logits = learner.language.logits(hidden[-len(said) :])
+                taught = targets_L != IGNORED
+                losses.append(functional.cross_entropy(logits[taught], targets_L[taught], reduction="none"))
+                right.append(bool((logits.argmax(-1) == targets_L)[taught].all()))
+    torch.testing.assert_close(found.loss, torch.cat(losses).mean())
+    assert torch.cat(found.right).tolist() == right
+
+
+def test_both_halves_learn_from_answers_alone(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The probes are a help, not the only way by which the vision half learns."""
+    batches = Batches(small_model, tokenizer, BatchConfig(num_pictures=2, num_conversations=2), TRAINING_SEEDS)
+    learner = Learner(small_model, batches.encoder.before_picture)
+    learner(batches[0]).loss.backward()
+    for name, parameter in learner.named_parameters():
+        if name.startswith("probes."):
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name

@@ -1,0 +1,96 @@
+"""Training runs, small ones."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from checkpoint.config import ModelConfig
+from checkpoint.layout import layout
+from demo.batches import BatchConfig
+from demo.curve import plot, read_points
+from demo.optimisers import Schedule
+from demo.train import CURVE_FILE, Run, TrainingConfig, snapshot_name, train
+
+
+def small_run(folder: Path, num_steps: int) -> TrainingConfig:
+    return TrainingConfig(
+        folder=folder,
+        schedule=Schedule(num_steps=num_steps, num_warm_up_steps=2),
+        mix=BatchConfig(num_pictures=2, num_conversations=2),
+        num_processes=1,
+        report_every=4,
+        save_every=4,
+        num_validation_pictures=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_model: ModelConfig, tokenizer: Tokenizer) -> Path:
+    """Return the folder of a run of eight steps."""
+    folder = tmp_path_factory.mktemp("run")
+    train(small_run(folder, 8), small_model, tokenizer)
+    return folder
+
+
+def test_learning_lowers_the_loss_on_pictures_it_has_not_seen(finished: Path) -> None:
+    points = read_points(finished / CURVE_FILE)
+    assert [point.step for point in points] == [4, 8]
+    assert points[1].validation_loss < points[0].validation_loss < 6.9  # log of the vocabulary: knowing nothing
+
+
+def test_a_run_that_was_stopped_ends_where_it_would_have_ended(
+    finished: Path, small_model: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    stopped = Run(small_run(tmp_path, 8), small_model, tokenizer, rank=0)
+    for _ in range(4):
+        stopped.advance()
+    stopped.save()
+    train(small_run(tmp_path, 8), small_model, tokenizer)
+    ended, whole = (torch.load(folder / snapshot_name(8), weights_only=True) for folder in (tmp_path, finished))
+    assert all(torch.equal(ended[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_the_mean_of_their_gradients(
+    small_model: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(small_run(tmp_path / "two", 1), num_processes=2)
+    first, second = (Run(config, small_model, tokenizer, rank) for rank in range(2))
+    for run in (first, second):
+        with torch.autocast("cpu", torch.bfloat16):
+            answers = run.learner(run.batches[run.rank])
+        (answers.loss + config.probe_weight * answers.probe_loss).backward()
+    for parameter, other in zip(first.learner.parameters(), second.learner.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert other.grad is not None
+        parameter.grad = (parameter.grad + other.grad) / 2
+    first.optimisers.step(config.schedule.rate(0))
+    train(config, small_model, tokenizer)
+    found = torch.load(config.folder / snapshot_name(1), weights_only=True)
+    for name, expected in first.learner.checkpoint_tensors().items():
+        torch.testing.assert_close(found[name], expected.bfloat16())
+
+
+def test_snapshots_hold_exactly_the_tensors_of_a_checkpoint(finished: Path, small_model: ModelConfig) -> None:
+    """Probes and constants of training must not reach a release."""
+    weights = torch.load(finished / snapshot_name(8), weights_only=True)
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
+        spec.name: spec.shape for spec in layout(small_model)
+    }
+
+
+def test_the_curve_is_drawn(finished: Path, tmp_path: Path) -> None:
+    plot(finished / CURVE_FILE, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rate_rises_stays_and_falls_to_nearly_nothing() -> None:
+    schedule = Schedule(num_steps=100, peak=1.0, num_warm_up_steps=10, decay_share=0.5)
+    rates = [schedule.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert set(rates[10:51]) == {1.0}
+    assert rates[51:] == sorted(rates[51:], reverse=True)
+    assert rates[99] == pytest.approx(0.02)
