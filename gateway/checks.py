@@ -27,6 +27,8 @@ class Limits:
     max_images: int
     max_text_characters: int  # of all its messages together
     max_stop_strings: int
+    max_prompt_tokens: int = 0  # visual tokens among them; 0 leaves it to the model's context
+    max_output_tokens: int = 0  # also what a request gets that names none; 0 leaves both to the language service
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,15 @@ def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -
     """Check what stands beside the conversation; sampling options are the language service's to check.
 
     Raises:
-        InvalidArgument: reason 'TOO_MANY_STOP_STRINGS', 'BAD_STOP_STRING' or 'BAD_ROUTING_KEY'.
+        InvalidArgument: reason 'TOO_MANY_STOP_STRINGS', 'BAD_STOP_STRING', 'BAD_ROUTING_KEY' or 'ANSWER_TOO_LONG'.
     """
+    if limits.max_output_tokens and request.sampling.max_tokens > limits.max_output_tokens:
+        raise InvalidArgument(
+            f"An answer has at most {limits.max_output_tokens} tokens here.",
+            reason="ANSWER_TOO_LONG",
+            field="sampling.max_tokens",
+            metadata={"max_output_tokens": str(limits.max_output_tokens)},
+        )
     if len(request.stop) > limits.max_stop_strings:
         raise InvalidArgument(
             f"There are {len(request.stop)} stop strings; at most {limits.max_stop_strings} are taken.",

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 async def visual_tokens(
-    picture: Picture, replica: "VisionReplica", *, cache: VisualCache, pins: AsyncExitStack, deadline: Deadline
+    picture: Picture,
+    replica: "VisionReplica",
+    *,
+    cache_salt: bytes,
+    cache: VisualCache,
+    pins: AsyncExitStack,
+    deadline: Deadline,
 ) -> Found:
     """Return the serialized `VisualTokens` of a picture; `pins` keeps them in the cache until it is closed.
 
@@ -28,11 +34,13 @@ async def visual_tokens(
         InvalidArgument: the vision service refuses the picture; `field` is where the request has it.
         TandemError: it cannot encode it now.
     """
-    # Tenants will bring a salt; until then all clients share one cache.
-    key = visual_key(encoder_id=replica.info.vision.encoder_id, cache_salt=b"", image_sha256=picture.sha256)
+    key = visual_key(encoder_id=replica.info.vision.encoder_id, cache_salt=cache_salt, image_sha256=picture.sha256)
+    request = vision_pb2.EncodeRequest(
+        tag=replica.info.tag, image=picture.data, image_sha256=picture.sha256, cache_salt=cache_salt
+    )
 
     async def encode() -> bytes:
-        return await _encode(picture, replica, key, deadline)
+        return await _encode(request, replica, key, deadline)
 
     try:
         return await pins.enter_async_context(cache.use(key, encode))
@@ -43,8 +51,7 @@ async def visual_tokens(
         ) from error
 
 
-async def _encode(picture: Picture, replica: "VisionReplica", key: bytes, deadline: Deadline) -> bytes:
-    request = vision_pb2.EncodeRequest(tag=replica.info.tag, image=picture.data, image_sha256=picture.sha256)
+async def _encode(request: vision_pb2.EncodeRequest, replica: "VisionReplica", key: bytes, deadline: Deadline) -> bytes:
     try:
         with errors_of("vision"):
             response = await replica.stub.Encode(request, timeout=deadline.remaining_s())

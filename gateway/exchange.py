@@ -70,7 +70,14 @@ class Exchange:
         """Return the serialized visual tokens of one picture and fill in what is reported of it."""
         replica = self.question.route.vision
         assert replica is not None, "a question with pictures is routed with a vision replica"
-        found = await visual_tokens(picture, replica, cache=self.cache, pins=pins, deadline=self.deadline)
+        found = await visual_tokens(
+            picture,
+            replica,
+            cache_salt=self.question.cache_salt,
+            cache=self.cache,
+            pins=pins,
+            deadline=self.deadline,
+        )
         image.cache_level = gateway_pb2.CACHE_LEVEL_GATEWAY if found.was_cached else gateway_pb2.CACHE_LEVEL_MISS
         image.num_visual_tokens = replica.info.vision.num_visual_tokens
         image.ready_ms = self.report.ms_since_start()
@@ -88,7 +95,9 @@ class Exchange:
             if response.HasField("finished"):
                 ending = response.finished
                 break
-            self.report.mark_tokens(release.name)
+            if response.HasField("prefilled"):
+                continue
+            self.report.mark_tokens(release.name, len(response.tokens.token_ids))
             await self._send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs))
         await self._send_delta(text.finish())
         return self._finished(text, ending)

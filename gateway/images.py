@@ -50,14 +50,17 @@ def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
 
 
 class ImageStore:
-    """Pictures clients put here, by SHA-256: an LRU bounded by bytes. For one event loop."""
+    """Pictures clients put here, by cache salt and SHA-256: an LRU bounded by bytes. For one event loop.
+
+    Only who has the same salt finds a picture again, so nobody learns what others have put here.
+    """
 
     def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:
         """Start empty. `max_bytes` bounds all pictures together, `max_image_bytes` each."""
         self._max_image_bytes = max_image_bytes
-        self._images: LruStore[bytes, bytes] = LruStore(max_bytes=max_bytes)
+        self._images: LruStore[tuple[bytes, bytes], bytes] = LruStore(max_bytes=max_bytes)
 
-    async def put(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, int]:
+    async def put(self, chunks: AsyncIterator[bytes], salt: bytes) -> tuple[bytes, int]:
         """Take a picture piece by piece; return its SHA-256 and its size in bytes.
 
         Raises:
@@ -73,11 +76,11 @@ class ImageStore:
         check_size(len(data), max_bytes=max_bytes, field="chunk")
         image = bytes(data)
         sha256 = await sha256_of(image)
-        self._images.put(sha256, image, len(image))
+        self._images.put((salt, sha256), image, len(image))
         metrics.IMAGE_STORE_BYTES.set(self._images.num_bytes)
         return sha256, len(image)
 
-    async def take(self, image: gateway_pb2.Image, field: str) -> Picture:
+    async def take(self, image: gateway_pb2.Image, field: str, salt: bytes) -> Picture:
         """Return the picture a request brings, or names by the digest it was put here under.
 
         Raises:
@@ -85,16 +88,16 @@ class ImageStore:
             NotFound: reason 'IMAGE_NOT_FOUND', it never was put here, or had to make room.
         """
         if image.HasField("sha256"):
-            return Picture(field, self._get(image.sha256, field), image.sha256)
+            return Picture(field, self._get(image.sha256, field, salt), image.sha256)
         check_size(len(image.data), max_bytes=self._max_image_bytes, field=field)
         return Picture(field, image.data, await sha256_of(image.data))
 
-    def _get(self, sha256: bytes, field: str) -> bytes:
+    def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
         if len(sha256) != DIGEST_BYTES:
             raise InvalidArgument(
                 f"A SHA-256 has {DIGEST_BYTES} bytes, not {len(sha256)}.", reason="BAD_DIGEST", field=field
             )
-        with self._images.use(sha256) as image:
+        with self._images.use((salt, sha256)) as image:
             if image is None:
                 raise NotFound(
                     "No picture of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field

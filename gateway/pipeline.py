@@ -4,10 +4,12 @@ import asyncio
 
 from chassis.errors import DeadlineExceeded, TandemError
 from gateway import metrics
+from gateway.admission import Admission
 from gateway.deadline import Deadline
 from gateway.exchange import Exchange, Send
 from gateway.question import QuestionMaker
 from gateway.report import Report
+from gateway.tenants import Tenant
 from gateway.visual_cache import VisualCache
 from tandem.v1 import gateway_pb2, sampling_pb2
 
@@ -15,17 +17,25 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 class Pipeline:
     """Answers requests; holds nothing of any of them once it is answered, fails or is cancelled."""
 
-    def __init__(self, questions: QuestionMaker, cache: VisualCache) -> None:
+    def __init__(self, admission: Admission, questions: QuestionMaker, cache: VisualCache) -> None:
+        self._admission = admission
         self._questions = questions
         self._cache = cache
 
     async def answer(
-        self, request: gateway_pb2.GatewayGenerateRequest, *, pin: str | None, deadline: Deadline, send: Send
+        self,
+        request: gateway_pb2.GatewayGenerateRequest,
+        *,
+        tenant: Tenant,
+        pin: str | None,
+        deadline: Deadline,
+        send: Send,
     ) -> None:
         """Answer one request, piece by piece, the last one with how it ended.
 
         Args:
             request: as it came.
+            tenant: who asks.
             pin: the release the client asks for; None leaves it to the gateway.
             deadline: when the request's time is up.
             send: takes each message; waits while the client is slow.
@@ -36,16 +46,14 @@ class Pipeline:
         report = Report()
         release, outcome = "", "INTERNAL"
         try:
-            with metrics.RUNNING.track_inprogress():
-                async with asyncio.timeout(deadline.remaining_s()):
-                    question = await self._questions.make(request, pin)
-                    release = question.route.release.name
-                    report.mark_prepared()
-                    exchange = Exchange(
-                        question=question, deadline=deadline, cache=self._cache, report=report, send=send
-                    )
-                    finished = await exchange.run()
-                    await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
+            async with asyncio.timeout(deadline.remaining_s()), self._admission.answering(tenant):
+                question = await self._questions.make(request, pin, tenant)
+                release = question.route.release.name
+                self._admission.take_prompt(tenant, question.num_prompt_tokens)
+                report.mark_prepared()
+                exchange = Exchange(question=question, deadline=deadline, cache=self._cache, report=report, send=send)
+                finished = await exchange.run()
+                await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
             outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
         except TimeoutError:
             outcome = "DEADLINE_EXCEEDED"
@@ -57,4 +65,6 @@ class Pipeline:
             outcome = "CANCELLED"
             raise
         finally:
+            self._admission.charge_answer(tenant, report.num_answer_tokens)
             metrics.REQUESTS.labels(release, outcome).inc()
+            metrics.TENANT_REQUESTS.labels(tenant.name, outcome).inc()

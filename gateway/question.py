@@ -9,6 +9,7 @@ from gateway.checks import Conversation, ImageField, Limits, check_conversation,
 from gateway.images import ImageStore, Picture
 from gateway.prompt import Segment
 from gateway.releases import Release, Releases, Route
+from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
 
 # Text this short is rendered and tokenized in well under a millisecond; more is done beside the event loop.
@@ -25,6 +26,7 @@ class Question:
     num_prompt_tokens: int  # visual tokens among them
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
+    cache_salt: bytes  # the tenant's: what is cached is shared by equal ones only
 
     @property
     def num_visual_tokens(self) -> int:
@@ -33,7 +35,9 @@ class Question:
 
     def start(self) -> language_pb2.GenerateRequest:
         """Return the first message of the language call."""
-        start = language_pb2.GenerateStart(tag=self.route.release.language_tag, sampling=self.sampling)
+        start = language_pb2.GenerateStart(
+            tag=self.route.release.language_tag, sampling=self.sampling, cache_salt=self.cache_salt
+        )
         return language_pb2.GenerateRequest(start=start)
 
 
@@ -45,12 +49,13 @@ class QuestionMaker:
         self._images = images
         self._limits = limits
 
-    async def make(self, request: gateway_pb2.GatewayGenerateRequest, pin: str | None) -> Question:
+    async def make(self, request: gateway_pb2.GatewayGenerateRequest, pin: str | None, tenant: Tenant) -> Question:
         """Make a question of a request, with everything checked that needs no model.
 
         Args:
             request: as it came.
             pin: the release the client asks for; None leaves it to the gateway.
+            tenant: who asks.
 
         Raises:
             InvalidArgument: something in the request is wrong; `field` says what.
@@ -59,20 +64,21 @@ class QuestionMaker:
         """
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
-        pictures = [await self._images.take(image.image, image.path) for image in conversation.images]
+        pictures = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
         release = self._releases.choose(pin)
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)
         route = await self._releases.route(release, with_pictures=bool(pictures))
-        _check_fits(num_prompt_tokens, request.sampling.max_tokens, route)
+        sampling = self._bounded(request.sampling, route, num_prompt_tokens)
         _check_images(conversation.images, route)
         return Question(
             route=route,
             segments=segments,
             pictures=pictures,
             num_prompt_tokens=num_prompt_tokens,
-            sampling=request.sampling,
+            sampling=sampling,
             stops=request.stop,
+            cache_salt=tenant.salt,
         )
 
     async def count(self, messages: Sequence[gateway_pb2.Message], pin: str | None) -> gateway_pb2.CountTokensResponse:
@@ -90,6 +96,27 @@ class QuestionMaker:
             visual_tokens=len(conversation.images) * release.prompts.num_visual_tokens,
             remaining_tokens=max(0, route.language.info.language.context_length - num_prompt_tokens),
         )
+
+    def _bounded(
+        self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
+    ) -> sampling_pb2.SamplingOptions:
+        """Check that prompt and answer have room; return `sampling` with the answer's longest length filled in."""
+        limit = self._limits.max_prompt_tokens
+        if limit and num_prompt_tokens > limit:
+            raise InvalidArgument(
+                f"A prompt of {num_prompt_tokens} tokens is longer than the {limit} taken here.",
+                reason="PROMPT_TOO_LONG",
+                field="messages",
+                metadata={"prompt_tokens": str(num_prompt_tokens), "max_prompt_tokens": str(limit)},
+            )
+        _check_fits(num_prompt_tokens, sampling.max_tokens, route)
+        longest = self._limits.max_output_tokens
+        if sampling.max_tokens or not longest:
+            return sampling
+        bounded = sampling_pb2.SamplingOptions()
+        bounded.CopyFrom(sampling)
+        bounded.max_tokens = min(longest, route.language.info.language.context_length - num_prompt_tokens)
+        return bounded
 
 
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:

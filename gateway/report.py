@@ -15,6 +15,7 @@ class Report:
     prepared: float = 0
     first_token: float = 0
     last_token: float = 0
+    num_answer_tokens: int = 0  # that came so far
     # One entry a picture, in the order of the conversation; filled as they come.
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)
 
@@ -28,9 +29,10 @@ class Report:
         """Note that checks, chat template and tokenizer are done."""
         self.prepared = time.perf_counter()
 
-    def mark_tokens(self, release: str) -> None:
+    def mark_tokens(self, release: str, num_tokens: int) -> None:
         """Note that tokens came."""
         now = time.perf_counter()
+        self.num_answer_tokens += num_tokens
         if not self.first_token:
             self.first_token = now
             metrics.TIME_TO_FIRST_TOKEN.labels(release).observe(now - self.started)

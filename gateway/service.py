@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from chassis.server import Server
 from checkpoint.store import ModelStore
+from gateway.admission import Admission
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
@@ -13,6 +14,7 @@ from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage,
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.stages import Stage
+from gateway.tenants import Callers
 from gateway.visual_cache import VisualCache
 from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
 
@@ -22,8 +24,9 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     """Read the release and add the servicer to `server`; the stages may come up before or after.
 
     Raises:
-        TandemError: the release's files are not whole, or the TLS files for the stages cannot be used.
+        TandemError: the release's files are not whole, or the key file or the TLS files for the stages cannot be used.
     """
+    callers = Callers(settings.keys, without_keys=settings.role_without_keys)
     release = open_release(ModelStore(settings.models), settings.release)
     tls = settings.channel_tls
     vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
@@ -31,15 +34,27 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     releases = Releases(release, vision=vision, language=language)
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
     questions = QuestionMaker(releases, images, settings.limits)
-    pipeline = Pipeline(questions, VisualCache(settings.visual_cache_bytes))
-    servicer = GatewayServicer(settings, pipeline=pipeline, questions=questions, releases=releases, images=images)
+    admission = Admission(settings.admission_limits)
+    pipeline = Pipeline(admission, questions, VisualCache(settings.visual_cache_bytes))
+    servicer = GatewayServicer(
+        settings,
+        callers=callers,
+        admission=admission,
+        pipeline=pipeline,
+        questions=questions,
+        releases=releases,
+        images=images,
+    )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
     server.announce(SERVICE_NAME)
-    watching = asyncio.create_task(releases.watch(server.health, settings.refresh_s))
+    watching = [
+        asyncio.create_task(releases.watch(server.health, settings.refresh_s)),
+        asyncio.create_task(callers.watch(settings.refresh_s)),
+    ]
     try:
         yield
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
         await asyncio.gather(vision.close(), language.close())

@@ -1,14 +1,18 @@
 """`tandem.v1.Gateway`: translates between calls and the pipeline."""
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
+from chassis.errors import DeadlineExceeded
+from gateway.admission import Admission
 from gateway.deadline import Deadline
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import Releases
 from gateway.settings import GatewaySettings
+from gateway.tenants import Callers
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 RELEASE_HEADER = "x-tandem-release"
@@ -23,12 +27,16 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self,
         settings: GatewaySettings,
         *,
+        callers: Callers,
+        admission: Admission,
         pipeline: Pipeline,
         questions: QuestionMaker,
         releases: Releases,
         images: ImageStore,
     ) -> None:
         self._settings = settings
+        self._callers = callers
+        self._admission = admission
         self._pipeline = pipeline
         self._questions = questions
         self._releases = releases
@@ -40,26 +48,37 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request: gateway_pb2.GatewayGenerateRequest, context: Context
     ) -> None:
         """Answer a conversation about pictures, as a stream of text."""
+        tenant = self._callers.identify(context.invocation_metadata())
         deadline = Deadline.after(self._settings.deadline_s(context.time_remaining()))
-        await self._pipeline.answer(request, pin=_pin(context), deadline=deadline, send=context.write)
+        await self._pipeline.answer(request, tenant=tenant, pin=_pin(context), deadline=deadline, send=context.write)
 
     async def PutImage(  # noqa: N802
         self, request_iterator: AsyncIterable[gateway_pb2.PutImageRequest], context: Context
     ) -> gateway_pb2.PutImageResponse:
         """Take a large picture in chunks."""
-        sha256, num_bytes = await self._images.put(_chunks(request_iterator))
+        tenant = self._callers.identify(context.invocation_metadata())
+        try:
+            async with (
+                asyncio.timeout(self._settings.deadline_s(context.time_remaining())),
+                self._admission.uploading(tenant),
+            ):
+                sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
+        except TimeoutError:  # a place is not for whoever sends a byte an hour
+            raise DeadlineExceeded("The picture did not come in time.") from None
         return gateway_pb2.PutImageResponse(sha256=sha256, num_bytes=num_bytes)
 
     async def CountTokens(  # noqa: N802
         self, request: gateway_pb2.CountTokensRequest, context: Context
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens a conversation would take."""
+        self._admission.count_request(self._callers.identify(context.invocation_metadata()))
         return await self._questions.count(request.messages, _pin(context))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context
     ) -> gateway_pb2.GatewayListModelsResponse:
         """List the releases, as their stages are at this moment."""
+        self._callers.identify(context.invocation_metadata())
         return gateway_pb2.GatewayListModelsResponse(releases=await self._releases.list())
 
 

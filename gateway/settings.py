@@ -1,13 +1,19 @@
 """What the gateway can be told: `TANDEM_GATEWAY_*` and flags."""
 
+import ipaddress
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls
-from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.settings import CommaSeparated, ServiceSettings, split_address
+from gateway.admission import AdmissionLimits
 from gateway.checks import MAX_STOP_STRINGS, Limits
+from gateway.tenants import Role
+
+_ADMISSION = AdmissionLimits()
 
 
 class GatewaySettings(ServiceSettings):
@@ -31,11 +37,27 @@ class GatewaySettings(ServiceSettings):
     stage_cert: Path | None = Field(None, description="PEM file of the certificate shown to the stages (mutual TLS)")
     stage_key: Path | None = Field(None, description="PEM file of that certificate's private key")
     refresh_s: float = Field(2, gt=0, le=60, description="how often the stages are asked for their models, seconds")
+    keys: Path | None = Field(None, description="TOML file of tenants and the digests of their API keys")
+    allow_plaintext: bool = Field(False, description="serve without TLS on other addresses than loopback")
+    allow_anonymous: bool = Field(
+        False, description="serve without keys and without client certificates on other addresses than loopback"
+    )
+    max_running: int = Field(_ADMISSION.max_running, ge=1, description="most answers given at once")
+    max_waiting: int = Field(_ADMISSION.max_waiting, ge=0, description="most requests that wait for their turn")
+    max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most pictures taken by PutImage at once")
     max_images: int = Field(8, ge=0, description="most pictures of one request")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest file of one picture, bytes")
     max_text_characters: int = Field(262_144, ge=1, description="most characters of one conversation")
     max_stop_strings: int = Field(
         MAX_STOP_STRINGS, ge=0, le=MAX_STOP_STRINGS, description="most stop strings of one request"
+    )
+    max_prompt_tokens: int = Field(
+        0, ge=0, description="most tokens of a prompt, those of pictures among them; 0 is the model's context"
+    )
+    max_output_tokens: int = Field(
+        0,
+        ge=0,
+        description="most tokens of an answer, also of one that names none; 0 leaves it to the language service",
     )
     default_deadline_s: float = Field(120, gt=0, description="time of a request that sets no deadline, seconds")
     max_deadline_s: float = Field(600, gt=0, description="longest time any request may take, seconds")
@@ -49,7 +71,29 @@ class GatewaySettings(ServiceSettings):
             max_images=self.max_images,
             max_text_characters=self.max_text_characters,
             max_stop_strings=self.max_stop_strings,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_output_tokens=self.max_output_tokens,
         )
+
+    @property
+    def admission_limits(self) -> AdmissionLimits:
+        """How many requests the gateway takes at once."""
+        return AdmissionLimits(max_running=self.max_running, max_waiting=self.max_waiting, max_uploads=self.max_uploads)
+
+    @property
+    def role_without_keys(self) -> Role:
+        """What callers are where there is no key file: on loopback they are people of this machine."""
+        return "operator" if _is_loopback(self.listen) else "client"
+
+    @model_validator(mode="after")
+    def _is_not_open_by_accident(self) -> Self:
+        if _is_loopback(self.listen):
+            return self
+        if self.tls_cert is None and not self.allow_plaintext:
+            raise ValueError("--listen is not loopback: give --tls-cert and --tls-key, or say --allow-plaintext")
+        if self.keys is None and self.tls_client_ca is None and not self.allow_anonymous:
+            raise ValueError("--listen is not loopback: give --keys or --tls-client-ca, or say --allow-anonymous")
+        return self
 
     @property
     def channel_tls(self) -> ChannelTls | None:
@@ -61,3 +105,11 @@ class GatewaySettings(ServiceSettings):
     def deadline_s(self, asked_s: float | None) -> float:
         """Return the time of a request whose client gave it `asked_s`, None for no limit."""
         return min(self.default_deadline_s if asked_s is None else asked_s, self.max_deadline_s)
+
+
+def _is_loopback(listen: str) -> bool:
+    host, _ = split_address(listen)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -81,6 +81,7 @@ class AsyncClient:
         ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
         cert: this client's certificate (PEM), where the gateway asks for one.
         key: the key of `cert` (PEM).
+        api_key: what `tandem keys new` printed, where the gateway asks for one.
         timeout_s: longest wait for a complete answer; None waits for ever.
     """
 
@@ -91,10 +92,12 @@ class AsyncClient:
         ca: Path | None = None,
         cert: Path | None = None,
         key: Path | None = None,
+        api_key: str | None = None,
         timeout_s: float | None = 600.0,
     ) -> None:
         self.address = address
         self.timeout_s = timeout_s
+        self._api_key = api_key
         tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
         self._channel = open_channel(address, tls=tls)
         self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
@@ -117,7 +120,7 @@ class AsyncClient:
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
         """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
-        envelope = wire.new_call(self.address, self.timeout_s, options)
+        envelope = wire.new_call(self.address, self.timeout_s, self._api_key, options)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return AsyncTextStream(call, envelope)
 
@@ -136,7 +139,7 @@ class AsyncClient:
 
     async def put_image(self, source: Path | str | bytes) -> str:
         """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
-        envelope = wire.new_call(self.address, self.timeout_s)
+        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = await self._gateway.PutImage(
                 wire.put_image_requests(source), metadata=envelope.metadata, timeout=envelope.timeout_s
@@ -148,14 +151,14 @@ class AsyncClient:
     ) -> TokenCount:
         """Return what a prompt would take of the context, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
-        envelope = wire.new_call(self.address, self.timeout_s)
+        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = await self._gateway.CountTokens(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return wire.token_count(response)
 
     async def models(self) -> list[ReleaseInfo]:
         """Return the releases the gateway can answer with."""
-        envelope = wire.new_call(self.address, self.timeout_s)
+        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = await self._gateway.ListModels(
                 gateway_pb2.GatewayListModelsRequest(), metadata=envelope.metadata, timeout=envelope.timeout_s

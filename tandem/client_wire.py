@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 from google.protobuf.descriptor import EnumDescriptor
 
+from chassis.api_keys import authorization
 from chassis.errors import Cancelled, DeadlineExceeded, Internal, TandemError, Unavailable, from_rpc_error
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id
 from tandem.client_types import (
@@ -48,12 +49,14 @@ class Call:
     request_id: str
     timeout_s: float | None
     release: str | None = None
+    api_key: str | None = field(default=None, repr=False)  # never in a traceback
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The call's metadata."""
         pin = (("x-tandem-release", self.release),) if self.release else ()
-        return ((REQUEST_ID_HEADER, self.request_id), *pin)
+        key = (authorization(self.api_key),) if self.api_key else ()
+        return ((REQUEST_ID_HEADER, self.request_id), *pin, *key)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -82,7 +85,9 @@ class Call:
         return error
 
 
-def new_call(address: str, default_timeout_s: float | None, options: GenerateOptions | None = None) -> Call:
+def new_call(
+    address: str, default_timeout_s: float | None, api_key: str | None, options: GenerateOptions | None = None
+) -> Call:
     """Return the envelope of one call."""
     options = options or {}
     return Call(
@@ -90,6 +95,7 @@ def new_call(address: str, default_timeout_s: float | None, options: GenerateOpt
         request_id=options.get("request_id") or new_request_id(),
         timeout_s=options.get("timeout_s", default_timeout_s),
         release=options.get("release"),
+        api_key=api_key,
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tandem.client import Client, TextStream
 from tandem.client_types import GenerateOptions
-from tandem.commands.connection import DEFAULT_ADDRESS, Address, Ca, Cert, Key, TimeoutS
+from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.report import timing_table
 from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2
@@ -42,6 +42,7 @@ def ask(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    api_key: ApiKey = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Ask a question about pictures: tandem ask bag.png "What colour is the bag?".
@@ -57,7 +58,7 @@ def ask(
         "release": release,
     }
     options = GenerateOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]  # mypy does not follow names
-    with Client(address, ca=ca, cert=cert, key=key, timeout_s=timeout_s) as client:
+    with Client(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s) as client:
         if request is not None:
             _check_alone(pictures_and_question, options)
             stream = client.send(read_request(request), **options)

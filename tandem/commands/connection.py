@@ -1,4 +1,4 @@
-"""How a command reaches a gateway: the options that `ask` and `models` share."""
+"""How a command reaches a gateway: the options that all commands which call one share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,10 @@ Ca = Annotated[
 ]
 Cert = Annotated[Path | None, typer.Option(envvar="TANDEM_CERT", help="PEM file of your certificate (mutual TLS).")]
 Key = Annotated[Path | None, typer.Option(envvar="TANDEM_KEY", help="PEM file of your certificate's key.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="TANDEM_API_KEY", help="API key, where the gateway asks for one.", show_default=False),
+]
 TimeoutS = Annotated[float, typer.Option(min=0.001, help="Longest wait for the complete answer, seconds.")]
 
-__all__ = ["ADDRESS_VARIABLE", "DEFAULT_ADDRESS", "Address", "Ca", "Cert", "Key", "TimeoutS"]
+__all__ = ["ADDRESS_VARIABLE", "DEFAULT_ADDRESS", "Address", "ApiKey", "Ca", "Cert", "Key", "TimeoutS"]

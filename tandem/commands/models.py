@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tandem.client import Client
 from tandem.client_types import ReleaseInfo
-from tandem.commands.connection import DEFAULT_ADDRESS, Address, Ca, Cert, Key, TimeoutS
+from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 
 PIPE_WIDTH = 400  # columns
 
@@ -22,10 +22,11 @@ def models(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
     """List the releases the gateway can answer with."""
-    with Client(address, ca=ca, cert=cert, key=key, timeout_s=timeout_s) as client:
+    with Client(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s) as client:
         releases = client.models()
     if json_output:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in releases]))

@@ -72,7 +72,9 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             embeddings=tensor_pb2.Tensor(
                 data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=shape, data=b"\x80\x3f" * shape[0] * shape[1]
             ),
-            visual_key=visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=request.image_sha256),
+            visual_key=visual_key(
+                encoder_id=ENCODER_ID, cache_salt=request.cache_salt, image_sha256=request.image_sha256
+            ),
             vision_digest=self.info.half_digest,
         )
         self.change(tokens)
@@ -161,6 +163,7 @@ class World:
     events: list[str]
     tokenizer: Tokenizer
     switches: dict[str, Switch]  # 'vision' and 'language'
+    address: str  # of the gateway
 
     def say(self, text: str) -> None:
         """Have the language stage answer with the tokens of `text`."""
@@ -227,9 +230,10 @@ async def scripted_world(store: Path, tokenizer: Tokenizer, **settings: Any) -> 
         switches = {"vision": vision_switch, "language": language_switch}
         async with open_service(chosen, server):
             await server.start()
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            address = f"127.0.0.1:{server.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
                 stub: Any = gateway_pb2_grpc.GatewayStub(channel)
-                yield World(stub, vision, language, events, tokenizer, switches)
+                yield World(stub, vision, language, events, tokenizer, switches, address)
             await server.stop(0)
 
 

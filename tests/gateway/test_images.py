@@ -21,29 +21,29 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
 
 async def test_a_picture_put_in_pieces_is_found_under_its_digest() -> None:
     store = make_store()
-    sha256, num_bytes = await store.put(chunks(b"one ", b"picture"))
+    sha256, num_bytes = await store.put(chunks(b"one ", b"picture"), b"")
     assert (sha256, num_bytes) == (hashlib.sha256(b"one picture").digest(), 11)
-    assert (await store.take(Image(sha256=sha256), "image")).data == b"one picture"
+    assert (await store.take(Image(sha256=sha256), "image", b"")).data == b"one picture"
 
 
 async def test_the_oldest_picture_makes_room_and_a_used_one_stays() -> None:
     store = make_store()
-    first, _ = await store.put(chunks(b"a" * 40))
-    second, _ = await store.put(chunks(b"b" * 40))
-    await store.take(Image(sha256=first), "image")
-    await store.put(chunks(b"c" * 40))
-    assert (await store.take(Image(sha256=first), "image")).data == b"a" * 40
+    first, _ = await store.put(chunks(b"a" * 40), b"")
+    second, _ = await store.put(chunks(b"b" * 40), b"")
+    await store.take(Image(sha256=first), "image", b"")
+    await store.put(chunks(b"c" * 40), b"")
+    assert (await store.take(Image(sha256=first), "image", b"")).data == b"a" * 40
     with pytest.raises(NotFound) as raised:
-        await store.take(Image(sha256=second), "messages[0].parts[0].image")
+        await store.take(Image(sha256=second), "messages[0].parts[0].image", b"")
     assert (raised.value.reason, raised.value.field) == ("IMAGE_NOT_FOUND", "messages[0].parts[0].image")
 
 
 async def test_a_picture_put_twice_takes_its_room_once() -> None:
     store = make_store()
-    first, _ = await store.put(chunks(b"a" * 40))
+    first, _ = await store.put(chunks(b"a" * 40), b"")
     for _ in range(5):
-        await store.put(chunks(b"b" * 40))
-    assert (await store.take(Image(sha256=first), "image")).data == b"a" * 40
+        await store.put(chunks(b"b" * 40), b"")
+    assert (await store.take(Image(sha256=first), "image", b"")).data == b"a" * 40
 
 
 async def test_a_picture_that_is_too_large_is_refused_before_it_is_all_here() -> None:
@@ -56,7 +56,7 @@ async def test_a_picture_that_is_too_large_is_refused_before_it_is_all_here() ->
             yield b"x" * 20
 
     with pytest.raises(InvalidArgument) as raised:
-        await make_store().put(endless())
+        await make_store().put(endless(), b"")
     assert (raised.value.reason, read) == ("IMAGE_TOO_LARGE", 4)
 
 
@@ -71,7 +71,7 @@ async def test_a_picture_that_is_too_large_is_refused_before_it_is_all_here() ->
 )
 async def test_a_bad_picture_is_refused_unread(image: Image, reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        await make_store().take(image, "image")
+        await make_store().take(image, "image", b"")
     assert raised.value.reason == reason
 
 
@@ -80,5 +80,5 @@ async def test_a_bad_picture_is_refused_unread(image: Image, reason: str) -> Non
 )
 async def test_a_bad_upload_is_refused(pieces: list[bytes], reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        await make_store(max_bytes=2**22, max_image_bytes=2**22).put(chunks(*pieces))
+        await make_store(max_bytes=2**22, max_image_bytes=2**22).put(chunks(*pieces), b"")
     assert raised.value.reason == reason

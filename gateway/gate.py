@@ -1,0 +1,89 @@
+"""A bounded number at once, a bounded queue before it, and a refusal at once for the rest."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from chassis.errors import ResourceExhausted
+
+_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.1, 30.0
+# Weight of the newest stay in the running mean of how long one lasts.
+_NEWEST = 0.1
+
+
+class Gate:
+    """Lets `max_running` in, has `max_waiting` wait in order of arrival, and refuses more. For one event loop."""
+
+    def __init__(self, *, max_running: int, max_waiting: int, who: str, reason: str) -> None:
+        """Start empty.
+
+        Args:
+            max_running: most inside at once.
+            max_waiting: most who wait.
+            who: the sentence's subject when it refuses: 'The gateway'.
+            reason: the error's reason when it refuses.
+        """
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.num_running = 0
+        self._who = who
+        self._reason = reason
+        self._mean_stay_s = 0.0
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def num_waiting(self) -> int:
+        """Those who wait for their turn."""
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """Be inside while the block runs, after a wait where all places are taken.
+
+        Raises:
+            ResourceExhausted: the queue is full; says when to come again.
+        """
+        await self._get_in()
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._mean_stay_s += _NEWEST * (time.monotonic() - since - self._mean_stay_s)
+            self._leave()
+
+    async def _get_in(self) -> None:
+        if self.num_running < self.max_running and not self._queue:
+            self.num_running += 1
+            return
+        if len(self._queue) >= self.max_waiting:
+            raise ResourceExhausted(
+                f"{self._who} has {self.num_running} requests running and {self.num_waiting} waiting.",
+                reason=self._reason,
+                retry_after_s=self._time_to_clear_s(),
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # the place was given in the very moment its taker was cancelled
+                self._leave()
+            elif turn in self._queue:
+                self._queue.remove(turn)
+            raise
+
+    def _leave(self) -> None:
+        """Give the place back, and each free one to who waits longest."""
+        self.num_running -= 1
+        while self._queue and self.num_running < self.max_running:
+            turn = self._queue.popleft()
+            if not turn.done():  # else its taker was cancelled
+                self.num_running += 1
+                turn.set_result(None)
+
+    def _time_to_clear_s(self) -> float:
+        """Return about how long those before a newcomer take."""
+        rounds = (self.num_waiting + 1) / self.max_running
+        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, rounds * self._mean_stay_s))

@@ -1,0 +1,30 @@
+"""`tandem keys`: API keys for a gateway's key file."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from chassis.api_keys import key_sha256, new_key
+
+app = typer.Typer(no_args_is_help=True, help="API keys for a gateway's key file.")
+
+
+@app.callback()
+def keys() -> None:
+    """Handle API keys."""
+
+
+@app.command()
+def new(
+    tenant: Annotated[str, typer.Argument(help="Name of who will use it, for logs and metrics.")],
+    role: Annotated[
+        Literal["client", "operator"], typer.Option(help="An operator may change rollouts, too.")
+    ] = "client",
+) -> None:
+    """Make a key: it goes to stderr, this once; the lines for the key file, which hold its digest, go to stdout.
+
+    tandem keys new acme >> keys.toml
+    """
+    key = new_key()
+    typer.echo(key, err=True)
+    typer.echo(f'[[tenants]]\nname = "{tenant}"\nrole = "{role}"\nkey_sha256 = ["{key_sha256(key)}"]\n')
