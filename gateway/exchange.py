@@ -97,6 +97,8 @@ class Exchange:
                 break
             if response.HasField("prefilled"):
                 continue
+            if response.HasField("prefilled"):
+                continue
             self.report.mark_tokens(release.name, len(response.tokens.token_ids))
             await self._send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs))
         await self._send_delta(text.finish())

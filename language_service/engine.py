@@ -50,6 +50,15 @@ class Timings:
     decode_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefilled:
+    """The whole prompt is computed; `language.proto` defines each field."""
+
+    num_cached_prompt: int
+    queue_ms: float
+    prefill_ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The end of an answer."""
@@ -57,6 +66,9 @@ class Finished:
     reason: FinishReason
     usage: Usage
     timings: Timings
+
+
+Event = Prefilled | Tokens | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +108,8 @@ class Generation(Protocol):
         """
         ...
 
-    def __aiter__(self) -> AsyncIterator[Tokens | Finished]:
-        """Yield the answer as it is made; `Finished` is the last event.
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield `Prefilled`, then the answer as it is made; `Finished` is the last event.
 
         Raises:
             TandemError: what ended the request early.

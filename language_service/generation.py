@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 from chassis.errors import TandemError
-from language_service.engine import Finished, FinishReason, Timings, Tokens, Usage
+from language_service.engine import Event, Finished, FinishReason, Prefilled, Timings, Usage
 from language_service.runner import Picture
 from language_service.sampling import SamplingState
 from language_service.scheduling import sequence as scheduling
@@ -73,7 +73,7 @@ class PagedGeneration:
         self.error: TandemError | None = None
         self._changing = changing
         self._cancel = cancel
-        self._events: asyncio.Queue[Tokens | Finished | TandemError] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | TandemError] = asyncio.Queue()
 
     def add_text(self, token_ids: Sequence[int]) -> None:
         """Add text to the prompt; see `Generation`."""
@@ -94,7 +94,7 @@ class PagedGeneration:
         with self._changing(self):
             self.sequence.max_tokens = max_tokens
 
-    async def __aiter__(self) -> AsyncIterator[Tokens | Finished]:
+    async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the answer; see `Generation`."""
         while True:
             event = await self._events.get()
@@ -108,9 +108,14 @@ class PagedGeneration:
         """Free all the request holds; see `Generation`."""
         self._cancel(self)
 
-    def deliver(self, event: Tokens | Finished | TandemError) -> None:
+    def deliver(self, event: Event | TandemError) -> None:
         """Hand an event to who reads the answer. Called on the event loop."""
         self._events.put_nowait(event)
+
+    def prefilled(self) -> Prefilled:
+        """Return the event of a prompt that is computed."""
+        timings = self.clock.timings()
+        return Prefilled(num_cached_prompt=0, queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms)
 
     def finished(self, reason: FinishReason) -> Finished:
         """Return the last event, the request being what it is now."""

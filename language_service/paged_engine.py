@@ -16,7 +16,7 @@ import structlog
 from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
 from language_service import metrics
 from language_service.cache.blocks import BlockPool
-from language_service.engine import EngineStats, Finished, FinishReason, Tokens
+from language_service.engine import EngineStats, Event, FinishReason, Tokens
 from language_service.generation import PagedGeneration
 from language_service.options import SamplingOptions
 from language_service.runner import Piece, Runner
@@ -27,7 +27,7 @@ from language_service.scheduling.sequence import Sequence as ScheduledSequence
 
 _log = structlog.get_logger()
 
-Event = Tokens | Finished | TandemError
+Delivery = tuple[PagedGeneration, Event | TandemError]
 
 
 class PagedEngine:
@@ -47,7 +47,8 @@ class PagedEngine:
         self._model = runner.decoder.config
         self._tag = tag
         self._loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(config, BlockPool(runner.cache.config.num_blocks))
+        self._config = config
+        self._scheduler = self._make_scheduler()
         self._generations: dict[ScheduledSequence, PagedGeneration] = {}
         self._changed = threading.Condition()  # the lock, and the thread's bell
         self._closed = False
@@ -126,10 +127,35 @@ class PagedEngine:
         self._scheduler.remove(generation.sequence)
         del self._generations[generation.sequence]
 
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(self._config, BlockPool(self._runner.cache.config.num_blocks))
+
     def _run(self) -> None:
         """Step until closed; the thread's whole life."""
-        while (work := self._next_work()) is not None:
-            self._step(*work)
+        while True:
+            try:
+                work = self._next_work()
+                if work is None:
+                    return
+                self._step(*work)
+            except Exception:
+                _log.exception("engine failed", tag=self._tag)
+                self._start_over()
+
+    def _start_over(self) -> None:
+        """Fail all requests and go on with an empty cache.
+
+        Called after an error outside a forward pass: what the books say of blocks and sequences cannot be trusted then.
+        """
+        error = Internal("The engine failed and has started over.", reason="ENGINE_FAILED")
+        metrics.FAILED_STEPS.labels(self._tag).inc()
+        with self._changed:
+            generations = list(self._generations.values())
+            self._generations.clear()
+            self._scheduler = self._make_scheduler()
+            for generation in generations:
+                generation.error = error
+        self._publish([(generation, error) for generation in generations])
 
     def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
         """Wait for something to compute; None once the engine is closed."""
@@ -142,7 +168,7 @@ class PagedEngine:
             return None
 
     def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
-        events: list[tuple[PagedGeneration, Event]] = []
+        events: list[Delivery] = []
         try:
             with self._turn:
                 started_s = time.perf_counter()
@@ -164,6 +190,9 @@ class PagedEngine:
                     self._scheduler.advance(chunk)
                     if chunk.samples:
                         events += self._take(generation, next(choices))
+        self._publish(events)
+
+    def _publish(self, events: Sequence[Delivery]) -> None:
         if events:
             self._loop.call_soon_threadsafe(_deliver, events)
 
@@ -173,7 +202,7 @@ class PagedEngine:
         logits_BV = self._runner.forward([_piece(*pair) for pair in pairs], batch.fresh_blocks)
         return choose(logits_BV, [generation.state for chunk, generation in pairs if chunk.samples])
 
-    def _take(self, generation: PagedGeneration, choice: Choice | None) -> list[tuple[PagedGeneration, Event]]:
+    def _take(self, generation: PagedGeneration, choice: Choice | None) -> list[Delivery]:
         """Add a chosen token to its answer; return what its reader gets to see."""
         sequence, options = generation.sequence, generation.state.options
         if sequence not in self._generations:
@@ -182,20 +211,21 @@ class PagedEngine:
             error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
             return self._fail(generation, error)
         generation.clock.token()
+        events: list[Delivery] = []
+        if generation.state.num_chosen == 1:
+            events.append((generation, generation.prefilled()))
         token = choice.token_id
         if token in options.stop_token_ids or (token in self._model.eos_token_ids and not options.ignore_eos):
             self._end(generation)
-            return [(generation, generation.finished(FinishReason.STOP))]
+            return [*events, (generation, generation.finished(FinishReason.STOP))]
         sequence.token_ids.append(token)
-        events: list[tuple[PagedGeneration, Event]] = [
-            (generation, Tokens([token], [choice.logprobs] if choice.logprobs else []))
-        ]
+        events.append((generation, Tokens([token], [choice.logprobs] if choice.logprobs else [])))
         if sequence.num_answer == sequence.max_tokens:
             self._end(generation)
             events.append((generation, generation.finished(FinishReason.LENGTH)))
         return events
 
-    def _fail(self, generation: PagedGeneration, error: TandemError) -> list[tuple[PagedGeneration, Event]]:
+    def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:
         if generation.sequence not in self._generations:
             return []
         self._end(generation)
@@ -228,7 +258,7 @@ def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:
     )
 
 
-def _deliver(events: Sequence[tuple[PagedGeneration, Event]]) -> None:
+def _deliver(events: Sequence[Delivery]) -> None:
     for generation, event in events:
         generation.deliver(event)
 

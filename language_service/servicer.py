@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
 from chassis.models import ModelCalls, ModelHost
-from language_service.engine import Finished, FinishReason, Generation, Tokens
+from language_service.engine import Event, FinishReason, Generation, Prefilled, Tokens
 from language_service.hosted import HostedLanguage
 from language_service.options import read_options
 from language_service.prompt import PromptReader, check_start
@@ -81,7 +81,13 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
             ) from None
 
 
-def _response(event: Tokens | Finished) -> language_pb2.GenerateResponse:
+def _response(event: Event) -> language_pb2.GenerateResponse:
+    if isinstance(event, Prefilled):
+        return language_pb2.GenerateResponse(
+            prefilled=language_pb2.Prefilled(
+                cached_prompt_tokens=event.num_cached_prompt, queue_ms=event.queue_ms, prefill_ms=event.prefill_ms
+            )
+        )
     if isinstance(event, Tokens):
         logprobs = [_logprobs(token, one) for token, one in zip(event.token_ids, event.logprobs, strict=False)]
         return language_pb2.GenerateResponse(

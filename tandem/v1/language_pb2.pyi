@@ -150,6 +150,7 @@ class GenerateResponse(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    PREFILLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> Global___TokenChunk:
         """Tokens of the answer, in order."""
@@ -158,21 +159,56 @@ class GenerateResponse(_message.Message):
     def finished(self) -> Global___GenerateFinished:
         """The answer is complete; the last message."""
 
+    @_builtins.property
+    def prefilled(self) -> Global___Prefilled:
+        """The whole prompt is computed; sent once, right before the first token or, if there is none, before 'finished'."""
+
     def __init__(
         self,
         *,
         tokens: Global___TokenChunk | None = ...,
         finished: Global___GenerateFinished | None = ...,
+        prefilled: Global___Prefilled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "prefilled", b"prefilled", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "prefilled", b"prefilled", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["tokens", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["tokens", "finished", "prefilled"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Prefilled(_message.Message):
+    """What computing the prompt took, for who leaves before the answer ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    cached_prompt_tokens: _builtins.int
+    """Tokens of the prompt whose keys and values were already cached."""
+    queue_ms: _builtins.float
+    """As GenerateTimings.queue_ms, milliseconds."""
+    prefill_ms: _builtins.float
+    """As GenerateTimings.prefill_ms, milliseconds."""
+    def __init__(
+        self,
+        *,
+        cached_prompt_tokens: _builtins.int = ...,
+        queue_ms: _builtins.float = ...,
+        prefill_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
 
 @_typing.final
 class TokenChunk(_message.Message):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chassis.errors import Internal, ResourceExhausted, Unavailable
-from language_service.engine import Finished, FinishReason, Generation
+from language_service.engine import Finished, FinishReason, Generation, Prefilled, Tokens
 from language_service.model.decoder import Decoder
 from language_service.options import SamplingOptions
 from language_service.paged_engine import PagedEngine
@@ -52,7 +52,8 @@ async def read(generation: Generation) -> tuple[list[int], Finished]:
     async for event in generation:
         if isinstance(event, Finished):
             return tokens, event
-        tokens += event.token_ids
+        if isinstance(event, Tokens):
+            tokens += event.token_ids
     raise AssertionError("the answer did not end")
 
 
@@ -219,6 +220,39 @@ async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, d
     assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
 
 
+async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
+    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a forward pass nothing would answer the requests any more."""
+    engine = await make_engine(num_blocks=8, max_running=1)
+    for method in ("next_batch", "advance"):
+        generation, waiting = start(engine), start(engine)
+        monkeypatch.setattr(engine._scheduler, method, lambda *_: [][0])
+        generation.add_text([1])
+        for each in (generation, waiting):
+            with pytest.raises(Internal) as caught:
+                await read(each)
+            assert caught.value.reason == "ENGINE_FAILED"
+            each.cancel()
+        assert engine.stats().num_used_blocks == 0
+        assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_engine: MakeEngine) -> None:
+    engine = await make_engine(max_step_tokens=9)
+    for options, tokens in (({}, 1), ({"logit_bias": {2: 100.0}}, 0)):
+        generation = start(engine, **options)
+        feed(generation, PROMPTS[1])
+        generation.end_prompt(3)
+        events = [event async for event in generation]
+        assert [type(event) for event in events] == [Prefilled, *[Tokens] * 3 * tokens, Finished]
+        first, last = events[0], events[-1]
+        assert isinstance(first, Prefilled)
+        assert isinstance(last, Finished)
+        assert 0 < first.prefill_ms == last.timings.prefill_ms
+        assert first.queue_ms == last.timings.queue_ms
+
+
 async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine: MakeEngine, decoder: Decoder) -> None:
     """In the same steps, and in the blocks the next owner gets."""
     engine = await make_engine(num_blocks=16)
@@ -267,8 +301,8 @@ async def test_logprobs_come_with_each_token(make_engine: MakeEngine) -> None:
     generation.end_prompt(4)
     seen = 0
     async for event in generation:
-        if isinstance(event, Finished):
-            break
+        if not isinstance(event, Tokens):
+            continue
         assert len(event.logprobs) == len(event.token_ids)
         for token, logprobs in zip(event.token_ids, event.logprobs, strict=True):
             assert logprobs.top[0][0] == token

@@ -126,8 +126,9 @@ def image(vision_digest: bytes, seed: int = 0, **fields: Any) -> Request:
 def ask(service: Running, *requests: Request, timeout: float = 20) -> tuple[list[int], language_pb2.GenerateFinished]:
     """Return the tokens and the last message of an answer."""
     responses = list(service.stub.Generate(iter(requests), timeout=timeout))
-    assert all(response.WhichOneof("event") == "tokens" for response in responses[:-1])
-    tokens = [token for response in responses[:-1] for token in response.tokens.token_ids]
+    assert responses[0].WhichOneof("event") == "prefilled"
+    assert all(response.WhichOneof("event") == "tokens" for response in responses[1:-1])
+    tokens = [token for response in responses[1:-1] for token in response.tokens.token_ids]
     return tokens, responses[-1].finished
 
 
@@ -140,8 +141,8 @@ def refusal(service: Running, requests: Sequence[Request], timeout: float = 10) 
 def test_an_answer_streams_and_says_what_it_took(service: Running) -> None:
     prompt = [start(max_tokens=6, num_logprobs=2), text(7, 8), image(service.vision_digest), text(9)]
     responses = list(service.stub.Generate(iter(prompt), timeout=10))
-    assert [len(response.tokens.token_ids) for response in responses[:-1]] == [1] * 6
-    for response in responses[:-1]:
+    assert [len(response.tokens.token_ids) for response in responses[1:-1]] == [1] * 6
+    for response in responses[1:-1]:
         (logprobs,) = response.tokens.logprobs
         assert logprobs.chosen.token_id == logprobs.top[0].token_id == response.tokens.token_ids[0]
         assert len(logprobs.top) == 2
@@ -149,6 +150,7 @@ def test_an_answer_streams_and_says_what_it_took(service: Running) -> None:
     assert finished.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
     assert finished.usage == sampling_pb2.Usage(prompt_tokens=35, visual_tokens=32, completion_tokens=6)
     assert finished.timings.prefill_ms > 0
+    assert responses[0].prefilled.prefill_ms == finished.timings.prefill_ms
     assert finished.timings.first_token_ms > 0
     assert finished.timings.decode_ms > 0
 
@@ -278,7 +280,7 @@ def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(serv
         assert (error.code.name, error.reason, error.field) == (code, reason, field), name
         beside.cancel()
     beside = service.stub.Generate(iter(prompt), timeout=20)
-    tokens = list(next(beside).tokens.token_ids)
+    tokens: list[int] = list(next(beside).tokens.token_ids)
     for requests, *_ in bad_prompts(service.vision_digest).values():
         refusal(service, requests)
     for response in beside:
