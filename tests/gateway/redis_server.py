@@ -1,0 +1,75 @@
+"""A real `redis-server` on a free port of loopback, to be stopped, frozen, filled and started again."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+READY_S = 10.0
+
+
+class RedisServer:
+    """One server without persistence; a context manager that leaves no process behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis(port=self.port)  # to look into it from outside
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        assert program, "install the Debian package redis-server"
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        for _ in range(round(READY_S / 0.01)):
+            try:
+                self.client.ping()
+            except redis.ConnectionError:
+                time.sleep(0.01)
+            else:
+                return
+        raise AssertionError("redis-server did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)  # a frozen process cannot be waited for
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stop it where it stands: connections are taken, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def fill(self) -> None:
+        """Leave no memory for another entry."""
+        self.client.config_set("maxmemory", "1mb")
+        self.client.config_set("maxmemory-policy", "noeviction")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.client.close()
