@@ -6,21 +6,23 @@ from chassis.errors import DeadlineExceeded, TandemError
 from gateway import metrics
 from gateway.admission import Admission
 from gateway.deadline import Deadline
+from gateway.encoding import VisualTokenSource
 from gateway.exchange import Exchange, Send
 from gateway.question import QuestionMaker
 from gateway.report import Report
+from gateway.rollout.traffic import Traffic
 from gateway.tenants import Tenant
-from gateway.visual_cache import VisualCache
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 
 class Pipeline:
     """Answers requests; holds nothing of any of them once it is answered, fails or is cancelled."""
 
-    def __init__(self, admission: Admission, questions: QuestionMaker, cache: VisualCache) -> None:
+    def __init__(self, admission: Admission, traffic: Traffic, questions: QuestionMaker, visual_tokens: VisualTokenSource) -> None:
         self._admission = admission
+        self._traffic = traffic
         self._questions = questions
-        self._cache = cache
+        self._visual_tokens = visual_tokens
 
     async def answer(
         self,
@@ -46,15 +48,26 @@ class Pipeline:
         report = Report()
         release, outcome = "", "INTERNAL"
         try:
-            async with asyncio.timeout(deadline.remaining_s()), self._admission.answering(tenant):
-                question = await self._questions.make(request, pin, tenant)
-                release = question.route.release.name
+            async with (
+                asyncio.timeout(deadline.remaining_s()),
+                self._admission.answering(tenant),
+                self._traffic.carry(request.routing_key, pin, deadline=deadline, report=report) as choice,
+            ):
+                release = choice.release.name
+                question = await self._questions.make(request, choice.release, tenant)
                 self._admission.take_prompt(tenant, question.num_prompt_tokens)
                 report.mark_prepared()
-                exchange = Exchange(question=question, deadline=deadline, cache=self._cache, report=report, send=send)
+                exchange = Exchange(
+                    question=question,
+                    deadline=deadline,
+                    visual_tokens=self._visual_tokens,
+                    report=report,
+                    send=send,
+                )
                 finished = await exchange.run()
                 await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
             outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
+            metrics.count_usage(release, finished.usage)
         except TimeoutError:
             outcome = "DEADLINE_EXCEEDED"
             raise DeadlineExceeded("The time of the request ran out.") from None

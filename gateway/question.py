@@ -49,23 +49,22 @@ class QuestionMaker:
         self._images = images
         self._limits = limits
 
-    async def make(self, request: gateway_pb2.GatewayGenerateRequest, pin: str | None, tenant: Tenant) -> Question:
+    async def make(self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant) -> Question:
         """Make a question of a request, with everything checked that needs no model.
 
         Args:
             request: as it came.
-            pin: the release the client asks for; None leaves it to the gateway.
+            release: the one that answers it.
             tenant: who asks.
 
         Raises:
             InvalidArgument: something in the request is wrong; `field` says what.
-            NotFound: reason 'UNKNOWN_RELEASE' or 'IMAGE_NOT_FOUND'.
+            NotFound: reason 'IMAGE_NOT_FOUND'.
             Unavailable, FailedPrecondition: the release cannot answer.
         """
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
         pictures = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
-        release = self._releases.choose(pin)
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)
         route = await self._releases.route(release, with_pictures=bool(pictures))
@@ -81,14 +80,13 @@ class QuestionMaker:
             cache_salt=tenant.salt,
         )
 
-    async def count(self, messages: Sequence[gateway_pb2.Message], pin: str | None) -> gateway_pb2.CountTokensResponse:
+    async def count(self, messages: Sequence[gateway_pb2.Message], release: Release) -> gateway_pb2.CountTokensResponse:
         """Count what a conversation takes of the context.
 
         Raises:
             InvalidArgument, NotFound, Unavailable, FailedPrecondition: as `make`.
         """
         conversation = check_conversation(messages, self._limits)
-        release = self._releases.choose(pin)
         num_prompt_tokens = release.prompts.count(await build_segments(release, conversation))
         route = await self._releases.route(release, with_pictures=False)
         return gateway_pb2.CountTokensResponse(

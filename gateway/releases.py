@@ -1,10 +1,12 @@
 """Releases: pairs of halves that answer together, and the replicas that serve them."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chassis.errors import FailedPrecondition, NotFound, TandemError
 from chassis.health import Health
+from chassis.single_flight import SingleFlight
 from checkpoint.manifest import TOKENIZER_FILE, read_manifest
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag
@@ -82,25 +84,50 @@ def open_release(store: ModelStore, name: str) -> Release:
 
 
 class Releases:
-    """The releases of this gateway and where they are served."""
+    """The releases of this gateway by name, and where they are served."""
 
-    def __init__(self, default: Release, *, vision: VisionStage, language: LanguageStage) -> None:
-        self._default = default
+    def __init__(self, store: ModelStore, default: Release, *, vision: VisionStage, language: LanguageStage) -> None:
+        """Offer `default` alone; `store` has the language halves of others that may be offered later."""
+        self._store = store
         self._vision = vision
         self._language = language
+        self._opened = {default.name: default}
+        self._opening: SingleFlight[str, Release] = SingleFlight()
+        self.default_name = default.name  # of the release that answers requests which name none
+        self.names: tuple[str, ...] = (default.name,)  # of those a client may name
 
-    def choose(self, pin: str | None) -> Release:
-        """Return the release that answers a request.
+    def offer(self, names: Sequence[str], *, default_name: str) -> None:
+        """Answer with these from now on; those offered before stay open for the requests that are on them."""
+        self.names, self.default_name = tuple(names), default_name
+
+    def pinned(self, pin: str) -> str:
+        """Return the name of the release a client asks for.
 
         Args:
-            pin: the client's own choice: a release's name or its language tag; None leaves it to the gateway.
+            pin: a release's name or its language tag.
 
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
-        if pin is None or pin in (self._default.name, self._default.language_tag):
-            return self._default
+        for name in self.names:
+            if pin in (name, language_tag_of(name)):
+                return name
         raise NotFound("There is no release of that tag.", reason="UNKNOWN_RELEASE", field="x-tandem-release")
+
+    async def open(self, name: str) -> Release:
+        """Return a release, read from the model store where it is not open yet.
+
+        Raises:
+            TandemError: as `open_release`.
+        """
+        if name not in self._opened:
+            landed = await self._opening.run(name, lambda: asyncio.to_thread(open_release, self._store, name))
+            self._opened[name] = landed.result
+        return self._opened[name]
+
+    def forget(self, name: str) -> None:
+        """Close a release no request is on any more."""
+        self._opened.pop(name, None)
 
     async def route(self, release: Release, *, with_pictures: bool) -> Route:
         """Find replicas of the halves a request needs; text alone is answered without the vision stage.
@@ -118,24 +145,32 @@ class Releases:
         return Route(release, language, vision)
 
     async def list(self) -> list[gateway_pb2.ReleaseInfo]:
-        """Ask the stages and describe every release, in the order of their tags."""
+        """Ask the stages and describe every release that is offered and open, in the order of their names."""
         await self._refresh()
-        release = self._default
         return [
             gateway_pb2.ReleaseInfo(
                 release=release.proto(),
                 ready=self._is_ready(release),
-                is_default=True,
+                is_default=release.name == self.default_name,
                 vision=self._vision.info(release.vision_tag),
                 language=self._language.info(release.language_tag),
             )
+            for name in sorted(self.names)
+            if (release := self._opened.get(name)) is not None
         ]
 
     async def watch(self, health: Health, every_s: float) -> None:
-        """Keep asking the stages, and tell `health` whether the release can answer; runs until cancelled."""
+        """Keep asking the stages, and tell `health` which releases can answer; runs until cancelled."""
+        told: set[str] = set()
         while True:
             await self._refresh()
-            await health.set(f"{SERVICE_NAME}/{self._default.language_tag}", self._is_ready(self._default))
+            ready = {
+                language_tag_of(name): name in self._opened and self._is_ready(self._opened[name])
+                for name in self.names
+            }
+            for tag in told | ready.keys():
+                await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
+            told |= ready.keys()
             await asyncio.sleep(every_s)
 
     async def _refresh(self) -> None:
@@ -151,6 +186,11 @@ class Releases:
         except TandemError:
             return False
         return vision.state == language.state == model_pb2.MODEL_STATE_READY
+
+
+def language_tag_of(name: str) -> str:
+    """Return the language tag of a release's name."""
+    return name.rpartition(",")[2]
 
 
 def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:

@@ -16,6 +16,7 @@ class Report:
     first_token: float = 0
     last_token: float = 0
     num_answer_tokens: int = 0  # that came so far
+    has_text: bool = False  # whether the client was sent more than white space
     # One entry a picture, in the order of the conversation; filled as they come.
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)
 
@@ -39,6 +40,17 @@ class Report:
         else:
             metrics.INTER_TOKEN.labels(release).observe(now - self.last_token)
         self.last_token = now
+
+    def mark_text(self, text: str) -> None:
+        """Note that text became visible."""
+        self.has_text = self.has_text or bool(text.strip())
+
+    @property
+    def inter_token_s(self) -> float | None:
+        """Mean time between two tokens of the answer; None with fewer than two."""
+        if self.num_answer_tokens < 2:
+            return None
+        return (self.last_token - self.first_token) / (self.num_answer_tokens - 1)
 
     def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
         """Return where the time went; `language` is what the language service says of its part."""

@@ -11,6 +11,7 @@ from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
+from gateway.rollout.traffic import Traffic
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.stages import Stage
@@ -27,21 +28,24 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         TandemError: the release's files are not whole, or the key file or the TLS files for the stages cannot be used.
     """
     callers = Callers(settings.keys, without_keys=settings.role_without_keys)
-    release = open_release(ModelStore(settings.models), settings.release)
+    store = ModelStore(settings.models)
+    release = open_release(store, settings.release)
     tls = settings.channel_tls
     vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
     language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
-    releases = Releases(release, vision=vision, language=language)
+    releases = Releases(store, release, vision=vision, language=language)
+    traffic = Traffic(releases)
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
     questions = QuestionMaker(releases, images, settings.limits)
     admission = Admission(settings.admission_limits)
-    pipeline = Pipeline(admission, questions, VisualCache(settings.visual_cache_bytes))
+    pipeline = Pipeline(admission, traffic, questions, VisualCache(settings.visual_cache_bytes))
     servicer = GatewayServicer(
         settings,
         callers=callers,
         admission=admission,
         pipeline=pipeline,
         questions=questions,
+        traffic=traffic,
         releases=releases,
         images=images,
     )

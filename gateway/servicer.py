@@ -11,6 +11,7 @@ from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import Releases
+from gateway.rollout.traffic import Traffic
 from gateway.settings import GatewaySettings
 from gateway.tenants import Callers
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
@@ -31,6 +32,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         admission: Admission,
         pipeline: Pipeline,
         questions: QuestionMaker,
+        traffic: Traffic,
         releases: Releases,
         images: ImageStore,
     ) -> None:
@@ -39,6 +41,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self._admission = admission
         self._pipeline = pipeline
         self._questions = questions
+        self._traffic = traffic
         self._releases = releases
         self._images = images
 
@@ -72,7 +75,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens a conversation would take."""
         self._admission.count_request(self._callers.identify(context.invocation_metadata()))
-        return await self._questions.count(request.messages, _pin(context))
+        return await self._questions.count(request.messages, await self._traffic.release(_pin(context)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context

@@ -1,61 +1,57 @@
-"""The replicas of a stage: which endpoint serves which tag, learnt by asking; and errors, made fit for clients."""
+"""The replicas of a stage: which endpoint serves which tag, learnt by asking, and which one takes the next request."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic
 
 import grpc
 import structlog
 
 from chassis.channels import ChannelTls, open_channel
-from chassis.errors import DeadlineExceeded, FailedPrecondition, Internal, TandemError, Unavailable, from_rpc_error
+from chassis.errors import FailedPrecondition, TandemError, Unavailable
+from chassis.settings import split_address
+from gateway.endpoint import Endpoint, Stub
+from gateway.stage_errors import errors_of, unreachable
 from tandem.v1 import model_pb2
 
-_ASK_TIMEOUT_S = 0.5
+__all__ = ["Endpoint", "Replica", "Stage", "errors_of", "resolve", "unreachable"]
+
+DNS = "dns:///"
+# An endpoint whose name no longer leads to it gets no new calls, and this long for those it has.
+_FAREWELL_S = 600.0
 
 _log = structlog.get_logger()
 
-
-class StageStub(Protocol):
-    """What the stubs of both stages have in common."""
-
-    ListModels: Any
-    LoadModel: Any
-    UnloadModel: Any
-
-
-Stub = TypeVar("Stub", bound=StageStub)
+Resolve = Callable[[str], Awaitable[list[str]]]  # 'name:port' -> the addresses 'host:port' it stands for
 
 
 @dataclass(frozen=True, slots=True)
 class Replica(Generic[Stub]):
     """One model at one endpoint, ready to be called."""
 
-    stub: Stub
+    stage: "Stage[Stub]"
+    endpoint: Endpoint[Stub]
     info: model_pb2.ModelInfo
 
+    @property
+    def stub(self) -> Stub:
+        """The endpoint's stub."""
+        return self.endpoint.stub
 
-class Endpoint(Generic[Stub]):
-    """One endpoint and what it said last."""
 
-    def __init__(self, stage: str, channel: grpc.aio.Channel, stub: Stub) -> None:
-        self._stage = stage
-        self.channel = channel
-        self.stub = stub
-        self.answers = False
-        self.models: dict[str, model_pb2.ModelInfo] = {}
+async def resolve(name: str) -> list[str]:
+    """Return every address a name stands for now; of a headless service in Kubernetes those of its ready pods.
 
-    async def ask(self) -> None:
-        try:
-            with errors_of(self._stage):
-                answer = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_ASK_TIMEOUT_S)
-        except TandemError:
-            self.answers, self.models = False, {}
-        else:
-            self.answers, self.models = True, {info.tag: info for info in answer.models}
+    Raises:
+        OSError: there is no such name, or nobody to ask.
+    """
+    host, port = split_address(name)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    hosts = {str(address[0]) for *_, address in found}
+    return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
 
 
 class Stage(Generic[Stub]):
@@ -68,26 +64,40 @@ class Stage(Generic[Stub]):
         make_stub: Callable[[grpc.aio.Channel], Stub],
         *,
         tls: ChannelTls | None = None,
+        resolve: Resolve = resolve,
     ) -> None:
         """Open the channels; nobody is asked yet.
 
         Args:
             name: what clients know it by: 'vision' or 'language'.
-            targets: host:port of each endpoint.
+            targets: host:port of each endpoint, or 'dns:///name:port' for all that the name stands for at any time.
             make_stub: makes the stage's stub on a channel.
             tls: how to secure the channels; None is plain text.
+            resolve: looks names up.
 
         Raises:
             FailedPrecondition: reason 'BAD_TLS'.
         """
         self.name = name
-        channels = [open_channel(target, tls=tls) for target in targets]
-        self.endpoints = [Endpoint(name, channel, make_stub(channel)) for channel in channels]
+        self._make_stub = make_stub
+        self._tls = tls
+        self._resolve = resolve
+        self._names = [target.removeprefix(DNS) for target in targets if target.startswith(DNS)]
+        self._named: dict[tuple[str, str], Endpoint[Stub]] = {}  # by name and address
+        self._listed = [self._open(target) for target in targets if not target.startswith(DNS)]
+        if tls is not None:
+            tls.credentials()  # names are looked up later, but a bad file stops the start
         self._turn = count()
         self._refreshing: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @property
+    def endpoints(self) -> list[Endpoint[Stub]]:
+        """Every endpoint that may be asked now."""
+        return [*self._listed, *self._named.values()]
 
     async def find(self, tag: str) -> Replica[Stub]:
-        """Return a replica that serves `tag`, in turn where there are several.
+        """Return the replica of `tag` that is least busy with calls from here, in turn where several are.
 
         Raises:
             Unavailable: nobody serves it now, but may soon.
@@ -99,7 +109,18 @@ class Stage(Generic[Stub]):
             replicas = self._ready(tag)
         if not replicas:
             raise self._missing(tag)
-        return replicas[next(self._turn) % len(replicas)]
+        return self._choose(replicas)
+
+    async def another(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
+        """Return a replica of exactly the model of those in `tried`, at an endpoint not among theirs; None if none."""
+        for attempt in range(2):
+            if attempt:
+                await self.refresh()
+            replicas = self._ready(tried[0].info.tag, without=[replica.endpoint for replica in tried])
+            same = [replica for replica in replicas if _is_same(replica.info, tried[0].info)]
+            if same:
+                return self._choose(same)
+        return None
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
         """Describe the model of `tag` as it was last seen, a ready one before others; None where nobody holds it."""
@@ -107,7 +128,7 @@ class Stage(Generic[Stub]):
         return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
 
     async def refresh(self) -> None:
-        """Ask every endpoint for its models; callers at the same time share one round."""
+        """Look up names and ask every endpoint for its models; callers at the same time share one round."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._ask_all())
         await asyncio.shield(self._refreshing)
@@ -116,23 +137,54 @@ class Stage(Generic[Stub]):
         """Close the channels; calls that still run are cancelled."""
         if self._refreshing is not None:
             self._refreshing.cancel()
+        for task in self._leaving:
+            task.cancel()
         await asyncio.gather(*(endpoint.channel.close(None) for endpoint in self.endpoints))
 
     async def _ask_all(self) -> None:
         before = self._reached()
+        await asyncio.gather(*(self._look_up(name) for name in self._names))
         await asyncio.gather(*(endpoint.ask() for endpoint in self.endpoints))
         if self._reached() != before:
             _log.info("stage changed", stage=self.name, answering=self._reached(), endpoints=len(self.endpoints))
 
+    async def _look_up(self, name: str) -> None:
+        """Open what the name stands for anew, and leave what it no longer stands for."""
+        try:
+            addresses = await self._resolve(name)
+        except OSError as error:
+            _log.warning("name not found, its last addresses hold", stage=self.name, name=name, error=error.strerror)
+            return
+        for address in addresses:
+            if (name, address) not in self._named:
+                self._named[name, address] = self._open(address, authority=split_address(name)[0])
+        for key in [key for key in self._named if key[0] == name and key[1] not in addresses]:
+            leaving = asyncio.create_task(self._named.pop(key).channel.close(_FAREWELL_S))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    def _open(self, address: str, authority: str | None = None) -> Endpoint[Stub]:
+        channel = open_channel(address, tls=self._tls, authority=authority)
+        return Endpoint(self.name, address, channel, self._make_stub(channel))
+
     def _reached(self) -> int:
         return sum(endpoint.answers for endpoint in self.endpoints)
 
-    def _ready(self, tag: str) -> list[Replica[Stub]]:
-        return [
-            Replica(endpoint.stub, info)
+    def _ready(self, tag: str, without: Collection[Endpoint[Stub]] = ()) -> list[Replica[Stub]]:
+        """Return the replicas of `tag`; those left out only where there is no other."""
+        ready = [
+            Replica(self, endpoint, info)
             for endpoint in self.endpoints
-            if (info := endpoint.models.get(tag)) is not None and info.state == model_pb2.MODEL_STATE_READY
+            if endpoint not in without
+            and (info := endpoint.models.get(tag)) is not None
+            and info.state == model_pb2.MODEL_STATE_READY
         ]
+        return [replica for replica in ready if not replica.endpoint.is_ejected] or ready
+
+    def _choose(self, replicas: Iterable[Replica[Stub]]) -> Replica[Stub]:
+        least = min(replica.endpoint.num_running for replica in replicas)
+        idlest = [replica for replica in replicas if replica.endpoint.num_running == least]
+        return idlest[next(self._turn) % len(idlest)]
 
     def _missing(self, tag: str) -> TandemError:
         """Say why no replica serves `tag`."""
@@ -149,39 +201,6 @@ class Stage(Generic[Stub]):
         )
 
 
-def unreachable(stage: str) -> Unavailable:
-    """Return the error of a stage that does not answer."""
-    return Unavailable(
-        f"The {stage} service cannot be reached.", reason=f"{stage.upper()}_UNREACHABLE", retry_after_s=1
-    )
-
-
-@contextmanager
-def errors_of(stage: str) -> Iterator[None]:
-    """Translate what calls of a stage raise into errors a client may see.
-
-    Typed errors pass on as they are. Those gRPC makes itself carry addresses, so they get words of our own.
-    """
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _translate(stage, error) from None
-    except asyncio.CancelledError:
-        # gRPC raises this for a stream the other side reset, too; then nobody asked this task to stop.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise unreachable(stage) from None
-
-
-def _translate(stage: str, rpc_error: grpc.RpcError) -> TandemError:
-    error = from_rpc_error(rpc_error)
-    metadata: Any = rpc_error.trailing_metadata()  # pairs; the published types say one opaque object
-    if "grpc-status-details-bin" in dict(metadata or ()):
-        return error  # one of ours, made for clients
-    if error.code == grpc.StatusCode.UNAVAILABLE:
-        return unreachable(stage)
-    if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("The time of the request ran out.")
-    _log.error("stage failed", stage=stage, code=error.code.name, error=error.message)
-    return Internal(f"The {stage} service failed.", reason=f"{stage.upper()}_FAILED")
+def _is_same(one: model_pb2.ModelInfo, other: model_pb2.ModelInfo) -> bool:
+    """Return whether two replicas answer alike: the same weights, and for pictures the same encoder."""
+    return one.half_digest == other.half_digest and one.vision.encoder_id == other.vision.encoder_id

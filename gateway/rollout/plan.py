@@ -1,6 +1,7 @@
 """What an operator asks for: the releases, the steps, and the guard. Plain data that checks itself."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -76,7 +77,7 @@ class Plan(_Record):
         if self.stable == self.canary:
             raise PydanticCustomError("SAME_RELEASE", "the canary is the stable release itself")
         weights = [step.weight_percent for step in self.steps]
-        if any(later <= earlier for earlier, later in zip(weights, weights[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(weights)):
             raise PydanticCustomError("BAD_STEPS", "the weights must rise from step to step")
         if not weights or weights[-1] != FULL:
             raise PydanticCustomError("BAD_STEPS", "the last step must have a weight of 100 percent")
