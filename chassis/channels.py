@@ -32,7 +32,11 @@ _SERVICE_CONFIG = {
 
 
 def open_channel(
-    target: str, *, tls: ChannelTls | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    target: str,
+    *,
+    tls: ChannelTls | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    authority: str | None = None,
 ) -> grpc.aio.Channel:
     """Open a channel with keepalive, retries of UNAVAILABLE and load balancing; calls carry the current request id.
 
@@ -42,11 +46,14 @@ def open_channel(
         target: 'host:port', or 'dns:///host:port' as gRPC names things.
         tls: how to secure it; None is plain text.
         max_message_bytes: largest message taken, bytes.
+        authority: the name the server goes by and its certificate must bear, where `target` is one of its addresses.
 
     Raises:
         FailedPrecondition: reason 'BAD_TLS'; the TLS files cannot be used.
     """
     options = _channel_options(max_message_bytes)
+    if authority is not None:
+        options += [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
     if tls is None:
         channel = grpc.aio.insecure_channel(target, options=options)
     else:

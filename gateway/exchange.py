@@ -2,22 +2,34 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from chassis.errors import Internal
+from chassis.errors import Internal, TandemError
 from gateway import metrics
 from gateway.answer import AnswerText
 from gateway.deadline import Deadline
 from gateway.encoding import VisualTokenSource
+from gateway.failover import with_failover
 from gateway.images import Picture
 from gateway.language_call import CallEndedError, LanguageCall
 from gateway.prompt import Segment, TextSegment
 from gateway.question import Question
 from gateway.report import Report
+from gateway.stages import Replica
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2, tensor_pb2
 
+if TYPE_CHECKING:
+    from tandem.v1 import language_pb2_grpc
+
+    LanguageReplica = Replica[language_pb2_grpc.LanguageServiceAsyncStub]
+
 Send = Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
+
+
+class _NoPictureError(Exception):
+    """A picture has not been encoded, and its own task says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +43,44 @@ class Exchange:
     send: Send  # takes each message for the client; waits while the client is slow
 
     async def run(self) -> gateway_pb2.GatewayGenerateFinished:
-        """Feed the prompt and read the answer at the same time; whichever fails first ends both.
+        """Encode the pictures, feed the prompt and read the answer, all at the same time; the first failure ends it.
+
+        A language replica that fails before its first token is replaced by another, which gets the prompt from its
+        beginning; pictures that were encoded stay.
 
         Raises:
             TandemError: why there is no answer, or no more of it.
         """
-        call = LanguageCall(self.question.route.language.stub, self.deadline)
+        try:
+            async with AsyncExitStack() as pins, asyncio.TaskGroup() as tasks:
+                encodings = self._encode_all(tasks, pins)
+                finished = await with_failover(
+                    self.question.route.language,
+                    lambda replica: self._converse(replica, encodings, pins),
+                    may_repeat=lambda: not self.report.num_answer_tokens,
+                )
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return finished
+
+    def _encode_all(self, tasks: asyncio.TaskGroup, pins: AsyncExitStack) -> list[asyncio.Task[bytes]]:
+        pictures = self.question.pictures
+        self.report.images.extend(gateway_pb2.ImageReport(sha256=picture.sha256) for picture in pictures)
+        return [
+            tasks.create_task(self._encode(picture, image, pins))
+            for picture, image in zip(pictures, self.report.images, strict=True)
+        ]
+
+    async def _converse(
+        self, replica: "LanguageReplica", encodings: list[asyncio.Task[bytes]], pins: AsyncExitStack
+    ) -> gateway_pb2.GatewayGenerateFinished:
+        """Feed the prompt to one replica and read its answer at the same time."""
+        call = LanguageCall(replica.stub, self.deadline)
         try:
             async with asyncio.TaskGroup() as tasks:
-                feeding = tasks.create_task(self._feed(call))
+                feeding = tasks.create_task(self._feed(call, encodings))
                 with metrics.stage_call(self.question.route.release.name, "language"):
-                    finished = await self._read(call)
+                    finished = await self._read(call, pins)
                 feeding.cancel()
         except BaseExceptionGroup as group:
             raise _first(group) from None
@@ -49,23 +88,14 @@ class Exchange:
             call.cancel()
         return finished
 
-    async def _feed(self, call: LanguageCall) -> None:
+    async def _feed(self, call: LanguageCall, encodings: list[asyncio.Task[bytes]]) -> None:
         """Write the prompt in its order: text as soon as its turn comes, a picture once it is encoded."""
-        pictures = self.question.pictures
-        self.report.images.extend(gateway_pb2.ImageReport(sha256=picture.sha256) for picture in pictures)
-        async with AsyncExitStack() as pins, asyncio.TaskGroup() as tasks:
-            encodings = [
-                tasks.create_task(self._encode(picture, image, pins))
-                for picture, image in zip(pictures, self.report.images, strict=True)
-            ]
-            try:
-                await call.write(self.question.start())
-                for segment in self.question.segments:
-                    await call.write(await self._message(segment, encodings))
-                await call.end_prompt()
-            except CallEndedError:  # whoever reads learns why
-                for encoding in encodings:
-                    encoding.cancel()
+        # Whoever reads learns why a call ended, and a picture that failed ends the whole exchange.
+        with suppress(CallEndedError, _NoPictureError):
+            await call.write(self.question.start())
+            for segment in self.question.segments:
+                await call.write(await self._message(segment, encodings))
+            await call.end_prompt()
 
     async def _encode(self, picture: Picture, image: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
         """Return the serialized visual tokens of one picture and fill in what is reported of it."""
@@ -73,15 +103,13 @@ class Exchange:
         assert replica is not None, "a question with pictures is routed with a vision replica"
         release = self.question.route.release.name
         with metrics.stage_call(release, "vision"):
-            found = await visual_tokens(
-                picture,
-                replica,
-                cache_salt=self.question.cache_salt,
-                cache=self.cache,
-                pins=pins,
-                deadline=self.deadline,
+            found = await self.visual_tokens.get(
+                picture, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
-        image.cache_level = gateway_pb2.CACHE_LEVEL_GATEWAY if found.was_cached else gateway_pb2.CACHE_LEVEL_MISS
+        image.cache_level = found.level
+        if found.similar is not None:
+            image.similar_sha256 = found.similar.image_sha256
+            image.similarity = found.similar.similarity
         image.num_visual_tokens = replica.info.vision.num_visual_tokens
         image.ready_ms = self.report.ms_since_start()
         metrics.count_picture(release, image)
@@ -91,31 +119,48 @@ class Exchange:
         """Return a segment as it is sent, a picture once its visual tokens are at hand."""
         if isinstance(segment, TextSegment):
             return language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=segment.token_ids))
-        tokens = tensor_pb2.VisualTokens.FromString(await encodings[segment.index])
+        tokens = tensor_pb2.VisualTokens.FromString(await _result(encodings[segment.index]))
         if tokens.vision_digest != self.question.route.language.info.language.vision_digest:
             metrics.CROSSED_VISUAL_TOKENS.inc()  # route and cache see to it that this cannot happen
             raise Internal("Visual tokens came from another encoder than the decoder's.", reason="ENCODERS_CROSSED")
         return language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
 
-    async def _read(self, call: LanguageCall) -> gateway_pb2.GatewayGenerateFinished:
+    async def _read(self, call: LanguageCall, pins: AsyncExitStack) -> gateway_pb2.GatewayGenerateFinished:
         """Pass text on as it becomes visible until the answer ends or a stop string is hit."""
         release = self.question.route.release
         text = AnswerText(release.vocabulary, self.question.stops)
         ending = language_pb2.GenerateFinished()
         while not text.stopped:
-            response = await call.read()
-            if response is None:
-                raise Internal("The language service ended an answer without a word.", reason="LANGUAGE_FAILED")
+            response = await self._next(call, text)
             if response.HasField("finished"):
                 ending = response.finished
                 break
             if response.HasField("prefilled"):
                 ending = _so_far(response.prefilled)
                 continue
+            await pins.aclose()  # the prompt is not needed again
             self.report.mark_tokens(release.name, len(response.tokens.token_ids))
             await self._send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs))
         await self._send_delta(text.finish())
         return self._finished(text, ending)
+
+    async def _next(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:
+        """Return the next message of the answer; an error amid it comes with what there was until then."""
+        try:
+            response = await call.read()
+            if response is None:
+                raise Internal("The language service ended an answer without a word.", reason="LANGUAGE_FAILED")
+        except TandemError as error:
+            if not text.num_tokens:
+                raise
+            await self._send_delta(text.finish())
+            raise type(error)(
+                f"The answer broke off after {text.num_tokens} tokens. {error.message}",
+                reason=error.reason,
+                retry_after_s=error.retry_after_s,
+                metadata={**error.metadata, "completion_tokens": str(text.num_tokens)},
+            ) from error
+        return response
 
     async def _send_delta(self, delta: gateway_pb2.TextDelta | None) -> None:
         if delta is not None:
@@ -145,6 +190,14 @@ def _so_far(prefilled: language_pb2.Prefilled) -> language_pb2.GenerateFinished:
         usage=sampling_pb2.Usage(cached_prompt_tokens=prefilled.cached_prompt_tokens),
         timings=language_pb2.GenerateTimings(queue_ms=prefilled.queue_ms, prefill_ms=prefilled.prefill_ms),
     )
+
+
+async def _result(encoding: asyncio.Task[bytes]) -> bytes:
+    """Return what a picture became."""
+    await asyncio.wait([encoding])
+    if encoding.cancelled() or encoding.exception() is not None:
+        raise _NoPictureError
+    return encoding.result()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from gateway.deadline import Deadline
-from gateway.stages import errors_of
+from gateway.stage_errors import errors_of
 from tandem.v1 import language_pb2
 
 if TYPE_CHECKING:

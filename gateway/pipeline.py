@@ -18,7 +18,9 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 class Pipeline:
     """Answers requests; holds nothing of any of them once it is answered, fails or is cancelled."""
 
-    def __init__(self, admission: Admission, traffic: Traffic, questions: QuestionMaker, visual_tokens: VisualTokenSource) -> None:
+    def __init__(
+        self, admission: Admission, traffic: Traffic, questions: QuestionMaker, visual_tokens: VisualTokenSource
+    ) -> None:
         self._admission = admission
         self._traffic = traffic
         self._questions = questions
@@ -70,7 +72,8 @@ class Pipeline:
             metrics.count_usage(release, finished.usage)
         except TimeoutError:
             outcome = "DEADLINE_EXCEEDED"
-            raise DeadlineExceeded("The time of the request ran out.") from None
+            produced = {"completion_tokens": str(report.num_answer_tokens)} if report.num_answer_tokens else {}
+            raise DeadlineExceeded("The time of the request ran out.", metadata=produced) from None
         except TandemError as error:
             outcome = error.reason
             raise

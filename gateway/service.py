@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import Admission
+from gateway.encoding import VisualTokenSource
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
@@ -38,7 +39,8 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
     questions = QuestionMaker(releases, images, settings.limits)
     admission = Admission(settings.admission_limits)
-    pipeline = Pipeline(admission, traffic, questions, VisualCache(settings.visual_cache_bytes))
+    visual_tokens = _visual_tokens(settings)
+    pipeline = Pipeline(admission, traffic, questions, visual_tokens)
     servicer = GatewayServicer(
         settings,
         callers=callers,
@@ -62,3 +64,28 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             task.cancel()
         await asyncio.wait(watching)
         await asyncio.gather(vision.close(), language.close())
+        if visual_tokens.shared is not None:
+            await visual_tokens.shared.close()
+
+
+def _visual_tokens(settings: GatewaySettings) -> VisualTokenSource:
+    """Return the caches of visual tokens, as far as they are switched on."""
+    shared = None
+    if settings.shared_cache_url is not None and settings.visual_cache:
+        # Here and not above: the Redis client takes longer to import than all the rest.
+        from gateway.shared_cache import SharedCache
+
+        shared = SharedCache(
+            settings.shared_cache_url.get_secret_value(),
+            timeout_s=settings.shared_cache_timeout_ms / 1000,
+            ttl_s=settings.shared_cache_ttl_s,
+            pause_s=settings.shared_cache_pause_s,
+        )
+    return VisualTokenSource(
+        memory=VisualCache(
+            settings.visual_cache_bytes if settings.visual_cache else 0, ttl_s=settings.visual_cache_ttl_s
+        ),
+        shared=shared,
+        digest_first_bytes=settings.digest_first_bytes,
+        reuse=settings.visual_cache,
+    )

@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls
@@ -61,8 +61,39 @@ class GatewaySettings(ServiceSettings):
     )
     default_deadline_s: float = Field(120, gt=0, description="time of a request that sets no deadline, seconds")
     max_deadline_s: float = Field(600, gt=0, description="longest time any request may take, seconds")
+    visual_cache: bool = Field(
+        True,
+        description="reuse visual tokens; off has every picture encoded for every request, to measure what it costs",
+    )
     visual_cache_bytes: int = Field(256 * 2**20, ge=0, description="memory for visual tokens; 0 keeps none")
+    visual_cache_ttl_s: float = Field(
+        86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept in memory, seconds"
+    )
+    digest_first_bytes: int = Field(
+        64 * 2**10,
+        ge=0,
+        description="a picture from this size on is sent to the vision service only if it does not know its digest",
+    )
+    shared_cache_url: SecretStr | None = Field(
+        None, description="redis://, rediss:// or unix:// address of a cache of visual tokens shared by all gateways"
+    )
+    shared_cache_timeout_ms: float = Field(
+        20, gt=0, le=1000, description="longest wait for one answer of the shared cache, milliseconds"
+    )
+    shared_cache_ttl_s: float = Field(
+        86_400, ge=1, allow_inf_nan=False, description="longest time visual tokens are kept in it, seconds"
+    )
+    shared_cache_pause_s: float = Field(
+        5, gt=0, le=3600, description="how long it is left alone after it failed five times in a row, seconds"
+    )
     image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for pictures given by PutImage; 0 takes none")
+
+    @field_validator("shared_cache_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
 
     @property
     def limits(self) -> Limits:

@@ -1,37 +1,49 @@
-"""Visual tokens in memory: each picture is encoded once, however many ask for it and however often."""
+"""Visual tokens in memory: each picture is looked for and encoded once, however many ask for it and however often."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
+
+from chassis.cache_metrics import CACHE_BYTES, CACHE_CORRUPTED, CACHE_EVICTIONS, CACHE_NO_ROOM, CACHE_REQUESTS
 from chassis.errors import DeadlineExceeded
 from chassis.lru import LruStore
-from chassis.single_flight import Landed, SingleFlight
-from gateway import metrics
+from chassis.single_flight import SingleFlight
+from gateway.visual_entry import Entry
+from tandem.v1 import gateway_pb2, vision_pb2
 
-Encode = Callable[[], Coroutine[Any, Any, bytes]]
+LEVEL = "gateway"
+ENTRY_BYTES = 512  # what an entry takes beside its data, about: key, digest, table
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the cache gives for a key."""
+    """Visual tokens, and where they came from."""
 
-    data: bytes  # a serialized VisualTokens
-    was_cached: bool  # False for the one caller whose question had it encoded
+    entry: Entry
+    level: gateway_pb2.CacheLevel.ValueType
+    similar: vision_pb2.SimilarPicture | None = None  # the picture they were made of, where it is not the one asked for
+
+
+Find = Callable[[], Coroutine[Any, Any, Found]]
 
 
 class VisualCache:
-    """Serialized visual tokens by visual key, bounded by bytes. For one event loop.
+    """Visual tokens by visual key, bounded by bytes and age. For one event loop.
 
     The key is a digest over everything the tokens depend on, and there is no other way in, so an entry can never be
     served across pictures, tenants or vision weights.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        """Start empty; with 0 bytes nothing is kept, but callers at the same time still share one encoding."""
-        self._store: LruStore[bytes, bytes] = LruStore(max_bytes=max_bytes)
-        self._flights: SingleFlight[bytes, bytes] = SingleFlight()
+    def __init__(self, max_bytes: int, *, ttl_s: float | None = None) -> None:
+        """Start empty; with 0 bytes nothing is kept, but callers at the same time still share one search."""
+        self._store: LruStore[bytes, Entry] = LruStore(max_bytes=max_bytes, ttl_s=ttl_s)
+        self._flights: SingleFlight[bytes, Found] = SingleFlight()
+        self._num_evicted = 0
 
     @property
     def num_bytes(self) -> int:
@@ -44,41 +56,59 @@ class VisualCache:
         return self._store.num_pinned
 
     @asynccontextmanager
-    async def use(self, key: bytes, encode: Encode) -> AsyncIterator[Found]:
-        """Yield the tokens of `key`, encoded by `encode` where they are not at hand; they are not evicted while in use.
+    async def use(self, key: bytes, find: Find) -> AsyncIterator[Found]:
+        """Yield the tokens of `key`, got by `find` where they are not here; they are not evicted while in use.
 
         Raises:
-            whatever `encode` raises, for every caller that waits for it.
+            whatever `find` raises, for every caller that waits for it.
         """
-        landed = None if key in self._store else await self._land(key, encode)
-        with self._store.use(key) as kept:
-            if landed is not None:
-                yield Found(landed.result, was_cached=landed.joined)
-                return
-            assert kept is not None, "nothing has happened since the store had it"
-            metrics.VISUAL_CACHE_REQUESTS.labels("hit").inc()
-            yield Found(kept, was_cached=True)
+        with ExitStack() as pin:
+            entry = self._read(key, pin)
+            if entry is not None:
+                CACHE_REQUESTS.labels(LEVEL, "hit").inc()
+                found = Found(entry, gateway_pb2.CACHE_LEVEL_GATEWAY)
+            else:
+                found = await self._land(key, find)
+                pin.enter_context(self._store.use(key))
+            yield found
 
-    async def _land(self, key: bytes, encode: Encode) -> Landed[bytes]:
-        """Encode, or wait for another caller's encoding."""
+    def _read(self, key: bytes, pin: ExitStack) -> Entry | None:
+        """Return the entry of a key, pinned, if there is one that still holds."""
+        entry = pin.enter_context(self._store.use(key))
+        if entry is None or entry.is_whole:
+            return entry
+        # Memory does not change by itself: a bug wrote to it, or the machine is failing.
+        _log.error("cached visual tokens were corrupted", visual_key=key.hex())
+        CACHE_CORRUPTED.labels(LEVEL).inc()
+        self._store.drop(key)
+        return None
 
-        async def encode_and_keep() -> bytes:
-            data = await encode()
-            self._keep(key, data)
-            return data
+    async def _land(self, key: bytes, find: Find) -> Found:
+        """Find, or wait for another caller's search."""
+
+        async def find_and_keep() -> Found:
+            found = await find()
+            if found.similar is None:  # else they answer this time, but are another picture's
+                self._keep(key, found.entry)
+            return found
 
         while True:
             joins = key in self._flights
-            metrics.VISUAL_CACHE_REQUESTS.labels("joined" if joins else "miss").inc()
+            CACHE_REQUESTS.labels(LEVEL, "in_flight" if joins else "miss").inc()
             try:
-                return await self._flights.run(key, encode_and_keep)
+                landed = await self._flights.run(key, find_and_keep)
             except DeadlineExceeded:
                 if not joins:
                     raise
                 # The time of whoever started it ran out; this caller still has some, and starts over.
+                continue
+            if landed.joined and landed.result.level == gateway_pb2.CACHE_LEVEL_MISS:
+                return replace(landed.result, level=gateway_pb2.CACHE_LEVEL_IN_FLIGHT)
+            return landed.result
 
-    def _keep(self, key: bytes, data: bytes) -> None:
-        num_evicted = self._store.num_evicted
-        self._store.put(key, data, len(data))
-        metrics.VISUAL_CACHE_EVICTIONS.inc(self._store.num_evicted - num_evicted)
-        metrics.VISUAL_CACHE_BYTES.set(self._store.num_bytes)
+    def _keep(self, key: bytes, entry: Entry) -> None:
+        if not self._store.put(key, entry, len(entry.data) + ENTRY_BYTES):
+            CACHE_NO_ROOM.labels(LEVEL).inc()
+        CACHE_EVICTIONS.labels(LEVEL).inc(self._store.num_evicted - self._num_evicted)
+        self._num_evicted = self._store.num_evicted
+        CACHE_BYTES.labels(LEVEL).set(self._store.num_bytes)

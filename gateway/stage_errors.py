@@ -1,0 +1,51 @@
+"""What calls of the stages raise, made fit for clients."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from chassis.errors import DeadlineExceeded, Internal, TandemError, Unavailable, from_rpc_error
+
+_log = structlog.get_logger()
+
+
+def unreachable(stage: str) -> Unavailable:
+    """Return the error of a stage that does not answer."""
+    return Unavailable(
+        f"The {stage} service cannot be reached.", reason=f"{stage.upper()}_UNREACHABLE", retry_after_s=1
+    )
+
+
+@contextmanager
+def errors_of(stage: str) -> Iterator[None]:
+    """Translate what calls of a stage raise into errors a client may see.
+
+    Typed errors pass on as they are. Those gRPC makes itself carry addresses, so they get words of our own.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _translate(stage, error) from None
+    except asyncio.CancelledError:
+        # gRPC raises this for a stream the other side reset, too; then nobody asked this task to stop.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise unreachable(stage) from None
+
+
+def _translate(stage: str, rpc_error: grpc.RpcError) -> TandemError:
+    error = from_rpc_error(rpc_error)
+    metadata: Any = rpc_error.trailing_metadata()  # pairs; the published types say one opaque object
+    if "grpc-status-details-bin" in dict(metadata or ()):
+        return error  # one of ours, made for clients
+    if error.code == grpc.StatusCode.UNAVAILABLE:
+        return unreachable(stage)
+    if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded("The time of the request ran out.")
+    _log.error("stage failed", stage=stage, code=error.code.name, error=error.message)
+    return Internal(f"The {stage} service failed.", reason=f"{stage.upper()}_FAILED")
