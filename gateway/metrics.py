@@ -39,13 +39,6 @@ INTER_TOKEN = Histogram(
 )
 EJECTIONS = Counter("tandem_gateway_ejections", "Endpoints left out for failures in a row, by stage.", ["stage"])
 FAILOVERS = Counter("tandem_gateway_failovers", "Calls made again on another replica, by stage.", ["stage"])
-VISUAL_CACHE_REQUESTS = Counter(
-    "tandem_gateway_visual_cache_requests",
-    "Pictures asked for, by result: hit, miss, or joined to an encoding under way.",
-    ["result"],
-)
-VISUAL_CACHE_EVICTIONS = Counter("tandem_gateway_visual_cache_evictions", "Entries dropped to make room.")
-VISUAL_CACHE_BYTES = Gauge("tandem_gateway_visual_cache_bytes", "Bytes of all entries.")
 ENCODE_ERRORS = Counter(
     "tandem_gateway_encode_errors", "Pictures the vision service did not encode, by reason.", ["reason"]
 )
