@@ -1,0 +1,163 @@
+"""What the resampler saves the decoder: 32 visual tokens a picture against handing over all 196 or 256 patches.
+
+One decoder of 0.6 B parameters (Qwen3-0.6B's shape, random weights, bfloat16) in our engine, no gRPC; requests with one
+picture each, eight at once, in interleaved rounds. Two answers: one token, where the prompt is all there is, and 32.
+"""
+
+import asyncio
+import os
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.axes import Axes
+from rich.progress import Progress
+
+from benchmarks.report import Report, parse_arguments
+from checkpoint.config import LanguageConfig
+from language_service.cache.paged import CacheConfig, PagedCache, bytes_per_block
+from language_service.engine import Finished
+from language_service.model.decoder import Decoder
+from language_service.options import SamplingOptions
+from language_service.paged_engine import PagedEngine
+from language_service.runner import Runner
+from language_service.scheduling.scheduler import SchedulerConfig
+
+DECODER = LanguageConfig(
+    width=1024,
+    num_layers=28,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_width=3072,
+    vocab_size=151936,
+    context_length=1024,
+    qk_norm=True,
+    eos_token_ids=(2,),
+)
+# Visual tokens of one picture, and what makes them.
+KINDS = {32: "32 resampled", 196: "196 patches of 16 pixels", 256: "256 patches of 14 pixels"}
+ANSWERS = (1, 32)  # tokens
+TEXT_TOKENS = 24  # of the question, half of it before the picture
+AT_ONCE = 8
+BLOCK_SIZE = 16
+ROUNDS = 5
+AIM = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One round of one kind: requests at once, and one alone."""
+
+    requests_per_s: float
+    prefill_s: float  # of a request that has the machine to itself
+
+
+def build_engine() -> PagedEngine:
+    """Return an engine with random weights and room for all requests of a round."""
+    dtype, device = torch.bfloat16, torch.device("cpu")
+    decoder = Decoder(DECODER).to(dtype).requires_grad_(False).eval()
+    blocks_each = -(-(TEXT_TOKENS + max(KINDS) + max(ANSWERS)) // BLOCK_SIZE)
+    cache = PagedCache(DECODER, CacheConfig(num_blocks=AT_ONCE * blocks_each), dtype=dtype, device=device)
+    config = SchedulerConfig(block_size=BLOCK_SIZE, max_running=AT_ONCE, max_waiting=AT_ONCE, max_step_tokens=512)
+    return PagedEngine(Runner(decoder, cache), config, tag="benchmark", turn=threading.Lock())
+
+
+async def answer(engine: PagedEngine, num_visual: int, num_tokens: int) -> Finished:
+    """Ask about a picture nobody has seen, in words nobody has used, so that no part of the prompt is cached."""
+    words = torch.randint(6, DECODER.vocab_size, (TEXT_TOKENS,)).tolist()
+    picture_ND = torch.randn(num_visual, DECODER.width).mul_(0.02).to(torch.bfloat16)
+    generation = engine.open(SamplingOptions(ignore_eos=True), salt=b"", priority=0)
+    generation.add_text(words[: TEXT_TOKENS // 2])
+    generation.add_image(picture_ND, os.urandom(32))
+    generation.add_text(words[TEXT_TOKENS // 2 :])
+    generation.end_prompt(num_tokens)
+    async for event in generation:
+        if isinstance(event, Finished):
+            return event
+    raise RuntimeError("the answer did not finish")
+
+
+async def take(engine: PagedEngine, num_visual: int, num_tokens: int) -> Sample:
+    """Run one round of one kind."""
+    alone = await answer(engine, num_visual, 1)
+    start = time.perf_counter()
+    await asyncio.gather(*(answer(engine, num_visual, num_tokens) for _ in range(AT_ONCE)))
+    return Sample(AT_ONCE / (time.perf_counter() - start), alone.timings.prefill_ms / 1000)
+
+
+async def measure(answers: Sequence[int], rounds: int) -> dict[tuple[int, int], list[Sample]]:
+    """Return samples by visual tokens and answer tokens, taken in turn so that a drifting machine is fair to all."""
+    samples: dict[tuple[int, int], list[Sample]] = {(kind, tokens): [] for tokens in answers for kind in KINDS}
+    engine = build_engine()
+    for kind in KINDS:
+        await answer(engine, kind, 2)  # the first of a shape pays for choosing kernels
+    with Progress() as progress:
+        task = progress.add_task("answering", total=rounds * len(samples))
+        for _ in range(rounds):
+            for (kind, tokens), taken in samples.items():
+                taken.append(await take(engine, kind, tokens))
+                progress.advance(task)
+    await engine.close()
+    return samples
+
+
+def fill(report: Report, samples: dict[tuple[int, int], list[Sample]], answers: Sequence[int]) -> None:
+    """Add the figures to the report."""
+    position_bytes = bytes_per_block(DECODER, BLOCK_SIZE, torch.bfloat16) / BLOCK_SIZE
+    for kind, name in KINDS.items():
+        report.add(f"{name}: KV cache of a picture", kind * position_bytes / 2**20, "MiB")
+        alone = [sample.prefill_s for tokens in answers for sample in samples[kind, tokens]]
+        report.add(f"{name}: prefill of a prompt", 1000 * statistics.median(alone), "ms")
+        for tokens in answers:
+            rate = statistics.median(sample.requests_per_s for sample in samples[kind, tokens])
+            report.add(f"{name}: {AT_ONCE} at once, answers of {tokens}", rate, "requests/s")
+    for kind in list(KINDS)[1:]:
+        few = [sample.prefill_s for tokens in answers for sample in samples[32, tokens]]
+        many = [sample.prefill_s for tokens in answers for sample in samples[kind, tokens]]
+        report.add(f"32 against {kind}: prefill", median_ratio(many, few), "x as fast")
+        for tokens in answers:
+            fast = [sample.requests_per_s for sample in samples[32, tokens]]
+            slow = [sample.requests_per_s for sample in samples[kind, tokens]]
+            gain = median_ratio(fast, slow)
+            report.add(f"32 against {kind}: answers of {tokens}", gain, "x requests/s", aim="about 3", met=gain >= AIM)
+        report.add(f"32 against {kind}: KV cache of a picture", kind / 32, "x smaller")
+    for (kind, tokens), taken in samples.items():
+        report.details[f"{kind} visual tokens, answers of {tokens}"] = {
+            "requests_per_s": [sample.requests_per_s for sample in taken],
+            "prefill_s": [sample.prefill_s for sample in taken],
+        }
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median over rounds of the ratio of two samples of the same round."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and publish."""
+    options = parse_arguments("Resampled visual tokens against all patches, on the same decoder.", arguments)
+    answers = ANSWERS[:1] if options.quick else ANSWERS
+    torch.manual_seed(0)
+    samples = asyncio.run(measure(answers, ROUNDS))
+    report = Report(
+        "resampler_gain", "What visual tokens cost a decoder of 0.6 B, bfloat16"
+    )
+    fill(report, samples, answers)
+
+    def plot(axes: Axes) -> None:
+        for offset, tokens in enumerate(answers):
+            rates = [statistics.median(sample.requests_per_s for sample in samples[kind, tokens]) for kind in KINDS]
+            places = [index + 0.4 * offset for index in range(len(KINDS))]
+            axes.bar(places, rates, width=0.38, label=f"answers of {tokens} token{'s' * (tokens > 1)}")
+        axes.set(ylabel=f"requests/s, {AT_ONCE} at once", xticks=range(len(KINDS)), xticklabels=list(KINDS.values()))
+        axes.legend()
+
+    report.publish(plot, options.json)
+
+
+if __name__ == "__main__":
+    main()
