@@ -207,7 +207,7 @@ def main() -> None:
     if arguments.address:
         outcomes = measure_at(arguments.address, release, arguments.questions, arguments.seed, console)
     else:
-        stack = StackConfig(models=arguments.models, release=release, log_level="warning")
+        stack = StackConfig(models=arguments.models, release=release)
         outcomes = measure(stack, arguments.questions, arguments.seed, console)
     console.print(table(release, outcomes))
     if arguments.json:

@@ -95,7 +95,7 @@ def main() -> None:
     tokenizer_json = (arguments.folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         publish(Path(scratch), arguments.tag, weights, tokenizer_json, card="Being measured.\n")
-        stack = StackConfig(models=Path(scratch), release=arguments.tag, log_level="warning")
+        stack = StackConfig(models=Path(scratch), release=arguments.tag)
         outcomes = measure(stack, arguments.questions, arguments.seed, console)
     console.print(table(arguments.tag, outcomes))
     scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}

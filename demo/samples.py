@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
     arguments = parser.parse_args()
     write_pictures(PICTURES)
-    stack = StackConfig(models=arguments.models, release=arguments.release, log_level="warning")
+    stack = StackConfig(models=arguments.models, release=arguments.release)
     with Stack(stack) as running, Client(running.address) as client:
         answers = ask_all(client, arguments.release, PICTURES)
     draw_answers(answers, PICTURES, ImageFont.truetype(arguments.font, FONT_SIZE)).save(OUTPUT, optimize=True)
