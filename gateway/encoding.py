@@ -98,10 +98,10 @@ class VisualTokenSource:
             return await self._encode(search)
         entry = await self.shared.get(search.wanted)
         if entry is not None:
-            return Found(entry, gateway_pb2.CACHE_LEVEL_SHARED)
+            return Found(entry, search.wanted.visual_key, gateway_pb2.CACHE_LEVEL_SHARED)
         found = await self._encode(search)
-        if found.similar is None:
-            self.shared.put(search.wanted.visual_key, found.entry)
+        if found.visual_key == search.wanted.visual_key:
+            self.shared.put(found.visual_key, found.entry)
         return found
 
     async def _encode(self, search: _Search) -> Found:
@@ -156,4 +156,4 @@ def _checked(response: vision_pb2.EncodeResponse, search: _Search) -> Found:
     except InvalidArgument as error:
         raise Internal("The vision service answered with a wrong tensor.", reason="BAD_TENSOR") from error
     level = _LEVELS.get(response.source, gateway_pb2.CACHE_LEVEL_MISS)
-    return Found(Entry.of(tokens.SerializeToString()), level, similar)
+    return Found(Entry.of(tokens.SerializeToString()), wanted.visual_key, level, similar)

@@ -25,6 +25,7 @@ class Found:
     """Visual tokens, and where they came from."""
 
     entry: Entry
+    visual_key: bytes  # their own, which may be another than was asked for; then they are kept under neither
     level: gateway_pb2.CacheLevel.ValueType
     similar: vision_pb2.SimilarPicture | None = None  # the picture they were made of, where it is not the one asked for
 
@@ -66,7 +67,7 @@ class VisualCache:
             entry = self._read(key, pin)
             if entry is not None:
                 CACHE_REQUESTS.labels(LEVEL, "hit").inc()
-                found = Found(entry, gateway_pb2.CACHE_LEVEL_GATEWAY)
+                found = Found(entry, key, gateway_pb2.CACHE_LEVEL_GATEWAY)
             else:
                 found = await self._land(key, find)
                 pin.enter_context(self._store.use(key))
@@ -88,7 +89,7 @@ class VisualCache:
 
         async def find_and_keep() -> Found:
             found = await find()
-            if found.similar is None:  # else they answer this time, but are another picture's
+            if found.visual_key == key:  # else they answer this time, but are another picture's or encoder's
                 self._keep(key, found.entry)
             return found
 

@@ -59,6 +59,11 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def value(self, name: bytes) -> bytes:
+        """Return what is kept under a name; empty where nothing is."""
+        value = self.client.get(name)
+        return value if isinstance(value, bytes) else b""
+
     def fill(self) -> None:
         """Leave no memory for another entry."""
         self.client.config_set("maxmemory", "1mb")

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from tokenizers import Tokenizer
 
-from chassis.errors import TandemError
+from chassis.errors import NotFound, TandemError
 from chassis.server import Server
 from chassis.settings import ServiceSettings
 from checkpoint.identity import visual_key
@@ -49,6 +49,10 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     go: asyncio.Event = field(default_factory=asyncio.Event)
     error: TandemError | None = None  # raised instead of an answer
     change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # spoils an answer
+    source: vision_pb2.EncodeSource.ValueType = vision_pb2.ENCODE_SOURCE_ENCODED
+    similar: vision_pb2.SimilarPicture | None = None  # whose visual tokens every answer brings
+    known: set[bytes] = field(default_factory=set)  # digests that are answered without the picture
+    requests: list[vision_pb2.EncodeRequest] = field(default_factory=list)
     num_encodes: int = 0
     num_cancelled: int = 0
     deadlines_s: list[float] = field(default_factory=list)
@@ -65,21 +69,23 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
+        self.requests.append(request)
         if self.error is not None:
             raise self.error
+        if not request.image and request.image_sha256 not in self.known:
+            raise NotFound("Send the picture.", reason="IMAGE_NOT_CACHED")
+        encoded = request.image_sha256 if self.similar is None else self.similar.image_sha256
         shape = (self.info.vision.num_visual_tokens, self.info.vision.token_width)
         tokens = tensor_pb2.VisualTokens(
             embeddings=tensor_pb2.Tensor(
                 data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=shape, data=b"\x80\x3f" * shape[0] * shape[1]
             ),
-            visual_key=visual_key(
-                encoder_id=ENCODER_ID, cache_salt=request.cache_salt, image_sha256=request.image_sha256
-            ),
+            visual_key=visual_key(encoder_id=ENCODER_ID, cache_salt=request.cache_salt, image_sha256=encoded),
             vision_digest=self.info.half_digest,
         )
         self.change(tokens)
         self.events.append("encode ends")
-        return vision_pb2.EncodeResponse(visual_tokens=tokens)
+        return vision_pb2.EncodeResponse(visual_tokens=tokens, source=self.source, similar=self.similar)
 
 
 @dataclass
@@ -91,8 +97,11 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
     answer: Sequence[int] = ()
     hangs: bool = False
     error: TandemError | None = None  # raised at the first message
+    late_error: TandemError | None = None  # raised after the answer's tokens
     num_running: int = 0
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
+    pictures: list[tensor_pb2.VisualTokens] = field(default_factory=list)
+    prefilled: language_pb2.Prefilled | None = None  # told before the first token
     deadlines_s: list[float] = field(default_factory=list)
 
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
@@ -108,15 +117,21 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
                 self.events.append(request.WhichOneof("message") or "")
                 if request.HasField("start"):
                     self.starts.append(request.start)
+                if request.HasField("image"):
+                    self.pictures.append(request.image.visual_tokens)
                 if self.error is not None:
                     raise self.error
             self.events.append("prompt ends")
+            if self.prefilled is not None:
+                yield language_pb2.GenerateResponse(prefilled=self.prefilled)
             for token_id in self.answer:
                 chosen = sampling_pb2.TokenLogprob(token_id=token_id, logprob=-0.5)
                 logprobs = [sampling_pb2.PositionLogprobs(chosen=chosen)]
                 asked = self.starts[-1].sampling.HasField("num_logprobs")
                 chunk = language_pb2.TokenChunk(token_ids=[token_id], logprobs=logprobs if asked else ())
                 yield language_pb2.GenerateResponse(tokens=chunk)
+            if self.late_error is not None:
+                raise self.late_error
             if self.hangs:
                 await asyncio.Event().wait()
             yield language_pb2.GenerateResponse(
@@ -207,8 +222,18 @@ async def read(call: Any) -> Answer:
 
 
 @asynccontextmanager
-async def scripted_world(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[World]:
-    """Run a gateway with `settings` over the tiny checkpoint in `store`, between scripted stages that fit it."""
+async def scripted_world(
+    store: Path,
+    tokenizer: Tokenizer,
+    *,
+    more_vision: Sequence[str] = (),
+    more_language: Sequence[str] = (),
+    **settings: Any,
+) -> AsyncIterator[World]:
+    """Run a gateway with `settings` over the tiny checkpoint in `store`, between scripted stages that fit it.
+
+    `more_vision` and `more_language` are addresses of further replicas of the stages.
+    """
     events: list[str] = []
     # Abstract are only the calls a gateway never makes.
     vision = ScriptedVision(vision_info(store), events)  # type: ignore[abstract]
@@ -222,8 +247,8 @@ async def scripted_world(store: Path, tokenizer: Tokenizer, **settings: Any) -> 
             listen="127.0.0.1:0",
             models=store,
             release=TAG,
-            vision=(vision_switch.address,),
-            language=(language_switch.address,),
+            vision=(vision_switch.address, *more_vision),
+            language=(language_switch.address, *more_language),
             **settings,
         )
         server = Server(chosen)

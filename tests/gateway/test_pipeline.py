@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from chassis.errors import InvalidArgument, ResourceExhausted, from_rpc_error
-from tandem.v1 import gateway_pb2, model_pb2, sampling_pb2, tensor_pb2
+from tandem.v1 import gateway_pb2, language_pb2, model_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.scripted import World, ask, eventually, read
 
@@ -129,6 +129,16 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_decoder(world: World)
     assert answer.finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
     assert answer.finished.usage.completion_tokens == len("A red cup.\n\nUser:")
     await eventually(lambda: world.language.num_running == 0)
+
+
+async def test_a_stop_string_does_not_lose_what_the_prompt_took(world: World) -> None:
+    """The call is cancelled before its last message, which would have said so."""
+    world.say("A red cup. END And more.")
+    world.language.hangs = True
+    world.language.prefilled = language_pb2.Prefilled(cached_prompt_tokens=16, queue_ms=2.5, prefill_ms=7.5)
+    finished = (await world.ask("What is it?", stop=["END"])).finished
+    assert finished.usage.cached_prompt_tokens == 16
+    assert (finished.timings.queue_ms, finished.timings.prefill_ms) == (2.5, 7.5)
 
 
 async def test_logprobs_travel_with_the_text_they_belong_to(world: World) -> None:

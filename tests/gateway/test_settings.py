@@ -32,12 +32,27 @@ def test_several_endpoints_are_separated_by_commas() -> None:
     assert (loaded.vision, loaded.language) == (("a:1", "b:2"), ("c:3",))
 
 
+def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() -> None:
+    assert settings().shared_cache_url is None
+    loaded = load_settings(GatewaySettings, [*REQUIRED, "--shared-cache-url", "redis://:secret@host:6379/0"])
+    assert loaded.shared_cache_url is not None
+    assert "secret" not in repr(loaded)
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--max-stop-strings", "17"), ("--vision", ","), ("--max-deadline-s", "0"), ("--refresh-s", "no")],
+    [
+        ("--shared-cache-url", "http://:secret@host"),
+        ("--max-stop-strings", "17"),
+        ("--vision", ","),
+        ("--max-deadline-s", "0"),
+        ("--refresh-s", "no"),
+    ],
 )
 def test_a_bad_value_stops_the_process_and_is_named(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         load_settings(GatewaySettings, [*REQUIRED, flag, value])
     assert raised.value.code == 2
-    assert flag in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert flag in complaint
+    assert "secret" not in complaint

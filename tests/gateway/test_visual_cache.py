@@ -26,7 +26,11 @@ class Encoder:
         self.num_cancelled = 0
 
     def of(
-        self, data: bytes, error: Exception | None = None, similar: vision_pb2.SimilarPicture | None = None
+        self,
+        data: bytes,
+        error: Exception | None = None,
+        similar: vision_pb2.SimilarPicture | None = None,
+        key: bytes = b"a",
     ) -> Callable[[], Coroutine[Any, Any, Found]]:
         async def encode() -> Found:
             self.num_started += 1
@@ -37,7 +41,7 @@ class Encoder:
                 raise
             if error is not None:
                 raise error
-            return Found(Entry.of(data), gateway_pb2.CACHE_LEVEL_SIMILAR if similar else MISS, similar)
+            return Found(Entry.of(data), key, gateway_pb2.CACHE_LEVEL_SIMILAR if similar else MISS, similar)
 
         return encode
 
@@ -56,8 +60,8 @@ async def test_the_least_recently_used_makes_room(encoder: Encoder) -> None:
     encoder.go.set()
     cache = VisualCache(max_bytes=2 * ENTRY)
     for key in (b"a", b"b", b"a", b"c"):
-        await get(cache, key, encoder.of(key * 10))
-    levels = [(await get(cache, key, encoder.of(key * 10))).level for key in (b"a", b"c", b"b")]
+        await get(cache, key, encoder.of(key * 10, key=key))
+    levels = [(await get(cache, key, encoder.of(key * 10, key=key))).level for key in (b"a", b"c", b"b")]
     assert levels == [HERE, HERE, MISS]
 
 
@@ -66,7 +70,7 @@ async def test_what_is_in_use_is_not_dropped(encoder: Encoder) -> None:
     cache = VisualCache(max_bytes=2 * ENTRY)
     async with cache.use(b"a", encoder.of(b"a" * 10)):
         for key in (b"b", b"c", b"d"):
-            await get(cache, key, encoder.of(key * 10))
+            await get(cache, key, encoder.of(key * 10, key=key))
         assert cache.num_pinned == 1
         assert (await get(cache, b"a", encoder.of(b"?"))).level == HERE
     assert cache.num_pinned == 0
@@ -76,7 +80,7 @@ async def test_what_does_not_fit_beside_pinned_entries_is_served_but_not_kept(en
     encoder.go.set()
     cache = VisualCache(max_bytes=ENTRY + 5)
     async with cache.use(b"a", encoder.of(b"a" * 10)):
-        assert (await get(cache, b"b", encoder.of(b"b" * 10))).entry.data == b"b" * 10
+        assert (await get(cache, b"b", encoder.of(b"b" * 10, key=b"b"))).entry.data == b"b" * 10
     assert cache.num_bytes == ENTRY
 
 
@@ -161,7 +165,7 @@ async def test_tokens_of_a_similar_picture_answer_this_time_and_are_never_kept_u
     encoder.go.set()
     cache = VisualCache(max_bytes=10_000)
     similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
-    assert (await get(cache, b"a", encoder.of(b"other's", similar=similar))).similar == similar
+    assert (await get(cache, b"a", encoder.of(b"other's", similar=similar, key=b"b"))).similar == similar
     assert (cache.num_bytes, cache.num_pinned) == (0, 0)
     assert (await get(cache, b"a", encoder.of(b"own"))).level == MISS
 
@@ -170,7 +174,7 @@ async def test_those_who_join_see_where_the_tokens_came_from(encoder: Encoder) -
     """Only what was encoded for another request is theirs by joining; a similar picture's tokens stay that."""
     cache = VisualCache(max_bytes=0)
     similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
-    calls = [asyncio.create_task(get(cache, b"a", encoder.of(b"tokens", similar=similar))) for _ in range(3)]
+    calls = [asyncio.create_task(get(cache, b"a", encoder.of(b"tokens", similar=similar, key=b"b"))) for _ in range(3)]
     await asyncio.sleep(0)
     encoder.go.set()
     found = await asyncio.gather(*calls)
