@@ -18,7 +18,7 @@ from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_requ
 
 # Asked every few seconds by kubelets, balancers and gateways, or open for as long as a process lives: not logged, not
 # waited for.
-_HOUSEKEEPING = re.compile(r"grpc\.(health|reflection)\..*|.*/ListModels")
+_HOUSEKEEPING = re.compile(r"grpc\.(health|reflection)\..*|.*/ListModels|.*/Watch")
 _SERVER_FAULTS = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
 
 _log = structlog.get_logger()

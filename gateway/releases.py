@@ -64,8 +64,7 @@ def open_release(store: ModelStore, name: str) -> Release:
         FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'BAD_CHECKPOINT', a file is not valid.
         DataLoss: reason 'DIGEST_MISMATCH'.
     """
-    vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
-    language_tag = language_tag or vision_tag
+    vision_tag, language_tag = tags_of(name)
     parse_tag(vision_tag)
     folder = store.folder(language_tag)
     manifest = read_manifest(folder)
@@ -110,7 +109,7 @@ class Releases:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
         for name in self.names:
-            if pin in (name, language_tag_of(name)):
+            if pin in (name, tags_of(name)[1]):
                 return name
         raise NotFound("There is no release of that tag.", reason="UNKNOWN_RELEASE", field="x-tandem-release")
 
@@ -165,8 +164,7 @@ class Releases:
         while True:
             await self._refresh()
             ready = {
-                language_tag_of(name): name in self._opened and self._is_ready(self._opened[name])
-                for name in self.names
+                tags_of(name)[1]: name in self._opened and self._is_ready(self._opened[name]) for name in self.names
             }
             for tag in told | ready.keys():
                 await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
@@ -188,9 +186,10 @@ class Releases:
         return vision.state == language.state == model_pb2.MODEL_STATE_READY
 
 
-def language_tag_of(name: str) -> str:
-    """Return the language tag of a release's name."""
-    return name.rpartition(",")[2]
+def tags_of(name: str) -> tuple[str, str]:
+    """Return the vision tag and the language tag of a release's name."""
+    vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
+    return vision_tag, language_tag or vision_tag
 
 
 def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:

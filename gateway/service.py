@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from chassis.server import Server
 from checkpoint.store import ModelStore
@@ -12,6 +13,7 @@ from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
+from gateway.rollout.opening import open_rollouts
 from gateway.rollout.traffic import Traffic
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
@@ -57,8 +59,18 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         asyncio.create_task(releases.watch(server.health, settings.refresh_s)),
         asyncio.create_task(callers.watch(settings.refresh_s)),
     ]
+    rollouts = open_rollouts(
+        settings,
+        server,
+        traffic=traffic,
+        releases=releases,
+        vision=vision,
+        language=language,
+        check_operator=partial(callers.identify, role="operator"),
+    )
     try:
-        yield
+        async with rollouts:
+            yield
     finally:
         for task in watching:
             task.cancel()

@@ -88,7 +88,21 @@ class GatewaySettings(ServiceSettings):
     )
     image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for pictures given by PutImage; 0 takes none")
 
-    @field_validator("shared_cache_url")
+    rollout_file: Path | None = Field(
+        None,
+        description="file that keeps the rollout; beside --rollout-redis, the copy that is served while Redis is away",
+    )
+    rollout_redis: SecretStr | None = Field(
+        None, description="redis:// address that keeps the rollout for several gateways, which then act as one"
+    )
+    rollout_tick_s: float = Field(
+        0.2, ge=0.01, le=60, description="how often the rollout's state and numbers are looked at, seconds"
+    )
+    rollout_load_timeout_s: float = Field(
+        600, gt=0, description="longest time a canary's models may take to load before it is rolled back, seconds"
+    )
+
+    @field_validator("shared_cache_url", "rollout_redis")
     @classmethod
     def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.rollout.counts import Arm, Counts, Number, Timing, histograms, log2_of, median_s, merged, number
+from gateway.rollout.counts import Counts, Number, Timing, histograms, log2_of, median_s, merged, number
 from gateway.rollout.plan import Guard, Plan
 from gateway.rollout.significance import p_above, p_rate_above, p_rate_below, rank_sum_z
 
@@ -173,8 +173,3 @@ def _finding(
         p_within=p_within,
         verdict=verdict,
     )
-
-
-def rate_arm(counts: Counts, arm: Arm) -> tuple[int, int, int]:
-    """Return (requests, errors, empty answers) of one release."""
-    return number(counts, arm, "requests"), number(counts, arm, "errors"), number(counts, arm, "empty")

@@ -35,8 +35,8 @@ class ModelLife:
             self._load(self._vision, release.vision_tag), self._load(self._language, release.language_tag)
         )
 
-    async def unload(self, release: Release, *, keep: Container[str]) -> None:
-        """Have both stages drop the halves of a release, except the tags in `keep`; answers when they are gone.
+    async def unload(self, vision_tag: str, language_tag: str, *, keep: Container[str]) -> None:
+        """Have both stages drop these halves, except the tags in `keep`; answers when they are gone.
 
         Raises:
             TandemError: a stage did not do it.
@@ -44,7 +44,7 @@ class ModelLife:
         await asyncio.gather(
             *(
                 _unload(stage, endpoint, tag)
-                for stage, tag in ((self._vision, release.vision_tag), (self._language, release.language_tag))
+                for stage, tag in ((self._vision, vision_tag), (self._language, language_tag))
                 for endpoint in stage.endpoints
                 if tag not in keep and tag in endpoint.models and len(endpoint.models) > 1
             )

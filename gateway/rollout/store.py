@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chassis.errors import FailedPrecondition
+from chassis.errors import FailedPrecondition, Unavailable
 from gateway.rollout.counts import Counts
 from gateway.rollout.state import State
 
@@ -120,7 +120,13 @@ class FileStore:
 
     async def _replace(self, file: _File) -> None:
         if self._path is not None:
-            await asyncio.to_thread(_write, self._path, file.model_dump_json().encode())
+            try:
+                await asyncio.to_thread(_write, self._path, file.model_dump_json().encode())
+            except OSError as error:
+                raise Unavailable(
+                    f"The rollout state file {self._path.name} cannot be written ({error.strerror}).",
+                    reason="ROLLOUT_STORE_UNREACHABLE",
+                ) from error
         self._file = file  # only what is on disk counts
 
 

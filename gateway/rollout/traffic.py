@@ -18,6 +18,8 @@ from gateway.rollout.counts import Arm, Counts, Kind, Outcome, counts_of
 from gateway.rollout.state import Phase, State
 from tandem.v1 import gateway_pb2
 
+# How early the event loop's timers may ring, seconds.
+_TIMER_S = 0.01
 # What a client did wrong says nothing about the release it was put on.
 _CLIENTS_OWN = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, Cancelled)
 
@@ -44,7 +46,7 @@ class Traffic:
         """
         self._releases = releases
         self._draw = draw
-        self._own_name = releases.default_name  # of the settings
+        self.own_name = releases.default_name  # the release of the settings, which always stays
         self._state: State | None = None
         self._counts: Counts = Counter()
         self._num_on: Counter[str] = Counter()
@@ -52,13 +54,13 @@ class Traffic:
     @property
     def in_force(self) -> str:
         """The release that answers what no canary takes."""
-        return self._state.in_force if self._state is not None else self._own_name
+        return self._state.in_force if self._state is not None else self.own_name
 
     @property
     def offered(self) -> tuple[str, ...]:
         """The releases a request can be on: those of the rollout, and the one of the settings."""
         needed = self._state.needed if self._state is not None else ()
-        return tuple(dict.fromkeys((*needed, self._own_name)))
+        return tuple(dict.fromkeys((*needed, self.own_name)))
 
     @property
     def in_use(self) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ class Traffic:
             release = await self._releases.open(name)
             yield Choice(release=release, arm=arm, window=window, mirror_to=self._mirror(arm))
         except asyncio.CancelledError:
-            if deadline.remaining_s() == 0:
+            if deadline.remaining_s() < _TIMER_S:
                 self.count(arm, window, _outcome(report, failed=True))
             raise
         except Exception as error:

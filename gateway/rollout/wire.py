@@ -1,0 +1,113 @@
+"""Between the plain data of rollouts and the messages of the contract."""
+
+from typing import Any
+
+from gateway.rollout.controller import preview
+from gateway.rollout.counts import Arm, Counts, histograms, median_s, merged, number
+from gateway.rollout.guard import Finding
+from gateway.rollout.keeper import View
+from gateway.rollout.plan import Guard, Plan, read_plan
+from gateway.rollout.state import Change, Phase
+from tandem.v1 import rollout_pb2
+
+
+def plan_of(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Plan:
+    """Return a plan, checked.
+
+    Args:
+        message: as an operator sent it; without a stable release it means the one in force.
+        in_force: that one.
+
+    Raises:
+        InvalidArgument: as `read_plan`.
+    """
+    guard: dict[str, Any] = {field.name: value for field, value in message.guard.ListFields()}
+    return read_plan(
+        {
+            "stable": message.stable or in_force,
+            "canary": message.canary,
+            "steps": [
+                {"weight_percent": step.weight_percent, "seconds": step.seconds, "requests": step.requests}
+                for step in message.steps
+            ],
+            "guard": guard,  # what is not set keeps its default
+            "shadow_percent": message.shadow_percent,
+        }
+    )
+
+
+def rollout_message(view: View) -> rollout_pb2.Rollout:
+    """Return what a gateway knows of the rollout."""
+    message = rollout_pb2.Rollout(in_force=view.in_force, store_reachable=view.store_reachable)
+    state = view.state
+    if state is None:
+        return message
+    message.id = state.id
+    message.phase = rollout_pb2.RolloutPhase.Value(f"ROLLOUT_PHASE_{state.phase.name}")
+    message.plan.CopyFrom(_plan_message(state.plan))
+    message.step, message.step_started_s = state.step, state.step_started_s
+    message.weight_percent = state.weight_percent
+    message.changes.extend(map(_change_message, state.changes))
+    message.stable.CopyFrom(_counts_message(view.counts, "stable"))
+    message.canary.CopyFrom(_counts_message(view.counts, "canary"))
+    if state.phase is Phase.RUNNING:
+        message.findings.extend(map(_finding_message, preview(state, view.counts)))
+    if state.plan.shadow_percent:
+        message.shadow.CopyFrom(_shadow_message(view.counts))
+    return message
+
+
+def _plan_message(plan: Plan) -> rollout_pb2.RolloutPlan:
+    return rollout_pb2.RolloutPlan(
+        stable=plan.stable,
+        canary=plan.canary,
+        steps=[rollout_pb2.RolloutStep(**step.model_dump()) for step in plan.steps],
+        guard=_guard_message(plan.guard),
+        shadow_percent=plan.shadow_percent,
+    )
+
+
+def _guard_message(guard: Guard) -> rollout_pb2.RolloutGuard:
+    return rollout_pb2.RolloutGuard(**guard.model_dump(exclude_none=True))
+
+
+def _change_message(change: Change) -> rollout_pb2.RolloutChange:
+    return rollout_pb2.RolloutChange(
+        number=change.number,
+        at_s=change.at_s,
+        event=rollout_pb2.RolloutEvent.Value(f"ROLLOUT_EVENT_{change.event.name}"),
+        reason=change.reason,
+        weight_percent=change.weight_percent,
+        findings=map(_finding_message, change.findings),
+    )
+
+
+def _finding_message(finding: Finding) -> rollout_pb2.RolloutFinding:
+    return rollout_pb2.RolloutFinding(
+        metric=rollout_pb2.RolloutMetric.Value(f"ROLLOUT_METRIC_{finding.metric.name}"),
+        stable=finding.stable,
+        canary=finding.canary,
+        effect=finding.effect,
+        bound=finding.bound,
+        p_beyond=finding.p_beyond,
+        p_within=finding.p_within,
+        verdict=rollout_pb2.RolloutVerdict.Value(f"ROLLOUT_VERDICT_{finding.verdict.name}"),
+    )
+
+
+def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
+    return rollout_pb2.RolloutCounts(
+        requests=number(counts, arm, "requests"),
+        errors=number(counts, arm, "errors"),
+        empty=number(counts, arm, "empty"),
+    )
+
+
+def _shadow_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
+    return rollout_pb2.RolloutShadowCounts(
+        counts=_counts_message(counts, "shadow"),
+        first_token_s=median_s(merged(histograms(counts, "shadow", "first_token"))),
+        compared=number(counts, "shadow", "compared"),
+        equal=number(counts, "shadow", "equal"),
+        dropped=number(counts, "shadow", "dropped"),
+    )
