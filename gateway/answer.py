@@ -1,10 +1,11 @@
-"""The text of one answer as it grows: detokenized, cut before a stop string, with the log-probabilities it shows."""
+"""The text of one answer as it grows: detokenized, cut at stop strings and filtered, with its log-probabilities."""
 
 from collections import deque
 from collections.abc import Sequence
 
 from gateway.detokenizer import Detokenizer, Vocabulary
 from gateway.stops import StopStrings
+from gateway.word_filter import WordFilter
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 
@@ -12,19 +13,20 @@ class AnswerText:
     """Collects the tokens of one answer and gives out the text that may be shown.
 
     Attributes:
-        num_tokens: tokens taken so far; those a stop string cut off count, since the model made them.
-        stopped: whether a stop string was hit; the answer takes no more tokens then.
+        num_tokens: tokens taken so far; those that were cut off count, since the model made them.
+        ended_by: STOP for a stop string, FILTERED for a word that is not let out; the answer takes no more tokens then.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], words: WordFilter | None = None) -> None:
         self._detokenizer = Detokenizer(vocabulary)
         self._stops = StopStrings(stops)
+        self._words = words
         self._num_decoded = 0  # characters out of the detokenizer
-        self._num_shown = 0  # characters given out; fewer while a stop string may have begun
+        self._num_shown = 0  # characters given out; fewer while a stop string or a word may have begun
         # Log-probabilities not given out yet, each with the place in the text where its token begins.
         self._logprobs: deque[tuple[int, sampling_pb2.PositionLogprobs]] = deque()
         self.num_tokens = 0
-        self.stopped = False
+        self.ended_by: sampling_pb2.FinishReason.ValueType | None = None
 
     def push(
         self, token_ids: Sequence[int], logprobs: Sequence[sampling_pb2.PositionLogprobs] = ()
@@ -36,26 +38,37 @@ class AnswerText:
             if logprobs:
                 self._logprobs.append((self._num_decoded, logprobs[index]))
             shown += self._show(self._detokenizer.push(token_id))
-            if self.stopped:
+            if self.ended_by is not None:
                 break
         return self._delta(shown)
 
     def finish(self) -> gateway_pb2.TextDelta | None:
         """Return what was held back; the model has ended the answer."""
-        if self.stopped:
+        if self.ended_by is not None:
             return None
         shown = self._show(self._detokenizer.finish())
-        if not self.stopped:
-            held = self._stops.finish()
-            self._num_shown += len(held)
-            shown += held
-        return self._delta(shown, last=not self.stopped)
+        if self.ended_by is None:
+            shown += self._pass(self._stops.finish(), is_end=True)
+        return self._delta(shown, last=self.ended_by is None)
 
     def _show(self, text: str) -> str:
         self._num_decoded += len(text)
-        shown, self.stopped = self._stops.push(text)
-        self._num_shown += len(shown)
+        passed, stopped = self._stops.push(text)
+        shown = self._pass(passed, is_end=stopped)
+        if stopped and self.ended_by is None:
+            self.ended_by = sampling_pb2.FINISH_REASON_STOP
         return shown
+
+    def _pass(self, text: str, *, is_end: bool) -> str:
+        """Return what the filter lets out; all of it keeps its length, so places in the text stay what they are."""
+        if self._words is not None:
+            text = self._words.push(text)
+            if is_end and not self._words.ended:
+                text += self._words.finish()
+            if self._words.ended:
+                self.ended_by = sampling_pb2.FINISH_REASON_FILTERED
+        self._num_shown += len(text)
+        return text
 
     def _delta(self, text: str, *, last: bool = False) -> gateway_pb2.TextDelta | None:
         """Return `text` with the log-probabilities of the tokens whose first character is out now, or None if empty."""

@@ -27,6 +27,7 @@ class Limits:
     max_images: int
     max_text_characters: int  # of all its messages together
     max_stop_strings: int
+    takes_logprobs: bool = True  # False where words are masked, which token ids would give away
     max_prompt_tokens: int = 0  # visual tokens among them; 0 leaves it to the model's context
     max_output_tokens: int = 0  # also what a request gets that names none; 0 leaves both to the language service
 
@@ -52,8 +53,15 @@ def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -
     """Check what stands beside the conversation; sampling options are the language service's to check.
 
     Raises:
-        InvalidArgument: reason 'TOO_MANY_STOP_STRINGS', 'BAD_STOP_STRING', 'BAD_ROUTING_KEY' or 'ANSWER_TOO_LONG'.
+        InvalidArgument: reason 'TOO_MANY_STOP_STRINGS', 'BAD_STOP_STRING', 'BAD_ROUTING_KEY', 'ANSWER_TOO_LONG' or
+            'LOGPROBS_FILTERED'.
     """
+    if request.sampling.HasField("num_logprobs") and not limits.takes_logprobs:
+        raise InvalidArgument(
+            "Log-probabilities are not given here: they would show words that are masked.",
+            reason="LOGPROBS_FILTERED",
+            field="sampling.num_logprobs",
+        )
     if limits.max_output_tokens and request.sampling.max_tokens > limits.max_output_tokens:
         raise InvalidArgument(
             f"An answer has at most {limits.max_output_tokens} tokens here.",

@@ -8,12 +8,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import structlog
 
-from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from chassis.errors import DeadlineExceeded, Internal, ResourceExhausted, TandemError, Unavailable
 from gateway import metrics
 from gateway.stage_errors import errors_of, unreachable
 from tandem.v1 import model_pb2
 
-_ASK_TIMEOUT_S = 0.5
+_ASK_TIMEOUT_S = 1.0
+# A server that is late is busy; one that is late so often in a row is gone.
+_LATE_TO_BE_GONE = 3
 # So many failures in a row leave it out, first for the shorter, then for twice as long each time, up to the longer.
 _FAILURES_TO_EJECT = 3
 _SHORTEST_EJECTION_S, _LONGEST_EJECTION_S = 1.0, 30.0
@@ -56,6 +58,7 @@ class Endpoint(Generic[Stub]):
         self.num_running = 0
         self._stage = stage
         self._clock = clock
+        self._num_late = 0  # answers in a row that did not come in time
         self._num_failures = 0  # in a row
         self._ejection_s = _SHORTEST_EJECTION_S  # how long the next one lasts
         self._ejected_until_s = 0.0
@@ -70,9 +73,14 @@ class Endpoint(Generic[Stub]):
         try:
             with errors_of(self._stage):
                 answer = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_ASK_TIMEOUT_S)
+        except DeadlineExceeded:
+            self._num_late += 1
+            if self._num_late >= _LATE_TO_BE_GONE:
+                self.answers, self.models = False, {}
         except TandemError:
             self.answers, self.models = False, {}
         else:
+            self._num_late = 0
             self.answers, self.models = True, {info.tag: info for info in answer.models}
 
     @contextmanager

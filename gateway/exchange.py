@@ -12,6 +12,7 @@ from gateway.answer import AnswerText
 from gateway.deadline import Deadline
 from gateway.encoding import VisualTokenSource
 from gateway.failover import with_failover
+from gateway.filters import Filters
 from gateway.images import Picture
 from gateway.language_call import CallEndedError, LanguageCall
 from gateway.prompt import Segment, TextSegment
@@ -39,6 +40,7 @@ class Exchange:
     question: Question
     deadline: Deadline
     visual_tokens: VisualTokenSource
+    filters: Filters
     report: Report
     send: Send  # takes each message for the client; waits while the client is slow
 
@@ -106,6 +108,7 @@ class Exchange:
             found = await self.visual_tokens.get(
                 picture, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
+        self.filters.check_picture(found.entry.data, picture.field)
         image.cache_level = found.level
         if found.similar is not None:
             image.similar_sha256 = found.similar.image_sha256
@@ -128,9 +131,10 @@ class Exchange:
     async def _read(self, call: LanguageCall, pins: AsyncExitStack) -> gateway_pb2.GatewayGenerateFinished:
         """Pass text on as it becomes visible until the answer ends or a stop string is hit."""
         release = self.question.route.release
-        text = AnswerText(release.vocabulary, self.question.stops)
+        words = self.filters.watch()
+        text = AnswerText(release.vocabulary, self.question.stops, words)
         ending = language_pb2.GenerateFinished()
-        while not text.stopped:
+        while text.ended_by is None:
             response = await self._next(call, text)
             if response.HasField("finished"):
                 ending = response.finished
@@ -142,6 +146,7 @@ class Exchange:
             self.report.mark_tokens(release.name, len(response.tokens.token_ids))
             await self._send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs))
         await self._send_delta(text.finish())
+        self.filters.note_answer(words)
         return self._finished(text, ending)
 
     async def _next(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:
@@ -176,7 +181,7 @@ class Exchange:
             completion_tokens=text.num_tokens,
         )
         return gateway_pb2.GatewayGenerateFinished(
-            finish_reason=sampling_pb2.FINISH_REASON_STOP if text.stopped else ending.finish_reason,
+            finish_reason=text.ended_by or ending.finish_reason,
             usage=usage,
             timings=self.report.timings(ending.timings),
             release=self.question.route.release.proto(),

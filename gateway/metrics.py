@@ -37,6 +37,11 @@ INTER_TOKEN = Histogram(
     ["release"],
     buckets=_TOKEN_SECONDS,
 )
+FILTERED = Counter(
+    "tandem_gateway_filtered",
+    "Decisions of the filters, by kind (text, picture, answer), rule and action (refuse, end, mask).",
+    ["kind", "rule", "action"],
+)
 EJECTIONS = Counter("tandem_gateway_ejections", "Endpoints left out for failures in a row, by stage.", ["stage"])
 FAILOVERS = Counter("tandem_gateway_failovers", "Calls made again on another replica, by stage.", ["stage"])
 ENCODE_ERRORS = Counter(

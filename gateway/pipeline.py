@@ -8,6 +8,7 @@ from gateway.admission import Admission
 from gateway.deadline import Deadline
 from gateway.encoding import VisualTokenSource
 from gateway.exchange import Exchange, Send
+from gateway.filters import Filters
 from gateway.question import QuestionMaker
 from gateway.report import Report
 from gateway.rollout.traffic import Traffic
@@ -19,12 +20,18 @@ class Pipeline:
     """Answers requests; holds nothing of any of them once it is answered, fails or is cancelled."""
 
     def __init__(
-        self, admission: Admission, traffic: Traffic, questions: QuestionMaker, visual_tokens: VisualTokenSource
+        self,
+        admission: Admission,
+        traffic: Traffic,
+        questions: QuestionMaker,
+        visual_tokens: VisualTokenSource,
+        filters: Filters,
     ) -> None:
         self._admission = admission
         self._traffic = traffic
         self._questions = questions
         self._visual_tokens = visual_tokens
+        self._filters = filters
 
     async def answer(
         self,
@@ -63,6 +70,7 @@ class Pipeline:
                     question=question,
                     deadline=deadline,
                     visual_tokens=self._visual_tokens,
+                    filters=self._filters,
                     report=report,
                     send=send,
                 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from chassis.errors import InvalidArgument
 from gateway.checks import Conversation, ImageField, Limits, check_conversation, check_options
+from gateway.filters import Filters
 from gateway.images import ImageStore, Picture
 from gateway.prompt import Segment
 from gateway.releases import Release, Releases, Route
@@ -44,10 +45,11 @@ class Question:
 class QuestionMaker:
     """Steps 1 to 3: from what a client sent to what the stages take."""
 
-    def __init__(self, releases: Releases, images: ImageStore, limits: Limits) -> None:
+    def __init__(self, releases: Releases, images: ImageStore, limits: Limits, filters: Filters) -> None:
         self._releases = releases
         self._images = images
         self._limits = limits
+        self._filters = filters
 
     async def make(self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant) -> Question:
         """Make a question of a request, with everything checked that needs no model.
@@ -64,6 +66,7 @@ class QuestionMaker:
         """
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
+        self._filters.check_text(conversation.messages)
         pictures = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)

@@ -28,7 +28,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     """Read the release and add the servicer to `server`; the stages may come up before or after.
 
     Raises:
-        TandemError: the release's files are not whole, or the key file or the TLS files for the stages cannot be used.
+        TandemError: the release's files are not whole, or a file of keys, filters or TLS cannot be used.
     """
     callers = Callers(settings.keys, without_keys=settings.role_without_keys)
     store = ModelStore(settings.models)
@@ -39,10 +39,11 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     releases = Releases(store, release, vision=vision, language=language)
     traffic = Traffic(releases)
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
-    questions = QuestionMaker(releases, images, settings.limits)
+    filters = settings.read_filters()
+    questions = QuestionMaker(releases, images, settings.limits, filters)
     admission = Admission(settings.admission_limits)
     visual_tokens = _visual_tokens(settings)
-    pipeline = Pipeline(admission, traffic, questions, visual_tokens)
+    pipeline = Pipeline(admission, traffic, questions, visual_tokens, filters)
     servicer = GatewayServicer(
         settings,
         callers=callers,

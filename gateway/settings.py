@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -11,7 +11,10 @@ from chassis.channels import ChannelTls
 from chassis.settings import CommaSeparated, ServiceSettings, split_address
 from gateway.admission import AdmissionLimits
 from gateway.checks import MAX_STOP_STRINGS, Limits
+from gateway.filters import Filters
+from gateway.picture_filter import PictureFilter
 from gateway.tenants import Role
+from gateway.word_filter import read_word_lists
 
 _ADMISSION = AdmissionLimits()
 
@@ -88,6 +91,16 @@ class GatewaySettings(ServiceSettings):
     )
     image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for pictures given by PutImage; 0 takes none")
 
+    text_checks: bool = Field(True, description="refuse texts with control characters and questions that say nothing")
+    picture_probes: CommaSeparated = Field(
+        (), description="safetensors files of linear probes on visual tokens, which refuse pictures by what they show"
+    )
+    word_lists: CommaSeparated = Field(
+        (), description="files of words that answers must not hold, each named by its language: en.txt"
+    )
+    word_action: Literal["end", "mask"] = Field(
+        "end", description="what becomes of such an answer: it ends before the word, or the word is masked"
+    )
     rollout_file: Path | None = Field(
         None,
         description="file that keeps the rollout; beside --rollout-redis, the copy that is served while Redis is away",
@@ -118,6 +131,7 @@ class GatewaySettings(ServiceSettings):
             max_stop_strings=self.max_stop_strings,
             max_prompt_tokens=self.max_prompt_tokens,
             max_output_tokens=self.max_output_tokens,
+            takes_logprobs=not (self.word_lists and self.word_action == "mask"),
         )
 
     @property
@@ -129,6 +143,19 @@ class GatewaySettings(ServiceSettings):
     def role_without_keys(self) -> Role:
         """What callers are where there is no key file: on loopback they are people of this machine."""
         return "operator" if _is_loopback(self.listen) else "client"
+
+    def read_filters(self) -> Filters:
+        """Read the files of the filters.
+
+        Raises:
+            FailedPrecondition: reason 'BAD_PROBE' or 'BAD_WORD_LIST'.
+        """
+        return Filters(
+            texts=self.text_checks,
+            pictures=PictureFilter([Path(path) for path in self.picture_probes]) if self.picture_probes else None,
+            words=read_word_lists([Path(path) for path in self.word_lists]) if self.word_lists else None,
+            action=self.word_action,
+        )
 
     @model_validator(mode="after")
     def _is_not_open_by_accident(self) -> Self:

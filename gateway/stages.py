@@ -105,8 +105,11 @@ class Stage(Generic[Stub]):
         """
         replicas = self._ready(tag)
         if not replicas:
-            await self.refresh()
+            was_under_way = await self.refresh()
             replicas = self._ready(tag)
+            if not replicas and was_under_way:  # and may have begun too early
+                await self.refresh()
+                replicas = self._ready(tag)
         if not replicas:
             raise self._missing(tag)
         return self._choose(replicas)
@@ -127,11 +130,16 @@ class Stage(Generic[Stub]):
         infos = [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
         return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
 
-    async def refresh(self) -> None:
-        """Look up names and ask every endpoint for its models; callers at the same time share one round."""
-        if self._refreshing is None or self._refreshing.done():
+    async def refresh(self) -> bool:
+        """Look up names and ask every endpoint for its models.
+
+        Callers at the same time share one round; returns whether it was under way already.
+        """
+        is_under_way = self._refreshing is not None and not self._refreshing.done()
+        if self._refreshing is None or not is_under_way:
             self._refreshing = asyncio.create_task(self._ask_all())
         await asyncio.shield(self._refreshing)
+        return is_under_way
 
     async def close(self) -> None:
         """Close the channels; calls that still run are cancelled."""

@@ -143,7 +143,7 @@ class Answer:
     """A complete answer."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "filtered"]
     usage: Usage
     timings: Timings
     release: Release

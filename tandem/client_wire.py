@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import grpc
 from google.protobuf.descriptor import EnumDescriptor
@@ -36,6 +37,11 @@ _ROLES = {
     "system": gateway_pb2.ROLE_SYSTEM,
     "user": gateway_pb2.ROLE_USER,
     "assistant": gateway_pb2.ROLE_ASSISTANT,
+}
+_FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
+    sampling_pb2.FINISH_REASON_STOP: "stop",
+    sampling_pb2.FINISH_REASON_LENGTH: "length",
+    sampling_pb2.FINISH_REASON_FILTERED: "filtered",
 }
 # Options that do not travel as sampling options of the same name.
 _NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
@@ -201,7 +207,7 @@ class AnswerBuilder:
         usage, timings = finished.usage, finished.timings
         return Answer(
             text="".join(self._texts),
-            finish_reason="stop" if finished.finish_reason == sampling_pb2.FINISH_REASON_STOP else "length",
+            finish_reason=_FINISH_REASONS.get(finished.finish_reason, "length"),
             usage=Usage(
                 prompt_tokens=usage.prompt_tokens,
                 visual_tokens=usage.visual_tokens,

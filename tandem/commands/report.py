@@ -63,4 +63,5 @@ def decode_remark(answer: Answer) -> str:
     if tokens > 1 and decode_ms > 0:
         # The first token belongs to the prefill, so the decode made one less.
         counted += f", {(tokens - 1) / decode_ms * 1000:.0f} tokens/s"
-    return f"{counted}, cut at the limit" if answer.finish_reason == "length" else counted
+    remarks = {"length": ", cut at the limit", "filtered": ", ended by a filter"}
+    return counted + remarks.get(answer.finish_reason, "")

@@ -31,6 +31,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The model ended it, or a stop token or stop string came."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens or the context was reached."""
+    FINISH_REASON_FILTERED: _FinishReason.ValueType  # 3
+    """The gateway's filter found a word it does not let out; the answer ends before it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -41,6 +43,8 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model ended it, or a stop token or stop string came."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens or the context was reached."""
+FINISH_REASON_FILTERED: FinishReason.ValueType  # 3
+"""The gateway's filter found a word it does not let out; the answer ends before it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final

@@ -77,7 +77,7 @@ def answer(token_ids: list[int], stops: list[str]) -> tuple[list[gateway_pb2.Tex
     deltas: list[gateway_pb2.TextDelta | None] = []
     for token_id in token_ids:
         deltas.append(text.push([token_id], logprobs_of([token_id])))
-        if text.stopped:
+        if text.ended_by is not None:
             break
     deltas.append(text.finish())
     return [delta for delta in deltas if delta is not None], text
@@ -88,7 +88,7 @@ def test_every_visible_token_brings_its_logprobs_once_and_in_order(token_ids: li
     deltas, text = answer(token_ids, stops)
     reported = [entry.chosen.token_id for delta in deltas for entry in delta.logprobs]
     assert reported == token_ids[: len(reported)]
-    assert text.stopped or len(reported) == len(token_ids)
+    assert text.ended_by or len(reported) == len(token_ids)
 
 
 def test_tokens_a_stop_string_cut_off_bring_no_logprobs() -> None:
@@ -96,7 +96,7 @@ def test_tokens_a_stop_string_cut_off_bring_no_logprobs() -> None:
     deltas, text = answer(token_ids, ["STOP"])
     assert "".join(delta.text for delta in deltas) == "ok"
     assert len([entry for delta in deltas for entry in delta.logprobs]) == 2
-    assert (text.stopped, text.num_tokens) == (True, 6)
+    assert (text.ended_by, text.num_tokens) == (sampling_pb2.FINISH_REASON_STOP, 6)
 
 
 def test_a_character_cut_by_the_end_of_the_answer_shows_as_replacement() -> None:
