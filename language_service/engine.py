@@ -78,6 +78,7 @@ class EngineStats:
     num_running: int
     num_waiting: int
     num_used_blocks: int
+    num_kept_blocks: int  # that nobody holds and whose content can be found
     num_blocks: int
 
 

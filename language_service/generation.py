@@ -11,7 +11,7 @@ from chassis.errors import TandemError
 from language_service.engine import Event, Finished, FinishReason, Prefilled, Timings, Usage
 from language_service.runner import Picture
 from language_service.sampling import SamplingState
-from language_service.scheduling import sequence as scheduling
+from language_service.scheduling.sequence import Sequence as ScheduledSequence
 
 
 class Clock:
@@ -61,13 +61,13 @@ class PagedGeneration:
         self,
         *,
         state: SamplingState,
-        priority: int,
+        sequence: ScheduledSequence,
         changing: Callable[["PagedGeneration"], AbstractContextManager[None]],
         cancel: Callable[["PagedGeneration"], None],
     ) -> None:
         """Make a request; `changing` gives the engine's lock and raises what ended the request early."""
         self.state = state
-        self.sequence = scheduling.Sequence(priority=priority)
+        self.sequence = sequence
         self.pictures: list[Picture] = []
         self.clock = Clock()
         self.error: TandemError | None = None
@@ -79,7 +79,7 @@ class PagedGeneration:
         """Add text to the prompt; see `Generation`."""
         with self._changing(self):
             self.clock.segment()
-            self.sequence.extend_prompt(token_ids)
+            self.sequence.add_text(token_ids)
             self.state.note_prompt(token_ids)
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
@@ -87,7 +87,7 @@ class PagedGeneration:
         with self._changing(self):
             self.clock.segment()
             self.pictures.append(Picture(self.sequence.num_prompt, embeddings_ND, visual_key))
-            self.sequence.extend_prompt([0] * len(embeddings_ND))
+            self.sequence.add_picture(visual_key, len(embeddings_ND))
 
     def end_prompt(self, max_tokens: int) -> None:
         """Declare the prompt complete; see `Generation`."""
@@ -115,14 +115,16 @@ class PagedGeneration:
     def prefilled(self) -> Prefilled:
         """Return the event of a prompt that is computed."""
         timings = self.clock.timings()
-        return Prefilled(num_cached_prompt=0, queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms)
+        return Prefilled(
+            num_cached_prompt=self.sequence.num_found, queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms
+        )
 
     def finished(self, reason: FinishReason) -> Finished:
         """Return the last event, the request being what it is now."""
         usage = Usage(
             num_prompt=self.sequence.num_prompt,
             num_visual=sum(len(picture.embeddings_ND) for picture in self.pictures),
-            num_cached_prompt=0,
+            num_cached_prompt=self.sequence.num_found,
             num_answer=self.sequence.num_answer,
         )
         return Finished(reason, usage, self.clock.timings())

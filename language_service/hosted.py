@@ -65,7 +65,7 @@ class LanguageLoader:
                 have no room.
         """
         half, tokenizer, runner = await asyncio.to_thread(self._read, self.store.folder(tag))
-        engine = PagedEngine(runner, self.scheduling, tag=tag, turn=self.turn)
+        engine = PagedEngine(runner, self.scheduling, tag=tag, model_digest=half.digest, turn=self.turn)
         limits = PromptLimits(
             vocab_size=half.config.language.vocab_size,
             context_length=engine.context_length,

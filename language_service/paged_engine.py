@@ -14,10 +14,11 @@ from contextlib import contextmanager
 import structlog
 
 from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
-from language_service import metrics
 from language_service.cache.blocks import BlockPool
+from language_service.cache.prefix import PrefixNames, root_name
 from language_service.engine import EngineStats, Event, FinishReason, Tokens
 from language_service.generation import PagedGeneration
+from language_service.metrics import EngineMetrics
 from language_service.options import SamplingOptions
 from language_service.runner import Piece, Runner
 from language_service.sampling import Choice, SamplingState, choose
@@ -33,26 +34,30 @@ Delivery = tuple[PagedGeneration, Event | TandemError]
 class PagedEngine:
     """Implements `Engine`. Made, used and closed on one event loop."""
 
-    def __init__(self, runner: Runner, config: SchedulerConfig, *, tag: str, turn: threading.Lock) -> None:
+    def __init__(
+        self, runner: Runner, config: SchedulerConfig, *, tag: str, model_digest: bytes, turn: threading.Lock
+    ) -> None:
         """Start the engine's thread.
 
         Args:
             runner: decoder and cache, used by the engine's thread alone from here on.
             config: limits of the scheduler; its block size is the cache's.
             tag: the model's tag, for metrics and logs.
+            model_digest: of the language half, 32 bytes; prompts to another model share nothing.
             turn: held during a forward pass; the engines of a process share it, and so the device, step by step.
         """
         self._runner = runner
         self._turn = turn
         self._model = runner.decoder.config
         self._tag = tag
+        self._model_digest = model_digest
         self._loop = asyncio.get_running_loop()
         self._config = config
         self._scheduler = self._make_scheduler()
         self._generations: dict[ScheduledSequence, PagedGeneration] = {}
         self._changed = threading.Condition()  # the lock, and the thread's bell
         self._closed = False
-        self._watch()
+        self._metrics = EngineMetrics(tag, self.stats)
         self._thread = threading.Thread(target=self._run, name=f"engine-{tag}", daemon=True)
         self._thread.start()
 
@@ -62,14 +67,19 @@ class PagedEngine:
         return min(self._model.context_length, self._runner.cache.config.num_tokens)
 
     def open(self, options: SamplingOptions, *, salt: bytes, priority: int) -> PagedGeneration:
-        """Start a request; see `Engine`. Nothing is shared between prompts, so the salt separates them already."""
+        """Start a request; see `Engine`."""
         state = SamplingState(
             options,
             vocab_size=self._model.vocab_size,
             eos_token_ids=self._model.eos_token_ids,
             device=self._runner.device,
         )
-        generation = PagedGeneration(state=state, priority=priority, changing=self._changing, cancel=self._cancel)
+        names = None
+        if self._config.reuse_prefixes:
+            root = root_name(model_digest=self._model_digest, salt=salt)
+            names = PrefixNames(root, block_size=self._config.block_size)
+        sequence = ScheduledSequence(priority=priority, names=names)
+        generation = PagedGeneration(state=state, sequence=sequence, changing=self._changing, cancel=self._cancel)
         with self._changed:
             if self._closed:
                 raise _closed()
@@ -88,11 +98,12 @@ class PagedEngine:
                 num_running=self._scheduler.num_running,
                 num_waiting=self._scheduler.num_waiting,
                 num_used_blocks=self._scheduler.pool.num_used,
+                num_kept_blocks=self._scheduler.pool.num_kept,
                 num_blocks=self._scheduler.pool.num_blocks,
             )
 
     def check(self) -> None:
-        """Raise AssertionError unless every block is either free or held by a sequence that runs."""
+        """Raise AssertionError unless every block is free, kept or held by a sequence that runs."""
         with self._changed:
             self._scheduler.check()
 
@@ -106,8 +117,7 @@ class PagedEngine:
                 generation.deliver(generation.error)
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
-        for gauge in (metrics.RUNNING, metrics.WAITING, metrics.USED_BLOCKS, metrics.BLOCKS):
-            gauge.remove(self._tag)
+        self._metrics.close()
 
     @contextmanager
     def _changing(self, generation: PagedGeneration) -> Iterator[None]:
@@ -123,8 +133,8 @@ class PagedEngine:
                 self._end(generation)
                 self._changed.notify()  # what it held may be what another waits for
 
-    def _end(self, generation: PagedGeneration) -> None:
-        self._scheduler.remove(generation.sequence)
+    def _end(self, generation: PagedGeneration, *, keep: bool = True) -> None:
+        self._scheduler.remove(generation.sequence, keep=keep)
         del self._generations[generation.sequence]
 
     def _make_scheduler(self) -> Scheduler:
@@ -148,7 +158,7 @@ class PagedEngine:
         Called after an error outside a forward pass: what the books say of blocks and sequences cannot be trusted then.
         """
         error = Internal("The engine failed and has started over.", reason="ENGINE_FAILED")
-        metrics.FAILED_STEPS.labels(self._tag).inc()
+        self._metrics.failed_step()
         with self._changed:
             generations = list(self._generations.values())
             self._generations.clear()
@@ -177,15 +187,15 @@ class PagedEngine:
         except Exception:
             # Whatever it was, the other sequences did not take part in it; those that did cannot go on.
             _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
-            metrics.FAILED_STEPS.labels(self._tag).inc()
+            self._metrics.failed_step()
             with self._changed:
                 for generation in generations:
                     events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
         else:
-            self._measure(batch, seconds)
+            self._metrics.step(batch, seconds)
             with self._changed:
                 for chunk, generation in zip(batch.chunks, generations, strict=True):
-                    if chunk.start < chunk.sequence.num_prompt:
+                    if chunk.sequence.num_answer == 0:
                         generation.clock.prefill(started_s, seconds)
                     self._scheduler.advance(chunk)
                     if chunk.samples:
@@ -218,7 +228,7 @@ class PagedEngine:
         if token in options.stop_token_ids or (token in self._model.eos_token_ids and not options.ignore_eos):
             self._end(generation)
             return [*events, (generation, generation.finished(FinishReason.STOP))]
-        sequence.token_ids.append(token)
+        sequence.add_answer(token)
         events.append((generation, Tokens([token], [choice.logprobs] if choice.logprobs else [])))
         if sequence.num_answer == sequence.max_tokens:
             self._end(generation)
@@ -228,24 +238,9 @@ class PagedEngine:
     def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:
         if generation.sequence not in self._generations:
             return []
-        self._end(generation)
+        self._end(generation, keep=False)  # whatever went wrong may be in what its blocks hold
         generation.error = error
         return [(generation, error)]
-
-    def _measure(self, batch: Batch, seconds: float) -> None:
-        num_prompt = sum(len(chunk.token_ids) for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt)
-        num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
-        metrics.STEP_SECONDS.labels(self._tag).observe(seconds)
-        metrics.STEP_TOKENS.labels(self._tag).observe(num_tokens)
-        metrics.COMPUTED_TOKENS.labels(self._tag, "prompt").inc(num_prompt)
-        metrics.COMPUTED_TOKENS.labels(self._tag, "answer").inc(num_tokens - num_prompt)
-
-    def _watch(self) -> None:
-        """Let Prometheus ask the engine itself, so that a gauge is never out of date."""
-        metrics.RUNNING.labels(self._tag).set_function(lambda: self.stats().num_running)
-        metrics.WAITING.labels(self._tag).set_function(lambda: self.stats().num_waiting)
-        metrics.USED_BLOCKS.labels(self._tag).set_function(lambda: self.stats().num_used_blocks)
-        metrics.BLOCKS.labels(self._tag).set(self._scheduler.pool.num_blocks)
 
 
 def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:

@@ -2,15 +2,24 @@
 
 The policy, in full:
 
-- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill by priority and,
-  within a priority, first come, first served.
-- A sequence whose prompt is still arriving holds blocks for what is here. When the prompt ends, blocks for all of it
-  and for the longest answer are taken at once or not at all, so a sequence that decodes never runs out.
-- Who cannot get the blocks it needs gives back those it has, starts its prefill over later, and lets nobody behind it
-  take any. So two half-arrived prompts never wait for each other, and a large one is not overtaken for ever.
+- Sequences stand in line by priority and, within a priority, by arrival. The line never changes: who gives blocks back
+  keeps the place it had.
+- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill along the line.
+- A sequence begins to run once there are blocks for all of its prompt that has arrived and for the first tokens of its
+  answer, one block to spare for each that runs already, and a place among `max_running`. Who cannot begin lets nobody
+  behind it begin, so a large prompt is not overtaken for ever.
+- Running sequences take blocks as they grow. When none are left, the last of those that run gives back all it holds
+  and is computed again later. So the first in line always gets on, whatever the others do, and in the end each one is
+  first: every sequence finishes.
+- A sequence that waits for the rest of its prompt gives way to anyone who could begin instead, whatever its place.
+- Full blocks are found again by what they hold. A sequence takes such blocks instead of computing them, also in the
+  middle of its prefill, and waits a step if another computes just the block it needs next. Its last token is always
+  computed, since that one's logits are wanted.
 """
 
-from dataclasses import dataclass
+from bisect import insort
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 from language_service.cache.blocks import BlockPool
 from language_service.scheduling.sequence import Chunk, Sequence
@@ -24,6 +33,7 @@ class SchedulerConfig:
     max_running: int  # sequences that hold blocks at once
     max_waiting: int  # sequences that wait for blocks at once
     max_step_tokens: int  # tokens computed in one step
+    reuse_prefixes: bool = True  # whether equal beginnings of prompts are computed once
 
     def __post_init__(self) -> None:
         if self.max_step_tokens <= self.max_running:
@@ -33,12 +43,14 @@ class SchedulerConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
-    """What one step computes."""
+    """What one step computes, and what happened since the step before."""
 
-    chunks: list[Chunk]
-    fresh_blocks: list[int]  # blocks that changed owner since the batch before
+    chunks: list[Chunk] = field(default_factory=list)
+    fresh_blocks: list[int] = field(default_factory=list)  # that changed owner
+    num_preempted: int = 0  # sequences that gave back their blocks for others
+    num_found: int = 0  # tokens found computed
 
 
 class Scheduler:
@@ -47,8 +59,10 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
         self.config = config
         self.pool = pool
-        self._sequences: dict[Sequence, None] = {}  # an ordered set, in order of arrival
-        self._running: dict[Sequence, None] = {}
+        self._line: list[Sequence] = []
+        self._running: set[Sequence] = set()
+        self._num_arrived = 0
+        self._batch = Batch()  # the next one
 
     @property
     def num_running(self) -> int:
@@ -58,7 +72,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that hold none."""
-        return len(self._sequences) - len(self._running)
+        return len(self._line) - len(self._running)
 
     @property
     def has_room(self) -> bool:
@@ -66,77 +80,166 @@ class Scheduler:
         return self.num_waiting < self.config.max_waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let `sequence` take part, behind all that came before."""
-        self._sequences[sequence] = None
+        """Let `sequence` take part, behind all of its priority that came before."""
+        self._num_arrived += 1
+        sequence.arrival = self._num_arrived
+        insort(self._line, sequence, key=lambda each: each.rank)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget `sequence` and free all it holds; does nothing for one that is gone."""
-        if sequence in self._sequences:
+    def remove(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Forget `sequence` and free all it holds; does nothing for one that is gone.
+
+        Without `keep`, what its blocks hold is not found by others any more.
+        """
+        if sequence in self._line:
+            if not keep:
+                self.pool.forget(sequence.blocks)
             self._give_back(sequence)
-            del self._sequences[sequence]
+            self._line.remove(sequence)
 
     def next_batch(self) -> Batch | None:
         """Choose the next step's chunks and give them their blocks; None if there is nothing to compute."""
-        while True:
-            num_running = self.num_running
-            batch = Batch([], [])
-            decoding = [sequence for sequence in self._running if sequence.decoding]
-            batch.chunks.extend(_chunk(sequence, 1) for sequence in decoding)
-            self._add_prefill(batch, self.config.max_step_tokens - len(decoding))
-            if batch.chunks:
-                return batch
-            if self.num_running == num_running:
-                return None
-            # Nobody could run, but blocks were given back: whoever is first in line may have enough now.
+        batch = self._batch
+        self._grow()
+        for sequence in self._line:
+            if sequence in self._running and sequence.decoding:
+                batch.chunks.append(_chunk(sequence, 1))
+        self._add_prefill(self.config.max_step_tokens - len(batch.chunks))
+        if not batch.chunks:
+            return None
+        self._batch = Batch()
+        return batch
 
     def advance(self, chunk: Chunk) -> None:
         """Note that `chunk` is computed."""
-        if chunk.sequence in self._running:
-            chunk.sequence.num_computed = chunk.end
+        sequence, size = chunk.sequence, self.config.block_size
+        if sequence not in self._running:
+            return
+        sequence.num_computed = chunk.end
+        sequence.num_ever_computed = max(sequence.num_ever_computed, chunk.end)
+        for index in range(chunk.start // size, min(chunk.end // size, len(sequence.block_names))):
+            self.pool.name(sequence.blocks[index], sequence.block_names[index])
 
     def check(self) -> None:
         """Raise AssertionError unless the blocks the sequences hold are exactly those that are not free."""
-        self.pool.check(sequence.blocks for sequence in self._sequences)
+        self.pool.check(sequence.blocks for sequence in self._line)
 
-    def _add_prefill(self, batch: Batch, budget: int) -> None:
-        prefilling = (sequence for sequence in self._sequences if not sequence.decoding)
-        blocked = False
-        # Sorting is stable, so within a priority the order of arrival holds.
-        for sequence in sorted(prefilling, key=lambda sequence: -sequence.priority):
+    def _grow(self) -> None:
+        """Give every running sequence the blocks its tokens need; the last in line gives way where there are none."""
+        for sequence in [each for each in self._line if each in self._running]:
             if sequence.prompt_ended and sequence.num_pending == 0:
-                # The last token ran before it was known to be the last, so its logits were not kept: once more.
-                sequence.num_computed -= 1
-            if budget == 0 or sequence.num_pending == 0 or not self._has_place(sequence):
+                self._step_back(sequence)
+            needed = self._num_blocks(len(sequence.token_ids))
+            while sequence in self._running and not self._reserve(sequence, needed):
+                self._preempt(next(each for each in reversed(self._line) if each in self._running))
+
+    def _add_prefill(self, budget: int) -> None:
+        size = self.config.block_size
+        coming: set[bytes] = set()  # what this step's chunks fill blocks with
+        admitting = True
+        for sequence in self._line:
+            if budget == 0:
+                return
+            if sequence.num_pending == 0 or (sequence.decoding and sequence in self._running):
                 continue
-            if self._missing_blocks(sequence) and (blocked or not self._reserve(sequence, batch)):
-                blocked = True
-                self._give_back(sequence)
+            if sequence not in self._running:
+                admitting = admitting and self._admit(sequence)
+                if not admitting:
+                    continue
+            self._take_found(sequence)
+            if sequence.num_pending == 0 or self._next_name(sequence) in coming:
                 continue
             chunk = _chunk(sequence, min(budget, sequence.num_pending))
-            batch.chunks.append(chunk)
+            coming.update(sequence.block_names[chunk.start // size : chunk.end // size])
+            self._batch.chunks.append(chunk)
             budget -= len(chunk.token_ids)
 
-    def _has_place(self, sequence: Sequence) -> bool:
-        return sequence in self._running or self.num_running < self.config.max_running
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let `sequence` begin; False, and nothing taken, if there is no place or there are too few blocks."""
+        if self.num_running >= self.config.max_running:
+            return False
+        needed = self._num_blocks(len(sequence.token_ids))
+        if sequence.prompt_ended:
+            needed = min(needed + 1, self._num_blocks(sequence.num_longest))
+        while needed - self._num_shared(sequence) + self._num_spared() > self.pool.num_free:
+            idle = next(
+                (each for each in reversed(self._line) if each in self._running and each.num_pending == 0), None
+            )
+            if idle is None:
+                return False
+            self._preempt(idle)
+        self._running.add(sequence)
+        self._take_found(sequence)  # first, so that making room does not evict what it would have found
+        return self._reserve(sequence, needed)
 
-    def _missing_blocks(self, sequence: Sequence) -> int:
-        return max(0, -(-sequence.num_reserved // self.config.block_size) - len(sequence.blocks))
+    def _num_shared(self, sequence: Sequence) -> int:
+        """Return how many blocks held by others `sequence`, which holds none, would share to begin with."""
+        names = sequence.block_names[: self._num_findable(sequence)]
+        found = takewhile(lambda block: block is not None, map(self.pool.find, names))
+        return sum(block is not None and self.pool.is_held(block) for block in found)
 
-    def _reserve(self, sequence: Sequence, batch: Batch) -> bool:
-        """Give `sequence` all the blocks it must hold; False, and nothing taken, if they are not free."""
-        fresh = self.pool.allocate(self._missing_blocks(sequence))
+    def _num_spared(self) -> int:
+        """Return the blocks left to those that run, one each while it may grow, so that nobody begins to give way."""
+        return sum(
+            each.num_pending > 0 and len(each.blocks) < self._num_blocks(each.num_longest) for each in self._running
+        )
+
+    def _take_found(self, sequence: Sequence) -> None:
+        """Let `sequence` share the blocks that hold its next tokens already, as far as there are any."""
+        size = self.config.block_size
+        while (name := self._next_name(sequence)) is not None and (block := self.pool.find(name)) is not None:
+            index = sequence.num_computed // size
+            end = (index + 1) * size
+            self.pool.share(block)
+            self.pool.release(sequence.blocks[index : index + 1])
+            sequence.blocks[index : index + 1] = [block]
+            num_new = end - max(index * size, sequence.num_ever_computed)
+            if num_new > 0 and index not in sequence.found:
+                sequence.found[index] = num_new
+                self._batch.num_found += num_new
+            sequence.num_computed = end
+
+    def _next_name(self, sequence: Sequence) -> bytes | None:
+        """Return the name of the block `sequence` needs next, if it could take one that another has computed."""
+        index = sequence.num_computed // self.config.block_size
+        return sequence.block_names[index] if index < self._num_findable(sequence) else None
+
+    def _num_findable(self, sequence: Sequence) -> int:
+        """Return how many blocks `sequence` could take from others; not the one the last token of its prompt is in."""
+        num_tokens = len(sequence.token_ids) - sequence.prompt_ended
+        return min(len(sequence.block_names), num_tokens // self.config.block_size)
+
+    def _step_back(self, sequence: Sequence) -> None:
+        """Let the last token be computed again: it ran before it was known to be the last, and its logits are gone."""
+        size = self.config.block_size
+        if sequence.num_computed % size:
+            sequence.num_computed -= 1
+            return
+        # A full block may have other readers by now, so a new one takes its place rather than being written to.
+        sequence.num_computed -= size
+        sequence.found.pop(sequence.num_computed // size, None)
+        self.pool.release([sequence.blocks.pop()])
+
+    def _reserve(self, sequence: Sequence, num_blocks: int) -> bool:
+        """Let `sequence` hold `num_blocks` blocks at least; False, and nothing taken, if they are not free."""
+        fresh = self.pool.allocate(max(0, num_blocks - len(sequence.blocks)))
         if fresh is None:
             return False
         sequence.blocks += fresh
-        batch.fresh_blocks.extend(fresh)
-        self._running[sequence] = None
+        self._batch.fresh_blocks += fresh
         return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._batch.num_preempted += 1
+        self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_computed = 0
-        self._running.pop(sequence, None)
+        self._running.discard(sequence)
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.config.block_size)
 
 
 def _chunk(sequence: Sequence, length: int) -> Chunk:

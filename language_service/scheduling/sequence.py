@@ -1,7 +1,9 @@
 """One prompt and its answer, as the scheduler sees them."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
+
+from language_service.cache.prefix import PrefixNames
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -13,16 +15,50 @@ class Sequence:
     """
 
     priority: int = 0  # larger runs first
+    names: PrefixNames | None = None  # of its full blocks; None shares nothing with others
+    arrival: int = 0  # place in the order of arrival, given by the scheduler
     token_ids: list[int] = field(default_factory=list)  # prompt, then answer; a picture's positions hold 0
     num_prompt: int = 0  # tokens of the prompt that have arrived
     max_tokens: int | None = None  # most tokens of the answer; None while the prompt is still arriving
     num_computed: int = 0  # tokens whose keys and values are cached
+    num_ever_computed: int = 0  # tokens a step computed for this sequence, blocks it gave back since among them
+    found: dict[int, int] = field(default_factory=dict)  # by place of a block: its tokens that others had computed
     blocks: list[int] = field(default_factory=list)  # blocks held, in the order of the tokens
 
-    def extend_prompt(self, token_ids: Iterable[int]) -> None:
-        """Add the next tokens of the prompt."""
+    def add_text(self, token_ids: AbstractSequence[int]) -> None:
+        """Add text to the prompt."""
+        if self.names is not None:
+            self.names.add_text(token_ids)
         self.token_ids.extend(token_ids)
         self.num_prompt = len(self.token_ids)
+
+    def add_picture(self, visual_key: bytes, num_tokens: int) -> None:
+        """Add the positions of a picture to the prompt."""
+        if self.names is not None:
+            self.names.add_picture(visual_key, num_tokens)
+        self.token_ids.extend([0] * num_tokens)
+        self.num_prompt = len(self.token_ids)
+
+    def add_answer(self, token_id: int) -> None:
+        """Add the next token of the answer."""
+        if self.names is not None:
+            self.names.add_text([token_id])
+        self.token_ids.append(token_id)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Place in line: by priority, then by arrival; the smallest is first."""
+        return -self.priority, self.arrival
+
+    @property
+    def block_names(self) -> AbstractSequence[bytes]:
+        """Names of the full blocks, none where nothing is shared."""
+        return () if self.names is None else self.names.names
+
+    @property
+    def num_found(self) -> int:
+        """Tokens others had computed, so that this sequence never did."""
+        return sum(self.found.values())
 
     @property
     def prompt_ended(self) -> bool:
@@ -45,9 +81,9 @@ class Sequence:
         return self.num_answer > 0 and self.num_pending == 1
 
     @property
-    def num_reserved(self) -> int:
-        """Tokens the sequence must hold blocks for before it may run."""
-        return len(self.token_ids) if self.max_tokens is None else self.num_prompt + self.max_tokens
+    def num_longest(self) -> int:
+        """Most tokens it will ever have, as far as that is known."""
+        return self.num_prompt + (self.max_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

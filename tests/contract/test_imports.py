@@ -26,6 +26,7 @@ MUST_NOT_IMPORT = {
     "language_service/model": {"grpc", "tandem"},
     "language_service/scheduling": {"torch", "grpc", "tandem"},
     "language_service/cache/blocks.py": {"torch", "grpc", "tandem"},
+    "language_service/cache/prefix.py": {"torch", "grpc", "tandem"},
 }
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -35,14 +36,15 @@ async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
     """Return `make_engine(num_blocks=..., max_running=..., ...)`; every engine must end with no block in use."""
     async with AsyncExitStack() as stack:
 
-        async def make(
-            *, num_blocks: int = 64, max_running: int = 8, max_waiting: int = 64, max_step_tokens: int = 32
-        ) -> PagedEngine:
-            config = SchedulerConfig(
-                block_size=4, max_running=max_running, max_waiting=max_waiting, max_step_tokens=max_step_tokens
+        async def make(*, num_blocks: int = 64, **limits: Any) -> PagedEngine:
+            limits = {"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits}
+            engine = PagedEngine(
+                Runner(decoder, make_cache(num_blocks)),
+                SchedulerConfig(block_size=4, **limits),
+                tag="test-v1.0.0",
+                model_digest=bytes(32),
+                turn=threading.Lock(),
             )
-            runner = Runner(decoder, make_cache(num_blocks))
-            engine = PagedEngine(runner, config, tag="test-v1.0.0", turn=threading.Lock())
             stack.push_async_callback(_close, engine)
             return engine
 

@@ -4,77 +4,20 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from chassis.errors import Internal, ResourceExhausted, Unavailable
-from language_service.engine import Finished, FinishReason, Generation, Prefilled, Tokens
+from language_service.engine import Finished, FinishReason, Prefilled, Tokens
 from language_service.model.decoder import Decoder
-from language_service.options import SamplingOptions
 from language_service.paged_engine import PagedEngine
 from language_service.runner import Runner
 from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service import reference
+from tests.language_service.asking import PROMPTS, ask, expected, feed, read, start, until
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_cache, make_picture
-
-KEY = bytes(32)
-Part = list[int] | Tensor  # token ids, or a picture's visual tokens
-
-PROMPTS: list[list[Part]] = [
-    [[5, 6, 7]],
-    [[8] * 30],
-    [[9, 10], make_picture(1), [11, 12]],
-    [make_picture(2), make_picture(3), [13]],
-    [[14], make_picture(1)],
-    [list(range(20, 33))],
-]
-
-
-def start(engine: PagedEngine, **options: Any) -> Generation:
-    return engine.open(SamplingOptions(**options), salt=b"", priority=0)
-
-
-def feed(generation: Generation, parts: Sequence[Part]) -> None:
-    for part in parts:
-        if isinstance(part, Tensor):
-            generation.add_image(part, KEY)
-        else:
-            generation.add_text(part)
-
-
-async def read(generation: Generation) -> tuple[list[int], Finished]:
-    tokens: list[int] = []
-    async for event in generation:
-        if isinstance(event, Finished):
-            return tokens, event
-        if isinstance(event, Tokens):
-            tokens += event.token_ids
-    raise AssertionError("the answer did not end")
-
-
-async def ask(engine: PagedEngine, parts: Sequence[Part], max_tokens: int = 12, **options: Any) -> list[int]:
-    generation = start(engine, **options)
-    feed(generation, parts)
-    generation.end_prompt(max_tokens)
-    return (await read(generation))[0]
-
-
-def expected(decoder: Decoder, parts: Sequence[Part], num_tokens: int = 12) -> list[int]:
-    embeddings = [
-        decoder.embed_visual(part) if isinstance(part, Tensor) else decoder.embed(torch.tensor(part)) for part in parts
-    ]
-    return reference.greedy(decoder, torch.cat(embeddings), num_tokens)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  (the engine's own thread changes it, and tells nobody)
-            await asyncio.sleep(0.001)
 
 
 async def test_greedy_answers_are_the_references_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
@@ -160,7 +103,7 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
     if stage == "text came":
         await until(lambda: engine.stats().num_running == 2)
     if stage in ("picture came", "prompt ended", "decoding", "ended"):
-        generation.add_image(make_picture(0), KEY)
+        feed(generation, [make_picture(0)])
     if stage in ("prompt ended", "decoding", "ended"):
         generation.end_prompt(100 if stage != "ended" else 3)
     if stage == "decoding":
@@ -210,7 +153,7 @@ async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, d
     """Visual tokens of another width, which the servicer would refuse, break the forward pass itself."""
     engine = await make_engine()
     generation = start(engine)
-    generation.add_image(torch.zeros(5, CONFIG.width + 1), KEY)
+    feed(generation, [torch.zeros(5, CONFIG.width + 1)])
     with pytest.raises(Internal) as caught:
         await read(generation)
     assert caught.value.reason == "STEP_FAILED"
@@ -240,8 +183,8 @@ async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
 
 async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_step_tokens=9)
-    for options, tokens in (({}, 1), ({"logit_bias": {2: 100.0}}, 0)):
-        generation = start(engine, **options)
+    for bias, tokens in (({}, 1), ({2: 100.0}, 0)):
+        generation = start(engine, logit_bias=bias)
         feed(generation, PROMPTS[1])
         generation.end_prompt(3)
         events = [event async for event in generation]
@@ -285,7 +228,9 @@ async def test_closing_ends_what_runs_and_refuses_more(make_engine: MakeEngine) 
 async def test_nothing_keeps_a_closed_engine_alive(decoder: Decoder) -> None:
     """Weights and cache go with it."""
     config = SchedulerConfig(block_size=4, max_running=2, max_waiting=2, max_step_tokens=8)
-    engine = PagedEngine(Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", turn=threading.Lock())
+    engine = PagedEngine(
+        Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", model_digest=bytes(32), turn=threading.Lock()
+    )
     await ask(engine, [[1, 2, 3]], max_tokens=2)
     await engine.close()
     gone = weakref.ref(engine)

@@ -1,0 +1,68 @@
+"""How tests put questions to an engine, and what the slow reference answers."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from language_service.engine import Engine, Finished, Generation, Tokens
+from language_service.model.decoder import Decoder
+from language_service.options import SamplingOptions
+from tests.language_service import reference
+from tests.language_service.small import make_picture
+
+Part = list[int] | Tensor  # token ids, or a picture's visual tokens
+
+PROMPTS: list[list[Part]] = [
+    [[5, 6, 7]],
+    [[8] * 30],
+    [[9, 10], make_picture(1), [11, 12]],
+    [make_picture(2), make_picture(3), [13]],
+    [[14], make_picture(1)],
+    [list(range(20, 33))],
+]
+
+
+def start(engine: Engine, salt: bytes = b"", **options: Any) -> Generation:
+    return engine.open(SamplingOptions(**options), salt=salt, priority=0)
+
+
+def feed(generation: Generation, parts: Sequence[Part]) -> None:
+    for part in parts:
+        if isinstance(part, Tensor):
+            generation.add_image(part, sha256(part.float().numpy().tobytes()).digest())
+        else:
+            generation.add_text(part)
+
+
+async def read(generation: Generation) -> tuple[list[int], Finished]:
+    tokens: list[int] = []
+    async for event in generation:
+        if isinstance(event, Finished):
+            return tokens, event
+        if isinstance(event, Tokens):
+            tokens += event.token_ids
+    raise AssertionError("the answer did not end")
+
+
+async def ask(engine: Engine, parts: Sequence[Part], max_tokens: int = 12, **options: Any) -> list[int]:
+    generation = start(engine, **options)
+    feed(generation, parts)
+    generation.end_prompt(max_tokens)
+    return (await read(generation))[0]
+
+
+def expected(decoder: Decoder, parts: Sequence[Part], num_tokens: int = 12) -> list[int]:
+    embeddings = [
+        decoder.embed_visual(part) if isinstance(part, Tensor) else decoder.embed(torch.tensor(part)) for part in parts
+    ]
+    return reference.greedy(decoder, torch.cat(embeddings), num_tokens)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  (the engine's own thread changes it, and tells nobody)
+            await asyncio.sleep(0.001)
