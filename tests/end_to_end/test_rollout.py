@@ -1,0 +1,266 @@
+"""Rollouts on real processes under a steady load of 50 streams: a good release takes over, a bad one leaves by itself.
+
+`TANDEM_TEST_KEYS` sets how many keys two gateways are compared on; the whole 10,000 take minutes.
+"""
+
+import asyncio
+import io
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from chassis.channels import open_channel
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from tandem.v1 import gateway_pb2_grpc, rollout_pb2
+from tests.end_to_end.faulty_language import Fault
+from tests.end_to_end.rollout_world import Operator, World, ask, plan, question, refused, steady_load
+from tests.gateway.redis_server import RedisServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STABLE, OTHER, EQUAL = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v1.0.1"
+NUM_KEYS = int(os.environ.get("TANDEM_TEST_KEYS", "400"))
+
+PROMOTED, ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
+RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of two different checkpoints, and of the first one under another tag."""
+    store = tmp_path_factory.mktemp("models")
+    for tag, seed in ((STABLE, 0), (OTHER, 1), (EQUAL, 0)):
+        create_checkpoint(store, tag, PRESETS["tiny"], seed=seed, dtype=torch.bfloat16)
+    return store
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    files = [io.BytesIO() for _ in range(6)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (64, 48), (40 * number, 90, 80)).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+@pytest.fixture
+def world(models: Path) -> Iterator[World]:
+    with World(models, STABLE) as world:
+        yield world
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+def decisions(world: World, gateway: str = "gateway") -> list[dict[str, Any]]:
+    """Return the decisions a gateway took, from its log."""
+    lines = [json.loads(line) for line in world.logs[gateway] if '"rollout decision"' in line]
+    return [line for line in lines if line["event"] == "rollout decision"]
+
+
+async def test_a_good_release_walks_to_100_percent_and_nobody_notices(world: World, pictures: list[bytes]) -> None:
+    address = world.gateway()
+    operator = Operator(address)
+    async with steady_load([address], pictures) as load:
+        await asyncio.sleep(1)
+        started = time.monotonic()
+        await operator.set(plan(OTHER, (10, 50, 100)))
+        rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
+        took_s = time.monotonic() - started
+        await asyncio.sleep(1)
+    assert rollout.phase == PROMOTED, rollout.changes[-1]
+    assert [change.weight_percent for change in rollout.changes] == sorted(
+        change.weight_percent for change in rollout.changes
+    )
+    assert load.failed == []
+    assert load.most_moves() == 1
+    assert load.answers[-1].release == OTHER
+    assert world.metric("gateway-language", "faulty_pictures_total") > 50
+    assert world.metric("gateway-language", "faulty_crossed_total") == 0
+    assert world.metric("gateway", "tandem_gateway_crossed_visual_tokens_total") == 0
+    print(
+        f"\n(a) {len(load.answers)} requests, {load.num_on(OTHER)} on the canary, {len(load.failed)} failed; "
+        f"conversations changed release at most {load.most_moves()} times; 100 % after {took_s:.1f} s; "
+        f"{world.metric('gateway-language', 'faulty_pictures_total'):.0f} pictures, 0 crossed"
+    )
+    await left_from_the_stages(operator, address, STABLE, stays=True)
+    assert [one["event_kind"] for one in decisions(world)] == ["set", "started", "advanced", "advanced", "promoted"]
+    assert all(one["findings"] for one in decisions(world)[2:4])
+
+
+async def left_from_the_stages(operator: Operator, address: str, tag: str, *, stays: bool) -> None:
+    """Check that a release that left is unloaded once its last request ended, unless the settings name it."""
+    from tandem.v1 import gateway_pb2
+
+    gateway: Any = gateway_pb2_grpc.GatewayStub(operator.channel)
+    for _ in range(100):
+        listed = await gateway.ListModels(gateway_pb2.GatewayListModelsRequest())
+        tags = [one.release.language_tag for one in listed.releases]
+        if (tag in tags) == stays:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(tags)
+
+
+@pytest.mark.parametrize(
+    ("fault", "metric"), [("errors", "error rate"), ("slow", "first token"), ("empty", "empty rate"), ("none", "")]
+)
+async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
+    world: World, pictures: list[bytes], fault: Fault, metric: str
+) -> None:
+    address = world.gateway(fault=fault, tag=EQUAL)
+    operator = Operator(address)
+    async with steady_load([address], pictures) as load:
+        await asyncio.sleep(1)
+        started = time.monotonic()
+        await operator.set(plan(EQUAL, (20, 50, 100), seconds=4))
+        rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
+        took_s = time.monotonic() - started
+        at_the_end = len(load.answers)
+        await asyncio.sleep(2)
+    last = rollout.changes[-1]
+    assert rollout.phase == (ROLLED_BACK if metric else PROMOTED), last
+    assert metric in last.reason
+    after = [one for one in load.answers[at_the_end + 60 :] if one.sent_at > started + took_s]
+    assert {one.release for one in after} == {STABLE if metric else EQUAL}
+    print(
+        f"\n(b) {fault}: {rollout_pb2.RolloutPhase.Name(rollout.phase)} after {took_s:.1f} s, "
+        f"{load.num_on(EQUAL)} answers and {len(load.failed)} failures of the canary in {len(load.answers)}: "
+        f"{last.reason}"
+    )
+
+
+async def test_two_gateways_act_as_one_and_one_carries_on_alone(
+    world: World, pictures: list[bytes], redis: RedisServer
+) -> None:
+    flags = ["--rollout-redis", redis.url]
+    addresses = [world.gateway(name, flags=flags) for name in ("one", "two")]
+    operators = [Operator(address) for address in addresses]
+    await operators[0].set(plan(OTHER, (50, 100), seconds=3600))
+    for operator in operators:
+        await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    same = await decided_alike(addresses)
+    async with steady_load(addresses, pictures) as load:
+        counted = await operators[1].until(lambda rollout: rollout.canary.requests > 50, within_s=120)
+        await operators[0].stub.Rollback(rollout_pb2.RolloutsRollbackRequest())
+        await operators[0].set(plan(OTHER, (20, 50, 100)))
+        await operators[1].until(lambda rollout: rollout.phase == RUNNING and rollout.canary.requests > 5, within_s=60)
+        world.stop("one")
+        rollout = await operators[1].until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
+    assert rollout.phase == PROMOTED, rollout.changes[-1]
+    numbers = [change.number for change in rollout.changes]
+    assert numbers == list(range(1, len(numbers) + 1))  # nothing was decided twice
+    assert {one.error for one in load.failed} <= {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
+    print(
+        f"\n(c) both gateways decided alike for {same} of {NUM_KEYS} keys; each saw {counted.canary.requests} requests "
+        f"of both; one was killed in step {rollout.step}, the other walked on to 100 %"
+    )
+    assert same == NUM_KEYS
+
+
+async def decided_alike(addresses: list[str]) -> int:
+    """Ask both gateways with many keys; return for how many the same release answered."""
+    stubs = [gateway_pb2_grpc.GatewayStub(open_channel(address)) for address in addresses]
+    places = asyncio.Semaphore(64)
+
+    async def is_same(number: int) -> bool:
+        request = question(f"key-{number}", None, max_tokens=1)
+        async with places:
+            one, other = await asyncio.gather(*(ask(stub, request) for stub in stubs))
+        assert one.error == other.error == ""
+        return one.release == other.release
+
+    return sum(await asyncio.gather(*(is_same(number) for number in range(NUM_KEYS))))
+
+
+async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_finish(
+    world: World, pictures: list[bytes]
+) -> None:
+    address = world.gateway()
+    operator = Operator(address)
+    await operator.set(plan(OTHER, (50, 100), seconds=3600))
+    await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    stub = gateway_pb2_grpc.GatewayStub(operator.channel)
+    async with steady_load([address], pictures) as load:
+        long = [asyncio.create_task(ask(stub, question(f"long-{n}", None, max_tokens=300))) for n in range(16)]
+        await asyncio.sleep(1)
+        commanded = time.monotonic()
+        await operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="a test"))
+        answered = time.monotonic()
+        await asyncio.sleep(1)
+        under_way = sum(not task.done() for task in long)
+    ends = await asyncio.gather(*long)
+    last = max((one.sent_at for one in load.answers if one.release == OTHER), default=commanded)
+    assert load.failed == []
+    assert not any(end.error for end in ends)
+    assert any(end.release == OTHER for end in ends)
+    assert last < answered
+    await left_from_the_stages(operator, address, OTHER, stays=False)
+    print(
+        f"\n(d) last new request on the canary {max(0.0, last - commanded) * 1000:.1f} ms after the command, which was "
+        f"answered after {(answered - commanded) * 1000:.1f} ms; {under_way} long answers were still under way, and "
+        f"{sum(end.release == OTHER for end in ends)} ended on the canary without an error"
+    )
+
+
+async def test_bad_input_is_a_typed_error_and_the_rollout_in_force_stays(world: World, tmp_path: Path) -> None:
+    state = tmp_path / "rollout.json"
+    address = world.gateway(flags=["--rollout-file", str(state)])
+    operator = Operator(address)
+    good = plan(OTHER, (50, 100), seconds=3600)
+    bad = {
+        "UNKNOWN_TAG": plan("tiny-v9.0.0", (50, 100)),
+        "BAD_TAG": plan("nonsense", (50, 100)),
+        "RELEASE_MISMATCH": plan(f"{STABLE},{OTHER}", (50, 100)),
+        "BAD_STEPS": plan(OTHER, (50, 101)),
+        "EMPTY_GUARD": rollout_pb2.RolloutPlan(canary=OTHER, steps=good.steps),
+        "SAME_RELEASE": plan(STABLE, (50, 100)),
+    }
+    for reason, asked in bad.items():
+        assert (await refused(operator.set(asked))).reason == reason
+    assert (await operator.get()).phase == rollout_pb2.ROLLOUT_PHASE_UNSPECIFIED
+    await operator.set(good)
+    before = await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    for reason, asked in {**bad, "ROLLOUT_RUNNING": good}.items():
+        assert (await refused(operator.set(asked))).reason == reason
+    after = await operator.get()
+    assert (after.id, after.changes) == (before.id, before.changes)
+    world.stop("gateway")
+    restarted = Operator(world.gateway(flags=["--rollout-file", str(state)]))
+    assert (await restarted.get()).id == before.id
+    world.stop("gateway")
+    state.write_text('{"document":')
+    with pytest.raises(AssertionError, match=r"rollout\.json cannot be read; repair or remove it"):
+        world.gateway(flags=["--rollout-file", str(state)])
+
+
+async def test_without_its_store_a_gateway_serves_the_last_known_rollout_and_says_so(
+    world: World, tmp_path: Path, redis: RedisServer
+) -> None:
+    flags = ["--rollout-redis", redis.url, "--rollout-file", str(tmp_path / "copy.json")]
+    operator = Operator(world.gateway(flags=flags))
+    await operator.set(plan(OTHER, (50, 100), seconds=3600))
+    before = await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    await asyncio.sleep(0.5)
+    world.stop("gateway")
+    redis.kill()
+    operator = Operator(world.gateway(flags=flags))
+    alone = await operator.get()
+    assert (alone.id, alone.phase, alone.weight_percent, alone.store_reachable) == (before.id, RUNNING, 50, False)
+    assert any("serving the last known rollout" in line for line in world.logs["gateway"])
+    assert (await refused(operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest()))).reason == (
+        "ROLLOUT_STORE_UNREACHABLE"
+    )
+    redis.start()  # empty: it lost everything, and gets it back
+    found = await operator.until(lambda rollout: rollout.store_reachable, within_s=30)
+    assert found.id == before.id

@@ -1,0 +1,131 @@
+"""Both stores: one document that only one may replace, sums of counts, and who is there."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from chassis.errors import FailedPrecondition, Unavailable
+from gateway.rollout.controller import begin, start
+from gateway.rollout.redis_store import RedisStore
+from gateway.rollout.state import State
+from gateway.rollout.store import Document, FileStore, Presence, RolloutStore
+from tests.gateway.redis_server import RedisServer
+from tests.gateway.rollout.plans import STABLE, numbers, plan
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["file", "redis"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer) -> AsyncIterator[RolloutStore]:
+    """Return each kind of store, empty."""
+    server.client.flushall()
+    store = FileStore(tmp_path / "rollout.json") if request.param == "file" else RedisStore(server.url)
+    yield store
+    await store.close()
+
+
+def some_state() -> State:
+    return begin(None, plan(), in_force=STABLE, rollout_id="r", now_s=1.5)
+
+
+async def test_a_store_begins_empty_and_gives_back_what_it_keeps(store: RolloutStore) -> None:
+    assert await store.read() == Document()
+    document = Document(version=1, state=start(some_state(), 2.5))
+    assert await store.swap(0, document)
+    assert await store.read() == document
+
+
+async def test_of_many_at_once_exactly_one_replaces_a_document(store: RolloutStore) -> None:
+    document = Document(version=1, state=some_state())
+    assert sum(await asyncio.gather(*(store.swap(0, document) for _ in range(20)))) == 1
+    assert not await store.swap(0, document)
+
+
+async def test_counts_of_one_window_are_added_and_another_begins_anew(store: RolloutStore) -> None:
+    one, other = numbers("stable", 30, errors=2), numbers("canary", 7)
+    assert await store.add("r/0", one) == +one
+    assert await store.add("r/0", other) == +(one + other)
+    assert await store.add("r/0", Counter()) == +(one + other)
+    assert await store.add("r/1", other) == +other
+
+
+async def test_a_gateway_finds_itself_among_those_that_are_there(store: RolloutStore) -> None:
+    presence = Presence(gateway="a", version=3, in_use=("demo-v1.0.0",))
+    assert await store.report(presence) == [presence]
+
+
+async def test_two_gateways_add_to_the_same_counts_and_see_one_another(server: RedisServer) -> None:
+    server.client.flushall()
+    one, other = RedisStore(server.url), RedisStore(server.url)
+    counts = numbers("canary", 10)
+    await asyncio.gather(*(store.add("r/0", counts) for store in (one, other) for _ in range(25)))
+    total = await one.add("r/0", Counter())
+    assert total["canary/requests"] == 500
+    first, second = (Presence(gateway=name, version=1, in_use=()) for name in "ab")
+    await one.report(first)
+    assert sorted(await other.report(second), key=lambda presence: presence.gateway) == [first, second]
+    await one.close()
+    await other.close()
+
+
+async def test_a_file_survives_the_process_counts_included(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.json"
+    document = Document(version=1, state=some_state())
+    first = FileStore(path)
+    await first.swap(0, document)
+    await first.add("r/0", numbers("stable", 5))
+    second = FileStore(path)
+    assert await second.read() == document
+    assert (await second.add("r/0", Counter()))["stable/requests"] == 5
+    assert os.listdir(tmp_path) == ["rollout.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"document": {"version": -1}}', '{"document": {"version": 1, "state": {}}}']
+)
+def test_a_corrupt_file_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rollout.json"
+    path.write_text(content)
+    with pytest.raises(FailedPrecondition) as raised:
+        FileStore(path)
+    assert raised.value.reason == "BAD_ROLLOUT_STATE"
+    assert path.read_text() == content
+
+
+async def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "absent" / "rollout.json")
+    with pytest.raises(Unavailable) as raised:
+        await store.swap(0, Document(version=1, state=some_state()))
+    assert raised.value.reason == "ROLLOUT_STORE_UNREACHABLE"
+    assert await store.read() == Document()
+
+
+async def test_corrupt_state_in_redis_is_a_typed_error(server: RedisServer) -> None:
+    server.client.flushall()
+    server.client.hset("{tandem:rollout}:state", mapping={"version": "3", "state": "nonsense"})
+    store = RedisStore(server.url)
+    with pytest.raises(FailedPrecondition) as raised:
+        await store.read()
+    assert raised.value.reason == "BAD_ROLLOUT_STATE"
+    await store.close()
+
+
+async def test_a_redis_that_hangs_is_unreachable_within_seconds(server: RedisServer) -> None:
+    store = RedisStore(server.url)
+    server.freeze()
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable) as raised:
+                await store.read()
+    finally:
+        server.thaw()
+    assert raised.value.reason == "ROLLOUT_STORE_UNREACHABLE"
+    await store.close()
