@@ -101,7 +101,8 @@ def mutations(draw: st.DrawFn) -> bytes:
         else:
             other = draw(st.sampled_from(FILES))
             data[at:] = other[draw(st.integers(0, len(other) - 1)) :]
-    return with_checksums(bytes(data)) if draw(st.booleans()) else bytes(data)
+    damaged = bytes(data) or b"\0"  # no bytes at all would ask by digest
+    return with_checksums(damaged) if draw(st.booleans()) else damaged
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -176,6 +177,6 @@ def test_damaged_pictures_end_nothing_and_change_nobody_elses_answer(service: Ru
 
     run()
     peak = memory_bytes(service, "VmHWM")
-    assert len(outcomes) >= 0.9 * NUM_MUTATIONS
+    assert len(outcomes) >= NUM_MUTATIONS
     assert 0.02 < sum(outcomes) / len(outcomes) < 0.98  # both paths were taken, often
     print(f"\n{len(outcomes)} mutations, {sum(outcomes)} encoded; peak {peak / 2**20:.0f} MiB of {ceiling / 2**20:.0f}")
