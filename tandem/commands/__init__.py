@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import tandem
-from tandem.commands import checkpoint, keys
+from tandem.commands import checkpoint, keys, rollout
 from tandem.commands.ask import ask
 from tandem.commands.failures import told_plainly
 from tandem.commands.models import models
@@ -18,6 +18,7 @@ app.command()(ask)
 app.command()(models)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(keys.app, name="keys")
+app.add_typer(rollout.app, name="rollout")
 
 
 @app.command()

@@ -1,0 +1,194 @@
+"""How often the guard of a rollout errs: real decisions on simulated traffic, many rollouts of each kind of canary.
+
+Time and traffic are simulated (a minute of 50 requests a second passes in a blink), the decisions are those the
+gateway takes: `gateway.rollout.controller.tick` on the counts a gateway would have. A canary that is within its bounds
+and is rolled back is a false rollback; one that is beyond a bound and is promoted is a false promotion. Harmed are the
+requests a bad canary got wrong: failed, empty, or answered late.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich.progress import Progress
+
+from benchmarks.report import Report, parse_arguments
+from gateway.rollout.controller import begin, start, tick
+from gateway.rollout.counts import Arm, Counts, bucket_of
+from gateway.rollout.plan import Plan, read_plan
+from gateway.rollout.state import Phase, State
+
+REQUESTS_A_S = 50.0
+LOOK_EVERY_S = 1.0
+GIVE_UP_S = 4 * 3600.0  # a canary exactly at a bound may be held for ever; counted as neither
+STEPS = ((1, 60.0), (5, 60.0), (25, 60.0), (50, 60.0), (100, 0.0))  # percent, seconds
+GUARD = {
+    "max_error_rate_increase": 0.02,
+    "max_empty_rate_increase": 0.02,
+    "max_first_token_ratio": 1.5,
+    "max_inter_token_ratio": 1.5,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """How one release answers."""
+
+    error_rate: float = 0.005
+    empty_rate: float = 0.002
+    first_token_s: float = 0.2  # medians; spread log-normally
+    inter_token_s: float = 0.03
+
+
+STABLE = Behaviour()
+# Each with what it is: within its bounds, beyond one, or exactly at one, where either answer is right.
+CANARIES: dict[str, tuple[Behaviour, str]] = {
+    "equal": (STABLE, "good"),
+    "errors +1 point": (Behaviour(error_rate=0.015), "good"),
+    "first token 1.2x": (Behaviour(first_token_s=0.24), "good"),
+    "errors on 10 %": (Behaviour(error_rate=0.1), "bad"),
+    "errors +4 points": (Behaviour(error_rate=0.045), "bad"),
+    "first token 3x": (Behaviour(first_token_s=0.6), "bad"),
+    "first token 1.7x": (Behaviour(first_token_s=0.34), "bad"),
+    "tokens 2x slower": (Behaviour(inter_token_s=0.06), "bad"),
+    "answers nothing": (Behaviour(empty_rate=1.0), "bad"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one simulated rollout ended."""
+
+    phase: str
+    seconds: float
+    num_canary: int  # requests the canary answered
+    num_harmed: int  # of them, worse than stable would have answered
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate, print and publish."""
+    options = parse_arguments(
+        "How often the guard of a rollout errs.",
+        arguments,
+        repetitions={"type": int, "default": 200, "help": "rollouts of each kind of canary"},
+    )
+    repetitions = 20 if options.quick else options.repetitions
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in CANARIES}
+    tasks = [(name, seed) for name in CANARIES for seed in range(repetitions)]
+    with ProcessPoolExecutor(max_workers=2) as workers, Progress() as progress:
+        bar = progress.add_task("rolling out", total=len(tasks))
+        for (name, _), outcome in zip(tasks, workers.map(simulate, tasks, chunksize=4), strict=True):
+            outcomes[name].append(outcome)
+            progress.advance(bar)
+
+    report = Report("rollout_simulation", f"Rollouts judged {repetitions} times for each kind of canary")
+    report.details = {name: [vars_of(outcome) for outcome in ended] for name, ended in outcomes.items()}
+    for name, ended in outcomes.items():
+        add_figures(report, name, CANARIES[name][1], ended)
+    report.publish(lambda axes: plot(axes, outcomes), options.json)
+
+
+def simulate(task: tuple[str, int]) -> Outcome:
+    """Roll one canary out."""
+    name, seed = task
+    behaviour, kind = CANARIES[name]
+    random = np.random.default_rng([seed, list(CANARIES).index(name)])
+    state = start(begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0), 0)
+    counts: Counts = Counter()
+    now_s, num_canary, num_harmed = 0.0, 0, 0
+    while state.phase is Phase.RUNNING and now_s < GIVE_UP_S:
+        now_s += LOOK_EVERY_S
+        window = state.window
+        total = random.poisson(REQUESTS_A_S * LOOK_EVERY_S)
+        on_canary = int(random.binomial(total, state.weight_percent / 100))
+        answer(counts, "stable", STABLE, total - on_canary, random)
+        bad = answer(counts, "canary", behaviour, on_canary, random)
+        num_canary += on_canary
+        num_harmed += harmed(behaviour, on_canary, bad) if kind == "bad" else 0
+        state = tick(state, counts, now_s) or state
+        if state.window != window:
+            counts = Counter()
+    return Outcome(phase_of(state), now_s, num_canary, num_harmed)
+
+
+def plan() -> Plan:
+    """Return the rollout every canary goes through."""
+    steps = [{"weight_percent": weight, "seconds": seconds} for weight, seconds in STEPS]
+    return read_plan({"stable": "demo-v1.0.0", "canary": "demo-v1.1.0", "steps": steps, "guard": GUARD})
+
+
+def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random: np.random.Generator) -> int:
+    """Add `requests` answers to the counts; return how many failed or were empty."""
+    draws = random.random(requests)
+    errors = int((draws < behaviour.error_rate).sum())
+    empty = int(((draws >= behaviour.error_rate) & (draws < behaviour.error_rate + behaviour.empty_rate)).sum())
+    counts[f"{arm}/requests"] += requests
+    counts[f"{arm}/errors"] += errors
+    counts[f"{arm}/empty"] += empty
+    for timing, median_s, spread in (
+        ("first_token", behaviour.first_token_s, 0.5),
+        ("inter_token", behaviour.inter_token_s, 0.2),
+    ):
+        for seconds in random.lognormal(np.log(median_s), spread, requests - errors):
+            counts[f"{arm}/{timing}/text/{bucket_of(float(seconds))}"] += 1
+    return errors + empty
+
+
+def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
+    """Return how many of the canary's requests it served worse: all of them where it is slow."""
+    is_slow = behaviour.first_token_s > STABLE.first_token_s or behaviour.inter_token_s > STABLE.inter_token_s
+    return requests if is_slow else bad
+
+
+def phase_of(state: State) -> str:
+    """Return how a rollout ended; one that was still held is 'open'."""
+    return "open" if state.phase is Phase.RUNNING else str(state.phase)
+
+
+def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> None:
+    """Add what became of one kind of canary."""
+    share = {phase: sum(one.phase == phase for one in ended) / len(ended) for phase in ("promoted", "rolled_back")}
+    if kind == "good":
+        wrong = share["rolled_back"]
+        report.add(f"{name}: false rollback", 100 * wrong, "%", aim="at most 1 %", met=wrong <= 0.01)
+        report.add(f"{name}: promoted", 100 * share["promoted"], "%")
+    else:
+        wrong = share["promoted"]
+        report.add(f"{name}: false promotion", 100 * wrong, "%", aim="at most 5 %", met=wrong <= 0.05)
+        report.add(f"{name}: rolled back", 100 * share["rolled_back"], "%")
+        report.add(f"{name}: requests harmed, median", float(np.median([one.num_harmed for one in ended])), "requests")
+    report.add(f"{name}: decided after, median", float(np.median([one.seconds for one in ended])), "s")
+
+
+def vars_of(outcome: Outcome) -> dict[str, float | str]:
+    """Return an outcome as plain data."""
+    return {
+        "phase": outcome.phase,
+        "seconds": outcome.seconds,
+        "num_canary": outcome.num_canary,
+        "num_harmed": outcome.num_harmed,
+    }
+
+
+def plot(axes: Axes, outcomes: dict[str, list[Outcome]]) -> None:
+    """Draw what became of every kind of canary, with the requests a bad one harmed."""
+    names = list(outcomes)
+    left = np.zeros(len(names))
+    for phase, colour in (("promoted", "tab:green"), ("open", "tab:gray"), ("rolled_back", "tab:red")):
+        share = np.array([100 * np.mean([one.phase == phase for one in outcomes[name]]) for name in names])
+        axes.barh(names, share, left=left, color=colour, label=phase.replace("_", " "))
+        left += share
+    for row, name in enumerate(names):
+        if CANARIES[name][1] == "bad":
+            median = np.median([one.num_harmed for one in outcomes[name]])
+            axes.text(50, row, f"{median:.0f} requests harmed", ha="center", va="center", color="white")
+    axes.invert_yaxis()
+    axes.set(xlabel="share of rollouts, %")
+    axes.legend(loc="lower left")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""`tandem rollout`: move live traffic to another release, watch it, and take it back."""
+
+import json
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.live import Live
+
+from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
+from tandem.commands.models import PIPE_WIDTH
+from tandem.commands.rollout_view import plain_name, rollout_view
+from tandem.rollouts import Rollouts
+from tandem.v1 import rollout_pb2
+
+app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and take it back.")
+
+REFRESH_S = 1.0
+_STEP = re.compile(r"(?P<weight>\d+(\.\d+)?)(:(?P<length>\d+(\.\d+)?)(?P<unit>[smh]))?(:(?P<requests>\d+)r)?")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, as the contract has it.")]
+Reason = Annotated[str, typer.Option(help="Why, for the log.")]
+
+
+@app.command("set")
+def set_rollout(
+    canary: Annotated[str, typer.Argument(help="The release that shall answer: a tag, or 'vision tag,language tag'.")],
+    steps: Annotated[
+        str,
+        typer.Option(help="Weights in percent, each with how long it lasts and the fewest answers: 5:10m:200r."),
+    ] = "1:5m,5:10m,25:20m,50:30m,100",
+    stable: Annotated[str, typer.Option(help="The release that answers now; left out, whichever it is.")] = "",
+    error_rate: Annotated[
+        float, typer.Option(min=0, help="Most the canary's error rate may be above stable's; 0 does not judge it.")
+    ] = 0.02,
+    empty_rate: Annotated[float, typer.Option(min=0, help="The same for answers without a word.")] = 0.02,
+    first_token: Annotated[
+        float, typer.Option(min=0, help="Most its time to first token may be, times stable's; 0 does not judge it.")
+    ] = 1.5,
+    inter_token: Annotated[float, typer.Option(min=0, help="The same for the time between tokens.")] = 1.5,
+    min_requests: Annotated[int, typer.Option(min=10, help="Fewest answers of each before anything is judged.")] = 50,
+    shadow: Annotated[
+        float, typer.Option(min=0, max=100, help="Percent of stable's requests to mirror without showing answers.")
+    ] = 0,
+    json_output: Json = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key: ApiKey = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Begin to move traffic to another release."""
+    guard = rollout_pb2.RolloutGuard(
+        max_error_rate_increase=error_rate or None,
+        max_empty_rate_increase=empty_rate or None,
+        max_first_token_ratio=first_token or None,
+        max_inter_token_ratio=inter_token or None,
+        min_requests=min_requests,
+    )
+    plan = rollout_pb2.RolloutPlan(
+        stable=stable, canary=canary, steps=parse_steps(steps), guard=guard, shadow_percent=shadow
+    )
+    with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
+        _show(rollouts.set(plan), json_output)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    json_output: Json = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key: ApiKey = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Show weights, counts and the guard's numbers side by side."""
+    with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
+        if not watch:
+            _show(rollouts.get(), json_output)
+            return
+        if json_output:
+            while True:
+                _show(rollouts.get(), json_output)
+                time.sleep(REFRESH_S)
+        with Live(rollout_view(rollouts.get(), time.time()), auto_refresh=False) as live:
+            while True:
+                time.sleep(REFRESH_S)
+                live.update(rollout_view(rollouts.get(), time.time()), refresh=True)
+
+
+@app.command()
+def promote(
+    reason: Reason = "",
+    json_output: Json = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key: ApiKey = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Send everything to the canary now, whatever the guard says."""
+    with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
+        _show(rollouts.promote(reason), json_output)
+
+
+@app.command()
+def rollback(
+    reason: Reason = "",
+    json_output: Json = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key: ApiKey = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Send every new request to the stable release now; answers that have begun end where they began."""
+    with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
+        _show(rollouts.roll_back(reason), json_output)
+
+
+@app.command()
+def watch(
+    json_output: Json = False,
+    address: Address = DEFAULT_ADDRESS,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    api_key: ApiKey = None,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Print every change with its reason, those so far and those to come, until Ctrl-C."""
+    last = 0
+    with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
+        for rollout in rollouts.watch():
+            for change in rollout.changes:
+                if change.number > last:
+                    last = change.number
+                    typer.echo(json.dumps(_plain(change)) if json_output else change_line(change))
+
+
+def parse_steps(text: str) -> list[rollout_pb2.RolloutStep]:
+    """Read '1:5m,5:10m:200r,100'.
+
+    Raises:
+        typer.BadParameter: it is not that.
+    """
+    steps = []
+    for part in text.split(","):
+        match = _STEP.fullmatch(part.strip())
+        if match is None:
+            raise typer.BadParameter(f"{part!r} is not WEIGHT[:LENGTH(s|m|h)][:ANSWERSr], as in 5:10m:200r")
+        seconds = float(match["length"]) * _UNIT_S[match["unit"]] if match["length"] else 0.0
+        steps.append(
+            rollout_pb2.RolloutStep(
+                weight_percent=float(match["weight"]), seconds=seconds, requests=int(match["requests"] or 0)
+            )
+        )
+    return steps
+
+
+def change_line(change: rollout_pb2.RolloutChange) -> str:
+    """Return one change as a line for people."""
+    at = datetime.fromtimestamp(change.at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    event = plain_name(rollout_pb2.RolloutEvent.DESCRIPTOR, change.event)
+    return f"{at}  {event:11}  {change.weight_percent:5g} %  {change.reason}"
+
+
+def _connect(
+    address: str, ca: Path | None, cert: Path | None, key: Path | None, api_key: str | None, timeout_s: float
+) -> Rollouts:
+    return Rollouts(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
+
+
+def _show(rollout: rollout_pb2.Rollout, json_output: bool) -> None:
+    if json_output:
+        typer.echo(json.dumps(_plain(rollout)))
+        return
+    console = Console()
+    console.print(rollout_view(rollout, time.time()), width=None if console.is_terminal else PIPE_WIDTH)
+
+
+def _plain(message: rollout_pb2.Rollout | rollout_pb2.RolloutChange) -> dict[str, object]:
+    plain: dict[str, object] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return plain

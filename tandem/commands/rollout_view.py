@@ -1,0 +1,92 @@
+"""A rollout as people read it: where it stands, and both releases side by side."""
+
+from google.protobuf.descriptor import EnumDescriptor
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tandem.v1 import rollout_pb2
+
+_PHASE_STYLES = {"running": "yellow", "preparing": "yellow", "promoted": "green", "rolled back": "red"}
+_VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
+_RATES = (rollout_pb2.ROLLOUT_METRIC_ERROR_RATE, rollout_pb2.ROLLOUT_METRIC_EMPTY_RATE)
+
+
+def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
+    """Return where a rollout stands at `now_s` (Unix time), what was counted, and what the guard says."""
+    parts: list[RenderableType] = []
+    if not rollout.store_reachable:
+        parts.append(Text("This gateway does not reach the store; what follows is what was known last.", "red"))
+    if not rollout.id:
+        return Group(*parts, Text(f"No rollout yet; {rollout.in_force} answers everything."))
+    parts += [_heading(rollout, now_s), _side_by_side(rollout)]
+    if rollout.HasField("shadow"):
+        parts.append(_mirrored(rollout.shadow))
+    parts.append(Text(rollout.changes[-1].reason, "dim"))
+    return Group(*parts)
+
+
+def plain_name(enum: EnumDescriptor, number: int) -> str:
+    """Return a value of an enum in plain words: ROLLOUT_PHASE_ROLLED_BACK is 'rolled back'."""
+    prefix = {"RolloutPhase": "ROLLOUT_PHASE_", "RolloutEvent": "ROLLOUT_EVENT_", "RolloutMetric": "ROLLOUT_METRIC_"}
+    value = enum.values_by_number.get(number)
+    name = value.name.removeprefix(prefix.get(enum.name, "ROLLOUT_VERDICT_")) if value else str(number)
+    return name.replace("_", " ").lower()
+
+
+def _heading(rollout: rollout_pb2.Rollout, now_s: float) -> Text:
+    phase = plain_name(rollout_pb2.RolloutPhase.DESCRIPTOR, rollout.phase)
+    text = Text.assemble((phase, _PHASE_STYLES.get(phase, "")), f": {rollout.plan.stable} to {rollout.plan.canary}")
+    if rollout.phase == rollout_pb2.ROLLOUT_PHASE_RUNNING:
+        step = rollout.plan.steps[rollout.step]
+        text.append(f", step {rollout.step + 1} of {len(rollout.plan.steps)}, ")
+        text.append(f"{now_s - rollout.step_started_s:.0f} s of {step.seconds:g} s")
+        if step.requests:
+            text.append(f", {rollout.canary.requests} answers of {step.requests}")
+    else:
+        text.append(f"; {rollout.in_force} answers")
+    return text
+
+
+def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for column in (rollout.plan.stable, rollout.plan.canary, "effect", "bound", "p beyond", "p within"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    weight = rollout.weight_percent
+    table.add_row("weight", f"{100 - weight:g} %", f"{weight:g} %")
+    for name in ("requests", "errors", "empty"):
+        table.add_row(name, f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}")
+    # A rollout that has ended shows the numbers it was decided on.
+    for finding in rollout.findings or (rollout.changes[-1].findings if rollout.changes else ()):
+        table.add_row(*_finding_row(finding))
+    return table
+
+
+def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
+    is_rate = finding.metric in _RATES
+    verdict = plain_name(rollout_pb2.RolloutVerdict.DESCRIPTOR, finding.verdict)
+    sign, times = ("+", " points") if is_rate else ("", "x")
+    scale = 100 if is_rate else 1
+    return [
+        plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric),
+        _value(finding.stable, is_rate) if finding.HasField("stable") else "-",
+        _value(finding.canary, is_rate) if finding.HasField("canary") else "-",
+        f"{scale * finding.effect:{sign}.2f}{times}" if finding.HasField("effect") else "-",
+        f"{scale * finding.bound:{sign}.2f}{times}",
+        f"{finding.p_beyond:.2g}",
+        f"{finding.p_within:.2g}",
+        Text(verdict, _VERDICT_STYLES.get(verdict, "")),
+    ]
+
+
+def _value(value: float, is_rate: bool) -> str:
+    return f"{100 * value:.2f} %" if is_rate else f"{1000 * value:.1f} ms"
+
+
+def _mirrored(shadow: rollout_pb2.RolloutShadowCounts) -> Text:
+    first = f", first token {1000 * shadow.first_token_s:.1f} ms" if shadow.HasField("first_token_s") else ""
+    equal = f", {shadow.equal} of {shadow.compared} greedy answers equal" if shadow.compared else ""
+    counts = shadow.counts
+    return Text(f"mirrored: {counts.requests} requests, {counts.errors} errors{first}{equal}, {shadow.dropped} dropped")

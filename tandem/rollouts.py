@@ -1,0 +1,95 @@
+"""What operators do with rollouts, from Python.
+
+with Rollouts("127.0.0.1:50050") as rollouts:
+    rollouts.set(RolloutPlan(canary="tandem-demo-v1.1.0", steps=..., guard=...))
+    for rollout in rollouts.watch():
+        print(rollout.changes[-1].reason)
+
+Messages are those of the contract (`tandem.v1.rollout_pb2`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from chassis.channels import ChannelTls, open_blocking_channel
+from tandem import client_wire as wire
+from tandem.client import DEFAULT_ADDRESS
+from tandem.v1 import rollout_pb2, rollout_pb2_grpc
+
+
+class Rollouts:
+    """An operator's connection to a gateway; every call raises the errors of `tandem.errors`.
+
+    Args:
+        address: host:port of any of the gateways.
+        ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
+        cert: this operator's certificate (PEM), where the gateway asks for one.
+        key: the key of `cert` (PEM).
+        api_key: an operator's key, where the gateway asks for one.
+        timeout_s: longest wait for an answer; `watch` waits for ever.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._api_key = api_key
+        tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
+        self._channel = open_blocking_channel(address, tls=tls)
+        self._stub = rollout_pb2_grpc.RolloutsStub(self._channel)
+
+    def get(self) -> rollout_pb2.Rollout:
+        """Return the rollout in force, or the last one."""
+        return self._call(self._stub.Get, rollout_pb2.RolloutsGetRequest())
+
+    def set(self, plan: rollout_pb2.RolloutPlan) -> rollout_pb2.Rollout:
+        """Begin a rollout; the canary's models are loaded before it takes its first share."""
+        return self._call(self._stub.Set, rollout_pb2.RolloutsSetRequest(plan=plan))
+
+    def promote(self, reason: str = "") -> rollout_pb2.Rollout:
+        """Send everything to the canary."""
+        return self._call(self._stub.Promote, rollout_pb2.RolloutsPromoteRequest(reason=reason))
+
+    def roll_back(self, reason: str = "") -> rollout_pb2.Rollout:
+        """Send every new request to the stable release."""
+        return self._call(self._stub.Rollback, rollout_pb2.RolloutsRollbackRequest(reason=reason))
+
+    def watch(self) -> Iterator[rollout_pb2.Rollout]:
+        """Yield the rollout as it is, and again after every change."""
+        envelope = wire.new_call(self._address, None, self._api_key)
+        call: Any = self._stub.Watch(rollout_pb2.RolloutsWatchRequest(), metadata=envelope.metadata)
+        try:
+            with envelope.translated():
+                for response in call:
+                    yield response.rollout
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> rollout_pb2.Rollout:
+        envelope = wire.new_call(self._address, self._timeout_s, self._api_key)
+        with envelope.translated():
+            response = method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+        rollout: rollout_pb2.Rollout = response.rollout
+        return rollout
