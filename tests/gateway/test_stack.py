@@ -15,9 +15,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import TandemError, from_rpc_error
+from chassis.server import Server
+from gateway.service import open_service
+from gateway.settings import GatewaySettings
 from tandem.stack import Stack
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, sampling_pb2
-from tests.gateway.scripted import TAG, ask
+from tests.gateway.scripted import TAG, ask, read
 
 Picture = Callable[[int], bytes]
 
@@ -111,6 +114,29 @@ def test_a_client_that_leaves_gives_back_everything(
             return
         time.sleep(0.05)
     pytest.fail(f"still held: {running}")
+
+
+async def test_a_gateway_that_has_just_started_finds_what_the_vision_service_encoded(
+    stack: Stack, store: Path, picture: Picture
+) -> None:
+    """It asks by digest; the picture itself is not sent again."""
+    with grpc.insecure_channel(stack.address) as channel:
+        first = list(gateway_pb2_grpc.GatewayStub(channel).Generate(ask(picture(77), "What is it?", sampling=GREEDY)))
+    fields: dict[str, Any] = {
+        "vision": (stack.address_of("vision"),),
+        "language": (stack.address_of("language"),),
+        "digest_first_bytes": 0,
+    }
+    settings = GatewaySettings(listen="127.0.0.1:0", models=store, release=TAG, **fields)
+    server = Server(settings)
+    async with open_service(settings, server):
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+            second = await read(stub.Generate(ask(picture(77), "What is it?", sampling=GREEDY)))
+        await server.stop(0)
+    assert second.finished.images[0].cache_level == gateway_pb2.CACHE_LEVEL_VISION
+    assert second.text == text_of(first)
 
 
 def png(width: int, height: int) -> bytes:
