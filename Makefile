@@ -34,6 +34,7 @@ protos: .venv/ready  ## the stubs in tandem/v1 from protos/
 
 bench: .venv/ready  ## the figures for the record, each within a minute
 	$(BIN)/python -m benchmarks.latency --quick
+	$(BIN)/python -m benchmarks.hot_pictures --quick
 
 train-demo: .venv/ready  ## train the demo model again (about an hour and a half on two cores)
 	$(BIN)/python -m demo.train
