@@ -13,4 +13,5 @@ CACHE_NO_ROOM = Counter(
     "tandem_visual_cache_no_room", "Visual tokens not kept: they did not fit beside the entries in use.", ["level"]
 )
 CACHE_CORRUPTED = Counter("tandem_visual_cache_corrupted", "Entries dropped for failing their digest.", ["level"])
+CACHE_PINNED = Gauge("tandem_visual_cache_pinned", "Entries in use.", ["level"])
 CACHE_BYTES = Gauge("tandem_visual_cache_bytes", "Bytes of all entries.", ["level"])

@@ -14,6 +14,7 @@ RPC_SECONDS = Histogram(
     ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
+TASKS = Gauge("tandem_tasks", "Tasks of the event loop; as many after a request as before it.")
 RPC_IN_FLIGHT = Gauge("tandem_rpc_in_flight", "Calls that are being handled.", ["method"])
 
 

@@ -16,7 +16,7 @@ from chassis.errors import FailedPrecondition, TandemError
 from chassis.health import Health
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.logs import configure_logging
-from chassis.metrics import metrics_over_http
+from chassis.metrics import TASKS, metrics_over_http
 from chassis.settings import ServiceSettings, split_address
 from chassis.tls import server_credentials
 
@@ -123,6 +123,8 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
 
 async def _serve(settings: S, open_service: OpenService[S]) -> None:
     signals = _Signals()
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     server = Server(settings)
     host, _port = split_address(settings.listen)
     with metrics_over_http(host, settings.metrics_port) as server.metrics_port:

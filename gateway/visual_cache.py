@@ -7,7 +7,14 @@ from typing import Any
 
 import structlog
 
-from chassis.cache_metrics import CACHE_BYTES, CACHE_CORRUPTED, CACHE_EVICTIONS, CACHE_NO_ROOM, CACHE_REQUESTS
+from chassis.cache_metrics import (
+    CACHE_BYTES,
+    CACHE_CORRUPTED,
+    CACHE_EVICTIONS,
+    CACHE_NO_ROOM,
+    CACHE_PINNED,
+    CACHE_REQUESTS,
+)
 from chassis.errors import DeadlineExceeded
 from chassis.lru import LruStore
 from chassis.single_flight import SingleFlight
@@ -45,6 +52,7 @@ class VisualCache:
         self._store: LruStore[bytes, Entry] = LruStore(max_bytes=max_bytes, ttl_s=ttl_s)
         self._flights: SingleFlight[bytes, Found] = SingleFlight()
         self._num_evicted = 0
+        CACHE_PINNED.labels(LEVEL).set_function(lambda: self._store.num_pinned)
 
     @property
     def num_bytes(self) -> int:

@@ -76,6 +76,11 @@ class Batcher(Generic[T, R]):
         self._closed = False
         self._loop_task = asyncio.create_task(self._loop())
 
+    @property
+    def num_waiting(self) -> int:
+        """Items that wait for a batch."""
+        return len(self._waiting)
+
     async def submit(self, item: T) -> Answer[R]:
         """Wait for the item's result.
 

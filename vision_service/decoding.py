@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
+from vision_service import metrics
 from vision_service.images import ImageLimits, check_bytes, read_image, to_pixels
 from vision_service.similar import Vector, thumbnail
 
@@ -77,14 +78,19 @@ class DecodePool:
             raise ResourceExhausted(
                 "Too many pictures are waiting to be decoded.", reason="QUEUE_FULL", retry_after_s=_RETRY_AFTER_S
             )
+        metrics.DECODING.inc()
         work = self._executor.submit(self._decode, data, config)
         # Given back when the thread is done with the picture, which may be after its caller has left.
-        work.add_done_callback(lambda _: self._places.release())
+        work.add_done_callback(lambda _: self._give_back())
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
         """Stop the threads after the pictures they are at."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _give_back(self) -> None:
+        metrics.DECODING.dec()
+        self._places.release()
 
     def _decode(self, data: bytes, config: VisionConfig) -> Decoded:
         started = time.perf_counter()

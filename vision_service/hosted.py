@@ -112,6 +112,7 @@ class HostedVision:
         self._batcher: Batcher[Pixels, TokenBits] = Batcher(
             self._forward, config=batching, executor=shared.forward, turn=shared.turn
         )
+        metrics.WAITING.labels(tag).set_function(lambda: self._batcher.num_waiting)
 
     async def encode(self, picture: Picture) -> Encoded:
         """Return the visual tokens of a picture: those that are here, those under way, or else new ones.
@@ -156,6 +157,7 @@ class HostedVision:
     async def close(self) -> None:
         """Stop the queue; the weights go with the last reference."""
         await self._batcher.close()
+        metrics.WAITING.remove(self._tag)
 
     async def _find(self, picture: Picture) -> Encoded:
         key = visual_key(encoder_id=self.encoder_id, cache_salt=picture.cache_salt, image_sha256=picture.sha256)

@@ -1,6 +1,6 @@
 """What Prometheus sees of the vision stage, beside the metrics of every server and every cache."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -16,6 +16,8 @@ FORWARD_SECONDS = Histogram(
 BATCH_SIZE = Histogram(
     "tandem_vision_batch_size", "Pictures in one forward pass.", ["tag"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
+DECODING = Gauge("tandem_vision_decoding", "Pictures that are being decoded or wait for it.")
+WAITING = Gauge("tandem_vision_waiting", "Decoded pictures that wait for a place in a batch.", ["tag"])
 REFUSALS = Counter("tandem_vision_refusals", "Pictures that were not encoded, by reason.", ["reason"])
 
 LEVEL = "vision"  # of the process's cache in the metrics of chassis.cache_metrics

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from chassis.cache_metrics import CACHE_BYTES, CACHE_CORRUPTED, CACHE_EVICTIONS, CACHE_NO_ROOM
+from chassis.cache_metrics import CACHE_BYTES, CACHE_CORRUPTED, CACHE_EVICTIONS, CACHE_NO_ROOM, CACHE_PINNED
 from chassis.lru import LruStore
 from vision_service.metrics import LEVEL
 
@@ -46,6 +46,7 @@ class TokenCache:
         self._store: LruStore[bytes, VisualTokens] = LruStore(max_bytes=max_bytes, ttl_s=ttl_s)
         self._num_evicted = 0
         self.max_bytes = max_bytes
+        CACHE_PINNED.labels(LEVEL).set_function(lambda: self._store.num_pinned)
 
     @contextmanager
     def use(self, key: bytes) -> Iterator[VisualTokens | None]:
