@@ -33,6 +33,11 @@ class TextStream:
         self._builder = wire.AnswerBuilder(envelope.request_id)
 
     @property
+    def text(self) -> str:
+        """What has come so far; after an error, too."""
+        return self._builder.text
+
+    @property
     def final(self) -> Answer:
         """The complete answer.
 

@@ -34,6 +34,11 @@ class AsyncTextStream:
         self._closed = False
 
     @property
+    def text(self) -> str:
+        """What has come so far; after an error, too."""
+        return self._builder.text
+
+    @property
     def final(self) -> Answer:
         """The complete answer.
 

@@ -181,6 +181,11 @@ class AnswerBuilder:
         self._logprobs += map(_position, response.delta.logprobs)
         return response.delta.text
 
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._texts)
+
     def check_complete(self) -> None:
         """Check that a stream that ended was whole.
 
@@ -206,7 +211,7 @@ class AnswerBuilder:
     def _finish(self, finished: gateway_pb2.GatewayGenerateFinished) -> Answer:
         usage, timings = finished.usage, finished.timings
         return Answer(
-            text="".join(self._texts),
+            text=self.text,
             finish_reason=_FINISH_REASONS.get(finished.finish_reason, "length"),
             usage=Usage(
                 prompt_tokens=usage.prompt_tokens,
