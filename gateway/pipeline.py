@@ -11,6 +11,7 @@ from gateway.exchange import Exchange, Send
 from gateway.filters import Filters
 from gateway.question import QuestionMaker
 from gateway.report import Report
+from gateway.rollout.shadow import Shadow
 from gateway.rollout.traffic import Traffic
 from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2, sampling_pb2
@@ -26,12 +27,14 @@ class Pipeline:
         questions: QuestionMaker,
         visual_tokens: VisualTokenSource,
         filters: Filters,
+        shadow: Shadow,
     ) -> None:
         self._admission = admission
         self._traffic = traffic
         self._questions = questions
         self._visual_tokens = visual_tokens
         self._filters = filters
+        self._shadow = shadow
 
     async def answer(
         self,
@@ -66,6 +69,7 @@ class Pipeline:
                 question = await self._questions.make(request, choice.release, tenant)
                 self._admission.take_prompt(tenant, question.num_prompt_tokens)
                 report.mark_prepared()
+                send = self._shadow.beside(choice, request, tenant, deadline, send)
                 exchange = Exchange(
                     question=question,
                     deadline=deadline,

@@ -28,6 +28,7 @@ class Question:
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
     cache_salt: bytes  # the tenant's: what is cached is shared by equal ones only
+    priority: int = 0  # larger runs first
 
     @property
     def num_visual_tokens(self) -> int:
@@ -37,7 +38,10 @@ class Question:
     def start(self) -> language_pb2.GenerateRequest:
         """Return the first message of the language call."""
         start = language_pb2.GenerateStart(
-            tag=self.route.release.language_tag, sampling=self.sampling, cache_salt=self.cache_salt
+            tag=self.route.release.language_tag,
+            sampling=self.sampling,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
         )
         return language_pb2.GenerateRequest(start=start)
 

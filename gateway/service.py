@@ -14,6 +14,7 @@ from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
 from gateway.rollout.opening import open_rollouts
+from gateway.rollout.shadow import Shadow
 from gateway.rollout.traffic import Traffic
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
@@ -43,7 +44,8 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     questions = QuestionMaker(releases, images, settings.limits, filters)
     admission = Admission(settings.admission_limits)
     visual_tokens = _visual_tokens(settings)
-    pipeline = Pipeline(admission, traffic, questions, visual_tokens, filters)
+    shadow = Shadow(traffic, questions, visual_tokens, filters, max_running=settings.rollout_shadow_max_running)
+    pipeline = Pipeline(admission, traffic, questions, visual_tokens, filters, shadow)
     servicer = GatewayServicer(
         settings,
         callers=callers,
@@ -76,6 +78,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         for task in watching:
             task.cancel()
         await asyncio.wait(watching)
+        await shadow.close()
         await asyncio.gather(vision.close(), language.close())
         if visual_tokens.shared is not None:
             await visual_tokens.shared.close()

@@ -111,6 +111,9 @@ class GatewaySettings(ServiceSettings):
     rollout_tick_s: float = Field(
         0.2, ge=0.01, le=60, description="how often the rollout's state and numbers are looked at, seconds"
     )
+    rollout_shadow_max_running: int = Field(
+        8, ge=1, description="most mirrored requests at once; those beyond are not mirrored"
+    )
     rollout_load_timeout_s: float = Field(
         600, gt=0, description="longest time a canary's models may take to load before it is rolled back, seconds"
     )

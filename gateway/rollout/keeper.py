@@ -171,7 +171,7 @@ class Keeper:
         try:
             self._counts = await self._store.add(state.window, counts)
         except TandemError:
-            self._traffic.give_back(state.window, counts)
+            self._traffic.add(state.window, counts)
             raise
 
     async def _commit(self, document: Document, following: State) -> bool:

@@ -9,7 +9,7 @@ PHASE = Gauge("tandem_rollout_phase", "1 for the phase the rollout is in.", ["ph
 STORE_UP = Gauge("tandem_rollout_store_up", "Whether this gateway reaches the store of the rollout.")
 SHADOW_REQUESTS = Counter(
     "tandem_rollout_shadow_requests",
-    "Mirrored requests by outcome: equal, different, answered (not compared), failed, abandoned, dropped.",
+    "Mirrored requests: answered, failed or dropped; of the answered and greedy ones, compared and equal.",
     ["release", "outcome"],
 )
 

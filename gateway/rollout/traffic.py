@@ -79,10 +79,19 @@ class Traffic:
         taken, self._counts = self._counts, Counter()
         return taken
 
-    def give_back(self, window: str, counts: Counts) -> None:
-        """Count again what could not be handed on, unless its window is over."""
+    def add(self, window: str, counts: Counts) -> None:
+        """Add to what is counted, unless its window is over."""
         if self._state is not None and self._state.window == window:
             self._counts.update(counts)
+
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[Release]:
+        """Yield a release that stays open for the block."""
+        self._num_on[name] += 1
+        try:
+            yield await self._releases.open(name)
+        finally:
+            self._num_on[name] -= 1
 
     async def release(self, pin: str | None) -> Release:
         """Return the release that answers a question about prompts.
@@ -109,27 +118,24 @@ class Traffic:
         """
         name, arm = self._choose(routing_key, pin)
         window = self._state.window if arm and self._state is not None else ""
-        self._num_on[name] += 1
         try:
-            release = await self._releases.open(name)
-            yield Choice(release=release, arm=arm, window=window, mirror_to=self._mirror(arm))
+            async with self.hold(name) as release:
+                yield Choice(release=release, arm=arm, window=window, mirror_to=self._mirror(arm))
         except asyncio.CancelledError:
             if deadline.remaining_s() < _TIMER_S:
-                self.count(arm, window, _outcome(report, failed=True))
+                self.count(arm, window, outcome_of(report, failed=True))
             raise
         except Exception as error:
             if not isinstance(error, _CLIENTS_OWN):
-                self.count(arm, window, _outcome(report, failed=True))
+                self.count(arm, window, outcome_of(report, failed=True))
             raise
         else:
-            self.count(arm, window, _outcome(report, failed=False))
-        finally:
-            self._num_on[name] -= 1
+            self.count(arm, window, outcome_of(report, failed=False))
 
     def count(self, arm: Arm | None, window: str, outcome: Outcome) -> None:
         """Count how a request went, unless it counts nowhere or its window is over."""
-        if arm is not None and self._state is not None and self._state.window == window:
-            self._counts.update(counts_of(arm, outcome))
+        if arm is not None:
+            self.add(window, counts_of(arm, outcome))
 
     def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:
@@ -150,7 +156,8 @@ class Traffic:
         return state.plan.canary
 
 
-def _outcome(report: Report, *, failed: bool) -> Outcome:
+def outcome_of(report: Report, *, failed: bool) -> Outcome:
+    """Return how a request ended, as it is counted."""
     return Outcome(
         kind=_kind(report),
         failed=failed,
