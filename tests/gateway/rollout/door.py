@@ -1,0 +1,159 @@
+"""A gateway between two stages that hold several releases and do as a test tells them, release by release."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tokenizers import Tokenizer
+
+from chassis.errors import NotFound, TandemError
+from chassis.server import Server
+from gateway.service import open_service
+from gateway.settings import GatewaySettings
+from tandem.v1 import (
+    gateway_pb2_grpc,
+    language_pb2,
+    language_pb2_grpc,
+    model_pb2,
+    rollout_pb2,
+    rollout_pb2_grpc,
+    sampling_pb2,
+    vision_pb2_grpc,
+)
+from tests.gateway.scripted import Answer, Switch, ask, language_info, read, vision_info
+
+STABLE, CANARY = "tiny-v1.0.0", "tiny-v1.1.0"
+
+
+@dataclass
+class Holder:
+    """The four model calls of a stage, over infos a test may change."""
+
+    template: model_pb2.ModelInfo
+    models: dict[str, model_pb2.ModelInfo] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    load_error: TandemError | None = None
+    may_load: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hold(self, tag: str) -> None:
+        info = model_pb2.ModelInfo()
+        info.CopyFrom(self.template)
+        info.tag = tag
+        self.models[tag] = info
+
+    async def ListModels(self, request: Any, context: Any) -> model_pb2.ListModelsResponse:  # noqa: N802
+        return model_pb2.ListModelsResponse(models=self.models.values())
+
+    async def LoadModel(self, request: Any, context: Any) -> model_pb2.LoadModelResponse:  # noqa: N802
+        await self.may_load.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        self.hold(request.tag)
+        self.events.append(f"loaded {request.tag}")
+        return model_pb2.LoadModelResponse(model=self.models[request.tag])
+
+    async def UnloadModel(self, request: Any, context: Any) -> model_pb2.UnloadModelResponse:  # noqa: N802
+        if self.models.pop(request.tag, None) is None:
+            raise NotFound("This process holds no model of that tag.", reason="UNKNOWN_TAG")
+        self.events.append(f"unloaded {request.tag}")
+        return model_pb2.UnloadModelResponse()
+
+
+class HoldingVision(Holder, vision_pb2_grpc.VisionServiceServicer):
+    """A vision stage nobody asks for pictures."""
+
+
+@dataclass
+class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
+    """Answers as its release does; waits at the first token while `go` of that release is clear."""
+
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    errors: dict[str, TandemError] = field(default_factory=dict)
+    go: dict[str, asyncio.Event] = field(default_factory=dict)
+    starts: list[language_pb2.GenerateStart] = field(default_factory=list)
+
+    async def Generate(  # noqa: N802
+        self, request_iterator: AsyncIterator[language_pb2.GenerateRequest], context: Any
+    ) -> AsyncIterator[language_pb2.GenerateResponse]:
+        requests = [request async for request in request_iterator]
+        start = requests[0].start
+        self.starts.append(start)
+        if start.tag in self.errors:
+            raise self.errors[start.tag]
+        await self.go[start.tag].wait()
+        for token_id in self.answers[start.tag]:
+            yield language_pb2.GenerateResponse(tokens=language_pb2.TokenChunk(token_ids=[token_id]))
+        finished = language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_STOP)
+        yield language_pb2.GenerateResponse(finished=finished)
+
+
+@dataclass
+class Door:
+    """The gateway and what stands behind it."""
+
+    gateway: Any  # stub of tandem.v1.Gateway
+    operator: Any  # stub of tandem.v1.Rollouts
+    vision: HoldingVision
+    language: HoldingLanguage
+
+    async def ask(self, key: str = "", pin: str | None = None) -> Answer:
+        metadata = (("x-tandem-release", pin),) if pin else ()
+        return await read(self.gateway.Generate(ask("What is it?", routing_key=key), metadata=metadata))
+
+    async def set(self, *weights: float, **further: Any) -> rollout_pb2.Rollout:
+        """Begin a rollout to the canary whose first step lasts for ever."""
+        steps = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in weights]
+        guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20)
+        plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard, **further)
+        response: rollout_pb2.RolloutsSetResponse = await self.operator.Set(rollout_pb2.RolloutsSetRequest(plan=plan))
+        return response.rollout
+
+    async def get(self) -> rollout_pb2.Rollout:
+        response: rollout_pb2.RolloutsGetResponse = await self.operator.Get(rollout_pb2.RolloutsGetRequest())
+        return response.rollout
+
+    async def phase(self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 5) -> rollout_pb2.Rollout:
+        """Wait until the rollout is in a phase."""
+        async with asyncio.timeout(within_s):
+            while (rollout := await self.get()).phase != wanted:  # noqa: ASYNC110  (nothing tells)
+                await asyncio.sleep(0.01)
+        return rollout
+
+
+@asynccontextmanager
+async def open_door(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[Door]:
+    """Run a gateway on `store`, which has both releases, with stages that hold the stable one."""
+    # Abstract are only the calls a gateway never makes here.
+    vision = HoldingVision(vision_info(store))  # type: ignore[abstract]
+    language = HoldingLanguage(language_info(store))  # type: ignore[abstract]
+    for stage in (vision, language):
+        stage.hold(STABLE)
+        stage.may_load.set()
+    for tag, text in ((STABLE, "stable"), (CANARY, "canary")):
+        language.answers[tag] = tokenizer.encode(text, add_special_tokens=False).ids
+        language.go[tag] = asyncio.Event()
+        language.go[tag].set()
+    async with (
+        Switch(vision, vision_pb2_grpc, "VisionService") as vision_switch,
+        Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
+    ):
+        chosen = GatewaySettings(
+            listen="127.0.0.1:0",
+            models=store,
+            release=STABLE,
+            vision=(vision_switch.address,),
+            language=(language_switch.address,),
+            **{"rollout_tick_s": 0.02, "refresh_s": 0.1, **settings},
+        )
+        server = Server(chosen)
+        async with open_service(chosen, server):
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                yield Door(
+                    gateway_pb2_grpc.GatewayStub(channel), rollout_pb2_grpc.RolloutsStub(channel), vision, language
+                )
+            await server.stop(0)

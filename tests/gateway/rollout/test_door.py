@@ -1,0 +1,225 @@
+"""Rollouts through a gateway's door: loaded before, counted during, unloaded after, and mirrored beside."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from tokenizers import Tokenizer
+
+from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable, from_rpc_error
+from checkpoint.manifest import read_manifest, write_manifest
+from tandem.v1 import gateway_pb2, rollout_pb2
+from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door
+from tests.gateway.scripted import eventually
+
+PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
+ROLLED_BACK, PROMOTED = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK, rollout_pb2.ROLLOUT_PHASE_PROMOTED
+
+
+@pytest.fixture(scope="module")
+def two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store that has the same checkpoint under two tags."""
+    folder = tmp_path_factory.mktemp("two")
+    for tag in (STABLE, CANARY):
+        shutil.copytree(store / STABLE, folder / tag)
+        write_manifest(read_manifest(store / STABLE).model_copy(update={"tag": tag}), folder / tag)
+    return folder
+
+
+@pytest.fixture
+async def door(two: Path, tokenizer: Tokenizer) -> AsyncIterator[Door]:
+    async with open_door(two, tokenizer) as door:
+        yield door
+
+
+async def test_a_canary_takes_requests_once_its_models_are_ready_and_not_before(door: Door) -> None:
+    door.language.may_load.clear()
+    assert (await door.set(99, 100)).phase == PREPARING
+    assert {(await door.ask(f"user-{number}")).text for number in range(20)} == {"stable"}
+    door.language.may_load.set()
+    await door.phase(RUNNING)
+    texts = [(await door.ask(f"user-{number}")).text for number in range(40)]
+    assert texts.count("canary") > 30
+    assert (door.vision.events, door.language.events) == ([f"loaded {CANARY}"], [f"loaded {CANARY}"])
+
+
+async def test_a_canary_that_cannot_be_loaded_is_rolled_back_and_the_reason_says_why(door: Door) -> None:
+    door.language.load_error = FailedPrecondition("A tensor is missing.", reason="BAD_CHECKPOINT")
+    await door.set(50, 100)
+    rollout = await door.phase(ROLLED_BACK)
+    assert rollout.changes[-1].reason == (
+        f"The canary could not be loaded: The language service could not load {CANARY}: A tensor is missing."
+    )
+    assert (await door.ask("somebody")).text == "stable"
+
+
+async def test_a_stage_that_is_away_is_waited_for(door: Door) -> None:
+    door.language.load_error = Unavailable("It is being unloaded.", reason="MODEL_DRAINING")
+    await door.set(50, 100)
+    await asyncio.sleep(0.3)
+    assert (await door.get()).phase == PREPARING
+    door.language.load_error = None
+    await door.phase(RUNNING)
+
+
+async def test_a_pair_the_stages_say_does_not_fit_is_rolled_back(door: Door) -> None:
+    door.vision.template.half_digest = bytes(32)
+    await door.set(50, 100)
+    rollout = await door.phase(ROLLED_BACK)
+    assert "trained with another vision half" in rollout.changes[-1].reason
+
+
+async def test_a_release_is_unloaded_after_the_last_request_on_it_and_not_before(door: Door) -> None:
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+    door.language.go[CANARY].clear()
+    last = asyncio.create_task(door.ask(pin=CANARY))
+    await eventually(lambda: any(start.tag == CANARY for start in door.language.starts))
+    await door.operator.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="enough"))
+    await asyncio.sleep(0.4)
+    assert CANARY in door.language.models
+    door.language.go[CANARY].set()
+    assert (await last).text == "canary"
+    await eventually(lambda: CANARY not in door.language.models and CANARY not in door.vision.models)
+    with pytest.raises(grpc.RpcError) as raised:
+        await door.ask(pin=CANARY)
+    assert from_rpc_error(raised.value).reason == "UNKNOWN_RELEASE"
+
+
+async def test_the_release_of_the_settings_stays_loaded_when_another_is_promoted(door: Door) -> None:
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+    await door.operator.Promote(rollout_pb2.RolloutsPromoteRequest())
+    assert {(await door.ask(f"user-{number}")).text for number in range(20)} == {"canary"}
+    await asyncio.sleep(0.3)
+    assert (await door.ask(pin=STABLE)).text == "stable"
+    listed = (await door.gateway.ListModels(gateway_pb2.GatewayListModelsRequest())).releases
+    assert [(one.release.language_tag, one.is_default, one.ready) for one in listed] == [
+        (STABLE, False, True),
+        (CANARY, True, True),
+    ]
+
+
+async def test_a_stage_that_starts_anew_during_a_rollout_is_given_the_canary_again(door: Door) -> None:
+    await door.set(99, 100)
+    await door.phase(RUNNING)
+    del door.language.models[CANARY]
+    await eventually(lambda: CANARY in door.language.models)
+
+
+async def test_what_is_not_the_releases_doing_counts_nowhere(door: Door) -> None:
+    await door.set(99, 100)
+    await door.phase(RUNNING)
+    await door.ask(pin=CANARY)
+    door.language.errors[CANARY] = InvalidArgument("The temperature is below 0.", reason="BAD_SAMPLING")
+    for number in range(20):
+        with pytest.raises(grpc.RpcError):
+            await door.ask(f"user-{number}")
+    door.language.errors[CANARY] = Internal("The decoder failed.")
+    with pytest.raises(grpc.RpcError):
+        await door.ask("user-1")
+    await counted(door, requests=1, errors=1)
+
+
+async def counted(door: Door, **expected: int) -> None:
+    """Wait until the canary's counts are these."""
+    async with asyncio.timeout(5):
+        while True:
+            canary = (await door.get()).canary
+            if {name: getattr(canary, name) for name in expected} == expected:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_an_answer_without_a_word_is_counted_as_empty(door: Door) -> None:
+    await door.set(99, 100)
+    await door.phase(RUNNING)
+    door.language.answers[CANARY] = []
+    await door.ask("user-1")
+    await counted(door, requests=1, errors=0, empty=1)
+
+
+async def test_the_guard_takes_a_failing_canary_back_by_itself(door: Door) -> None:
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+    door.language.errors[CANARY] = Internal("The decoder failed.")
+    calls = (door.ask(f"user-{number}") for number in range(150))
+    await asyncio.gather(*calls, return_exceptions=True)
+    rollout = await door.phase(ROLLED_BACK)
+    assert "error rate is beyond its bound" in rollout.changes[-1].reason
+    assert {(await door.ask(f"user-{number}")).text for number in range(20)} == {"stable"}
+
+
+async def test_watching_tells_every_change_as_it_happens(door: Door) -> None:
+    call = door.operator.Watch(rollout_pb2.RolloutsWatchRequest())
+    assert not (await call.read()).rollout.id
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+    await door.operator.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="enough"))
+    seen = [(await call.read()).rollout for _ in range(3)]
+    assert [one.changes[-1].event for one in seen] == [
+        rollout_pb2.ROLLOUT_EVENT_SET,
+        rollout_pb2.ROLLOUT_EVENT_STARTED,
+        rollout_pb2.ROLLOUT_EVENT_ROLLED_BACK,
+    ]
+    assert seen[-1].changes[-1].reason == "enough"
+    call.cancel()
+
+
+@pytest.mark.parametrize("command", ["Promote", "Rollback"])
+async def test_a_command_without_a_rollout_is_refused(door: Door, command: str) -> None:
+    request = getattr(rollout_pb2, f"Rollouts{command}Request")()
+    with pytest.raises(grpc.RpcError) as raised:
+        await getattr(door.operator, command)(request)
+    assert from_rpc_error(raised.value).reason == "NO_ROLLOUT"
+
+
+async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: Door) -> None:
+    await door.set(0, 50, 100, shadow_percent=100)
+    await door.phase(RUNNING)
+    assert {(await door.ask(f"user-{number}")).text for number in range(5)} == {"stable"}
+    door.language.answers[CANARY] = door.language.answers[STABLE]
+    assert {(await door.ask(f"user-{number}")).text for number in range(7)} == {"stable"}
+    await mirrored(door, compared=12, equal=7, dropped=0)
+    assert {start.priority for start in door.language.starts if start.tag == CANARY} == {-100}
+    rollout = await door.get()
+    assert (rollout.shadow.counts.requests, rollout.stable.requests, rollout.canary.requests) == (12, 12, 0)
+
+
+async def mirrored(door: Door, **expected: int) -> None:
+    """Wait until these numbers of mirrored requests are reached."""
+    async with asyncio.timeout(5):
+        while True:
+            shadow = (await door.get()).shadow
+            if {name: getattr(shadow, name) for name in expected} == expected:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirrors(
+    two: Path, tokenizer: Tokenizer
+) -> None:
+    async with open_door(two, tokenizer, rollout_shadow_max_running=3) as door:
+        await door.set(0, 50, 100, shadow_percent=100)
+        await door.phase(RUNNING)
+        door.language.errors[CANARY] = Internal("The decoder failed.")
+        assert (await door.ask("user")).text == "stable"
+        del door.language.errors[CANARY]
+        door.language.go[CANARY].clear()
+        async with asyncio.timeout(5):
+            assert {(await door.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
+        await mirrored(door, dropped=7, compared=0)
+        assert (await door.get()).shadow.counts.errors == 1
+
+
+async def test_a_request_is_on_one_release_from_prompt_to_answer(door: Door) -> None:
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+    answers = await asyncio.gather(*(door.ask(f"user-{number}") for number in range(40)))
+    texts = {answer.finished.release.language_tag: answer.text for answer in answers}
+    assert texts == {STABLE: "stable", CANARY: "canary"}
+    for answer in answers:
+        assert answer.finished.release.vision_tag == answer.finished.release.language_tag
