@@ -20,7 +20,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.tokenizer import CHAT_TEMPLATE
 from demo.drawing import draw
 from demo.probes import labels
-from demo.questions import LANGUAGES, TOPICS, Conversation, ask
+from demo.questions import LANGUAGES, TOPICS, Conversation, Topic, ask
 from demo.scenes import Scene, make_scene
 from gateway.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
 from gateway.prompt import PromptBuilder, TextSegment
@@ -28,6 +28,7 @@ from vision_service.images import to_pixels
 
 IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
 PADDING = 0  # token id; what it stands after never sees it
+LATER_TOPICS: tuple[Topic, ...] = (*TOPICS, "kind", "position", "yes or no", "yes or no", "two turns", "two turns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """The size and the mix of a batch."""
+    """The size and the mix of a batch.
+
+    At first a model learns to see: one of each picture's conversations is a description, which names all there is.
+    Later it learns to look things up: descriptions are rare, and questions that take two steps to answer frequent.
+    """
 
     num_pictures: int = 16
-    num_conversations: int = 5  # of each picture; the first is a description, which names everything there is to see
+    num_conversations: int = 5  # of each picture
+    num_later_conversations: int = 7
+    num_described_batches: int = 2000  # how long 'at first' lasts
     num_groups: int = 4
 
     def __post_init__(self) -> None:
@@ -110,15 +117,19 @@ class Batches(Dataset[Batch]):
         encoded = [
             (picture, *self.encoder.encode(conversation))
             for picture, (seed, scene) in enumerate(scenes.items())
-            for conversation in self._converse(scene, random.Random(seed))
+            for conversation in self._converse(step, scene, random.Random(seed))
         ]
         seen = torch.tensor([labels(scene) for scene in scenes.values()])
         return Batch(torch.from_numpy(pixels), seen, list(_group(encoded, self.mix.num_groups)))
 
-    def _converse(self, scene: Scene, rng: random.Random) -> Iterator[Conversation]:
-        yield ask(scene, rng, rng.choice(LANGUAGES), "description")
-        for _ in range(self.mix.num_conversations - 1):
-            yield ask(scene, rng, rng.choice(LANGUAGES), rng.choice(TOPICS))
+    def _converse(self, step: int, scene: Scene, rng: random.Random) -> Iterator[Conversation]:
+        if step < self.mix.num_described_batches:
+            yield ask(scene, rng, rng.choice(LANGUAGES), "description")
+            for _ in range(self.mix.num_conversations - 1):
+                yield ask(scene, rng, rng.choice(LANGUAGES), rng.choice(TOPICS))
+        else:
+            for _ in range(self.mix.num_later_conversations):
+                yield ask(scene, rng, rng.choice(LANGUAGES), rng.choice(LATER_TOPICS))
 
 
 def _user_message(text: str, *, with_picture: bool) -> ChatMessage:

@@ -19,7 +19,7 @@ class Schedule:
     num_steps: int
     peak: float = 4e-3
     num_warm_up_steps: int = 50
-    decay_share: float = 0.35  # of the run, at its end
+    decay_share: float = 0.6  # of the run, at its end
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

@@ -3,7 +3,8 @@
 Answers alone teach it through the whole decoder, which at first knows nothing itself; the probes are a short way. They
 are part of training only and of no checkpoint.
 
-B pictures, R thirds of the picture, A attributes, N patches, W vision width, K visual tokens, D decoder width
+B pictures, R thirds of the picture, X thirds or tokens, A attributes, S labels of all attributes, N patches,
+W vision width, K visual tokens, D decoder width
 """
 
 import torch
@@ -29,27 +30,35 @@ def labels(scene: Scene) -> list[list[int]]:
 
 
 class Probes(nn.Module):
-    """One linear map from the patches of a third, and one from all visual tokens, to the labels."""
+    """One linear map from the patches of a third, and one from a visual token, to the labels.
+
+    Each visual token is to tell all of one item, in the same way for every third. A decoder can then find an item by
+    its kind, by attention, and read the rest where it found it. Tokens left to themselves scatter an item's attributes,
+    and the decoder long answers questions about 'the bag' by chance.
+    """
+
+    third_K: Tensor  # which third each visual token is to tell of
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.side = config.vision.grid_size // config.vision.pool_size
         self.from_patches = nn.Linear(config.vision.width, sum(NUM_LABELS))
-        visual_width = config.num_visual_tokens * config.language.width
-        self.from_tokens = nn.Linear(visual_width, len(POSITIONS) * sum(NUM_LABELS))
+        self.from_tokens = nn.Linear(config.language.width, sum(NUM_LABELS))
+        third_K = torch.arange(config.num_visual_tokens) * len(POSITIONS) // config.num_visual_tokens
+        self.register_buffer("third_K", third_K, persistent=False)
 
     def forward(self, patches_BNW: Tensor, visual_BKD: Tensor, labels_BRA: Tensor) -> Tensor:
         """Return how far both maps are from the labels, the mean of cross-entropies."""
         columns = torch.unflatten(patches_BNW, 1, (self.side, self.side)).tensor_split(len(POSITIONS), dim=2)
         thirds_BRW = torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1)
-        from_tokens = torch.unflatten(self.from_tokens(visual_BKD.flatten(1)), 1, (len(POSITIONS), -1))
-        return _loss(self.from_patches(thirds_BRW), labels_BRA) + _loss(from_tokens, labels_BRA)
+        of_patches = _loss(self.from_patches(thirds_BRW), labels_BRA)
+        return of_patches + _loss(self.from_tokens(visual_BKD), labels_BRA[:, self.third_K])
 
 
-def _loss(scores: Tensor, labels_BRA: Tensor) -> Tensor:
-    by_attribute = torch.split(scores.float(), NUM_LABELS, dim=-1)
+def _loss(scores_BXS: Tensor, labels_BXA: Tensor) -> Tensor:
+    by_attribute = torch.split(scores_BXS.float(), NUM_LABELS, dim=-1)
     losses = [
-        functional.cross_entropy(one.flatten(0, 1), labels_BRA[:, :, attribute].flatten())
+        functional.cross_entropy(one.flatten(0, 1), labels_BXA[:, :, attribute].flatten())
         for attribute, one in enumerate(by_attribute)
     ]
     return torch.stack(losses).mean()
