@@ -25,6 +25,8 @@ _SUFFIXES = (".safetensors", ".bin")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _IGNORED = "language_model.embed_positions.weight"  # a static table of positions, which are rotary here
 _ALIASES = (
+    # A text decoder released on its own (Llama, Qwen2, Qwen3) calls itself 'model'.
+    (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"language_model.\1."),
     (re.compile(r"^(language_model\.layers\.\d+)\.attn\."), r"\1.self_attn."),
     (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.gate_proj\."), r"\1.w1."),
     (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.up_proj\."), r"\1.w3."),
