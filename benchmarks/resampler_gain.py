@@ -63,7 +63,7 @@ def build_engine() -> PagedEngine:
     blocks_each = -(-(TEXT_TOKENS + max(KINDS) + max(ANSWERS)) // BLOCK_SIZE)
     cache = PagedCache(DECODER, CacheConfig(num_blocks=AT_ONCE * blocks_each), dtype=dtype, device=device)
     config = SchedulerConfig(block_size=BLOCK_SIZE, max_running=AT_ONCE, max_waiting=AT_ONCE, max_step_tokens=512)
-    return PagedEngine(Runner(decoder, cache), config, tag="benchmark", turn=threading.Lock())
+    return PagedEngine(Runner(decoder, cache), config, tag="benchmark", model_digest=bytes(32), turn=threading.Lock())
 
 
 async def answer(engine: PagedEngine, num_visual: int, num_tokens: int) -> Finished:
@@ -143,9 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answers = ANSWERS[:1] if options.quick else ANSWERS
     torch.manual_seed(0)
     samples = asyncio.run(measure(answers, ROUNDS))
-    report = Report(
-        "resampler_gain", "What visual tokens cost a decoder of 0.6 B, bfloat16"
-    )
+    report = Report("resampler_gain", "What visual tokens cost a decoder of 0.6 B, bfloat16")
     fill(report, samples, answers)
 
     def plot(axes: Axes) -> None:

@@ -213,9 +213,10 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def fill(report: Report, title: str, rates: Rates, flops: float) -> None:
     """Add one model's figures to the report."""
-    for name, samples in (("callers", rates.service), ("at a time, plain loop", rates.files)):
-        for number, values in samples.items():
-            report.add(f"{title}: {number} {name}", statistics.median(values), "pictures/s")
+    for number, values in rates.service.items():
+        report.add(f"{title}: {number} caller{'s' * (number > 1)}", statistics.median(values), "pictures/s")
+    for number, values in rates.files.items():
+        report.add(f"{title}: {number} at a time, plain loop", statistics.median(values), "pictures/s")
     for number, values in rates.pixels.items():
         report.add(f"{title}: {number} at a time, plain loop, pixels ready", statistics.median(values), "pictures/s")
     gain = median_ratio(best(rates.service), rates.service[1])

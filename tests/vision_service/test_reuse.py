@@ -80,9 +80,9 @@ def photo(kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def host(backend: GatedBackend, shared: Shared, digest: bytes = DIGEST) -> HostedVision:
+def host(backend: GatedBackend, shared: Shared, *, digest: bytes = DIGEST, tag: str = "another-v1.0.0") -> HostedVision:
     return HostedVision(
-        tag="some-v1.0.0",
+        tag=tag,
         config=PRESETS["tiny"],
         digest=digest,
         backend=backend,
@@ -100,7 +100,7 @@ async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -
     with ThreadPoolExecutor(1) as forward:
         cache = TokenCache(max_bytes=cache_bytes, ttl_s=None)
         shared = Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache, similar=similar)
-        model = host(backend, shared)
+        model = host(backend, shared, tag="some-v1.0.0")
         yield Bench(model, backend, shared)
         backend.gate.set()
         await model.close()

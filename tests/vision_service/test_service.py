@@ -41,7 +41,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(models: Path) -> Iterator[Running]:
-    with running(models, "--tags", f"{TAG},{OTHER_TAG}", "--max-batch-size", "4", "--max-wait-ms", "30") as process:
+    flags = ("--tags", f"{TAG},{OTHER_TAG}", "--max-batch-size", "4", "--max-wait-ms", "30", "--reuse-similar")
+    with running(models, *flags) as process:
         yield process
 
 
@@ -77,6 +78,20 @@ def test_a_picture_is_sent_and_encoded_once_and_then_named_by_digest(service: Ru
     assert (first.source, again.source) == (vision_pb2.ENCODE_SOURCE_ENCODED, vision_pb2.ENCODE_SOURCE_CACHED)
     assert again.visual_tokens == first.visual_tokens
     assert again.timings == vision_pb2.EncodeTimings()
+
+
+def test_another_file_of_the_same_photo_is_answered_with_its_tokens(service: Running) -> None:
+    files, salt = [io.BytesIO(), io.BytesIO()], os.urandom(8)
+    photo = Image.radial_gradient("L").convert("RGB")
+    photo.save(files[0], "PNG")
+    photo.save(files[1], "JPEG", quality=70)
+    asks = [request(file.getvalue(), cache_salt=salt) for file in files]
+    first, copy = (service.stub.Encode(ask, timeout=10) for ask in asks)
+    assert copy.visual_tokens == first.visual_tokens  # their key among them: equal keys, equal embeddings
+    assert (copy.source, first.source) == (vision_pb2.ENCODE_SOURCE_SIMILAR, vision_pb2.ENCODE_SOURCE_ENCODED)
+    assert copy.similar.image_sha256 == asks[0].image_sha256
+    assert 0.95 <= copy.similar.similarity <= 1
+    assert not first.HasField("similar")
 
 
 def test_the_same_picture_through_several_connections_is_encoded_once(service: Running) -> None:
