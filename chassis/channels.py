@@ -9,6 +9,7 @@ import grpc
 from chassis.request_id import REQUEST_ID_HEADER, current_request_id
 from chassis.settings import DEFAULT_MAX_MESSAGE_BYTES
 from chassis.tls import ChannelTls
+from chassis.tracing import TRACEPARENT_HEADER, traceparent
 
 __all__ = ["ChannelTls", "open_channel"]
 
@@ -38,7 +39,9 @@ def open_channel(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     authority: str | None = None,
 ) -> grpc.aio.Channel:
-    """Open a channel with keepalive, retries of UNAVAILABLE and load balancing; calls carry the current request id.
+    """Open a channel with keepalive, retries of UNAVAILABLE and load balancing.
+
+    Its calls carry the current request id, and the current span where traces are on.
 
     Nothing is connected before the first call. The channel belongs to the running event loop; close it.
 
@@ -58,7 +61,7 @@ def open_channel(
         channel = grpc.aio.insecure_channel(target, options=options)
     else:
         channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
-    return _RequestIdChannel(channel)
+    return _RequestChannel(channel)
 
 
 def open_blocking_channel(
@@ -87,17 +90,17 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
     ]
 
 
-class _RequestIdChannel(grpc.aio.Channel):
-    """A channel whose calls carry the current request id.
+class _RequestChannel(grpc.aio.Channel):
+    """A channel whose calls carry the current request id and span.
 
     A wrapper and not gRPC's client interceptors: those start a task a call and pass every message of a stream through
-    queues, while this adds one entry to the metadata and hands out gRPC's own call, with its own cancellation.
+    queues, while this adds two entries to the metadata and hands out gRPC's own call, with its own cancellation.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def __aenter__(self) -> "_RequestIdChannel":
+    async def __aenter__(self) -> "_RequestChannel":
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,26 +119,27 @@ class _RequestIdChannel(grpc.aio.Channel):
         await self._channel.channel_ready()
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_id(self._channel.unary_unary(*args, **kwargs))
+        return _within_request(self._channel.unary_unary(*args, **kwargs))
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_id(self._channel.unary_stream(*args, **kwargs))
+        return _within_request(self._channel.unary_stream(*args, **kwargs))
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_id(self._channel.stream_unary(*args, **kwargs))
+        return _within_request(self._channel.stream_unary(*args, **kwargs))
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_id(self._channel.stream_stream(*args, **kwargs))
+        return _within_request(self._channel.stream_stream(*args, **kwargs))
 
 
-def _with_request_id(multicallable: Callable[..., Any]) -> Callable[..., Any]:
+def _within_request(multicallable: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap one method of a stub, of any of the four kinds."""
 
     def call(*args: Any, metadata: Iterable[tuple[str, str | bytes]] | None = None, **kwargs: Any) -> Any:
-        request_id = current_request_id()
-        if request_id is not None:
-            others = [pair for pair in metadata or () if pair[0] != REQUEST_ID_HEADER]
-            metadata = (*others, (REQUEST_ID_HEADER, request_id))
+        ours = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}
+        known = [(name, value) for name, value in ours.items() if value is not None]
+        if known:
+            others = [pair for pair in metadata or () if ours.get(pair[0]) is None]
+            metadata = (*others, *known)
         return multicallable(*args, metadata=metadata, **kwargs)
 
     return call

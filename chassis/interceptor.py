@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented, to_grpc_status
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
+from chassis.tracing import NO_SPAN, Span, span
 
 # Asked every few seconds by kubelets, balancers and gateways, or open for as long as a process lives: not logged, not
 # waited for.
@@ -79,11 +80,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     def _wrap(self, method: str, handler: Any) -> MethodHandler:
         answer, parse = _answer_of(handler)
         housekeeping = _HOUSEKEEPING.fullmatch(method) is not None
+        service, _, name = method.rpartition("/")
+        facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
         async def handle(request: Any, context: Context) -> Any:
+            metadata = context.invocation_metadata()
             with (
-                bound_request_id(request_id_of(context.invocation_metadata())),
-                _Report(method, housekeeping) as report,
+                bound_request_id(request_id_of(metadata)),
+                NO_SPAN if housekeeping else span(method, "server", facts, metadata) as step,
+                _Report(method, housekeeping, step) as report,
             ):
                 if housekeeping:
                     return await _mapping_errors(answer, request, context, report)
@@ -104,13 +109,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
 
 class _Report:
-    """One call's metrics, and its line in the log when it ends."""
+    """One call's metrics, its line in the log when it ends, and what its span says of the end."""
 
-    def __init__(self, method: str, housekeeping: bool) -> None:
+    def __init__(self, method: str, housekeeping: bool, step: Span) -> None:
         self.code = grpc.StatusCode.OK
         self.facts: dict[str, str] = {}  # what the log line says beside the code
         self._method = method
         self._housekeeping = housekeeping
+        self._step = step
 
     def __enter__(self) -> "_Report":
         self._started = time.perf_counter()
@@ -122,6 +128,9 @@ class _Report:
         RPC_IN_FLIGHT.labels(self._method).dec()
         RPC_REQUESTS.labels(self._method, self.code.name).inc()
         RPC_SECONDS.labels(self._method).observe(seconds)
+        self._step.note({"rpc.grpc.status_code": self.code.value[0]})
+        if self.code in _SERVER_FAULTS:
+            self._step.fail(self.code.name)
         _level(self.code, self._housekeeping)(
             "rpc", method=self._method, code=self.code.name, duration_ms=round(seconds * 1000, 3), **self.facts
         )

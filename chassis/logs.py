@@ -12,6 +12,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from chassis.request_id import current_request_id
+from chassis.tracing import traceparent
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -47,6 +48,8 @@ def _shared_processors(service: str) -> list[Processor]:
         event["service"] = service
         if (request_id := current_request_id()) is not None:
             event["request_id"] = request_id
+        if (header := traceparent()) is not None:
+            event["trace_id"] = header.split("-")[1]
         return event
 
     return [

@@ -19,6 +19,7 @@ from chassis.logs import configure_logging
 from chassis.metrics import TASKS, metrics_over_http
 from chassis.settings import ServiceSettings, split_address
 from chassis.tls import server_credentials
+from chassis.tracing import tracing
 
 # After the last handler returned, how long its status may take to leave, and open health watches may stay, seconds.
 _FLUSH_S = 0.5
@@ -110,7 +111,7 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
-        uvloop.run(_serve(settings, open_service))
+        uvloop.run(_serve(name, settings, open_service))
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except TandemError as error:
@@ -121,13 +122,16 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
         raise SystemExit(1) from None
 
 
-async def _serve(settings: S, open_service: OpenService[S]) -> None:
+async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
     signals = _Signals()
     loop = asyncio.get_running_loop()
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     server = Server(settings)
     host, _port = split_address(settings.listen)
-    with metrics_over_http(host, settings.metrics_port) as server.metrics_port:
+    with (
+        tracing(name, settings.trace_endpoint, settings.trace_sample),
+        metrics_over_http(host, settings.metrics_port) as server.metrics_port,
+    ):
         async with open_service(settings, server):
             await server.start()
             signals.ready = True

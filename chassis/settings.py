@@ -70,6 +70,14 @@ class ServiceSettings(BaseSettings):
     tls_client_ca: Path | None = Field(
         default=None, description="PEM file of the authorities whose client certificates are required (mutual TLS)"
     )
+    trace_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="http://host:port of the OpenTelemetry collector that gets traces (OTLP over gRPC); unset is off",
+    )
+    trace_sample: float = Field(
+        default=1, ge=0, le=1, description="part of the traces begun here that are recorded; others follow their caller"
+    )
     max_message_bytes: int = Field(
         default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest message taken, bytes"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chassis.errors import Internal, TandemError
+from chassis.tracing import Attributes, span
 from gateway import metrics
 from gateway.answer import AnswerText
 from gateway.deadline import Deadline
@@ -53,16 +54,21 @@ class Exchange:
         Raises:
             TandemError: why there is no answer, or no more of it.
         """
-        try:
-            async with AsyncExitStack() as pins, asyncio.TaskGroup() as tasks:
-                encodings = self._encode_all(tasks, pins)
-                finished = await with_failover(
-                    self.question.route.language,
-                    lambda replica: self._converse(replica, encodings, pins),
-                    may_repeat=lambda: not self.report.num_answer_tokens,
-                )
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        name = self.question.route.release.name
+        with span(f"chat {name}", "client", _asked(self.question)) as chat:
+            try:
+                async with AsyncExitStack() as pins, asyncio.TaskGroup() as tasks:
+                    encodings = self._encode_all(tasks, pins)
+                    finished = await with_failover(
+                        self.question.route.language,
+                        lambda replica: self._converse(replica, encodings, pins),
+                        may_repeat=lambda: not self.report.num_answer_tokens,
+                    )
+            except BaseExceptionGroup as group:
+                error = _first(group)
+                chat.fail(error.reason if isinstance(error, TandemError) else type(error).__name__)
+                raise error from None
+            chat.note(_answered(finished))
         return finished
 
     def _encode_all(self, tasks: asyncio.TaskGroup, pins: AsyncExitStack) -> list[asyncio.Task[bytes]]:
@@ -104,10 +110,11 @@ class Exchange:
         replica = self.question.route.vision
         assert replica is not None, "a question with pictures is routed with a vision replica"
         release = self.question.route.release.name
-        with metrics.stage_call(release, "vision"):
+        with metrics.stage_call(release, "vision"), span("find visual tokens") as step:
             found = await self.visual_tokens.get(
                 picture, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
+            step.note({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
         self.filters.check_picture(found.entry.data, picture.field)
         image.cache_level = found.level
         if found.similar is not None:
@@ -187,6 +194,31 @@ class Exchange:
             release=self.question.route.release.proto(),
             images=self.report.images,
         )
+
+
+def _asked(question: Question) -> Attributes:
+    """Return what a trace says of a question, in the words of the GenAI conventions and never in the user's."""
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "tandem",
+        "gen_ai.request.model": question.route.release.name,
+        "gen_ai.request.max_tokens": question.sampling.max_tokens,
+        "gen_ai.request.temperature": question.sampling.temperature,
+        "tandem.pictures": len(question.pictures),
+    }
+
+
+def _answered(finished: gateway_pb2.GatewayGenerateFinished) -> Attributes:
+    return {
+        "gen_ai.response.model": str(finished.release.language_tag),
+        "gen_ai.response.finish_reasons": [
+            sampling_pb2.FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_").lower()
+        ],
+        "gen_ai.usage.input_tokens": finished.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": finished.usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": finished.usage.cached_prompt_tokens,
+        "gen_ai.response.time_to_first_chunk": finished.timings.first_token_ms / 1000,
+    }
 
 
 def _so_far(prefilled: language_pb2.Prefilled) -> language_pb2.GenerateFinished:

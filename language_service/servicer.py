@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
 from chassis.models import ModelCalls, ModelHost
+from chassis.tracing import span
 from language_service.engine import Event, FinishReason, Generation, Prefilled, Tokens
 from language_service.hosted import HostedLanguage
 from language_service.options import read_options
@@ -38,7 +39,8 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         """
         requests = aiter(request_iterator)
         start = await self._read_start(requests)
-        with self.models.lease(start.tag) as model:
+        facts = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": start.tag}
+        with span(f"text_completion {start.tag}", attributes=facts), self.models.lease(start.tag) as model:
             options = read_options(start.sampling, vocab_size=model.limits.vocab_size)
             generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority)
             try:

@@ -2,6 +2,7 @@
 
 from chassis.errors import InvalidArgument, TandemError
 from chassis.models import ModelCalls, ModelHost
+from chassis.tracing import span
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from vision_service import metrics
@@ -29,7 +30,8 @@ class VisionServicer(ModelCalls[HostedVision], vision_pb2_grpc.VisionServiceServ
         try:
             _check(request)
             picture = Picture(image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt)
-            with self.models.lease(request.tag) as model:
+            facts = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": request.tag}
+            with span(f"embeddings {request.tag}", attributes=facts), self.models.lease(request.tag) as model:
                 return _response(await model.encode(picture), model.digest)
         except TandemError as error:
             if error.reason != NOT_CACHED:  # which refuses nothing: it asks for the bytes

@@ -1,0 +1,163 @@
+"""Any number of each process, real ones on a tiny checkpoint, to be killed and started again under load."""
+
+import io
+import os
+import signal
+import threading
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from tandem.service_process import ServiceProcess
+
+HOST = "127.0.0.1"
+TAG = "tiny-v1.0.0"
+READY_S = 120.0
+
+# What must be as before once the last request has ended, by process.
+HELD = {
+    "gateway": (
+        "tandem_gateway_running",
+        "tandem_gateway_waiting",
+        "tandem_visual_cache_pinned",
+        "tandem_rpc_in_flight",
+        "tandem_tasks",
+        "process_open_fds",
+    ),
+    "vision": (
+        "tandem_vision_decoding",
+        "tandem_vision_waiting",
+        "tandem_visual_cache_pinned",
+        "tandem_rpc_in_flight",
+        "tandem_tasks",
+        "process_open_fds",
+    ),
+    "language": (
+        "tandem_language_running",
+        "tandem_language_waiting",
+        "tandem_language_kv_blocks_used",
+        "tandem_rpc_in_flight",
+        "tandem_tasks",
+        "process_open_fds",
+    ),
+}
+
+
+class Cluster:
+    """Replicas of both stages and gateways that know all of them; a context manager that leaves no process behind.
+
+    Processes are named by kind and number: 'vision-0', 'language-1', 'gateway-0'.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        *,
+        replicas: int = 1,
+        gateways: int = 1,
+        stage_flags: Sequence[str] = (),
+        gateway_flags: Sequence[str] = (),
+    ) -> None:
+        self._models = models
+        self._changed = threading.Condition()
+        self._stage_flags = list(stage_flags)
+        self._gateway_flags = list(gateway_flags)
+        self._flags: dict[str, list[str]] = {}
+        self._services: dict[str, ServiceProcess] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.stages = [f"{stage}-{number}" for stage in ("vision", "language") for number in range(replicas)]
+        self.gateways = [f"gateway-{number}" for number in range(gateways)]
+
+    def __enter__(self) -> Self:
+        try:
+            stage = ["--models", str(self._models), "--tags", TAG, "--precision", "float32", "--threads", "1"]
+            for name in self.stages:
+                self._start(name, [*stage, *self._stage_flags])
+            self.wait_until_ready()
+            addresses = {
+                stage: ",".join(self.address(name) for name in self.stages if name.startswith(stage))
+                for stage in ("vision", "language")
+            }
+            own = ["--models", str(self._models), "--release", TAG, "--refresh-s", "0.5"]
+            for name in self.gateways:
+                stages = ["--vision", addresses["vision"], "--language", addresses["language"]]
+                self._start(name, [*own, *stages, *self._gateway_flags])
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for service in self._services.values():
+            service.kill()
+
+    def address(self, name: str) -> str:
+        return f"{HOST}:{self._services[name].ready['port']}"
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Return every metric of a process, summed over its labels."""
+        url = f"http://{HOST}:{self._services[name].ready['metrics_port']}/metrics"
+        totals: dict[str, float] = {}
+        with urllib.request.urlopen(url) as page:
+            for line in page.read().decode().splitlines():
+                if not line.startswith("#"):
+                    key, _, value = line.rpartition(" ")
+                    metric = key.partition("{")[0]
+                    totals[metric] = totals.get(metric, 0.0) + float(value)
+        return totals
+
+    def held(self) -> dict[str, dict[str, float]]:
+        """Return what every process holds of requests at this moment."""
+        return {
+            name: {metric: found[metric] for metric in HELD[name.partition("-")[0]] if metric in found}
+            for name in (*self.stages, *self.gateways)
+            for found in [self.metrics(name)]
+        }
+
+    def kill(self, *names: str) -> None:
+        """End processes at once, without a word to anybody."""
+        for name in names:
+            os.kill(self._services[name].pid, signal.SIGKILL)
+
+    def restart(self, *names: str) -> None:
+        """Start killed processes again where they were."""
+        for name in names:
+            old = self._services[name]
+            old.wait(None)
+            self._start(name, self._flags[name], listen=f"{HOST}:{old.ready['port']}")
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            for service in self._services.values():
+                assert service.exit_code is None, f"{service.name} stopped: {self.logs.get(service.name, [])[-3:]}"
+            return all(service.ready for service in self._services.values())
+
+        with self._changed:
+            assert self._changed.wait_for(ready, timeout=READY_S), "not ready in time"
+
+    def _start(self, name: str, flags: list[str], listen: str = f"{HOST}:0") -> None:
+        modules = {"vision": "vision_service", "language": "language_service", "gateway": "gateway"}
+        self._flags[name] = flags
+        common = ["--listen", listen, "--log-format", "json", "--drain-s", "2"]
+        self._services[name] = ServiceProcess(
+            name, modules[name.partition("-")[0]], [*common, *flags], self._keep_log, self._changed
+        )
+        self._services[name].start()
+
+    def _keep_log(self, service: str, line: str) -> None:
+        self.logs.setdefault(service, []).append(line)
+
+
+def picture(number: int) -> bytes:
+    """Return the PNG file of the n-th of many different pictures."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), (number % 256, number // 256 % 256, number // 65536 % 256)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,137 @@
+"""Processes killed mid-load: every request ends in time with an answer or a typed error, and only where it must fail.
+
+Two replicas of both stages, two gateways and a Redis serve fifty steady streams; each test kills something of it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.end_to_end.cluster import Cluster
+from tests.end_to_end.load import DEADLINE_S, GRACE_S, Ended, Load, reasons
+from tests.gateway.redis_server import RedisServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+# Requests that end before and after something is killed; by number and not by time, for machines differ.
+BEFORE, AFTER = 60, 120
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(models: Path, redis: RedisServer) -> Iterator[Cluster]:
+    with Cluster(models, replicas=2, gateways=2, gateway_flags=["--shared-cache-url", redis.url]) as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def loaded(cluster: Cluster) -> AsyncIterator[Load]:
+    """Run a load before and after the block; then check what holds for every request."""
+    load = Load({name: cluster.address(name) for name in cluster.gateways})
+    running = asyncio.create_task(load.run())
+    await load.until_ended(BEFORE)
+    yield load
+    await load.until_ended(len(load.ended) + AFTER)
+    load.stop()
+    async with asyncio.timeout(DEADLINE_S + GRACE_S):
+        await running
+    for one in load.ended:
+        assert one.seconds < DEADLINE_S + GRACE_S
+        if one.error is not None:
+            assert one.error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED), one.error
+            assert one.error.reason not in ("UNKNOWN", "INTERNAL")
+
+
+def failed(load: Load, which: Callable[[Ended], bool] = lambda _: True) -> list[Ended]:
+    return [one for one in load.ended if one.error is not None and which(one)]
+
+
+async def answers_again(cluster: Cluster) -> None:
+    """Check that the cluster is whole: a short load without a single failure."""
+    load = Load({name: cluster.address(name) for name in cluster.gateways}, streams=10)
+    running = asyncio.create_task(load.run())
+    await load.until_ended(20)
+    load.stop()
+    await running
+    assert not failed(load), reasons(load.ended)
+
+
+@pytest.fixture(autouse=True)
+async def whole(cluster: Cluster) -> None:
+    """Let each test begin with everything running, and found again by both gateways."""
+    await asyncio.sleep(1)
+    await answers_again(cluster)
+
+
+@pytest.mark.parametrize("victim", ["vision-0", "language-0"])
+async def test_one_of_two_replicas(cluster: Cluster, victim: str) -> None:
+    """Only answers that had begun there may end, with how far they had come."""
+    async with loaded(cluster) as load:
+        cluster.kill(victim)
+        at = time.monotonic()
+    print(victim, reasons(load.ended))
+    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
+    for one in failed(load):
+        assert victim.startswith("language")
+        assert one.began_at < at
+        assert one.error is not None
+        assert int(one.error.metadata["completion_tokens"]) >= 1
+        assert one.text
+    cluster.restart(victim)
+
+
+async def test_the_whole_vision_stage(cluster: Cluster) -> None:
+    """Questions without pictures need it not, so they must not notice."""
+    async with loaded(cluster) as load:
+        cluster.kill("vision-0", "vision-1")
+        at = time.monotonic()
+    print("vision", reasons(load.ended))
+    assert not failed(load, lambda one: not one.with_picture)
+    assert failed(load)
+    assert {one.error.reason for one in failed(load) if one.error} == {"VISION_UNREACHABLE"}
+    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
+    cluster.restart("vision-0", "vision-1")
+
+
+async def test_the_whole_language_stage(cluster: Cluster) -> None:
+    async with loaded(cluster) as load:
+        cluster.kill("language-0", "language-1")
+        at = time.monotonic()
+    print("language", reasons(load.ended))
+    assert {one.error.reason for one in failed(load) if one.error} == {"LANGUAGE_UNREACHABLE"}
+    assert not failed(load, lambda one: one.ended_at < at)
+    late = [one for one in load.since(at) if one.began_at > at]
+    assert max(one.seconds for one in late) < 5, "an error that is certain must not take long"
+    cluster.restart("language-0", "language-1")
+
+
+async def test_one_of_two_gateways(cluster: Cluster) -> None:
+    async with loaded(cluster) as load:
+        cluster.kill("gateway-0")
+        at = time.monotonic()
+    print("gateway", reasons(load.ended))
+    assert not failed(load, lambda one: one.gateway == "gateway-1")
+    assert not failed(load, lambda one: one.ended_at < at)
+    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
+    cluster.restart("gateway-0")
+
+
+async def test_redis(cluster: Cluster, redis: RedisServer) -> None:
+    """It is a cache: without it there is more to do, and nothing else."""
+    async with loaded(cluster) as load:
+        redis.kill()
+    print("redis", reasons(load.ended))
+    assert not failed(load)
+    redis.start()
