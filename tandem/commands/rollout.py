@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -186,8 +187,9 @@ def _show(rollout: rollout_pb2.Rollout, json_output: bool) -> None:
     if json_output:
         typer.echo(json.dumps(_plain(rollout)))
         return
-    console = Console()
-    console.print(rollout_view(rollout, time.time()), width=None if console.is_terminal else PIPE_WIDTH)
+    # A pipe has no width; rich would take 80 columns and cut what is longer.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(rollout_view(rollout, time.time()))
 
 
 def _plain(message: rollout_pb2.Rollout | rollout_pb2.RolloutChange) -> dict[str, object]:

@@ -49,9 +49,9 @@ def _heading(rollout: rollout_pb2.Rollout, now_s: float) -> Text:
 
 
 def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for column in (rollout.plan.stable, rollout.plan.canary, "effect", "bound", "p beyond", "p within"):
+    for column in ("stable", "canary", "effect", "bound", "p beyond", "p within"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     weight = rollout.weight_percent
@@ -67,7 +67,7 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
 def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
     is_rate = finding.metric in _RATES
     verdict = plain_name(rollout_pb2.RolloutVerdict.DESCRIPTOR, finding.verdict)
-    sign, times = ("+", " points") if is_rate else ("", "x")
+    sign, times = ("+", " pp") if is_rate else ("", "x")
     scale = 100 if is_rate else 1
     return [
         plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric),

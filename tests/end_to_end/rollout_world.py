@@ -128,7 +128,8 @@ def question(key: str, picture: bytes | None, max_tokens: int = 6) -> gateway_pb
         parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(data=picture)))
     return gateway_pb2.GatewayGenerateRequest(
         messages=[gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=parts)],
-        sampling=sampling_pb2.SamplingOptions(max_tokens=max_tokens, ignore_eos=True),
+        # By chance: the likeliest tokens of random weights can be ones that show nothing, answer after answer.
+        sampling=sampling_pb2.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, temperature=1),
         routing_key=key,
     )
 

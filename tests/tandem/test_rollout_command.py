@@ -1,0 +1,127 @@
+"""`tandem rollout` as operators and their scripts run it, against a real stack."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from tandem.commands.rollout import parse_steps
+from tandem.commands.rollout_view import rollout_view
+from tandem.rollouts import Rollouts
+from tandem.stack import Stack
+from tandem.v1 import rollout_pb2
+
+TANDEM = str(Path(sys.executable).parent / "tandem")
+STABLE, OTHER = "tiny-v1.0.0", "tiny-v1.1.0"
+
+
+@pytest.fixture(scope="module")
+def other(models: Path) -> str:
+    """Put a second release into the store of the running stack."""
+    create_checkpoint(models, OTHER, PRESETS["tiny"], seed=1, dtype=torch.bfloat16)
+    return OTHER
+
+
+@pytest.fixture
+def running(stack: Stack, other: str) -> Iterator[Rollouts]:
+    """Yield a connection; what a test began is rolled back."""
+    with Rollouts(stack.address) as rollouts:
+        yield rollouts
+        if rollouts.get().phase in (rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING):
+            rollouts.roll_back()
+
+
+def run(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TANDEM_ADDRESS": stack.address}
+    command = [TANDEM, "rollout", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=60)
+
+
+def status(stack: Stack) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run(stack, "status", "--json").stdout)
+    return document
+
+
+def test_a_rollout_is_set_shown_watched_and_rolled_back(stack: Stack, running: Rollouts) -> None:
+    done = run(stack, "set", OTHER, "--steps", "10:1h,50:1h:20r,100", "--empty-rate", "0", "--json")
+    plan = json.loads(done.stdout)["plan"]
+    assert plan["steps"][1] == {"weight_percent": 50.0, "seconds": 3600.0, "requests": "20"}
+    assert "max_empty_rate_increase" not in plan["guard"]
+    while status(stack)["phase"] == "ROLLOUT_PHASE_PREPARING":
+        time.sleep(0.1)
+    shown = run(stack, "status").stdout
+    assert f"running: {STABLE} to {OTHER}, step 1 of 3" in shown
+    assert "error rate" in shown
+    assert "\x1b" not in shown
+    back = run(stack, "rollback", "--reason", "just a try")
+    assert "rolled back" in back.stdout
+    assert "just a try" in back.stdout
+    changes = [change.reason for change in next(running.watch()).changes]
+    assert changes[-1] == "just a try"
+
+
+def test_a_plan_that_is_refused_is_one_sentence_and_exit_code_1(stack: Stack, running: Rollouts) -> None:
+    for arguments, words in (
+        ((OTHER, "--steps", "50:1m,5:1m,100"), "the weights must rise"),
+        ((OTHER, "--steps", "50:1m,101"), "less than or equal to 100"),
+        (("tiny-v9.0.0",), "has no tiny-v9.0.0"),
+        ((STABLE,), "is the stable release itself"),
+    ):
+        done = run(stack, "set", *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_promoting_without_a_rollout_says_so(stack: Stack) -> None:
+    done = run(stack, "promote")
+    assert done.returncode == 1
+    assert "No rollout runs" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "5%", "5:10", "5:200r:10m", "-1", "five"])
+def test_steps_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_steps(text)
+
+
+def test_lengths_are_read_in_seconds_minutes_and_hours() -> None:
+    steps = parse_steps("1:30s, 5:2m:200r, 50:1.5h, 100")
+    assert [(step.seconds, step.requests) for step in steps] == [(30, 0), (120, 200), (5400, 0), (0, 0)]
+
+
+def test_a_gateway_that_lost_its_store_says_so_before_all_else() -> None:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout_pb2.Rollout(in_force=STABLE), 0))
+    assert captured.get().splitlines() == [
+        "This gateway does not reach the store; what follows is what was known last.",
+        f"No rollout yet; {STABLE} answers everything.",
+    ]
+
+
+def test_what_was_mirrored_is_told_in_one_line() -> None:
+    shadow = rollout_pb2.RolloutShadowCounts(
+        counts=rollout_pb2.RolloutCounts(requests=12, errors=1), first_token_s=0.25, compared=10, equal=9, dropped=2
+    )
+    plan = rollout_pb2.RolloutPlan(stable=STABLE, canary=OTHER)
+    changes = [rollout_pb2.RolloutChange(number=1, reason="Because.")]
+    rollout = rollout_pb2.Rollout(id="r", plan=plan, shadow=shadow, changes=changes, store_reachable=True)
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    assert (
+        "mirrored: 12 requests, 1 errors, first token 250.0 ms, 9 of 10 greedy answers equal, 2 dropped"
+        in captured.get()
+    )
