@@ -14,8 +14,11 @@ from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import eventually
 from tests.gateway.test_visual_entry import ENTRY, WANTED, tokens_for
 
-TIMEOUT_S = 0.2  # longer than in production: the machine of the tests is shared
+# Both longer than in production, and the first as long as needed: the machine of the tests is busy.
+PATIENT_S = 5.0
+TIMEOUT_S = 0.2  # where the server does not answer
 PAUSE_S = 0.3
+BUSY_S = 3.0  # what a busy machine may add
 NAME = PREFIX + WANTED.visual_key.hex().encode()
 
 
@@ -40,14 +43,22 @@ async def cache(redis: RedisServer) -> AsyncIterator[SharedCache]:
     await cache.close()
 
 
-def open_cache(redis: RedisServer, ttl_s: float = 60) -> SharedCache:
-    return SharedCache(redis.url, timeout_s=TIMEOUT_S, ttl_s=ttl_s, pause_s=PAUSE_S)
+@pytest.fixture
+async def hasty(redis: RedisServer) -> AsyncIterator[SharedCache]:
+    """Return a cache for a server that does not answer."""
+    cache = open_cache(redis, timeout_s=TIMEOUT_S)
+    yield cache
+    await cache.close()
+
+
+def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60) -> SharedCache:
+    return SharedCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
 
 
 async def keep(cache: SharedCache, redis: RedisServer) -> None:
     """Put the entry and wait until it is there."""
     cache.put(WANTED.visual_key, ENTRY)
-    await eventually(lambda: redis.client.exists(NAME) == 1)
+    await eventually(lambda: redis.client.exists(NAME) == 1, within_s=PATIENT_S)
 
 
 def count(name: str, **labels: str) -> float:
@@ -74,7 +85,7 @@ async def test_an_entry_lives_as_long_as_it_was_told(redis: RedisServer) -> None
     cache = open_cache(redis, ttl_s=0.2)
     await keep(cache, redis)
     assert 0 < redis.client.pttl(NAME) <= 200
-    await asyncio.sleep(0.25)
+    await eventually(lambda: not redis.client.exists(NAME))
     assert await cache.get(WANTED) is None
     await cache.close()
 
@@ -134,41 +145,49 @@ async def test_a_full_server_refuses_what_is_new_and_still_gives_what_it_has(
     other = replace(WANTED, visual_key=b"K" * 32)
     for _ in range(10):  # more often than the breaker would suffer
         cache.put(other.visual_key, Entry.of(tokens_for(other).SerializeToString()))
-    await eventually(lambda: failures("set", "full") == before + 10)
+    await eventually(lambda: failures("set", "full") == before + 10, within_s=PATIENT_S)
     assert await cache.get(WANTED) == ENTRY
 
 
 async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
-    cache: SharedCache, redis: RedisServer
+    hasty: SharedCache, redis: RedisServer
 ) -> None:
-    await keep(cache, redis)
+    await keep(hasty, redis)
     redis.freeze()
-    try:
-        for _ in range(5):
-            started = time.perf_counter()
-            assert await cache.get(WANTED) is None
-            assert TIMEOUT_S * 0.9 < time.perf_counter() - started < TIMEOUT_S + 0.3
-        assert is_left_alone()
+    before = failures("get", "timeout")
+    for _ in range(5):
         started = time.perf_counter()
-        for _ in range(100):
-            await cache.get(WANTED)
-        assert time.perf_counter() - started < 2 * TIMEOUT_S  # one try may have been due
-    finally:
-        redis.thaw()
+        assert await hasty.get(WANTED) is None
+        assert TIMEOUT_S * 0.9 < time.perf_counter() - started < TIMEOUT_S + BUSY_S
+    assert is_left_alone()
+    started = time.perf_counter()
+    for _ in range(100):
+        await hasty.get(WANTED)
+    num_pauses = (time.perf_counter() - started) // PAUSE_S + 1
+    assert failures("get", "timeout") - before <= 5 + num_pauses
+    redis.thaw()
     await asyncio.sleep(PAUSE_S)
-    assert await cache.get(WANTED) == ENTRY
+    await eventually_found(hasty)
     assert not is_left_alone()
 
 
-async def test_many_at_once_wait_no_longer_than_one(cache: SharedCache, redis: RedisServer) -> None:
-    """Waiting for a connection of the pool is part of the time."""
+async def eventually_found(cache: SharedCache) -> None:
+    """Ask until the entry is there: a server that was frozen may be late once more."""
+    for _ in range(20):
+        if await cache.get(WANTED) == ENTRY:
+            return
+        await asyncio.sleep(PAUSE_S)
+    raise AssertionError("never found again")
+
+
+async def test_many_at_once_wait_no_longer_than_one(redis: RedisServer) -> None:
+    """Waiting for a connection of the pool is part of the time; in turn these would take six seconds."""
+    cache = open_cache(redis, timeout_s=1.0)
     redis.freeze()
-    try:
-        started = time.perf_counter()
-        assert await asyncio.gather(*(cache.get(WANTED) for _ in range(200))) == [None] * 200
-        assert time.perf_counter() - started < TIMEOUT_S + 0.5
-    finally:
-        redis.thaw()
+    started = time.perf_counter()
+    assert await asyncio.gather(*(cache.get(WANTED) for _ in range(200))) == [None] * 200
+    assert time.perf_counter() - started < 1.0 + BUSY_S
+    await cache.close()
 
 
 async def test_a_server_that_is_killed_and_started_again_is_found_again(cache: SharedCache, redis: RedisServer) -> None:
@@ -211,22 +230,19 @@ async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> N
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        cache = SharedCache(f"redis://127.0.0.1:{port}", timeout_s=TIMEOUT_S, ttl_s=60, pause_s=PAUSE_S)
+        cache = SharedCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60, pause_s=PAUSE_S)
         assert await cache.get(WANTED) is None
         await cache.close()
 
 
 async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> None:
-    cache = open_cache(redis)
+    cache = open_cache(redis, timeout_s=TIMEOUT_S)
     await keep(cache, redis)
     redis.freeze()
-    try:
-        cache.put(WANTED.visual_key, ENTRY)
-        started = time.perf_counter()
-        await cache.close()
-        assert time.perf_counter() - started < TIMEOUT_S + 1.5
-    finally:
-        redis.thaw()
+    cache.put(WANTED.visual_key, ENTRY)
+    started = time.perf_counter()
+    await cache.close()
+    assert time.perf_counter() - started < TIMEOUT_S + BUSY_S
 
 
 def test_wanted_holds_every_part_of_the_key() -> None:
