@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from language_service.grammar import Grammar
 from language_service.options import SamplingOptions
 from language_service.sampling import Logprobs
 
@@ -130,8 +131,16 @@ class Engine(Protocol):
         """Most tokens, prompt and answer together, of one request."""
         ...
 
-    def open(self, options: SamplingOptions, *, salt: bytes, priority: int) -> Generation:
-        """Start a request. Prompts share cached prefixes only under the same `salt`; larger `priority` runs first.
+    def open(
+        self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
+    ) -> Generation:
+        """Start a request.
+
+        Args:
+            options: how tokens are chosen.
+            salt: prompts share cached prefixes only under the same one.
+            priority: larger runs first.
+            grammar: what `options.constraint` was compiled to.
 
         Raises:
             ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.

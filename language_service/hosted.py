@@ -1,6 +1,7 @@
 """One language half as the process serves it: its weights, its engine, its identity."""
 
 import asyncio
+import hashlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 
 from chassis.errors import FailedPrecondition
 from checkpoint.config import LanguageConfig
-from checkpoint.manifest import tokenizer_digest
+from checkpoint.manifest import TOKENIZER_FILE, read_verified
 from checkpoint.store import ModelStore
 from checkpoint.weights import LoadedHalf, load_half
 from language_service.cache.memory import available_bytes
 from language_service.cache.paged import CacheConfig, PagedCache, bytes_per_block
 from language_service.engine import Engine
+from language_service.grammar import GrammarCompiler
 from language_service.model.decoder import Decoder
 from language_service.paged_engine import PagedEngine
 from language_service.prompt import PromptLimits
@@ -31,6 +33,7 @@ class HostedLanguage:
     """A language half that answers."""
 
     engine: Engine
+    grammars: GrammarCompiler
     limits: PromptLimits
     description: model_pb2.ModelInfo
 
@@ -40,6 +43,7 @@ class HostedLanguage:
 
     async def close(self) -> None:
         """Stop the engine; weights and cache go with the last reference."""
+        self.grammars.close()
         await self.engine.close()
 
 
@@ -75,7 +79,11 @@ class LanguageLoader:
             vision_digest=half.manifest.language.vision_digest,
             default_max_tokens=self.default_max_tokens,
         )
-        return HostedLanguage(engine=engine, limits=limits, description=self._describe(half, tokenizer, runner, limits))
+        grammars = GrammarCompiler(
+            tokenizer.decode(), vocab_size=limits.vocab_size, eos_token_ids=half.config.language.eos_token_ids
+        )
+        description = self._describe(half, tokenizer, runner, limits)
+        return HostedLanguage(engine=engine, grammars=grammars, limits=limits, description=description)
 
     def _read(self, folder: Path) -> tuple[LoadedHalf, bytes, Runner]:
         half = load_half(folder, "language", dtype=self.dtype, device=self.device)
@@ -100,7 +108,7 @@ class LanguageLoader:
             num_tokens=cache.config.num_tokens,
             num_bytes=cache.kv.nbytes,
         )
-        return half, tokenizer_digest(folder), runner
+        return half, read_verified(folder, half.manifest, TOKENIZER_FILE), runner
 
     def _size_cache(self, config: LanguageConfig) -> CacheConfig:
         """Return as many blocks as the settings allow, and no more than all running sequences can fill."""
@@ -130,7 +138,7 @@ class LanguageLoader:
             num_weight_bytes=sum(parameter.nbytes for parameter in parameters),
             language=model_pb2.LanguageModelInfo(
                 vision_digest=limits.vision_digest,
-                tokenizer_digest=tokenizer,
+                tokenizer_digest=hashlib.sha256(tokenizer).digest(),
                 width=limits.width,
                 vocab_size=limits.vocab_size,
                 context_length=limits.context_length,

@@ -1,9 +1,11 @@
 """How tokens are chosen: the request's options, checked. Plain data, no tensors."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from chassis.errors import InvalidArgument
 from tandem.v1 import sampling_pb2
@@ -11,6 +13,17 @@ from tandem.v1 import sampling_pb2
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKENS = 64
 MAX_LOGPROBS = 20
+MAX_CONSTRAINT_BYTES = {"json_schema": 65536, "regex": 8192}
+MAX_CHOICES = 256
+MAX_CHOICE_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text of an answer must be."""
+
+    kind: Literal["json_schema", "regex", "choices"]
+    text: str  # the schema, the expression, or the choices as a JSON list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +48,7 @@ class SamplingOptions:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     num_logprobs: int | None = None  # None reports none, 0 only the chosen token's
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         # Written so that a NaN, which compares false with everything, fails.
@@ -63,7 +77,7 @@ def read_options(message: sampling_pb2.SamplingOptions, *, vocab_size: int) -> S
     """Read the options of a request for a model of `vocab_size` tokens.
 
     Raises:
-        InvalidArgument: reason 'BAD_SAMPLING', with the field at fault.
+        InvalidArgument: reason 'BAD_SAMPLING' or 'BAD_CONSTRAINT', with the field at fault.
     """
     for name, token_ids in (("logit_bias", message.logit_bias), ("stop_token_ids", message.stop_token_ids)):
         _require(all(token < vocab_size for token in token_ids), name, f"names a token outside the {vocab_size} known")
@@ -82,7 +96,31 @@ def read_options(message: sampling_pb2.SamplingOptions, *, vocab_size: int) -> S
         stop_token_ids=frozenset(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        constraint=_read_constraint(message),
     )
+
+
+def _read_constraint(message: sampling_pb2.SamplingOptions) -> Constraint | None:
+    kind = message.WhichOneof("constraint")
+    if kind is None:
+        return None
+    if kind == "choices":
+        texts = list(message.choices.texts)
+        fits = 0 < len(texts) <= MAX_CHOICES and all(0 < len(text) <= MAX_CHOICE_CHARACTERS for text in texts)
+        problem = f"must hold 1 to {MAX_CHOICES} texts of 1 to {MAX_CHOICE_CHARACTERS} characters"
+        constraint = Constraint(kind, json.dumps(texts))
+    else:
+        constraint = Constraint(kind, getattr(message, kind))
+        fits = 0 < len(constraint.text.encode()) <= MAX_CONSTRAINT_BYTES[kind]
+        problem = f"must have 1 to {MAX_CONSTRAINT_BYTES[kind]} bytes"
+    if not fits:
+        raise bad_constraint(kind, problem)
+    return constraint
+
+
+def bad_constraint(kind: str, problem: str) -> InvalidArgument:
+    """Return the error of a constraint that cannot be followed."""
+    return InvalidArgument(f"sampling.{kind} {problem}.", reason="BAD_CONSTRAINT", field=f"sampling.{kind}")
 
 
 def _require(holds: bool, name: str, problem: str) -> None:

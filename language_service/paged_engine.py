@@ -18,6 +18,7 @@ from language_service.cache.blocks import BlockPool
 from language_service.cache.prefix import PrefixNames, root_name
 from language_service.engine import EngineStats, Event, FinishReason, Tokens
 from language_service.generation import PagedGeneration
+from language_service.grammar import Grammar
 from language_service.metrics import EngineMetrics
 from language_service.options import SamplingOptions
 from language_service.runner import Piece, Runner
@@ -66,13 +67,16 @@ class PagedEngine:
         """Most tokens of one request: the model's, or what the cache can hold."""
         return min(self._model.context_length, self._runner.cache.config.num_tokens)
 
-    def open(self, options: SamplingOptions, *, salt: bytes, priority: int) -> PagedGeneration:
+    def open(
+        self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
+    ) -> PagedGeneration:
         """Start a request; see `Engine`."""
         state = SamplingState(
             options,
             vocab_size=self._model.vocab_size,
             eos_token_ids=self._model.eos_token_ids,
             device=self._runner.device,
+            grammar=grammar,
         )
         names = None
         if self._config.reuse_prefixes:
@@ -220,6 +224,10 @@ class PagedEngine:
         if choice is None:
             error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
             return self._fail(generation, error)
+        grammar = generation.state.grammar
+        if grammar is not None and grammar.problem:
+            error = Internal(f"The constraint could not be followed: {grammar.problem}.", reason="CONSTRAINT_FAILED")
+            return self._fail(generation, error)
         generation.clock.token()
         events: list[Delivery] = []
         if generation.state.num_chosen == 1:
@@ -230,9 +238,14 @@ class PagedEngine:
             return [*events, (generation, generation.finished(FinishReason.STOP))]
         sequence.add_answer(token)
         events.append((generation, Tokens([token], [choice.logprobs] if choice.logprobs else [])))
-        if sequence.num_answer == sequence.max_tokens:
+        reason = None
+        if grammar is not None and grammar.is_complete:
+            reason = FinishReason.STOP
+        elif sequence.num_answer == sequence.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
             self._end(generation)
-            events.append((generation, generation.finished(FinishReason.LENGTH)))
+            events.append((generation, generation.finished(reason)))
         return events
 
     def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:

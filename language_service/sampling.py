@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from language_service.grammar import Grammar, allowed_tokens
 from language_service.options import SamplingOptions
 
 # B rows, V vocabulary, R rows with some option, N tokens kept for a draw, K logprobs
@@ -35,9 +36,16 @@ class SamplingState:
     """What choosing the tokens of one answer needs to remember."""
 
     def __init__(
-        self, options: SamplingOptions, *, vocab_size: int, eos_token_ids: Sequence[int], device: torch.device
+        self,
+        options: SamplingOptions,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        device: torch.device,
+        grammar: Grammar | None = None,
     ):
         self.options = options
+        self.grammar = grammar
         self.num_chosen = 0
         self.ends = sorted({*eos_token_ids, *options.stop_token_ids})
         # Each answer has a stream of its own and takes one number from it a token, so its text does not depend on
@@ -54,6 +62,8 @@ class SamplingState:
     def note_choice(self, token_id: int) -> None:
         """Remember a token of the answer."""
         self.num_chosen += 1
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
         if self.seen_V is not None and self.counts_V is not None:
             self.seen_V[token_id] = True
             self.counts_V[token_id] += 1
@@ -63,7 +73,7 @@ def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | 
     """Return the next token of each row, None for a row whose logits are not numbers.
 
     Work is done for all rows at once, and only for the options some row uses. In order: logit bias, repetition,
-    frequency and presence penalties, min_tokens, temperature, top-k, top-p of what is left, min-p.
+    frequency and presence penalties, min_tokens, grammar, temperature, top-k, top-p of what is left, min-p.
     """
     raw_BV = logits_BV.float()
     finite = raw_BV.amax(dim=-1).isfinite().tolist()
@@ -93,7 +103,7 @@ def _column(rows: Sequence[int], states: Sequence[SamplingState], name: str, lik
 
 
 def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Return the logits after bias, penalties and min_tokens; `logits_BV` itself where no row asks for any."""
+    """Return the logits after bias, penalties, min_tokens and grammar; `logits_BV` itself where no row asks for any."""
     biased = [
         (row, token, bias) for row, state in enumerate(states) for token, bias in state.options.logit_bias.items()
     ]
@@ -104,7 +114,8 @@ def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
         if state.num_chosen < state.options.min_tokens
         for token in state.ends
     ]
-    if not (biased or penalised or unended):
+    grammars = {row: state.grammar for row, state in enumerate(states) if state.grammar is not None}
+    if not (biased or penalised or unended or grammars):
         return logits_BV
     logits_BV = logits_BV.clone()
     if biased:
@@ -115,6 +126,10 @@ def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
     if unended:
         rows, tokens = zip(*unended, strict=True)
         logits_BV[rows, tokens] = _NEVER
+    if grammars:
+        allowed_RV = torch.from_numpy(allowed_tokens(list(grammars.values()), logits_BV.shape[-1]))
+        constrained = list(grammars)
+        logits_BV[constrained] = logits_BV[constrained].masked_fill(~allowed_RV.to(logits_BV.device), _NEVER)
     return logits_BV
 
 

@@ -42,7 +42,8 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         facts = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": start.tag}
         with span(f"text_completion {start.tag}", attributes=facts), self.models.lease(start.tag) as model:
             options = read_options(start.sampling, vocab_size=model.limits.vocab_size)
-            generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority)
+            grammar = None if options.constraint is None else await model.grammars.compile(options.constraint)
+            generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority, grammar=grammar)
             try:
                 await self._read_prompt(requests, PromptReader(model.limits, options), generation)
                 async for event in generation:

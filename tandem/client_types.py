@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 Role = Literal["system", "user", "assistant"]
 
@@ -59,6 +59,9 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     num_logprobs: int  # report the chosen token's log-probability and those of this many others
+    json_schema: str | Mapping[str, Any]  # the answer is JSON that fits this schema
+    regex: str  # the answer as a whole matches this expression
+    choices: Sequence[str]  # the answer is one of these texts; only one of the three constraints at a time
     stop: str | Sequence[str]  # the answer ends before the first of these
     system: str  # instructions put before a question; not together with messages
     routing_key: str  # requests with the same key stay on one release

@@ -1,11 +1,12 @@
 """Between the plain types of users and the messages on the wire; both clients share every line of it."""
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 from google.protobuf.descriptor import EnumDescriptor
@@ -45,6 +46,8 @@ _FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
 }
 # Options that do not travel as sampling options of the same name.
 _NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
+
+_CONSTRAINTS = {"json_schema", "regex", "choices"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,16 +115,23 @@ def generate_request(
 
     Raises:
         OSError: a picture's file cannot be read.
-        TypeError: pictures or instructions beside a conversation, which has its own places for them; unknown option.
+        TypeError: pictures or instructions beside a conversation, which has its own places for them; unknown option;
+            more than one constraint.
     """
-    sampling = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
+    sampling: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
     unknown = sampling.keys() - sampling_pb2.SamplingOptions.DESCRIPTOR.fields_by_name.keys()
     if unknown:
         raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+    if len(sampling.keys() & _CONSTRAINTS) > 1:
+        raise TypeError(f"an answer takes one of {', '.join(sorted(_CONSTRAINTS))}")
+    if isinstance(sampling.get("json_schema"), Mapping):
+        sampling["json_schema"] = json.dumps(sampling["json_schema"])
+    if "choices" in sampling:
+        sampling["choices"] = sampling_pb2.Choices(texts=sampling["choices"])
     stop = options.get("stop", ())
     return gateway_pb2.GatewayGenerateRequest(
         messages=messages(prompt, images, options.get("system")),
-        sampling=sampling_pb2.SamplingOptions(**sampling),  # type: ignore[arg-type]  # names were checked above
+        sampling=sampling_pb2.SamplingOptions(**sampling),
         stop=[stop] if isinstance(stop, str) else stop,
         routing_key=options.get("routing_key", ""),
     )

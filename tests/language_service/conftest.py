@@ -36,10 +36,10 @@ async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
     """Return `make_engine(num_blocks=..., max_running=..., ...)`; every engine must end with no block in use."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, num_blocks: int = 64, **limits: Any) -> PagedEngine:
+        async def make(*, num_blocks: int = 64, model: Decoder = decoder, **limits: Any) -> PagedEngine:
             limits = {"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits}
             engine = PagedEngine(
-                Runner(decoder, make_cache(num_blocks)),
+                Runner(model, make_cache(num_blocks)),
                 SchedulerConfig(block_size=4, **limits),
                 tag="test-v1.0.0",
                 model_digest=bytes(32),
