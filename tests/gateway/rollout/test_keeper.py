@@ -1,0 +1,184 @@
+"""Several gateways on one store: they act as one, whoever is first, and none forgets what is in force."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import structlog
+
+from chassis.errors import FailedPrecondition, Unavailable
+from checkpoint.store import ModelStore
+from gateway.releases import Releases, open_release
+from gateway.rollout.controller import promote, roll_back, start
+from gateway.rollout.keeper import Keeper
+from gateway.rollout.redis_store import RedisStore
+from gateway.rollout.state import Phase, State
+from gateway.rollout.store import FileStore, RolloutStore
+from gateway.rollout.traffic import Traffic
+from tests.gateway.redis_server import RedisServer
+from tests.gateway.rollout.plans import numbers, plan
+from tests.gateway.scripted import TAG
+
+CANARY = "tiny-v1.1.0"
+ASKED = plan(50, 100, seconds=0).model_copy(update={"stable": TAG, "canary": CANARY})
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+def gateway(store: Path, rollouts: RolloutStore, last_known: FileStore | None = None) -> tuple[Keeper, Traffic]:
+    """Return what a gateway has of rollouts, without its stages."""
+    models = ModelStore(store)
+    traffic = Traffic(Releases(models, open_release(models, TAG), vision=None, language=None))  # type: ignore[arg-type]
+    return Keeper(rollouts, traffic, last_known=last_known, tick_s=0.01), traffic
+
+
+async def run(keeper: Keeper, stack: AsyncExitStack) -> asyncio.Task[None]:
+    """Run a keeper until the test ends; return its task."""
+    task = asyncio.create_task(keeper.run())
+    stack.callback(task.cancel)
+    return task
+
+
+def started(state: State | None, now_s: float) -> State:
+    assert state is not None
+    return start(state, now_s)
+
+
+async def until(keeper: Keeper, phase: Phase) -> None:
+    async with asyncio.timeout(10):
+        while keeper.view.state is None or keeper.view.state.phase is not phase:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_five_gateways_count_together_and_one_decides(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    """None of them has seen enough by itself; together they have, and each decision is taken once."""
+    gateways = [gateway(store, RedisStore(redis.url)) for _ in range(5)]
+    with structlog.testing.capture_logs() as logs:
+        for keeper, _ in gateways:
+            await run(keeper, stack)
+        await gateways[0][0].set(ASKED)
+        await gateways[1][0].change(started)
+        await asyncio.gather(*(until(keeper, Phase.RUNNING) for keeper, _ in gateways))
+        for keeper, traffic in gateways:
+            state = keeper.view.state
+            assert state is not None
+            traffic.add(state.window, numbers("stable", 300) + numbers("canary", 300))
+        await asyncio.gather(*(until(keeper, Phase.PROMOTED) for keeper, _ in gateways))
+    decided = [line["event_kind"] for line in logs if line["event"] == "rollout decision"]
+    assert [kind for kind in decided if kind != "held"] == ["set", "started", "advanced", "promoted"]
+    assert {traffic.in_force for _, traffic in gateways} == {CANARY}
+
+
+async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    (one, _), (other, _) = (gateway(store, RedisStore(redis.url)) for _ in range(2))
+    await one.set(ASKED)
+    await one.change(started)
+
+    def forward(state: State | None, now_s: float) -> State:
+        assert state is not None
+        return promote(state, "forward", now_s)
+
+    def back(state: State | None, now_s: float) -> State:
+        assert state is not None
+        return roll_back(state, "back", now_s)
+
+    results = await asyncio.gather(one.change(forward), other.change(back), return_exceptions=True)
+    assert sum(isinstance(result, FailedPrecondition) for result in results) == 1
+    last = json.loads(redis.client.hget("{tandem:rollout}:state", "state") or b"")["changes"]
+    assert len(last) == 3
+
+
+async def test_a_store_that_lost_its_data_gets_it_back_and_nothing_changes_meanwhile(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    keeper, traffic = gateway(store, RedisStore(redis.url))
+    await run(keeper, stack)
+    await keeper.set(ASKED)
+    await keeper.change(started)
+    before = keeper.view.state
+    redis.client.flushall()
+    async with asyncio.timeout(5):
+        while not redis.client.exists("{tandem:rollout}:state"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert keeper.view.state == before
+    assert traffic.offered == (TAG, CANARY)
+
+
+async def test_a_store_that_is_away_keeps_the_rollout_and_refuses_commands(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    keeper, traffic = gateway(store, RedisStore(redis.url))
+    await run(keeper, stack)
+    await keeper.set(ASKED)
+    await keeper.change(started)
+    redis.kill()
+    async with asyncio.timeout(5):
+        while keeper.view.store_reachable:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    state = keeper.view.state
+    assert state is not None
+    assert state.phase is Phase.RUNNING
+    traffic.add(state.window, numbers("canary", 5))
+    with pytest.raises(Unavailable):
+        await keeper.change(started)
+    redis.start()
+    async with asyncio.timeout(5):
+        while keeper.view.counts["canary/requests"] != 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # what was counted meanwhile is not lost
+
+
+async def test_without_its_store_a_gateway_starts_with_what_was_known_last(
+    store: Path, redis: RedisServer, stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.json"
+    first, _ = gateway(store, RedisStore(redis.url), FileStore(copy))
+    await run(first, stack)
+    await first.set(ASKED)
+    await first.change(started)
+    async with asyncio.timeout(5):
+        while (await FileStore(copy).read()).version != first.version:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    redis.kill()
+    second, traffic = gateway(store, RedisStore(redis.url), FileStore(copy))
+    with structlog.testing.capture_logs() as logs:
+        await second.open()
+    assert any(line["event"] == "serving the last known rollout" for line in logs)
+    assert second.view.state == first.view.state
+    assert traffic.offered == (TAG, CANARY)
+
+
+async def test_corrupt_state_in_the_store_changes_nothing_for_who_runs(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    keeper, _ = gateway(store, RedisStore(redis.url))
+    await run(keeper, stack)
+    await keeper.set(ASKED)
+    before = keeper.view.state
+    redis.client.hset("{tandem:rollout}:state", "state", "nonsense")
+    async with asyncio.timeout(5):
+        while keeper.view.store_reachable:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert keeper.view.state == before
+    with pytest.raises(FailedPrecondition) as raised:
+        await keeper.change(started)
+    assert raised.value.reason == "BAD_ROLLOUT_STATE"
+    starting, _ = gateway(store, RedisStore(redis.url))
+    with pytest.raises(FailedPrecondition):
+        await starting.open()
