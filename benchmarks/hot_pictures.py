@@ -5,7 +5,8 @@ every picture encoded for every request; visual tokens kept; visual tokens and p
 comes. The caches hold half of the pictures, as the tail of a real shop never fits. Rounds are interleaved and have two
 parts: a fixed number of users who ask again at once (requests a second), and requests at the same random times for all
 settings, at a rate the slowest can bear (latencies at equal load: who answers more at once also decodes more at once).
-Random weights: they cost the same as trained ones. Or --models and --release for a model of your own.
+Random weights: they cost the same as trained ones. Takes about a quarter of an hour on two idle cores; --models and
+--release measure a model of your own.
 """
 
 import asyncio
@@ -45,10 +46,10 @@ class Plan:
     """How much is measured."""
 
     settings: tuple[str, ...] = (OFF, TOKENS, ALL)
-    num_pictures: int = 200
-    num_kept: int = 100  # pictures the caches have room for
+    num_pictures: int = 100
+    num_kept: int = 50  # pictures the caches have room for
     rounds: int = 5
-    num_asked: int = 40  # requests of each part of a round
+    num_asked: int = 24  # requests of each part of a round
 
     def draw(self, seed: int) -> list[bytes]:
         """Return the pictures the requests of one part of a round ask about."""
@@ -204,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = real_encoder()
             create_checkpoint(models, release, config, seed=0, dtype=torch.bfloat16, shards=1, container="safetensors")
         taken, load = run(models, release, plan)
-    report = Report("hot_pictures", f"Questions about hot pictures: {release}")
+    name = "hot_pictures" if options.models is None else f"hot_pictures_{release}"
+    report = Report(name, f"Questions about hot pictures: {release}")
     fill(report, taken, load)
     report.details["plan"] = asdict(plan) | {"zipf": ZIPF, "users": USERS, "answer_tokens": ANSWER_TOKENS}
     report.details["taken"] = {setting: asdict(one) for setting, one in taken.items()}
