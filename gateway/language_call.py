@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # (github.com/grpc/grpc/issues/36066).
 _HIDDEN_STATUS = "Internal error from Core"
 _STATUS_WAIT_S = 1.0
+# What a write raises when the call is over: the last one where the connection broke in that very moment.
+_TOO_LATE = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class LanguageCall:
         """
         try:
             await self._call.write(request)
-        except (grpc.RpcError, asyncio.InvalidStateError):
+        except _TOO_LATE:
             raise CallEndedError from None
 
     async def end_prompt(self) -> None:
@@ -54,7 +56,7 @@ class LanguageCall:
         """
         try:
             await self._call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError):
+        except _TOO_LATE:
             raise CallEndedError from None
 
     async def read(self) -> language_pb2.GenerateResponse | None:

@@ -30,6 +30,8 @@ def errors_of(stage: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _translate(stage, error) from None
+    except grpc.aio.InternalError:  # the connection broke while the call was being started
+        raise unreachable(stage) from None
     except asyncio.CancelledError:
         # gRPC raises this for a stream the other side reset, too; then nobody asked this task to stop.
         task = asyncio.current_task()

@@ -68,6 +68,7 @@ class Cluster:
         self._gateway_flags = list(gateway_flags)
         self._flags: dict[str, list[str]] = {}
         self._services: dict[str, ServiceProcess] = {}
+        self._killed: list[str] = []
         self.logs: dict[str, list[str]] = {}
         self.stages = [f"{stage}-{number}" for stage in ("vision", "language") for number in range(replicas)]
         self.gateways = [f"gateway-{number}" for number in range(gateways)]
@@ -125,14 +126,20 @@ class Cluster:
         """End processes at once, without a word to anybody."""
         for name in names:
             os.kill(self._services[name].pid, signal.SIGKILL)
+            self._killed.append(name)
 
-    def restart(self, *names: str) -> None:
-        """Start killed processes again where they were."""
-        for name in names:
+    def revive(self) -> None:
+        """Start what was killed again, where it was."""
+        while self._killed:
+            name = self._killed.pop()
             old = self._services[name]
             old.wait(None)
             self._start(name, self._flags[name], listen=f"{HOST}:{old.ready['port']}")
         self.wait_until_ready()
+
+    def bugs(self) -> list[str]:
+        """Return what the processes logged of errors nobody had thought of."""
+        return [line for lines in self.logs.values() for line in lines if '"unexpected error"' in line]
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:

@@ -41,12 +41,18 @@ async def loaded(cluster: Cluster) -> AsyncIterator[Load]:
     """Run a load before and after the block; then check what holds for every request."""
     load = Load({name: cluster.address(name) for name in cluster.gateways})
     running = asyncio.create_task(load.run())
-    await load.until_ended(BEFORE)
-    yield load
-    await load.until_ended(len(load.ended) + AFTER)
-    load.stop()
-    async with asyncio.timeout(DEADLINE_S + GRACE_S):
-        await running
+    try:
+        await load.until_ended(BEFORE)
+        yield load
+        await load.until_ended(len(load.ended) + AFTER)
+        load.stop()
+        async with asyncio.timeout(DEADLINE_S + GRACE_S):
+            await running
+    finally:
+        running.cancel()
+        cluster.revive()
+    print(reasons(load.ended))
+    assert not cluster.bugs()
     for one in load.ended:
         assert one.seconds < DEADLINE_S + GRACE_S
         if one.error is not None:
@@ -81,15 +87,13 @@ async def test_one_of_two_replicas(cluster: Cluster, victim: str) -> None:
     async with loaded(cluster) as load:
         cluster.kill(victim)
         at = time.monotonic()
-    print(victim, reasons(load.ended))
-    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
+    assert len([one for one in load.since(at) if one.error is None]) > 10
     for one in failed(load):
         assert victim.startswith("language")
         assert one.began_at < at
         assert one.error is not None
         assert int(one.error.metadata["completion_tokens"]) >= 1
         assert one.text
-    cluster.restart(victim)
 
 
 async def test_the_whole_vision_stage(cluster: Cluster) -> None:
@@ -97,41 +101,34 @@ async def test_the_whole_vision_stage(cluster: Cluster) -> None:
     async with loaded(cluster) as load:
         cluster.kill("vision-0", "vision-1")
         at = time.monotonic()
-    print("vision", reasons(load.ended))
     assert not failed(load, lambda one: not one.with_picture)
     assert failed(load)
     assert {one.error.reason for one in failed(load) if one.error} == {"VISION_UNREACHABLE"}
-    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
-    cluster.restart("vision-0", "vision-1")
+    assert len([one for one in load.since(at) if one.error is None]) > 10
 
 
 async def test_the_whole_language_stage(cluster: Cluster) -> None:
     async with loaded(cluster) as load:
         cluster.kill("language-0", "language-1")
         at = time.monotonic()
-    print("language", reasons(load.ended))
     assert {one.error.reason for one in failed(load) if one.error} == {"LANGUAGE_UNREACHABLE"}
     assert not failed(load, lambda one: one.ended_at < at)
     late = [one for one in load.since(at) if one.began_at > at]
     assert max(one.seconds for one in late) < 5, "an error that is certain must not take long"
-    cluster.restart("language-0", "language-1")
 
 
 async def test_one_of_two_gateways(cluster: Cluster) -> None:
     async with loaded(cluster) as load:
         cluster.kill("gateway-0")
         at = time.monotonic()
-    print("gateway", reasons(load.ended))
     assert not failed(load, lambda one: one.gateway == "gateway-1")
     assert not failed(load, lambda one: one.ended_at < at)
-    assert len([one for one in load.since(at + 1) if one.error is None]) > 10
-    cluster.restart("gateway-0")
+    assert len([one for one in load.since(at) if one.error is None]) > 10
 
 
 async def test_redis(cluster: Cluster, redis: RedisServer) -> None:
     """It is a cache: without it there is more to do, and nothing else."""
     async with loaded(cluster) as load:
         redis.kill()
-    print("redis", reasons(load.ended))
     assert not failed(load)
     redis.start()

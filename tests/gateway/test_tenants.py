@@ -68,7 +68,11 @@ async def test_every_call_needs_a_good_key_and_no_error_repeats_one(
     async with make_world(keys=write_keys(entry("acme", KEY))) as world:
         service = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"]
         for method in service.methods:
-            request = gateway_pb2.PutImageRequest() if method.client_streaming else getattr(gateway_pb2, method.input_type.name)()
+            request = (
+                gateway_pb2.PutImageRequest()
+                if method.client_streaming
+                else getattr(gateway_pb2, method.input_type.name)()
+            )
             call = getattr(world.stub, method.name)(
                 iter([request]) if method.client_streaming else request, metadata=metadata
             )
