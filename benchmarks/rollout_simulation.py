@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress.advance(bar)
 
     report = Report("rollout_simulation", f"Rollouts judged {repetitions} times for each kind of canary")
-    report.details = {name: [vars_of(outcome) for outcome in ended] for name, ended in outcomes.items()}
+    report.details = {name: summary(ended) for name, ended in outcomes.items()}
     for name, ended in outcomes.items():
         add_figures(report, name, CANARIES[name][1], ended)
     report.publish(lambda axes: plot(axes, outcomes), options.json)
@@ -163,14 +163,20 @@ def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> N
     report.add(f"{name}: decided after, median", float(np.median([one.seconds for one in ended])), "s")
 
 
-def vars_of(outcome: Outcome) -> dict[str, float | str]:
-    """Return an outcome as plain data."""
-    return {
-        "phase": outcome.phase,
-        "seconds": outcome.seconds,
-        "num_canary": outcome.num_canary,
-        "num_harmed": outcome.num_harmed,
+def summary(ended: list[Outcome]) -> dict[str, dict[str, float]]:
+    """Return what became of one kind of canary, with the spread of its numbers."""
+    phases = {phase: sum(one.phase == phase for one in ended) for phase in ("promoted", "rolled_back", "open")}
+    numbers = {
+        "seconds": [one.seconds for one in ended],
+        "canary_requests": [one.num_canary for one in ended],
+        "harmed_requests": [one.num_harmed for one in ended],
     }
+    shares = (0, 10, 50, 90, 100)
+    spread = {
+        name: {f"p{share}": float(np.percentile(np.array(of, dtype=float), share)) for share in shares}
+        for name, of in numbers.items()
+    }
+    return {"phases": {phase: float(count) for phase, count in phases.items()}, **spread}
 
 
 def plot(axes: Axes, outcomes: dict[str, list[Outcome]]) -> None:

@@ -134,12 +134,14 @@ def question(key: str, picture: bytes | None, max_tokens: int = 6) -> gateway_pb
     )
 
 
-async def ask(stub: Any, request: gateway_pb2.GatewayGenerateRequest) -> Answered:
-    """Ask one question and read its answer to the end."""
+async def ask(stub: Any, request: gateway_pb2.GatewayGenerateRequest, begun: asyncio.Event | None = None) -> Answered:
+    """Ask one question and read its answer to the end; `begun` is set with its first message."""
     sent_at = time.monotonic()
     release = ""
     try:
         async for response in stub.Generate(request, timeout=60):
+            if begun is not None:
+                begun.set()
             if response.HasField("finished"):
                 release = response.finished.release.language_tag
     except grpc.RpcError as error:

@@ -197,9 +197,12 @@ async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_f
     await operator.set(plan(OTHER, (50, 100), seconds=3600))
     await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
     stub = gateway_pb2_grpc.GatewayStub(operator.channel)
+    begun = [asyncio.Event() for _ in range(16)]
     async with steady_load([address], pictures) as load:
-        long = [asyncio.create_task(ask(stub, question(f"long-{n}", None, max_tokens=300))) for n in range(16)]
-        await asyncio.sleep(1)
+        long = [
+            asyncio.create_task(ask(stub, question(f"long-{n}", None, max_tokens=600), begun[n])) for n in range(16)
+        ]
+        await asyncio.gather(*(one.wait() for one in begun))
         commanded = time.monotonic()
         await operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="a test"))
         answered = time.monotonic()
