@@ -85,9 +85,11 @@ class Server:
         await asyncio.wait({closing, hurry, last}, return_when=asyncio.FIRST_COMPLETED)
         if not hurry.done():
             await asyncio.wait({closing, hurry}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
-        for task in (closing, hurry, last):
+        for task in (hurry, last):
             task.cancel()
+        # Never cancel `closing`: past its grace it waits unshielded for the future that this call waits for, too.
         await self.grpc.stop(None)
+        await closing
         # What handlers hold is theirs to free, before the service closes what they hold it from.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_flight.none_left.wait(), _UNWIND_S)

@@ -231,7 +231,7 @@ async def test_a_caller_that_leaves_frees_what_the_handler_holds(serve: Any, log
             freed.set()
 
     run = await serve(language={"Generate": endless})
-    call = run.language.Generate(timeout=0.3 if how == "deadline" else None)
+    call = run.language.Generate(timeout=2 if how == "deadline" else None)
     await call.write(text(1))
     await call.read()
     if how == "cancel":
