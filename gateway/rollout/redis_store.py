@@ -13,7 +13,6 @@ from gateway.rollout.counts import Counts
 from gateway.rollout.state import State
 from gateway.rollout.store import Document, Presence, bad_state
 
-_TIMEOUT_S = 1.0
 _COUNTS_KEPT_S = 7 * 24 * 3600  # after the last request of a step
 _SILENT_AFTER_S = 10  # a gateway that has not told of itself for so long is gone
 
@@ -44,14 +43,15 @@ return living
 class RedisStore:
     """Keeps the document, the counts of each step and who is there under keys with one prefix."""
 
-    def __init__(self, url: str, *, prefix: str = "tandem:rollout") -> None:
+    def __init__(self, url: str, *, prefix: str = "tandem:rollout", timeout_s: float = 1.0) -> None:
         """Connect with the first call.
 
         Args:
             url: 'redis://host:port/db', or rediss:// for TLS.
+            timeout_s: longest wait for one answer, seconds.
             prefix: of every key; gateways with the same one act as one. The braces keep them in one cluster slot.
         """
-        self._redis: Any = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        self._redis: Any = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         self._prefix = f"{{{prefix}}}"
         self._swap = self._redis.register_script(_SWAP)
         self._report = self._redis.register_script(_REPORT)

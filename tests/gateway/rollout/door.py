@@ -116,7 +116,7 @@ class Door:
         response: rollout_pb2.RolloutsGetResponse = await self.operator.Get(rollout_pb2.RolloutsGetRequest())
         return response.rollout
 
-    async def phase(self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 5) -> rollout_pb2.Rollout:
+    async def phase(self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 20) -> rollout_pb2.Rollout:
         """Wait until the rollout is in a phase."""
         async with asyncio.timeout(within_s):
             while (rollout := await self.get()).phase != wanted:  # noqa: ASYNC110  (nothing tells)

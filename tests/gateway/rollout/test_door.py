@@ -77,13 +77,13 @@ async def test_a_release_is_unloaded_after_the_last_request_on_it_and_not_before
     await door.phase(RUNNING)
     door.language.go[CANARY].clear()
     last = asyncio.create_task(door.ask(pin=CANARY))
-    await eventually(lambda: any(start.tag == CANARY for start in door.language.starts))
+    await eventually(lambda: any(start.tag == CANARY for start in door.language.starts), 20)
     await door.operator.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="enough"))
     await asyncio.sleep(0.4)
     assert CANARY in door.language.models
     door.language.go[CANARY].set()
     assert (await last).text == "canary"
-    await eventually(lambda: CANARY not in door.language.models and CANARY not in door.vision.models)
+    await eventually(lambda: CANARY not in door.language.models and CANARY not in door.vision.models, 20)
     with pytest.raises(grpc.RpcError) as raised:
         await door.ask(pin=CANARY)
     assert from_rpc_error(raised.value).reason == "UNKNOWN_RELEASE"
@@ -107,7 +107,7 @@ async def test_a_stage_that_starts_anew_during_a_rollout_is_given_the_canary_aga
     await door.set(99, 100)
     await door.phase(RUNNING)
     del door.language.models[CANARY]
-    await eventually(lambda: CANARY in door.language.models)
+    await eventually(lambda: CANARY in door.language.models, 20)
 
 
 async def test_what_is_not_the_releases_doing_counts_nowhere(door: Door) -> None:
@@ -126,7 +126,7 @@ async def test_what_is_not_the_releases_doing_counts_nowhere(door: Door) -> None
 
 async def counted(door: Door, **expected: int) -> None:
     """Wait until the canary's counts are these."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             canary = (await door.get()).canary
             if {name: getattr(canary, name) for name in expected} == expected:
@@ -191,7 +191,7 @@ async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: 
 
 async def mirrored(door: Door, **expected: int) -> None:
     """Wait until these numbers of mirrored requests are reached."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             shadow = (await door.get()).shadow
             if {name: getattr(shadow, name) for name in expected} == expected:
@@ -209,7 +209,7 @@ async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirror
         assert (await door.ask("user")).text == "stable"
         del door.language.errors[CANARY]
         door.language.go[CANARY].clear()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert {(await door.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
         await mirrored(door, dropped=7, compared=0)
         assert (await door.get()).shadow.counts.errors == 1

@@ -16,6 +16,8 @@ from gateway.rollout.store import Document, FileStore, Presence, RolloutStore
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import STABLE, numbers, plan
 
+PATIENCE_S = 20.0  # a busy machine is no fault of the store
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
@@ -27,7 +29,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 async def store(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer) -> AsyncIterator[RolloutStore]:
     """Return each kind of store, empty."""
     server.client.flushall()
-    store = FileStore(tmp_path / "rollout.json") if request.param == "file" else RedisStore(server.url)
+    store = (
+        FileStore(tmp_path / "rollout.json")
+        if request.param == "file"
+        else RedisStore(server.url, timeout_s=PATIENCE_S)
+    )
     yield store
     await store.close()
 
@@ -64,7 +70,7 @@ async def test_a_gateway_finds_itself_among_those_that_are_there(store: RolloutS
 
 async def test_two_gateways_add_to_the_same_counts_and_see_one_another(server: RedisServer) -> None:
     server.client.flushall()
-    one, other = RedisStore(server.url), RedisStore(server.url)
+    one, other = RedisStore(server.url, timeout_s=PATIENCE_S), RedisStore(server.url, timeout_s=PATIENCE_S)
     counts = numbers("canary", 10)
     await asyncio.gather(*(store.add("r/0", counts) for store in (one, other) for _ in range(25)))
     total = await one.add("r/0", Counter())
@@ -111,7 +117,7 @@ async def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path) -> None
 async def test_corrupt_state_in_redis_is_a_typed_error(server: RedisServer) -> None:
     server.client.flushall()
     server.client.hset("{tandem:rollout}:state", mapping={"version": "3", "state": "nonsense"})
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, timeout_s=PATIENCE_S)
     with pytest.raises(FailedPrecondition) as raised:
         await store.read()
     assert raised.value.reason == "BAD_ROLLOUT_STATE"
