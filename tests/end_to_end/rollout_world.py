@@ -224,7 +224,7 @@ async def refused(call: Any) -> TandemError:
 def plan(
     canary: str, weights: Sequence[float], *, seconds: float = 2, requests: int = 0, min_requests: int = 40
 ) -> rollout_pb2.RolloutPlan:
-    """Return a plan with a guard for little traffic: bounds of five points in a hundred, and of twice the time."""
+    """Return a plan with a guard for little traffic."""
     steps = [
         rollout_pb2.RolloutStep(
             weight_percent=w, seconds=0 if w == 100 else seconds, requests=0 if w == 100 else requests
@@ -232,7 +232,7 @@ def plan(
         for w in weights
     ]
     guard = rollout_pb2.RolloutGuard(
-        max_error_rate_increase=0.05,
+        max_error_rate_increase=0.03,
         max_empty_rate_increase=0.05,
         max_first_token_ratio=1.8,
         max_inter_token_ratio=2.5,
