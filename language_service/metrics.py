@@ -17,6 +17,7 @@ COMPUTED_TOKENS = Counter(
     "Tokens, by kind: prompt (computed in prefill), answer (in decode), found (of a prompt, computed before).",
     ["tag", "kind"],
 )
+DRAFTS = Counter("tandem_language_drafts", "Tokens of answers guessed ahead: right or wrong.", ["tag", "outcome"])
 PREEMPTIONS = Counter("tandem_language_preemptions", "Sequences that gave back their blocks for others.", ["tag"])
 STEP_SECONDS = Histogram(
     "tandem_language_step_seconds",
@@ -46,8 +47,8 @@ class EngineMetrics:
         for gauge, read in self._gauges.items():
             gauge.labels(tag).set_function(read)
 
-    def step(self, batch: Batch, seconds: float) -> None:
-        """Count a step that was computed in `seconds`."""
+    def step(self, batch: Batch, seconds: float, *, num_right: int) -> None:
+        """Count a step that was computed in `seconds` and found `num_right` of its guesses right."""
         num_prompt = sum(len(chunk.token_ids) for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt)
         num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
         STEP_SECONDS.labels(self._tag).observe(seconds)
@@ -56,6 +57,8 @@ class EngineMetrics:
         COMPUTED_TOKENS.labels(self._tag, "found").inc(batch.num_found)
         COMPUTED_TOKENS.labels(self._tag, "prompt").inc(num_prompt)
         COMPUTED_TOKENS.labels(self._tag, "answer").inc(num_tokens - num_prompt)
+        DRAFTS.labels(self._tag, "right").inc(num_right)
+        DRAFTS.labels(self._tag, "wrong").inc(sum(chunk.num_drafts for chunk in batch.chunks) - num_right)
 
     def failed_step(self) -> None:
         """Count a step that ended in an error."""

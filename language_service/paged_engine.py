@@ -22,7 +22,8 @@ from language_service.grammar import Grammar
 from language_service.metrics import EngineMetrics
 from language_service.options import SamplingOptions
 from language_service.runner import Piece, Runner
-from language_service.sampling import Choice, SamplingState, choose
+from language_service.sampling import Choice, SamplingState, choose_with_drafts
+from language_service.scheduling.drafts import PromptLookup
 from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig
 from language_service.scheduling.sequence import Chunk
 from language_service.scheduling.sequence import Sequence as ScheduledSequence
@@ -82,7 +83,8 @@ class PagedEngine:
         if self._config.reuse_prefixes:
             root = root_name(model_digest=self._model_digest, salt=salt)
             names = PrefixNames(root, block_size=self._config.block_size)
-        sequence = ScheduledSequence(priority=priority, names=names)
+        lookup = PromptLookup(self._config.max_drafts) if self._config.max_drafts else None
+        sequence = ScheduledSequence(priority=priority, names=names, lookup=lookup)
         generation = PagedGeneration(state=state, sequence=sequence, changing=self._changing, cancel=self._cancel)
         with self._changed:
             if self._closed:
@@ -186,7 +188,7 @@ class PagedEngine:
         try:
             with self._turn:
                 started_s = time.perf_counter()
-                choices = iter(self._compute(batch, generations))
+                chosen = self._compute(batch, generations)
                 seconds = time.perf_counter() - started_s
         except Exception:
             # Whatever it was, the other sequences did not take part in it; those that did cannot go on.
@@ -196,55 +198,52 @@ class PagedEngine:
                 for generation in generations:
                     events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
         else:
-            self._metrics.step(batch, seconds)
+            self._metrics.step(batch, seconds, num_right=sum(len(one) - 1 for one in chosen))
+            following = iter(chosen)
             with self._changed:
                 for chunk, generation in zip(batch.chunks, generations, strict=True):
                     if chunk.sequence.num_answer == 0:
                         generation.clock.prefill(started_s, seconds)
-                    self._scheduler.advance(chunk)
-                    if chunk.samples:
-                        events += self._take(generation, next(choices))
+                    choices = next(following) if chunk.samples else []
+                    self._scheduler.advance(chunk, num_right=max(0, len(choices) - 1))
+                    if choices:
+                        events += self._take(generation, choices)
         self._publish(events)
 
     def _publish(self, events: Sequence[Delivery]) -> None:
         if events:
             self._loop.call_soon_threadsafe(_deliver, events)
 
-    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> list[Choice | None]:
-        """Run the batch; return the tokens chosen for the chunks that sample, in order."""
+    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> list[list[Choice | None]]:
+        """Run the batch; return the tokens chosen for each chunk that samples."""
         pairs = list(zip(batch.chunks, generations, strict=True))
         logits_BV = self._runner.forward([_piece(*pair) for pair in pairs], batch.fresh_blocks)
-        return choose(logits_BV, [generation.state for chunk, generation in pairs if chunk.samples])
+        sampling = [(chunk, generation.state) for chunk, generation in pairs if chunk.samples]
+        return choose_with_drafts(logits_BV, [state for _, state in sampling], [chunk.drafts for chunk, _ in sampling])
 
-    def _take(self, generation: PagedGeneration, choice: Choice | None) -> list[Delivery]:
-        """Add a chosen token to its answer; return what its reader gets to see."""
-        sequence, options = generation.sequence, generation.state.options
+    def _take(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
+        """Add the tokens chosen for it to its answer; return what its reader gets to see."""
+        sequence, state = generation.sequence, generation.state
         if sequence not in self._generations:
             return []  # it ended while the step ran
-        if choice is None:
+        found = [choice for choice in choices if choice is not None]
+        if len(found) < len(choices):
             error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
             return self._fail(generation, error)
-        grammar = generation.state.grammar
-        if grammar is not None and grammar.problem:
-            error = Internal(f"The constraint could not be followed: {grammar.problem}.", reason="CONSTRAINT_FAILED")
+        if state.grammar is not None and (problem := state.grammar.problem):
+            error = Internal(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
             return self._fail(generation, error)
         generation.clock.token()
-        events: list[Delivery] = []
-        if generation.state.num_chosen == 1:
-            events.append((generation, generation.prefilled()))
-        token = choice.token_id
-        if token in options.stop_token_ids or (token in self._model.eos_token_ids and not options.ignore_eos):
+        events: list[Delivery] = [(generation, generation.prefilled())] if state.num_chosen == 1 else []
+        tokens = [choice for choice in found if not state.is_end(choice.token_id)]
+        for choice in tokens:
+            sequence.add_answer(choice.token_id)
+        if tokens:
+            logprobs = [choice.logprobs for choice in tokens if choice.logprobs is not None]
+            events.append((generation, Tokens([choice.token_id for choice in tokens], logprobs)))
+        if state.has_ended or sequence.num_answer == sequence.max_tokens:
             self._end(generation)
-            return [*events, (generation, generation.finished(FinishReason.STOP))]
-        sequence.add_answer(token)
-        events.append((generation, Tokens([token], [choice.logprobs] if choice.logprobs else [])))
-        reason = None
-        if grammar is not None and grammar.is_complete:
-            reason = FinishReason.STOP
-        elif sequence.num_answer == sequence.max_tokens:
-            reason = FinishReason.LENGTH
-        if reason is not None:
-            self._end(generation)
+            reason = FinishReason.STOP if state.has_ended else FinishReason.LENGTH
             events.append((generation, generation.finished(reason)))
         return events
 
@@ -262,6 +261,7 @@ def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:
         token_ids=chunk.token_ids,
         blocks=chunk.blocks,
         samples=chunk.samples,
+        num_drafts=chunk.num_drafts,
         pictures=generation.pictures,
     )
 

@@ -34,6 +34,7 @@ class Piece:
     token_ids: Sequence[int]  # anything where a picture lies
     blocks: Sequence[int]  # cache blocks of the sequence in order
     samples: bool  # whether the logits after the last token are wanted
+    num_drafts: int = 0  # last tokens that are guesses: the logits before each of them are wanted, too
     pictures: Sequence[Picture] = field(default=())  # all of the sequence
 
 
@@ -47,18 +48,21 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
-        """Compute `pieces`, store their keys and values, return logits [B, V] of those that sample, in order.
+        """Compute `pieces`, store their keys and values, return logits of those that sample, in order.
+
+        That is one row [V] after the last token of each, preceded by one row before each of its guesses.
 
         `fresh_blocks` are those that changed owner since the last call.
         """
         self.cache.clear(fresh_blocks)
         attend = self.cache.attend([Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces])
         hidden_TD = self.decoder(self._embed(pieces), self._positions(pieces), attend)
-        ends, end = [], 0
+        ends: list[int] = []
+        end = 0
         for piece in pieces:
             end += len(piece.token_ids)
             if piece.samples:
-                ends.append(end - 1)
+                ends += range(end - 1 - piece.num_drafts, end)
         return self.decoder.logits(hidden_TD[ends])
 
     def _embed(self, pieces: Sequence[Piece]) -> Tensor:

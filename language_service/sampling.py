@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,11 +49,16 @@ class SamplingState:
         self.grammar = grammar
         self.num_chosen = 0
         self.ends = sorted({*eos_token_ids, *options.stop_token_ids})
+        self.has_ended = False  # whether the last token chosen ends the answer
         # Each answer has a stream of its own and takes one number from it a token, so its text does not depend on
         # what else runs. Python's generator, since a draw needs a single number and torch's costs more.
         self.random = random.Random(options.seed)
         self.counts_V = torch.zeros(vocab_size, device=device) if options.penalises else None
         self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device) if options.penalises else None
+
+    def is_end(self, token_id: int) -> bool:
+        """Whether this token says that the answer is over, and is no part of it."""
+        return token_id in self.options.stop_token_ids or (token_id in self.ends and not self.options.ignore_eos)
 
     def note_prompt(self, token_ids: Sequence[int]) -> None:
         """Remember the text of the prompt, which the repetition penalty counts as seen."""
@@ -62,8 +68,10 @@ class SamplingState:
     def note_choice(self, token_id: int) -> None:
         """Remember a token of the answer."""
         self.num_chosen += 1
+        self.has_ended = self.is_end(token_id)
         if self.grammar is not None:
             self.grammar.accept(token_id)
+            self.has_ended |= self.grammar.is_complete
         if self.seen_V is not None and self.counts_V is not None:
             self.seen_V[token_id] = True
             self.counts_V[token_id] += 1
@@ -91,6 +99,35 @@ def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | 
             state.note_choice(tokens[row])
         choices.append(Choice(tokens[row], logprobs.get(row)) if finite[row] else None)
     return choices
+
+
+def choose_with_drafts(
+    logits_BV: Tensor, states: Sequence[SamplingState], drafts: Sequence[Sequence[int]]
+) -> list[list[Choice | None]]:
+    """Return the next tokens of each answer: one, and one more after each guess that turned out right.
+
+    `logits_BV` holds a row for each answer, preceded by one for each of its guesses. Every token is chosen by the same
+    rules, from the same stream, and in the same order as if it had been computed alone, so guesses change nothing but
+    the number of steps. No token is chosen after the end of an answer.
+    """
+    firsts = list(accumulate((1 + len(guesses) for guesses in drafts), initial=0))
+    chosen: list[list[Choice | None]] = [[] for _ in states]
+    going = list(range(len(states)))
+    place = 0
+    while going:
+        rows = [firsts[index] + place for index in going]
+        rows_RV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
+        for index, choice in zip(going, choose(rows_RV, [states[index] for index in going]), strict=True):
+            chosen[index].append(choice)
+        going = [index for index in going if _is_right(drafts[index], chosen[index]) and not states[index].has_ended]
+        place += 1
+    return chosen
+
+
+def _is_right(guesses: Sequence[int], chosen: Sequence[Choice | None]) -> bool:
+    """Return whether the last token chosen is the one that was guessed for its place."""
+    last = chosen[-1]
+    return last is not None and len(chosen) <= len(guesses) and guesses[len(chosen) - 1] == last.token_id
 
 
 def _rows(states: Sequence[SamplingState], asks: Callable[[SamplingOptions], bool]) -> list[int]:

@@ -44,6 +44,12 @@ class LanguageSettings(ServiceSettings):
         512, ge=2, validate_default=True, description="most tokens computed in one step, above max_running"
     )
     prefix_cache: bool = Field(True, description="compute equal beginnings of prompts once")
+    max_drafts: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="most tokens of an answer guessed ahead in one step; 0 guesses none",
+    )
     max_images: int = Field(8, ge=0, description="most pictures in a prompt")
     default_max_tokens: int = Field(256, ge=1, description="longest answer where a request names no limit, tokens")
     segment_timeout_s: float = Field(
@@ -84,6 +90,7 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
             max_waiting=settings.max_waiting,
             max_step_tokens=settings.max_step_tokens,
             reuse_prefixes=settings.prefix_cache,
+            max_drafts=settings.max_drafts,
         ),
         cache_bytes=settings.kv_cache_bytes,
         cache_fraction=settings.kv_cache_fraction,

@@ -4,7 +4,8 @@ The policy, in full:
 
 - Sequences stand in line by priority and, within a priority, by arrival. The line never changes: who gives blocks back
   keeps the place it had.
-- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill along the line.
+- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill along the line,
+  then guesses of how the answers go on, if blocks are free for them.
 - A sequence begins to run once there are blocks for all of its prompt that has arrived and for the first tokens of its
   answer, one block to spare for each that runs already, and a place among `max_running`. Who cannot begin lets nobody
   behind it begin, so a large prompt is not overtaken for ever.
@@ -18,6 +19,7 @@ The policy, in full:
 """
 
 from bisect import insort
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -34,6 +36,7 @@ class SchedulerConfig:
     max_waiting: int  # sequences that wait for blocks at once
     max_step_tokens: int  # tokens computed in one step
     reuse_prefixes: bool = True  # whether equal beginnings of prompts are computed once
+    max_drafts: int = 0  # tokens of an answer guessed ahead in one step; 0 guesses nothing
 
     def __post_init__(self) -> None:
         if self.max_step_tokens <= self.max_running:
@@ -90,34 +93,41 @@ class Scheduler:
 
         Without `keep`, what its blocks hold is not found by others any more.
         """
-        if sequence in self._line:
-            if not keep:
-                self.pool.forget(sequence.blocks)
-            self._give_back(sequence)
-            self._line.remove(sequence)
+        if sequence not in self._line:
+            return
+        if keep:
+            self._name_blocks(sequence)
+        else:
+            self.pool.forget(sequence.blocks)
+        self._give_back(sequence)
+        self._line.remove(sequence)
 
     def next_batch(self) -> Batch | None:
         """Choose the next step's chunks and give them their blocks; None if there is nothing to compute."""
         batch = self._batch
         self._grow()
-        for sequence in self._line:
-            if sequence in self._running and sequence.decoding:
-                batch.chunks.append(_chunk(sequence, 1))
-        self._add_prefill(self.config.max_step_tokens - len(batch.chunks))
+        decoding = [sequence for sequence in self._line if sequence in self._running and sequence.decoding]
+        budget = self._add_prefill(self.config.max_step_tokens - len(decoding))
+        answers = []
+        for sequence in decoding:
+            answers.append(_chunk(sequence, 1, self._draft(sequence, budget)))
+            budget -= answers[-1].num_drafts
+        batch.chunks[:0] = answers
         if not batch.chunks:
             return None
         self._batch = Batch()
         return batch
 
-    def advance(self, chunk: Chunk) -> None:
-        """Note that `chunk` is computed."""
-        sequence, size = chunk.sequence, self.config.block_size
+    def advance(self, chunk: Chunk, num_right: int = 0) -> None:
+        """Note that `chunk` is computed and that the first `num_right` of its guesses were right."""
+        sequence = chunk.sequence
         if sequence not in self._running:
             return
-        sequence.num_computed = chunk.end
-        sequence.num_ever_computed = max(sequence.num_ever_computed, chunk.end)
-        for index in range(chunk.start // size, min(chunk.end // size, len(sequence.block_names))):
-            self.pool.name(sequence.blocks[index], sequence.block_names[index])
+        sequence.num_computed = chunk.end - chunk.num_drafts + num_right
+        sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed)
+        if chunk.num_drafts and sequence.lookup is not None:
+            sequence.lookup.learn(chunk.num_drafts, num_right)
+        self._name_blocks(sequence)
 
     def check(self) -> None:
         """Raise AssertionError unless the blocks the sequences hold are exactly those that are not free."""
@@ -132,13 +142,14 @@ class Scheduler:
             while sequence in self._running and not self._reserve(sequence, needed):
                 self._preempt(next(each for each in reversed(self._line) if each in self._running))
 
-    def _add_prefill(self, budget: int) -> None:
+    def _add_prefill(self, budget: int) -> int:
+        """Add chunks of prompts along the line; return what they leave of the budget."""
         size = self.config.block_size
         coming: set[bytes] = set()  # what this step's chunks fill blocks with
         admitting = True
         for sequence in self._line:
             if budget == 0:
-                return
+                break
             if sequence.num_pending == 0 or (sequence.decoding and sequence in self._running):
                 continue
             if sequence not in self._running:
@@ -152,6 +163,16 @@ class Scheduler:
             coming.update(sequence.block_names[chunk.start // size : chunk.end // size])
             self._batch.chunks.append(chunk)
             budget -= len(chunk.token_ids)
+        return budget
+
+    def _draft(self, sequence: Sequence, budget: int) -> list[int]:
+        """Return guesses of what `sequence`, which decodes, answers next, with room for them in its blocks."""
+        if sequence.lookup is None:
+            return []
+        count = min(budget, sequence.num_longest - len(sequence.token_ids) - 1)
+        drafts = sequence.lookup.draft(sequence.token_ids, max(0, count))
+        self._reserve(sequence, self._num_blocks(len(sequence.token_ids) + len(drafts)))
+        return drafts[: len(sequence.blocks) * self.config.block_size - len(sequence.token_ids)]
 
     def _admit(self, sequence: Sequence) -> bool:
         """Let `sequence` begin; False, and nothing taken, if there is no place or there are too few blocks."""
@@ -217,6 +238,7 @@ class Scheduler:
         # A full block may have other readers by now, so a new one takes its place rather than being written to.
         sequence.num_computed -= size
         sequence.found.pop(sequence.num_computed // size, None)
+        sequence.num_named = min(sequence.num_named, sequence.num_computed // size)
         self.pool.release([sequence.blocks.pop()])
 
     def _reserve(self, sequence: Sequence, num_blocks: int) -> bool:
@@ -228,26 +250,35 @@ class Scheduler:
         self._batch.fresh_blocks += fresh
         return True
 
+    def _name_blocks(self, sequence: Sequence) -> None:
+        """Name the blocks that are full by now, so that others find them."""
+        num_full = min(sequence.num_computed // self.config.block_size, len(sequence.block_names))
+        for index in range(sequence.num_named, num_full):
+            self.pool.name(sequence.blocks[index], sequence.block_names[index])
+        sequence.num_named = max(sequence.num_named, num_full)
+
     def _preempt(self, sequence: Sequence) -> None:
         self._batch.num_preempted += 1
+        self._name_blocks(sequence)
         self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_named = 0
         self._running.discard(sequence)
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
 
 
-def _chunk(sequence: Sequence, length: int) -> Chunk:
+def _chunk(sequence: Sequence, length: int, drafts: AbstractSequence[int] = ()) -> Chunk:
     start, end = sequence.num_computed, sequence.num_computed + length
     return Chunk(
         sequence=sequence,
         start=start,
-        token_ids=sequence.token_ids[start:end],
+        token_ids=[*sequence.token_ids[start:end], *drafts],
         blocks=list(sequence.blocks),
         samples=sequence.prompt_ended and end == len(sequence.token_ids),
+        num_drafts=len(drafts),
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
 from language_service.cache.prefix import PrefixNames
+from language_service.scheduling.drafts import PromptLookup
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -16,6 +17,7 @@ class Sequence:
 
     priority: int = 0  # larger runs first
     names: PrefixNames | None = None  # of its full blocks; None shares nothing with others
+    lookup: PromptLookup | None = None  # guesses how the answer goes on; None guesses nothing
     arrival: int = 0  # place in the order of arrival, given by the scheduler
     token_ids: list[int] = field(default_factory=list)  # prompt, then answer; a picture's positions hold 0
     num_prompt: int = 0  # tokens of the prompt that have arrived
@@ -24,6 +26,7 @@ class Sequence:
     num_ever_computed: int = 0  # tokens a step computed for this sequence, blocks it gave back since among them
     found: dict[int, int] = field(default_factory=dict)  # by place of a block: its tokens that others had computed
     blocks: list[int] = field(default_factory=list)  # blocks held, in the order of the tokens
+    num_named: int = 0  # of them, those whose content was named
 
     def add_text(self, token_ids: AbstractSequence[int]) -> None:
         """Add text to the prompt."""
@@ -98,6 +101,12 @@ class Chunk:
     token_ids: list[int]
     blocks: list[int]
     samples: bool  # whether the last token's logits choose the next one
+    num_drafts: int = 0  # last tokens that are guesses, each checked by the logits before it
+
+    @property
+    def drafts(self) -> list[int]:
+        """The guesses."""
+        return self.token_ids[len(self.token_ids) - self.num_drafts :]
 
     @property
     def end(self) -> int:

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+from prometheus_client import REGISTRY
 from torch import Tensor
 
 from language_service.engine import Engine, Finished, Generation, Tokens
@@ -66,3 +67,8 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110  (the engine's own thread changes it, and tells nobody)
             await asyncio.sleep(0.001)
+
+
+def count(name: str, **labels: str) -> float:
+    """Return what one of the engine's counters stands at."""
+    return REGISTRY.get_sample_value(f"tandem_language_{name}_total", {"tag": "test-v1.0.0", **labels}) or 0.0

@@ -4,11 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 
 from language_service.engine import Engine, Prefilled, Tokens
 from language_service.model.decoder import Decoder
-from tests.language_service.asking import PROMPTS, Part, ask, expected, feed, read, start
+from tests.language_service.asking import PROMPTS, Part, ask, count, expected, feed, read, start
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import make_picture
 
@@ -20,10 +19,6 @@ QUESTIONS: list[list[Part]] = [
     [[5, 6, 7, 8]],
     [[5, 6, 7, 9], make_picture(1), [9, 10, 11]],
 ]
-
-
-def count(name: str) -> float:
-    return REGISTRY.get_sample_value(f"tandem_language_{name}_total", {"tag": "test-v1.0.0"}) or 0.0
 
 
 async def num_cached(engine: Engine, parts: list[Part], **options: Any) -> int:
@@ -105,8 +100,8 @@ async def test_preemption_does_not_show_in_sampled_answers(make_engine: MakeEngi
     options: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "frequency_penalty": 0.5, "max_tokens": 20}
     roomy, tight = await make_engine(), await make_engine(num_blocks=14, max_running=5, max_step_tokens=8)
     alone = [await ask(roomy, parts, seed=seed, **options) for seed, parts in enumerate(PROMPTS)]
-    before, found = count("preemptions"), count("tokens")
+    before, found = count("preemptions"), count("tokens", kind="found")
     together = await asyncio.gather(*(ask(tight, parts, seed=seed, **options) for seed, parts in enumerate(PROMPTS)))
     assert count("preemptions") > before
-    assert count("tokens") == found
+    assert count("tokens", kind="found") == found
     assert together == alone

@@ -1,6 +1,8 @@
 """The scheduler's policy, stepped by hand and at random; no tensor is computed."""
 
 import random
+from itertools import takewhile
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,17 +10,16 @@ from hypothesis import strategies as st
 
 from language_service.cache.blocks import BlockPool
 from language_service.cache.prefix import PrefixNames, root_name
+from language_service.scheduling.drafts import PromptLookup
 from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig
 from language_service.scheduling.sequence import Chunk, Sequence
 
 BLOCK_SIZE = 4
 
 
-def make_scheduler(*, num_blocks: int = 32, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
-    config = SchedulerConfig(
-        block_size=BLOCK_SIZE, max_running=max_running, max_waiting=16, max_step_tokens=max_step_tokens
-    )
-    return Scheduler(config, BlockPool(num_blocks))
+def make_scheduler(*, num_blocks: int = 32, **limits: Any) -> Scheduler:
+    limits = {"max_running": 4, "max_waiting": 16, "max_step_tokens": 16, **limits}
+    return Scheduler(SchedulerConfig(block_size=BLOCK_SIZE, **limits), BlockPool(num_blocks))
 
 
 def add(scheduler: Scheduler, num_prompt: int, max_tokens: int | None = 4, priority: int = 0) -> Sequence:
@@ -33,7 +34,8 @@ def add(scheduler: Scheduler, num_prompt: int, max_tokens: int | None = 4, prior
 def add_named(scheduler: Scheduler, token_ids: list[int], max_tokens: int | None = 4, salt: bytes = b"") -> Sequence:
     """Add a sequence that shares what it can."""
     root = root_name(model_digest=bytes(32), salt=salt)
-    sequence = Sequence(names=PrefixNames(root, block_size=BLOCK_SIZE))
+    lookup = PromptLookup(scheduler.config.max_drafts) if scheduler.config.max_drafts else None
+    sequence = Sequence(names=PrefixNames(root, block_size=BLOCK_SIZE), lookup=lookup)
     sequence.add_text(token_ids)
     sequence.max_tokens = max_tokens
     scheduler.add(sequence)
@@ -335,6 +337,26 @@ def test_a_budget_that_decoding_could_eat_up_is_refused() -> None:
         make_scheduler(max_running=4, max_step_tokens=4)
 
 
+def test_guesses_take_what_prefill_leaves_and_only_free_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=12, max_step_tokens=16, max_drafts=8)
+    sequence = add_named(scheduler, [1, 2, 3, 1, 2, 3, 1, 2], max_tokens=9)
+    step(scheduler)
+    sequence.token_ids[-1] = 3  # goes on as before
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.chunks[0].token_ids == [3, 1, 2, 3, 1, 2, 3, 1]  # one more is chosen after them: nine in all
+    assert batch.chunks[0].drafts == [1, 2, 3, 1, 2, 3, 1]
+    scheduler.advance(batch.chunks[0], num_right=2)
+    assert sequence.num_computed == 11
+    for token in (1, 2, 9):
+        sequence.add_answer(token)
+    sequence.token_ids[-1] = 3
+    other = add(scheduler, 14)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert [(chunk.sequence, len(chunk.token_ids)) for chunk in batch.chunks] == [(sequence, 2), (other, 14)]
+
+
 segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=4)
 
 
@@ -344,13 +366,14 @@ segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size
     num_blocks=st.integers(12, 40),
     max_running=st.integers(1, 5),
     max_step_tokens=st.integers(6, 20),
+    max_drafts=st.sampled_from([0, 3]),
     seed=st.integers(0, 2**32),
 )
 def test_every_sequence_ends_and_reads_only_what_it_would_have_computed(
-    prompts: list[tuple[list[list[int]], int, int]], num_blocks: int, max_running: int, max_step_tokens: int, seed: int
+    prompts: list[tuple[list[list[int]], int, int]], max_drafts: int, seed: int, **limits: int
 ) -> None:
     """Segments arrive and requests are cancelled between steps, in any order, and many prompts begin alike."""
-    scheduler = make_scheduler(num_blocks=num_blocks, max_running=max_running, max_step_tokens=max_step_tokens)
+    scheduler = make_scheduler(**limits, max_drafts=max_drafts)
     Traffic(scheduler, random.Random(seed), prompts).run()
 
 
@@ -399,23 +422,31 @@ class Traffic:
             for position in range(chunk.start, chunk.end)
         ]
         for chunk, position, slot in written:
-            assert slot not in self.slots or self.slots[slot] == chunk.sequence.token_ids[: position + 1]
             assert sum(slot[0] in sequence.blocks for sequence in self.alive) == 1, "others read what is written"
-            self.slots[slot] = chunk.sequence.token_ids[: position + 1]
+            self.slots[slot] = self._tokens(chunk)[: position + 1]
         for chunk in batch.chunks:
             for position in range(chunk.end):
                 slot = (chunk.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE)
-                assert self.slots[slot] == chunk.sequence.token_ids[: position + 1]
+                assert self.slots[slot] == self._tokens(chunk)[: position + 1]
             self._advance(chunk)
+
+    def _tokens(self, chunk: Chunk) -> list[int]:
+        """Return the tokens up to the chunk's end, its guesses among them."""
+        return [*chunk.sequence.token_ids[: chunk.start], *chunk.token_ids]
 
     def _advance(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        self.scheduler.advance(chunk)
+        answer = [self.chance.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
+        num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chunk.drafts, answer, strict=False)))
+        self.scheduler.advance(chunk, num_right)
         assert sequence.num_found <= max(sequence.num_prompt - 1, 0)
-        if chunk.samples:
-            sequence.add_answer(self.chance.randrange(2))
-            if sequence.num_answer == sequence.max_tokens:
-                self._cancel(sequence)
+        for token in answer[: num_right + 1]:
+            sequence.add_answer(token)
+        if sequence.prompt_ended:
+            assert sequence.max_tokens is not None
+            assert sequence.num_answer <= sequence.max_tokens
+        if sequence.num_answer == sequence.max_tokens:
+            self._cancel(sequence)
 
     def _cancel(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
