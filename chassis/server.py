@@ -171,6 +171,8 @@ class _Signals:
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second process on the same port takes half of the first one's calls
+        # gRPC's own limit, 100 a connection, has further calls wait where nobody sees them; ours are refused in words.
+        ("grpc.max_concurrent_streams", 10_000),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver says what is too large
         # A caller that vanished without a word is noticed within 30 s, and what its calls hold is freed.

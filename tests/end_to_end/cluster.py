@@ -16,7 +16,7 @@ from tandem.service_process import ServiceProcess
 
 HOST = "127.0.0.1"
 TAG = "tiny-v1.0.0"
-READY_S = 120.0
+READY_S = 300.0
 
 # What must be as before once the last request has ended, by process.
 HELD = {

@@ -16,7 +16,7 @@ from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 from tests.end_to_end.cluster import TAG, Cluster, picture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass

@@ -1,0 +1,36 @@
+"""Processes of a benchmark that are no whole stack: started by module and flags, ready when the block begins."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tandem.errors import Unavailable
+from tandem.service_process import ServiceProcess
+
+_READY_S = 120.0
+
+
+@contextmanager
+def running(module: str, flags: Sequence[str]) -> Iterator[ServiceProcess]:
+    """Run `python -m MODULE FLAGS` on a free port of loopback while the block runs; it is ready when yielded.
+
+    Raises:
+        Unavailable: it stopped, or was not ready in time; the message says why.
+    """
+    changed = threading.Condition()
+    common = ["--listen", "127.0.0.1:0", "--log-format", "json", "--drain-s", "0"]
+    service = ServiceProcess(module, module, [*common, *flags], lambda _service, _line: None, changed)
+    try:
+        service.start()
+        with changed:
+            changed.wait_for(lambda: service.ready or service.exit_code is not None, timeout=_READY_S)
+        if not service.ready:
+            raise Unavailable(f"{module} did not start: {service.last_words}", reason="SERVICE_NOT_READY")
+        yield service
+    finally:
+        service.kill()
+
+
+def address_of(service: ServiceProcess) -> str:
+    """Return where a running service listens, host:port."""
+    return f"127.0.0.1:{service.ready['port']}"
