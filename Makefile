@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 CODE := tandem gateway vision_service language_service checkpoint chassis demo benchmarks tests protos
 
-.PHONY: demo test lint format protos serve bench train-demo clean
+.PHONY: demo test test-load lint format protos serve bench train-demo clean
 
 demo: .venv/ready  ## ask three questions about two pictures of a stack started for it
 	$(BIN)/python -m demo.tour
@@ -11,9 +11,12 @@ demo: .venv/ready  ## ask three questions about two pictures of a stack started 
 serve: .venv/ready  ## the three services on loopback until Ctrl-C
 	$(BIN)/tandem up
 
-test: .venv/ready  ## every test, the quick ones first
-	$(BIN)/pytest -m "not slow"
+test: .venv/ready  ## every test but those under load, the quick ones first
+	$(BIN)/pytest -m "not slow and not load"
 	$(BIN)/pytest -m slow
+
+test-load: .venv/ready  ## real processes under steady load, killed, cancelled and rolled back, for minutes
+	$(BIN)/pytest -m load -s
 
 lint: .venv/ready  ## style, types and the contract
 	$(BIN)/ruff check $(CODE)

@@ -30,6 +30,8 @@ from language_service.scheduling.sequence import Sequence as ScheduledSequence
 
 _log = structlog.get_logger()
 
+_CHECK_EVERY_S = 10.0
+
 Delivery = tuple[PagedGeneration, Event | TandemError]
 
 
@@ -59,6 +61,7 @@ class PagedEngine:
         self._generations: dict[ScheduledSequence, PagedGeneration] = {}
         self._changed = threading.Condition()  # the lock, and the thread's bell
         self._closed = False
+        self._checked_s = 0.0  # when the books were last gone through
         self._metrics = EngineMetrics(tag, self.stats)
         self._thread = threading.Thread(target=self._run, name=f"engine-{tag}", daemon=True)
         self._thread.start()
@@ -180,8 +183,16 @@ class PagedEngine:
                 batch = self._scheduler.next_batch()
                 if batch is not None:
                     return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
+                if not self._generations:
+                    self._check_sometimes()
                 self._changed.wait()
             return None
+
+    def _check_sometimes(self) -> None:
+        """Go through the books while nobody waits; what is wrong in them ends in starting over."""
+        if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
+            self._checked_s = time.monotonic()
+            self._scheduler.check()
 
     def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
         events: list[Delivery] = []

@@ -176,3 +176,20 @@ async def test_tls_files_that_are_no_pair_are_refused_at_start(certificates: Any
     with pytest.raises(FailedPrecondition) as caught:
         await Server(settings).start()
     assert caught.value.reason == "BAD_TLS"
+
+
+async def test_one_connection_carries_more_calls_than_grpcs_own_limit(serve: Any) -> None:
+    """A gateway sends all its calls of a stage over one; from the 101st on they would wait where nobody sees them."""
+    inside, all_inside = 0, asyncio.Event()
+
+    async def meet(self: object, request: object, context: object) -> gateway_pb2.CountTokensResponse:
+        nonlocal inside
+        inside += 1
+        if inside == 300:
+            all_inside.set()
+        await all_inside.wait()
+        return gateway_pb2.CountTokensResponse()
+
+    running = await serve(gateway={"CountTokens": meet})
+    calls = [running.gateway.CountTokens(gateway_pb2.CountTokensRequest(), timeout=30) for _ in range(300)]
+    await asyncio.gather(*calls)

@@ -18,7 +18,7 @@ from tandem.service_process import ServiceProcess
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, rollout_pb2, rollout_pb2_grpc, sampling_pb2
 from tests.end_to_end.faulty_language import Fault
 
-READY_S = 90.0
+READY_S = 180.0
 STREAMS = 50
 CONVERSATIONS_A_STREAM = 8  # so many routing keys each stream takes in turn
 
@@ -112,6 +112,10 @@ class Load:
 
     def num_on(self, release: str) -> int:
         return sum(one.release == release for one in self.answers)
+
+    def sent_after(self, moment: float) -> list[Answered]:
+        """Return the requests that were sent after a moment of the monotonic clock and have ended."""
+        return [one for one in self.answers if one.sent_at > moment]
 
     def most_moves(self) -> int:
         """Return how often the conversation that moved most often changed its release."""

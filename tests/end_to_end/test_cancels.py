@@ -21,7 +21,7 @@ NUM_CANCELS = int(os.environ.get("TANDEM_CANCELS", "1000"))
 STREAMS = 50
 PICTURES_AT_ONCE = 200
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + NUM_CANCELS)]
+pytestmark = [pytest.mark.load, pytest.mark.timeout(600 + NUM_CANCELS)]
 
 
 @pytest.fixture(scope="module")

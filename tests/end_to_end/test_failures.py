@@ -16,7 +16,7 @@ from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.load import DEADLINE_S, GRACE_S, Ended, Load, reasons
 from tests.gateway.redis_server import RedisServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.load, pytest.mark.timeout(600)]
 
 # Requests that end before and after something is killed; by number and not by time, for machines differ.
 BEFORE, AFTER = 60, 120

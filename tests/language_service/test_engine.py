@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from chassis.errors import Internal, ResourceExhausted, Unavailable
+from language_service import paged_engine
 from language_service.engine import Finished, FinishReason, Prefilled, Tokens
 from language_service.model.decoder import Decoder
 from language_service.paged_engine import PagedEngine
 from language_service.runner import Runner
 from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service.asking import PROMPTS, ask, expected, feed, read, start, until
+from tests.language_service.asking import PROMPTS, ask, count, expected, feed, read, start, until
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_cache, make_picture
 
@@ -179,6 +180,20 @@ async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
             each.cancel()
         assert engine.stats().num_used_blocks == 0
         assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_books_that_do_not_balance_are_found_while_nobody_asks(
+    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await make_engine()
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+    before = count("failed_steps")
+    monkeypatch.setattr(paged_engine, "_CHECK_EVERY_S", 0)
+    engine._scheduler.pool._free.pop()
+    start(engine).cancel()
+    await until(lambda: count("failed_steps") > before)
+    engine.check()
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
 
 
 async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_engine: MakeEngine) -> None:

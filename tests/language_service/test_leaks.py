@@ -1,0 +1,90 @@
+"""Thousands of requests, most of which end badly, leave nothing behind."""
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from checkpoint.initial import create_checkpoint
+from tandem.v1 import language_pb2_grpc
+from tests.language_service.process import BLOCK_BYTES, CONFIG, TAG, Request, Running, image, running, start, text
+
+NUM_REQUESTS = int(os.environ.get("TANDEM_LEAK_REQUESTS", "1000"))  # 10,000 is the aim, and takes minutes
+NUM_AT_ONCE = 24
+MOST_GROWTH_BYTES = 16 * 2**20  # of resident memory; a visual token's tensor kept by each request would be far more
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + NUM_REQUESTS)]
+
+
+async def test_nothing_is_left_of_requests_that_end_in_every_way(tmp_path: Path) -> None:
+    """On a cache so small that sequences give way to each other, with prefixes shared and answers guessed ahead."""
+    create_checkpoint(tmp_path, TAG, CONFIG)
+    flags = ("--kv-cache-bytes", str(40 * BLOCK_BYTES), "--max-running", "12", "--max-waiting", "16")
+    guessing = ("--max-drafts", "4", "--max-step-tokens", "64")
+    with running(tmp_path, "--tags", TAG, *flags, *guessing) as service:
+        chance = random.Random(1)
+        await _send(service, chance, 200)  # takes what is taken once
+        before = _resident_bytes(service)
+        outcomes = await _send(service, chance, NUM_REQUESTS)
+        service.until_idle()
+        growth = _resident_bytes(service) - before
+        assert service.metric("tandem_language_failed_steps_total") == 0
+        assert service.metric("tandem_language_preemptions_total") > 0
+        print(f"{NUM_REQUESTS} requests: {dict(outcomes)}, resident memory {growth / 2**20:+.1f} MiB")
+    assert outcomes.keys() <= {"OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+    assert min(outcomes[each] for each in ("OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED")) > 0
+    assert growth < MOST_GROWTH_BYTES
+
+
+async def _send(service: Running, chance: random.Random, count: int) -> Counter[str]:
+    """Send `count` requests, some at a time; return how they ended."""
+    places = asyncio.Semaphore(NUM_AT_ONCE)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        stub = language_pb2_grpc.LanguageServiceStub(channel)
+
+        async def one(seed: int) -> str:
+            async with places:
+                return await _ask(stub, random.Random(seed), service.vision_digest)
+
+        return Counter(await asyncio.gather(*(one(chance.getrandbits(32)) for _ in range(count))))
+
+
+async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
+    timeout_s = chance.choice([0.02, 0.1, 20, 20, 20])
+    call = stub.Generate(_prompt(chance, digest), timeout=timeout_s)
+    patience = chance.choice([0, 3, 10**6, 10**6, 10**6])  # messages read before leaving
+    try:
+        async for _ in call:
+            patience -= 1
+            if patience < 0:
+                call.cancel()
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    except asyncio.CancelledError:
+        return "CANCELLED"
+    return "OK"
+
+
+async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request]:
+    """Yield a prompt of many that begin alike, every fourth with something wrong in it."""
+    yield start(max_tokens=chance.randint(1, 40), temperature=chance.choice([0.0, 0.8]), seed=chance.getrandbits(16))
+    yield text(*range(10, 10 + chance.choice([5, 16, 40])))
+    for _ in range(chance.randint(0, 2)):
+        await asyncio.sleep(chance.choice([0, 0, 0.01]))
+        if chance.random() < 0.15:
+            yield image(chance.choice([digest, bytes(32)]), visual_key=b"short")
+        else:
+            yield image(digest, seed=chance.randrange(4))
+    yield text(*(chance.randrange(CONFIG.language.vocab_size) for _ in range(chance.randint(1, 20))))
+
+
+def _resident_bytes(service: Running) -> int:
+    service.until_idle()
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
