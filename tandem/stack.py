@@ -76,9 +76,13 @@ class Stack:
         """Where `vision`, `language` or `gateway` listens, host:port."""
         return f"{HOST}:{self._services[service].ready['port']}"
 
+    def metrics_address(self, service: str) -> str:
+        """Where `vision`, `language` or `gateway` shows its Prometheus metrics, host:port."""
+        return f"{HOST}:{self._services[service].ready['metrics_port']}"
+
     def metrics_url(self, service: str) -> str:
-        """Where `vision`, `language` or `gateway` shows its Prometheus metrics."""
-        return f"http://{HOST}:{self._services[service].ready['metrics_port']}/metrics"
+        """Return the page of metrics there."""
+        return f"http://{self.metrics_address(service)}/metrics"
 
     def start(self) -> None:
         """Start all three and wait until they are ready. Whatever it raises, `stop` is still to be called.

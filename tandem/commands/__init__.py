@@ -9,6 +9,7 @@ from tandem.commands import checkpoint, keys, rollout
 from tandem.commands.ask import ask
 from tandem.commands.failures import told_plainly
 from tandem.commands.models import models
+from tandem.commands.top import top
 from tandem.commands.up import up
 
 # Plain messages, one sentence each, rather than boxes and tracebacks.
@@ -16,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.command()(up)
 app.command()(ask)
 app.command()(models)
+app.command()(top)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(keys.app, name="keys")
 app.add_typer(rollout.app, name="rollout")

@@ -26,8 +26,8 @@ class LogView(Protocol):
     def starting(self, release: str) -> AbstractContextManager[None]:
         """Show that it starts, for the length of the block."""
 
-    def ready(self, address: str, release: str) -> None:
-        """Say that it can be used."""
+    def ready(self, address: str, release: str, metrics: str) -> None:
+        """Say that it can be used; the language service shows its metrics at `metrics`."""
 
     def stopping(self) -> None:
         """Say that it stops."""
@@ -65,14 +65,15 @@ class TerminalView:
         with self._console.status(f"Starting {release} ..."):
             yield
 
-    def ready(self, address: str, release: str) -> None:
+    def ready(self, address: str, release: str, metrics: str) -> None:
         """Say it in bold, and what to type next."""
         where = "" if address == DEFAULT_ADDRESS else f"--address {address} "
         self._console.print(
             Text.assemble(
                 ("Ready: ", "bold green"),
                 (f"{release} answers at {address}", "bold"),
-                f'. In another terminal: tandem ask {where}PICTURE "question". Ctrl-C stops it.',
+                f'. In another terminal: tandem ask {where}PICTURE "question", or tandem top {metrics}.'
+                " Ctrl-C stops it.",
             ),
             soft_wrap=True,
         )
@@ -100,9 +101,9 @@ class JsonView:
         self._log.info("starting", release=release)
         return nullcontext()
 
-    def ready(self, address: str, release: str) -> None:
+    def ready(self, address: str, release: str, metrics: str) -> None:
         """Log it."""
-        self._log.info("ready", address=address, release=release)
+        self._log.info("ready", address=address, release=release, metrics=metrics)
 
     def stopping(self) -> None:
         """Log it."""

@@ -48,7 +48,7 @@ def up(
     try:
         with view.starting(config.release):
             stack.start()
-        view.ready(stack.address, config.release)
+        view.ready(stack.address, config.release, stack.metrics_address("language"))
         stack.wait()
     except KeyboardInterrupt:
         view.stopping()
