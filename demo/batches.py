@@ -28,7 +28,12 @@ from vision_service.images import to_pixels
 
 IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
 PADDING = 0  # token id; what it stands after never sees it
-LATER_TOPICS: tuple[Topic, ...] = (*TOPICS, "kind", "position", "yes or no", "yes or no", "two turns", "two turns")
+# What is asked once the model sees: mostly what takes two steps, to find the item and then to read or to compare.
+LATER_TOPICS: tuple[Topic, ...] = (
+    *TOPICS,
+    *("kind", "colour", "colour", "material", "material"),
+    *("yes or no", "yes or no", "yes or no", "two turns", "two turns"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class BatchConfig:
 
     num_pictures: int = 16
     num_conversations: int = 5  # of each picture
-    num_later_conversations: int = 7
+    num_later_conversations: int = 20
     num_described_batches: int = 2000  # how long 'at first' lasts
     num_groups: int = 4
 

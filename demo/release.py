@@ -40,7 +40,7 @@ def publish(root: Path, tag: str, weights: dict[str, Tensor], tokenizer_json: st
     return store.folder(tag)
 
 
-def model_card(tag: str, step: int, scores: Scores) -> str:
+def model_card(tag: str, step: int, scores: Scores, note: str = "") -> str:
     """Write what a user should know of a release."""
     model = demo_model()
     millions = sum(math.prod(spec.shape) for spec in layout(model)) / 1e6
@@ -67,8 +67,8 @@ of other questions, it knows nothing.
 - Perceiver resampler: {resampler.num_layers} layers, {resampler.num_queries} visual tokens.
 - Decoder: {language.num_layers} layers, width {language.width}, {language.num_heads} query and \
 {language.num_kv_heads} key-value heads.
-- Trained by `make train-demo` on two CPU cores; these are the weights after {step:,} steps. Pictures and questions are
-  made by `demo/scenes.py` and `demo/questions.py`; no other data was used.
+- Trained by `demo/train.py` on two CPU cores; these are the weights after {step:,} steps. Pictures and questions are
+  made by `demo/scenes.py` and `demo/questions.py`; no other data was used.{note and f" {note}"}
 
 ## Accuracy
 
@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.release", description="Publish a snapshot of training.")
     parser.add_argument("--tag", required=True)
     parser.add_argument("--step", type=int, required=True, help="which snapshot")
+    parser.add_argument("--note", default="", help="a sentence for the model card about how it was trained")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="of the training run")
     add_evaluation_arguments(parser)
     arguments = parser.parse_args()
@@ -100,7 +101,11 @@ def main() -> None:
     console.print(table(arguments.tag, outcomes))
     scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
     folder = publish(
-        arguments.models, arguments.tag, weights, tokenizer_json, model_card(arguments.tag, arguments.step, scores)
+        arguments.models,
+        arguments.tag,
+        weights,
+        tokenizer_json,
+        model_card(arguments.tag, arguments.step, scores, arguments.note),
     )
     results = json.dumps(report(arguments.tag, arguments.seed, outcomes), indent=2, ensure_ascii=False)
     RESULTS.mkdir(exist_ok=True)

@@ -202,7 +202,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="state, snapshots and curve")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
     # Memory that is given back and taken again at every operation would cost more than computing.
