@@ -79,17 +79,14 @@ class Server:
         """
         self._in_flight.refusing = True
         await self.health.stop()
-        closing = asyncio.create_task(self.grpc.stop(drain_s))
         hurry = asyncio.create_task((at_once or asyncio.Event()).wait())
         last = asyncio.create_task(self._in_flight.none_left.wait())
-        await asyncio.wait({closing, hurry, last}, return_when=asyncio.FIRST_COMPLETED)
-        if not hurry.done():
-            await asyncio.wait({closing, hurry}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        # gRPC's own drain is not begun before: it cancels a call that arrives just then, where we refuse it in words.
+        await asyncio.wait({hurry, last}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        ended = last.done() and not hurry.done()
         for task in (hurry, last):
             task.cancel()
-        # Never cancel `closing`: past its grace it waits unshielded for the future that this call waits for, too.
-        await self.grpc.stop(None)
-        await closing
+        await self.grpc.stop(_FLUSH_S if ended else None)
         # What handlers hold is theirs to free, before the service closes what they hold it from.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_flight.none_left.wait(), _UNWIND_S)

@@ -46,6 +46,13 @@ class EngineMetrics:
         }
         for gauge, read in self._gauges.items():
             gauge.labels(tag).set_function(read)
+        # Counters show as 0 before they first count: an absent one cannot be told from one that is not there at all.
+        for counter in (PREEMPTIONS, FAILED_STEPS):
+            counter.labels(tag)
+        for kind in ("prompt", "answer", "found"):
+            COMPUTED_TOKENS.labels(tag, kind)
+        for outcome in ("right", "wrong"):
+            DRAFTS.labels(tag, outcome)
 
     def step(self, batch: Batch, seconds: float, *, num_right: int) -> None:
         """Count a step that was computed in `seconds` and found `num_right` of its guesses right."""

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import random
+import re
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + NUM_REQUESTS)]
 async def test_nothing_is_left_of_requests_that_end_in_every_way(tmp_path: Path) -> None:
     """On a cache so small that sequences give way to each other, with prefixes shared and answers guessed ahead."""
     create_checkpoint(tmp_path, TAG, CONFIG)
-    flags = ("--kv-cache-bytes", str(40 * BLOCK_BYTES), "--max-running", "12", "--max-waiting", "16")
+    flags = ("--kv-cache-bytes", str(40 * BLOCK_BYTES), "--max-running", "12", "--max-waiting", "22")
     guessing = ("--max-drafts", "4", "--max-step-tokens", "64")
     with running(tmp_path, "--tags", TAG, *flags, *guessing) as service:
         chance = random.Random(1)
@@ -36,9 +38,13 @@ async def test_nothing_is_left_of_requests_that_end_in_every_way(tmp_path: Path)
         growth = _resident_bytes(service) - before
         assert service.metric("tandem_language_failed_steps_total") == 0
         assert service.metric("tandem_language_preemptions_total") > 0
+        said = _codes(service)
         print(f"{NUM_REQUESTS} requests: {dict(outcomes)}, resident memory {growth / 2**20:+.1f} MiB")
-    assert outcomes.keys() <= {"OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-    assert min(outcomes[each] for each in ("OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED")) > 0
+    expected = {"OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+    assert said <= expected
+    assert outcomes.keys() <= expected | {"HIDDEN"}
+    assert min(outcomes[each] for each in ("OK", "CANCELLED", "DEADLINE_EXCEEDED")) > 0
+    assert "INVALID_ARGUMENT" in said
     assert growth < MOST_GROWTH_BYTES
 
 
@@ -65,7 +71,9 @@ async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
             if patience < 0:
                 call.cancel()
     except grpc.aio.AioRpcError as error:
-        return error.code().name
+        # grpc.aio says this in place of the server's status when a write was under way as the server ended the call
+        # (github.com/grpc/grpc/issues/36066); what the server said is counted there.
+        return "HIDDEN" if error.details() == "Internal error from Core" else error.code().name
     except asyncio.CancelledError:
         return "CANCELLED"
     return "OK"
@@ -73,7 +81,7 @@ async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
 
 async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request]:
     """Yield a prompt of many that begin alike, every fourth with something wrong in it."""
-    yield start(max_tokens=chance.randint(1, 40), temperature=chance.choice([0.0, 0.8]), seed=chance.getrandbits(16))
+    yield start(max_tokens=chance.randint(1, 120), temperature=chance.choice([0.0, 0.8]), seed=chance.getrandbits(16))
     yield text(*range(10, 10 + chance.choice([5, 16, 40])))
     for _ in range(chance.randint(0, 2)):
         await asyncio.sleep(chance.choice([0, 0, 0.01]))
@@ -82,6 +90,13 @@ async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request
         else:
             yield image(digest, seed=chance.randrange(4))
     yield text(*(chance.randrange(CONFIG.language.vocab_size) for _ in range(chance.randint(1, 20))))
+
+
+def _codes(service: Running) -> set[str]:
+    """Return every status the service itself ended a request with."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
+        content = page.read().decode()
+    return set(re.findall(r'^tandem_rpc_requests_total{code="(\w+)".*/Generate"', content, re.MULTILINE))
 
 
 def _resident_bytes(service: Running) -> int:
