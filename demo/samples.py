@@ -39,7 +39,7 @@ SAMPLES = (
     Sample(
         "bag-and-bottle",
         HELD_OUT_SEEDS[-180],
-        ("Describe the picture.", "What is the bag made of?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
+        ("Describe the picture.", "Is the bag made of leather?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
     ),
     Sample(
         "umbrellas-and-watch",
