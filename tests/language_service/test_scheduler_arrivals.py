@@ -1,0 +1,55 @@
+"""The scheduler's policy on prompts that arrive piece by piece."""
+
+from tests.language_service.stepping import add, make_scheduler, run, sizes, step
+
+
+def test_one_that_waits_for_its_prompt_gives_way_to_anyone() -> None:
+    """A client that stalls must not keep the cache from the others."""
+    scheduler = make_scheduler(num_blocks=4)
+    idle = add(scheduler, 12, None, priority=5)
+    step(scheduler)
+    other = add(scheduler, 8, 4)
+    assert sizes(step(scheduler)) == [(other, 8)]
+    assert idle.blocks == []
+    idle.max_tokens = 2
+    assert run(scheduler) == [other] * 3 + [idle] * 2
+
+
+def test_what_has_arrived_is_prefilled_before_the_prompt_ends() -> None:
+    scheduler = make_scheduler()
+    sequence = add(scheduler, 6, max_tokens=None)
+    batch = step(scheduler)
+    assert sizes(batch) == [(sequence, 6)]
+    assert scheduler.pool.num_used == 2  # what is here, and nothing for an answer yet
+    assert step(scheduler) is None
+    sequence.add_text([0] * 5)
+    assert sizes(step(scheduler)) == [(sequence, 5)]
+    sequence.add_text([1])
+    sequence.max_tokens = 2
+    batch = step(scheduler)
+    assert sizes(batch) == [(sequence, 1)]
+    assert batch is not None
+    assert batch.chunks[0].samples
+
+
+def test_the_last_token_runs_again_if_the_prompt_ended_after_it() -> None:
+    """Its logits choose the first token, and nobody knew when it ran."""
+    scheduler = make_scheduler()
+    sequence = add(scheduler, 6, max_tokens=None)
+    step(scheduler)
+    sequence.max_tokens = 3
+    batch = step(scheduler)
+    assert sizes(batch) == [(sequence, 1)]
+    assert batch is not None
+    assert (batch.chunks[0].start, batch.chunks[0].samples) == (5, True)
+
+
+def test_half_arrived_prompts_do_not_wait_for_each_other() -> None:
+    """Two prompts hold all blocks and each needs more: the later one gives way and is prefilled again."""
+    scheduler = make_scheduler(num_blocks=4)
+    first, second = add(scheduler, 8, None), add(scheduler, 8, None)
+    assert sizes(step(scheduler)) == [(first, 8), (second, 8)]
+    for sequence in (first, second):
+        sequence.add_text([1])
+        sequence.max_tokens = 2
+    assert run(scheduler) == [first, first, second, second]

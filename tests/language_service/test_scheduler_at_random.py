@@ -1,0 +1,118 @@
+"""The scheduler under random traffic, its cache checked against what every sequence would have computed alone."""
+
+import random
+from itertools import takewhile
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from language_service.scheduling.scheduler import Batch, Scheduler
+from language_service.scheduling.sequence import Chunk, Sequence
+from tests.language_service.stepping import BLOCK_SIZE, add_named, make_scheduler
+
+# Each prompt: its segments of token ids, the answer's length in tokens, its priority.
+Prompts = list[tuple[list[list[int]], int, int]]
+
+segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompts=st.lists(st.tuples(segments_of_a_prompt, st.integers(1, 12), st.integers(-1, 1)), min_size=1, max_size=10),
+    num_blocks=st.integers(12, 40),
+    max_running=st.integers(1, 5),
+    max_step_tokens=st.integers(6, 20),
+    max_drafts=st.sampled_from([0, 3]),
+    seed=st.integers(0, 2**32),
+)
+def test_every_sequence_ends_and_reads_only_what_it_would_have_computed(
+    prompts: Prompts, max_drafts: int, seed: int, **limits: int
+) -> None:
+    """Segments arrive and requests are cancelled between steps, in any order, and many prompts begin alike."""
+    scheduler = make_scheduler(**limits, max_drafts=max_drafts)
+    Traffic(scheduler, random.Random(seed), prompts).run()
+
+
+class Traffic:
+    """Runs sequences to their end on a cache that remembers, for every slot, the tokens its content follows from."""
+
+    def __init__(self, scheduler: Scheduler, chance: random.Random, prompts: Prompts) -> None:
+        self.scheduler, self.chance = scheduler, chance
+        self.arriving = {}
+        for segments, max_tokens, priority in prompts:
+            sequence = add_named(scheduler, [], None)
+            scheduler.remove(sequence)
+            sequence.priority = priority
+            scheduler.add(sequence)
+            self.arriving[sequence] = (list(segments), max_tokens)
+        self.alive = set(self.arriving)
+        self.slots: dict[tuple[int, int], list[int]] = {}
+
+    def run(self) -> None:
+        for _ in range(2000):
+            if not self.alive:
+                break
+            self._arrive()
+            if self.chance.random() < 0.02:
+                self._cancel(self.chance.choice(sorted(self.alive, key=id)))
+            batch = self.scheduler.next_batch()
+            self.scheduler.check()
+            assert batch is not None or self.arriving or not self.alive, "everything has arrived and nothing runs"
+            if batch is not None:
+                self._compute(batch)
+            self.scheduler.check()
+        assert not self.alive
+        assert self.scheduler.pool.num_used == 0
+
+    def _compute(self, batch: Batch) -> None:
+        assert self.scheduler.num_running <= self.scheduler.config.max_running
+        assert sum(len(chunk.token_ids) for chunk in batch.chunks) <= self.scheduler.config.max_step_tokens
+        decoding = {sequence for sequence in self.alive if sequence.decoding and sequence.blocks}
+        assert decoding <= {chunk.sequence for chunk in batch.chunks}, "a decoding sequence waited"
+        self.slots = {slot: known for slot, known in self.slots.items() if slot[0] not in batch.fresh_blocks}
+        written = [
+            (chunk, position, (chunk.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE))
+            for chunk in batch.chunks
+            for position in range(chunk.start, chunk.end)
+        ]
+        for chunk, position, slot in written:
+            assert sum(slot[0] in sequence.blocks for sequence in self.alive) == 1, "others read what is written"
+            self.slots[slot] = self._tokens(chunk)[: position + 1]
+        for chunk in batch.chunks:
+            for position in range(chunk.end):
+                slot = (chunk.blocks[position // BLOCK_SIZE], position % BLOCK_SIZE)
+                assert self.slots[slot] == self._tokens(chunk)[: position + 1]
+            self._advance(chunk)
+
+    def _tokens(self, chunk: Chunk) -> list[int]:
+        """Return the tokens up to the chunk's end, its guesses among them."""
+        return [*chunk.sequence.token_ids[: chunk.start], *chunk.token_ids]
+
+    def _advance(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        answer = [self.chance.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
+        num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chunk.drafts, answer, strict=False)))
+        self.scheduler.advance(chunk, num_right)
+        assert sequence.num_found <= max(sequence.num_prompt - 1, 0)
+        for token in answer[: num_right + 1]:
+            sequence.add_answer(token)
+        if sequence.prompt_ended:
+            assert sequence.max_tokens is not None
+            assert sequence.num_answer <= sequence.max_tokens
+        if sequence.num_answer == sequence.max_tokens:
+            self._cancel(sequence)
+
+    def _cancel(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.arriving.pop(sequence, None)
+        self.alive.remove(sequence)
+
+    def _arrive(self) -> None:
+        for sequence, (segments, max_tokens) in list(self.arriving.items()):
+            if self.chance.random() < 0.5:
+                continue
+            if segments:
+                sequence.add_text(segments.pop(0))
+            else:
+                sequence.max_tokens = max_tokens
+                del self.arriving[sequence]
