@@ -1,6 +1,7 @@
 """The life of a process that serves: start, ready, drain, stop."""
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -27,6 +28,8 @@ _FLUSH_S = 0.5
 _UNWIND_S = 5.0
 
 _log = structlog.get_logger()
+# For the one line logged whatever the level: who started the process waits for it, and learns the ports from it.
+_always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 class Server:
@@ -134,7 +137,7 @@ async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
         async with open_service(settings, server):
             await server.start()
             signals.ready = True
-            _log.info("ready", port=server.port, metrics_port=server.metrics_port)
+            _always.info("ready", port=server.port, metrics_port=server.metrics_port)
             await signals.first.wait()
             _log.info("stopping", drain_s=settings.drain_s)
             await server.stop(settings.drain_s, at_once=signals.second)

@@ -53,7 +53,7 @@ class ServiceSettings(BaseSettings):
     log_format: LogFormat = Field(
         default="auto", description="form of log lines; auto is console in a terminal, else json"
     )
-    log_level: LogLevel = Field(default="info", description="least level that is logged")
+    log_level: LogLevel = Field(default="info", description="least level that is logged; 'ready' always is")
     drain_s: float = Field(
         default=30,
         ge=0,

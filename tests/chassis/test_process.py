@@ -147,6 +147,16 @@ async def test_a_process_serves_drains_on_sigterm_and_exits_cleanly(start: Any) 
     assert {line["service"] for line in process.lines} == {"example"}
 
 
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_process_says_that_it_is_ready_whatever_the_log_level(level: str, start: Any) -> None:
+    """Whoever started it waits for this line and learns the ports from it alone."""
+    process = start("--log-level", level)
+    assert process.wait_for("ready")["port"] > 0
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == 0
+    assert "stopped" not in process.events()
+
+
 async def test_metrics_count_calls_over_http(start: Any) -> None:
     process = start()
     ready = process.wait_for("ready")

@@ -136,6 +136,13 @@ def test_running_answers_are_finished_before_it_stops(models: Path) -> None:
         assert stream.final.usage.completion_tokens == 200
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_stack_that_logs_only_errors_gets_ready_too(models: Path) -> None:
+    with Stack(StackConfig(models=models, release="tiny-v1.0.0", threads=1, log_level="error")) as stack:
+        assert stack.address_of("vision") != stack.address_of("language")
+
+
 def test_a_taken_port_is_one_sentence(models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
