@@ -1,7 +1,7 @@
 """What the resampler saves the decoder: 32 visual tokens a picture against handing over all 196 or 256 patches.
 
 One decoder of 0.6 B parameters (Qwen3-0.6B's shape, random weights, bfloat16) in our engine, no gRPC; requests with one
-picture each, eight at once, in interleaved rounds. Two answers: one token, where the prompt is all there is, and 32.
+picture each, four at once, in interleaved rounds. Two answers: one token, where the prompt is all there is, and 32.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ DECODER = LanguageConfig(
 KINDS = {32: "32 resampled", 196: "196 patches of 16 pixels", 256: "256 patches of 14 pixels"}
 ANSWERS = (1, 32)  # tokens
 TEXT_TOKENS = 24  # of the question, half of it before the picture
-AT_ONCE = 8
+AT_ONCE = 4
 BLOCK_SIZE = 16
 ROUNDS = 5
 AIM = 3.0
