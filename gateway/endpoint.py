@@ -14,8 +14,8 @@ from gateway.stage_errors import errors_of, unreachable
 from tandem.v1 import model_pb2
 
 _ASK_TIMEOUT_S = 1.0
-# A server that is late is busy; one that is late so often in a row is gone.
-_LATE_TO_BE_GONE = 3
+# Late so often in a row, a server is asked only where there is no other: it may be busy, and it may hang.
+_LATE_TO_BE_LAST = 3
 # So many failures in a row leave it out, first for the shorter, then for twice as long each time, up to the longer.
 _FAILURES_TO_EJECT = 3
 _SHORTEST_EJECTION_S, _LONGEST_EJECTION_S = 1.0, 30.0
@@ -32,13 +32,44 @@ class StageStub(Protocol):
 Stub = TypeVar("Stub", bound=StageStub)
 
 
+class _Conduct:
+    """How calls of one model at one endpoint went lately."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._num_failures = 0  # in a row
+        self._ejection_s = _SHORTEST_EJECTION_S  # how long the next one lasts
+        self._ejected_until_s = 0.0
+
+    @property
+    def is_ejected(self) -> bool:
+        return self._clock() < self._ejected_until_s
+
+    def note_success(self) -> None:
+        self._num_failures, self._ejection_s = 0, _SHORTEST_EJECTION_S
+
+    def note_refusal(self) -> None:
+        """Note that it refused what was wrong with a request, as it should."""
+        self._num_failures = 0
+
+    def note_failure(self) -> float:
+        """Note a failure; return for how many seconds it is left out from now on, 0 where it was not one too many."""
+        self._num_failures += 1
+        if self._num_failures < _FAILURES_TO_EJECT:
+            return 0.0
+        ejection_s = self._ejection_s
+        self._ejected_until_s = self._clock() + ejection_s
+        self._num_failures, self._ejection_s = 0, min(_LONGEST_EJECTION_S, 2 * ejection_s)
+        return ejection_s
+
+
 class Endpoint(Generic[Stub]):
     """One server of a stage.
 
     Attributes:
         address: host:port.
-        answers: whether it told what it holds when it was asked last.
-        models: what it holds, by tag; empty while it does not answer.
+        answers: whether it tells what it holds when it is asked, late at most twice in a row.
+        models: what it holds, by tag, as it told last; empty once it cannot be reached.
         num_running: calls of this gateway that run there.
     """
 
@@ -59,14 +90,11 @@ class Endpoint(Generic[Stub]):
         self._stage = stage
         self._clock = clock
         self._num_late = 0  # answers in a row that did not come in time
-        self._num_failures = 0  # in a row
-        self._ejection_s = _SHORTEST_EJECTION_S  # how long the next one lasts
-        self._ejected_until_s = 0.0
+        self._conduct: dict[str, _Conduct] = {}  # by tag: a broken canary says nothing of the stable model beside it
 
-    @property
-    def is_ejected(self) -> bool:
-        """Whether it failed so often that others are asked while there are others."""
-        return self._clock() < self._ejected_until_s
+    def is_ejected(self, tag: str) -> bool:
+        """Say whether the model failed here so often that other endpoints are asked while there are others."""
+        return tag in self._conduct and self._conduct[tag].is_ejected
 
     async def ask(self) -> None:
         """Ask which models it holds."""
@@ -74,44 +102,49 @@ class Endpoint(Generic[Stub]):
             with errors_of(self._stage):
                 answer = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_ASK_TIMEOUT_S)
         except DeadlineExceeded:
+            # What it holds is not forgotten: when one of two replicas dies, the other has no time to tell. A server
+            # that hangs is found out by the channel's keepalive, which then cannot reach it.
             self._num_late += 1
-            if self._num_late >= _LATE_TO_BE_GONE:
-                self.answers, self.models = False, {}
+            self.answers = self.answers and self._num_late < _LATE_TO_BE_LAST
         except TandemError:
-            self.answers, self.models = False, {}
+            self._forget()
         else:
             self._num_late = 0
             self.answers, self.models = True, {info.tag: info for info in answer.models}
+            self._conduct = {tag: conduct for tag, conduct in self._conduct.items() if tag in self.models}
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Count a call for the length of the block, and note how it ended."""
+    def calling(self, tag: str) -> Iterator[None]:
+        """Count a call of a model for the length of the block, and note how it ended."""
+        conduct = self._conduct.setdefault(tag, _Conduct(self._clock))
         self.num_running += 1
         try:
             yield
         except TandemError as error:
-            self._note_error(error)
+            self._note_error(tag, conduct, error)
             raise
         else:
-            self._num_failures, self._ejection_s = 0, _SHORTEST_EJECTION_S
+            conduct.note_success()
         finally:
             self.num_running -= 1
 
-    def _note_error(self, error: TandemError) -> None:
+    def _note_error(self, tag: str, conduct: _Conduct, error: TandemError) -> None:
         if isinstance(error, Unavailable) and error.reason == unreachable(self._stage).reason:
-            self.answers, self.models = False, {}  # until it answers when it is asked again
+            self._forget()
         elif isinstance(error, Unavailable | Internal):
-            self._num_failures += 1
+            if ejection_s := conduct.note_failure():
+                metrics.EJECTIONS.labels(self._stage).inc()
+                _log.warning(
+                    "model left out at an endpoint",
+                    stage=self._stage,
+                    tag=tag,
+                    address=self.address,
+                    seconds=ejection_s,
+                    reason=error.reason,
+                )
         elif not isinstance(error, ResourceExhausted):
-            self._num_failures = 0  # it refused what was wrong with the request, as it should
-        if self._num_failures >= _FAILURES_TO_EJECT:
-            self._eject(error)
+            conduct.note_refusal()
 
-    def _eject(self, error: TandemError) -> None:
-        self._ejected_until_s = self._clock() + self._ejection_s
-        metrics.EJECTIONS.labels(self._stage).inc()
-        _log.warning(
-            "endpoint left out", stage=self._stage, address=self.address, seconds=self._ejection_s, reason=error.reason
-        )
-        self._num_failures = 0
-        self._ejection_s = min(_LONGEST_EJECTION_S, 2 * self._ejection_s)
+    def _forget(self) -> None:
+        """Take it for gone until it answers when it is asked again."""
+        self.answers, self.models = False, {}

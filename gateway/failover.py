@@ -34,7 +34,7 @@ async def with_failover(
     tried = [first]
     while True:
         try:
-            with tried[-1].endpoint.calling():
+            with tried[-1].endpoint.calling(tried[-1].info.tag):
                 return await call(tried[-1])
         except (Unavailable, ResourceExhausted) as error:
             if not may_repeat() or len(tried) == _MAX_TRIES:

@@ -42,7 +42,9 @@ FILTERED = Counter(
     "Decisions of the filters, by kind (text, picture, answer), rule and action (refuse, end, mask).",
     ["kind", "rule", "action"],
 )
-EJECTIONS = Counter("tandem_gateway_ejections", "Endpoints left out for failures in a row, by stage.", ["stage"])
+EJECTIONS = Counter(
+    "tandem_gateway_ejections", "Models left out at an endpoint for failures in a row, by stage.", ["stage"]
+)
 FAILOVERS = Counter("tandem_gateway_failovers", "Calls made again on another replica, by stage.", ["stage"])
 ENCODE_ERRORS = Counter(
     "tandem_gateway_encode_errors", "Pictures the vision service did not encode, by reason.", ["reason"]

@@ -103,27 +103,16 @@ class Stage(Generic[Stub]):
             Unavailable: nobody serves it now, but may soon.
             FailedPrecondition: reason 'MODEL_FAILED'.
         """
-        replicas = self._ready(tag)
-        if not replicas:
-            was_under_way = await self.refresh()
-            replicas = self._ready(tag)
-            if not replicas and was_under_way:  # and may have begun too early
-                await self.refresh()
-                replicas = self._ready(tag)
+        replicas = await self._seek(lambda: self._ready(tag))
         if not replicas:
             raise self._missing(tag)
         return self._choose(replicas)
 
     async def another(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
         """Return a replica of exactly the model of those in `tried`, at an endpoint not among theirs; None if none."""
-        for attempt in range(2):
-            if attempt:
-                await self.refresh()
-            replicas = self._ready(tried[0].info.tag, without=[replica.endpoint for replica in tried])
-            same = [replica for replica in replicas if _is_same(replica.info, tried[0].info)]
-            if same:
-                return self._choose(same)
-        return None
+        asked = [replica.endpoint for replica in tried]
+        replicas = await self._seek(lambda: self._ready(tried[0].info.tag, like=tried[0].info, without=asked))
+        return self._choose(replicas) if replicas else None
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
         """Describe the model of `tag` as it was last seen, a ready one before others; None where nobody holds it."""
@@ -148,6 +137,17 @@ class Stage(Generic[Stub]):
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*(endpoint.channel.close(None) for endpoint in self.endpoints))
+
+    async def _seek(self, seek: Callable[[], list[Replica[Stub]]]) -> list[Replica[Stub]]:
+        """Return what `seek` finds, now or else after everybody has been asked anew."""
+        replicas = seek()
+        if not replicas:
+            was_under_way = await self.refresh()
+            replicas = seek()
+            if not replicas and was_under_way:  # and may have begun too early
+                await self.refresh()
+                replicas = seek()
+        return replicas
 
     async def _ask_all(self) -> None:
         before = self._reached()
@@ -178,16 +178,23 @@ class Stage(Generic[Stub]):
     def _reached(self) -> int:
         return sum(endpoint.answers for endpoint in self.endpoints)
 
-    def _ready(self, tag: str, without: Collection[Endpoint[Stub]] = ()) -> list[Replica[Stub]]:
-        """Return the replicas of `tag`; those left out only where there is no other."""
+    def _ready(
+        self, tag: str, like: model_pb2.ModelInfo | None = None, without: Collection[Endpoint[Stub]] = ()
+    ) -> list[Replica[Stub]]:
+        """Return the replicas of `tag`, those of exactly the model `like` where it is given.
+
+        Where some are known to be well the others are left out: those that are ejected, or late with their answers.
+        """
         ready = [
             Replica(self, endpoint, info)
             for endpoint in self.endpoints
             if endpoint not in without
             and (info := endpoint.models.get(tag)) is not None
             and info.state == model_pb2.MODEL_STATE_READY
+            and (like is None or _is_same(info, like))
         ]
-        return [replica for replica in ready if not replica.endpoint.is_ejected] or ready
+        well = [replica for replica in ready if replica.endpoint.answers and not replica.endpoint.is_ejected(tag)]
+        return well or ready
 
     def _choose(self, replicas: Iterable[Replica[Stub]]) -> Replica[Stub]:
         least = min(replica.endpoint.num_running for replica in replicas)

@@ -55,9 +55,12 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     requests: list[vision_pb2.EncodeRequest] = field(default_factory=list)
     num_encodes: int = 0
     num_cancelled: int = 0
+    is_too_busy: bool = False  # to say in time what it holds
     deadlines_s: list[float] = field(default_factory=list)
 
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
+        if self.is_too_busy:
+            await asyncio.Event().wait()
         return model_pb2.ListModelsResponse(models=[self.info])
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: Any) -> vision_pb2.EncodeResponse:  # noqa: N802

@@ -163,8 +163,8 @@ def make_endpoint(clock: Callable[[], float] = lambda: 0.0) -> Endpoint[Any]:
     return Endpoint("vision", "127.0.0.1:1", grpc.aio.insecure_channel("127.0.0.1:1"), object(), clock)
 
 
-def fail(endpoint: Endpoint[Any], error: TandemError) -> None:
-    with pytest.raises(TandemError), endpoint.calling():
+def fail(endpoint: Endpoint[Any], error: TandemError, tag: str = TAG) -> None:
+    with pytest.raises(TandemError), endpoint.calling(tag):
         raise error
 
 
@@ -173,17 +173,17 @@ async def test_an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time()
     endpoint = make_endpoint(lambda: now)
     for seconds in (1, 2, 4, 8, 16, 30, 30):
         for _ in range(3):
-            assert not endpoint.is_ejected
+            assert not endpoint.is_ejected(TAG)
             fail(endpoint, Internal("A bug."))
         now += seconds - 0.01
-        assert endpoint.is_ejected
+        assert endpoint.is_ejected(TAG)
         now += 0.02
-    with endpoint.calling():
+    with endpoint.calling(TAG):
         pass
     for _ in range(3):
         fail(endpoint, Internal("A bug."))
     now += 1.01
-    assert not endpoint.is_ejected  # a success made it start over
+    assert not endpoint.is_ejected(TAG)  # a success made it start over
 
 
 async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -> None:
@@ -192,8 +192,42 @@ async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -
         fail(endpoint, Internal("A bug."))
         fail(endpoint, Internal("A bug."))
         fail(endpoint, InvalidArgument("A bad picture."))
-    assert not endpoint.is_ejected
+    assert not endpoint.is_ejected(TAG)
     assert endpoint.num_running == 0
+
+
+async def test_a_model_that_keeps_failing_does_not_have_its_neighbours_left_out() -> None:
+    """A broken canary and the stable model may share an endpoint, and successes of one tell nothing of the other."""
+    endpoint = make_endpoint()
+    for _ in range(3):
+        fail(endpoint, Internal("A bug."), "canary-v1.1.0")
+        with endpoint.calling(TAG):
+            pass
+    assert endpoint.is_ejected("canary-v1.1.0")
+    assert not endpoint.is_ejected(TAG)
+
+
+async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there_is_no_other(store: Path) -> None:
+    """Late is not gone: when one of two is killed, the other gets twice the work and has no time for questions."""
+    visions = [ScriptedVision(vision_info(store), []) for _ in range(2)]  # type: ignore[abstract]
+    async with (
+        Switch(visions[0], vision_pb2_grpc, "VisionService") as doomed,
+        Switch(visions[1], vision_pb2_grpc, "VisionService") as busy,
+    ):
+        stage: Stage[Any] = Stage("vision", [doomed.address, busy.address], vision_pb2_grpc.VisionServiceStub)
+        await stage.refresh()
+        visions[1].is_too_busy = True
+        for _ in range(3):
+            await stage.refresh()
+        found = [await stage.find(TAG) for _ in range(4)]
+        assert {replica.endpoint.address for replica in found} == {doomed.address}
+        await doomed.off()
+        other = await stage.another(found[:1])
+        assert other is not None
+        assert other.endpoint.address == busy.address
+        await stage.refresh()
+        assert (await stage.find(TAG)).endpoint.address == busy.address
+        await stage.close()
 
 
 @asynccontextmanager
