@@ -16,7 +16,7 @@ Arm = Literal["stable", "canary", "shadow"]
 # its first tokens are compared kind by kind; else its misses would count against it.
 Kind = Literal["text", "pictures at hand", "pictures encoded"]
 Timing = Literal["first_token", "inter_token"]
-Number = Literal["requests", "errors", "empty", "compared", "equal", "dropped"]
+Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped"]
 
 # Sums by 'arm/number' and 'arm/timing/kind/bucket'; flat, as stores take them.
 Counts = Counter[str]
@@ -32,14 +32,16 @@ class Outcome:
     kind: Kind
     failed: bool
     empty: bool  # it ended well, but without a word
-    first_token_s: float | None  # None where none came
+    first_token_s: float | None  # None where none came; of an overdue one, how long it has waited
     inter_token_s: float | None  # mean of this answer; None with fewer than two messages of tokens
+    overdue: bool = False  # it has failed by hanging, and may not have ended yet
 
 
 def counts_of(arm: Arm, outcome: Outcome) -> Counts:
     """Return one request as counts."""
     counts: Counts = Counter({f"{arm}/requests": 1})
     counts[f"{arm}/errors"] += outcome.failed
+    counts[f"{arm}/overdue"] += outcome.overdue
     counts[f"{arm}/empty"] += outcome.empty
     if outcome.first_token_s is not None:
         counts[f"{arm}/first_token/{outcome.kind}/{bucket_of(outcome.first_token_s)}"] += 1
@@ -69,9 +71,31 @@ def bucket_of(seconds: float) -> int:
     return math.floor(math.log2(max(seconds, _LEAST_S)) * _PER_DOUBLING)
 
 
-def log2_of(bucket: int) -> float:
-    """Return the base-2 logarithm of the middle of a bucket, in seconds."""
-    return (bucket + 0.5) / _PER_DOUBLING
+def seconds_of(bucket: int) -> float:
+    """Return the middle of a bucket, seconds."""
+    return float(2 ** ((bucket + 0.5) / _PER_DOUBLING))
+
+
+def multiplied(histogram: Mapping[int, int], factor: float) -> dict[int, float]:
+    """Return the histogram of all times multiplied by `factor`.
+
+    A bucket seldom lands on another one; its count is shared between the two it lands on. Rounded to one of them, a
+    factor of 1.5 would be one of 1.51, which many thousands of requests tell apart.
+    """
+    whole, part = divmod(math.log2(factor) * _PER_DOUBLING, 1)
+    moved: dict[int, float] = {}
+    for bucket, count in histogram.items():
+        for target, share in ((bucket + int(whole), 1 - part), (bucket + int(whole) + 1, part)):
+            moved[target] = moved.get(target, 0) + share * count
+    return moved
+
+
+def cut_off(histogram: Mapping[int, float], longest: int) -> dict[int, float]:
+    """Return a histogram in which everything beyond the bucket `longest` is in it."""
+    kept: dict[int, float] = {}
+    for bucket, count in histogram.items():
+        kept[min(bucket, longest)] = kept.get(min(bucket, longest), 0) + count
+    return kept
 
 
 def median_s(histogram: Mapping[int, int]) -> float | None:
@@ -80,7 +104,7 @@ def median_s(histogram: Mapping[int, int]) -> float | None:
     for bucket in sorted(histogram):
         below += histogram[bucket]
         if below >= half:
-            return float(2 ** log2_of(bucket))
+            return seconds_of(bucket)
     return None
 
 

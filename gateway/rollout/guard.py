@@ -5,6 +5,9 @@ only when the numbers have grown by a fifth, and its k-th look spends 1 / (k (k 
 over any number of looks that adds up to 1 (alpha spending, Lan and DeMets, Biometrika 70, 1983, by the union bound).
 Rolling back takes one metric, so its level is divided among metrics and steps (Bonferroni); promoting takes all of
 them, so it is not (intersection-union, Berger 1982).
+
+Hangs. A request to which nothing comes for `overdue_s` counts as failed at that moment, on both sides alike. What has
+waited for less is not known yet; in favour of a canary it must not speak, so for its promotion it counts as failed.
 """
 
 import math
@@ -13,12 +16,24 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.rollout.counts import Counts, Number, Timing, histograms, log2_of, median_s, merged, number
+from gateway.rollout.counts import (
+    Counts,
+    Number,
+    Timing,
+    bucket_of,
+    cut_off,
+    histograms,
+    median_s,
+    merged,
+    multiplied,
+    number,
+)
 from gateway.rollout.plan import Guard, Plan
 from gateway.rollout.significance import p_above, p_rate_above, p_rate_below, rank_sum_z
 
 # How much the numbers must grow before the next look.
 LOOK_GROWTH = 1.2
+_NO_CUT = bucket_of(1e9)  # seconds
 
 
 class Verdict(StrEnum):
@@ -88,9 +103,11 @@ def _findings(counts: Counts, guard: Guard, at: Levels) -> Iterator[Finding]:
     if guard.max_empty_rate_increase is not None:
         yield _compare_rates(Metric.EMPTY_RATE, "empty", counts, guard.max_empty_rate_increase, at)
     if guard.max_first_token_ratio is not None:
-        yield _compare_times(Metric.FIRST_TOKEN, "first_token", counts, guard.max_first_token_ratio, at)
+        # Nothing waits longer than until it is overdue; both sides are cut off there, so the comparison stays fair.
+        longest = bucket_of(guard.overdue_s)
+        yield _compare_times(Metric.FIRST_TOKEN, "first_token", counts, guard.max_first_token_ratio, longest, at)
     if guard.max_inter_token_ratio is not None:
-        yield _compare_times(Metric.INTER_TOKEN, "inter_token", counts, guard.max_inter_token_ratio, at)
+        yield _compare_times(Metric.INTER_TOKEN, "inter_token", counts, guard.max_inter_token_ratio, _NO_CUT, at)
 
 
 def _compare_rates(metric: Metric, name: Number, counts: Counts, bound: float, at: Levels) -> Finding:
@@ -99,6 +116,8 @@ def _compare_rates(metric: Metric, name: Number, counts: Counts, bound: float, a
     stable_rate = stable[0] / stable[1] if stable[1] else None
     canary_rate = canary[0] / canary[1] if canary[1] else None
     both = stable_rate is not None and canary_rate is not None
+    waiting = number(counts, "canary", "waiting") if metric is Metric.ERROR_RATE else 0
+    at_worst = canary[0] + waiting, canary[1] + waiting
     return _finding(
         metric,
         stable_rate,
@@ -106,21 +125,17 @@ def _compare_rates(metric: Metric, name: Number, counts: Counts, bound: float, a
         canary_rate - stable_rate if stable_rate is not None and canary_rate is not None else None,
         bound,
         p_rate_above(stable, canary, bound, at.beyond) if both else 1.0,
-        p_rate_below(stable, canary, bound, at.within) if both else 1.0,
+        p_rate_below(stable, at_worst, bound, at.within) if both else 1.0,
         at,
     )
 
 
-def _compare_times(metric: Metric, timing: Timing, counts: Counts, bound: float, at: Levels) -> Finding:
-    """Test whether the canary's times divided by the bound still lie above stable's, or below."""
+def _compare_times(metric: Metric, timing: Timing, counts: Counts, bound: float, longest: int, at: Levels) -> Finding:
+    """Test whether the canary's times lie above or below stable's multiplied by the bound, up to bucket `longest`."""
     stable, canary = histograms(counts, "stable", timing), histograms(counts, "canary", timing)
-    shift = math.log2(bound)
     z = rank_sum_z(
         [
-            (
-                {log2_of(bucket) + shift: count for bucket, count in stable[kind].items()},
-                {log2_of(bucket): count for bucket, count in canary[kind].items()},
-            )
+            (cut_off(multiplied(stable[kind], bound), longest), cut_off(canary[kind], longest))
             for kind in sorted(stable.keys() & canary.keys())
         ]
     )

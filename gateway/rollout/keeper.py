@@ -148,7 +148,12 @@ class Keeper:
         self._found()
         self._adopt(document)
         state = document.state
-        presence = Presence(gateway=self._name, version=document.version, in_use=self._traffic.in_use)
+        presence = Presence(
+            gateway=self._name,
+            version=document.version,
+            in_use=self._traffic.in_use,
+            waiting=self._traffic.waiting,
+        )
         self.gateways = await self._store.report(presence)
         if state is None or state.phase is not Phase.RUNNING:
             return
@@ -169,10 +174,13 @@ class Keeper:
     async def _hand_in_counts(self, state: State) -> None:
         counts = self._traffic.take_counts()
         try:
-            self._counts = await self._store.add(state.window, counts)
+            total = await self._store.add(state.window, counts)
         except TandemError:
             self._traffic.add(state.window, counts)
             raise
+        for gateway in self.gateways:
+            total.update({f"{arm}/waiting": number for arm, number in gateway.waiting.items()})
+        self._counts = total
 
     async def _commit(self, document: Document, following: State) -> bool:
         """Keep `following` if nobody was faster; the one who was first says so in its log."""

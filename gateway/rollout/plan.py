@@ -37,6 +37,7 @@ class Guard(_Record):
     max_first_token_ratio: float | None = _Ratio
     max_inter_token_ratio: float | None = _Ratio
     min_requests: int = Field(default=50, ge=10)  # of each release in a step, before anything is judged
+    overdue_s: float = Field(default=10, gt=0, le=600)  # a request to which nothing comes for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # of a canary within its bounds, over the whole rollout
     false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # of a canary beyond a bound
 

@@ -16,7 +16,8 @@ from gateway.filters import Filters
 from gateway.question import QuestionMaker
 from gateway.report import Report
 from gateway.rollout import metrics
-from gateway.rollout.traffic import Choice, Traffic, is_clients_own, outcome_of
+from gateway.rollout.tally import outcome_of
+from gateway.rollout.traffic import Choice, Traffic, is_clients_own
 from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2
 

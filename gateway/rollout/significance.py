@@ -13,7 +13,7 @@ _NUISANCE_SHARE = 0.1
 _BISECTIONS = 60  # halvings of [0, 1]: beyond what a float holds near the answers
 _MAX_TERMS = 100_000  # of the continued fraction; it takes about the square root of the number of trials
 
-Histogram = Mapping[float, int]  # counts by value
+Histogram = Mapping[int, float]  # counts by value; a count may be shared between two values
 
 
 def p_rate_above(stable: tuple[int, int], canary: tuple[int, int], increase: float, level: float) -> float:
@@ -78,7 +78,7 @@ def rank_sum_z(strata: Sequence[tuple[Histogram, Histogram]]) -> float:
             here, there = stable.get(value, 0), canary.get(value, 0)
             above += there * (seen + here / 2)
             seen += here
-            ties += (here + there) ** 3 - (here + there)
+            ties += max(0.0, (here + there) ** 3 - (here + there))
         excess += weight * (above - num_stable * num_canary / 2)
         variance += weight**2 * num_stable * num_canary / 12 * (total + 1 - ties / (total * (total - 1)))
     return excess / math.sqrt(variance) if variance > 0 else 0.0

@@ -29,6 +29,7 @@ class Presence(BaseModel):
     gateway: str
     version: int  # of the document it acts on
     in_use: tuple[str, ...]  # releases with requests under way there
+    waiting: dict[str, int] = {}  # requests of the running step without a first token so far, by arm
 
 
 class RolloutStore(Protocol):

@@ -3,9 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from chassis.errors import Cancelled, InvalidArgument, NotFound, PermissionDenied, TandemError, Unauthenticated
@@ -14,9 +15,9 @@ from gateway.deadline import Deadline
 from gateway.releases import Release, Releases
 from gateway.report import Report
 from gateway.rollout.choice import takes_canary
-from gateway.rollout.counts import Arm, Counts, Kind, Outcome, counts_of
+from gateway.rollout.counts import Arm, Counts, Outcome, counts_of
 from gateway.rollout.state import Phase, State
-from tandem.v1 import gateway_pb2
+from gateway.rollout.tally import Tally
 
 # How early the event loop's timers may ring, seconds.
 _TIMER_S = 0.01
@@ -50,6 +51,7 @@ class Traffic:
         self._state: State | None = None
         self._counts: Counts = Counter()
         self._num_on: Counter[str] = Counter()
+        self._tallies: set[Tally] = set()  # of the requests under way that will count
 
     @property
     def in_force(self) -> str:
@@ -66,6 +68,12 @@ class Traffic:
     def in_use(self) -> tuple[str, ...]:
         """The releases that requests are on."""
         return tuple(sorted(name for name, count in self._num_on.items() if count))
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The requests of the running step that have no first token yet, by arm."""
+        window = self._state.window if self._state is not None else ""
+        return dict(Counter(one.arm for one in self._tallies if one.is_waiting and one.window == window))
 
     def adopt(self, state: State | None) -> None:
         """Act on `state` from the next request on; requests under way stay where they are."""
@@ -117,25 +125,46 @@ class Traffic:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
         name, arm = self._choose(routing_key, pin)
-        window = self._state.window if arm and self._state is not None else ""
-        try:
+        state = self._state
+        if arm is None or state is None:
             async with self.hold(name) as release:
-                yield Choice(release=release, arm=arm, window=window, mirror_to=self._mirror(arm))
+                yield Choice(release=release, arm=None)
+            return
+        mirror_to = self._mirror(arm, state)
+        with self._counted(arm, state, report, deadline):
+            async with self.hold(name) as release:
+                yield Choice(release=release, arm=arm, window=state.window, mirror_to=mirror_to)
+
+    def count(self, arm: Arm, window: str, outcome: Outcome) -> None:
+        """Count how a request went, unless its window is over."""
+        self.add(window, counts_of(arm, outcome))
+
+    @contextmanager
+    def _counted(self, arm: Arm, state: State, report: Report, deadline: Deadline) -> Iterator[None]:
+        """Count how the block ends, or that it hangs."""
+        tally = Tally(
+            partial(self.count, arm, state.window),
+            report,
+            arm=arm,
+            window=state.window,
+            overdue_s=state.plan.guard.overdue_s,
+        )
+        self._tallies.add(tally)
+        try:
+            yield
         except asyncio.CancelledError:
             if deadline.remaining_s() < _TIMER_S:
-                self.count(arm, window, outcome_of(report, failed=True))
+                tally.end(failed=True)
             raise
         except Exception as error:
             if not isinstance(error, _CLIENTS_OWN):
-                self.count(arm, window, outcome_of(report, failed=True))
+                tally.end(failed=True)
             raise
         else:
-            self.count(arm, window, outcome_of(report, failed=False))
-
-    def count(self, arm: Arm | None, window: str, outcome: Outcome) -> None:
-        """Count how a request went, unless it counts nowhere or its window is over."""
-        if arm is not None:
-            self.add(window, counts_of(arm, outcome))
+            tally.end(failed=False)
+        finally:
+            tally.close()
+            self._tallies.discard(tally)
 
     def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:
@@ -148,30 +177,10 @@ class Traffic:
             return state.plan.canary, "canary"
         return state.plan.stable, "stable"
 
-    def _mirror(self, arm: Arm | None) -> str | None:
+    def _mirror(self, arm: Arm, state: State) -> str | None:
         """Return where a request is mirrored to, where chance and the plan will have it."""
-        state = self._state
-        if arm != "stable" or state is None or self._draw() * 100 >= state.plan.shadow_percent:
-            return None
-        return state.plan.canary
-
-
-def outcome_of(report: Report, *, failed: bool) -> Outcome:
-    """Return how a request ended, as it is counted."""
-    return Outcome(
-        kind=_kind(report),
-        failed=failed,
-        empty=not failed and not report.has_text,
-        first_token_s=report.first_token - report.started if report.first_token else None,
-        inter_token_s=report.inter_token_s,
-    )
-
-
-def _kind(report: Report) -> Kind:
-    if not report.images:
-        return "text"
-    encoded = any(image.cache_level == gateway_pb2.CACHE_LEVEL_MISS for image in report.images)
-    return "pictures encoded" if encoded else "pictures at hand"
+        is_drawn = arm == "stable" and self._draw() * 100 < state.plan.shadow_percent
+        return state.plan.canary if is_drawn else None
 
 
 def is_clients_own(error: TandemError) -> bool:

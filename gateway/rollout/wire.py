@@ -100,6 +100,8 @@ def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
         requests=number(counts, arm, "requests"),
         errors=number(counts, arm, "errors"),
         empty=number(counts, arm, "empty"),
+        overdue=number(counts, arm, "overdue"),
+        waiting=number(counts, arm, "waiting"),
     )
 
 
@@ -107,6 +109,7 @@ def _shadow_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
     return rollout_pb2.RolloutShadowCounts(
         counts=_counts_message(counts, "shadow"),
         first_token_s=median_s(merged(histograms(counts, "shadow", "first_token"))),
+        inter_token_s=median_s(merged(histograms(counts, "shadow", "inter_token"))),
         compared=number(counts, "shadow", "compared"),
         equal=number(counts, "shadow", "equal"),
         dropped=number(counts, "shadow", "dropped"),

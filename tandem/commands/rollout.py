@@ -46,6 +46,10 @@ def set_rollout(
     ] = 1.5,
     inter_token: Annotated[float, typer.Option(min=0, help="The same for the time between tokens.")] = 1.5,
     min_requests: Annotated[int, typer.Option(min=10, help="Fewest answers of each before anything is judged.")] = 50,
+    overdue_s: Annotated[
+        float,
+        typer.Option(min=0, help="A request to which nothing comes for so many seconds counts as failed; 0 is 10."),
+    ] = 10,
     shadow: Annotated[
         float, typer.Option(min=0, max=100, help="Percent of stable's requests to mirror without showing answers.")
     ] = 0,
@@ -64,6 +68,7 @@ def set_rollout(
         max_first_token_ratio=first_token or None,
         max_inter_token_ratio=inter_token or None,
         min_requests=min_requests,
+        overdue_s=overdue_s,
     )
     plan = rollout_pb2.RolloutPlan(
         stable=stable, canary=canary, steps=parse_steps(steps), guard=guard, shadow_percent=shadow

@@ -56,7 +56,7 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     table.add_column("verdict")
     weight = rollout.weight_percent
     table.add_row("weight", f"{100 - weight:g} %", f"{weight:g} %")
-    for name in ("requests", "errors", "empty"):
+    for name in ("requests", "errors", "overdue", "empty", "waiting"):
         table.add_row(name, f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}")
     # A rollout that has ended shows the numbers it was decided on.
     for finding in rollout.findings or (rollout.changes[-1].findings if rollout.changes else ()):
@@ -87,6 +87,9 @@ def _value(value: float, is_rate: bool) -> str:
 
 def _mirrored(shadow: rollout_pb2.RolloutShadowCounts) -> Text:
     first = f", first token {1000 * shadow.first_token_s:.1f} ms" if shadow.HasField("first_token_s") else ""
+    between = f", between tokens {1000 * shadow.inter_token_s:.1f} ms" if shadow.HasField("inter_token_s") else ""
     equal = f", {shadow.equal} of {shadow.compared} greedy answers equal" if shadow.compared else ""
     counts = shadow.counts
-    return Text(f"mirrored: {counts.requests} requests, {counts.errors} errors{first}{equal}, {shadow.dropped} dropped")
+    return Text(
+        f"mirrored: {counts.requests} requests, {counts.errors} errors{first}{between}{equal}, {shadow.dropped} dropped"
+    )

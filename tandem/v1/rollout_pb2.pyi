@@ -196,6 +196,7 @@ class RolloutGuard(_message.Message):
     MIN_REQUESTS_FIELD_NUMBER: _builtins.int
     FALSE_ROLLBACK_FIELD_NUMBER: _builtins.int
     FALSE_PROMOTION_FIELD_NUMBER: _builtins.int
+    OVERDUE_S_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
     """The canary's error rate minus stable's may be this at most, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
@@ -210,6 +211,10 @@ class RolloutGuard(_message.Message):
     """Chance, over the whole rollout, that a canary within all bounds is rolled back, in (0, 0.5]; 0 takes 0.01."""
     false_promotion: _builtins.float
     """Chance that a canary beyond a bound is promoted, in (0, 0.5]; 0 takes 0.05."""
+    overdue_s: _builtins.float
+    """A request to which nothing comes for so long, no first token and no next one, counts as failed from then on,
+    seconds, at most 600; 0 takes 10.
+    """
     def __init__(
         self,
         *,
@@ -220,10 +225,11 @@ class RolloutGuard(_message.Message):
         min_requests: _builtins.int = ...,
         false_rollback: _builtins.float = ...,
         false_promotion: _builtins.float = ...,
+        overdue_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "min_requests", b"min_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "min_requests", b"min_requests", "overdue_s", b"overdue_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_empty_rate_increase: _TypeAlias = _typing.Literal["max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofArgType__max_empty_rate_increase: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase"]  # noqa: Y015
@@ -356,22 +362,32 @@ class RolloutCounts(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     EMPTY_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
-    """Answers that ended; those their client cancelled or got wrong, and pinned ones, are not among them."""
+    """Answers that ended or are overdue; those their client cancelled or got wrong, and pinned ones, are not among them."""
     errors: _builtins.int
     """Those that failed."""
     empty: _builtins.int
     """Those that ended without a word."""
+    overdue: _builtins.int
+    """Those of the failed that are overdue (see overdue_s), and may not have ended yet."""
+    waiting: _builtins.int
+    """Requests under way that have no first token yet. In favour of a canary they do not speak: for its promotion they
+    count as failed. Always 0 for mirrored requests.
+    """
     def __init__(
         self,
         *,
         requests: _builtins.int = ...,
         errors: _builtins.int = ...,
         empty: _builtins.int = ...,
+        overdue: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty", b"empty", "errors", b"errors", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty", b"empty", "errors", b"errors", "overdue", b"overdue", "requests", b"requests", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,6 +404,7 @@ class RolloutShadowCounts(_message.Message):
     COMPARED_FIELD_NUMBER: _builtins.int
     EQUAL_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_S_FIELD_NUMBER: _builtins.int
     first_token_s: _builtins.float
     """Median time to first token, seconds; absent while there is none."""
     compared: _builtins.int
@@ -396,6 +413,8 @@ class RolloutShadowCounts(_message.Message):
     """Those of them whose texts are the same."""
     dropped: _builtins.int
     """Requests that were due to be mirrored and were not, because too many were under way."""
+    inter_token_s: _builtins.float
+    """Median of the mean time between two tokens of an answer, seconds; absent while there is none."""
     @_builtins.property
     def counts(self) -> Global___RolloutCounts:
         """Mirrored requests that ended, and how."""
@@ -408,14 +427,20 @@ class RolloutShadowCounts(_message.Message):
         compared: _builtins.int = ...,
         equal: _builtins.int = ...,
         dropped: _builtins.int = ...,
+        inter_token_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "counts", b"counts", "first_token_s", b"first_token_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_inter_token_s", b"_inter_token_s", "counts", b"counts", "first_token_s", b"first_token_s", "inter_token_s", b"inter_token_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "compared", b"compared", "counts", b"counts", "dropped", b"dropped", "equal", b"equal", "first_token_s", b"first_token_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_inter_token_s", b"_inter_token_s", "compared", b"compared", "counts", b"counts", "dropped", b"dropped", "equal", b"equal", "first_token_s", b"first_token_s", "inter_token_s", b"inter_token_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_token_s: _TypeAlias = _typing.Literal["first_token_s"]  # noqa: Y015
     _WhichOneofArgType__first_token_s: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s"]  # noqa: Y015
+    _WhichOneofReturnType__inter_token_s: _TypeAlias = _typing.Literal["inter_token_s"]  # noqa: Y015
+    _WhichOneofArgType__inter_token_s: _TypeAlias = _typing.Literal["_inter_token_s", b"_inter_token_s"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_s) -> _WhichOneofReturnType__first_token_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inter_token_s) -> _WhichOneofReturnType__inter_token_s | None: ...
 
 Global___RolloutShadowCounts: _TypeAlias = RolloutShadowCounts  # noqa: Y015
 

@@ -24,7 +24,7 @@ from checkpoint.manifest import read_manifest
 from checkpoint.store import ModelStore
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
-Fault = Literal["none", "errors", "slow", "empty"]
+Fault = Literal["none", "errors", "slow", "empty", "hang"]
 
 PICTURES = Counter("faulty_pictures", "Pictures of prompts that passed through.")
 CROSSED = Counter("faulty_crossed", "Those from another encoder than their decoder's.")
@@ -70,6 +70,8 @@ class FaultyLanguage(language_pb2_grpc.LanguageServiceServicer):
         fault = self._settings.fault if first.start.tag == self._settings.tag else "none"
         if fault == "errors" and random.random() < 0.1:
             raise Internal("The decoder failed.", reason="INJECTED")
+        if fault == "hang":
+            await asyncio.Event().wait()
         call = self._stub.Generate(self._prompt(first, request_iterator), timeout=context.time_remaining())
         has_token = False
         try:

@@ -226,7 +226,13 @@ async def refused(call: Any) -> TandemError:
 
 
 def plan(
-    canary: str, weights: Sequence[float], *, seconds: float = 2, requests: int = 0, min_requests: int = 40
+    canary: str,
+    weights: Sequence[float],
+    *,
+    seconds: float = 2,
+    requests: int = 0,
+    min_requests: int = 40,
+    overdue_s: float = 30,
 ) -> rollout_pb2.RolloutPlan:
     """Return a plan with a guard for little traffic."""
     steps = [
@@ -241,5 +247,6 @@ def plan(
         max_first_token_ratio=1.8,
         max_inter_token_ratio=2.5,
         min_requests=min_requests,
+        overdue_s=overdue_s,
     )
     return rollout_pb2.RolloutPlan(canary=canary, steps=steps, guard=guard)

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.gateway.redis_server import RedisServer
 pytestmark = [pytest.mark.load, pytest.mark.timeout(600)]
 
 STABLE, OTHER, EQUAL = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v1.0.1"
+SHIPPED = Path(__file__).parents[2] / "models"
 NUM_KEYS = int(os.environ.get("TANDEM_TEST_KEYS", "400"))
 
 PROMOTED, ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
@@ -40,6 +42,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tag, seed in ((STABLE, 0), (OTHER, 1), (EQUAL, 0)):
         create_checkpoint(store, tag, PRESETS["tiny"], seed=seed, dtype=torch.bfloat16)
     return store
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two releases of one store."""
+
+    models: Path
+    stable: str
+    canary: str
+
+
+@pytest.fixture(params=["random weights", "the shipped releases"])
+def pair(request: pytest.FixtureRequest, models: Path) -> Pair:
+    if request.param == "random weights":
+        return Pair(models, STABLE, OTHER)
+    return Pair(SHIPPED, "tandem-demo-v1.0.0", "tandem-demo-v1.1.0")
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +86,19 @@ def decisions(world: World, gateway: str = "gateway") -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "rollout decision"]
 
 
-async def test_a_good_release_walks_to_100_percent_and_nobody_notices(world: World, pictures: list[bytes]) -> None:
+async def test_a_good_release_walks_to_100_percent_and_nobody_notices(pair: Pair, pictures: list[bytes]) -> None:
+    with World(pair.models, pair.stable) as world:
+        await walk(world, pair, pictures)
+
+
+async def walk(world: World, pair: Pair, pictures: list[bytes]) -> None:
+    """Roll the canary of a pair out under load, and see what its users and the log see."""
     address = world.gateway()
     operator = Operator(address)
     async with steady_load([address], pictures) as load:
         await asyncio.sleep(1)
         started = time.monotonic()
-        await operator.set(plan(OTHER, (10, 50, 100)))
+        await operator.set(plan(pair.canary, (5, 25, 50, 100)))
         rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
         took_s = time.monotonic() - started
         await asyncio.sleep(1)
@@ -84,25 +108,21 @@ async def test_a_good_release_walks_to_100_percent_and_nobody_notices(world: Wor
     )
     assert load.failed == []
     assert load.most_moves() == 1
-    assert load.answers[-1].release == OTHER
+    assert load.answers[-1].release == pair.canary
     assert world.metric("gateway-language", "faulty_pictures_total") > 50
     assert world.metric("gateway-language", "faulty_crossed_total") == 0
     assert world.metric("gateway", "tandem_gateway_crossed_visual_tokens_total") == 0
     print(
-        f"\n(a) {len(load.answers)} requests, {load.num_on(OTHER)} on the canary, {len(load.failed)} failed; "
-        f"conversations changed release at most {load.most_moves()} times; 100 % after {took_s:.1f} s; "
+        f"\n(a) {pair.canary}: {len(load.answers)} requests, {load.num_on(pair.canary)} on the canary, "
+        f"{len(load.failed)} failed; conversations changed release at most {load.most_moves()} times; "
+        f"100 % after {took_s:.1f} s; "
         f"{world.metric('gateway-language', 'faulty_pictures_total'):.0f} pictures, 0 crossed"
     )
     taken = decisions(world)
-    assert [one["event_kind"] for one in taken if one["event_kind"] != "held"] == [
-        "set",
-        "started",
-        "advanced",
-        "advanced",
-        "promoted",
-    ]
+    kinds = [one["event_kind"] for one in taken if one["event_kind"] != "held"]
+    assert kinds == ["set", "started", *["advanced"] * 3, "promoted"]
     assert all(len(one["findings"]) == 4 for one in taken if one["event_kind"] == "advanced")
-    await held_by_the_stage(world, STABLE, OTHER)  # the settings name the one, the other is in force
+    await held_by_the_stage(world, pair.stable, pair.canary)  # the settings name the one, the other is in force
 
 
 async def held_by_the_stage(world: World, *tags: str) -> None:
@@ -119,7 +139,14 @@ async def held_by_the_stage(world: World, *tags: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "metric"), [("errors", "error rate"), ("slow", "first token"), ("empty", "empty rate"), ("none", "")]
+    ("fault", "metric"),
+    [
+        ("errors", "error rate"),
+        ("slow", "first token"),
+        ("empty", "empty rate"),
+        ("hang", "error rate"),
+        ("none", ""),
+    ],
 )
 async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
     world: World, pictures: list[bytes], fault: Fault, metric: str
@@ -129,9 +156,11 @@ async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
     async with steady_load([address], pictures) as load:
         await asyncio.sleep(1)
         started = time.monotonic()
-        await operator.set(plan(EQUAL, (20, 50, 100), seconds=4))
+        await operator.set(plan(EQUAL, (20, 50, 100), seconds=4, overdue_s=3 if fault == "hang" else 30))
         rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
         ended = time.monotonic()
+        if fault == "hang":
+            assert not load.failed  # it was seen before the deadline of any of its requests
         while len(after := load.sent_after(ended)) < 20:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.1)
     last = rollout.changes[-1]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 from rich.console import Console
 
@@ -27,9 +26,9 @@ STABLE, OTHER = "tiny-v1.0.0", "tiny-v1.1.0"
 
 
 @pytest.fixture(scope="module")
-def other(models: Path) -> str:
+def other(store: Path) -> str:
     """Put a second release into the store of the running stack."""
-    create_checkpoint(models, OTHER, PRESETS["tiny"], seed=1, dtype=torch.bfloat16)
+    create_checkpoint(store, OTHER, PRESETS["tiny"], seed=1)
     return OTHER
 
 
@@ -113,7 +112,12 @@ def test_a_gateway_that_lost_its_store_says_so_before_all_else() -> None:
 
 def test_what_was_mirrored_is_told_in_one_line() -> None:
     shadow = rollout_pb2.RolloutShadowCounts(
-        counts=rollout_pb2.RolloutCounts(requests=12, errors=1), first_token_s=0.25, compared=10, equal=9, dropped=2
+        counts=rollout_pb2.RolloutCounts(requests=12, errors=1),
+        first_token_s=0.25,
+        inter_token_s=0.02,
+        compared=10,
+        equal=9,
+        dropped=2,
     )
     plan = rollout_pb2.RolloutPlan(stable=STABLE, canary=OTHER)
     changes = [rollout_pb2.RolloutChange(number=1, reason="Because.")]
@@ -122,6 +126,6 @@ def test_what_was_mirrored_is_told_in_one_line() -> None:
     with console.capture() as captured:
         console.print(rollout_view(rollout, 0))
     assert (
-        "mirrored: 12 requests, 1 errors, first token 250.0 ms, 9 of 10 greedy answers equal, 2 dropped"
-        in captured.get()
+        "mirrored: 12 requests, 1 errors, first token 250.0 ms, between tokens 20.0 ms, "
+        "9 of 10 greedy answers equal, 2 dropped" in captured.get()
     )

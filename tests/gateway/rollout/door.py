@@ -104,10 +104,10 @@ class Door:
         metadata = (("x-tandem-release", pin),) if pin else ()
         return await read(self.gateway.Generate(ask("What is it?", routing_key=key), metadata=metadata))
 
-    async def set(self, *weights: float, **further: Any) -> rollout_pb2.Rollout:
+    async def set(self, *weights: float, overdue_s: float = 60, **further: Any) -> rollout_pb2.Rollout:
         """Begin a rollout to the canary whose first step lasts for ever."""
         steps = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in weights]
-        guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20)
+        guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20, overdue_s=overdue_s)
         plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard, **further)
         response: rollout_pb2.RolloutsSetResponse = await self.operator.Set(rollout_pb2.RolloutsSetRequest(plan=plan))
         return response.rollout

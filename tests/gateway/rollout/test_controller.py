@@ -83,6 +83,15 @@ def test_a_step_before_100_is_held_until_the_canary_is_shown_to_be_within_its_bo
     assert (state.step, state.weight_percent) == (1, 100)
 
 
+def test_requests_that_may_hang_hold_the_step_before_100_until_they_are_known() -> None:
+    """The step may be shorter than the time until a request is overdue."""
+    state = running(plan(5, 100))
+    state = after(tick(state, ALIKE + Counter({"canary/waiting": 100}), 20))
+    assert (state.step, state.changes[-1].event) == (0, Event.HELD)
+    more = numbers("stable", 3000) + numbers("canary", 3000)
+    assert after(tick(state, more + Counter({"canary/waiting": 2}), 30)).step == 1
+
+
 def test_mirroring_lasts_as_many_mirrored_requests_as_it_asks_for() -> None:
     state = running(plan(0, 5, 100, seconds=0, requests=100, shadow_percent=10))
     assert tick(state, numbers("stable", 500) + numbers("shadow", 99), 1) is None
@@ -128,10 +137,16 @@ class AnyOrder(RuleBasedStateMachine):
         self.state = state
         self.seen.append(state)
 
-    @rule(requests=st.integers(1, 400), errors=st.integers(0, 3), slow=st.sampled_from([1.0, 1.0, 3.0]))
-    def answer(self, requests: int, errors: int, slow: float) -> None:
+    @rule(
+        requests=st.integers(1, 400),
+        errors=st.integers(0, 3),
+        slow=st.sampled_from([1.0, 1.0, 3.0]),
+        waiting=st.sampled_from([0, 0, 100]),
+    )
+    def answer(self, requests: int, errors: int, slow: float, waiting: int) -> None:
         self.counts += numbers("stable", requests, errors=errors)
         self.counts += numbers("canary", requests, errors=errors, first_token_s=0.1 * slow)
+        self.counts["canary/waiting"] = waiting
 
     @rule(seconds=st.floats(0, 10))
     def look(self, seconds: float) -> None:

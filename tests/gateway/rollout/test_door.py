@@ -1,38 +1,20 @@
 """Rollouts through a gateway's door: loaded before, counted during, unloaded after, and mirrored beside."""
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable, from_rpc_error
-from checkpoint.manifest import read_manifest, write_manifest
 from tandem.v1 import gateway_pb2, rollout_pb2
 from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door
 from tests.gateway.scripted import eventually
 
 PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
 ROLLED_BACK, PROMOTED = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK, rollout_pb2.ROLLOUT_PHASE_PROMOTED
-
-
-@pytest.fixture(scope="module")
-def two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store that has the same checkpoint under two tags."""
-    folder = tmp_path_factory.mktemp("two")
-    for tag in (STABLE, CANARY):
-        shutil.copytree(store / STABLE, folder / tag)
-        write_manifest(read_manifest(store / STABLE).model_copy(update={"tag": tag}), folder / tag)
-    return folder
-
-
-@pytest.fixture
-async def door(two: Path, tokenizer: Tokenizer) -> AsyncIterator[Door]:
-    async with open_door(two, tokenizer) as door:
-        yield door
 
 
 async def test_a_canary_takes_requests_once_its_models_are_ready_and_not_before(door: Door) -> None:
@@ -153,6 +135,56 @@ async def test_the_guard_takes_a_failing_canary_back_by_itself(door: Door) -> No
     assert {(await door.ask(f"user-{number}")).text for number in range(20)} == {"stable"}
 
 
+async def test_the_guard_takes_a_canary_back_that_hangs_long_before_its_requests_end(door: Door) -> None:
+    await door.set(50, 100, overdue_s=0.5)
+    await door.phase(RUNNING)
+    door.language.go[CANARY].clear()
+    asked = [asyncio.create_task(door.ask(f"user-{number}")) for number in range(150)]
+    rollout = await door.phase(ROLLED_BACK)
+    assert "error rate is beyond its bound" in rollout.changes[-1].reason
+    assert (await door.ask("user-1")).text == "stable"
+    hanging = [one for one in asked if not one.done()]
+    assert len(hanging) > 20
+    door.language.go[CANARY].set()
+    assert {one.text for one in await asyncio.gather(*hanging)} == {"canary"}  # begun there, ended there
+
+
+async def test_what_waits_for_its_first_token_is_shown(door: Door) -> None:
+    await door.set(99, 100)
+    await door.phase(RUNNING)
+    door.language.go[CANARY].clear()
+    asked = [asyncio.create_task(door.ask(f"user-{number}")) for number in range(3)]
+    await counted(door, requests=0, waiting=3)
+    door.language.go[CANARY].set()
+    await asyncio.gather(*asked)
+    await counted(door, requests=3, waiting=0, overdue=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"canary": "tiny-v9.0.0"}, "UNKNOWN_TAG"),
+        ({"canary": "nonsense"}, "BAD_TAG"),
+        ({"canary": STABLE}, "SAME_RELEASE"),
+        ({"steps": [rollout_pb2.RolloutStep(weight_percent=101)]}, "BAD_STEPS"),
+        ({"steps": [rollout_pb2.RolloutStep(weight_percent=weight) for weight in (50, 20, 100)]}, "BAD_STEPS"),
+        ({"guard": rollout_pb2.RolloutGuard(min_requests=50)}, "EMPTY_GUARD"),
+        ({}, "ROLLOUT_RUNNING"),  # a good plan, but another one runs
+    ],
+)
+async def test_a_plan_that_is_refused_leaves_the_rollout_in_force_as_it_is(
+    door: Door, change: dict[str, Any], reason: str
+) -> None:
+    await door.set(50, 100)
+    before = await door.phase(RUNNING)
+    fields = {"canary": CANARY, "steps": before.plan.steps, "guard": before.plan.guard, **change}
+    with pytest.raises(grpc.RpcError) as raised:
+        await door.operator.Set(rollout_pb2.RolloutsSetRequest(plan=rollout_pb2.RolloutPlan(**fields)))
+    assert from_rpc_error(raised.value).reason == reason
+    after = await door.get()
+    assert (after.id, after.phase, after.plan, after.changes) == (before.id, RUNNING, before.plan, before.changes)
+
+
 async def test_watching_tells_every_change_as_it_happens(door: Door) -> None:
     call = door.operator.Watch(rollout_pb2.RolloutsWatchRequest())
     assert not (await call.read()).rollout.id
@@ -187,6 +219,7 @@ async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: 
     assert {start.priority for start in door.language.starts if start.tag == CANARY} == {-100}
     rollout = await door.get()
     assert (rollout.shadow.counts.requests, rollout.stable.requests, rollout.canary.requests) == (12, 12, 0)
+    assert rollout.shadow.first_token_s > rollout.shadow.inter_token_s > 0
 
 
 async def mirrored(door: Door, **expected: int) -> None:

@@ -11,7 +11,10 @@ import structlog
 
 from chassis.errors import FailedPrecondition, Unavailable
 from checkpoint.store import ModelStore
+from gateway.deadline import Deadline
 from gateway.releases import Releases, open_release
+from gateway.report import Report
+from gateway.rollout.choice import takes_canary
 from gateway.rollout.controller import promote, roll_back, start
 from gateway.rollout.keeper import Keeper
 from gateway.rollout.redis_store import RedisStore
@@ -84,6 +87,28 @@ async def test_five_gateways_count_together_and_one_decides(
     decided = [line["event_kind"] for line in logs if line["event"] == "rollout decision"]
     assert [kind for kind in decided if kind != "held"] == ["set", "started", "advanced", "promoted"]
     assert {traffic.in_force for _, traffic in gateways} == {CANARY}
+
+
+async def test_what_waits_at_one_gateway_is_known_to_the_others(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    (one, traffic), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
+    for keeper in (one, other):
+        await run(keeper, stack)
+    await one.set(ASKED)
+    state = (await one.change(started)).state
+    assert state is not None
+    keys = (f"user-{number}" for number in range(1000))
+    on_stable = next(key for key in keys if not takes_canary(key, state.id, state.weight_percent))
+    async with (
+        traffic.carry(on_stable, None, deadline=Deadline.after(60), report=Report()),
+        asyncio.timeout(PATIENCE_S),
+    ):
+        while other.view.counts["stable/waiting"] != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while other.view.counts["stable/waiting"] or other.view.counts["stable/requests"] != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(

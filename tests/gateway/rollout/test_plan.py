@@ -31,6 +31,7 @@ from tests.gateway.rollout.plans import CANARY, GUARD, STABLE, plan
         ({"guard": {**GUARD, "max_first_token_ratio": 0.9}}, "BAD_PLAN", "plan.guard.max_first_token_ratio"),
         ({"guard": {**GUARD, "max_error_rate_increase": 1.5}}, "BAD_PLAN", "plan.guard.max_error_rate_increase"),
         ({"guard": {**GUARD, "min_requests": 1}}, "BAD_PLAN", "plan.guard.min_requests"),
+        ({"guard": {**GUARD, "overdue_s": 0}}, "BAD_PLAN", "plan.guard.overdue_s"),
         ({"guard": {**GUARD, "false_rollback": 0.9}}, "BAD_PLAN", "plan.guard.false_rollback"),
         ({"shadow_percent": 101}, "BAD_PLAN", "plan.shadow_percent"),
         ({"canary": STABLE}, "SAME_RELEASE", "plan"),
