@@ -94,8 +94,9 @@ def _look(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State
     comparable, looks = num_comparable(counts), state.looks
     if comparable < state.plan.guard.min_requests:
         return None
-    due = comparable >= looks.next_at
     last_before_full = state.plan.steps[state.step + 1].weight_percent == FULL
+    ends = is_over and not last_before_full
+    due = comparable >= looks.next_at or ends  # no step ends unseen
     final_due = is_over and last_before_full and comparable >= looks.final_next_at
     findings = preview(state, counts) if due or final_due else ()
     if due:
@@ -103,7 +104,7 @@ def _look(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State
         if beyond:
             return roll_back(state, _why_beyond(beyond[0]), now_s, findings)
         looks = looks.model_copy(update={"taken": looks.taken + 1, "next_at": _grown(comparable)})
-    if is_over and not last_before_full:
+    if ends:
         return _advance(state, "The step is over, and nothing speaks against the canary.", now_s, findings)
     if final_due:
         shown = {*looks.within, *(one.metric for one in findings if one.verdict is Verdict.WITHIN)}

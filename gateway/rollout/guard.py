@@ -1,7 +1,7 @@
 """Judges a canary: each metric against stable over the same window, at a level that pays for repeated looks.
 
 Looks. A guard that looks at growing numbers again and again would sooner or later see something by chance. So it looks
-only when the numbers have grown by a fifth, and its k-th look spends 1 / (k (k + 1)) of the allowed chance of error:
+only when the numbers have grown by a fifth or a step ends, and its k-th look spends 1 / (k (k + 1)) of the allowance:
 over any number of looks that adds up to 1 (alpha spending, Lan and DeMets, Biometrika 70, 1983, by the union bound).
 Rolling back takes one metric, so its level is divided among metrics and steps (Bonferroni); promoting takes all of
 them, so it is not (intersection-union, Berger 1982).

@@ -70,6 +70,14 @@ def test_the_next_look_waits_for_a_fifth_more_numbers() -> None:
     assert after(tick(state, bad[10], 1)).phase is Phase.ROLLED_BACK
 
 
+def test_no_step_ends_without_a_look_however_little_has_come_since_the_last_one() -> None:
+    state = after(tick(running(), numbers("stable", 5000) + numbers("canary", 50), 1))
+    good = after(tick(state, numbers("stable", 5000) + numbers("canary", 59), 10))
+    assert (good.step, len(good.changes[-1].findings)) == (1, 4)
+    bad = after(tick(state, numbers("stable", 5000) + numbers("canary", 59, errors=9), 10))
+    assert bad.phase is Phase.ROLLED_BACK
+
+
 def test_a_step_before_100_is_held_until_the_canary_is_shown_to_be_within_its_bounds() -> None:
     """No promotion on luck: 60 requests without an error say little about an error rate below 2 percent."""
     state = running(plan(5, 100))
