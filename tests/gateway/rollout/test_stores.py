@@ -1,7 +1,9 @@
 """Both stores: one document that only one may replace, sums of counts, and who is there."""
 
 import asyncio
+import json
 import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -92,6 +94,28 @@ async def test_a_file_survives_the_process_counts_included(tmp_path: Path) -> No
     assert await second.read() == document
     assert (await second.add("r/0", Counter()))["stable/requests"] == 5
     assert os.listdir(tmp_path) == ["rollout.json"]
+
+
+async def test_whoever_reads_the_file_finds_a_whole_one_at_every_moment(tmp_path: Path) -> None:
+    """Else a crash at the wrong moment would leave half a state."""
+    path = tmp_path / "rollout.json"
+    store = FileStore(path)
+    counts = Counter({f"canary/first_token/text/{bucket}": 1 for bucket in range(2000)})
+    await store.add("r/0", counts)
+    ended = threading.Event()
+
+    def read_on() -> int:
+        reads = 0
+        while not ended.is_set():
+            assert json.loads(path.read_bytes())["counts"]
+            reads += 1
+        return reads
+
+    reading = asyncio.create_task(asyncio.to_thread(read_on))
+    for _ in range(20):
+        await store.add("r/0", counts)
+    ended.set()
+    assert await reading > 10
 
 
 @pytest.mark.parametrize(
