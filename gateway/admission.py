@@ -1,4 +1,4 @@
-"""Who gets in: rates and places of each tenant, and the places of the gateway. What does not fit is refused at once."""
+"""Who gets in: rates and places of tenants, places and memory of the gateway. What does not fit is refused at once."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chassis.errors import ResourceExhausted
 from gateway import metrics
-from gateway.gate import Gate
+from gateway.gate import ByteLimit, Gate
 from gateway.rates import Bucket
 from gateway.tenants import Tenant
 
@@ -20,6 +20,7 @@ class AdmissionLimits:
 
     max_running: int = 256  # answers at once
     max_waiting: int = 256  # requests that wait for their turn
+    max_request_bytes: int = 256 * 2**20  # of all requests that wait or are being answered
     max_uploads: int = 16  # pictures taken by PutImage at once
 
 
@@ -30,24 +31,31 @@ class Admission:
         self._answers = Gate(
             max_running=limits.max_running, max_waiting=limits.max_waiting, who="The gateway", reason="GATEWAY_BUSY"
         )
+        self._bytes = ByteLimit(limits.max_request_bytes)
         self._uploads = Gate(max_running=limits.max_uploads, max_waiting=0, who="The gateway", reason="UPLOADS_BUSY")
         self._shares: dict[str, _Share] = {}
         metrics.RUNNING.set_function(lambda: self._answers.num_running)
+        metrics.REQUEST_BYTES.set_function(lambda: self._bytes.num_bytes)
         metrics.WAITING.set_function(lambda: self._answers.num_waiting + sum(map(_num_waiting, self._shares.values())))
 
     @asynccontextmanager
-    async def answering(self, tenant: Tenant) -> AsyncIterator[None]:
+    async def answering(self, tenant: Tenant, num_bytes: int) -> AsyncIterator[None]:
         """Hold a place for one answer while the block runs, after a wait for it where there is a queue.
 
+        Args:
+            tenant: who asks.
+            num_bytes: size of the request, which is held all the while.
+
         Raises:
-            ResourceExhausted: reason 'REQUEST_RATE', 'TOKEN_RATE', 'TENANT_BUSY' or 'GATEWAY_BUSY'; says when to come
-                again.
+            ResourceExhausted: reason 'REQUEST_RATE', 'TOKEN_RATE', 'BYTES_BUSY', 'TENANT_BUSY' or 'GATEWAY_BUSY'; says
+                when to come again.
         """
         share = self._share(tenant)
         share.take_tokens(0)  # nothing, where earlier answers left no debt
         share.count_request()
-        async with share.gate.enter(), self._answers.enter():
-            yield
+        with self._bytes.hold(num_bytes, retry_after_s=self._answers.time_to_clear_s()):
+            async with share.gate.enter(), self._answers.enter():
+                yield
 
     @asynccontextmanager
     async def uploading(self, tenant: Tenant) -> AsyncIterator[None]:

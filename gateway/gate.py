@@ -1,10 +1,10 @@
-"""A bounded number at once, a bounded queue before it, and a refusal at once for the rest."""
+"""What is inside at once, bounded by number, with a bounded queue before it, and by bytes; the rest is refused."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from chassis.errors import ResourceExhausted
 
@@ -53,6 +53,11 @@ class Gate:
             self._mean_stay_s += _NEWEST * (time.monotonic() - since - self._mean_stay_s)
             self._leave()
 
+    def time_to_clear_s(self) -> float:
+        """Return about how long those before a newcomer take, seconds."""
+        rounds = (self.num_waiting + 1) / self.max_running
+        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, rounds * self._mean_stay_s))
+
     async def _get_in(self) -> None:
         if self.num_running < self.max_running and not self._queue:
             self.num_running += 1
@@ -61,7 +66,7 @@ class Gate:
             raise ResourceExhausted(
                 f"{self._who} has {self.num_running} requests running and {self.num_waiting} waiting.",
                 reason=self._reason,
-                retry_after_s=self._time_to_clear_s(),
+                retry_after_s=self.time_to_clear_s(),
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
@@ -83,7 +88,30 @@ class Gate:
                 self.num_running += 1
                 turn.set_result(None)
 
-    def _time_to_clear_s(self) -> float:
-        """Return about how long those before a newcomer take."""
-        rounds = (self.num_waiting + 1) / self.max_running
-        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, rounds * self._mean_stay_s))
+
+class ByteLimit:
+    """Bounds the bytes of the requests that wait or run; a queue bounded by number alone would hold any amount."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Start empty."""
+        self._max_bytes = max_bytes
+        self.num_bytes = 0
+
+    @contextmanager
+    def hold(self, num_bytes: int, *, retry_after_s: float) -> Iterator[None]:
+        """Count a request's bytes for the length of the block.
+
+        Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'; says to come again after `retry_after_s`.
+        """
+        if self.num_bytes + num_bytes > self._max_bytes:
+            raise ResourceExhausted(
+                f"The gateway holds {self.num_bytes} bytes of requests and takes {self._max_bytes} at once.",
+                reason="BYTES_BUSY",
+                retry_after_s=retry_after_s,
+            )
+        self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self.num_bytes -= num_bytes

@@ -19,6 +19,7 @@ REQUESTS = Counter(
 )
 RUNNING = Gauge("tandem_gateway_running", "Answers that are being given.")
 WAITING = Gauge("tandem_gateway_waiting", "Requests that wait for their turn.")
+REQUEST_BYTES = Gauge("tandem_gateway_request_bytes", "Size of the requests that wait or are being answered, bytes.")
 TENANT_REQUESTS = Counter(
     "tandem_gateway_tenant_requests", "Answers that ended, by tenant and outcome.", ["tenant", "outcome"]
 )

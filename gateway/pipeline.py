@@ -62,7 +62,7 @@ class Pipeline:
         try:
             async with (
                 asyncio.timeout(deadline.remaining_s()),
-                self._admission.answering(tenant),
+                self._admission.answering(tenant, request.ByteSize()),
                 self._traffic.carry(request.routing_key, pin, deadline=deadline, report=report) as choice,
             ):
                 release = choice.release.name

@@ -47,6 +47,11 @@ class GatewaySettings(ServiceSettings):
     )
     max_running: int = Field(_ADMISSION.max_running, ge=1, description="most answers given at once")
     max_waiting: int = Field(_ADMISSION.max_waiting, ge=0, description="most requests that wait for their turn")
+    max_request_bytes: int = Field(
+        _ADMISSION.max_request_bytes,
+        ge=1,
+        description="most bytes of all requests that wait or are answered; they take about four times as much memory",
+    )
     max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most pictures taken by PutImage at once")
     max_images: int = Field(8, ge=0, description="most pictures of one request")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest file of one picture, bytes")
@@ -125,6 +130,12 @@ class GatewaySettings(ServiceSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return url
 
+    @model_validator(mode="after")
+    def _has_room_for_the_largest(self) -> Self:
+        if self.max_request_bytes < self.max_message_bytes:
+            raise ValueError("--max-request-bytes is less than --max-message-bytes: the largest request never fits")
+        return self
+
     @property
     def limits(self) -> Limits:
         """What one request may ask for."""
@@ -140,7 +151,12 @@ class GatewaySettings(ServiceSettings):
     @property
     def admission_limits(self) -> AdmissionLimits:
         """How many requests the gateway takes at once."""
-        return AdmissionLimits(max_running=self.max_running, max_waiting=self.max_waiting, max_uploads=self.max_uploads)
+        return AdmissionLimits(
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+            max_request_bytes=self.max_request_bytes,
+            max_uploads=self.max_uploads,
+        )
 
     @property
     def role_without_keys(self) -> Role:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import ResourceExhausted
-from gateway.gate import Gate
+from gateway.gate import ByteLimit, Gate
 
 
 def make_gate(max_running: int, max_waiting: int) -> Gate:
@@ -91,3 +91,15 @@ async def test_the_wait_it_names_grows_with_the_queue() -> None:
     assert waits[0] is not None
     assert waits[1] is not None
     assert waits[1] > waits[0]
+
+
+def test_bytes_are_held_until_their_request_ends() -> None:
+    limit = ByteLimit(100)
+    with limit.hold(60, retry_after_s=1):
+        with pytest.raises(ResourceExhausted) as raised, limit.hold(41, retry_after_s=1.5):
+            pass
+        assert (raised.value.reason, raised.value.retry_after_s) == ("BYTES_BUSY", 1.5)
+        with limit.hold(40, retry_after_s=1):
+            assert limit.num_bytes == 100
+        assert limit.num_bytes == 60
+    assert limit.num_bytes == 0

@@ -44,6 +44,7 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
     [
         ("--shared-cache-url", "http://:secret@host"),
         ("--max-stop-strings", "17"),
+        ("--max-request-bytes", "1000"),
         ("--vision", ","),
         ("--max-deadline-s", "0"),
         ("--refresh-s", "no"),

@@ -161,6 +161,25 @@ async def test_the_gateways_places_hold_for_all_together(make_world: MakeWorld) 
         await world.ask("?")
 
 
+async def test_large_requests_are_refused_where_the_queue_still_has_places_but_memory_has_not(
+    make_world: MakeWorld,
+) -> None:
+    """A queue bounded by number alone holds any amount: hundreds of pictures of twenty megabytes."""
+    limits = {"max_message_bytes": 2**20, "max_request_bytes": 2**20}
+    async with make_world(max_running=1, max_waiting=100, **limits) as world:
+        world.language.hangs = True
+        calls = [asyncio.create_task(world.ask(bytes(500_000), "?")) for _ in range(2)]  # one runs, one waits
+        await eventually(lambda: world.language.num_running == 1)
+        error = await refused(world.ask(bytes(500_000), "?"))
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BYTES_BUSY")
+        assert error.retry_after_s is not None
+        for call in calls:
+            call.cancel()
+        await eventually(lambda: world.language.num_running == 0)
+        world.language.hangs = False
+        await world.ask(bytes(500_000), "?")
+
+
 async def test_requests_a_minute_are_counted_over_all_calls(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
