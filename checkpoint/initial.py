@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -11,10 +12,9 @@ from torch import Tensor
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorSpec, layout
 from checkpoint.manifest import Manifest
+from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
-from checkpoint.weight_writers import Container
-from checkpoint.weights import OnTensor, save
 
 _STD = 0.02
 _TO_DECODER = ("perceiver_resampler.proj.weight", "vision_projection.weight")
@@ -69,11 +69,11 @@ def create_checkpoint(
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
-    shards: int = 1,
-    container: Container = "safetensors",
-    on_tensor: OnTensor | None = None,
+    **files: Unpack[FileOptions],
 ) -> Manifest:
     """Put a checkpoint with random weights and a byte tokenizer into the model store at `root`.
+
+    `files` says how the weights are written, see `FileOptions`.
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SHARDS.
@@ -87,7 +87,5 @@ def create_checkpoint(
             tag,
             tokenizer_json=byte_tokenizer().to_str(pretty=True),
             dtype=dtype,
-            shards=shards,
-            container=container,
-            on_tensor=on_tensor,
+            **files,
         )

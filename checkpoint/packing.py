@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 from checkpoint.config import parse_config
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest
+from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import CHAT_TEMPLATE
 from checkpoint.weight_files import WeightFiles, open_files, open_folder
-from checkpoint.weight_writers import Container
-from checkpoint.weights import OnTensor, save
 
 
 def pack(
@@ -24,9 +24,7 @@ def pack(
     tokenizer: Path | None = None,
     chat_template: Path | None = None,
     dtype: torch.dtype | None = None,
-    shards: int = 1,
-    container: Container = "safetensors",
-    on_tensor: OnTensor | None = None,
+    **files: Unpack[FileOptions],
 ) -> Manifest:
     """Put a checkpoint into the model store at `root`, made of foreign weights.
 
@@ -38,9 +36,7 @@ def pack(
         tokenizer: `tokenizer.json`; the one beside the weights where left out.
         chat_template: the chat template; the one beside the weights where left out, else ours.
         dtype: stored type of every tensor; each keeps its own where left out.
-        shards: number of weight files.
-        container: kind of weight file written.
-        on_tensor: shows progress.
+        files: how the weights are written, see `FileOptions`.
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SHARDS, BAD_SOURCE.
@@ -58,9 +54,7 @@ def pack(
             tokenizer_json=_read(tokenizer or beside / TOKENIZER_FILE),
             chat_template=_read(template) if chat_template or template.exists() else CHAT_TEMPLATE,
             dtype=dtype,
-            shards=shards,
-            container=container,
-            on_tensor=on_tensor,
+            **files,
         )
 
 

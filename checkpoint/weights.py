@@ -1,8 +1,7 @@
-"""Weights in memory: load one half of a checkpoint, checked against its manifest, and save a whole one."""
+"""Weights in memory: load one half of a checkpoint, checked against its layout and its manifest."""
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +10,14 @@ import torch
 from torch import Tensor
 
 from chassis.errors import DataLoss, FailedPrecondition
-from checkpoint.config import CONFIG_FILE, ModelConfig, read_config, write_config
+from checkpoint.config import CONFIG_FILE, ModelConfig, read_config
 from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.layout import EMBEDDING, HALVES, HEAD, Half, TensorSpec, half_of, layout
-from checkpoint.manifest import (
-    TEMPLATE_FILE,
-    TOKENIZER_FILE,
-    LanguageEntry,
-    Manifest,
-    VisionEntry,
-    file_sha256,
-    read_manifest,
-    read_verified,
-    write_manifest,
-)
-from checkpoint.tags import parse_tag
-from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
+from checkpoint.layout import EMBEDDING, HEAD, Half, TensorSpec, half_of, layout
+from checkpoint.manifest import TOKENIZER_FILE, Manifest, read_manifest, read_verified
 from checkpoint.weight_files import WeightFiles, drop_pages, dtype_name, element_bytes, open_folder
-from checkpoint.weight_writers import Container, Stored, write_weights
 
 _NAMES_SHOWN = 5
 _READERS = 4  # threads that read and hash, one tensor each; both run outside of the interpreter's lock
-# Told of each tensor written: its name, the bytes written so far with it, the bytes there are to write.
-OnTensor = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,85 +150,6 @@ def tensor_digest(tensor: Tensor) -> TensorDigest:
     """Return what a half's digest takes from a contiguous tensor in CPU memory."""
     sha256 = hashlib.sha256(element_bytes(tensor)).digest()
     return TensorDigest(dtype_name(tensor.dtype), tuple(tensor.shape), sha256)
-
-
-def save(
-    folder: Path,
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    tag: str,
-    *,
-    tokenizer_json: str,
-    chat_template: str = CHAT_TEMPLATE,
-    vision_digest: bytes | None = None,
-    dtype: torch.dtype | None = None,
-    shards: int = 1,
-    container: Container = "safetensors",
-    on_tensor: OnTensor | None = None,
-) -> Manifest:
-    """Write a whole checkpoint into an empty folder, its manifest last; use with `ModelStore.create`.
-
-    `tensors` may make each tensor only when it is asked for: one at a time is in memory (one shard for `.bin`).
-
-    Args:
-        folder: an empty folder.
-        config: the model's configuration.
-        tensors: by canonical name, both halves; a head equal to the embedding is left out of a tied model.
-        tag: the checkpoint's tag.
-        tokenizer_json: content of `tokenizer.json`.
-        chat_template: content of `chat_template.jinja`.
-        vision_digest: of the vision half the language half was trained with, 32 bytes; this one's where left out.
-        dtype: stored type of every tensor; each keeps its own where left out.
-        shards: number of weight files.
-        container: kind of weight file.
-        on_tensor: shows progress.
-
-    Raises:
-        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, or BAD_CHECKPOINT for the tokenizer.
-        InvalidArgument: BAD_TAG, BAD_SHARDS.
-    """
-    parse_tag(tag)
-    check_tokenizer(tokenizer_json, config)
-    specs = check_names(tensors, config, HALVES, tag)
-    check_tied_head(tensors, config, tag)
-    plan = [Stored(spec, dtype or tensors[spec.name].dtype) for spec in specs]
-    bytes_so_far = itertools.accumulate(stored.num_bytes for stored in plan)
-    bytes_in_all = sum(stored.num_bytes for stored in plan)
-    digests: dict[Half, dict[str, TensorDigest]] = {half: {} for half in HALVES}
-
-    def take(stored: Stored) -> Tensor:
-        spec = stored.spec
-        tensor = tensors[spec.name].detach()
-        check_shapes({spec.name: tensor}, [spec], tag)
-        tensor = tensor.to(device="cpu", dtype=stored.dtype).contiguous()
-        digests[spec.half][spec.name] = tensor_digest(tensor)
-        if on_tensor:
-            on_tensor(spec.name, next(bytes_so_far), bytes_in_all)
-        return tensor
-
-    write_weights(folder, tag, plan, take, shards=shards, container=container)
-    write_config(config, folder)
-    (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
-    (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
-    manifest = _manifest(folder, tag, config, digests, vision_digest)
-    write_manifest(manifest, folder)
-    return manifest
-
-
-def _manifest(
-    folder: Path,
-    tag: str,
-    config: ModelConfig,
-    digests: Mapping[Half, Mapping[str, TensorDigest]],
-    trained_with: bytes | None,
-) -> Manifest:
-    vision_digest, language_digest = (half_digest(config, half, digests[half]) for half in HALVES)
-    return Manifest(
-        tag=tag,
-        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-        vision=VisionEntry(digest=vision_digest),
-        language=LanguageEntry(digest=language_digest, vision_digest=trained_with or vision_digest),
-    )
 
 
 def _named(what: str, names: Sequence[str], reason: str) -> FailedPrecondition:

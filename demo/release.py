@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from checkpoint.layout import layout
+from checkpoint.saving import save
 from checkpoint.store import ModelStore
-from checkpoint.weights import save
 from demo.evaluate import Score, add_evaluation_arguments, measure, report, score, table
 from demo.questions import LANGUAGES, TOPICS, Language, Topic
 from demo.train import DEFAULT_FOLDER, TOKENIZER_FILE, demo_model, snapshot_name

@@ -16,9 +16,10 @@ from PIL import Image
 from chassis.errors import FailedPrecondition, Internal, NotFound
 from checkpoint.initial import RandomTensors, create_checkpoint
 from checkpoint.presets import PRESETS
+from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
-from checkpoint.weights import load_half, save
+from checkpoint.weights import load_half
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
