@@ -14,6 +14,7 @@ from typing import Any, Self, Unpack
 
 from chassis.channels import ChannelTls, open_blocking_channel
 from tandem import client_wire as wire
+from tandem.client_call import Call, new_call
 from tandem.client_types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
@@ -26,7 +27,7 @@ class TextStream:
     Leaving the loop early, `close` and the end of a `with` block cancel the request.
     """
 
-    def __init__(self, call: Any, envelope: wire.Call) -> None:
+    def __init__(self, call: Any, envelope: Call) -> None:
         self.request_id = envelope.request_id
         self._call = call
         self._envelope = envelope
@@ -119,7 +120,7 @@ class Client:
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> TextStream:
         """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
-        envelope = wire.new_call(self.address, self.timeout_s, self._api_key, options)
+        envelope = new_call(self.address, self.timeout_s, self._api_key, options)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return TextStream(call, envelope)
 
@@ -138,7 +139,7 @@ class Client:
 
     def put_image(self, source: Path | str | bytes) -> str:
         """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
-        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
+        envelope = new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = self._gateway.PutImage(
                 wire.put_image_requests(source), metadata=envelope.metadata, timeout=envelope.timeout_s
@@ -150,14 +151,14 @@ class Client:
     ) -> TokenCount:
         """Return what a prompt would take of the context, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
-        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
+        envelope = new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = self._gateway.CountTokens(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return wire.token_count(response)
 
     def models(self) -> list[ReleaseInfo]:
         """Return the releases the gateway can answer with."""
-        envelope = wire.new_call(self.address, self.timeout_s, self._api_key)
+        envelope = new_call(self.address, self.timeout_s, self._api_key)
         with envelope.translated():
             response = self._gateway.ListModels(
                 gateway_pb2.GatewayListModelsRequest(), metadata=envelope.metadata, timeout=envelope.timeout_s

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from chassis.channels import ChannelTls, open_blocking_channel
-from tandem import client_wire as wire
 from tandem.client import DEFAULT_ADDRESS
+from tandem.client_call import new_call
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
 
 
@@ -66,7 +66,7 @@ class Rollouts:
 
     def watch(self) -> Iterator[rollout_pb2.Rollout]:
         """Yield the rollout as it is, and again after every change."""
-        envelope = wire.new_call(self._address, None, self._api_key)
+        envelope = new_call(self._address, None, self._api_key)
         call: Any = self._stub.Watch(rollout_pb2.RolloutsWatchRequest(), metadata=envelope.metadata)
         try:
             with envelope.translated():
@@ -88,7 +88,7 @@ class Rollouts:
         self.close()
 
     def _call(self, method: Any, request: Any) -> rollout_pb2.Rollout:
-        envelope = wire.new_call(self._address, self._timeout_s, self._api_key)
+        envelope = new_call(self._address, self._timeout_s, self._api_key)
         with envelope.translated():
             response = method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         rollout: rollout_pb2.Rollout = response.rollout
