@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.load, pytest.mark.timeout(600 + NUM_CANCELS)]
 
 
 @pytest.fixture(scope="module")
-def cluster(models: Path) -> Iterator[Cluster]:
-    with Cluster(models, replicas=2) as cluster:
+def cluster(store: Path) -> Iterator[Cluster]:
+    with Cluster(store, replicas=2) as cluster:
         yield cluster
 
 

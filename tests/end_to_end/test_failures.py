@@ -31,8 +31,8 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def cluster(models: Path, redis: RedisServer) -> Iterator[Cluster]:
-    with Cluster(models, replicas=2, gateways=2, gateway_flags=["--shared-cache-url", redis.url]) as cluster:
+def cluster(store: Path, redis: RedisServer) -> Iterator[Cluster]:
+    with Cluster(store, replicas=2, gateways=2, gateway_flags=["--shared-cache-url", redis.url]) as cluster:
         yield cluster
 
 

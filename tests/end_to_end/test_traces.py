@@ -50,9 +50,9 @@ def collector() -> Iterator[tuple[Collector, str]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(models: Path, collector: tuple[Collector, str]) -> Iterator[Cluster]:
+def cluster(store: Path, collector: tuple[Collector, str]) -> Iterator[Cluster]:
     flags = ["--trace-endpoint", collector[1]]
-    with Cluster(models, stage_flags=flags, gateway_flags=flags) as cluster:
+    with Cluster(store, stage_flags=flags, gateway_flags=flags) as cluster:
         yield cluster
 
 

@@ -1,24 +1,23 @@
 """The language service as a real process, and the messages tests send to it."""
 
-import json
 import re
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
+from chassis.errors import TandemError, from_rpc_error
 from checkpoint.manifest import read_manifest
 from checkpoint.presets import PRESETS
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2, tensor_pb2
+from tests import processes
+from tests.processes import StageProcess
 
 TAG = "tiny-v1.0.0"
 CONFIG = PRESETS["tiny"]
@@ -28,15 +27,15 @@ BLOCK_BYTES = 16 * CONFIG.language.num_layers * 2 * CONFIG.language.num_kv_heads
 Request = language_pb2.GenerateRequest
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(StageProcess):
     """A process that is ready."""
 
-    process: subprocess.Popen[str]
-    channel: grpc.Channel
-    metrics_port: int
-    vision_digest: bytes
-    port: int
+    module = "language_service"
+
+    @property
+    def vision_digest(self) -> bytes:
+        """Of the vision half its model was trained with."""
+        return read_manifest(self.models / TAG).language.vision_digest
 
     @property
     def stub(self) -> Any:
@@ -57,27 +56,9 @@ class Running:
             time.sleep(0.02)
 
 
-def command(models: Path, *flags: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "language_service", "--models", str(models), "--listen", "127.0.0.1:0"),
-        *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
-    ]
-
-
-@contextmanager
-def running(models: Path, *flags: str) -> Iterator[Running]:
-    process = subprocess.Popen(command(models, *flags), stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
-        # The pipe must not fill up while the process logs.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
-            digest = read_manifest(models / TAG).language.vision_digest
-            yield Running(process, channel, ready["metrics_port"], digest, ready["port"])
-    finally:
-        process.kill()
-        process.wait()
+def running(models: Path, *flags: str) -> AbstractContextManager[Running]:
+    """Return a language service that runs while the block does."""
+    return processes.running(Running, models, *flags)
 
 
 def start(tag: str = TAG, **sampling: Any) -> Request:
@@ -99,3 +80,19 @@ def image(vision_digest: bytes, seed: int = 0, **fields: Any) -> Request:
     )
     fields = {"embeddings": tensor, "visual_key": bytes([seed]) * 32, "vision_digest": vision_digest, **fields}
     return Request(image=language_pb2.ImageSegment(visual_tokens=tensor_pb2.VisualTokens(**fields)))
+
+
+def ask(service: Running, *requests: Request, timeout: float = 20) -> tuple[list[int], language_pb2.GenerateFinished]:
+    """Return the tokens and the last message of an answer."""
+    responses = list(service.stub.Generate(iter(requests), timeout=timeout))
+    assert responses[0].WhichOneof("event") == "prefilled"
+    assert all(response.WhichOneof("event") == "tokens" for response in responses[1:-1])
+    tokens = [token for response in responses[1:-1] for token in response.tokens.token_ids]
+    return tokens, responses[-1].finished
+
+
+def refusal(service: Running, requests: Sequence[Request], timeout: float = 10) -> TandemError:
+    """Return the error a prompt is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        list(service.stub.Generate(iter(requests), timeout=timeout))
+    return from_rpc_error(caught.value)

@@ -51,7 +51,7 @@ async def test_nothing_is_left_of_requests_that_end_in_every_way(tmp_path: Path)
 async def _send(service: Running, chance: random.Random, count: int) -> Counter[str]:
     """Send `count` requests, some at a time; return how they ended."""
     places = asyncio.Semaphore(NUM_AT_ONCE)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+    async with grpc.aio.insecure_channel(service.address) as channel:
         stub = language_pb2_grpc.LanguageServiceStub(channel)
 
         async def one(seed: int) -> str:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,20 @@ from chassis.settings import load_settings
 from checkpoint.initial import create_checkpoint
 from checkpoint.manifest import read_manifest, tokenizer_digest
 from language_service.service import LanguageSettings
-from tandem.v1 import language_pb2, model_pb2, sampling_pb2, tensor_pb2
-from tests.language_service.process import BLOCK_BYTES, CONFIG, TAG, Request, Running, image, running, start, text
+from tandem.v1 import model_pb2, sampling_pb2
+from tests.language_service.process import (
+    BLOCK_BYTES,
+    CONFIG,
+    TAG,
+    Request,
+    Running,
+    ask,
+    image,
+    refusal,
+    running,
+    start,
+    text,
+)
 
 OTHER_TAG, SPARE_TAG = "tiny-v1.1.0", "tiny-v2.0.0"
 NUM_BLOCKS = 256
@@ -37,21 +49,6 @@ def service(models: Path) -> Iterator[Running]:
     flags = ("--kv-cache-bytes", str(NUM_BLOCKS * BLOCK_BYTES), "--segment-timeout-s", "0.5", "--max-images", "2")
     with running(models, "--tags", f"{TAG},{OTHER_TAG}", *flags) as process:
         yield process
-
-
-def ask(service: Running, *requests: Request, timeout: float = 20) -> tuple[list[int], language_pb2.GenerateFinished]:
-    """Return the tokens and the last message of an answer."""
-    responses = list(service.stub.Generate(iter(requests), timeout=timeout))
-    assert responses[0].WhichOneof("event") == "prefilled"
-    assert all(response.WhichOneof("event") == "tokens" for response in responses[1:-1])
-    tokens = [token for response in responses[1:-1] for token in response.tokens.token_ids]
-    return tokens, responses[-1].finished
-
-
-def refusal(service: Running, requests: Sequence[Request], timeout: float = 10) -> TandemError:
-    with pytest.raises(grpc.RpcError) as caught:
-        list(service.stub.Generate(iter(requests), timeout=timeout))
-    return from_rpc_error(caught.value)
 
 
 def test_an_answer_streams_and_says_what_it_took(service: Running) -> None:
@@ -114,95 +111,6 @@ def test_a_model_describes_itself(service: Running, models: Path) -> None:
     assert (language.num_visual_tokens, language.max_images, language.max_running) == (32, 2, 64)
     assert (language.num_blocks, language.block_size) == (NUM_BLOCKS, 16)
     assert language.num_cache_bytes == service.metric("tandem_language_kv_blocks") * 16 * 2 * 2 * 2 * 16 * 4
-
-
-def bad_prompts(digest: bytes) -> dict[str, tuple[list[Request], str, str, str | None]]:
-    good = image(digest).image.visual_tokens
-    shape, data, kind = list(good.embeddings.shape), good.embeddings.data, tensor_pb2.DATA_TYPE_BFLOAT16
-
-    def tensor(**fields: Any) -> Request:
-        return image(
-            digest, embeddings=tensor_pb2.Tensor(**{"data_type": kind, "shape": shape, "data": data, **fields})
-        )
-
-    def opening(**fields: Any) -> Request:
-        return Request(start=language_pb2.GenerateStart(tag=TAG, **fields))
-
-    nan, invalid = b"\xc0\x7f" + data[2:], "INVALID_ARGUMENT"
-    embeddings = "image.visual_tokens.embeddings"
-    return {
-        "nothing": ([], invalid, "BAD_STREAM", "start"),
-        "no start": ([text(1)], invalid, "BAD_STREAM", "start"),
-        "an empty first message": ([Request()], invalid, "BAD_STREAM", "start"),
-        "an empty later message": ([start(), Request()], invalid, "BAD_STREAM", "message"),
-        "two starts": ([start(), text(1), start()], invalid, "BAD_STREAM", "message"),
-        "unknown tag": ([start("other-v1.0.0"), text(1)], "NOT_FOUND", "UNKNOWN_TAG", "tag"),
-        "no tag": ([start(""), text(1)], "NOT_FOUND", "UNKNOWN_TAG", "tag"),
-        "temperature": ([start(temperature=-1), text(1)], invalid, "BAD_SAMPLING", "sampling.temperature"),
-        "min_tokens above the default": (
-            [start(min_tokens=257), text(1)],
-            *(invalid, "BAD_SAMPLING", "sampling.min_tokens"),
-        ),
-        "long salt": ([opening(cache_salt=bytes(65)), text(1)], invalid, "BAD_SALT", "start.cache_salt"),
-        "priority": ([opening(priority=101), text(1)], invalid, "BAD_PRIORITY", "start.priority"),
-        "empty prompt": ([start()], invalid, "EMPTY_PROMPT", "text"),
-        "empty text": ([start(), text()], invalid, "EMPTY_SEGMENT", "text.token_ids"),
-        "unknown token": ([start(), text(1, 264)], invalid, "UNKNOWN_TOKEN", "text.token_ids"),
-        "long prompt": ([start(), text(*[1] * 1024)], invalid, "PROMPT_TOO_LONG", "text.token_ids"),
-        "long by its second part": (
-            [start(), text(*[1] * 1000), image(digest)],
-            *(invalid, "PROMPT_TOO_LONG", "image"),
-        ),
-        "no room for the answer": (
-            [start(max_tokens=25), text(*[1] * 1000)],
-            invalid,
-            "PROMPT_TOO_LONG",
-            "text.token_ids",
-        ),
-        "huge max_tokens": ([start(max_tokens=2**32 - 1), text(1)], invalid, "PROMPT_TOO_LONG", "text.token_ids"),
-        "three pictures": ([start(), *[image(digest)] * 3], invalid, "TOO_MANY_IMAGES", "image"),
-        "another vision half": (
-            [start(), image(bytes(32))],
-            *(invalid, "VISION_MISMATCH", "image.visual_tokens.vision_digest"),
-        ),
-        "short key": (
-            [start(), image(digest, visual_key=b"k")],
-            *(invalid, "BAD_VISUAL_KEY", "image.visual_tokens.visual_key"),
-        ),
-        "no tensor": ([start(), image(digest, embeddings=None)], invalid, "BAD_TENSOR", embeddings),
-        "no type": ([start(), tensor(data_type=0)], invalid, "BAD_TENSOR", embeddings),
-        "too few visual tokens": (
-            [start(), tensor(shape=[31, 64], data=data[:-128])],
-            invalid,
-            "BAD_TENSOR",
-            embeddings,
-        ),
-        "too wide": ([start(), tensor(shape=[32, 65], data=data + bytes(64))], invalid, "BAD_TENSOR", embeddings),
-        "cut short": ([start(), tensor(data=data[:-1])], invalid, "BAD_TENSOR", embeddings),
-        "not a number": ([start(), text(1), tensor(data=nan)], invalid, "BAD_TENSOR", embeddings),
-    }
-
-
-def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(service: Running) -> None:
-    """A good stream runs beside all of them; its greedy tokens are those it gives alone."""
-    prompt = [start(max_tokens=400, logit_bias={5: 0.1}), text(*range(7, 40)), image(service.vision_digest), text(9)]
-    alone, _ = ask(service, *prompt)
-    for name, (requests, code, reason, field) in bad_prompts(service.vision_digest).items():
-        beside = service.stub.Generate(iter(prompt), timeout=20)
-        next(beside)
-        started = time.perf_counter()
-        error = refusal(service, requests)
-        assert time.perf_counter() - started < 1, name
-        assert (error.code.name, error.reason, error.field) == (code, reason, field), name
-        beside.cancel()
-    beside = service.stub.Generate(iter(prompt), timeout=20)
-    tokens: list[int] = list(next(beside).tokens.token_ids)
-    for requests, *_ in bad_prompts(service.vision_digest).values():
-        refusal(service, requests)
-    for response in beside:
-        tokens += response.tokens.token_ids
-    assert tokens == alone
-    service.until_idle()
 
 
 def test_leaving_frees_everything_at_any_stage(service: Running) -> None:

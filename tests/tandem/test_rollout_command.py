@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,8 @@ from tandem.v1 import rollout_pb2
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 STABLE, OTHER = "tiny-v1.0.0", "tiny-v1.1.0"
+CURSOR_UP, SHOW_CURSOR = b"\x1b[1A", b"\x1b[?25h"
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,26 @@ def test_a_rollout_is_set_shown_watched_and_rolled_back(stack: Stack, running: R
     assert "just a try" in back.stdout
     changes = [change.reason for change in next(running.watch()).changes]
     assert changes[-1] == "just a try"
+
+
+def test_watching_the_status_in_a_terminal_draws_one_table_over_itself_until_ctrl_c(
+    stack: Stack, running: Rollouts
+) -> None:
+    assert run(stack, "set", OTHER, "--steps", "10:1h,100").returncode == 0
+    master, terminal = pty.openpty()
+    environment = {**os.environ, "TANDEM_ADDRESS": stack.address, "TERM": "xterm", "COLUMNS": "100"}
+    command = [TANDEM, "rollout", "status", "--watch"]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as process:
+        drawn = b""
+        while drawn.count(b"step 1 of 2") < 3:
+            drawn += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == INTERRUPTED
+    drawn += os.read(master, 65536)
+    os.close(terminal)
+    os.close(master)
+    assert drawn.count(CURSOR_UP) >= 2 * 6  # back over the table before each new one
+    assert drawn.rindex(SHOW_CURSOR) > drawn.rindex(b"step 1 of 2")
 
 
 def test_a_plan_that_is_refused_is_one_sentence_and_exit_code_1(stack: Stack, running: Rollouts) -> None:

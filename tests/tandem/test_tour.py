@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_tour_asks_three_questions_and_shows_the_cache_hit(models: Path, pictures: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "demo.tour", "--models", str(models), "--release", "tiny-v1.0.0"]
+def test_the_tour_asks_three_questions_and_shows_the_cache_hit(store: Path, pictures: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "demo.tour", "--models", str(store), "--release", "tiny-v1.0.0"]
     command += ["--pictures", str(pictures[0].parent)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=90, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stderr) == (0, "")

@@ -52,8 +52,8 @@ class Up:
 
 
 @pytest.fixture
-def up(models: Path) -> Iterator[Up]:
-    up = Up(models)
+def up(store: Path) -> Iterator[Up]:
+    up = Up(store)
     yield up
     up.process.kill()
     up.process.communicate()
@@ -124,9 +124,9 @@ def test_a_signal_before_it_is_ready_stops_it_too(up: Up) -> None:
 
 
 @pytest.mark.slow
-def test_running_answers_are_finished_before_it_stops(models: Path) -> None:
+def test_running_answers_are_finished_before_it_stops(store: Path) -> None:
     """Stopping drains: the answer that streams when the signal comes is whole."""
-    config = StackConfig(models=models, release="tiny-v1.0.0", threads=1, drain_s=20)
+    config = StackConfig(models=store, release="tiny-v1.0.0", threads=1, drain_s=20)
     with Stack(config) as stack, Client(stack.address) as client:
         stream = client.generate("Go on", max_tokens=200, ignore_eos=True)
         pieces = iter(stream)
@@ -138,21 +138,21 @@ def test_running_answers_are_finished_before_it_stops(models: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_stack_that_logs_only_errors_gets_ready_too(models: Path) -> None:
-    with Stack(StackConfig(models=models, release="tiny-v1.0.0", threads=1, log_level="error")) as stack:
+def test_a_stack_that_logs_only_errors_gets_ready_too(store: Path) -> None:
+    with Stack(StackConfig(models=store, release="tiny-v1.0.0", threads=1, log_level="error")) as stack:
         assert stack.address_of("vision") != stack.address_of("language")
 
 
-def test_a_taken_port_is_one_sentence(models: Path) -> None:
+def test_a_taken_port_is_one_sentence(store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(FailedPrecondition, match=f"Port {port} .*in use.*--port"):
-            Stack(StackConfig(models=models, release="tiny-v1.0.0", port=port)).start()
+            Stack(StackConfig(models=store, release="tiny-v1.0.0", port=port)).start()
 
 
 @pytest.mark.slow
-def test_a_service_that_cannot_start_is_named_with_its_reason(models: Path) -> None:
-    stack = Stack(StackConfig(models=models, release="other-v1.0.0"))
+def test_a_service_that_cannot_start_is_named_with_its_reason(store: Path) -> None:
+    stack = Stack(StackConfig(models=store, release="other-v1.0.0"))
     with pytest.raises(
         Unavailable, match=r"The (vision|language) service stopped before it was ready: .*other-v1\.0\.0"
     ):
@@ -161,8 +161,8 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(models: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_flag_a_service_refuses_is_its_own_sentence(models: Path) -> None:
-    config = StackConfig(models=models, release="tiny-v1.0.0", vision_flags=["--max-queue", "none"])
+def test_a_flag_a_service_refuses_is_its_own_sentence(store: Path) -> None:
+    config = StackConfig(models=store, release="tiny-v1.0.0", vision_flags=["--max-queue", "none"])
     with pytest.raises(Unavailable, match="The vision service stopped before it was ready: --max-queue"), Stack(config):
         pass
 

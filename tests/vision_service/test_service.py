@@ -25,7 +25,7 @@ from checkpoint.identity import visual_key
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
-from tests.vision_service.process import TAG, Running, command, fresh, request, running, values
+from tests.vision_service.process import TAG, Running, fresh, request, running, values
 
 OTHER_TAG, SPARE_TAG = "tiny-v1.1.0", "tiny-v2.0.0"
 START_S = 60
@@ -251,7 +251,7 @@ def _outcome(stub: Any) -> tuple[str, str, float | None]:
 def test_a_start_that_cannot_work_says_why(models: Path, flags: tuple[str, ...], code: int, told: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command(models, *flags), capture_output=True, text=True, timeout=START_S, env=environment, check=False
+        Running.command(models, *flags), capture_output=True, text=True, timeout=START_S, env=environment, check=False
     )
     assert done.returncode == code
     assert told in done.stderr

@@ -1,0 +1,27 @@
+"""What several folders' tests stand on: a model store with one tiny checkpoint, and a stack that serves it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from tandem.stack import Stack, StackConfig
+
+TAG = "tiny-v1.0.0"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model store with one tiny random checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    create_checkpoint(folder, TAG, PRESETS["tiny"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(store: Path) -> Iterator[Stack]:
+    """Yield the three real processes, ready."""
+    with Stack(StackConfig(models=store, release=TAG, precision="float32", threads=1, drain_s=2)) as stack:
+        yield stack

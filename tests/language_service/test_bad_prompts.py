@@ -1,0 +1,122 @@
+"""Every prompt the language service refuses: by its reason, at once, and with no harm to answers under way."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tandem.v1 import language_pb2, tensor_pb2
+from tests.language_service.process import CONFIG, TAG, Request, Running, ask, image, refusal, running, start, text
+
+ENDLESS = 2**32 - 1
+EMBEDDINGS = "image.visual_tokens.embeddings"
+
+
+class Refused(NamedTuple):
+    """A prompt and the error it is refused with."""
+
+    requests: list[Request]
+    reason: str
+    field: str
+    code: str = "INVALID_ARGUMENT"
+
+
+@pytest.fixture(scope="module")
+def service(store: Path) -> Iterator[Running]:
+    with running(store, "--tags", TAG, "--kv-cache-bytes", str(64 << 20), "--max-images", "2") as process:
+        yield process
+
+
+def bad_streams() -> dict[str, Refused]:
+    """Return messages out of order."""
+    return {
+        "nothing": Refused([], "BAD_STREAM", "start"),
+        "no start": Refused([text(1)], "BAD_STREAM", "start"),
+        "an empty first message": Refused([Request()], "BAD_STREAM", "start"),
+        "an empty later message": Refused([start(), Request()], "BAD_STREAM", "message"),
+        "two starts": Refused([start(), text(1), start()], "BAD_STREAM", "message"),
+    }
+
+
+def bad_starts() -> dict[str, Refused]:
+    """Return options that are none."""
+
+    def opening(**fields: Any) -> Request:
+        return Request(start=language_pb2.GenerateStart(tag=TAG, **fields))
+
+    return {
+        "unknown tag": Refused([start("other-v1.0.0"), text(1)], "UNKNOWN_TAG", "tag", "NOT_FOUND"),
+        "no tag": Refused([start(""), text(1)], "UNKNOWN_TAG", "tag", "NOT_FOUND"),
+        "temperature": Refused([start(temperature=-1), text(1)], "BAD_SAMPLING", "sampling.temperature"),
+        "min_tokens above the default": Refused(
+            [start(min_tokens=257), text(1)], "BAD_SAMPLING", "sampling.min_tokens"
+        ),
+        "long salt": Refused([opening(cache_salt=bytes(65)), text(1)], "BAD_SALT", "start.cache_salt"),
+        "priority": Refused([opening(priority=101), text(1)], "BAD_PRIORITY", "start.priority"),
+    }
+
+
+def bad_sizes(digest: bytes) -> dict[str, Refused]:
+    """Return prompts of nothing and of too much."""
+    too_long = "PROMPT_TOO_LONG"
+    return {
+        "empty prompt": Refused([start()], "EMPTY_PROMPT", "text"),
+        "empty text": Refused([start(), text()], "EMPTY_SEGMENT", "text.token_ids"),
+        "unknown token": Refused([start(), text(1, CONFIG.language.vocab_size)], "UNKNOWN_TOKEN", "text.token_ids"),
+        "long prompt": Refused([start(), text(*[1] * 1024)], too_long, "text.token_ids"),
+        "long by its second part": Refused([start(), text(*[1] * 1000), image(digest)], too_long, "image"),
+        "no room for the answer": Refused([start(max_tokens=25), text(*[1] * 1000)], too_long, "text.token_ids"),
+        "huge max_tokens": Refused([start(max_tokens=ENDLESS), text(1)], too_long, "text.token_ids"),
+        "three pictures": Refused([start(), *[image(digest)] * 3], "TOO_MANY_IMAGES", "image"),
+    }
+
+
+def bad_pictures(digest: bytes) -> dict[str, Refused]:
+    """Return visual tokens of another model, shape or kind."""
+    good = image(digest).image.visual_tokens.embeddings
+    shape, data = list(good.shape), good.data
+
+    def tensor(**fields: Any) -> Request:
+        fields = {"data_type": tensor_pb2.DATA_TYPE_BFLOAT16, "shape": shape, "data": data, **fields}
+        return image(digest, embeddings=tensor_pb2.Tensor(**fields))
+
+    pictures = {
+        "no tensor": image(digest, embeddings=None),
+        "no type": tensor(data_type=0),
+        "too few visual tokens": tensor(shape=[31, 64], data=data[:-128]),
+        "too wide": tensor(shape=[32, 65], data=data + bytes(64)),
+        "cut short": tensor(data=data[:-1]),
+        "not a number": tensor(data=b"\xc0\x7f" + data[2:]),
+    }
+    tokens = "image.visual_tokens"
+    return {
+        "another vision half": Refused([start(), image(bytes(32))], "VISION_MISMATCH", f"{tokens}.vision_digest"),
+        "short key": Refused([start(), image(digest, visual_key=b"k")], "BAD_VISUAL_KEY", f"{tokens}.visual_key"),
+        **{name: Refused([start(), text(1), picture], "BAD_TENSOR", EMBEDDINGS) for name, picture in pictures.items()},
+    }
+
+
+def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(service: Running) -> None:
+    """A good stream runs beside all of them; its greedy tokens are those it gives alone."""
+    digest = service.vision_digest
+    refused = bad_streams() | bad_starts() | bad_sizes(digest) | bad_pictures(digest)
+    prompt = [start(max_tokens=400, logit_bias={5: 0.1}), text(*range(7, 40)), image(digest), text(9)]
+    alone, _ = ask(service, *prompt)
+    for name, bad in refused.items():
+        beside = service.stub.Generate(iter(prompt), timeout=20)
+        next(beside)
+        started = time.perf_counter()
+        error = refusal(service, bad.requests)
+        assert time.perf_counter() - started < 1, name
+        assert (error.code.name, error.reason, error.field) == (bad.code, bad.reason, bad.field), name
+        beside.cancel()
+    beside = service.stub.Generate(iter(prompt), timeout=20)
+    tokens: list[int] = list(next(beside).tokens.token_ids)
+    for bad in refused.values():
+        refusal(service, bad.requests)
+    for response in beside:
+        tokens += response.tokens.token_ids
+    assert tokens == alone
+    service.until_idle()

@@ -1,0 +1,57 @@
+"""One stage as a real process, for the tests that call it over gRPC."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import grpc
+
+
+@dataclass(frozen=True)
+class StageProcess:
+    """A process that is ready; each stage's tests add what they ask it."""
+
+    module: ClassVar[str]
+
+    process: subprocess.Popen[str]
+    models: Path
+    port: int
+    metrics_port: int
+    channel: grpc.Channel
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @classmethod
+    def command(cls, models: Path, *flags: str) -> list[str]:
+        """Return the command that starts it."""
+        return [
+            *(sys.executable, "-m", cls.module, "--models", str(models), "--listen", "127.0.0.1:0"),
+            *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
+        ]
+
+
+P = TypeVar("P", bound=StageProcess)
+
+
+@contextmanager
+def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
+    """Run a stage while the block runs; it is ready when yielded, and killed at the end."""
+    process = subprocess.Popen(kind.command(models, *flags), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
+        # The pipe must not fill up while the process logs.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
+            yield kind(process, models, ready["port"], ready["metrics_port"], channel)
+    finally:
+        process.kill()
+        process.wait()
