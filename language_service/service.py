@@ -3,8 +3,6 @@
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -12,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from chassis.models import ModelHost
 from chassis.server import Server
-from chassis.settings import CommaSeparated, ServiceSettings
+from checkpoint.stage_settings import StageSettings
 from checkpoint.store import ModelStore
 from language_service.hosted import LanguageLoader
 from language_service.scheduling.scheduler import SchedulerConfig
@@ -20,17 +18,12 @@ from language_service.servicer import SERVICE_NAME, LanguageServicer
 from tandem.v1 import language_pb2_grpc
 
 
-class LanguageSettings(ServiceSettings):
+class LanguageSettings(StageSettings):
     """What the language service can be told."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_")
 
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
-    models: Path = Field(description="folder of the model store")
-    tags: CommaSeparated = Field((), description="tags to load at start, separated by commas")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights, cache and arithmetic")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="where the model runs: cpu or cuda:<index>")
-    threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="size of each model's KV cache, bytes; unset takes kv_cache_fraction"
     )
@@ -56,13 +49,6 @@ class LanguageSettings(ServiceSettings):
         60, gt=0, allow_inf_nan=False, description="longest wait for the next part of a prompt, seconds"
     )
 
-    @field_validator("device")
-    @classmethod
-    def _is_here(cls, device: str) -> str:
-        if device != "cpu" and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
-            raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
-        return device
-
     @field_validator("max_step_tokens")
     @classmethod
     def _leaves_room_to_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
@@ -82,7 +68,7 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         torch.set_num_threads(settings.threads)
     loader = LanguageLoader(
         store=ModelStore(settings.models),
-        dtype=getattr(torch, settings.precision),
+        dtype=settings.dtype,
         device=torch.device(settings.device),
         scheduling=SchedulerConfig(
             block_size=settings.block_size,

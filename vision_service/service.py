@@ -4,16 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from chassis.models import ModelHost
 from chassis.server import Server
-from chassis.settings import CommaSeparated, ServiceSettings
+from checkpoint.stage_settings import StageSettings
 from checkpoint.store import ModelStore
 from tandem.v1 import vision_pb2_grpc
 from vision_service.batcher import BatchConfig
@@ -27,17 +25,12 @@ from vision_service.token_cache import TokenCache
 _LIMITS, _BATCHING = ImageLimits(), BatchConfig()
 
 
-class VisionSettings(ServiceSettings):
+class VisionSettings(StageSettings):
     """What the vision service can be told."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
-    models: Path = Field(description="folder of the model store")
-    tags: CommaSeparated = Field((), description="tags to load at start, separated by commas")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and arithmetic")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="where the model runs: cpu or cuda:<index>")
-    threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most pictures in a forward pass")
     max_wait_ms: float = Field(
         1000 * _BATCHING.max_wait_s,
@@ -67,13 +60,6 @@ class VisionSettings(ServiceSettings):
         4096, ge=1, le=10**6, description="most pictures remembered by their looks; 4 KiB each"
     )
 
-    @field_validator("device")
-    @classmethod
-    def _is_here(cls, device: str) -> str:
-        if device != "cpu" and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
-            raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
-        return device
-
 
 @asynccontextmanager
 async def open_service(settings: VisionSettings, server: Server) -> AsyncIterator[None]:
@@ -87,7 +73,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
     shared = _shared(settings)
     loader = VisionLoader(
         store=ModelStore(settings.models),
-        dtype=getattr(torch, settings.precision),
+        dtype=settings.dtype,
         device=torch.device(settings.device),
         batching=BatchConfig(
             max_batch_size=settings.max_batch_size,
