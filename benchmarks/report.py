@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt  # the backend must be chosen first
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path(__file__).parents[1] / ".tandem" / "benchmarks"  # ignored by git
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +49,12 @@ class Report:
     def publish(self, plot: Callable[[Axes], None], json_path: Path | None = None) -> None:
         """Print the table, write the JSON file and the PNG beside it.
 
-        `json_path` says where instead of `results/`, so that a trial run leaves the published results alone.
+        `json_path`, a file or a folder, says where instead of `results/`.
         """
         Console().print(self.table())
-        target = json_path or RESULTS / f"{self.name}.json"
+        target = json_path or RESULTS
+        if target.suffix != ".json":
+            target = target / f"{self.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self.name,
@@ -85,10 +88,22 @@ class Report:
 def parse_arguments(
     description: str, arguments: Sequence[str] | None = None, **options: dict[str, Any]
 ) -> argparse.Namespace:
-    """Parse what every benchmark takes (`--quick`, `--json FILE`) and its own `options` (name -> add_argument's)."""
+    """Parse what every benchmark takes (`--quick`, `--json PATH`) and its own `options` (name -> add_argument's).
+
+    A quick run keeps its results apart, so that published figures stay those of full runs.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; ends within a minute")
-    parser.add_argument("--json", type=Path, help="write the JSON file (and the plot beside it) here instead")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="file or folder for the JSON file and the plot beside it; left out, benchmarks/results, "
+        "of a quick run .tandem/benchmarks",
+    )
     for name, keywords in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.quick and parsed.json is None:
+        parsed.json = QUICK_RESULTS
+    return parsed

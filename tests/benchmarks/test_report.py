@@ -1,0 +1,47 @@
+"""Where results go: quick runs never write over published figures, and `make bench` forgets no benchmark."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+
+from benchmarks.report import RESULTS, Report, parse_arguments
+
+REPOSITORY = Path(__file__).parents[2]
+TOO_LARGE_FOR_ALL = {"full_size"}  # 13 GB on disk and in memory: `make bench-full_size`
+
+
+def plot(axes: Axes) -> None:
+    axes.plot([1, 2])
+
+
+def test_a_quick_run_keeps_its_results_apart_unless_told_where() -> None:
+    quick = parse_arguments("A benchmark.", ["--quick"]).json
+    assert quick is not None
+    assert not quick.is_relative_to(RESULTS)
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", quick / "a.json"], cwd=REPOSITORY)
+    assert ignored.returncode == 0
+    assert parse_arguments("A benchmark.", []).json is None
+    assert parse_arguments("A benchmark.", ["--quick", "--json", "here.json"]).json == Path("here.json")
+
+
+@pytest.mark.parametrize(("given", "written"), [("folder", "folder/speed.json"), ("other.json", "other.json")])
+def test_results_go_to_a_file_or_into_a_folder(given: str, written: str, tmp_path: Path) -> None:
+    report = Report("speed", "How fast it is")
+    report.add("speed", 3.0, "m/s", aim="at least 2", met=True)
+    report.publish(plot, tmp_path / given)
+    [figure] = json.loads((tmp_path / written).read_text())["figures"]
+    assert figure == {"name": "speed", "value": 3.0, "unit": "m/s", "aim": "at least 2", "met": True}
+    assert (tmp_path / written).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_make_bench_runs_every_benchmark_quickly() -> None:
+    """One that no target runs is broken by some change, and nobody sees it."""
+    steps = subprocess.run(["make", "-n", "bench"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    sources = {path.stem: path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    programs = {name for name, source in sources.items() if " = parse_arguments(" in source}
+    assert programs
+    assert programs - TOO_LARGE_FOR_ALL <= set(re.findall(r"benchmarks\.(\w+) --quick", steps))
