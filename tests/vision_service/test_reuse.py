@@ -1,120 +1,14 @@
-"""What is known is not computed again: the cache, shared work, digests alone, and pictures that look the same."""
+"""What is known is not computed again: the cache, shared work and digests alone."""
 
 import asyncio
 import hashlib
-import io
-import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
-from prometheus_client import REGISTRY
 
 from chassis.errors import Internal, InvalidArgument, NotFound, TandemError
-from checkpoint.presets import PRESETS
-from vision_service.batcher import BatchConfig
-from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, Picture, Shared, Source
-from vision_service.images import ImageLimits
-from vision_service.similar import SimilarPictures
-from vision_service.token_cache import TokenCache
-
-DIGEST = bytes(32)
-
-
-@dataclass
-class GatedBackend:
-    """Encodes a picture as its mean; while `gate` is clear, it waits. Keeps the sizes of its batches."""
-
-    name: str = "gated"
-    device: str = "cpu"
-    precision: str = "float32"
-    num_parameters: int = 0
-    num_weight_bytes: int = 0
-    fails: bool = False
-    batches: list[int] = field(default_factory=list)
-    gate: threading.Event = field(default_factory=threading.Event)
-
-    def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        self.batches.append(len(pixels_B3SS))
-        assert self.gate.wait(10)
-        if self.fails:
-            raise RuntimeError("broken")
-        means_B = pixels_B3SS.mean((1, 2, 3), dtype=np.float32).view(np.uint32) >> 16
-        return np.repeat(means_B.astype(np.uint16), 12).reshape(-1, 3, 4)
-
-
-@dataclass
-class Bench:
-    """One model with its cache."""
-
-    model: HostedVision
-    backend: GatedBackend
-    shared: Shared
-
-    async def ask(self, image: bytes, **fields: Any) -> Encoded:
-        return await self.model.encode(picture(image, **fields))
-
-
-def picture(image: bytes, **fields: Any) -> Picture:
-    return Picture(**{"image": image, "sha256": hashlib.sha256(image).digest(), **fields})
-
-
-def png(colour: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(file, "PNG")
-    return file.getvalue()
-
-
-def photo(kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
-    """Return a smooth picture as a file of some kind."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(file, kind, **options)
-    return file.getvalue()
-
-
-def host(backend: GatedBackend, shared: Shared, *, digest: bytes = DIGEST, tag: str = "another-v1.0.0") -> HostedVision:
-    return HostedVision(
-        tag=tag,
-        config=PRESETS["tiny"],
-        digest=digest,
-        backend=backend,
-        shared=shared,
-        batching=BatchConfig(max_wait_s=0),
-    )
-
-
-@asynccontextmanager
-async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -> AsyncIterator[Bench]:
-    backend = GatedBackend()
-    backend.gate.set()
-    similar = None if threshold is None else SimilarPictures(threshold=threshold, max_entries=64)
-    decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar is not None)
-    with ThreadPoolExecutor(1) as forward:
-        cache = TokenCache(max_bytes=cache_bytes, ttl_s=None)
-        shared = Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache, similar=similar)
-        model = host(backend, shared, tag="some-v1.0.0")
-        yield Bench(model, backend, shared)
-        backend.gate.set()
-        await model.close()
-    decoding.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
-            await asyncio.sleep(0.001)
-
-
-def counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, {"level": "vision", **labels}) or 0.0
+from tests.vision_service.gated import DIGEST, bench, counted, host, picture, png, until
+from vision_service.hosted import Picture, Source
 
 
 async def test_a_picture_is_encoded_once_and_later_named_by_its_digest() -> None:
@@ -265,42 +159,3 @@ async def test_the_cache_keeps_to_its_budget_and_says_so() -> None:
         assert (await it.ask(png("red"))).source is Source.ENCODED
         assert counted("tandem_visual_cache_requests_total", result="hit") == hits + 1
         assert counted("tandem_visual_cache_requests_total", result="miss") == misses + 1
-
-
-async def test_another_file_of_the_same_photo_is_answered_with_its_tokens_and_says_so() -> None:
-    async with bench(threshold=0.95) as it:
-        first = await it.ask(photo())
-        copy = await it.ask(photo("JPEG", quality=70))
-        assert (copy.source, copy.tokens) == (Source.SIMILAR, first.tokens)
-        assert copy.similar is not None
-        assert copy.similar.image_sha256 == hashlib.sha256(photo()).digest()
-        assert 0.95 <= copy.similar.similarity <= 1
-        # Equal keys mean equal embeddings: the copy's own key stays free for the copy's own tokens.
-        assert copy.visual_key == first.visual_key
-        with pytest.raises(NotFound):
-            await it.ask(b"", sha256=hashlib.sha256(photo("JPEG", quality=70)).digest())
-        assert (await it.ask(photo(seed=1))).source is Source.ENCODED
-
-
-async def test_tenants_and_encoders_never_share_similar_pictures() -> None:
-    async with bench(threshold=0.5) as it:
-        await it.ask(photo(), cache_salt=b"one")
-        assert (await it.ask(photo("BMP"), cache_salt=b"other")).source is Source.ENCODED
-        model = host(it.backend, it.shared, digest=bytes([1]) * 32)
-        assert (await model.encode(picture(photo("BMP"), cache_salt=b"one"))).source is Source.ENCODED
-        await model.close()
-
-
-async def test_a_similar_picture_whose_tokens_left_the_cache_does_not_answer() -> None:
-    async with bench(threshold=0.95, cache_bytes=600) as it:  # one entry
-        await it.ask(photo())
-        await it.ask(png("red"))
-        copy = await it.ask(photo("BMP"))
-        assert (copy.source, it.backend.batches) == (Source.ENCODED, [1, 1, 1])
-        assert (await it.ask(photo("JPEG"))).source is Source.SIMILAR  # by the copy, which is here
-
-
-async def test_it_is_off_unless_asked_for() -> None:
-    async with bench() as it:
-        await it.ask(photo())
-        assert (await it.ask(photo("BMP"))).source is Source.ENCODED
