@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from chassis.errors import InvalidArgument, Unauthenticated
 
 AUTHORIZATION_HEADER = "authorization"
+TENANT_NAME = r"^[A-Za-z0-9._-]{1,64}$"  # what a key file may call who has a key; it goes into logs and metrics
 
 _PREFIX = "tandem_"  # lets scanners of leaked secrets know one when they see it
 _SCHEME = "Bearer "

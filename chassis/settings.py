@@ -149,7 +149,7 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
 
 
 def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str) -> str:
-    text = message.removeprefix("Value error, ")
+    text = "it must be given" if message == "Field required" else message.removeprefix("Value error, ")
     if not loc:
         return text
     field = str(loc[0])

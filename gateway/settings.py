@@ -22,7 +22,7 @@ _ADMISSION = AdmissionLimits()
 class GatewaySettings(ServiceSettings):
     """Settings of the gateway."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_")
+    model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", cli_prog_name="python -m gateway")
 
     listen: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on; port 0 picks a free one")
     models: Path = Field(description="folder of the model store")

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from chassis.api_keys import key_sha256, shown_key
+from chassis.api_keys import TENANT_NAME, key_sha256, shown_key
 from chassis.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 
 _MAX_SALT_BYTES = 64  # the contract's
@@ -39,7 +39,7 @@ class Tenant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # In logs and metrics, so nothing that could break a line.
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, StringConstraints(pattern=TENANT_NAME)]
     # SHA-256 of every key that is good, hexadecimal; two at a time let a key be changed without a gap.
     key_sha256: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = Field(min_length=1)
     role: Role = "client"  # an operator may change rollouts, too

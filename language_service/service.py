@@ -21,7 +21,7 @@ from tandem.v1 import language_pb2_grpc
 class LanguageSettings(StageSettings):
     """What the language service can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_")
+    model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_", cli_prog_name="python -m language_service")
 
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
     kv_cache_bytes: int | None = Field(

@@ -28,7 +28,7 @@ _LIMITS, _BATCHING = ImageLimits(), BatchConfig()
 class VisionSettings(StageSettings):
     """What the vision service can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")
+    model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_", cli_prog_name="python -m vision_service")
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most pictures in a forward pass")

@@ -161,7 +161,8 @@ def _preset(name: str) -> ModelConfig:
 def _progress(tag: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show on stderr how much is written; yield what to tell of each tensor."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(tag, total=None)
 
         def on_tensor(_name: str, bytes_so_far: int, bytes_in_all: int) -> None:

@@ -5,11 +5,26 @@ from typing import Annotated
 
 import typer
 
+from chassis.settings import split_address
 from tandem.client import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "TANDEM_ADDRESS"
 
-Address = Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help="host:port of the gateway.")]
+
+def _check_address(address: str) -> str:
+    """Refuse what no gateway can listen on, such as a URL, before it is taken for a gateway that is not there."""
+    is_name = address.startswith("dns:")  # gRPC's own way to say that a name stands for several
+    target = address.rpartition("/")[2] if is_name else address
+    try:
+        split_address("no port" if "/" in target else target)
+    except ValueError:
+        raise typer.BadParameter(f"it must be host:port, such as {DEFAULT_ADDRESS}, not {address!r}.") from None
+    return address
+
+
+Address = Annotated[
+    str, typer.Option(envvar=ADDRESS_VARIABLE, callback=_check_address, help="host:port of the gateway.")
+]
 Ca = Annotated[
     Path | None,
     typer.Option(envvar="TANDEM_CA", help="PEM file of who signed the gateway's certificate; encrypts the connection."),

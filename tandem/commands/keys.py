@@ -1,10 +1,11 @@
 """`tandem keys`: API keys for a gateway's key file."""
 
+import re
 from typing import Annotated, Literal
 
 import typer
 
-from chassis.api_keys import key_sha256, new_key
+from chassis.api_keys import TENANT_NAME, key_sha256, new_key
 
 app = typer.Typer(no_args_is_help=True, help="API keys for a gateway's key file.")
 
@@ -25,6 +26,8 @@ def new(
 
     tandem keys new acme >> keys.toml
     """
+    if not re.fullmatch(TENANT_NAME, tenant):
+        raise typer.BadParameter("it is 1 to 64 letters, digits, '.', '_' and '-'.", param_hint="TENANT")
     key = new_key()
     typer.echo(key, err=True)
     typer.echo(f'[[tenants]]\nname = "{tenant}"\nrole = "{role}"\nkey_sha256 = ["{key_sha256(key)}"]\n')

@@ -134,6 +134,11 @@ def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
         (["ask", "What?", "--max-tokens", "0"], "--max-tokens"),
         (["models", "--colour"], "--colour"),
         (["up", "--precision", "int8"], "--precision"),
+        (["models", "--address", "nowhere"], "host:port"),
+        (["models", "--address", "http://127.0.0.1:50050"], "host:port"),
+        (["ask", "What?", "--address", "127.0.0.1:99999"], "host:port"),
+        (["keys", "new", ""], "TENANT"),
+        (["keys", "new", 'a"b'], "TENANT"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2_and_names_it(arguments: list[str], words: str) -> None:
@@ -157,6 +162,23 @@ def test_models_lists_the_release(stack: Stack) -> None:
     assert re.search(r"^tiny-v1\.0\.0 \(default\) +ready +float32 .* 32 +1,024", table.stdout, re.MULTILINE)
     [info] = json.loads(run("models", "--json", address=stack.address).stdout)
     assert info["release"] == {"vision_tag": "tiny-v1.0.0", "language_tag": "tiny-v1.0.0"}
+
+
+def test_a_name_that_stands_for_several_gateways_is_an_address() -> None:
+    assert "Cannot reach a gateway at dns:///127.0.0.1:1;" in run("models", "--address", "dns:///127.0.0.1:1").stderr
+
+
+def test_a_checkpoint_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    done = run("checkpoint", "new", "--preset", "tiny", "--tag", "nameless", "--models", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "'nameless' is not a tag" in done.stderr
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "tandem", "--help"], capture_output=True, encoding="utf-8", timeout=60)
+    ours, theirs = (text.splitlines() for text in (run("--help").stdout, done.stdout))
+    assert theirs[0].startswith("Usage: python -m tandem [OPTIONS] COMMAND")
+    assert theirs[1:] == ours[1:]
 
 
 def test_version_and_help() -> None:
