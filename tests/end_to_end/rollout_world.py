@@ -21,6 +21,9 @@ from tests.end_to_end.faulty_language import Fault
 READY_S = 180.0
 STREAMS = 50
 CONVERSATIONS_A_STREAM = 8  # so many routing keys each stream takes in turn
+STABLE, OTHER, EQUAL = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v1.0.1"  # the last has the weights of the first
+PROMOTED, ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
+RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 
 
 class World:

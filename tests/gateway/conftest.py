@@ -43,3 +43,15 @@ def picture() -> Callable[[int], bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture
+def write_keys(tmp_path: Path) -> Callable[..., Path]:
+    """Return `write_keys(entries...)`, which writes the key file and returns its path."""
+
+    def write(*entries: str) -> Path:
+        path = tmp_path / "keys.toml"
+        path.write_text("".join(entries))
+        return path
+
+    return write

@@ -5,7 +5,6 @@ these can; the gateway and the wire are the real ones.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from chassis.errors import NotFound, TandemError
 from chassis.server import Server
 from chassis.settings import ServiceSettings
 from checkpoint.identity import visual_key
-from checkpoint.manifest import read_manifest, tokenizer_digest
 from gateway.service import open_service
 from gateway.settings import GatewaySettings
 from tandem.v1 import (
@@ -34,10 +32,7 @@ from tandem.v1 import (
     vision_pb2,
     vision_pb2_grpc,
 )
-
-TAG = "tiny-v1.0.0"
-ENCODER_ID = hashlib.sha256(b"a scripted encoder").digest()
-NUM_VISUAL_TOKENS, WIDTH = 32, 64
+from tests.gateway.halves import ENCODER_ID, TAG, language_info, vision_info
 
 
 @dataclass
@@ -263,36 +258,6 @@ async def scripted_world(
                 stub: Any = gateway_pb2_grpc.GatewayStub(channel)
                 yield World(stub, vision, language, events, tokenizer, switches, address)
             await server.stop(0)
-
-
-def vision_info(store: Path) -> model_pb2.ModelInfo:
-    """Describe a vision half that fits the language half of `language_info`."""
-    return model_pb2.ModelInfo(
-        tag=TAG,
-        state=model_pb2.MODEL_STATE_READY,
-        half_digest=read_manifest(store / TAG).vision.digest,
-        vision=model_pb2.VisionModelInfo(
-            encoder_id=ENCODER_ID, num_visual_tokens=NUM_VISUAL_TOKENS, token_width=WIDTH, max_batch_size=8
-        ),
-    )
-
-
-def language_info(store: Path) -> model_pb2.ModelInfo:
-    """Describe the language half of the tiny checkpoint."""
-    manifest = read_manifest(store / TAG)
-    return model_pb2.ModelInfo(
-        tag=TAG,
-        state=model_pb2.MODEL_STATE_READY,
-        half_digest=manifest.language.digest,
-        language=model_pb2.LanguageModelInfo(
-            vision_digest=manifest.language.vision_digest,
-            tokenizer_digest=tokenizer_digest(store / TAG),
-            width=WIDTH,
-            context_length=1024,
-            num_visual_tokens=NUM_VISUAL_TOKENS,
-            max_images=8,
-        ),
-    )
 
 
 async def eventually(holds: Callable[[], bool], within_s: float = 2.0) -> None:

@@ -14,8 +14,9 @@ from checkpoint.identity import visual_key
 from gateway.shared_cache import PREFIX
 from tandem.v1 import gateway_pb2, vision_pb2
 from tests.gateway.conftest import MakeWorld
+from tests.gateway.halves import ENCODER_ID
 from tests.gateway.redis_server import RedisServer
-from tests.gateway.scripted import ENCODER_ID, World, eventually
+from tests.gateway.scripted import World, eventually
 
 BUSY_S = 3.0  # what a busy machine may add
 SMALL, LARGE = b"a picture", b"a large picture" * 10_000

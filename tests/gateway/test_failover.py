@@ -14,17 +14,8 @@ from gateway.endpoint import Endpoint
 from gateway.stages import Stage
 from tandem.v1 import language_pb2_grpc, model_pb2, vision_pb2_grpc
 from tests.gateway.conftest import MakeWorld
-from tests.gateway.scripted import (
-    TAG,
-    ScriptedLanguage,
-    ScriptedVision,
-    Switch,
-    World,
-    ask,
-    eventually,
-    language_info,
-    vision_info,
-)
+from tests.gateway.halves import TAG, language_info, vision_info
+from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, Switch, World, ask, eventually
 
 PICTURE = b"a picture"
 DRAINING = Unavailable("The model is being unloaded.", reason="MODEL_DRAINING")

@@ -17,7 +17,8 @@ from checkpoint.manifest import read_manifest
 from gateway.picture_filter import PictureFilter, Probe, read_probe, write_probe
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
-from tests.gateway.scripted import TAG, WIDTH, World, eventually
+from tests.gateway.halves import TAG, WIDTH
+from tests.gateway.scripted import World, eventually
 
 PICTURE = b"a picture"
 DIGEST = bytes(range(32))

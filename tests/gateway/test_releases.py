@@ -14,7 +14,8 @@ from checkpoint.presets import PRESETS
 from checkpoint.store import ModelStore
 from gateway.releases import open_release
 from tandem.v1 import gateway_pb2
-from tests.gateway.scripted import TAG, World
+from tests.gateway.halves import TAG
+from tests.gateway.scripted import World
 
 OTHER = "other-v1.0.0"
 

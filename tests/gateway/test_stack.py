@@ -20,7 +20,8 @@ from gateway.service import open_service
 from gateway.settings import GatewaySettings
 from tandem.stack import Stack
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, sampling_pb2
-from tests.gateway.scripted import TAG, ask, read
+from tests.gateway.halves import TAG
+from tests.gateway.scripted import ask, read
 
 Picture = Callable[[int], bytes]
 

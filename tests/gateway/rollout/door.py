@@ -24,7 +24,8 @@ from tandem.v1 import (
     sampling_pb2,
     vision_pb2_grpc,
 )
-from tests.gateway.scripted import Answer, Switch, ask, language_info, read, vision_info
+from tests.gateway.halves import language_info, vision_info
+from tests.gateway.scripted import Answer, Switch, ask, read
 
 STABLE, CANARY = "tiny-v1.0.0", "tiny-v1.1.0"
 

@@ -21,9 +21,9 @@ from gateway.rollout.redis_store import RedisStore
 from gateway.rollout.state import Phase, State
 from gateway.rollout.store import FileStore, RolloutStore
 from gateway.rollout.traffic import Traffic
+from tests.gateway.halves import TAG
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import numbers, plan
-from tests.gateway.scripted import TAG
 
 CANARY = "tiny-v1.1.0"
 ASKED = plan(50, 100, seconds=0).model_copy(update={"stable": TAG, "canary": CANARY})

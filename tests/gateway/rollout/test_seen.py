@@ -9,8 +9,9 @@ from prometheus_client import REGISTRY
 
 from chassis.errors import Internal
 from tandem.v1 import rollout_pb2
+from tests.gateway.halves import TAG
 from tests.gateway.rollout.door import CANARY, STABLE, Door
-from tests.gateway.scripted import TAG, World
+from tests.gateway.scripted import World
 
 RUNNING, ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_RUNNING, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
 

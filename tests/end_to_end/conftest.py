@@ -1,0 +1,42 @@
+"""Releases to roll out, pictures to ask about, a world to do it in."""
+
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS
+from tests.end_to_end.rollout_world import EQUAL, OTHER, STABLE, World
+from tests.gateway.redis_server import RedisServer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of two different checkpoints, and of the first one under another tag."""
+    store = tmp_path_factory.mktemp("models")
+    for tag, seed in ((STABLE, 0), (OTHER, 1), (EQUAL, 0)):
+        create_checkpoint(store, tag, PRESETS["tiny"], seed=seed)
+    return store
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    files = [io.BytesIO() for _ in range(6)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (64, 48), (40 * number, 90, 80)).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+@pytest.fixture
+def world(models: Path) -> Iterator[World]:
+    with World(models, STABLE) as world:
+        yield world
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
