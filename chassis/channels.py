@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 
 from chassis.request_id import REQUEST_ID_HEADER, current_request_id
-from chassis.settings import DEFAULT_MAX_MESSAGE_BYTES
+from chassis.settings import DEFAULT_MAX_MESSAGE_BYTES, split_address
 from chassis.tls import ChannelTls
 from chassis.tracing import TRACEPARENT_HEADER, traceparent
 
-__all__ = ["ChannelTls", "open_channel"]
+__all__ = ["ChannelTls", "check_target", "open_blocking_channel", "open_channel"]
 
 _SERVICE_CONFIG = {
     # A name that stands for several servers (dns:///name of a headless service) is used in turn, not the first only.
@@ -30,6 +30,18 @@ _SERVICE_CONFIG = {
         }
     ],
 }
+
+
+def check_target(target: str) -> None:
+    """Check that a server can be called so: gRPC takes a URL or a missing port for a server that is not there.
+
+    Raises:
+        ValueError: it is neither 'host:port' nor 'dns:///host:port'.
+    """
+    address = target.rpartition("/")[2] if target.startswith("dns:") else target
+    if "/" in address:
+        raise ValueError("must be host:port, without http:// before it")
+    split_address(address)
 
 
 def open_channel(

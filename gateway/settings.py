@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from chassis.channels import ChannelTls
+from chassis.channels import ChannelTls, check_target
 from chassis.settings import CommaSeparated, ServiceSettings, split_address
 from gateway.admission import AdmissionLimits
 from gateway.checks import MAX_STOP_STRINGS, Limits
@@ -122,6 +122,13 @@ class GatewaySettings(ServiceSettings):
     rollout_load_timeout_s: float = Field(
         600, gt=0, description="longest time a canary's models may take to load before it is rolled back, seconds"
     )
+
+    @field_validator("vision", "language")
+    @classmethod
+    def _can_be_called(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for target in targets:
+            check_target(target)
+        return targets
 
     @field_validator("shared_cache_url", "rollout_redis")
     @classmethod

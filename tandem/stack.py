@@ -37,9 +37,8 @@ class StackConfig:
     models: Path  # the model store
     release: str  # a tag, or 'vision tag,language tag'
     port: int = 0  # of the gateway; 0 takes a free one
-    precision: Literal["float32", "bfloat16"] | None = (
-        None  # None, here and below: what the services take by themselves
-    )
+    # None, here and below, is what the services take by themselves.
+    precision: Literal["float32", "bfloat16"] | None = None
     device: str | None = None  # of both stages: cpu or cuda:<index>
     threads: int | None = None  # of each stage
     log_level: Literal["debug", "info", "warning", "error"] | None = None

@@ -5,20 +5,17 @@ from typing import Annotated
 
 import typer
 
-from chassis.settings import split_address
+from chassis.channels import check_target
 from tandem.client import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "TANDEM_ADDRESS"
 
 
 def _check_address(address: str) -> str:
-    """Refuse what no gateway can listen on, such as a URL, before it is taken for a gateway that is not there."""
-    is_name = address.startswith("dns:")  # gRPC's own way to say that a name stands for several
-    target = address.rpartition("/")[2] if is_name else address
     try:
-        split_address("no port" if "/" in target else target)
-    except ValueError:
-        raise typer.BadParameter(f"it must be host:port, such as {DEFAULT_ADDRESS}, not {address!r}.") from None
+        check_target(address)
+    except ValueError as error:
+        raise typer.BadParameter(f"it {error}.") from error
     return address
 
 

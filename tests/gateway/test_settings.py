@@ -28,8 +28,8 @@ def test_a_file_for_tls_to_the_stages_switches_it_on() -> None:
 
 
 def test_several_endpoints_are_separated_by_commas() -> None:
-    loaded = load_settings(GatewaySettings, [*REQUIRED, "--vision", "a:1,b:2", "--language", "c:3"])
-    assert (loaded.vision, loaded.language) == (("a:1", "b:2"), ("c:3",))
+    loaded = load_settings(GatewaySettings, [*REQUIRED, "--vision", "a:1,dns:///b:2", "--language", "c:3"])
+    assert (loaded.vision, loaded.language) == (("a:1", "dns:///b:2"), ("c:3",))
 
 
 def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() -> None:
@@ -46,6 +46,8 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
         ("--max-stop-strings", "17"),
         ("--max-request-bytes", "1000"),
         ("--vision", ","),
+        ("--vision", "a:1,b"),
+        ("--language", "http://a:1"),
         ("--max-deadline-s", "0"),
         ("--refresh-s", "no"),
     ],
