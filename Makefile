@@ -5,7 +5,7 @@ BIN := .venv/bin
 BENCHMARKS := $(filter-out full_size,$(patsubst benchmarks/%.py,%,$(shell grep -l '^from benchmarks.report import .*parse_arguments' benchmarks/*.py)))
 CODE := tandem gateway vision_service language_service checkpoint chassis demo benchmarks tests protos
 
-.PHONY: demo test test-load lint format protos serve bench train-demo clean
+.PHONY: demo test test-load lint format protos serve bench peers train-demo clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 demo: .venv/ready  ## ask three questions about two pictures of a stack started for it
@@ -46,6 +46,8 @@ bench-%: .venv/ready
 train-demo: .venv/ready  ## train the demo model again (about an hour and a half on two cores)
 	$(BIN)/python -m demo.train
 
+peers: .peers/transformers/ready .peers/vllm/ready .peers/llama_cpp/ready  ## engines to compare ours with; -k where one does not install
+
 clean:  ## forget the virtual environment and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -54,4 +56,13 @@ clean:  ## forget the virtual environment and every cache
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stages,similar,traces,dev]'
+	touch $@
+
+# Whole lists of exact versions, dependencies not followed: vLLM names packages that come without a build for processors.
+# llama.cpp is compiled for this processor, which takes half an hour on two cores.
+.peers/%/ready: benchmarks/peers/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF' \
+		$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	touch $@

@@ -1,0 +1,158 @@
+"""What a run of the decoding benchmark comes to: figures against aims, and a plot."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.peers.checkpoints import CACHE_BYTES_PER_TOKEN, WEIGHT_BYTES
+from benchmarks.peers.contest import Results
+from benchmarks.peers.engines import ENGINES
+from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, Workload
+from benchmarks.report import Report
+
+AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # speed against the best peer, by engine of ours
+BANDWIDTH_AIM = 0.85  # of what memory gives, with one sequence
+SHARED_AIM = 0.90  # of the time to first token, saved
+STRAIGHT = 0.10  # how far a step's cost may lie off a straight line
+
+Value = Callable[[Sample], float]
+
+
+def fill(report: Report, results: Results) -> None:
+    """Add all figures and the samples behind them."""
+    for name, state in results.states.items():
+        if not results.samples or all(name not in taken for taken in results.samples.values()):
+            report.add(f"{name}: {state.splitlines()[0]}", 0, "tokens/s")
+    for workload in (*BATCHES, PREFILL):
+        if workload.name in results.samples:
+            _compare(report, workload, results.samples[workload.name])
+    _add_bandwidth(report, results)
+    _add_shared_prefix(report, results)
+    _add_steps(report, results)
+    _add_agreement(report, results)
+    report.details = {
+        "engines": results.states,
+        "samples": {name: _plain(taken) for name, taken in results.samples.items()},
+        "shared_prefix": _plain(results.shared),
+        "step_s": [{"sequences": key[0], "context": key[1], "s": taken} for key, taken in results.step_s.items()],
+        "read_bandwidth": results.read_bandwidth,
+    }
+
+
+def _plain(taken: Mapping[str, Iterable[object]]) -> dict[str, list[dict[str, object]]]:
+    return {name: [asdict(sample) for sample in samples] for name, samples in taken.items()}  # type: ignore[call-overload]
+
+
+def rate_of(workload: Workload) -> Value:
+    """Return how to tell a sample's speed: tokens/s of the answers, of the prompts where an answer is one token."""
+    length = workload.prompt_length if workload.num_tokens == 1 else workload.num_tokens
+    return lambda sample: workload.num_prompts * length / sample.elapsed_s
+
+
+def _compare(report: Report, workload: Workload, taken: Mapping[str, Sequence[Sample]]) -> None:
+    """Add every engine's speed, and ours over the best peer's, from prompts to last token and for decoding alone."""
+    rate = rate_of(workload)
+    for name, samples in taken.items():
+        report.add(f"{workload.name}: {name}", statistics.median(map(rate, samples)), "tokens/s")
+    if (best := _best_peer(taken, rate)) is None:
+        return
+    for name, aim in AIMS.items():
+        if name in taken:
+            ratio = _ratio(taken[name], taken[best], rate)
+            report.add(f"{workload.name}: {name} / {best}", ratio, "x", aim=f"at least {aim:g}", met=ratio >= aim)
+    if all(sample.decode_rate for samples in taken.values() for sample in samples):
+        decoding: Value = lambda sample: sample.decode_rate or 0.0  # noqa: E731
+        best = _best_peer(taken, decoding) or best
+        for name in AIMS:
+            if name in taken:
+                ratio = _ratio(taken[name], taken[best], decoding)
+                report.add(f"{workload.name}, once all decode: {name} / {best}", ratio, "x")
+
+
+def _best_peer(taken: Mapping[str, Sequence[Sample]], value: Value) -> str | None:
+    medians = {name: statistics.median(map(value, samples)) for name, samples in taken.items() if name not in AIMS}
+    return max(medians, key=lambda name: medians[name], default=None)
+
+
+def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Value) -> float:
+    """Return the median of ratios within a round, which a machine that drifts between rounds leaves alone."""
+    return statistics.median(value(one) / value(other) for one, other in zip(ours, theirs, strict=False))
+
+
+def _add_bandwidth(report: Report, results: Results) -> None:
+    bandwidth = statistics.median(results.read_bandwidth)
+    report.add("read bandwidth", bandwidth / 1e9, "GB/s")
+    report.add("bfloat16 matrix products", results.matmul_peak / 1e12, "TFLOP/s")
+    alone = BATCHES[0]
+    # What one step reads: every weight, and the keys and values of all tokens before, on average half of the answer.
+    step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
+    for name, samples in results.samples[alone.name].items():
+        rates = [sample.decode_rate for sample in samples if sample.decode_rate]
+        used = statistics.median(rates) * step_bytes / bandwidth
+        aim = f"at least {100 * BANDWIDTH_AIM:g}" if name == "tandem" else ""
+        met = used >= BANDWIDTH_AIM if aim else None
+        report.add(f"{alone.name}: {name} reads of the bandwidth", 100 * used, "%", aim=aim, met=met)
+
+
+def _add_shared_prefix(report: Report, results: Results) -> None:
+    for name, samples in results.shared.items():
+        first_s = statistics.median(sample.first_s for sample in samples)
+        later_s = statistics.median(sample.later_s for sample in samples)
+        saved = 1 - later_s / first_s
+        report.add(f"shared prefix: {name}, first token of the first sequence", 1000 * first_s, "ms")
+        aim = f"at least {100 * SHARED_AIM:g}" if name in AIMS else ""
+        met = saved >= SHARED_AIM if aim else None
+        report.add(f"shared prefix: {name}, saved by later ones", 100 * saved, "%", aim=aim, met=met)
+
+
+def _add_steps(report: Report, results: Results) -> None:
+    """Add what a step costs as sequences and context grow, and how far that lies off a straight line."""
+    costs = {key: 1000 * statistics.median(taken) for key, taken in results.step_s.items()}
+    by_sequences = {count: cost for (count, context), cost in costs.items() if context == 128}
+    by_context = {context: cost for (count, context), cost in costs.items() if count == 1}
+    for what, points in (("sequences", by_sequences), ("tokens of context", by_context)):
+        for size, cost in points.items():
+            report.add(f"step: {size} {what}", cost, "ms")
+        if len(points) > 2:
+            off = _off_a_line(points)
+            aim, met = f"at most {100 * STRAIGHT:g}", off <= STRAIGHT
+            report.add(f"step: above a straight line over {what} by at most", 100 * off, "%", aim=aim, met=met)
+
+
+def _off_a_line(points: Mapping[int, float]) -> float:
+    """Return by how much of itself the worst cost lies above the straight line that fits all best."""
+    sizes, costs = np.array(list(points)), np.array(list(points.values()))
+    slope, start = np.polyfit(sizes, costs, 1)
+    return float(np.max((costs - (start + slope * sizes)) / costs))
+
+
+def _add_agreement(report: Report, results: Results) -> None:
+    """Add how often engines begin an answer alike: they compute the same model, each with roundings of its own."""
+    counts: dict[str, list[bool]] = {}
+    for taken in results.samples.values():
+        for name, samples in taken.items():
+            pairs = zip(samples, taken.get("tandem", []), strict=False) if name != "tandem" else ()
+            for sample, ours in pairs:
+                same = [x == y for x, y in zip(sample.first_token_ids, ours.first_token_ids, strict=True)]
+                counts.setdefault(name, []).extend(same)
+    for name, same in counts.items():
+        share = 100 * statistics.mean(same)
+        report.add(f"first tokens: {name} as tandem", share, "%", aim="most", met=share > 50)
+
+
+def plot(axes: Axes, results: Results) -> None:
+    """Draw tokens a second over the number of sequences, one line an engine."""
+    for kind in ENGINES:
+        points = {
+            workload.num_prompts: statistics.median(map(rate_of(workload), results.samples[workload.name][kind.name]))
+            for workload in BATCHES
+            if kind.name in results.samples.get(workload.name, {})
+        }
+        if points:
+            style = "o-" if kind.is_ours else "o--"
+            axes.plot(list(points), list(points.values()), style, label=kind.name)
+    axes.set(xlabel="sequences at once, 128 tokens in and 64 out", ylabel="tokens/s", xscale="log", yscale="log")
+    axes.legend()

@@ -1,0 +1,1 @@
+"""Every engine of the decoding benchmark as a process that speaks one plain protocol, ours among them."""

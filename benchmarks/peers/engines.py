@@ -1,0 +1,73 @@
+"""Which engines there are, what they may use, and how each is started. Needs no more than the standard library."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from benchmarks.peers.process import EngineProcess
+
+ENVIRONMENTS = Path(__file__).parents[2] / ".peers"  # made by `make peers`, one a peer
+THREADS = 2  # of every engine
+CACHE_BYTES = 2 << 30  # of every engine's KV cache
+CACHE_TOKENS = CACHE_BYTES // 114_688  # of this model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """One engine of the comparison."""
+
+    name: str
+    module: str  # of its runner, under benchmarks.peers
+    environment: str = ""  # folder under ENVIRONMENTS; empty is the environment that runs the benchmark
+    preload: tuple[str, ...] = ()  # libraries, by file name without ".so", loaded first where found
+    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # environment variables
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is what the others are compared with."""
+        return not self.environment
+
+    @property
+    def installed(self) -> bool:
+        """Whether its environment is complete."""
+        return self.is_ours or (ENVIRONMENTS / self.environment / "ready").exists()
+
+    def start(self, checkpoints: Path) -> EngineProcess:
+        """Start its process; nothing but waiting for it loads it."""
+        python = sys.executable if self.is_ours else str(ENVIRONMENTS / self.environment / "bin" / "python")
+        command = [python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints)]
+        settings = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", **self.settings}
+        if libraries := self._libraries():
+            settings["LD_PRELOAD"] = ":".join(map(str, libraries))
+        return EngineProcess(self.name, command, settings, checkpoints / f"{self.module}.log")
+
+    def _libraries(self) -> list[Path]:
+        folders = [ENVIRONMENTS / self.environment / "lib", *Path("/usr/lib").glob("*-linux-gnu")]
+        found = [[path for folder in folders for path in folder.glob(f"{name}.so*")] for name in self.preload]
+        return [paths[0] for paths in found if paths]
+
+
+ENGINES = (
+    EngineKind(name="tandem", module="tandem_engine"),
+    EngineKind(name="tandem gRPC", module="tandem_grpc"),
+    EngineKind(
+        name="vllm",
+        module="vllm_cpu",
+        environment="vllm",
+        preload=("libtcmalloc_minimal", "libiomp5"),  # as its manual advises
+        settings=MappingProxyType(
+            {
+                "VLLM_CPU_KVCACHE_SPACE": str(CACHE_BYTES >> 30),
+                "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_USE_AOT_COMPILE": "0",  # it cannot read back what it keeps, and compiles for a minute every time
+            }
+        ),
+    ),
+    EngineKind(name="llama.cpp", module="llama_cpp_python", environment="llama_cpp"),
+    EngineKind(name="transformers", module="transformers_generate", environment="transformers"),
+    EngineKind(name="transformers batching", module="transformers_continuous", environment="transformers"),
+)

@@ -1,0 +1,60 @@
+"""Our engine, in one process with who asks it."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import torch
+import uvloop
+
+from benchmarks.peers.checkpoints import TAG
+from benchmarks.peers.engines import CACHE_BYTES, THREADS
+from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
+from checkpoint.store import ModelStore
+from language_service.engine import Engine, Tokens
+from language_service.hosted import LanguageLoader
+from language_service.options import SamplingOptions
+from language_service.scheduling.scheduler import SchedulerConfig
+
+
+def load(root: Path) -> tuple[str, Complete]:
+    """Load the model with the language service's own defaults."""
+    torch.set_num_threads(THREADS)
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    loader = LanguageLoader(
+        store=ModelStore(root / "tandem"),
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        scheduling=SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512),
+        cache_bytes=CACHE_BYTES,
+        cache_fraction=0.5,
+        max_images=8,
+        default_max_tokens=256,
+        turn=threading.Lock(),
+    )
+    hosted = runner.run(loader.load(TAG))
+
+    def complete(prompts: Prompts, num_tokens: int) -> Recording:
+        return runner.run(_complete(hosted.engine, prompts, num_tokens))
+
+    return "tandem, in process", complete
+
+
+async def _complete(engine: Engine, prompts: Prompts, num_tokens: int) -> Recording:
+    recorder = Recorder(len(prompts))
+
+    async def ask(index: int) -> None:
+        options = SamplingOptions(max_tokens=num_tokens, ignore_eos=True)
+        generation = engine.open(options, salt=b"", priority=0)
+        generation.add_text(prompts[index])
+        generation.end_prompt(num_tokens)
+        async for event in generation:
+            if isinstance(event, Tokens):
+                recorder.add(index, event.token_ids)
+
+    await asyncio.gather(*(ask(index) for index in range(len(prompts))))
+    return recorder.recording
+
+
+if __name__ == "__main__":
+    serve(load)

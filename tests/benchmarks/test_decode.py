@@ -1,0 +1,109 @@
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.decode import choose
+from benchmarks.decode_figures import fill, plot
+from benchmarks.peers.checkpoints import SHAPE, WEIGHT_BYTES
+from benchmarks.peers.contest import Results
+from benchmarks.peers.process import EngineFailed, EngineProcess
+from benchmarks.peers.protocol import Recording
+from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, SharedPrefix, decode_rate
+from benchmarks.report import Report
+from checkpoint.config import ModelConfig
+from checkpoint.layout import layout
+from checkpoint.presets import PRESETS
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[EngineProcess]:
+    command = [sys.executable, "-m", "tests.benchmarks.counting_engine", str(tmp_path)]
+    process = EngineProcess("counting", command, {}, tmp_path / "log")
+    yield process
+    process.close()
+
+
+def test_an_engine_answers_request_after_request(engine: EngineProcess, tmp_path: Path) -> None:
+    engine.wait()
+    assert engine.version == f"counts, told {tmp_path}"
+    assert engine.complete([[7, 8], [9, 20]], 2).token_ids == [[9, 10], [21, 22]]
+    assert engine.complete([[7]], 1).token_ids == [[8]]
+    assert "a library's words" in (tmp_path / "log").read_text()  # and not between the answers
+
+
+def test_an_engine_that_ends_says_why(engine: EngineProcess) -> None:
+    engine.wait()
+    with pytest.raises(EngineFailed, match=r"ended(.|\n)*a prompt began with 0"):
+        engine.complete([[0]], 1)
+
+
+def test_a_token_too_few_is_no_answer(engine: EngineProcess) -> None:
+    engine.wait()
+    with pytest.raises(EngineFailed, match=r"\[1\] tokens instead of 2"):
+        engine.complete([[1]], 2)
+
+
+def test_decoding_is_measured_while_all_sequences_decode() -> None:
+    # The second begins when the first has two tokens; the first ends when the second has two.
+    recording = Recording([[1, 2, 3, 4], [1, 2, 3, 4]], [[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]])
+    assert decode_rate(recording) == 4 / 2.0
+    sample = Sample.of(recording)
+    assert (sample.elapsed_s, sample.first_token_s) == (5.0, 2.0)
+
+
+def test_sequences_that_follow_one_another_never_decode_side_by_side() -> None:
+    assert decode_rate(Recording([[1, 2], [1, 2]], [[1.0, 2.0], [3.0, 4.0]])) is None
+    assert decode_rate(Recording([[1]], [[1.0]])) is None
+
+
+def test_every_round_has_prompts_of_its_own_that_all_engines_share() -> None:
+    workload = BATCHES[1]
+    assert workload.prompts(0) == workload.prompts(0)
+    first, second = (set(map(tuple, workload.prompts(number))) for number in (0, 1))
+    assert not first & second
+
+
+def test_the_weights_a_step_reads_are_those_of_the_shape() -> None:
+    tiny = PRESETS["tiny"]
+    config = ModelConfig(vision=tiny.vision, resampler=tiny.resampler, language=SHAPE)
+    assert sum(2 * spec.num_parameters for spec in layout(config) if spec.half == "language") == WEIGHT_BYTES
+
+
+def test_peers_are_chosen_by_name_and_ours_are_always_there() -> None:
+    assert [kind.name for kind in choose("vllm")] == ["tandem", "tandem gRPC", "vllm"]
+    with pytest.raises(SystemExit, match="no peer nobody"):
+        choose("nobody")
+
+
+def sample(elapsed_s: float, decode_rate: float | None = 10.0) -> Sample:
+    return Sample(elapsed_s=elapsed_s, first_token_s=0.1, decode_rate=decode_rate, first_token_ids=[1])
+
+
+def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> None:
+    results = Results(states={"tandem": "ours", "vllm": "theirs", "llama.cpp": "not installed", "transformers": "slow"})
+    results.read_bandwidth = [2e10]
+    # The machine slowed down twofold between the rounds: only a ratio within a round shows that ours is the faster.
+    results.samples["batch 1"] = {
+        "tandem": [sample(2.0), sample(4.0)],
+        "vllm": [sample(3.0), sample(6.0)],
+        "transformers": [sample(12.0)],
+    }
+    results.samples[PREFILL.name] = {"tandem": [sample(2.0, None)], "vllm": [sample(1.0, None)]}
+    results.shared = {"tandem": [SharedPrefix(first_s=1.0, later_s=0.05)]}
+    results.step_s = {(1, 128): [0.1], (2, 128): [0.2], (4, 128): [0.8], (1, 256): [0.1]}
+    report = Report("decode", "Decoding")
+    fill(report, results)
+
+    figures = {figure.name: figure for figure in report.figures}
+    assert figures["batch 1: tandem / vllm"].value == 1.5
+    assert figures["batch 1: tandem / vllm"].met
+    assert figures["prefill of 1024: tandem / vllm"].value == 0.5
+    assert not figures["prefill of 1024: tandem / vllm"].met
+    assert figures["shared prefix: tandem, saved by later ones"].met
+    assert not figures["step: above a straight line over sequences by at most"].met  # 0.4 would be straight
+    assert "llama.cpp: not installed" in figures
+    report.publish(lambda axes: plot(axes, results), tmp_path / "decode.json")
+    assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == [2e10]
