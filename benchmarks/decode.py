@@ -8,8 +8,8 @@
 Qwen3 0.6B's shape with random bfloat16 weights, two threads, greedy, the end of sequence ignored. Each engine is a
 process of its own that loads once and then answers in turn (`benchmarks/peers/protocol.py`); in every round each
 workload goes to one engine after the other, so that a machine that drifts is fair to all. A peer that is far behind
-another in a workload's first round is not asked again, nor for a batch of 64 if it was at 32: it cannot be the best,
-and would take most of the time. Read bandwidth is measured before every round.
+another in a workload's first round is not asked again, and one hopelessly behind at a smaller batch not about a larger
+one: it cannot be the best, and would take most of the time. Read bandwidth is measured before every round.
 """
 
 import time

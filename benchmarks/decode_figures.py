@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ SHARED_AIM = 0.90  # of the time to first token, saved
 STRAIGHT = 0.10  # how far a step's cost may lie off a straight line
 
 Value = Callable[[Sample], float]
+T = TypeVar("T")
 
 
 def fill(report: Report, results: Results) -> None:
@@ -42,6 +44,11 @@ def fill(report: Report, results: Results) -> None:
     }
 
 
+def _in_order(taken: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Return what engines did in the order of the table, whoever came first in the rounds."""
+    return [(kind.name, taken[kind.name]) for kind in ENGINES if kind.name in taken]
+
+
 def _plain(taken: Mapping[str, Iterable[object]]) -> dict[str, list[dict[str, object]]]:
     return {name: [asdict(sample) for sample in samples] for name, samples in taken.items()}  # type: ignore[call-overload]
 
@@ -55,7 +62,7 @@ def rate_of(workload: Workload) -> Value:
 def _compare(report: Report, workload: Workload, taken: Mapping[str, Sequence[Sample]]) -> None:
     """Add every engine's speed, and ours over the best peer's, from prompts to last token and for decoding alone."""
     rate = rate_of(workload)
-    for name, samples in taken.items():
+    for name, samples in _in_order(taken):
         report.add(f"{workload.name}: {name}", statistics.median(map(rate, samples)), "tokens/s")
     if (best := _best_peer(taken, rate)) is None:
         return
@@ -89,7 +96,7 @@ def _add_bandwidth(report: Report, results: Results) -> None:
     alone = BATCHES[0]
     # What one step reads: every weight, and the keys and values of all tokens before, on average half of the answer.
     step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
-    for name, samples in results.samples[alone.name].items():
+    for name, samples in _in_order(results.samples[alone.name]):
         rates = [sample.decode_rate for sample in samples if sample.decode_rate]
         used = statistics.median(rates) * step_bytes / bandwidth
         aim = f"at least {100 * BANDWIDTH_AIM:g}" if name == "tandem" else ""
@@ -98,7 +105,7 @@ def _add_bandwidth(report: Report, results: Results) -> None:
 
 
 def _add_shared_prefix(report: Report, results: Results) -> None:
-    for name, samples in results.shared.items():
+    for name, samples in _in_order(results.shared):
         first_s = statistics.median(sample.first_s for sample in samples)
         later_s = statistics.median(sample.later_s for sample in samples)
         saved = 1 - later_s / first_s
@@ -113,13 +120,13 @@ def _add_steps(report: Report, results: Results) -> None:
     costs = {key: 1000 * statistics.median(taken) for key, taken in results.step_s.items()}
     by_sequences = {count: cost for (count, context), cost in costs.items() if context == 128}
     by_context = {context: cost for (count, context), cost in costs.items() if count == 1}
-    for what, points in (("sequences", by_sequences), ("tokens of context", by_context)):
+    for what, points in (("sequences", by_sequences), ("context", by_context)):
         for size, cost in points.items():
-            report.add(f"step: {size} {what}", cost, "ms")
+            report.add(f"step, {what} {size}", cost, "ms")
         if len(points) > 2:
             off = _off_a_line(points)
             aim, met = f"at most {100 * STRAIGHT:g}", off <= STRAIGHT
-            report.add(f"step: above a straight line over {what} by at most", 100 * off, "%", aim=aim, met=met)
+            report.add(f"step, above a straight line over {what}", 100 * off, "%", aim=aim, met=met)
 
 
 def _off_a_line(points: Mapping[int, float]) -> float:
@@ -133,7 +140,7 @@ def _add_agreement(report: Report, results: Results) -> None:
     """Add how often engines begin an answer alike: they compute the same model, each with roundings of its own."""
     counts: dict[str, list[bool]] = {}
     for taken in results.samples.values():
-        for name, samples in taken.items():
+        for name, samples in _in_order(taken):
             pairs = zip(samples, taken.get("tandem", []), strict=False) if name != "tandem" else ()
             for sample, ours in pairs:
                 same = [x == y for x, y in zip(sample.first_token_ids, ours.first_token_ids, strict=True)]

@@ -19,9 +19,10 @@ from benchmarks.peers.workloads import (
 )
 
 OURS = "tandem"  # whose steps are looked at one by one
-SHARED_PREFIX = "shared prefix"
 FAR_BEHIND = 0.6  # of the best peer's speed
+HOPELESS = 0.35
 
+S = TypeVar("S", Sample, SharedPrefix)
 T = TypeVar("T")
 
 
@@ -44,8 +45,8 @@ class Contest:
         """Start all engines that are installed and warm each; `stack` ends them."""
         self.results = Results()
         self._ours = {kind.name for kind in kinds if kind.is_ours}
+        self._keeps_prefixes = {kind.name for kind in kinds if kind.keeps_prefixes}
         self._engines: dict[str, EngineProcess] = {}
-        self._behind: set[tuple[str, str]] = set()  # peers, by name and workload
         for kind in kinds:
             self.results.states[kind.name] = "not installed"
             if kind.installed:
@@ -61,27 +62,21 @@ class Contest:
         """Give every engine a workload, in every round another one first.
 
         A peer that was far behind another in the first round is not asked again: it cannot be the best, and would take
-        most of the time.
+        most of the time. One that was hopelessly behind at an easier workload is ended.
         """
         taken = self.results.samples.setdefault(workload.name, {})
         for engine in self._in_turn(round_number):
-            if {(engine.name, workload.name), (engine.name, workload.easier)} & self._behind:
-                continue
-            sample = self._attempt(engine, partial(measure, engine, workload, round_number))
-            if sample is not None:
-                taken.setdefault(engine.name, []).append(sample)
-        self._note_behind(workload.name, {name: samples[0].elapsed_s for name, samples in taken.items()})
+            if self._pace(engine.name, self.results.samples.get(workload.easier, {})) < HOPELESS:
+                self._engines.pop(engine.name).close()
+            elif self._pace(engine.name, taken) > FAR_BEHIND:
+                self._take(engine, taken, partial(measure, engine, workload, round_number))
 
     def share_prefix(self, round_number: int) -> None:
-        """Ask every engine for the first tokens of prompts that begin alike; one far behind is not asked again."""
+        """Ask the engines that keep prefixes for the first tokens of prompts that begin alike, as in `run`."""
         taken = self.results.shared
         for engine in self._in_turn(round_number):
-            if (engine.name, SHARED_PREFIX) in self._behind:
-                continue
-            sample = self._attempt(engine, partial(measure_shared_prefix, engine, round_number))
-            if sample is not None:
-                taken.setdefault(engine.name, []).append(sample)
-        self._note_behind(SHARED_PREFIX, {name: samples[0].later_s for name, samples in taken.items()})
+            if engine.name in self._keeps_prefixes and self._pace(engine.name, taken) > FAR_BEHIND:
+                self._take(engine, taken, partial(measure_shared_prefix, engine, round_number))
 
     def step(self, num_sequences: int, context: int, num_steps: int) -> None:
         """Measure what our engine takes for a step."""
@@ -94,9 +89,15 @@ class Contest:
         first = round_number % max(1, len(engines))
         yield from engines[first:] + engines[:first]
 
-    def _note_behind(self, workload: str, seconds: dict[str, float]) -> None:
-        peers = {name: taken_s for name, taken_s in seconds.items() if name not in self._ours}
-        self._behind |= {(name, workload) for name in peers if peers[name] * FAR_BEHIND > min(peers.values())}
+    def _pace(self, name: str, taken: dict[str, list[S]]) -> float:
+        """Return a peer's speed in the first round over that of the best peer; 1 for ours, and before that round."""
+        seconds = {peer: samples[0].elapsed_s for peer, samples in taken.items() if peer not in self._ours}
+        return min(seconds.values()) / seconds[name] if name in seconds else 1.0
+
+    def _take(self, engine: EngineProcess, taken: dict[str, list[S]], work: Callable[[], S]) -> None:
+        sample = self._attempt(engine, work)
+        if sample is not None:
+            taken.setdefault(engine.name, []).append(sample)
 
     def _attempt(self, engine: EngineProcess, work: Callable[[], T]) -> T | None:
         try:

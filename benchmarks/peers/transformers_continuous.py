@@ -6,10 +6,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.peers.engines import CACHE_TOKENS, THREADS
+from benchmarks.peers.engines import THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
-_PAGE = 256  # tokens, its default
+_PAGES = 64  # of 256 tokens, its default: one for each sequence of the largest batch
 
 
 def load(root: Path) -> tuple[str, Complete]:
@@ -21,7 +21,7 @@ def load(root: Path) -> tuple[str, Complete]:
             do_sample=False, eos_token_id=-1, max_new_tokens=64
         ),
         continuous_batching_config=ContinuousBatchingConfig(
-            page_size=_PAGE, num_blocks=CACHE_TOKENS // _PAGE, max_batch_tokens=1024, max_requests_per_batch=64
+            num_blocks=_PAGES, max_batch_tokens=1024, max_requests_per_batch=64
         ),
     )
     manager.start()
