@@ -1,6 +1,6 @@
 """Clients that leave at any moment, over all stages, leave nothing behind; and many pictures at once lose nobody.
 
-`TANDEM_CANCELS=10000` runs the long form.
+`TANDEM_CANCELS=10000 pytest tests/end_to_end/test_cancels.py` is the long form.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ NUM_CANCELS = int(os.environ.get("TANDEM_CANCELS", "1000"))
 STREAMS = 50
 PICTURES_AT_ONCE = 200
 
-pytestmark = [pytest.mark.load, pytest.mark.timeout(600 + NUM_CANCELS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + NUM_CANCELS)]
 
 
 @pytest.fixture(scope="module")
