@@ -46,10 +46,10 @@ class Plan:
     """How much is measured."""
 
     settings: tuple[str, ...] = (OFF, TOKENS, ALL)
-    num_pictures: int = 100
-    num_kept: int = 50  # pictures the caches have room for
+    num_pictures: int = 60
+    num_kept: int = 30  # pictures the caches have room for
     rounds: int = 5
-    num_asked: int = 24  # requests of each part of a round
+    num_asked: int = 12  # requests of each part of a round
 
     def draw(self, seed: int) -> list[bytes]:
         """Return the pictures the requests of one part of a round ask about."""
