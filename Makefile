@@ -52,7 +52,7 @@ clean:  ## forget the virtual environment and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and by exact version: a range would bring the CUDA build where there is no GPU.
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard language_service/kernels/*.cpp language_service/kernels/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stages,similar,traces,dev]'

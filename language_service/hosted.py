@@ -18,7 +18,7 @@ from language_service.cache.memory import available_bytes
 from language_service.cache.paged import CacheConfig, PagedCache, bytes_per_block
 from language_service.engine import Engine
 from language_service.grammar import GrammarCompiler
-from language_service.model.decoder import Decoder
+from language_service.model.serving import ServingDecoder
 from language_service.paged_engine import PagedEngine
 from language_service.prompt import PromptLimits
 from language_service.runner import Piece, Runner
@@ -88,11 +88,7 @@ class LanguageLoader:
     def _read(self, folder: Path) -> tuple[LoadedHalf, bytes, Runner]:
         half = load_half(folder, "language", dtype=self.dtype, device=self.device)
         config = half.config.language
-        with torch.device("meta"):  # shapes only: the weights come next, and need their memory once
-            decoder = Decoder(config)
-        decoder.load_state_dict(half.tensors, assign=True)
-        half.tensors.clear()
-        decoder.requires_grad_(False).eval()
+        decoder = ServingDecoder(config, half.tensors)
         cache = PagedCache(config, self._size_cache(config), dtype=self.dtype, device=self.device)
         runner = Runner(decoder, cache)
         # The first pass plans kernels and takes memory: better now than in somebody's request.
@@ -101,6 +97,7 @@ class LanguageLoader:
             raise FailedPrecondition(
                 f"The language half of {folder.name} gives logits that are not finite.", reason="BAD_CHECKPOINT"
             )
+        _log.info("decoder ready", tag=folder.name, kernels=type(decoder.kernels).__name__)
         _log.info(
             "kv cache ready",
             tag=folder.name,
@@ -128,14 +125,13 @@ class LanguageLoader:
     def _describe(
         self, half: LoadedHalf, tokenizer: bytes, runner: Runner, limits: PromptLimits
     ) -> model_pb2.ModelInfo:
-        parameters = list(runner.decoder.parameters())
         return model_pb2.ModelInfo(
             half_digest=half.digest,
             backend="torch",
             device=str(self.device),
             precision=str(self.dtype).removeprefix("torch."),
-            num_parameters=sum(parameter.numel() for parameter in parameters),
-            num_weight_bytes=sum(parameter.nbytes for parameter in parameters),
+            num_parameters=runner.decoder.num_parameters,
+            num_weight_bytes=runner.decoder.num_weight_bytes,
             language=model_pb2.LanguageModelInfo(
                 vision_digest=limits.vision_digest,
                 tokenizer_digest=hashlib.sha256(tokenizer).digest(),

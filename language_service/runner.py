@@ -8,6 +8,7 @@ from torch import Tensor
 
 from language_service.cache.paged import PagedCache, Span
 from language_service.model.decoder import Decoder
+from language_service.model.serving import ServingDecoder
 
 # T tokens of the batch, N visual tokens of a picture, D model dim, B rows that choose a token, V vocabulary
 
@@ -41,8 +42,13 @@ class Piece:
 class Runner:
     """A decoder with its cache on one device."""
 
-    def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder | ServingDecoder, cache: PagedCache) -> None:
+        """Join decoder and cache; a `Decoder` keeps its weights, and what is made of them takes memory of its own."""
+        self.decoder = (
+            decoder
+            if isinstance(decoder, ServingDecoder)
+            else ServingDecoder(decoder.config, dict(decoder.state_dict()))
+        )
         self.cache = cache
         self.device = cache.device
 
@@ -50,20 +56,21 @@ class Runner:
     def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
         """Compute `pieces`, store their keys and values, return logits of those that sample, in order.
 
-        That is one row [V] after the last token of each, preceded by one row before each of its guesses.
+        That is one row [V] after the last token of each, preceded by one row before each of its guesses. The next call
+        may overwrite them.
 
         `fresh_blocks` are those that changed owner since the last call.
         """
         self.cache.clear(fresh_blocks)
         attend = self.cache.attend([Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces])
-        hidden_TD = self.decoder(self._embed(pieces), self._positions(pieces), attend)
         ends: list[int] = []
         end = 0
         for piece in pieces:
             end += len(piece.token_ids)
             if piece.samples:
                 ends += range(end - 1 - piece.num_drafts, end)
-        return self.decoder.logits(hidden_TD[ends])
+        rows_R = torch.tensor(ends, dtype=torch.long, device=self.device)
+        return self.decoder.forward(self._embed(pieces), self._positions(pieces), attend, rows_R)
 
     def _embed(self, pieces: Sequence[Piece]) -> Tensor:
         token_ids = [token for piece in pieces for token in piece.token_ids]

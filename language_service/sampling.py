@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from language_service.grammar import Grammar, allowed_tokens
+from language_service.kernels.native import largest
 from language_service.options import SamplingOptions
 
 # B rows, V vocabulary, R rows with some option, N tokens kept for a draw, K logprobs
@@ -84,9 +85,11 @@ def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | 
     frequency and presence penalties, min_tokens, grammar, temperature, top-k, top-p of what is left, min-p.
     """
     raw_BV = logits_BV.float()
-    finite = raw_BV.amax(dim=-1).isfinite().tolist()
+    largest_B, tokens_B = largest(raw_BV)
+    finite = largest_B.isfinite().tolist()
     adjusted_BV = _adjust(raw_BV, states)
-    tokens_B = adjusted_BV.argmax(dim=-1)
+    if adjusted_BV is not raw_BV:
+        _, tokens_B = largest(adjusted_BV)
     drawing = _rows(states, lambda options: options.temperature > 0)
     drawing = [row for row in drawing if finite[row]]
     if drawing:

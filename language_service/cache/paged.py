@@ -1,5 +1,6 @@
 """The tensors of the paged key-value cache, and attention over them."""
 
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from checkpoint.config import LanguageConfig
+from language_service.kernels import native
+from language_service.kernels.native import NativeAttention
 from language_service.model.attention import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens of each, M blocks of each, C = M * block size cached
@@ -60,14 +63,15 @@ class PagedCache:
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
         # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
         self.kv = torch.empty(shape, dtype=dtype, device=device).zero_()
+        self._native = NativeAttention(self.kv) if native.fits(config, dtype=dtype, device=device) else None
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks`, which changed owner, with zeros.
 
         Positions past a sequence's end are read with weight 0, and 0 times a NaN is a NaN: what an earlier owner left
-        must not reach the next one.
+        must not reach the next one. The native kernels read nothing past the end.
         """
-        if blocks:
+        if blocks and self._native is None:
             self.kv.index_fill_(2, torch.tensor(blocks, device=self.device), 0)
 
     def attend(self, spans: Sequence[Span]) -> Attend:
@@ -76,6 +80,8 @@ class PagedCache:
         Each call first stores the layer's keys and values of the new tokens; then each token sees the cached past of
         its own sequence and itself. Nothing else of the cache changes.
         """
+        if self._native is not None:
+            return self._attend_natively(self._native, spans)
         slots_T = self._slots(spans)
         groups = self._groups(spans)
 
@@ -93,6 +99,15 @@ class PagedCache:
             return out_THE
 
         return attend
+
+    def _attend_natively(self, attention: NativeAttention, spans: Sequence[Span]) -> Attend:
+        spans_S4, tables = array("i"), array("i")
+        row = 0
+        for span in spans:
+            spans_S4.extend((row, span.start, span.length, len(tables)))
+            tables.extend(span.blocks)
+            row += span.length
+        return attention.plan(spans_S4, tables)
 
     def _slots(self, spans: Sequence[Span]) -> Tensor:
         """Return the cache slot, block x block size + offset, of every new token."""

@@ -1,0 +1,1 @@
+"""The arithmetic of the decoder's layers, made for one kind of processor each; every kind gives the same numbers."""

@@ -1,0 +1,93 @@
+"""The steps of a layer in torch, for any device and type."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from language_service.kernels.interface import Projection
+from language_service.model.rotary import rotate
+
+
+class PlainProjection:
+    """A projection whose weights stay as they are."""
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        self._weight_NK, self._bias_N = weight_NK, bias_N
+
+    def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
+        """Return the outputs [T, N], `residual_TN` added."""
+        out_TN = functional.linear(x_TK, self._weight_NK, self._bias_N)
+        return out_TN if residual_TN is None else out_TN.add_(residual_TN)
+
+
+class PlainHead:
+    """A head whose weights stay as they are."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._weight_VD = weight_VD
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """Return [T, V]."""
+        return functional.linear(x_TD, self._weight_VD)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the rows [..., D] of `token_ids`."""
+        return functional.embedding(token_ids, self._weight_VD)
+
+
+class PlainKernels:
+    """Implements `Kernels` for one type of weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.angle_dtype = dtype
+
+    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+        """Return a projection with these weights."""
+        return PlainProjection(weight_NK, bias_N)
+
+    def head(self, weight_VD: Tensor) -> PlainHead:
+        """Return a head with these weights."""
+        return PlainHead(weight_VD)
+
+    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Return `x_TD` normalised in float32 and rounded once."""
+        return functional.rms_norm(x_TD.float(), weight_D.shape, weight_D.float(), eps).type_as(x_TD)
+
+    def turn_heads(
+        self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
+    ) -> Tensor:
+        """Return the heads normalised and turned."""
+        return rotate(x_THE if weight_E is None else self.rms_norm(x_THE, weight_E, eps), cos_T1F, sin_T1F)
+
+    def swiglu(self, x_TM: Tensor) -> Tensor:
+        """Return silu of the first half of each row times the second half."""
+        gate, up = x_TM.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+
+class OneDnnKernels(PlainKernels):
+    """Projections by oneDNN with weights it has ordered for this processor, AMX tiles among them."""
+
+    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+        """Return a projection with these weights."""
+        return OneDnnProjection(weight_NK, bias_N)
+
+
+class OneDnnProjection:
+    """A projection in oneDNN's own order of weights."""
+
+    _ROWS = 32  # that the order is chosen for: the one for decoding batches serves single rows and prompts well, too
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), self._ROWS)
+        self._bias_N = bias_N
+
+    def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
+        """Return the outputs [T, N], `residual_TN` added."""
+        linear = torch.ops.mkldnn._linear_pointwise
+        out_TN: Tensor
+        if residual_TN is None:
+            out_TN = linear(x_TK, self._weight, self._bias_N, "none", [], "")
+        else:
+            out_TN = linear.binary(x_TK, residual_TN, self._weight, self._bias_N, "add")
+        return out_TN
