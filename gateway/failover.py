@@ -29,20 +29,22 @@ async def with_failover(
         may_repeat: asked after a failure; False where something of the answer has been passed on.
 
     Raises:
-        TandemError: the last replica's.
+        TandemError: the last replica's; or that of one which was full, for it is there, and waiting helps.
     """
     tried = [first]
+    full: ResourceExhausted | None = None
     while True:
         try:
             with tried[-1].endpoint.calling(tried[-1].info.tag):
                 return await call(tried[-1])
         except (Unavailable, ResourceExhausted) as error:
-            if not may_repeat() or len(tried) == _MAX_TRIES:
+            if not may_repeat():
                 raise
+            full = error if isinstance(error, ResourceExhausted) else full
             stage = tried[-1].stage
-            other = await stage.another(tried)
+            other = await stage.another(tried) if len(tried) < _MAX_TRIES else None
             if other is None:
-                raise
+                raise (full or error) from None
             metrics.FAILOVERS.labels(stage.name).inc()
             _log.warning("tried on another replica", stage=stage.name, reason=error.reason, tries=len(tried))
             tried.append(other)

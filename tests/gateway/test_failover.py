@@ -137,6 +137,15 @@ async def test_where_all_replicas_fail_the_last_error_is_the_answer(pair: Pair) 
     assert [len(language.starts) for language in pair.languages] == [1, 1]
 
 
+async def test_where_one_replica_is_full_and_the_other_gone_the_client_is_told_to_come_again(pair: Pair) -> None:
+    """In whatever order they were tried: the stage is there, and waiting helps."""
+    pair.languages[1].error = FULL
+    await pair.world.switches["language"].off()
+    for _ in range(3):
+        error = await error_of(pair.world.ask("?"))
+        assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 1)
+
+
 async def test_a_replica_with_other_weights_of_the_same_tag_is_not_asked_instead(pair: Pair) -> None:
     """Amid a deployment two processes may hold different models under one name."""
     pair.languages[1].info.half_digest = bytes(32)
