@@ -39,7 +39,8 @@ def compare(contest: Contest, workloads: Sequence[Workload], rounds: int, end_s:
     with Progress(console=Console(stderr=True)) as progress:
         for workload in workloads:
             for number in progress.track(range(1, rounds + 1), description=workload.name):  # round 0 warmed
-                contest.results.read_bandwidth.append(read_bandwidth(repetitions=3))
+                bandwidth = read_bandwidth(repetitions=3)
+                contest.results.read_bandwidth.setdefault(workload.name, []).append(bandwidth)
                 contest.run(workload, number)
                 if time.monotonic() > end_s:
                     break

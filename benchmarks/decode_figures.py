@@ -62,6 +62,7 @@ def rate_of(workload: Workload) -> Value:
 def _compare(report: Report, workload: Workload, taken: Mapping[str, Sequence[Sample]]) -> None:
     """Add every engine's speed, and ours over the best peer's, from prompts to last token and for decoding alone."""
     rate = rate_of(workload)
+    report.add(f"{workload.name}: rounds", max(map(len, taken.values())), "")
     for name, samples in _in_order(taken):
         report.add(f"{workload.name}: {name}", statistics.median(map(rate, samples)), "tokens/s")
     if (best := _best_peer(taken, rate)) is None:
@@ -90,15 +91,15 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Value) -> fl
 
 
 def _add_bandwidth(report: Report, results: Results) -> None:
-    bandwidth = statistics.median(results.read_bandwidth)
-    report.add("read bandwidth", bandwidth / 1e9, "GB/s")
+    everything = [value for values in results.read_bandwidth.values() for value in values]
+    report.add("read bandwidth", statistics.median(everything) / 1e9, "GB/s")
     report.add("bfloat16 matrix products", results.matmul_peak / 1e12, "TFLOP/s")
     alone = BATCHES[0]
     # What one step reads: every weight, and the keys and values of all tokens before, on average half of the answer.
     step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
     for name, samples in _in_order(results.samples[alone.name]):
-        rates = [sample.decode_rate for sample in samples if sample.decode_rate]
-        used = statistics.median(rates) * step_bytes / bandwidth
+        pairs = zip(samples, results.read_bandwidth[alone.name], strict=False)
+        used = statistics.median((sample.decode_rate or 0) * step_bytes / bandwidth for sample, bandwidth in pairs)
         aim = f"at least {100 * BANDWIDTH_AIM:g}" if name == "tandem" else ""
         met = used >= BANDWIDTH_AIM if aim else None
         report.add(f"{alone.name}: {name} reads of the bandwidth", 100 * used, "%", aim=aim, met=met)
@@ -123,10 +124,13 @@ def _add_steps(report: Report, results: Results) -> None:
     for what, points in (("sequences", by_sequences), ("context", by_context)):
         for size, cost in points.items():
             report.add(f"step, {what} {size}", cost, "ms")
+    # Up to some 8 sequences a step costs the reading of the weights, beyond them its arithmetic: two lines.
+    by_sequences = {count: cost for count, cost in by_sequences.items() if count >= 8}
+    for what, points in (("from 8 sequences on", by_sequences), ("over context", by_context)):
         if len(points) > 2:
             off = _off_a_line(points)
             aim, met = f"at most {100 * STRAIGHT:g}", off <= STRAIGHT
-            report.add(f"step, above a straight line over {what}", 100 * off, "%", aim=aim, met=met)
+            report.add(f"step, above a straight line {what}", 100 * off, "%", aim=aim, met=met)
 
 
 def _off_a_line(points: Mapping[int, float]) -> float:

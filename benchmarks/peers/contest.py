@@ -34,7 +34,7 @@ class Results:
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)  # by workload and engine
     shared: dict[str, list[SharedPrefix]] = field(default_factory=dict)  # by engine
     step_s: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # ours, by sequences and context
-    read_bandwidth: list[float] = field(default_factory=list)  # bytes/s
+    read_bandwidth: dict[str, list[float]] = field(default_factory=dict)  # bytes/s, before each round of a workload
     matmul_peak: float = 0.0  # of bfloat16, operations/s
 
 

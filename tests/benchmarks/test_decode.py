@@ -84,7 +84,7 @@ def sample(elapsed_s: float, decode_rate: float | None = 10.0) -> Sample:
 
 def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> None:
     results = Results(states={"tandem": "ours", "vllm": "theirs", "llama.cpp": "not installed", "transformers": "slow"})
-    results.read_bandwidth = [2e10]
+    results.read_bandwidth = {"batch 1": [2.5e10, 1.25e10]}
     # The machine slowed down twofold between the rounds: only a ratio within a round shows that ours is the faster.
     results.samples["batch 1"] = {
         "tandem": [sample(2.0), sample(4.0)],
@@ -93,7 +93,7 @@ def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> No
     }
     results.samples[PREFILL.name] = {"tandem": [sample(2.0, None)], "vllm": [sample(1.0, None)]}
     results.shared = {"tandem": [SharedPrefix(first_s=1.0, later_s=0.05, elapsed_s=2.0)]}
-    results.step_s = {(1, 128): [0.1], (2, 128): [0.2], (4, 128): [0.8], (1, 256): [0.1]}
+    results.step_s = {(1, 128): [0.1], (8, 128): [0.1], (16, 128): [0.2], (32, 128): [0.8]}
     report = Report("decode", "Decoding")
     fill(report, results)
 
@@ -103,7 +103,7 @@ def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> No
     assert figures["prefill of 1024: tandem / vllm"].value == 0.5
     assert not figures["prefill of 1024: tandem / vllm"].met
     assert figures["shared prefix: tandem, saved by later ones"].met
-    assert not figures["step, above a straight line over sequences"].met  # 0.4 would be straight
+    assert not figures["step, above a straight line from 8 sequences on"].met  # 0.4 would be straight
     assert "llama.cpp: not installed" in figures
     report.publish(lambda axes: plot(axes, results), tmp_path / "decode.json")
-    assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == [2e10]
+    assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == results.read_bandwidth
