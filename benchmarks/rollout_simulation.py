@@ -55,8 +55,8 @@ CANARIES: dict[str, tuple[Behaviour, str]] = {
     "equal": (STABLE, "good"),
     "errors +1 point": (Behaviour(error_rate=0.015), "good"),
     "first token 1.2x": (Behaviour(first_token_s=0.24), "good"),
-    "errors +2 points": (Behaviour(error_rate=0.025), "at"),
-    "first token 1.5x": (Behaviour(first_token_s=0.3), "at"),
+    "errors +2 points, the bound": (Behaviour(error_rate=0.025), "at"),
+    "first token 1.5x, the bound": (Behaviour(first_token_s=0.3), "at"),
     "errors on 10 %": (Behaviour(error_rate=0.1), "bad"),
     "errors +4 points": (Behaviour(error_rate=0.045), "bad"),
     "first token 3x": (Behaviour(first_token_s=0.6), "bad"),
@@ -184,8 +184,8 @@ def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
 
 
 def phase_of(state: State) -> str:
-    """Return how a rollout ended; one that was still held is 'open'."""
-    return "open" if state.phase is Phase.RUNNING else str(state.phase)
+    """Return how a rollout ended; 'held' is one that had not."""
+    return "held" if state.phase is Phase.RUNNING else str(state.phase)
 
 
 def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> None:
@@ -206,7 +206,7 @@ def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> N
 
 def summary(ended: list[Outcome]) -> dict[str, dict[str, float]]:
     """Return what became of one kind of canary, with the spread of its numbers."""
-    phases = {phase: sum(one.phase == phase for one in ended) for phase in ("promoted", "rolled_back", "open")}
+    phases = {phase: sum(one.phase == phase for one in ended) for phase in ("promoted", "rolled_back", "held")}
     numbers = {
         "seconds": [one.seconds for one in ended],
         "canary_requests": [one.num_canary for one in ended],
@@ -224,17 +224,18 @@ def plot(axes: Axes, outcomes: dict[str, list[Outcome]]) -> None:
     """Draw what became of every kind of canary, with the requests a bad one harmed."""
     names = list(outcomes)
     left = np.zeros(len(names))
-    for phase, colour in (("promoted", "tab:green"), ("open", "tab:gray"), ("rolled_back", "tab:red")):
+    for phase, colour in (("promoted", "tab:green"), ("held", "tab:gray"), ("rolled_back", "tab:red")):
         share = np.array([100 * np.mean([one.phase == phase for one in outcomes[name]]) for name in names])
         axes.barh(names, share, left=left, color=colour, label=phase.replace("_", " "))
         left += share
     for row, name in enumerate(names):
+        words = f"after {np.median([one.seconds for one in outcomes[name]]):.0f} s"
         if CANARIES[name][1] == "bad":
-            median = np.median([one.num_harmed for one in outcomes[name]])
-            axes.text(50, row, f"{median:.0f} requests harmed", ha="center", va="center", color="white")
+            words = f"{np.median([one.num_harmed for one in outcomes[name]]):.0f} requests harmed, {words}"
+        axes.text(50, row, words, ha="center", va="center", color="white")
     axes.invert_yaxis()
-    axes.set(xlabel="share of rollouts, %")
-    axes.legend(loc="lower left")
+    axes.set(xlabel="share of rollouts, %; medians in the bars")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
 
 
 if __name__ == "__main__":
