@@ -43,7 +43,7 @@ class Measured:
     token_shape: tuple[int, ...]
     num_token_bytes: int
     encode_s: float
-    first_token_s: float
+    first_token_s: list[float]  # of the same question about the same picture, asked again and again
     between_tokens_s: list[float]
     peak_bytes: dict[str, int]  # by service
 
@@ -97,16 +97,16 @@ def ask_stages(
         return vision.GetModel(get).model, language.GetModel(get).model, response, statistics.median(samples)
 
 
-def stream_tokens(stack: Stack, jpeg: bytes, num_tokens: int) -> tuple[float, list[float]]:
-    """Return seconds to the first token, and the mean seconds between tokens of each of three answers."""
-    gaps = []
+def stream_tokens(stack: Stack, jpeg: bytes, num_tokens: int) -> tuple[list[float], list[float]]:
+    """Return seconds to the first token, and the mean seconds between tokens, of each of three answers."""
+    first_token_s, gaps = [], []
     with Client(stack.address) as client:
         for _ in range(3):
             answer = client.ask("Describe it.", images=[jpeg], max_tokens=num_tokens, ignore_eos=True)
             if answer.usage.completion_tokens != num_tokens:
                 raise RuntimeError(f"{answer.usage.completion_tokens} tokens came instead of {num_tokens}")
             gaps.append(answer.timings.decode_ms / 1000 / (num_tokens - 1))
-            first_token_s = answer.timings.first_token_ms / 1000
+            first_token_s.append(answer.timings.first_token_ms / 1000)
     return first_token_s, gaps
 
 
@@ -158,7 +158,8 @@ def fill(report: Report, seen: Measured, bandwidth: float) -> None:
     report.add("language service: peak memory", language_peak / GIB, "GiB", aim="weights + 2", met=is_within)
     report.add("gateway: peak memory", seen.peak_bytes["gateway"] / GIB, "GiB")
     report.add("encode one picture p50", seen.encode_s * 1000, "ms")
-    report.add("time to first token", seen.first_token_s * 1000, "ms")
+    report.add("time to first token, new picture", seen.first_token_s[0] * 1000, "ms")
+    report.add("time to first token, asked again", min(seen.first_token_s[1:]) * 1000, "ms")
     report.add("time per token p50", gap_s * 1000, "ms")
     report.add("read bandwidth of this machine", bandwidth / 1e9, "GB/s")
     report.add("weights read per second / bandwidth", 100 * weights / gap_s / bandwidth, "%")
@@ -174,8 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = options.models or Path(tempfile.mkdtemp(prefix="tandem-full-size-"))
     try:
         make_checkpoint(models)
-        bandwidth = read_bandwidth()
+        # Machines that others share drift: the limit is the best that was seen around the run.
+        before = read_bandwidth()
         seen = measure(models, num_tokens=8 if options.quick else 32)
+        bandwidth = max(before, read_bandwidth())
     finally:
         if options.models is None:
             shutil.rmtree(models)
