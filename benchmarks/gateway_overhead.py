@@ -8,6 +8,7 @@ and what stands in between share this machine's cores, so the processor time of 
 """
 
 import asyncio
+import gc
 import os
 import random
 import time
@@ -109,6 +110,8 @@ async def measure(tag: str, services: dict[str, ServiceProcess], rounds: int) ->
         paths = Paths(tag, channels)
         for path in PATHS:  # connections, and code that is read from disk when it first runs
             await asyncio.gather(*(paths.ask(path, Samples()) for _ in range(max(STREAMS))))
+        gc.collect()
+        gc.freeze()  # else the client's own collector holds everything up for tens of milliseconds now and then
         with Progress() as progress:
             task = progress.add_task("asking", total=rounds * len(samples))
             for number in range(rounds):

@@ -6,6 +6,7 @@ Training and serving both build prompts here, so that a model is asked with the 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -31,6 +32,9 @@ class ImageSlot:
 
 
 Segment = TextSegment | ImageSlot
+
+# What a template writes around turns is the same few texts for every conversation.
+_CACHED_TEMPLATE_TEXTS = 256
 
 
 class PromptBuilder:
@@ -61,6 +65,7 @@ class PromptBuilder:
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._with_specials = _copy(tokenizer, keep_added_tokens=True)
         self._without_specials = _copy(tokenizer, keep_added_tokens=False)
+        self._encode_template = lru_cache(_CACHED_TEMPLATE_TEXTS)(self._encode_with_specials)
 
     def build(self, messages: Sequence[ChatMessage]) -> list[Segment]:
         """Return the prompt for the next answer to `messages`; no two text segments stand side by side.
@@ -109,10 +114,13 @@ class PromptBuilder:
         for piece in self._template.render(messages):
             match piece:
                 case TemplateText(text):
-                    # 'add_special_tokens' is about a frame around the whole text, which the template already wrote.
-                    yield from self._with_specials.encode(text, add_special_tokens=False).ids
+                    yield from self._encode_template(text)
                 case SpokenText(text):
                     yield from self.encode_text(text)
+
+    def _encode_with_specials(self, text: str) -> tuple[int, ...]:
+        # 'add_special_tokens' is about a frame around the whole text, which the template already wrote.
+        return tuple(self._with_specials.encode(text, add_special_tokens=False).ids)
 
 
 def open_prompt_builder(folder: Path) -> PromptBuilder:
