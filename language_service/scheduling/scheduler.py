@@ -4,22 +4,25 @@ The policy, in full:
 
 - Sequences stand in line by priority and, within a priority, by arrival. The line never changes: who gives blocks back
   keeps the place it had.
-- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill along the line,
-  then guesses of how the answers go on, if blocks are free for them.
+- A step computes at most `max_step_tokens` tokens: first one for every decoding sequence, then prefill, then guesses of
+  how the answers go on, if blocks are free for them.
+- Of what is left to prefill, the first in line is sure of half, and of all where only those of a smaller priority are
+  behind it. The rest goes to whoever has the least left to compute, and back to the first where nobody wants it. So
+  short prompts do not wait for a long one, and a long one is not held up for ever: in the end it is the first.
 - A sequence begins to run once there are blocks for all of its prompt that has arrived and for the first tokens of its
   answer, one block to spare for each that runs already, and a place among `max_running`. Who cannot begin lets nobody
   behind it begin, so a large prompt is not overtaken for ever.
 - Running sequences take blocks as they grow. When none are left, the last of those that run gives back all it holds
   and is computed again later. So the first in line always gets on, whatever the others do, and in the end each one is
   first: every sequence finishes.
-- A sequence that waits for the rest of its prompt gives way to anyone who could begin instead, whatever its place.
+- A sequence that waits for the rest of its prompt gives way before all others, also to one that could begin, whatever
+  its place.
 - Full blocks are found again by what they hold. A sequence takes such blocks instead of computing them, also in the
   middle of its prefill, and waits a step if another computes just the block it needs next. Its last token is always
   computed, since that one's logits are wanted.
 """
 
 from bisect import insort
-from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -110,7 +113,7 @@ class Scheduler:
         budget = self._add_prefill(self.config.max_step_tokens - len(decoding))
         answers = []
         for sequence in decoding:
-            answers.append(_chunk(sequence, 1, self._draft(sequence, budget)))
+            answers.append(sequence.chunk(1, self._draft(sequence, budget)))
             budget -= answers[-1].num_drafts
         batch.chunks[:0] = answers
         if not batch.chunks:
@@ -134,22 +137,44 @@ class Scheduler:
         self.pool.check(sequence.blocks for sequence in self._line)
 
     def _grow(self) -> None:
-        """Give every running sequence the blocks its tokens need; the last in line gives way where there are none."""
-        for sequence in [each for each in self._line if each in self._running]:
+        """Give every running sequence the blocks its tokens need; others give way where there are none."""
+        running = [each for each in self._line if each in self._running]
+        for sequence in running:
             if sequence.prompt_ended and sequence.num_pending == 0:
                 self._step_back(sequence)
+        for sequence in running:
             needed = self._num_blocks(len(sequence.token_ids))
             while sequence in self._running and not self._reserve(sequence, needed):
-                self._preempt(next(each for each in reversed(self._line) if each in self._running))
+                self._preempt(self._last_idle() or next(each for each in reversed(running) if each in self._running))
 
     def _add_prefill(self, budget: int) -> int:
-        """Add chunks of prompts along the line; return what they leave of the budget."""
-        size = self.config.block_size
-        coming: set[bytes] = set()  # what this step's chunks fill blocks with
+        """Add chunks of prompts; return what they leave of the budget."""
+        ready = self._ready()
+        if not ready:
+            return budget
+        first, *others = ready
+        size, half, chunks = self.config.block_size, -(-budget // 2), []
+        # What this step's chunks fill blocks with, or the next steps' of the first in line.
+        coming = set(first.block_names[first.num_computed // size : (first.num_computed + budget) // size])
+        for sequence in sorted(others, key=lambda each: (-each.priority, each.num_pending)):
+            kept = min(first.num_pending, half if sequence.priority == first.priority else budget)
+            if kept == budget:
+                break
+            if self._next_name(sequence) in coming:
+                continue
+            chunk = sequence.chunk(min(budget - kept, sequence.num_pending))
+            coming.update(sequence.block_names[chunk.start // size : chunk.end // size])
+            chunks.append(chunk)
+            budget -= len(chunk.token_ids)
+        chunks.insert(0, first.chunk(min(budget, first.num_pending)))
+        self._batch.chunks += chunks
+        return budget - len(chunks[0].token_ids)
+
+    def _ready(self) -> list[Sequence]:
+        """Let sequences begin, along the line; return those that run and have some of their prompt to compute."""
+        ready = []
         admitting = True
         for sequence in self._line:
-            if budget == 0:
-                break
             if sequence.num_pending == 0 or (sequence.decoding and sequence in self._running):
                 continue
             if sequence not in self._running:
@@ -157,13 +182,9 @@ class Scheduler:
                 if not admitting:
                     continue
             self._take_found(sequence)
-            if sequence.num_pending == 0 or self._next_name(sequence) in coming:
-                continue
-            chunk = _chunk(sequence, min(budget, sequence.num_pending))
-            coming.update(sequence.block_names[chunk.start // size : chunk.end // size])
-            self._batch.chunks.append(chunk)
-            budget -= len(chunk.token_ids)
-        return budget
+            if sequence.num_pending > 0:
+                ready.append(sequence)
+        return ready
 
     def _draft(self, sequence: Sequence, budget: int) -> list[int]:
         """Return guesses of what `sequence`, which decodes, answers next, with room for them in its blocks."""
@@ -182,15 +203,17 @@ class Scheduler:
         if sequence.prompt_ended:
             needed = min(needed + 1, self._num_blocks(sequence.num_longest))
         while needed - self._num_shared(sequence) + self._num_spared() > self.pool.num_free:
-            idle = next(
-                (each for each in reversed(self._line) if each in self._running and each.num_pending == 0), None
-            )
+            idle = self._last_idle()
             if idle is None:
                 return False
             self._preempt(idle)
         self._running.add(sequence)
         self._take_found(sequence)  # first, so that making room does not evict what it would have found
         return self._reserve(sequence, needed)
+
+    def _last_idle(self) -> Sequence | None:
+        """Return the last in line of those that hold blocks and wait for the rest of their prompt."""
+        return next((each for each in reversed(self._line) if each in self._running and each.num_pending == 0), None)
 
     def _num_shared(self, sequence: Sequence) -> int:
         """Return how many blocks held by others `sequence`, which holds none, would share to begin with."""
@@ -270,15 +293,3 @@ class Scheduler:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
-
-
-def _chunk(sequence: Sequence, length: int, drafts: AbstractSequence[int] = ()) -> Chunk:
-    start, end = sequence.num_computed, sequence.num_computed + length
-    return Chunk(
-        sequence=sequence,
-        start=start,
-        token_ids=[*sequence.token_ids[start:end], *drafts],
-        blocks=list(sequence.blocks),
-        samples=sequence.prompt_ended and end == len(sequence.token_ids),
-        num_drafts=len(drafts),
-    )

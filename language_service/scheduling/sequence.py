@@ -88,6 +88,18 @@ class Sequence:
         """Most tokens it will ever have, as far as that is known."""
         return self.num_prompt + (self.max_tokens or 0)
 
+    def chunk(self, length: int, drafts: AbstractSequence[int] = ()) -> "Chunk":
+        """Return the next `length` tokens to compute, and guesses after them."""
+        end = self.num_computed + length
+        return Chunk(
+            sequence=self,
+            start=self.num_computed,
+            token_ids=[*self.token_ids[self.num_computed : end], *drafts],
+            blocks=list(self.blocks),
+            samples=self.prompt_ended and end == len(self.token_ids),
+            num_drafts=len(drafts),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:

@@ -15,6 +15,24 @@ def test_a_long_prompt_is_cut_to_the_budget_and_decodes_go_first() -> None:
     assert sizes(step(scheduler)) == [(short, 1), (long, 1)]
 
 
+def test_a_long_prompt_does_not_block_the_short_ones_behind_it() -> None:
+    """It is sure of half of what decoding leaves; the rest goes to whoever has the least to compute."""
+    scheduler = make_scheduler(max_step_tokens=8)
+    first, long, short = add(scheduler, 40), add(scheduler, 30), add(scheduler, 6, 1)
+    assert sizes(step(scheduler)) == [(first, 4), (short, 4)]
+    assert sizes(step(scheduler)) == [(first, 4), (short, 2), (long, 2)]
+    shorter = add(scheduler, 1, 1)
+    assert sizes(step(scheduler)) == [(first, 4), (shorter, 1), (long, 3)]
+    assert sizes(step(scheduler)) == [(first, 4), (long, 4)]
+
+
+def test_a_long_prompt_shares_a_step_with_nobody_of_a_smaller_priority() -> None:
+    scheduler = make_scheduler(max_step_tokens=8)
+    short, urgent = add(scheduler, 2, 1), add(scheduler, 12, 1, priority=1)
+    assert sizes(step(scheduler)) == [(urgent, 8)]
+    assert sizes(step(scheduler)) == [(urgent, 4), (short, 2)]
+
+
 def test_only_the_chunk_that_ends_the_prompt_samples() -> None:
     scheduler = make_scheduler(max_step_tokens=8)
     add(scheduler, 17)

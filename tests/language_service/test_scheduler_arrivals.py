@@ -53,3 +53,19 @@ def test_half_arrived_prompts_do_not_wait_for_each_other() -> None:
         sequence.add_text([1])
         sequence.max_tokens = 2
     assert run(scheduler) == [first, first, second, second]
+
+
+def test_one_that_waits_for_its_prompt_gives_way_to_one_that_grows() -> None:
+    """Whatever its place: the other would compute again what it has for somebody who does nothing with his blocks."""
+    scheduler = make_scheduler(num_blocks=4)
+    idle = add(scheduler, 4, None)
+    step(scheduler)
+    growing = add(scheduler, 4, 12)
+    batches = []
+    while (batch := step(scheduler)) is not None:
+        batches.append(batch)
+    assert [batch.num_preempted for batch in batches].count(1) == 1
+    computed = [len(chunk.token_ids) for batch in batches for chunk in batch.chunks if chunk.sequence is growing]
+    assert computed == [4] + [1] * 11
+    idle.max_tokens = 2
+    assert run(scheduler) == [idle] * 2

@@ -42,6 +42,14 @@ def test_two_that_begin_together_compute_their_common_prefix_once() -> None:
     run(scheduler)
 
 
+def test_who_waits_for_a_common_prefix_leaves_its_part_of_the_step_to_who_computes_it() -> None:
+    scheduler = make_scheduler(max_step_tokens=8)
+    first, second = (add_named(scheduler, [*range(20), last], 1) for last in (20, 21))
+    assert [sizes(step(scheduler)) for _ in range(3)] == [[(first, 8)], [(first, 8)], [(first, 5)]]
+    assert sizes(step(scheduler)) == [(second, 1)]
+    assert second.num_found == 20
+
+
 def test_a_later_segment_is_found_too() -> None:
     scheduler = make_scheduler()
     add_named(scheduler, list(range(14)))
