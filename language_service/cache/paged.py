@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from checkpoint.config import LanguageConfig
-from language_service.kernels import native
+from language_service.kernels import huge_pages, native
 from language_service.kernels.native import NativeAttention
 from language_service.model.attention import Attend
 
@@ -62,7 +62,7 @@ class PagedCache:
         self.device = device
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
         # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
-        self.kv = torch.empty(shape, dtype=dtype, device=device).zero_()
+        self.kv = huge_pages.empty(shape, dtype, device).zero_()
         self._native = NativeAttention(self.kv) if native.fits(config, dtype=dtype, device=device) else None
 
     def clear(self, blocks: Sequence[int]) -> None:

@@ -3,8 +3,6 @@
 // Few rows: the time is that of reading the weights, so each thread reads its panels front to back, the next piece
 // being fetched while this one is multiplied. Many rows: a piece of a panel stays in the second-level cache for all.
 
-#include <vector>
-
 #include "pool.h"
 #include "tile.h"
 
@@ -84,7 +82,7 @@ extern "C" void tandem_linear(const bf16* x, const bf16* panels, const bf16* bia
   const long num_panels = (num_columns + kPanel - 1) / kPanel;
   // Neighbouring panels on one thread, so that each reads one stretch of memory.
   split_evenly(num_threads, num_panels, [&op](long panel) {
-    thread_local std::vector<float> sums(kRows * kPanel);
-    panel_times_rows(op, panel, sums.data());
+    alignas(64) float sums[kRows * kPanel];
+    panel_times_rows(op, panel, sums);
   });
 }

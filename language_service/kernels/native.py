@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from checkpoint.config import LanguageConfig
+from language_service.kernels import huge_pages
 from language_service.kernels.interface import Projection
 from language_service.kernels.plain import OneDnnProjection
 from language_service.model.attention import Attend
@@ -254,7 +255,8 @@ def pack(weight_NK: Tensor) -> Tensor:
     num_outputs, num_inputs = weight_NK.shape
     missing = -num_outputs % _PANEL
     whole_NK = functional.pad(weight_NK, (0, 0, 0, missing)) if missing else weight_NK  # a large one is copied once
-    return whole_NK.view(-1, _PANEL, num_inputs // 2, 2).transpose(1, 2).contiguous()
+    pairs_PJ64x2 = whole_NK.view(-1, _PANEL, num_inputs // 2, 2).transpose(1, 2)
+    return huge_pages.empty(pairs_PJ64x2.shape, weight_NK.dtype).copy_(pairs_PJ64x2)
 
 
 def _address(tensor: Tensor | None) -> int | None:
