@@ -4,6 +4,7 @@ A message is one sentence for the caller: it names what was wrong and never an a
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import grpc
@@ -24,6 +25,7 @@ class TandemError(Exception):
         field: the request field at fault, dotted, if one is (`google.rpc.BadRequest`).
         retry_after_s: seconds after which the same request may succeed, if waiting helps (`google.rpc.RetryInfo`).
         metadata: further facts by name (`google.rpc.ErrorInfo.metadata`).
+        where: the folder or file it happened in, for logs and terminals of this machine; never sent.
         request_id: the request it ended, as the client names it; None inside the services, whose logs carry it.
     """
 
@@ -37,6 +39,7 @@ class TandemError(Exception):
         field: str | None = None,
         retry_after_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        where: Path | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -44,7 +47,13 @@ class TandemError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
         self.metadata = dict(metadata or {})
+        self.where = where
         self.request_id: str | None = None
+
+    @property
+    def local_message(self) -> str:
+        """The message with the path it is about, for whoever may read this machine's logs."""
+        return f"{self.message.removesuffix('.')} ({self.where})." if self.where is not None else self.message
 
 
 class InvalidArgument(TandemError):

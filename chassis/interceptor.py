@@ -167,7 +167,7 @@ async def _mapping_errors(answer: Answer, request: Any, context: Context, report
     except Exception:
         error = _bug()
     report.code = error.code
-    report.facts = {"reason": error.reason, "error": error.message}
+    report.facts = {"reason": error.reason, "error": error.local_message}
     status = to_grpc_status(error)
     # Errors go out without initial metadata, since a call whose headers came is not tried again; so the id trails.
     trailing = (*status.trailing_metadata, (REQUEST_ID_HEADER, current_request_id()))

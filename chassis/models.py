@@ -155,7 +155,7 @@ class ModelHost(Generic[M]):
             slot.info.tag, slot.info.load_s = tag, time.perf_counter() - started
             slot.info.state = READY
         except TandemError as error:
-            _log.warning("model failed to load", tag=tag, reason=error.reason, error=error.message)
+            _log.warning("model failed to load", tag=tag, reason=error.reason, error=error.local_message)
             slot.error = error
         except Exception:
             _log.exception("model failed to load", tag=tag)

@@ -118,7 +118,7 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except TandemError as error:
-        _log.error("cannot start", reason=error.reason, error=error.message)
+        _log.error("cannot start", reason=error.reason, error=error.local_message)
         raise SystemExit(1) from None
     except Exception:
         _log.exception("cannot start")

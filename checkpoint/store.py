@@ -14,7 +14,7 @@ class ModelStore:
     """The checkpoints under one folder, by tag."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
 
     def tags(self) -> list[str]:
         """Return the tags of the store, by name and then by version."""
@@ -29,7 +29,7 @@ class ModelStore:
         """
         folder = self.root / str(parse_tag(tag))
         if not folder.is_dir():
-            raise NotFound(f"The model store has no {tag}.", reason="UNKNOWN_TAG", field="tag")
+            raise NotFound(f"The model store has no {tag}.", reason="UNKNOWN_TAG", field="tag", where=self.root)
         return folder
 
     @contextmanager
@@ -70,4 +70,5 @@ class ModelStore:
                 f"The model store has a {target.name} already; releases are never overwritten, choose another tag.",
                 reason="TAG_EXISTS",
                 field="tag",
+                where=target.parent,
             )

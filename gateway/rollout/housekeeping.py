@@ -81,7 +81,7 @@ class Housekeeping:
     async def _failed(self, state: State, error: TandemError) -> None:
         """Give a rollout up whose canary cannot be loaded; what is in force already is tried again."""
         if error.message != self._trouble:
-            _log.warning("release not loaded", reason=error.reason, error=error.message, phase=state.phase)
+            _log.warning("release not loaded", reason=error.reason, error=error.local_message, phase=state.phase)
             self._trouble = error.message
         waited_s = time.time() - state.step_started_s
         if state.phase is Phase.PREPARING and (not isinstance(error, Unavailable) or waited_s > self._load_timeout_s):

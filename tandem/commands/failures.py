@@ -19,8 +19,8 @@ def told_plainly() -> Iterator[None]:
 
 
 def sentence(error: TandemError) -> str:
-    """Return what to tell the user, with the request id to look for in the logs."""
-    message = error.message[:1].upper() + error.message[1:].removesuffix(".")
+    """Return what to tell the user, with the folder it is about or the request id to look for in the logs."""
+    message = error.local_message[:1].upper() + error.local_message[1:].removesuffix(".")
     if error.reason == "UNREACHABLE":
         return f"{message}; start one with `tandem up`."
     return f"{message} (request id {error.request_id})." if error.request_id else f"{message}."

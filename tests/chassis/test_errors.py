@@ -1,5 +1,7 @@
 """Errors between processes, both ends of the wire included that are not ours."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 
@@ -26,6 +28,13 @@ def test_a_foreign_servers_error_keeps_its_status_and_words() -> None:
 def test_a_status_without_an_error_of_its_own_is_kept_by_name() -> None:
     error = errors.from_rpc_error(rpc_error(grpc.StatusCode.ABORTED, ""))
     assert (type(error), error.message, error.reason) == (errors.TandemError, "ABORTED", "ABORTED")
+
+
+def test_where_it_happened_is_told_on_this_machine_and_never_sent() -> None:
+    error = errors.NotFound("The model store has no a-v1.0.0.", where=Path("/srv/models"))
+    assert error.local_message == "The model store has no a-v1.0.0 (/srv/models)."
+    assert b"/srv" not in errors.to_proto(error).SerializeToString()
+    assert errors.NotFound("There is none.").local_message == "There is none."
 
 
 @pytest.mark.parametrize("details", [b"\xff\xff", b""])

@@ -22,6 +22,16 @@ def test_an_unknown_tag_is_not_found(tmp_path: Path) -> None:
         ModelStore(tmp_path).folder("demo-v1.0.0")
     assert caught.value.reason == "UNKNOWN_TAG"
     assert str(tmp_path) not in caught.value.message  # paths of a server are no caller's business
+    assert f"({tmp_path})" in caught.value.local_message
+
+
+def test_a_store_is_named_in_full_wherever_the_process_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound) as caught:
+        ModelStore(Path("models")).folder("demo-v1.0.0")
+    assert caught.value.where == tmp_path / "models"
 
 
 def test_a_path_is_no_tag(tmp_path: Path) -> None:
@@ -48,7 +58,7 @@ def test_a_tag_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "demo-v1.0.0").mkdir()
     with pytest.raises(FailedPrecondition) as caught, ModelStore(tmp_path).create("demo-v1.0.0"):
         pytest.fail("the folder was handed out")
-    assert caught.value.reason == "TAG_EXISTS"
+    assert (caught.value.reason, caught.value.where) == ("TAG_EXISTS", tmp_path)
 
 
 def test_of_two_that_create_one_tag_the_second_is_refused(tmp_path: Path) -> None:
