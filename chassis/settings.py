@@ -1,16 +1,28 @@
 """Settings of a process: environment variables and flags, read once, checked before anything starts."""
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from chassis.logs import LogFormat, LogLevel
 
 DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
+
+# How `--help` writes what a flag takes, by how pydantic-settings does: by Python's type.
+_TYPED = {
+    "str": "TEXT",
+    "SecretStr": "TEXT",
+    "tuple[str,...]": "TEXT,...",
+    "int": "INTEGER",
+    "float": "NUMBER",
+    "Path": "PATH",
+}
 
 
 def _split_names(value: Any) -> Any:
@@ -139,13 +151,32 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
     values are never repeated. Exits with status 0 after `--help`.
     """
     try:
-        return CliApp.run(kind, cli_args=list(argv))
+        source = CliSettingsSource[S](kind, case_sensitive=False, add_argument_method=partial(_add_flag, kind))
+        return CliApp.run(kind, cli_args=list(argv), cli_settings_source=source)
     except ValidationError as error:
         problem = "; ".join(_describe(kind, one["loc"], one["msg"]) for one in error.errors(include_url=False))
     except SettingsError as error:
         problem = _without_values(str(error).removeprefix("error parsing CLI: "))
     sys.stderr.write(f"error: {problem}\n")
     raise SystemExit(2)
+
+
+def _add_flag(kind: type[BaseSettings], parser: ArgumentParser, *flags: str, **options: Any) -> None:
+    """Add one flag to the parser, shown in `--help` as people type it and not as Python writes it."""
+    field = kind.model_fields.get(options.get("dest", ""))
+    if field is not None:
+        options["help"] = options["help"].replace(f"(default: {field.default})", f"(default: {_typed(field.default)})")
+    if "metavar" in options:
+        options["metavar"] = _TYPED.get(options["metavar"], options["metavar"])
+    parser.add_argument(*flags, **options)
+
+
+def _typed(value: object) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str) -> str:

@@ -17,6 +17,8 @@ class ExampleSettings(ServiceSettings):
     listen: str = Field(default="127.0.0.1:50099", description="host:port to serve gRPC on")
     models: Path = Field(default=Path("models"), description="folder of the model store")
     tags: CommaSeparated = Field(default=(), description="tags to load, separated by commas")
+    names: CommaSeparated = Field(default=("a", "b"), description="who may call, separated by commas")
+    plain: bool = Field(default=False, description="without ornaments")
     api_key: SecretStr = Field(default=SecretStr(""), max_length=8, description="what callers must know")
 
 
@@ -56,6 +58,25 @@ def test_help_documents_every_setting_with_its_variable(capsys: pytest.CaptureFi
         assert f"--{name.replace('_', '-')}" in text
         assert f"TANDEM_EXAMPLE_{name.upper()}" in squeezed
         assert "".join(field.description.split()) in squeezed
+
+
+def test_help_shows_what_people_type_and_not_what_python_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(ExampleSettings, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for shown in (
+        "--drain-s NUMBER",
+        "--metrics-port INTEGER",
+        "--models PATH",
+        "--api-key TEXT",
+        "--tags TEXT,... tags to load, separated by commas (default: none)",
+        "switches TLS on (default: unset)",
+        "--log-level {debug,info,warning,error}",
+        "--plain, --no-plain without ornaments (default: off)",
+        "--names TEXT,... who may call, separated by commas (default: a,b)",
+    ):
+        assert shown in text
+    assert not [name for name in ("SecretStr", "tuple", "None", "False", "()") if name in text]
 
 
 @pytest.mark.parametrize(
