@@ -9,8 +9,8 @@ setup(
         Extension(
             # Plain functions called by address, no module of Python's.
             "language_service.kernels._native",
-            sources=[f"{KERNELS}/{name}.cpp" for name in ("attention", "linear", "rows")],
-            depends=[f"{KERNELS}/{name}.h" for name in ("bf16", "packing", "pool", "tile")],
+            sources=[f"{KERNELS}/{name}.cpp" for name in ("attention", "layers", "linear", "rows")],
+            depends=[f"{KERNELS}/{name}.h" for name in ("bf16", "kernels", "packing", "pool", "tile")],
             language="c++",
             extra_compile_args=[
                 "-std=c++20",

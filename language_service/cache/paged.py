@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from checkpoint.config import LanguageConfig
-from language_service.kernels import huge_pages, native
-from language_service.kernels.native import NativeAttention
+from language_service.kernels import huge_pages
+from language_service.kernels.library import fits
+from language_service.kernels.native_attention import NativeAttention
 from language_service.model.attention import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens of each, M blocks of each, C = M * block size cached
@@ -63,7 +64,7 @@ class PagedCache:
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
         # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
         self.kv = huge_pages.empty(shape, dtype, device).zero_()
-        self._native = NativeAttention(self.kv) if native.fits(config, dtype=dtype, device=device) else None
+        self._native = NativeAttention(self.kv) if fits(config, dtype=dtype, device=device) else None
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks`, which changed owner, with zeros.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels.h"
 #include "packing.h"
 #include "pool.h"
 #include "tile.h"

@@ -1,12 +1,19 @@
 """What the decoder asks of the arithmetic it is served with."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-# T tokens, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width, H heads, E head
-# dim, F = E/2 frequencies
+from checkpoint.config import LanguageConfig
+from language_service.model.attention import Attend
+
+# T tokens, R of them wanted, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width,
+# H heads, E head dim, F = E/2 frequencies
+
+Angles = tuple[Tensor, Tensor]  # cosines and sines [T, 1, F] of the tokens' positions
 
 
 class Projection(Protocol):
@@ -26,6 +33,31 @@ class Head(Protocol):
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the rows [..., D] of integer `token_ids` of any shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one layer."""
+
+    attention_norm: Tensor
+    qkv: Projection  # queries, keys and values at once
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Projection
+    mlp_norm: Tensor
+    gate_up: Projection
+    down: Projection
+
+
+class Layers(Protocol):
+    """All layers of a decoder."""
+
+    def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
+        """Return the last layer's outputs [R, D] for `rows_R` of the batch, which ascend.
+
+        The last layer's keys and values are made for all tokens, and nothing else of it, for these rows only.
+        """
         ...
 
 
@@ -54,4 +86,8 @@ class Kernels(Protocol):
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
         """Return silu of the first half of each row times the second half, [T, M / 2]."""
+        ...
+
+    def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
+        """Return the layers, whose projections are of `project`, ready to be computed."""
         ...

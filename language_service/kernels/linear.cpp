@@ -3,6 +3,7 @@
 // Few rows: the time is that of reading the weights, so each thread reads its panels front to back, the next piece
 // being fetched while this one is multiplied. Many rows: a piece of a panel stays in the second-level cache for all.
 
+#include "kernels.h"
 #include "pool.h"
 #include "tile.h"
 

@@ -1,10 +1,14 @@
 """The steps of a layer in torch, for any device and type."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from language_service.kernels.interface import Projection
+from checkpoint.config import LanguageConfig
+from language_service.kernels.interface import Layer, Layers, Projection
+from language_service.kernels.layers import LayerByLayer
 from language_service.model.rotary import rotate
 
 
@@ -63,6 +67,10 @@ class PlainKernels:
         """Return silu of the first half of each row times the second half."""
         gate, up = x_TM.chunk(2, dim=-1)
         return functional.silu(gate) * up
+
+    def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
+        """Return the layers, called one after the other."""
+        return LayerByLayer(self, config, layers)
 
 
 class OneDnnKernels(PlainKernels):

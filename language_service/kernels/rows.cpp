@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "bf16.h"
+#include "kernels.h"
 #include "pool.h"
 
 namespace {

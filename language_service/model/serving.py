@@ -1,35 +1,21 @@
 """The decoder as the engine runs it: the same numbers from weights joined and ordered for the processor."""
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from checkpoint.config import LanguageConfig
-from language_service.kernels import native
-from language_service.kernels.interface import Head, Kernels, Projection
+from language_service.kernels.interface import Head, Kernels, Layer, Projection
+from language_service.kernels.library import fits
 from language_service.kernels.native import NativeKernels, TileKernels
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
 from language_service.model.attention import Attend
 from language_service.model.rotary import Rotary
 
-# T tokens of the batch, R of them wanted, D model dim, H query heads, G key-value heads, E head dim, V vocabulary,
-# X = (H + 2 G) E
+# T tokens of the batch, R of them wanted, D model dim, V vocabulary
 
 _TEXT, _PICTURE = 0, 1  # rows of the modality embedding
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    attention_norm: Tensor
-    qkv: Projection  # queries, keys and values at once
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    out: Projection
-    mlp_norm: Tensor
-    gate_up: Projection
-    down: Projection
 
 
 class ServingDecoder:
@@ -55,7 +41,8 @@ class ServingDecoder:
         self.kernels = kernels or choose_kernels(config, embedding_VD.dtype, embedding_VD.device)
         self._modality_2D = tensors.pop("language_model.modality_embedding.weight", None)
         self._norm_D = tensors.pop("language_model.norm.weight")
-        self._layers = [self._take_layer(tensors, f"language_model.layers.{n}.") for n in range(config.num_layers)]
+        layers = [self._take_layer(tensors, f"language_model.layers.{n}.") for n in range(config.num_layers)]
+        self._layers = self.kernels.layers(config, layers)
         self._head: Head = self.kernels.head(tensors.pop("lm_head.weight", embedding_VD))
         self._embedding: Head = self._head if config.tied_embeddings else PlainKernels(self._dtype).head(embedding_VD)
 
@@ -68,30 +55,12 @@ class ServingDecoder:
         return self._mark(visual_tokens.to(self._dtype), _PICTURE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend, rows_R: Tensor) -> Tensor:
-        """Return logits [R, V] of the token after each of `rows_R` of the batch, which ascend.
+        """Return logits [R, V] of the token after each of `rows_R` of the batch, which ascend."""
+        angles = self.rotary.angles(positions_T, self.kernels.angle_dtype)
+        last_RD = self._layers(embeddings_TD, angles, attend, rows_R)
+        return self._head.logits(self.kernels.rms_norm(last_RD, self._norm_D, self.config.norm_eps))
 
-        The last layer's keys and values are made for all tokens, and nothing else of it, for these rows only.
-        """
-        eps, kernels = self.config.norm_eps, self.kernels
-        cos_T1F, sin_T1F = self.rotary.angles(positions_T, kernels.angle_dtype)
-        hidden_TD = embeddings_TD
-        for index, layer in enumerate(self._layers):
-            q_THE, k_TGE, v_TGE = self._heads(layer.qkv(kernels.rms_norm(hidden_TD, layer.attention_norm, eps)))
-            q_THE = kernels.turn_heads(q_THE, layer.q_norm, eps, cos_T1F, sin_T1F)
-            k_TGE = kernels.turn_heads(k_TGE, layer.k_norm, eps, cos_T1F, sin_T1F)
-            attended = attend(index, q_THE, k_TGE, v_TGE).flatten(1)
-            if index == self.config.num_layers - 1 and len(rows_R) < len(hidden_TD):
-                attended, hidden_TD = attended[rows_R], hidden_TD[rows_R]
-            hidden_TD = layer.out(attended, hidden_TD)
-            gate_up = layer.gate_up(kernels.rms_norm(hidden_TD, layer.mlp_norm, eps))
-            hidden_TD = layer.down(kernels.swiglu(gate_up), hidden_TD)
-        return self._head.logits(kernels.rms_norm(hidden_TD, self._norm_D, eps))
-
-    def _heads(self, qkv_TX: Tensor) -> Sequence[Tensor]:
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        return qkv_TX.view(len(qkv_TX), -1, self.config.head_dim).split_with_sizes([heads, kv_heads, kv_heads], dim=1)
-
-    def _take_layer(self, tensors: MutableMapping[str, Tensor], prefix: str) -> _Layer:
+    def _take_layer(self, tensors: MutableMapping[str, Tensor], prefix: str) -> Layer:
         def take(name: str) -> Tensor | None:
             return tensors.pop(prefix + name, None)
 
@@ -104,7 +73,7 @@ class ServingDecoder:
             assert weight_NK is not None
             return self.kernels.project(weight_NK, joined(names, "bias"))
 
-        return _Layer(
+        return Layer(
             attention_norm=tensors.pop(prefix + "input_layernorm.weight"),
             qkv=project("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             q_norm=take("self_attn.q_norm.weight"),
@@ -121,7 +90,7 @@ class ServingDecoder:
 
 def choose_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
     """Return the fastest kernels there are for a model of this shape and type on this device."""
-    if native.fits(config, dtype=dtype, device=device):
+    if fits(config, dtype=dtype, device=device):
         return TileKernels() if torch.cpu.get_capabilities().get("amx_bf16") else NativeKernels()
     if dtype == torch.bfloat16 and device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return OneDnnKernels(dtype)

@@ -22,6 +22,17 @@ CONFIG = LanguageConfig(
     modality_embedding=True,
     eos_token_ids=(2,),
 )
+# Heads of 32, which the native kernels take; widths that fill no panel.
+WIDE = CONFIG.model_copy(update={"head_dim": 32})
+VARIANTS = {
+    "all of ours": WIDE,
+    "llama: no norm of heads, a head of its own": WIDE.model_copy(
+        update={"qk_norm": False, "tied_embeddings": False, "modality_embedding": False}
+    ),
+    "qwen2: biases": WIDE.model_copy(update={"qk_norm": False, "attention_bias": True}),
+    "one key-value head": WIDE.model_copy(update={"num_kv_heads": 1}),
+    "a key-value head for each query head": WIDE.model_copy(update={"num_kv_heads": 4}),
+}
 
 
 def make_decoder(config: LanguageConfig) -> Decoder:

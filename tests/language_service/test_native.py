@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from language_service.cache.paged import CacheConfig, PagedCache
-from language_service.kernels import native
-from language_service.kernels.native import NativeAttention, NativeKernels
+from language_service.kernels import library, native
+from language_service.kernels.native import NativeKernels
+from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import PlainKernels
 from language_service.model.serving import ServingDecoder
 from language_service.paged_engine import PagedEngine
@@ -22,7 +23,7 @@ from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.asking import PROMPTS, ask
 from tests.language_service.small import CONFIG, CPU, make_decoder
 
-needs_native = pytest.mark.skipif(native.library() is None, reason="there are no native kernels here")
+needs_native = pytest.mark.skipif(library.library() is None, reason="there are no native kernels here")
 PLAIN = PlainKernels(torch.float32)
 ROUNDING = 2.0**-8  # of one bfloat16
 
@@ -38,7 +39,7 @@ def assert_rounded(found: Tensor, expected: Tensor) -> None:
 
 def test_without_the_processor_for_it_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    assert native.library.__wrapped__() is None
+    assert library.library.__wrapped__() is None
 
 
 @needs_native

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from checkpoint.config import LanguageConfig
-from language_service.kernels import native
+from language_service.kernels import library
 from language_service.kernels.interface import Kernels
 from language_service.kernels.native import NativeKernels, TileKernels
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
@@ -15,19 +15,8 @@ from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.serving import ServingDecoder, choose_kernels
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, make_decoder, make_picture
+from tests.language_service.small import CONFIG, VARIANTS, WIDE, make_decoder, make_picture
 
-# Heads of 32, which the native kernels take; widths that fill no panel.
-WIDE = CONFIG.model_copy(update={"head_dim": 32})
-VARIANTS = {
-    "all of ours": WIDE,
-    "llama: no norm of heads, a head of its own": WIDE.model_copy(
-        update={"qk_norm": False, "tied_embeddings": False, "modality_embedding": False}
-    ),
-    "qwen2: biases": WIDE.model_copy(update={"qk_norm": False, "attention_bias": True}),
-    "one key-value head": WIDE.model_copy(update={"num_kv_heads": 1}),
-    "a key-value head for each query head": WIDE.model_copy(update={"num_kv_heads": 4}),
-}
 KINDS: dict[str, Callable[[], Kernels]] = {
     "plain": lambda: PlainKernels(torch.bfloat16),
     "oneDNN": lambda: OneDnnKernels(torch.bfloat16),
@@ -38,7 +27,7 @@ variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.key
 
 
 def make_kernels(kind: str) -> Kernels:
-    if kind in ("native", "tiles") and native.library() is None:
+    if kind in ("native", "tiles") and library.library() is None:
         pytest.skip("there are no native kernels here")
     return KINDS[kind]()
 

@@ -1,0 +1,123 @@
+// All layers of the decoder for one batch. From Python, calling their pieces one by one takes as long as reading a
+// twentieth of a small model's weights.
+
+#include <cstring>
+#include <memory>
+
+#include "kernels.h"
+
+namespace {
+
+using tandem::bf16;
+
+struct Matrix {
+  const bf16 *panels, *bias;  // the bias may be null
+};
+
+struct Layer {
+  const bf16 *attention_norm, *q_norm, *k_norm, *mlp_norm;  // those of queries and keys may be null
+  Matrix qkv, out, gate_up, down;
+};
+
+struct Model {
+  const Layer* layers;
+  long num_layers, width, heads, kv_heads, size, mlp_width;
+  float eps;
+};
+
+struct Batch {
+  const float *cosines, *sines;  // [num_rows][size / 2]
+  bf16 *const *keys, *const *values;  // of each layer, see attention.cpp
+  const std::int32_t *spans, *tables;
+  const std::int64_t* wanted;  // [num_wanted] rows, ascending
+  long num_rows, num_spans, block_size, num_wanted;
+};
+
+// One step through the model: its rows and what they are computed in.
+class Step {
+ public:
+  Step(const Model& model, const Batch& batch, bf16* hidden, int num_threads)
+      : model_(model),
+        batch_(batch),
+        num_rows_(batch.num_rows),
+        num_threads_(num_threads),
+        hidden_(hidden),
+        normed_(room(model.width)),
+        qkv_(room((model.heads + 2 * model.kv_heads) * model.size)),
+        attended_(room(model.heads * model.size)),
+        gate_up_(room(2 * model.mlp_width)),
+        gated_(room(model.mlp_width)) {}
+
+  void run() {
+    for (long index = 0; index < model_.num_layers; ++index) {
+      const Layer& layer = model_.layers[index];
+      attend(layer, index);
+      if (index == model_.num_layers - 1) keep_wanted();
+      linear(attended_.get(), layer.out, hidden_, hidden_, model_.heads * model_.size, model_.width);
+      feed_forward(layer);
+    }
+  }
+
+ private:
+  std::unique_ptr<bf16[]> room(long width) const {
+    return std::make_unique_for_overwrite<bf16[]>(batch_.num_rows * width);
+  }
+
+  void linear(const bf16* x, const Matrix& matrix, const bf16* residual, bf16* out, long width,
+              long num_columns) const {
+    tandem_linear(x, matrix.panels, matrix.bias, residual, out, num_rows_, width, num_columns, false, num_threads_);
+  }
+
+  void norm(const bf16* weight) const {
+    tandem_rms_norm(hidden_, weight, normed_.get(), num_rows_, model_.width, model_.eps, num_threads_);
+  }
+
+  void turn(bf16* heads, const bf16* weight, long num_heads, long stride) const {
+    tandem_turn_heads(heads, weight, batch_.cosines, batch_.sines, num_rows_, stride, num_heads, model_.size,
+                      model_.eps, num_threads_);
+  }
+
+  void attend(const Layer& layer, long index) const {
+    const long stride = (model_.heads + 2 * model_.kv_heads) * model_.size;
+    bf16 *const q = qkv_.get(), *const k = q + model_.heads * model_.size, *const v = k + model_.kv_heads * model_.size;
+    norm(layer.attention_norm);
+    linear(normed_.get(), layer.qkv, nullptr, q, model_.width, stride);
+    turn(q, layer.q_norm, model_.heads, stride);
+    turn(k, layer.k_norm, model_.kv_heads, stride);
+    tandem_attention(q, k, v, batch_.keys[index], batch_.values[index], batch_.spans, batch_.tables, attended_.get(),
+                     stride, batch_.num_spans, model_.heads, model_.kv_heads, model_.size, batch_.block_size,
+                     num_threads_);
+  }
+
+  void feed_forward(const Layer& layer) const {
+    norm(layer.mlp_norm);
+    linear(normed_.get(), layer.gate_up, nullptr, gate_up_.get(), model_.width, 2 * model_.mlp_width);
+    tandem_swiglu(gate_up_.get(), gated_.get(), num_rows_, model_.mlp_width, num_threads_);
+    linear(gated_.get(), layer.down, hidden_, hidden_, model_.mlp_width, model_.width);
+  }
+
+  // Goes on with the wanted rows alone. They ascend, so none is overwritten before it has moved.
+  void keep_wanted() {
+    num_rows_ = batch_.num_wanted;
+    const auto move = [this](bf16* rows, long width) {
+      for (long i = 0; i < num_rows_; ++i)
+        std::memmove(rows + i * width, rows + batch_.wanted[i] * width, width * sizeof(bf16));
+    };
+    move(attended_.get(), model_.heads * model_.size);
+    move(hidden_, model_.width);
+  }
+
+  const Model& model_;
+  const Batch& batch_;
+  long num_rows_;
+  const int num_threads_;
+  bf16* const hidden_;
+  const std::unique_ptr<bf16[]> normed_, qkv_, attended_, gate_up_, gated_;
+};
+
+}  // namespace
+
+// hidden[rows][width] becomes the last layer's output for the wanted rows, one after the other.
+extern "C" void tandem_layers(const Model* model, const Batch* batch, bf16* hidden, int num_threads) {
+  Step(*model, *batch, hidden, num_threads).run();
+}

@@ -1,0 +1,37 @@
+"""The layers of the decoder, step by step."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from checkpoint.config import LanguageConfig
+from language_service.kernels.interface import Angles, Kernels, Layer
+from language_service.model.attention import Attend
+
+# The letters are those of `interface`; R rows wanted, G key-value heads, X = (H + 2 G) E
+
+
+class LayerByLayer:
+    """Implements `Layers` with any kernels."""
+
+    def __init__(self, kernels: Kernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
+        self._kernels, self._config, self._layers = kernels, config, layers
+
+    def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
+        """Return the last layer's outputs [R, D]."""
+        eps, kernels = self._config.norm_eps, self._kernels
+        for index, layer in enumerate(self._layers):
+            q_THE, k_TGE, v_TGE = self._heads(layer.qkv(kernels.rms_norm(hidden_TD, layer.attention_norm, eps)))
+            q_THE = kernels.turn_heads(q_THE, layer.q_norm, eps, *angles)
+            k_TGE = kernels.turn_heads(k_TGE, layer.k_norm, eps, *angles)
+            attended = attend(index, q_THE, k_TGE, v_TGE).flatten(1)
+            if index == self._config.num_layers - 1 and len(rows_R) < len(hidden_TD):
+                attended, hidden_TD = attended[rows_R], hidden_TD[rows_R]
+            hidden_TD = layer.out(attended, hidden_TD)
+            gate_up = layer.gate_up(kernels.rms_norm(hidden_TD, layer.mlp_norm, eps))
+            hidden_TD = layer.down(kernels.swiglu(gate_up), hidden_TD)
+        return hidden_TD
+
+    def _heads(self, qkv_TX: Tensor) -> Sequence[Tensor]:
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        return qkv_TX.view(len(qkv_TX), -1, self._config.head_dim).split_with_sizes([heads, kv_heads, kv_heads], dim=1)

@@ -1,0 +1,65 @@
+"""Attention straight from the blocks of the paged cache."""
+
+import ctypes
+from array import array
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from language_service.kernels.library import require
+
+# The letters are those of `interface`; G key-value heads, S spans, L layers
+
+
+class NativeAttention:
+    """Attention over one cache [L, 2 (key, value), blocks, block size, G, E]."""
+
+    def __init__(self, kv: Tensor) -> None:
+        self.attention = require().tandem_attention
+        self.kv = kv
+        pointers = ctypes.c_void_p * len(kv)
+        self.keys_L = pointers(*(layer[0].data_ptr() for layer in kv))
+        self.values_L = pointers(*(layer[1].data_ptr() for layer in kv))
+
+    def plan(self, spans_S4: "array[int]", tables: "array[int]") -> "NativeAttend":
+        """Return attention for one forward pass.
+
+        Args:
+            spans_S4: for each sequence its first row in the batch, its position, its length, and where in `tables` its
+                blocks begin.
+            tables: the blocks of all sequences, end to end.
+        """
+        return NativeAttend(self, spans_S4, tables)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeAttend:
+    """Attention for one forward pass, called layer by layer; or read by `NativeLayers`, which computes them all."""
+
+    over: NativeAttention
+    spans_S4: "array[int]"
+    tables: "array[int]"
+
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        """Store a layer's new keys and values, and return what the queries make of them and all before."""
+        block_size, kv_heads, size = self.over.kv.shape[-3:]
+        out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
+        self.over.attention(
+            q_THE.data_ptr(),
+            k_TGE.data_ptr(),
+            v_TGE.data_ptr(),
+            self.over.keys_L[layer],
+            self.over.values_L[layer],
+            self.spans_S4.buffer_info()[0],
+            self.tables.buffer_info()[0],
+            out_THE.data_ptr(),
+            q_THE.stride(0),  # the same for all three: they lie in one tensor
+            len(self.spans_S4) // 4,
+            q_THE.shape[1],
+            kv_heads,
+            size,
+            block_size,
+            torch.get_num_threads(),
+        )
+        return out_THE
