@@ -60,7 +60,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None  # made when first needed: it takes time and memory
-        self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Constraint, asyncio.Future[LLMatcher]] = OrderedDict()  # done, or being compiled
         # One thread, so that compiling never takes more than one core from the models.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
@@ -70,18 +70,24 @@ class GrammarCompiler:
         Raises:
             InvalidArgument: reason 'BAD_CONSTRAINT', with the field at fault.
         """
-        matcher = self._kept.get(constraint)
-        if matcher is None:
-            matcher = await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, constraint)
-            self._kept[constraint] = matcher
+        compiling = self._kept.get(constraint)
+        if compiling is None:
+            compiling = asyncio.get_running_loop().run_in_executor(self._thread, self._compile, constraint)
+            compiling.add_done_callback(lambda done: self._forget_failed(constraint, done))
+            self._kept[constraint] = compiling
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(constraint)
+        matcher = await asyncio.shield(compiling)  # others may wait for it, too
         return Grammar(matcher.deep_copy())
 
     def close(self) -> None:
         """Let the thread end after what it compiles."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _forget_failed(self, constraint: Constraint, done: "asyncio.Future[LLMatcher]") -> None:
+        if (done.cancelled() or done.exception() is not None) and self._kept.get(constraint) is done:
+            del self._kept[constraint]
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:

@@ -75,13 +75,7 @@ class PagedEngine:
         self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
     ) -> PagedGeneration:
         """Start a request; see `Engine`."""
-        state = SamplingState(
-            options,
-            vocab_size=self._model.vocab_size,
-            eos_token_ids=self._model.eos_token_ids,
-            device=self._runner.device,
-            grammar=grammar,
-        )
+        state = SamplingState(options, eos_token_ids=self._model.eos_token_ids, grammar=grammar)
         names = None
         if self._config.reuse_prefixes:
             root = root_name(model_digest=self._model_digest, salt=salt)

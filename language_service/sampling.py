@@ -2,10 +2,12 @@
 
 import math
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from language_service.grammar import Grammar, allowed_tokens
 from language_service.kernels.native import largest
 from language_service.options import SamplingOptions
 
-# B rows, V vocabulary, R rows with some option, N tokens kept for a draw, K logprobs
+# B rows, V vocabulary, R rows with some option, S places in them, N tokens kept for a draw, K logprobs
 
 _NEVER = float("-inf")
 
@@ -34,28 +36,46 @@ class Choice:
     logprobs: Logprobs | None  # where the options ask for them
 
 
-class SamplingState:
-    """What choosing the tokens of one answer needs to remember."""
+class SeenTokens:
+    """The different tokens of a prompt and its answer, and how often the answer had each."""
 
-    def __init__(
-        self,
-        options: SamplingOptions,
-        *,
-        vocab_size: int,
-        eos_token_ids: Sequence[int],
-        device: torch.device,
-        grammar: Grammar | None = None,
-    ):
+    def __init__(self) -> None:
+        self.token_ids = array("q")
+        self.counts = array("f")
+        self._places: dict[int, int] = {}
+
+    def add_prompt(self, token_ids: Sequence[int]) -> None:
+        """Note text of the prompt."""
+        for token_id in token_ids:
+            self._place(token_id)
+
+    def add_answer(self, token_id: int) -> None:
+        """Note a token of the answer."""
+        self.counts[self._place(token_id)] += 1
+
+    def _place(self, token_id: int) -> int:
+        place = self._places.setdefault(token_id, len(self.token_ids))
+        if place == len(self.token_ids):
+            self.token_ids.append(token_id)
+            self.counts.append(0)
+        return place
+
+
+class SamplingState:
+    """What choosing the tokens of one answer needs to remember: plain data, of which a step's tensors are made."""
+
+    def __init__(self, options: SamplingOptions, *, eos_token_ids: Sequence[int], grammar: Grammar | None = None):
         self.options = options
         self.grammar = grammar
         self.num_chosen = 0
-        self.ends = sorted({*eos_token_ids, *options.stop_token_ids})
+        self.ends = array("q", sorted({*eos_token_ids, *options.stop_token_ids}))
         self.has_ended = False  # whether the last token chosen ends the answer
         # Each answer has a stream of its own and takes one number from it a token, so its text does not depend on
         # what else runs. Python's generator, since a draw needs a single number and torch's costs more.
         self.random = random.Random(options.seed)
-        self.counts_V = torch.zeros(vocab_size, device=device) if options.penalises else None
-        self.seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device) if options.penalises else None
+        self.biased = array("q", options.logit_bias.keys())
+        self.biases = array("f", options.logit_bias.values())
+        self.seen = SeenTokens()  # stays empty where nothing is penalised
 
     def is_end(self, token_id: int) -> bool:
         """Whether this token says that the answer is over, and is no part of it."""
@@ -63,8 +83,8 @@ class SamplingState:
 
     def note_prompt(self, token_ids: Sequence[int]) -> None:
         """Remember the text of the prompt, which the repetition penalty counts as seen."""
-        if self.seen_V is not None:
-            self.seen_V[torch.tensor(token_ids, device=self.seen_V.device)] = True
+        if self.options.penalises:
+            self.seen.add_prompt(token_ids)
 
     def note_choice(self, token_id: int) -> None:
         """Remember a token of the answer."""
@@ -73,16 +93,15 @@ class SamplingState:
         if self.grammar is not None:
             self.grammar.accept(token_id)
             self.has_ended |= self.grammar.is_complete
-        if self.seen_V is not None and self.counts_V is not None:
-            self.seen_V[token_id] = True
-            self.counts_V[token_id] += 1
+        if self.options.penalises:
+            self.seen.add_answer(token_id)
 
 
 def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
     """Return the next token of each row, None for a row whose logits are not numbers.
 
-    Work is done for all rows at once, and only for the options some row uses. In order: logit bias, repetition,
-    frequency and presence penalties, min_tokens, grammar, temperature, top-k, top-p of what is left, min-p.
+    Tensors are worked on for all rows at once, and only for the options some row uses. In order: logit bias,
+    repetition, frequency and presence penalties, min_tokens, grammar, temperature, top-k, top-p of what is left, min-p.
     """
     raw_BV = logits_BV.float()
     largest_B, tokens_B = largest(raw_BV)
@@ -144,28 +163,21 @@ def _column(rows: Sequence[int], states: Sequence[SamplingState], name: str, lik
 
 def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """Return the logits after bias, penalties, min_tokens and grammar; `logits_BV` itself where no row asks for any."""
-    biased = [
-        (row, token, bias) for row, state in enumerate(states) for token, bias in state.options.logit_bias.items()
-    ]
+    biased = _rows(states, lambda options: len(options.logit_bias) > 0)
     penalised = _rows(states, lambda options: options.penalises)
-    unended = [
-        (row, token)
-        for row, state in enumerate(states)
-        if state.num_chosen < state.options.min_tokens
-        for token in state.ends
-    ]
+    unended = [row for row, state in enumerate(states) if state.num_chosen < state.options.min_tokens]
     grammars = {row: state.grammar for row, state in enumerate(states) if state.grammar is not None}
     if not (biased or penalised or unended or grammars):
         return logits_BV
     logits_BV = logits_BV.clone()
     if biased:
-        rows, tokens, biases = zip(*biased, strict=True)
-        logits_BV[rows, tokens] += logits_BV.new_tensor(biases)
+        places = _places(biased, [states[row].biased for row in biased], logits_BV.device)
+        biases_S = np.concatenate([np.asarray(states[row].biases) for row in biased])
+        logits_BV[places] += torch.from_numpy(biases_S).to(logits_BV.device)
     if penalised:
-        logits_BV[penalised] = _penalise(logits_BV[penalised], penalised, states)
+        _penalise(logits_BV, penalised, states)
     if unended:
-        rows, tokens = zip(*unended, strict=True)
-        logits_BV[rows, tokens] = _NEVER
+        logits_BV[_places(unended, [states[row].ends for row in unended], logits_BV.device)] = _NEVER
     if grammars:
         allowed_RV = torch.from_numpy(allowed_tokens(list(grammars.values()), logits_BV.shape[-1]))
         constrained = list(grammars)
@@ -173,14 +185,26 @@ def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
     return logits_BV
 
 
-def _penalise(logits_RV: Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> Tensor:
-    seen_RV = torch.stack([seen for row in rows if (seen := states[row].seen_V) is not None])
-    counts_RV = torch.stack([counts for row in rows if (counts := states[row].counts_V) is not None])
-    repetition_R1 = _column(rows, states, "repetition_penalty", logits_RV)
-    repeated_RV = torch.where(logits_RV > 0, logits_RV / repetition_R1, logits_RV * repetition_R1)
-    logits_RV = torch.where(seen_RV, repeated_RV, logits_RV)
-    logits_RV = logits_RV - counts_RV * _column(rows, states, "frequency_penalty", logits_RV)
-    return logits_RV - (counts_RV > 0) * _column(rows, states, "presence_penalty", logits_RV)
+def _places(rows: Sequence[int], tokens: Sequence["array[int]"], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row and token, [S] each, of everything in `tokens`, which holds an array for each of `rows`."""
+    rows_S = np.repeat(np.asarray(rows), [len(one) for one in tokens])
+    tokens_S = np.concatenate([np.asarray(one) for one in tokens])
+    places_2S = torch.from_numpy(np.stack([rows_S, tokens_S])).to(device)
+    return places_2S[0], places_2S[1]
+
+
+def _penalise(logits_BV: Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> None:
+    """Change the logits of tokens seen before, of which a row has few beside its vocabulary."""
+    seen, options = [states[row].seen for row in rows], [states[row].options for row in rows]
+    penalties_R3 = np.array([(one.repetition_penalty, one.frequency_penalty, one.presence_penalty) for one in options])
+    penalties_S3 = np.repeat(penalties_R3, [len(one.token_ids) for one in seen], axis=0)
+    columns_S4 = np.column_stack([np.concatenate([np.asarray(one.counts) for one in seen]), penalties_S3])
+    columns_4S = torch.from_numpy(columns_S4.T.astype(np.float32)).to(logits_BV.device)
+    counts_S, repetition_S, frequency_S, presence_S = columns_4S
+    places = _places(rows, [one.token_ids for one in seen], logits_BV.device)
+    found_S = logits_BV[places]
+    found_S = torch.where(found_S > 0, found_S / repetition_S, found_S * repetition_S)
+    logits_BV[places] = found_S - counts_S * frequency_S - (counts_S > 0) * presence_S
 
 
 def _draw(logits_RV: Tensor, states: Sequence[SamplingState]) -> Tensor:

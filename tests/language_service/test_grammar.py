@@ -68,12 +68,7 @@ def compiler() -> Iterator[GrammarCompiler]:
 def answer(grammars: list[Grammar], logits_seed: int, **options: Any) -> list[str]:
     """Return the texts that random logits give, one for each grammar, chosen side by side."""
     generator = torch.Generator().manual_seed(logits_seed)
-    states = [
-        SamplingState(
-            SamplingOptions(**options), vocab_size=VOCAB, eos_token_ids=[EOS], device=torch.device("cpu"), grammar=one
-        )
-        for one in grammars
-    ]
+    states = [SamplingState(SamplingOptions(**options), eos_token_ids=[EOS], grammar=one) for one in grammars]
     tokens: list[list[int]] = [[] for _ in states]
     for _ in range(400):
         going = [row for row, one in enumerate(grammars) if not one.is_complete]
@@ -109,10 +104,7 @@ async def test_answers_under_one_constraint_are_followed_apart(compiler: Grammar
 
 async def test_one_row_without_a_constraint_is_left_alone(compiler: GrammarCompiler) -> None:
     grammar = await compiler.compile(Constraint("regex", "x"))
-    states = [
-        SamplingState(SamplingOptions(), vocab_size=VOCAB, eos_token_ids=[EOS], device=torch.device("cpu"), grammar=one)
-        for one in (None, grammar)
-    ]
+    states = [SamplingState(SamplingOptions(), eos_token_ids=[EOS], grammar=one) for one in (None, grammar)]
     logits_BV = torch.zeros(2, VOCAB)
     logits_BV[:, 200] = 5
     assert [choice and choice.token_id for choice in choose(logits_BV, states)] == [200, TOKENIZER.encode("x").ids[0]]
@@ -165,6 +157,32 @@ async def test_a_constraint_is_compiled_once(compiler: GrammarCompiler, monkeypa
         for constraint, _ in CASES.values():
             await compiler.compile(constraint)
     assert compiled == [constraint for constraint, _ in CASES.values()]
+
+
+async def test_who_asks_for_the_same_at_once_waits_for_one_compiling(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who leaves meanwhile takes nothing from the others, and what fails is tried again."""
+    compiled: list[str] = []
+    really_compile = compiler._compile
+
+    def compile_and_note(constraint: Constraint) -> LLMatcher:
+        compiled.append(constraint.text)
+        return really_compile(constraint)
+
+    monkeypatch.setattr(compiler, "_compile", compile_and_note)
+    asking = [asyncio.create_task(compiler.compile(Constraint("regex", "ab+"))) for _ in range(4)]
+    await asyncio.sleep(0)
+    asking.pop(0).cancel()
+    grammars = await asyncio.gather(*asking)
+    assert len({id(grammar.matcher) for grammar in grammars}) == 3
+    assert compiled == ["ab+"]
+    for _ in range(2):
+        outcomes = await asyncio.gather(
+            *(compiler.compile(Constraint("regex", "(a")) for _ in range(3)), return_exceptions=True
+        )
+        assert all(isinstance(outcome, InvalidArgument) for outcome in outcomes)
+    assert compiled == ["ab+", "(a", "(a"]
 
 
 async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngine, compiler: GrammarCompiler) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chassis.errors import InvalidArgument
 from language_service.options import SamplingOptions, read_options
@@ -18,10 +19,8 @@ EOS = 2
 PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
 
 
-def make_state(vocab_size: int = 5, **options: Any) -> SamplingState:
-    return SamplingState(
-        SamplingOptions(**options), vocab_size=vocab_size, eos_token_ids=[EOS], device=torch.device("cpu")
-    )
+def make_state(**options: Any) -> SamplingState:
+    return SamplingState(SamplingOptions(**options), eos_token_ids=[EOS])
 
 
 def logits_of(probs: list[float], rows: int = 1) -> torch.Tensor:
@@ -83,8 +82,8 @@ def test_the_same_seed_gives_the_same_tokens_beside_anyone() -> None:
     logits_LV = torch.randn(30, 50)
 
     def answer(others: list[dict[str, Any]], place: int) -> list[int]:
-        states = [make_state(50, **options) for options in others]
-        states.insert(place, make_state(50, temperature=0.9, seed=11, top_p=0.9, frequency_penalty=0.5))
+        states = [make_state(**options) for options in others]
+        states.insert(place, make_state(temperature=0.9, seed=11, top_p=0.9, frequency_penalty=0.5))
         generator = torch.Generator().manual_seed(len(others))
         chosen = []
         for logits_V in logits_LV:
@@ -99,7 +98,7 @@ def test_the_same_seed_gives_the_same_tokens_beside_anyone() -> None:
 
 
 def test_no_seed_draws_another_stream_each_time() -> None:
-    state, other = (make_state(50, temperature=1.0) for _ in range(2))
+    state, other = (make_state(temperature=1.0) for _ in range(2))
     logits_BV = torch.zeros(2, 50)
     first, second = zip(*(tokens(logits_BV, [state, other]) for _ in range(20)), strict=True)
     assert first != second
@@ -112,28 +111,86 @@ def test_bias_moves_single_tokens() -> None:
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     logits_BV = torch.tensor([[2.0, 1.5, -1.0]])
-    state = make_state(3, repetition_penalty=2.0)
+    state = make_state(repetition_penalty=2.0)
     state.note_prompt([0])
     assert tokens(logits_BV, [state]) == [1]  # 2 / 2 < 1.5
     assert tokens(logits_BV, [state]) == [0]  # now 1 against 0.75
-    negative = make_state(2, repetition_penalty=2.0)
+    negative = make_state(repetition_penalty=2.0)
     negative.note_prompt([0])
     assert tokens(torch.tensor([[-1.0, -1.5]]), [negative]) == [1]  # multiplied where negative: -2
 
 
 def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
     logits_BV = torch.tensor([[1.0, 0.9, 0.0]])
-    presence = make_state(3, presence_penalty=0.5)
+    presence = make_state(presence_penalty=0.5)
     presence.note_prompt([0])
     assert [tokens(logits_BV, [presence])[0] for _ in range(4)] == [0, 1, 0, 0]  # once, however often it came
-    frequency = make_state(3, frequency_penalty=0.3)
+    frequency = make_state(frequency_penalty=0.3)
     frequency.note_prompt([0])
     assert [tokens(logits_BV, [frequency])[0] for _ in range(6)] == [0, 1, 0, 1, 0, 1]
 
 
+def test_penalties_and_biases_of_rows_stay_apart() -> None:
+    """They lie end to end in one batch, and some rows have none or have seen nothing yet."""
+    rows: list[dict[str, Any]] = [
+        {"presence_penalty": 2.0},
+        {},
+        {"repetition_penalty": 3.0, "logit_bias": {4: 0.5, 1: -0.25}},
+        {"frequency_penalty": 0.5, "presence_penalty": 0.25, "logit_bias": {0: 1.0}},
+        {"repetition_penalty": 0.5},
+    ]
+    prompts = [[], [1], [4, 1, 4], [2], [0, 3]]
+    logits_LBV = torch.randn(6, len(rows), 5)
+
+    def make(index: int) -> SamplingState:
+        state = make_state(**rows[index])
+        state.note_prompt(prompts[index])
+        return state
+
+    together = [make(index) for index in range(len(rows))]
+    answers = list(zip(*(tokens(logits_BV, together) for logits_BV in logits_LBV), strict=True))
+    for index, answer in enumerate(answers):
+        state = make(index)
+        assert [tokens(logits_BV[index : index + 1], [state])[0] for logits_BV in logits_LBV] == list(answer)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations on tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_number_of_operations_does_not_grow_with_the_rows() -> None:
+    """Each costs more than all that is done for a row in Python, and on a GPU a launch."""
+    options: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_k": 4,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "logit_bias": {1: 0.5, 3: 0.1},
+        "min_tokens": 3,
+        "num_logprobs": 2,
+    }
+    counts = set()
+    for num_rows in (2, 9):
+        states = [make_state(**options) for _ in range(num_rows)]
+        for _ in range(2):
+            with Counting() as counting:
+                choose(torch.randn(num_rows, 5), states)
+        counts.add(counting.count)
+    assert len(counts) == 1
+
+
 def test_min_tokens_holds_back_every_end() -> None:
     logits_BV = torch.tensor([[0.0, 1.0, 9.0, 8.0]])
-    state = make_state(4, min_tokens=2, stop_token_ids=frozenset([3]))
+    state = make_state(min_tokens=2, stop_token_ids=frozenset([3]))
     assert [tokens(logits_BV, [state])[0] for _ in range(3)] == [1, 1, EOS]
 
 
@@ -185,7 +242,7 @@ def test_a_draw_is_always_a_token_the_cuts_keep(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    token = tokens(torch.tensor([logits]), [make_state(len(logits), **options)])[0]
+    token = tokens(torch.tensor([logits]), [make_state(**options)])[0]
     rank = sum(other > logits[token] for other in logits)
     assert rank < (top_k or len(logits))
     scaled = [(logit - max(logits)) / temperature for logit in logits]
