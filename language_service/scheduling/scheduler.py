@@ -15,8 +15,8 @@ The policy, in full:
 - Running sequences take blocks as they grow. When none are left, the last of those that run gives back all it holds
   and is computed again later. So the first in line always gets on, whatever the others do, and in the end each one is
   first: every sequence finishes.
-- A sequence that waits for the rest of its prompt gives way before all others, also to one that could begin, whatever
-  its place.
+- A sequence that waits for the rest of its prompt gives way before all others, also to one that could begin then,
+  wherever it stands.
 - Full blocks are found again by what they hold. A sequence takes such blocks instead of computing them, also in the
   middle of its prefill, and waits a step if another computes just the block it needs next. Its last token is always
   computed, since that one's logits are wanted.
@@ -145,7 +145,7 @@ class Scheduler:
         for sequence in running:
             needed = self._num_blocks(len(sequence.token_ids))
             while sequence in self._running and not self._reserve(sequence, needed):
-                self._preempt(self._last_idle() or next(each for each in reversed(running) if each in self._running))
+                self._preempt((self._idle() or [each for each in running if each in self._running])[-1])
 
     def _add_prefill(self, budget: int) -> int:
         """Add chunks of prompts; return what they leave of the budget."""
@@ -197,23 +197,25 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Let `sequence` begin; False, and nothing taken, if there is no place or there are too few blocks."""
-        if self.num_running >= self.config.max_running:
-            return False
         needed = self._num_blocks(len(sequence.token_ids))
         if sequence.prompt_ended:
             needed = min(needed + 1, self._num_blocks(sequence.num_longest))
-        while needed - self._num_shared(sequence) + self._num_spared() > self.pool.num_free:
-            idle = self._last_idle()
-            if idle is None:
+        idle = self._idle()
+        while (lacking := self._num_lacking(sequence, needed)) > 0 or self.num_running >= self.config.max_running:
+            if not idle or lacking > sum(len(each.blocks) for each in idle):
                 return False
-            self._preempt(idle)
+            self._preempt(idle.pop())
         self._running.add(sequence)
         self._take_found(sequence)  # first, so that making room does not evict what it would have found
         return self._reserve(sequence, needed)
 
-    def _last_idle(self) -> Sequence | None:
-        """Return the last in line of those that hold blocks and wait for the rest of their prompt."""
-        return next((each for each in reversed(self._line) if each in self._running and each.num_pending == 0), None)
+    def _idle(self) -> list[Sequence]:
+        """Return those that hold blocks and wait for the rest of their prompt, in line."""
+        return [each for each in self._line if each in self._running and each.num_pending == 0]
+
+    def _num_lacking(self, sequence: Sequence, needed: int) -> int:
+        """Return how many blocks there are too few for `sequence`, which holds none, to begin with `needed`."""
+        return needed - self._num_shared(sequence) + self._num_spared() - self.pool.num_free
 
     def _num_shared(self, sequence: Sequence) -> int:
         """Return how many blocks held by others `sequence`, which holds none, would share to begin with."""

@@ -69,3 +69,28 @@ def test_one_that_waits_for_its_prompt_gives_way_to_one_that_grows() -> None:
     assert computed == [4] + [1] * 11
     idle.max_tokens = 2
     assert run(scheduler) == [idle] * 2
+
+
+def test_one_that_waits_for_its_prompt_keeps_no_place_from_others() -> None:
+    """Else as many clients that stall as there are places would stop everybody."""
+    scheduler = make_scheduler(max_running=1)
+    idle = add(scheduler, 6, None)
+    step(scheduler)
+    second, third = add(scheduler, 2, 2), add(scheduler, 2, 1)
+    assert run(scheduler) == [second, second, third]
+    idle.max_tokens = 1
+    assert run(scheduler) == [idle]
+
+
+def test_nobody_gives_way_for_one_that_could_not_begin_all_the_same() -> None:
+    """It would compute its prompt again and again, for nothing."""
+    scheduler = make_scheduler(num_blocks=5)
+    idle, growing = add(scheduler, 4, None), add(scheduler, 4, 5)
+    step(scheduler)
+    large = add(scheduler, 16, 1)
+    batches = []
+    while growing.num_answer < 5:
+        batches.append(step(scheduler))
+        assert idle.blocks
+    assert [batch.num_preempted for batch in batches if batch] == [0] * 4
+    assert run(scheduler) == [large]
