@@ -41,7 +41,11 @@ def check_target(target: str) -> None:
     address = target.rpartition("/")[2] if target.startswith("dns:") else target
     if "/" in address:
         raise ValueError("must be host:port, without http:// before it")
-    split_address(address)
+    host, _port = split_address(address)
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError("must be host:port with a host whose names are 1 to 63 characters each") from None
 
 
 def open_channel(

@@ -22,6 +22,9 @@ from chassis.tracing import NO_SPAN, Span, span
 _HOUSEKEEPING = re.compile(r"grpc\.(health|reflection)\..*|.*/ListModels|.*/Watch")
 _SERVER_FAULTS = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
 
+# A caller's clock starts when it sends and ours when we read, so its last word can be here before its time is up here.
+_SLACK_S = 0.05
+
 _log = structlog.get_logger()
 
 Context = Any  # grpc.aio.ServicerContext; its published type lacks half of its methods
@@ -153,7 +156,7 @@ async def _mapping_errors(answer: Answer, request: Any, context: Context, report
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             remaining = context.time_remaining()
-            late = remaining is not None and remaining <= 0
+            late = remaining is not None and remaining <= _SLACK_S
             report.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         error = _bug()  # nobody cancelled this call: something it awaited was, and the caller still waits

@@ -111,8 +111,7 @@ class _Share:
     def change(self, tenant: Tenant) -> None:
         """Take over limits that changed; what is used stays used, and a rate that did not change keeps its level."""
         self.tenant = tenant
-        self.gate.max_running = tenant.max_running or _UNLIMITED
-        self.gate.max_waiting = tenant.max_waiting or 0
+        self.gate.resize(max_running=tenant.max_running or _UNLIMITED, max_waiting=tenant.max_waiting or 0)
         self._requests = _bucket(self._requests, tenant.requests_per_minute)
         self._tokens = _bucket(self._tokens, tenant.tokens_per_minute)
 

@@ -38,6 +38,11 @@ class Gate:
         """Those who wait for their turn."""
         return len(self._queue)
 
+    def resize(self, *, max_running: int, max_waiting: int) -> None:
+        """Change both limits: nobody is sent away, and who waits takes at once what has become free."""
+        self.max_running, self.max_waiting = max_running, max_waiting
+        self._let_in()
+
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Be inside while the block runs, after a wait where all places are taken.
@@ -80,8 +85,11 @@ class Gate:
             raise
 
     def _leave(self) -> None:
-        """Give the place back, and each free one to who waits longest."""
         self.num_running -= 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Give each free place to who waits longest."""
         while self._queue and self.num_running < self.max_running:
             turn = self._queue.popleft()
             if not turn.done():  # else its taker was cancelled

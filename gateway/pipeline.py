@@ -1,6 +1,9 @@
 """The eight steps of a request under its one deadline, counted however it ends."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded, TandemError
 from gateway import metrics
@@ -12,9 +15,17 @@ from gateway.filters import Filters
 from gateway.question import QuestionMaker
 from gateway.report import Report
 from gateway.rollout.shadow import Shadow
-from gateway.rollout.traffic import Traffic
+from gateway.rollout.traffic import Choice, Traffic
 from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2, sampling_pb2
+
+
+@dataclass(slots=True)
+class _Ending:
+    """What is counted of one request."""
+
+    release: str = ""  # empty until one is chosen
+    outcome: str = "INTERNAL"  # the finish reason, or the reason of the error
 
 
 class Pipeline:
@@ -58,41 +69,65 @@ class Pipeline:
             TandemError: why there is no answer, or no more of it.
         """
         report = Report()
-        release, outcome = "", "INTERNAL"
+        with self._counted(tenant, report) as ending:
+            try:
+                async with (
+                    asyncio.timeout(deadline.remaining_s()),
+                    self._admission.answering(tenant, request.ByteSize()),
+                    self._traffic.carry(request.routing_key, pin, deadline=deadline, report=report) as choice,
+                ):
+                    ending.release = choice.release.name
+                    finished = await self._exchange(choice, request, tenant, deadline, report, send)
+            except TimeoutError:
+                raise _too_late(report) from None
+            ending.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
+            metrics.count_usage(ending.release, finished.usage)
+
+    async def _exchange(
+        self,
+        choice: Choice,
+        request: gateway_pb2.GatewayGenerateRequest,
+        tenant: Tenant,
+        deadline: Deadline,
+        report: Report,
+        send: Send,
+    ) -> gateway_pb2.GatewayGenerateFinished:
+        """Ask the release that was chosen and pass its answer on to the end."""
+        question = await self._questions.make(request, choice.release, tenant)
+        self._admission.take_prompt(tenant, question.num_prompt_tokens)
+        report.mark_prepared()
+        send = self._shadow.beside(choice, request, tenant, deadline, send)
+        exchange = Exchange(
+            question=question,
+            deadline=deadline,
+            visual_tokens=self._visual_tokens,
+            filters=self._filters,
+            report=report,
+            send=send,
+        )
+        finished = await exchange.run()
+        await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
+        return finished
+
+    @contextmanager
+    def _counted(self, tenant: Tenant, report: Report) -> Iterator[_Ending]:
+        """Charge and count one request when the block ends, however it does."""
+        ending = _Ending()
         try:
-            async with (
-                asyncio.timeout(deadline.remaining_s()),
-                self._admission.answering(tenant, request.ByteSize()),
-                self._traffic.carry(request.routing_key, pin, deadline=deadline, report=report) as choice,
-            ):
-                release = choice.release.name
-                question = await self._questions.make(request, choice.release, tenant)
-                self._admission.take_prompt(tenant, question.num_prompt_tokens)
-                report.mark_prepared()
-                send = self._shadow.beside(choice, request, tenant, deadline, send)
-                exchange = Exchange(
-                    question=question,
-                    deadline=deadline,
-                    visual_tokens=self._visual_tokens,
-                    filters=self._filters,
-                    report=report,
-                    send=send,
-                )
-                finished = await exchange.run()
-                await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
-            outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
-            metrics.count_usage(release, finished.usage)
-        except TimeoutError:
-            outcome = "DEADLINE_EXCEEDED"
-            produced = {"completion_tokens": str(report.num_answer_tokens)} if report.num_answer_tokens else {}
-            raise DeadlineExceeded("The time of the request ran out.", metadata=produced) from None
+            yield ending
         except TandemError as error:
-            outcome = error.reason
+            ending.outcome = error.reason
             raise
         except asyncio.CancelledError:
-            outcome = "CANCELLED"
+            ending.outcome = "CANCELLED"
             raise
         finally:
             self._admission.charge_answer(tenant, report.num_answer_tokens)
-            metrics.REQUESTS.labels(release, outcome).inc()
-            metrics.TENANT_REQUESTS.labels(tenant.name, outcome).inc()
+            metrics.REQUESTS.labels(ending.release, ending.outcome).inc()
+            metrics.TENANT_REQUESTS.labels(tenant.name, ending.outcome).inc()
+
+
+def _too_late(report: Report) -> DeadlineExceeded:
+    """Return the error of a request whose time is up; the client learns how much of the answer it paid for."""
+    produced = {"completion_tokens": str(report.num_answer_tokens)} if report.num_answer_tokens else {}
+    return DeadlineExceeded("The time of the request ran out.", metadata=produced)

@@ -1,18 +1,19 @@
 """The gateway as a process: what is opened and closed around its life."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import Admission
+from gateway.background import in_background
 from gateway.encoding import VisualTokenSource
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.question import QuestionMaker
 from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
+from gateway.rollout.lifecycle import ModelLife
 from gateway.rollout.opening import open_rollouts
 from gateway.rollout.shadow import Shadow
 from gateway.rollout.traffic import Traffic
@@ -26,7 +27,7 @@ from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
 
 @asynccontextmanager
 async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterator[None]:
-    """Read the release and add the servicer to `server`; the stages may come up before or after.
+    """Read the release and add the servicers to `server`; the stages may come up before or after.
 
     Raises:
         TandemError: the release's files are not whole, or a file of keys, filters or TLS cannot be used.
@@ -34,23 +35,45 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     callers = Callers(settings.keys, without_keys=settings.role_without_keys)
     store = ModelStore(settings.models)
     release = open_release(store, settings.release)
-    tls = settings.channel_tls
-    vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
-    language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
-    releases = Releases(store, release, vision=vision, language=language)
-    traffic = Traffic(releases)
-    images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
+    async with _visual_tokens(settings) as visual_tokens, _stages(settings) as (vision, language):
+        releases = Releases(store, release, vision=vision, language=language)
+        traffic = Traffic(releases)
+        rollouts = open_rollouts(
+            settings,
+            server,
+            traffic=traffic,
+            releases=releases,
+            life=ModelLife(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
+            check_operator=partial(callers.identify, role="operator"),
+        )
+        async with (
+            _answering(settings, server, callers, releases, traffic, visual_tokens),
+            in_background(releases.watch(server.health, settings.refresh_s), callers.watch(settings.refresh_s)),
+            rollouts,
+        ):
+            yield
+
+
+@asynccontextmanager
+async def _answering(
+    settings: GatewaySettings,
+    server: Server,
+    callers: Callers,
+    releases: Releases,
+    traffic: Traffic,
+    visual_tokens: VisualTokenSource,
+) -> AsyncIterator[None]:
+    """Add the servicer of `tandem.v1.Gateway`; leaving ends what runs beside its answers."""
     filters = settings.read_filters()
+    images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
     questions = QuestionMaker(releases, images, settings.limits, filters)
     admission = Admission(settings.admission_limits)
-    visual_tokens = _visual_tokens(settings)
     shadow = Shadow(traffic, questions, visual_tokens, filters, max_running=settings.rollout_shadow_max_running)
-    pipeline = Pipeline(admission, traffic, questions, visual_tokens, filters, shadow)
     servicer = GatewayServicer(
         settings,
         callers=callers,
         admission=admission,
-        pipeline=pipeline,
+        pipeline=Pipeline(admission, traffic, questions, visual_tokens, filters, shadow),
         questions=questions,
         traffic=traffic,
         releases=releases,
@@ -58,34 +81,27 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
     server.announce(SERVICE_NAME)
-    watching = [
-        asyncio.create_task(releases.watch(server.health, settings.refresh_s)),
-        asyncio.create_task(callers.watch(settings.refresh_s)),
-    ]
-    rollouts = open_rollouts(
-        settings,
-        server,
-        traffic=traffic,
-        releases=releases,
-        vision=vision,
-        language=language,
-        check_operator=partial(callers.identify, role="operator"),
-    )
     try:
-        async with rollouts:
-            yield
+        yield
     finally:
-        for task in watching:
-            task.cancel()
-        await asyncio.wait(watching)
         await shadow.close()
-        await asyncio.gather(vision.close(), language.close())
-        if visual_tokens.shared is not None:
-            await visual_tokens.shared.close()
 
 
-def _visual_tokens(settings: GatewaySettings) -> VisualTokenSource:
-    """Return the caches of visual tokens, as far as they are switched on."""
+@asynccontextmanager
+async def _stages(settings: GatewaySettings) -> AsyncIterator[tuple[VisionStage, LanguageStage]]:
+    """Open channels to both stages; leaving closes them."""
+    async with AsyncExitStack() as opened:
+        tls = settings.channel_tls
+        vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
+        opened.push_async_callback(vision.close)
+        language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
+        opened.push_async_callback(language.close)
+        yield vision, language
+
+
+@asynccontextmanager
+async def _visual_tokens(settings: GatewaySettings) -> AsyncIterator[VisualTokenSource]:
+    """Open the caches of visual tokens, as far as they are switched on; leaving closes them."""
     shared = None
     if settings.shared_cache_url is not None and settings.visual_cache:
         # Here and not above: the Redis client takes longer to import than all the rest.
@@ -97,11 +113,14 @@ def _visual_tokens(settings: GatewaySettings) -> VisualTokenSource:
             ttl_s=settings.shared_cache_ttl_s,
             pause_s=settings.shared_cache_pause_s,
         )
-    return VisualTokenSource(
-        memory=VisualCache(
-            settings.visual_cache_bytes if settings.visual_cache else 0, ttl_s=settings.visual_cache_ttl_s
-        ),
-        shared=shared,
-        digest_first_bytes=settings.digest_first_bytes,
-        reuse=settings.visual_cache,
-    )
+    memory_bytes = settings.visual_cache_bytes if settings.visual_cache else 0
+    try:
+        yield VisualTokenSource(
+            memory=VisualCache(memory_bytes, ttl_s=settings.visual_cache_ttl_s),
+            shared=shared,
+            digest_first_bytes=settings.digest_first_bytes,
+            reuse=settings.visual_cache,
+        )
+    finally:
+        if shared is not None:
+            await shared.close()

@@ -1,11 +1,11 @@
 """Opens and closes what rollouts need around the life of a gateway."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from chassis.server import Server
-from gateway.releases import LanguageStage, Releases, VisionStage
+from gateway.background import in_background
+from gateway.releases import Releases
 from gateway.rollout.housekeeping import Housekeeping
 from gateway.rollout.keeper import Keeper
 from gateway.rollout.lifecycle import ModelLife
@@ -23,8 +23,7 @@ async def open_rollouts(
     *,
     traffic: Traffic,
     releases: Releases,
-    vision: VisionStage,
-    language: LanguageStage,
+    life: ModelLife,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
     """Take over the rollout in force, serve `tandem.v1.Rollouts`, and act on rollouts for the length of the block.
@@ -39,11 +38,10 @@ async def open_rollouts(
         keeper,
         traffic,
         releases,
-        ModelLife(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
+        life,
         every_s=settings.refresh_s,
         load_timeout_s=settings.rollout_load_timeout_s,
     )
-    tasks: list[asyncio.Task[None]] = []
     try:
         await keeper.open()
         for name in traffic.offered:  # before the first request, so that none waits for a tokenizer
@@ -51,12 +49,9 @@ async def open_rollouts(
         servicer = RolloutsServicer(keeper, releases, check_operator)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
         server.announce(SERVICE_NAME)
-        tasks = [asyncio.create_task(keeper.run()), asyncio.create_task(housekeeping.run())]
-        yield
+        async with in_background(keeper.run(), housekeeping.run()):
+            yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await store.close()
 
 

@@ -8,6 +8,8 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from chassis.errors import TandemError
 from gateway.deadline import Deadline
 from gateway.encoding import VisualTokenSource
@@ -22,6 +24,8 @@ from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2
 
 _LAST_IN_LINE = -100  # the contract's lowest priority
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -126,9 +130,11 @@ class Shadow:
                     send=keep,
                 )
                 await exchange.run()
-        except (TandemError, TimeoutError) as error:
+        except Exception as error:
             if isinstance(error, TandemError) and is_clients_own(error):
                 return
+            if not isinstance(error, TandemError | TimeoutError):
+                _log.exception("mirrored request failed")
             self._traffic.count("shadow", pair.choice.window, outcome_of(report, failed=True))
             metrics.SHADOW_REQUESTS.labels(name, "failed").inc()
             return

@@ -49,6 +49,21 @@ async def test_a_place_given_to_one_who_leaves_in_that_moment_goes_to_the_next()
     assert (order, gate.num_running, gate.num_waiting) == ([2], 0, 0)
 
 
+async def test_who_waits_gets_in_as_soon_as_there_are_more_places() -> None:
+    """Limits of tenants change while their requests run, and the first of those may take minutes to end."""
+    gate, done, order = make_gate(1, 3), asyncio.Event(), list[int]()
+    tasks = [asyncio.create_task(stay(gate, done, order, number)) for number in range(4)]
+    await asyncio.sleep(0)
+    gate.resize(max_running=3, max_waiting=0)
+    await asyncio.sleep(0)
+    assert (order, gate.num_running, gate.num_waiting) == ([0, 1, 2], 3, 1)
+    gate.resize(max_running=1, max_waiting=0)
+    assert (gate.num_running, gate.num_waiting) == (3, 1)  # nobody is sent away
+    done.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3]
+
+
 @given(steps=st.lists(st.tuples(st.sampled_from(["enter", "cancel", "leave", "run"]), st.integers(0, 9)), max_size=60))
 def test_no_order_of_coming_and_going_loses_or_doubles_a_place(steps: list[tuple[str, int]]) -> None:
     async def play() -> None:

@@ -48,6 +48,7 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
         ("--vision", ","),
         ("--vision", "a:1,b"),
         ("--language", "http://a:1"),
+        ("--language", "dns:///language..svc:50052"),
         ("--max-deadline-s", "0"),
         ("--refresh-s", "no"),
     ],

@@ -212,7 +212,7 @@ def test_a_gateway_that_cannot_serve_its_release_says_why_and_stops(store: Path)
     flags = ["--models", str(store), "--release", "other-v1.0.0", "--listen", "127.0.0.1:0"]
     ended = subprocess.run([sys.executable, "-m", "gateway", *flags], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "has no other-v1.0.0" in ended.stderr
+    assert f"has no other-v1.0.0 ({store})." in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -75,6 +75,7 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
     answers: dict[str, list[int]] = field(default_factory=dict)
     errors: dict[str, TandemError] = field(default_factory=dict)
     go: dict[str, asyncio.Event] = field(default_factory=dict)
+    nonsense: set[str] = field(default_factory=set)  # releases whose tokens come with a log-probability too few
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
 
     async def Generate(  # noqa: N802
@@ -86,6 +87,9 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
         if start.tag in self.errors:
             raise self.errors[start.tag]
         await self.go[start.tag].wait()
+        if start.tag in self.nonsense:
+            short = language_pb2.TokenChunk(token_ids=[65, 65], logprobs=[sampling_pb2.PositionLogprobs()])
+            yield language_pb2.GenerateResponse(tokens=short)
         for token_id in self.answers[start.tag]:
             yield language_pb2.GenerateResponse(tokens=language_pb2.TokenChunk(token_ids=[token_id]))
         finished = language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_STOP)

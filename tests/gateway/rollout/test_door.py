@@ -15,11 +15,13 @@ from tests.gateway.scripted import eventually
 
 PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
 ROLLED_BACK, PROMOTED = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK, rollout_pb2.ROLLOUT_PHASE_PROMOTED
+# Percent; at 99 every fifth run of twenty requests has one that is put on the stable release.
+NEARLY_ALL = 99.9999
 
 
 async def test_a_canary_takes_requests_once_its_models_are_ready_and_not_before(door: Door) -> None:
     door.language.may_load.clear()
-    assert (await door.set(99, 100)).phase == PREPARING
+    assert (await door.set(NEARLY_ALL, 100)).phase == PREPARING
     assert {(await door.ask(f"user-{number}")).text for number in range(20)} == {"stable"}
     door.language.may_load.set()
     await door.phase(RUNNING)
@@ -86,14 +88,14 @@ async def test_the_release_of_the_settings_stays_loaded_when_another_is_promoted
 
 
 async def test_a_stage_that_starts_anew_during_a_rollout_is_given_the_canary_again(door: Door) -> None:
-    await door.set(99, 100)
+    await door.set(NEARLY_ALL, 100)
     await door.phase(RUNNING)
     del door.language.models[CANARY]
     await eventually(lambda: CANARY in door.language.models, 20)
 
 
 async def test_what_is_not_the_releases_doing_counts_nowhere(door: Door) -> None:
-    await door.set(99, 100)
+    await door.set(NEARLY_ALL, 100)
     await door.phase(RUNNING)
     await door.ask(pin=CANARY)
     door.language.errors[CANARY] = InvalidArgument("The temperature is below 0.", reason="BAD_SAMPLING")
@@ -117,7 +119,7 @@ async def counted(door: Door, **expected: int) -> None:
 
 
 async def test_an_answer_without_a_word_is_counted_as_empty(door: Door) -> None:
-    await door.set(99, 100)
+    await door.set(NEARLY_ALL, 100)
     await door.phase(RUNNING)
     door.language.answers[CANARY] = []
     await door.ask("user-1")
@@ -150,7 +152,7 @@ async def test_the_guard_takes_a_canary_back_that_hangs_long_before_its_requests
 
 
 async def test_what_waits_for_its_first_token_is_shown(door: Door) -> None:
-    await door.set(99, 100)
+    await door.set(NEARLY_ALL, 100)
     await door.phase(RUNNING)
     door.language.go[CANARY].clear()
     asked = [asyncio.create_task(door.ask(f"user-{number}")) for number in range(3)]
@@ -246,6 +248,17 @@ async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirror
             assert {(await door.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
         await mirrored(door, dropped=7, compared=0)
         assert (await door.get()).shadow.counts.errors == 1
+
+
+async def test_a_candidate_whose_answers_make_no_sense_is_counted_as_failing(door: Door) -> None:
+    """As the real requests are: one that fails in a way nobody thought of must not pass for one that was never made."""
+    await door.set(0, 50, 100, shadow_percent=100)
+    await door.phase(RUNNING)
+    door.language.nonsense.add(CANARY)
+    assert (await door.ask("user")).text == "stable"
+    async with asyncio.timeout(20):
+        while (await door.get()).shadow.counts.errors != 1:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.02)
 
 
 async def test_a_request_is_on_one_release_from_prompt_to_answer(door: Door) -> None:
