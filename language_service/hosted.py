@@ -69,18 +69,20 @@ class LanguageLoader:
                 have no room.
         """
         half, tokenizer, runner = await asyncio.to_thread(self._read, self.store.folder(tag))
+        language = half.config.language
+        # Before the engine, whose thread must not be left running by a tokenizer that cannot be read.
+        grammars = GrammarCompiler(
+            tokenizer.decode(), vocab_size=language.vocab_size, eos_token_ids=language.eos_token_ids
+        )
         engine = PagedEngine(runner, self.scheduling, tag=tag, model_digest=half.digest, turn=self.turn)
         limits = PromptLimits(
-            vocab_size=half.config.language.vocab_size,
+            vocab_size=language.vocab_size,
             context_length=engine.context_length,
-            width=half.config.language.width,
+            width=language.width,
             num_visual_tokens=half.config.num_visual_tokens,
             max_images=self.max_images,
             vision_digest=half.manifest.language.vision_digest,
             default_max_tokens=self.default_max_tokens,
-        )
-        grammars = GrammarCompiler(
-            tokenizer.decode(), vocab_size=limits.vocab_size, eos_token_ids=half.config.language.eos_token_ids
         )
         description = self._describe(half, tokenizer, runner, limits)
         return HostedLanguage(engine=engine, grammars=grammars, limits=limits, description=description)

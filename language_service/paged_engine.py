@@ -179,7 +179,7 @@ class PagedEngine:
                     return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
                 if not self._generations:
                     self._check_sometimes()
-                self._changed.wait()
+                self._changed.wait(_CHECK_EVERY_S)
             return None
 
     def _check_sometimes(self) -> None:
@@ -202,18 +202,32 @@ class PagedEngine:
             with self._changed:
                 for generation in generations:
                     events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
-        else:
-            self._metrics.step(batch, seconds, num_right=sum(len(one) - 1 for one in chosen))
-            following = iter(chosen)
-            with self._changed:
-                for chunk, generation in zip(batch.chunks, generations, strict=True):
-                    if chunk.sequence.num_answer == 0:
-                        generation.clock.prefill(started_s, seconds)
-                    choices = next(following) if chunk.samples else []
-                    self._scheduler.advance(chunk, num_right=max(0, len(choices) - 1))
-                    if choices:
-                        events += self._take(generation, choices)
-        self._publish(events)
+            self._publish(events)
+            return
+        self._metrics.step(batch, seconds, num_right=sum(len(one) - 1 for one in chosen))
+        try:
+            self._note(batch, generations, chosen, (started_s, seconds), events)
+        finally:
+            self._publish(events)  # also where the books failed halfway: who ended before that is answered
+
+    def _note(
+        self,
+        batch: Batch,
+        generations: Sequence[PagedGeneration],
+        chosen: Sequence[Sequence[Choice | None]],
+        times_s: tuple[float, float],
+        events: list[Delivery],
+    ) -> None:
+        """Enter into the books what a step computed; add what the readers get to see to `events`."""
+        following = iter(chosen)
+        with self._changed:
+            for chunk, generation in zip(batch.chunks, generations, strict=True):
+                if chunk.sequence.num_answer == 0:
+                    generation.clock.prefill(*times_s)
+                choices = next(following) if chunk.samples else []
+                self._scheduler.advance(chunk, num_right=max(0, len(choices) - 1))
+                if choices:
+                    events += self._take(generation, choices)
 
     def _publish(self, events: Sequence[Delivery]) -> None:
         if events:

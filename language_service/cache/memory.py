@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
@@ -28,8 +27,12 @@ def _machine_bytes() -> int:
 
 def _container_bytes() -> int:
     """Return what the container's limit leaves: the machine's memory means nothing inside one."""
-    limit, used = _read(_CGROUP_LIMIT).strip(), _read(_CGROUP_USED).strip()
-    return max(0, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else 2**63
+    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    if not (limit.isdigit() and used.isdigit()):
+        return 2**63
+    # Files read, the weights among them, count as used, and are dropped when somebody needs the place.
+    statistics = dict(line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
+    return max(0, int(limit) - int(used) + int(statistics.get("inactive_file", 0)))
 
 
 def _read(path: Path) -> str:

@@ -7,16 +7,15 @@ import weakref
 from typing import Any
 
 import pytest
-import torch
 
-from chassis.errors import Internal, ResourceExhausted, Unavailable
-from language_service import paged_engine
+from chassis.errors import ResourceExhausted, Unavailable
 from language_service.engine import Finished, FinishReason, Prefilled, Tokens
+from language_service.generation import PagedGeneration
 from language_service.model.decoder import Decoder
 from language_service.paged_engine import PagedEngine
 from language_service.runner import Runner
 from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service.asking import PROMPTS, ask, count, expected, feed, read, start, until
+from tests.language_service.asking import PROMPTS, ask, expected, feed, read, start, until
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_cache, make_picture
 
@@ -89,15 +88,16 @@ async def test_a_seed_gives_the_same_answer_whatever_else_runs(make_engine: Make
 
 
 @pytest.mark.parametrize(
-    "stage", ["opened", "text came", "waiting", "picture came", "prompt ended", "decoding", "ended"]
+    "stage", ["opened", "text came", "waiting", "picture came", "prompt ended", "prefilling", "decoding", "ended"]
 )
 async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, stage: str) -> None:
-    engine = await make_engine(num_blocks=64, max_running=2)
+    engine = await make_engine(num_blocks=128, max_running=2, max_step_tokens=9)
     neighbour = asyncio.create_task(ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True))
     generation = start(engine, ignore_eos=True)
     if stage == "waiting":
-        blocker = start(engine)
+        blocker = start(engine, ignore_eos=True)
         blocker.add_text([1])
+        blocker.end_prompt(200)
         await until(lambda: engine.stats().num_running == 2)
     if stage != "opened":
         generation.add_text([5, 6, 7, 8, 9])
@@ -107,6 +107,11 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
         feed(generation, [make_picture(0)])
     if stage in ("prompt ended", "decoding", "ended"):
         generation.end_prompt(100 if stage != "ended" else 3)
+    if stage == "prefilling":
+        assert isinstance(generation, PagedGeneration)
+        generation.add_text([5] * 200)  # in chunks of eight, beside the neighbour
+        await until(lambda: generation.sequence.num_computed > 40)
+        assert generation.sequence.num_computed < 200
     if stage == "decoding":
         await anext(aiter(generation))
     if stage == "ended":
@@ -122,17 +127,16 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
     assert await neighbour == await ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True)
 
 
-async def test_who_waits_runs_as_soon_as_another_is_cancelled(make_engine: MakeEngine) -> None:
-    """Nothing else happens in the engine then, so the cancelling itself must wake it."""
+async def test_who_stalls_amid_its_prompt_keeps_nobody_waiting(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """And goes on, with what it has to compute again, when the rest of its prompt comes."""
     engine = await make_engine(max_running=1)
-    idle = start(engine)
-    idle.add_text([1])
+    stalled = start(engine)
+    feed(stalled, PROMPTS[2][:2])
     await until(lambda: engine.stats().num_running == 1)
-    waiting = asyncio.create_task(ask(engine, PROMPTS[0], max_tokens=2))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    idle.cancel()
-    assert len(await asyncio.wait_for(waiting, 5)) == 2
+    assert await asyncio.wait_for(ask(engine, PROMPTS[0]), 5) == expected(decoder, PROMPTS[0])
+    feed(stalled, PROMPTS[2][2:])
+    stalled.end_prompt(12)
+    assert (await read(stalled))[0] == expected(decoder, PROMPTS[2])
 
 
 async def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
@@ -150,52 +154,6 @@ async def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
         generation.cancel()
 
 
-async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Visual tokens of another width, which the servicer would refuse, break the forward pass itself."""
-    engine = await make_engine()
-    generation = start(engine)
-    feed(generation, [torch.zeros(5, CONFIG.width + 1)])
-    with pytest.raises(Internal) as caught:
-        await read(generation)
-    assert caught.value.reason == "STEP_FAILED"
-    with pytest.raises(Internal):
-        generation.add_text([1])  # whoever still feeds it is told, too
-    assert engine.stats().num_used_blocks == 0
-    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
-
-
-async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
-    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outside a forward pass nothing would answer the requests any more."""
-    engine = await make_engine(num_blocks=8, max_running=1)
-    for method in ("next_batch", "advance"):
-        generation, waiting = start(engine), start(engine)
-        monkeypatch.setattr(engine._scheduler, method, lambda *_: [][0])
-        generation.add_text([1])
-        for each in (generation, waiting):
-            with pytest.raises(Internal) as caught:
-                await read(each)
-            assert caught.value.reason == "ENGINE_FAILED"
-            each.cancel()
-        assert engine.stats().num_used_blocks == 0
-        assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
-
-
-async def test_books_that_do_not_balance_are_found_while_nobody_asks(
-    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = await make_engine()
-    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
-    before = count("failed_steps")
-    monkeypatch.setattr(paged_engine, "_CHECK_EVERY_S", 0)
-    engine._scheduler.pool._free.pop()
-    start(engine).cancel()
-    await until(lambda: count("failed_steps") > before)
-    engine.check()
-    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
-
-
 async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_step_tokens=9)
     for bias, tokens in (({}, 1), ({2: 100.0}, 0)):
@@ -209,22 +167,6 @@ async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_eng
         assert isinstance(last, Finished)
         assert 0 < first.prefill_ms == last.timings.prefill_ms
         assert first.queue_ms == last.timings.queue_ms
-
-
-async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """In the same steps, and in the blocks the next owner gets."""
-    engine = await make_engine(num_blocks=16)
-    neighbour = asyncio.create_task(ask(engine, PROMPTS[1]))
-    for _ in range(3):
-        generation = start(engine)
-        feed(generation, [[5] * 6, torch.full((5, CONFIG.width), float("inf")), [6]])
-        generation.end_prompt(12)
-        with pytest.raises(Internal) as caught:
-            await read(generation)
-        assert caught.value.reason == "NOT_FINITE"
-    assert await neighbour == expected(decoder, PROMPTS[1])
-    for parts in PROMPTS:
-        assert await ask(engine, parts) == expected(decoder, parts)
 
 
 async def test_closing_ends_what_runs_and_refuses_more(make_engine: MakeEngine) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from chassis.errors import FailedPrecondition, NotFound
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from checkpoint.store import ModelStore
+from language_service import hosted as hosted_module
+from language_service.cache import memory
 from language_service.cache.memory import available_bytes
 from language_service.engine import Finished
 from language_service.hosted import LanguageLoader
@@ -72,6 +75,19 @@ async def test_the_cache_takes_no_more_than_all_sequences_can_fill(models: Path)
     await hosted.close()
 
 
+async def test_the_cache_takes_its_part_of_the_free_memory(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says in the log and in its description what came of it."""
+    per_block = 16 * 2 * 2 * 2 * 16 * 4
+    monkeypatch.setattr(hosted_module, "available_bytes", lambda _device: 83 * per_block)
+    with capture_logs() as logs:
+        hosted = await make_loader(models, cache_fraction=0.25).load(TAG)
+    (line,) = (each for each in logs if each["event"] == "kv cache ready")
+    assert (line["num_blocks"], line["num_tokens"], line["num_bytes"]) == (20, 320, 20 * per_block)
+    language = hosted.info().language
+    assert (language.num_blocks, language.block_size, language.num_cache_bytes) == (20, 16, 20 * per_block)
+    await hosted.close()
+
+
 async def test_a_cache_smaller_than_the_context_limits_the_context(models: Path) -> None:
     """A prompt that could never hold its blocks must be refused, not wait for ever."""
     per_block = 16 * 2 * 2 * 2 * 16 * 4
@@ -88,6 +104,29 @@ async def test_what_cannot_be_loaded_says_why(models: Path) -> None:
         await make_loader(models, cache_bytes=1000).load(TAG)
 
 
+async def test_a_tokenizer_that_cannot_be_read_leaves_no_engine_behind(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted_module, "read_verified", lambda *_: b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        await make_loader(models).load(TAG)
+    assert f"engine-{TAG}" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_free_memory_is_some_part_of_the_machines() -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 2**20 < available_bytes(torch.device("cpu")) <= total
+
+
+def test_files_read_do_not_count_as_used_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights were just read there: their pages would be taken off the cache a second time."""
+    for name, content in (
+        ("memory.max", "1000000\n"),
+        ("memory.current", "800000\n"),
+        ("memory.stat", "anon 300000\nactive_file 100000\ninactive_file 400000\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert available_bytes(torch.device("cpu")) == 600000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(torch.device("cpu")) > 600000

@@ -95,6 +95,17 @@ async def test_preemption_does_not_show_in_greedy_answers(make_engine: MakeEngin
         assert answers == [expected(decoder, parts, 20) for parts in PROMPTS * 2]
 
 
+async def test_who_gives_way_keeps_its_pictures(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """The last in line is the one with the pictures, and nobody sends them again."""
+    for reuse_prefixes in (False, True):
+        engine = await make_engine(num_blocks=15, reuse_prefixes=reuse_prefixes)
+        prompts = [PROMPTS[1], PROMPTS[3]]
+        before = count("preemptions")
+        answers = await asyncio.gather(*(ask(engine, parts, max_tokens=18) for parts in prompts))
+        assert count("preemptions") > before
+        assert answers == [expected(decoder, parts, 18) for parts in prompts]
+
+
 async def test_preemption_does_not_show_in_sampled_answers(make_engine: MakeEngine) -> None:
     """Nor in what is told: nobody counts as cached what it computed itself."""
     options: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "frequency_penalty": 0.5, "max_tokens": 20}
