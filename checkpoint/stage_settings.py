@@ -17,7 +17,9 @@ class StageSettings(ServiceSettings):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of weights and arithmetic, and of a KV cache"
     )
-    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$", description="where the model runs: cpu or cuda:<index>")
+    device: str = Field(
+        "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda, or cuda:<index>"
+    )
     threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
 
     @property
@@ -28,6 +30,9 @@ class StageSettings(ServiceSettings):
     @field_validator("device")
     @classmethod
     def _is_here(cls, device: str) -> str:
-        if device != "cpu" and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        if device == "cpu":
+            return device
+        index = int(device.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
             raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
-        return device
+        return f"cuda:{index}"

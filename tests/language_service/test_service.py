@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.errors import TandemError, from_rpc_error
@@ -189,6 +190,29 @@ def test_overload_is_refused_at_once_and_stopping_answers_what_runs(models: Path
         assert service.process.wait(timeout=10) == 0
 
 
+def test_stopping_waits_for_a_picture_that_is_on_its_way(models: Path) -> None:
+    """New requests are refused meanwhile."""
+    picture_is_here = threading.Event()
+    with running(models, "--tags", TAG) as service:
+
+        def prompt() -> Iterator[Request]:
+            yield start(max_tokens=5)
+            yield text(7, 8)
+            picture_is_here.wait(20)
+            yield image(service.vision_digest)
+
+        call = service.stub.Generate(prompt(), timeout=30)
+        while service.metric("tandem_language_kv_blocks_used") == 0:
+            time.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        while (error := _outcome(service.stub.Generate(iter([start(max_tokens=1), text(7)]), timeout=10))) is None:
+            time.sleep(0.01)
+        assert error.code == grpc.StatusCode.UNAVAILABLE
+        picture_is_here.set()
+        assert list(call)[-1].finished.usage.visual_tokens == 32
+        assert service.process.wait(timeout=10) == 0
+
+
 def _outcome(call: Any) -> TandemError | None:
     try:
         list(call)
@@ -202,7 +226,8 @@ def _outcome(call: Any) -> TandemError | None:
     [
         (("--max-step-tokens", "64"), "--max-step-tokens"),
         (("--kv-cache-fraction", "2"), "--kv-cache-fraction"),
-        (("--device", "cuda:99"), "--device"),
+        (("--device", "cuda:99"), "there is no such device here"),
+        (("--device", "gpu"), "--device"),
         (("--precision", "int3"), "--precision"),
     ],
 )
@@ -213,3 +238,9 @@ def test_a_bad_setting_stops_the_start_by_name(
         load_settings(LanguageSettings, ["--models", ".", *flags])
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("named", "device"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_gpu_is_named_with_or_without_its_number(named: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert load_settings(LanguageSettings, ["--models", ".", "--device", named]).device == device

@@ -25,7 +25,7 @@ from language_service.model.decoder import Decoder
 from language_service.paged_engine import PagedEngine
 from language_service.runner import Piece, Runner
 from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service.asking import Part, feed, read, start
+from tests.language_service.asking import Part, count, feed, read, start
 
 pytestmark = pytest.mark.slow  # 200 tokens, in every way there is, of two models
 NUM_TOKENS = 200
@@ -184,9 +184,12 @@ async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: li
             max_step_tokens=max_step_tokens,
             reuse_prefixes=reuse_prefixes,
         )
-        engine = PagedEngine(runner, config, tag="theirs-v1.0.0", model_digest=bytes(32), turn=threading.Lock())
+        engine = PagedEngine(runner, config, tag="test-v1.0.0", model_digest=bytes(32), turn=threading.Lock())
+        preempted, found = count("preemptions"), count("tokens", kind="found")
         answers = await asyncio.gather(*(_ask(engine, parts) for _ in range(num_asking)))
         await engine.close()
+        assert (count("preemptions") > preempted) == ("preempted" in name), name
+        assert (count("tokens", kind="found") > found) == reuse_prefixes, name
         assert answers == [answer] * num_asking, name
         assert len(runner.rows) >= num_asking * NUM_TOKENS
         for position, logits_V in runner.rows:
