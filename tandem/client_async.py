@@ -8,50 +8,34 @@ async with AsyncClient("127.0.0.1:50050") as client:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from chassis.channels import ChannelTls, open_channel
 from tandem import client_wire as wire
-from tandem.client import DEFAULT_ADDRESS
-from tandem.client_call import Call, new_call
+from tandem.client_call import AnswerStream, Call, Connection
 from tandem.client_types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
+R = TypeVar("R")
 
-class AsyncTextStream:
+
+class AsyncTextStream(AnswerStream):
     """An answer as it is produced: iterate over it for pieces of text, then read `final`.
 
     Leaving the loop early, `close` and the end of a `with` block cancel the request.
     """
 
     def __init__(self, call: Any, envelope: Call) -> None:
-        self.request_id = envelope.request_id
-        self._call = call
-        self._envelope = envelope
-        self._builder = wire.AnswerBuilder(envelope.request_id)
+        super().__init__(call, envelope)
         self._closed = False
-
-    @property
-    def text(self) -> str:
-        """What has come so far; after an error, too."""
-        return self._builder.text
-
-    @property
-    def final(self) -> Answer:
-        """The complete answer.
-
-        Raises:
-            RuntimeError: the stream was not read to its end.
-        """
-        return self._builder.final
 
     def close(self) -> None:
         """Cancel the request if it still runs."""
         self._closed = True
-        self._call.cancel()
+        super().close()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -76,36 +60,15 @@ class AsyncTextStream:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """A connection to a gateway, for one event loop.
 
     Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
     cannot be read.
-
-    Args:
-        address: host:port of the gateway.
-        ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
-        cert: this client's certificate (PEM), where the gateway asks for one.
-        key: the key of `cert` (PEM).
-        api_key: what `tandem keys new` printed, where the gateway asks for one.
-        timeout_s: longest wait for a complete answer; None waits for ever.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        ca: Path | None = None,
-        cert: Path | None = None,
-        key: Path | None = None,
-        api_key: str | None = None,
-        timeout_s: float | None = 600.0,
-    ) -> None:
-        self.address = address
-        self.timeout_s = timeout_s
-        self._api_key = api_key
-        tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
-        self._channel = open_channel(address, tls=tls)
+    def _open(self, tls: ChannelTls | None) -> None:
+        self._channel = open_channel(self.address, tls=tls)
         self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def generate(
@@ -126,7 +89,7 @@ class AsyncClient:
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
         """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
-        envelope = new_call(self.address, self.timeout_s, self._api_key, options)
+        envelope = self._envelope(options)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return AsyncTextStream(call, envelope)
 
@@ -145,30 +108,18 @@ class AsyncClient:
 
     async def put_image(self, source: Path | str | bytes) -> str:
         """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
-        envelope = new_call(self.address, self.timeout_s, self._api_key)
-        with envelope.translated():
-            response = await self._gateway.PutImage(
-                wire.put_image_requests(source), metadata=envelope.metadata, timeout=envelope.timeout_s
-            )
-        return response.sha256.hex()
+        return (await self._call(self._gateway.PutImage, wire.put_image_requests(source))).sha256.hex()
 
     async def count_tokens(
         self, prompt: str | Sequence[Message], *, images: Sequence[Picture] = (), system: str | None = None
     ) -> TokenCount:
         """Return what a prompt would take of the context, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
-        envelope = new_call(self.address, self.timeout_s, self._api_key)
-        with envelope.translated():
-            response = await self._gateway.CountTokens(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
-        return wire.token_count(response)
+        return wire.token_count(await self._call(self._gateway.CountTokens, request))
 
     async def models(self) -> list[ReleaseInfo]:
         """Return the releases the gateway can answer with."""
-        envelope = new_call(self.address, self.timeout_s, self._api_key)
-        with envelope.translated():
-            response = await self._gateway.ListModels(
-                gateway_pb2.GatewayListModelsRequest(), metadata=envelope.metadata, timeout=envelope.timeout_s
-            )
+        response = await self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
         return [wire.release_info(info) for info in response.releases]
 
     async def close(self) -> None:
@@ -182,3 +133,9 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _call(self, method: Callable[..., Awaitable[R]], request: object) -> R:
+        """Make a call that is answered by one message."""
+        envelope = self._envelope()
+        with envelope.translated():
+            return await method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)

@@ -1,15 +1,22 @@
-"""The envelope of a call: what goes beside its message, and how its errors read; all clients use it."""
+"""What all clients share: where the gateway is, what goes beside each message, and how errors and answers read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import grpc
 
 from chassis.api_keys import authorization
+from chassis.channels import ChannelTls
 from chassis.errors import Cancelled, DeadlineExceeded, TandemError, Unavailable, from_rpc_error
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id
-from tandem.client_types import GenerateOptions
+from tandem.client_types import Answer, GenerateOptions
+from tandem.client_wire import AnswerBuilder
+
+DEFAULT_ADDRESS = "127.0.0.1:50050"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +63,80 @@ class Call:
         return error
 
 
-def new_call(
-    address: str, default_timeout_s: float | None, api_key: str | None, options: GenerateOptions | None = None
-) -> Call:
-    """Return the envelope of one call."""
-    options = options or {}
-    return Call(
-        address=address,
-        request_id=options.get("request_id") or new_request_id(),
-        timeout_s=options.get("timeout_s", default_timeout_s),
-        release=options.get("release"),
-        api_key=api_key,
-    )
+class Connection(ABC):
+    """A connection to a gateway, as far as it is the same with asyncio and without."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        api_key: str | None = None,
+        timeout_s: float | None = 600.0,
+    ) -> None:
+        """Connect to nothing yet; the first call does.
+
+        Args:
+            address: host:port of the gateway.
+            ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
+            cert: this client's certificate (PEM), where the gateway asks for one.
+            key: the key of `cert` (PEM).
+            api_key: what `tandem keys new` printed, where the gateway asks for one.
+            timeout_s: longest wait for a complete answer; None waits for ever.
+
+        Raises:
+            FailedPrecondition: reason 'BAD_TLS'; a file cannot be read, or certificate and key do not go together.
+        """
+        self.address = address
+        self.timeout_s = timeout_s
+        self._api_key = api_key
+        self._open(ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None)
+
+    @abstractmethod
+    def _open(self, tls: ChannelTls | None) -> None:
+        """Open the channel to `address`, and the stubs on it."""
+
+    def _envelope(self, options: GenerateOptions | None = None) -> Call:
+        """Return what goes beside the message of one call."""
+        options = options or {}
+        return Call(
+            address=self.address,
+            request_id=options.get("request_id") or new_request_id(),
+            timeout_s=options.get("timeout_s", self.timeout_s),
+            release=options.get("release"),
+            api_key=self._api_key,
+        )
+
+
+class AnswerStream:
+    """An answer as it is produced, as far as it is the same with asyncio and without.
+
+    Attributes:
+        request_id: the name of the request in the logs of all services.
+    """
+
+    def __init__(self, call: Any, envelope: Call) -> None:
+        self.request_id = envelope.request_id
+        self._call = call
+        self._envelope = envelope
+        self._builder = AnswerBuilder(envelope.request_id)
+
+    @property
+    def text(self) -> str:
+        """What has come so far; after an error, too."""
+        return self._builder.text
+
+    @property
+    def final(self) -> Answer:
+        """The complete answer.
+
+        Raises:
+            RuntimeError: the stream was not read to its end.
+        """
+        return self._builder.final
+
+    def close(self) -> None:
+        """Cancel the request if it still runs."""
+        self._call.cancel()

@@ -14,21 +14,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from chassis.channels import ChannelTls, open_blocking_channel
-from tandem.client import DEFAULT_ADDRESS
-from tandem.client_call import new_call
+from tandem.client_call import DEFAULT_ADDRESS, Connection
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
 
 
-class Rollouts:
-    """An operator's connection to a gateway; every call raises the errors of `tandem.errors`.
+class Rollouts(Connection):
+    """An operator's connection to any of the gateways; every call raises the errors of `tandem.errors`.
 
-    Args:
-        address: host:port of any of the gateways.
-        ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
-        cert: this operator's certificate (PEM), where the gateway asks for one.
-        key: the key of `cert` (PEM).
-        api_key: an operator's key, where the gateway asks for one.
-        timeout_s: longest wait for an answer; `watch` waits for ever.
+    Only `watch` waits for longer than `timeout_s`: for ever.
     """
 
     def __init__(
@@ -39,13 +32,13 @@ class Rollouts:
         cert: Path | None = None,
         key: Path | None = None,
         api_key: str | None = None,
-        timeout_s: float = 10.0,
+        timeout_s: float | None = 10.0,
     ) -> None:
-        self._address = address
-        self._timeout_s = timeout_s
-        self._api_key = api_key
-        tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
-        self._channel = open_blocking_channel(address, tls=tls)
+        """Take what every `Connection` takes; a gateway that is well answers operators within `timeout_s`."""
+        super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
+
+    def _open(self, tls: ChannelTls | None) -> None:
+        self._channel = open_blocking_channel(self.address, tls=tls)
         self._stub = rollout_pb2_grpc.RolloutsStub(self._channel)
 
     def get(self) -> rollout_pb2.Rollout:
@@ -66,7 +59,7 @@ class Rollouts:
 
     def watch(self) -> Iterator[rollout_pb2.Rollout]:
         """Yield the rollout as it is, and again after every change."""
-        envelope = new_call(self._address, None, self._api_key)
+        envelope = self._envelope()
         call: Any = self._stub.Watch(rollout_pb2.RolloutsWatchRequest(), metadata=envelope.metadata)
         try:
             with envelope.translated():
@@ -88,7 +81,7 @@ class Rollouts:
         self.close()
 
     def _call(self, method: Any, request: Any) -> rollout_pb2.Rollout:
-        envelope = new_call(self._address, self._timeout_s, self._api_key)
+        envelope = self._envelope()
         with envelope.translated():
             response = method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         rollout: rollout_pb2.Rollout = response.rollout

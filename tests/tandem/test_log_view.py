@@ -1,0 +1,80 @@
+"""What `tandem up` shows: columns for people, JSON lines for programs."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from rich.console import Console
+
+from tandem.client_call import DEFAULT_ADDRESS
+from tandem.commands.log_view import JsonView, TerminalView, log_view
+
+LINE = json.dumps(
+    {
+        "timestamp": "2026-01-02T03:04:05.678Z",
+        "level": "info",
+        "event": "rpc",
+        "service": "vision",
+        "request_id": "abc",
+        "code": "OK",
+    }
+)
+
+
+def terminal() -> tuple[TerminalView, io.StringIO]:
+    """Return a view on a terminal too narrow for its lines, and what is written there."""
+    stream = io.StringIO()
+    return TerminalView(Console(file=stream, force_terminal=True, color_system=None, width=40)), stream
+
+
+@pytest.fixture
+def json_view() -> Iterator[tuple[JsonView, io.StringIO]]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    yield JsonView(stream), stream
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_in_a_terminal_a_line_says_who_when_and_what_before_the_rest() -> None:
+    view, stream = terminal()
+    view.log("vision", LINE)
+    assert stream.getvalue() == "vision   03:04:05 rpc  code=OK  abc\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["Traceback (most recent call last):", "[1, 2]", '{"no": "event"}', "[red]not a style"]
+)
+def test_a_line_that_is_no_event_is_shown_as_it_is(line: str) -> None:
+    view, stream = terminal()
+    view.log("gateway", line)
+    assert stream.getvalue().split(maxsplit=1) == ["gateway", f"{line}\n"]
+
+
+def test_ready_says_what_to_type_next() -> None:
+    for address, typed in (
+        (DEFAULT_ADDRESS, "tandem ask PICTURE"),
+        ("127.0.0.1:7", "tandem ask --address 127.0.0.1:7 "),
+    ):
+        view, stream = terminal()
+        view.ready(address, "a-v1.0.0", "127.0.0.1:9")
+        assert stream.getvalue().startswith(f"Ready: a-v1.0.0 answers at {address}")
+        assert typed in stream.getvalue()
+        assert "tandem top 127.0.0.1:9" in stream.getvalue()
+
+
+def test_elsewhere_every_line_is_json(json_view: tuple[JsonView, io.StringIO]) -> None:
+    view, stream = json_view
+    for line in (LINE, "a traceback's line"):
+        view.log("vision", line)
+    entries = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert entries == [json.loads(LINE), {"event": "a traceback's line", "service": "vision"}]
+
+
+def test_what_is_no_terminal_gets_json(json_view: tuple[JsonView, io.StringIO]) -> None:
+    assert isinstance(log_view(io.StringIO()), JsonView)
