@@ -88,8 +88,10 @@ class ServiceProcess:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            # Shown before it counts, so that a log reads in the order of what it causes.
-            self._on_log(self.name, line.rstrip("\n"))
+            # Shown before it counts, so that a log reads in the order of what it causes. Where it cannot be shown any
+            # more it is read all the same: a service whose pipe is full stops at its next line.
+            with contextlib.suppress(OSError):
+                self._on_log(self.name, line.rstrip("\n"))
             self._notice(line.rstrip("\n"))
         code = self._process.wait()
         with self._changed:

@@ -91,11 +91,9 @@ class Stack:
             Unavailable: a service stopped or was not ready in time; the message says which and why.
         """
         _check_port_free(self.config.port)
-        vision_tag, _, language_tag = self.config.release.partition(",")
-        vision_flags = self._stage_flags(vision_tag, self.config.vision_flags)
-        language_flags = self._stage_flags(language_tag or vision_tag, self.config.language_flags)
-        self._spawn("vision", "vision_service", vision_flags)
-        self._spawn("language", "language_service", language_flags)
+        vision_tag, language_tag = _tags(self.config.release)
+        self._spawn("vision", "vision_service", self._stage_flags(vision_tag, self.config.vision_flags))
+        self._spawn("language", "language_service", self._stage_flags(language_tag, self.config.language_flags))
         self._wait_until_ready()
         self._spawn("gateway", "gateway", self._gateway_flags())
         self._wait_until_ready()
@@ -170,7 +168,7 @@ class Stack:
 
     def _wait_until_serving(self) -> None:
         """Wait until the gateway has found its release on both stages, so that the first request is answered."""
-        model = f"tandem.v1.Gateway/{self.config.release.rpartition(',')[2]}"
+        model = f"tandem.v1.Gateway/{_tags(self.config.release)[1]}"
         with open_blocking_channel(self.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             for _ in range(round(self.config.ready_timeout_s / POLL_S)):
@@ -195,9 +193,19 @@ class Stack:
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM and a closed terminal do what Ctrl-C does, and Ctrl-C work where a shell had it ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    """Let SIGTERM and a closed terminal do what Ctrl-C does, and Ctrl-C work where a shell had it ignored.
+
+    Under `nohup`, which ignores it, a closed terminal changes nothing.
+    """
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         signal.signal(number, signal.default_int_handler)
+
+
+def _tags(release: str) -> tuple[str, str]:
+    """Return the vision tag and the language tag of a release."""
+    vision_tag, _, language_tag = (tag.strip() for tag in release.partition(","))
+    return vision_tag, language_tag or vision_tag
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:

@@ -1,5 +1,7 @@
 """The `tandem` command: one module a sub-command."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -46,5 +48,7 @@ def root(
 
 def main() -> None:
     """Run the command; an error is one sentence on stderr and exit code 1, or 2 where the command line is wrong."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Chinese shows the rest of the answer
     with told_plainly():
         app()

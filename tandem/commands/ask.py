@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import mimetypes
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,24 +22,35 @@ from tandem.v1 import gateway_pb2
 QUESTION = "QUESTION"
 
 
+PicturesAndQuestion = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PICTURE... QUESTION", help="Files of pictures, if any, then the question."),
+]
+RequestFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="Send this GatewayGenerateRequest (JSON form of the contract) instead."),
+]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions put before the question.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, max=2**32 - 1, metavar="N", help="Most tokens of the answer.")]
+Temperature = Annotated[float | None, typer.Option(min=0, metavar="NUMBER", help="0 always takes the likeliest token.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The same seed gives the same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+]
+Release = Annotated[str | None, typer.Option(metavar="TAG", help="Tag of the release that answers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, once the answer is complete.")]
+
+
 def ask(
-    pictures_and_question: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PICTURE... QUESTION", help="Files of pictures, if any, then the question."),
-    ] = None,
-    request: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Send this GatewayGenerateRequest (JSON form of the contract) instead."),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="Instructions put before the question.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 always takes the likeliest token.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
-    release: Annotated[str | None, typer.Option(help="Tag of the release that answers.")] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, once the answer is complete.")
-    ] = False,
+    pictures_and_question: PicturesAndQuestion = None,
+    request: RequestFile = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    release: Release = None,
+    json_output: Json = False,
     address: Address = DEFAULT_ADDRESS,
     ca: Ca = None,
     cert: Cert = None,
@@ -97,13 +110,24 @@ def _split(arguments: list[str]) -> tuple[list[Path], str]:
     if not arguments:
         raise typer.BadParameter("it is missing.", param_hint=QUESTION)
     *pictures, question = arguments
-    if Path(question).is_file():
+    if os.path.isfile(question):  # unlike Path's own, no error where a question is longer than a name may be
         raise typer.BadParameter(f"it is the last argument, but {question} is a file.", param_hint=QUESTION)
+    if _names_a_picture(question):
+        raise typer.BadParameter(
+            f"it is the last argument, but {question} looks like a picture's file, and there is none of that name.",
+            param_hint=QUESTION,
+        )
     try:
         question.encode()
     except UnicodeEncodeError as error:  # the shell handed over bytes of another encoding
         raise typer.BadParameter("it is not UTF-8.", param_hint=QUESTION) from error
     return [Path(picture) for picture in pictures], question
+
+
+def _names_a_picture(text: str) -> bool:
+    """Return whether a text looks like the name of a picture's file and not like a question that mentions one."""
+    kind, _ = mimetypes.guess_type(text)
+    return kind is not None and kind.startswith("image/") and not any(map(str.isspace, text))
 
 
 def _show(stream: TextStream, json_output: bool) -> None:

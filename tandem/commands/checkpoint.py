@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chassis.errors import InvalidArgument
 from checkpoint.config import ModelConfig
 from checkpoint.presets import PRESETS
 from checkpoint.store import ModelStore
@@ -39,19 +38,23 @@ class Format(StrEnum):
     bin = "bin"
 
 
-Models = Annotated[Path, typer.Option("--models", help="The model store: a folder of checkpoint folders.")]
-NewTag = Annotated[str, typer.Option("--tag", help="Tag of the new checkpoint, such as demo-v1.0.0.")]
-Shards = Annotated[int, typer.Option("--shards", help="Number of weight files.")]
+Models = Annotated[
+    Path, typer.Option("--models", metavar="FOLDER", help="The model store: a folder of checkpoint folders.")
+]
+NewTag = Annotated[str, typer.Option("--tag", metavar="TAG", help="Tag of the new checkpoint, such as demo-v1.0.0.")]
+Shards = Annotated[int, typer.Option("--shards", min=1, metavar="N", help="Number of weight files.")]
 WeightFormat = Annotated[Format, typer.Option("--format", help="Kind of weight files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.command()
 def new(
-    preset: Annotated[str, typer.Option("--preset", help=f"Shape of the model: {', '.join(PRESETS)}.")],
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="PRESET", help=f"Shape of the model: {', '.join(PRESETS)}.")
+    ],
     tag: NewTag,
     models: Models = Path("models"),
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Equal seeds give equal weights.")] = 0,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Stored element type.")] = Dtype.bfloat16,
     shards: Shards = 1,
     format: WeightFormat = Format.safetensors,  # noqa: A002  (the flag's name)
@@ -73,21 +76,24 @@ def new(
             container=format.value,
             on_tensor=on_tensor,
         )
-    Console().print(f"made {models / tag}", highlight=False)
+    typer.echo(f"made {models / tag}")
 
 
 @app.command()
 def pack(
-    sources: Annotated[list[Path], typer.Argument(help="A folder with weights, or weight files.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="A folder with weights, or weight files.")],
     tag: NewTag,
-    config: Annotated[Path, typer.Option("--config", help="The model's config.json.")],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The model's config.json.")],
     models: Models = Path("models"),
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="tokenizer.json; the one beside the weights if left out.")
+        Path | None,
+        typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json; the one beside the weights if left out."),
     ] = None,
     chat_template: Annotated[
         Path | None,
-        typer.Option("--chat-template", help="The chat template; the one beside the weights, else Tandem's own."),
+        typer.Option(
+            "--chat-template", metavar="FILE", help="The chat template; the one beside the weights, else Tandem's own."
+        ),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Stored element type; unchanged if left out.")] = None,
     shards: Shards = 1,
@@ -111,11 +117,13 @@ def pack(
             container=format.value,
             on_tensor=on_tensor,
         )
-    Console().print(f"packed {models / tag}", highlight=False)
+    typer.echo(f"packed {models / tag}")
 
 
 @app.command()
-def verify(tag: Annotated[str, typer.Argument(help="Tag of a checkpoint.")], models: Models = Path("models")) -> None:
+def verify(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="Tag of a checkpoint.")], models: Models = Path("models")
+) -> None:
     """Compare every file and both halves with the manifest."""
     from checkpoint.verification import raise_for_problems
     from checkpoint.verification import verify as verify_checkpoint
@@ -129,9 +137,9 @@ def verify(tag: Annotated[str, typer.Argument(help="Tag of a checkpoint.")], mod
 
 @app.command()
 def inspect(
-    tag: Annotated[str | None, typer.Argument(help="Tag of a checkpoint.")] = None,
+    tag: Annotated[str | None, typer.Argument(metavar="TAG", help="Tag of a checkpoint.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help=f"A shape without weights: {', '.join(PRESETS)}.")
+        str | None, typer.Option("--preset", metavar="PRESET", help=f"A shape without weights: {', '.join(PRESETS)}.")
     ] = None,
     models: Models = Path("models"),
     as_json: Json = False,
@@ -140,7 +148,7 @@ def inspect(
     from checkpoint.inspection import inspect_checkpoint, inspect_preset
 
     if (tag is None) == (preset is None):
-        raise InvalidArgument("Give either a tag or --preset.")
+        raise typer.BadParameter("give one of the two.", param_hint="TAG or --preset")
     if preset is not None:
         inspection = inspect_preset(preset, _preset(preset))
     else:
@@ -153,7 +161,7 @@ def inspect(
 
 def _preset(name: str) -> ModelConfig:
     if name not in PRESETS:
-        raise InvalidArgument(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.", reason="UNKNOWN_PRESET")
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PRESETS)}.", param_hint="--preset")
     return PRESETS[name]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from checkpoint.memory import COUNTING_RULE
 
@@ -35,7 +36,7 @@ def checks(tag: str, found: Sequence[Check]) -> Table:
     table.add_column("verdict")
     for check in found:
         verdict = f"[red]{check.problem}[/]" if check.problem else "[green]as in the manifest[/]"
-        table.add_row(check.what, size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
+        table.add_row(Text(check.what), size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
     return table
 
 

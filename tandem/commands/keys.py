@@ -17,7 +17,7 @@ def keys() -> None:
 
 @app.command()
 def new(
-    tenant: Annotated[str, typer.Argument(help="Name of who will use it, for logs and metrics.")],
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Name of who will use it, for logs and metrics.")],
     role: Annotated[
         Literal["client", "operator"], typer.Option(help="An operator may change rollouts, too.")
     ] = "client",

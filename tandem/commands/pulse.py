@@ -1,5 +1,6 @@
 """What the metrics of language services say of their engines: one reading, and what happened between two."""
 
+import http.client
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -44,8 +45,11 @@ def read(url: str) -> Reading:
         OSError: nobody answers there.
         ValueError: what answers are no metrics.
     """
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as page:
-        text = page.read().decode()
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as page:
+            text = page.read().decode()
+    except http.client.HTTPException as error:  # what answers speaks another protocol
+        raise ValueError("no metrics over HTTP") from error
     return parse(text, at_s=time.monotonic())
 
 

@@ -22,37 +22,68 @@ from tandem.v1 import rollout_pb2
 app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and take it back.")
 
 REFRESH_S = 1.0
-_STEP = re.compile(r"(?P<weight>\d+(\.\d+)?)(:(?P<length>\d+(\.\d+)?)(?P<unit>[smh]))?(:(?P<requests>\d+)r)?")
+_STEP = re.compile(r"(?P<weight>\d+(\.\d+)?)(:(?P<length>\d+(\.\d+)?)(?P<unit>[smh]))?(:(?P<requests>\d{1,9})r)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, as the contract has it.")]
-Reason = Annotated[str, typer.Option(help="Why, for the log.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the log.")]
+
+
+Canary = Annotated[
+    str, typer.Argument(metavar="RELEASE", help="The release that shall answer: a tag, or 'vision tag,language tag'.")
+]
+Steps = Annotated[
+    str,
+    typer.Option(
+        metavar="STEP,...", help="Weights in percent, each with how long it lasts and the fewest answers: 5:10m:200r."
+    ),
+]
+Stable = Annotated[
+    str, typer.Option(metavar="RELEASE", help="The release that answers now; left out, whichever it is.")
+]
+ErrorRate = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="PART", help="Most the canary's error rate may be above stable's; 0 does not judge it."
+    ),
+]
+EmptyRate = Annotated[float, typer.Option(min=0, metavar="PART", help="The same for answers without a word.")]
+FirstToken = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="TIMES", help="Most its time to first token may be, times stable's; 0 does not judge it."
+    ),
+]
+InterToken = Annotated[float, typer.Option(min=0, metavar="TIMES", help="The same for the time between tokens.")]
+MinRequests = Annotated[
+    int, typer.Option(min=10, max=10**9, metavar="N", help="Fewest answers of each before anything is judged.")
+]
+OverdueS = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="SECONDS", help="A request to which nothing comes for so long counts as failed; 0 is 10."
+    ),
+]
+Shadow = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, metavar="PERCENT", help="Percent of stable's requests to mirror without showing answers."
+    ),
+]
 
 
 @app.command("set")
 def set_rollout(
-    canary: Annotated[str, typer.Argument(help="The release that shall answer: a tag, or 'vision tag,language tag'.")],
-    steps: Annotated[
-        str,
-        typer.Option(help="Weights in percent, each with how long it lasts and the fewest answers: 5:10m:200r."),
-    ] = "1:5m,5:10m,25:20m,50:30m,100",
-    stable: Annotated[str, typer.Option(help="The release that answers now; left out, whichever it is.")] = "",
-    error_rate: Annotated[
-        float, typer.Option(min=0, help="Most the canary's error rate may be above stable's; 0 does not judge it.")
-    ] = 0.02,
-    empty_rate: Annotated[float, typer.Option(min=0, help="The same for answers without a word.")] = 0.02,
-    first_token: Annotated[
-        float, typer.Option(min=0, help="Most its time to first token may be, times stable's; 0 does not judge it.")
-    ] = 1.5,
-    inter_token: Annotated[float, typer.Option(min=0, help="The same for the time between tokens.")] = 1.5,
-    min_requests: Annotated[int, typer.Option(min=10, help="Fewest answers of each before anything is judged.")] = 50,
-    overdue_s: Annotated[
-        float,
-        typer.Option(min=0, help="A request to which nothing comes for so many seconds counts as failed; 0 is 10."),
-    ] = 10,
-    shadow: Annotated[
-        float, typer.Option(min=0, max=100, help="Percent of stable's requests to mirror without showing answers.")
-    ] = 0,
+    canary: Canary,
+    steps: Steps = "1:5m,5:10m,25:20m,50:30m,100",
+    stable: Stable = "",
+    error_rate: ErrorRate = 0.02,
+    empty_rate: EmptyRate = 0.02,
+    first_token: FirstToken = 1.5,
+    inter_token: InterToken = 1.5,
+    min_requests: MinRequests = 50,
+    overdue_s: OverdueS = 10,
+    shadow: Shadow = 0,
     json_output: Json = False,
     address: Address = DEFAULT_ADDRESS,
     ca: Ca = None,

@@ -30,7 +30,7 @@ def top(
             help="Where language services show their metrics; each says so when it is ready.",
         ),
     ],
-    interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 1.0,
+    interval_s: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two readings.")] = 1.0,
     once: Annotated[bool, typer.Option(help="Print one interval and end.")] = False,
 ) -> None:
     """Show what the engines of language services are doing; Ctrl-C ends it.

@@ -12,21 +12,28 @@ from tandem.commands.log_view import log_view
 from tandem.errors import NotFound
 from tandem.stack import Stack, StackConfig, interrupt_on_signals
 
+Models = Annotated[Path, typer.Option(metavar="FOLDER", help="The model store, a folder of checkpoints.")]
+Release = Annotated[
+    str | None,
+    typer.Option(metavar="TAG", help="Tag, or 'vision tag,language tag'; the newest of the store where left out."),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gateway; 0 takes a free one.")]
+Precision = Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Type both stages compute in.")]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where both stages compute: cpu or cuda:0.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each stage.")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least level that is logged.")
+]
+
 
 def up(
-    models: Annotated[Path, typer.Option(help="The model store, a folder of checkpoints.")] = Path("models"),
-    release: Annotated[
-        str | None, typer.Option(help="Tag, or 'vision tag,language tag'; the newest of the store where left out.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 50050,
-    precision: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Type both stages compute in.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Where both stages compute: cpu or cuda:0.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each stage.")] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least level that is logged.")
-    ] = None,
+    models: Models = Path("models"),
+    release: Release = None,
+    port: Port = 50050,
+    precision: Precision = None,
+    device: Device = None,
+    threads: Threads = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Start the vision service, the language service and the gateway on this machine; Ctrl-C stops them.
 
@@ -62,9 +69,10 @@ def newest_release(models: Path) -> str:
     Raises:
         NotFound: the store has no checkpoint.
     """
-    tags = [parse_tag(tag) for tag in ModelStore(models).tags()]
+    store = ModelStore(models)
+    tags = [parse_tag(tag) for tag in store.tags()]
     if not tags:
         raise NotFound(
-            f"There is no checkpoint in {models}; `tandem checkpoint new` makes one, --models names another folder."
+            f"There is no checkpoint in {store.root}; `tandem checkpoint new` makes one, --models names another folder."
         )
     return str(max(tags, key=lambda tag: (tag.major, tag.minor, tag.patch, tag.name)))

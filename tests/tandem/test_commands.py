@@ -23,9 +23,9 @@ TANDEM = str(Path(sys.executable).parent / "tandem")
 HEX_ID = "[0-9a-f]{32}"
 
 
-def run(*arguments: str | Path, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, address: str = "127.0.0.1:1", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command with its output piped."""
-    environment = {**os.environ, "TANDEM_ADDRESS": address}
+    environment = {**os.environ, "TANDEM_ADDRESS": address, **variables}
     return subprocess.run(
         [TANDEM, *map(str, arguments)], capture_output=True, encoding="utf-8", env=environment, timeout=60
     )
@@ -113,10 +113,26 @@ def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> 
 
 
 def test_no_gateway_says_what_to_do() -> None:
-    for arguments in (("ask", "What?"), ("models",)):
+    """A question may mention a picture by its name."""
+    for arguments in (("ask", "Is there a bag.png?"), ("ask", "Describe bag.png"), ("models",)):
         done = run(*arguments)
         assert done.returncode == 1
         assert done.stderr == "Cannot reach a gateway at 127.0.0.1:1; start one with `tandem up`.\n"
+
+
+def test_a_question_may_be_longer_than_a_file_name() -> None:
+    done = run("ask", "What is it? " * 100)
+    assert done.stderr.startswith("Cannot reach a gateway")
+
+
+def test_what_the_terminal_cannot_write_is_no_traceback(stack: Stack) -> None:
+    arguments = ("ask", "Which?", "--max-tokens", "24", "--seed", "3", "--temperature", "1.5")
+    with Client(stack.address) as client:
+        answer = client.ask("Which?", max_tokens=24, seed=3, temperature=1.5)
+    assert not answer.text.isascii()
+    done = run(*arguments, address=stack.address, PYTHONIOENCODING="ascii")
+    shown = answer.text.encode("ascii", "replace").decode()
+    assert (done.returncode, done.stdout) == (0, f"{shown}\n")
 
 
 def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
@@ -129,14 +145,26 @@ def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
     [
         (["ask"], "QUESTION: it is missing"),
         (["ask", __file__], "is a file"),
+        (["ask", "nothing.png"], "nothing.png looks like a picture's file"),
+        (["ask", "nothing.png", "neither.JPG"], "neither.JPG looks like a picture's file"),
         (["ask", "--request", __file__, "What?"], "leave out QUESTION"),
         (["ask", "--request", __file__, "--seed", "1"], "leave out --seed"),
         (["ask", "What?", "--max-tokens", "0"], "--max-tokens"),
+        (["ask", "What?", "--max-tokens", "99999999999"], "--max-tokens"),
+        (["ask", "What?", "--seed", "9" * 30], "--seed"),
+        (["models", "--timeout-s", "inf"], "--timeout-s"),
+        (["rollout", "set", "a-v1.0.0", "--min-requests", "99999999999"], "--min-requests"),
+        (["rollout", "set", "a-v1.0.0", "--steps", f"1:5m:{'9' * 30}r,100"], "WEIGHT"),
         (["models", "--colour"], "--colour"),
         (["up", "--precision", "int8"], "--precision"),
         (["models", "--address", "nowhere"], "host:port"),
         (["models", "--address", "http://127.0.0.1:50050"], "host:port"),
+        (["models", "--address", "gateway..svc:50050"], "host:port"),
         (["ask", "What?", "--address", "127.0.0.1:99999"], "host:port"),
+        (["checkpoint", "inspect"], "TAG or --preset: give one of the two"),
+        (["checkpoint", "inspect", "a-v1.0.0", "--preset", "tiny"], "TAG or --preset: give one of the two"),
+        (["checkpoint", "inspect", "--preset", "huge"], "--preset: 'huge' is none of"),
+        (["checkpoint", "new", "--preset", "tiny", "--tag", "a-v1.0.0", "--shards", "0"], "--shards"),
         (["keys", "new", ""], "TENANT"),
         (["keys", "new", 'a"b'], "TENANT"),
     ],
@@ -172,6 +200,11 @@ def test_a_checkpoint_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> Non
     done = run("checkpoint", "new", "--preset", "tiny", "--tag", "nameless", "--models", tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "'nameless' is not a tag" in done.stderr
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence_that_names_the_folder(tmp_path: Path) -> None:
+    done = run("checkpoint", "inspect", "other-v1.0.0", "--models", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"The model store has no other-v1.0.0 ({tmp_path}).\n")
 
 
 def test_the_package_runs_as_the_command() -> None:

@@ -85,6 +85,12 @@ def test_a_service_that_does_not_answer_is_told(stack: Stack) -> None:
     assert (alone.returncode, alone.stderr) == (1, "No metrics at 127.0.0.1:1.\n")
 
 
+def test_a_port_that_shows_no_metrics_is_told_as_one(stack: Stack) -> None:
+    """The port of the service beside it is easily taken for it, and answers in another protocol."""
+    done = subprocess.run([TANDEM, "top", stack.address], capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"No metrics at {stack.address}.\n")
+
+
 def test_it_is_live_in_a_terminal_until_it_is_interrupted(stack: Stack) -> None:
     outside, inside = pty.openpty()
     command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]

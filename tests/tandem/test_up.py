@@ -143,6 +143,13 @@ def test_a_stack_that_logs_only_errors_gets_ready_too(store: Path) -> None:
         assert stack.address_of("vision") != stack.address_of("language")
 
 
+@pytest.mark.slow
+def test_both_tags_of_a_release_may_stand_apart(store: Path) -> None:
+    config = StackConfig(models=store, release="tiny-v1.0.0, tiny-v1.0.0", threads=1)
+    with Stack(config) as stack, Client(stack.address) as client:
+        assert [str(info.release) for info in client.models()] == ["tiny-v1.0.0"]
+
+
 def test_a_taken_port_is_one_sentence(store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -167,9 +174,27 @@ def test_a_flag_a_service_refuses_is_its_own_sentence(store: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("before", "outcome"), [("SIG_DFL", "interrupted"), ("SIG_IGN", "lives")])
+def test_a_closed_terminal_stops_it_unless_it_was_started_to_outlive_one(before: str, outcome: str) -> None:
+    """`nohup tandem up` ignores the signal of a closing terminal before it starts."""
+    program = f"""
+import os, signal
+from tandem.stack import interrupt_on_signals
+signal.signal(signal.SIGHUP, signal.{before})
+interrupt_on_signals()
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("lives")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.stdout == f"{outcome}\n"
+
+
 def test_the_newest_release_has_the_highest_version(tmp_path: Path) -> None:
     """By number, not by spelling, and whatever the name."""
-    with pytest.raises(NotFound, match="checkpoint new"):
+    with pytest.raises(NotFound, match=f"no checkpoint in {tmp_path}; `tandem checkpoint new` makes one"):
         newest_release(tmp_path)
     for tag in ("b-v1.9.0", "a-v1.10.0", "c-v1.2.30", "not a tag"):
         (tmp_path / tag).mkdir()
