@@ -9,6 +9,7 @@ from torch import Tensor
 from language_service.cache.paged import PagedCache, Span
 from language_service.model.decoder import Decoder
 from language_service.model.serving import ServingDecoder
+from language_service.recorded_steps import CudaRecorder, RecordedSteps
 
 # T tokens of the batch, N visual tokens of a picture, D model dim, B rows that choose a token, V vocabulary
 
@@ -38,6 +39,11 @@ class Piece:
     num_drafts: int = 0  # last tokens that are guesses: the logits before each of them are wanted, too
     pictures: Sequence[Picture] = field(default=())  # all of the sequence
 
+    @property
+    def decodes(self) -> bool:
+        """Whether this is a single token of text that chooses the next."""
+        return self.samples and len(self.token_ids) == 1 and all(each.end <= self.start for each in self.pictures)
+
 
 class Runner:
     """A decoder with its cache on one device."""
@@ -51,6 +57,8 @@ class Runner:
         )
         self.cache = cache
         self.device = cache.device
+        on_gpu = self.device.type == "cuda"
+        self._recorded = RecordedSteps(self.decoder, cache, CudaRecorder(self.device)) if on_gpu else None
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
@@ -62,7 +70,12 @@ class Runner:
         `fresh_blocks` are those that changed owner since the last call.
         """
         self.cache.clear(fresh_blocks)
-        attend = self.cache.attend([Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces])
+        spans = [Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces]
+        if self._recorded is not None and all(piece.decodes for piece in pieces):
+            logits_BV = self._recorded.forward([piece.token_ids[0] for piece in pieces], spans)
+            if logits_BV is not None:
+                return logits_BV
+        attend = self.cache.attend(spans)
         ends: list[int] = []
         end = 0
         for piece in pieces:
