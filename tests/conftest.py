@@ -4,12 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from tandem.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Keep torch to one thread: on tensors this small handing work out costs more than the work.
+
+    Sums keep one order, too, so that what is computed twice is equal to the last bit.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """Fixtures around the small decoder."""
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import torch
 
 from language_service.model.decoder import Decoder
 from language_service.paged_engine import PagedEngine
@@ -15,15 +14,6 @@ from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.small import CONFIG, make_cache, make_decoder
 
 MakeEngine = Callable[..., Awaitable[PagedEngine]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: on shapes this small, handing work out costs more than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 @pytest.fixture
 def shared() -> Iterator[Shared]:
-    torch.set_num_threads(1)
     decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
     with ThreadPoolExecutor(1) as forward:
         cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every picture is encoded
