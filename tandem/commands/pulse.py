@@ -69,10 +69,16 @@ def pulses(before: Reading, after: Reading) -> list[Pulse]:
     """Return what happened between two readings, for each engine that is there now."""
     seconds = after.at_s - before.at_s
     return [
-        _pulse(tag, before.values.get(tag, {}), values, seconds)
+        _pulse(tag, _since(before.values.get(tag, {}), values), values, seconds)
         for tag, values in sorted(after.values.items())
         if "running" in values  # counters of a model outlive it
     ]
+
+
+def _since(before: Mapping[str, float], after: Mapping[str, float]) -> Mapping[str, float]:
+    """Return what counters count from: zero where the service started anew, which the one of its steps tells."""
+    steps = "step_seconds_count"
+    return before if before.get(steps, 0.0) <= after.get(steps, 0.0) else {}
 
 
 def _pulse(tag: str, before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> Pulse:

@@ -66,6 +66,11 @@ def test_a_pulse_is_what_happened_between_two_readings() -> None:
     assert math.isnan(pulse.right)  # nothing was guessed
 
 
+def test_a_service_that_started_anew_counts_from_zero() -> None:
+    (pulse,) = pulses(parse(AFTER, at_s=5), parse(BEFORE, at_s=7))
+    assert (pulse.prompt_rate, pulse.answer_rate, pulse.step_tokens, pulse.step_ms) == (50, 25, 15, 100)
+
+
 def test_one_interval_of_a_running_stack(stack: Stack) -> None:
     with Client(stack.address) as client:
         client.ask("Which?", max_tokens=4)
