@@ -7,6 +7,7 @@ copied to where the step looks for it, and filled up to the next shape there is.
 
 from collections.abc import Callable, Sequence
 
+import structlog
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +20,8 @@ from language_service.model.serving import ServingDecoder
 
 Run = Callable[[], Tensor]  # computes what lies in its inputs' place; returns logits [N, V]
 
+_log = structlog.get_logger()
+
 _MOST_PADDING = 4  # filling up to powers of two makes sequences of one length less than four times as much
 
 
@@ -29,22 +32,28 @@ class RecordedSteps:
         """Let `record` return what does the same as the step it is given, faster; `CudaRecorder` does on a GPU."""
         self._decoder, self._cache, self._record = decoder, cache, record
         self._steps: dict[tuple[int, int], tuple[_Step, Run]] = {}
+        self._works = True
 
     def forward(self, token_ids: Sequence[int], spans: Sequence[Span]) -> Tensor | None:
         """Compute one token of each sequence and store its keys and values; return logits [sequences, V].
 
         The next call overwrites them. None, and nothing done, where contexts differ so much in length that computing
-        them apart is better.
+        them apart is better; and always, once a step could not be recorded, which the log says.
         """
         size = self._cache.config.block_size
         num_blocks = [span.start // size + 1 for span in spans]
         num_rows, width = _power_above(len(spans)), _power_above(max(num_blocks))
-        if num_rows * width > _MOST_PADDING * sum(num_blocks):
+        if not self._works or num_rows * width > _MOST_PADDING * sum(num_blocks):
             return None
         found = self._steps.get((num_rows, width))
         step = _Step(self._decoder, self._cache, num_rows, width) if found is None else found[0]
         step.fill(token_ids, spans)
-        run = self._record(step.run) if found is None else found[1]
+        try:
+            run = self._record(step.run) if found is None else found[1]
+        except RuntimeError:  # torch's for no memory left and for what cannot be recorded; slower is better than not
+            _log.exception("decoding steps cannot be recorded and run piece by piece", rows=num_rows, blocks=width)
+            self._works = False
+            return None
         self._steps[num_rows, width] = step, run
         return run()[: len(spans)]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -106,6 +107,21 @@ def test_contexts_far_apart_are_left_to_the_ordinary_step() -> None:
     steps = RecordedSteps(DECODER, make_filled_cache(), recorder)
     assert steps.forward([1] * 8, make_spans([159, *[0] * 7])) is None
     assert recorder.count == 0
+
+
+@torch.inference_mode()
+def test_what_cannot_be_recorded_is_left_to_the_ordinary_step_from_then_on() -> None:
+    tried = []
+
+    def record(run: Run) -> Run:
+        tried.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    steps = RecordedSteps(DECODER, make_filled_cache(), record)
+    with capture_logs() as logs:
+        assert [steps.forward([1], make_spans([start])) for start in (3, 40)] == [None, None]
+    assert len(tried) == 1
+    assert [line["log_level"] for line in logs] == ["error"]
 
 
 def test_the_runner_replays_steps_that_only_decode(monkeypatch: pytest.MonkeyPatch) -> None:
