@@ -1,5 +1,6 @@
 """One request through three real processes is one trace, as a collector sees it."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,22 @@ def test_logs_name_the_trace(cluster: Cluster, collector: tuple[Collector, str])
     lines = [line for line in cluster.logs["language-0"] if answer.request_id in line]
     assert lines
     assert all(span.trace_id.hex() in line for line in lines)
+
+
+def test_the_request_id_stands_in_the_logs_of_all_three_processes(cluster: Cluster) -> None:
+    """One search finds a request's whole story, in the words of every process that took part."""
+    with Client(cluster.address("gateway-0")) as client:
+        answer = client.ask("What is it?", images=[picture(2)], max_tokens=2, request_id="a-story-1")
+    assert answer.request_id == "a-story-1"
+    deadline = time.monotonic() + 10
+    for name, method in {"gateway-0": "Gateway/Generate", "vision-0": "/Encode", "language-0": "/Generate"}.items():
+        while not any(method in line for line in lines_of(cluster, name, "a-story-1")):
+            assert time.monotonic() < deadline, f"no line of {name}"
+            time.sleep(0.05)
+
+
+def lines_of(cluster: Cluster, name: str, request_id: str) -> list[str]:
+    return [line for line in cluster.logs[name] if json.loads(line).get("request_id") == request_id]
 
 
 def test_a_callers_trace_goes_on(cluster: Cluster, collector: tuple[Collector, str]) -> None:
