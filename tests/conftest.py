@@ -1,5 +1,6 @@
 """What several folders' tests stand on: a model store with one tiny checkpoint, and a stack that serves it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from checkpoint.presets import PRESETS
 from tandem.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Let what tests start hear Ctrl-C: a shell that runs the tests in the background has them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

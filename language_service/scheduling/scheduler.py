@@ -11,12 +11,12 @@ The policy, in full:
   short prompts do not wait for a long one, and a long one is not held up for ever: in the end it is the first.
 - A sequence begins to run once there are blocks for all of its prompt that has arrived and for the first tokens of its
   answer, one block to spare for each that runs already, and a place among `max_running`. Who cannot begin lets nobody
-  behind it begin, so a large prompt is not overtaken for ever.
+  behind it begin, so a large prompt is not overtaken for ever; unless the rest of its prompt is still to come.
 - Running sequences take blocks as they grow. When none are left, the last of those that run gives back all it holds
   and is computed again later. So the first in line always gets on, whatever the others do, and in the end each one is
   first: every sequence finishes.
 - A sequence that waits for the rest of its prompt gives way before all others, also to one that could begin then,
-  wherever it stands.
+  wherever it stands; but not to one that waits itself, or they would take turns for ever.
 - Full blocks are found again by what they hold. A sequence takes such blocks instead of computing them, also in the
   middle of its prefill, and waits a step if another computes just the block it needs next. Its last token is always
   computed, since that one's logits are wanted.
@@ -128,6 +128,8 @@ class Scheduler:
             return
         sequence.num_computed = chunk.end - chunk.num_drafts + num_right
         sequence.num_ever_computed = max(sequence.num_ever_computed, sequence.num_computed)
+        for index in range(chunk.start // self.config.block_size, self._num_blocks(sequence.num_computed)):
+            sequence.found.pop(index, None)  # it gave way since it found them
         if chunk.num_drafts and sequence.lookup is not None:
             sequence.lookup.learn(chunk.num_drafts, num_right)
         self._name_blocks(sequence)
@@ -177,10 +179,9 @@ class Scheduler:
         for sequence in self._line:
             if sequence.num_pending == 0 or (sequence.decoding and sequence in self._running):
                 continue
-            if sequence not in self._running:
-                admitting = admitting and self._admit(sequence)
-                if not admitting:
-                    continue
+            if sequence not in self._running and not (admitting and self._admit(sequence)):
+                admitting = admitting and not sequence.prompt_ended
+                continue
             self._take_found(sequence)
             if sequence.num_pending > 0:
                 ready.append(sequence)
@@ -200,7 +201,7 @@ class Scheduler:
         needed = self._num_blocks(len(sequence.token_ids))
         if sequence.prompt_ended:
             needed = min(needed + 1, self._num_blocks(sequence.num_longest))
-        idle = self._idle()
+        idle = self._idle() if sequence.prompt_ended else []
         while (lacking := self._num_lacking(sequence, needed)) > 0 or self.num_running >= self.config.max_running:
             if not idle or lacking > sum(len(each.blocks) for each in idle):
                 return False

@@ -82,6 +82,19 @@ def test_one_that_waits_for_its_prompt_keeps_no_place_from_others() -> None:
     assert run(scheduler) == [idle]
 
 
+def test_prompts_that_all_wait_do_not_take_turns() -> None:
+    """Each would be computed again and again, only to wait."""
+    scheduler = make_scheduler(max_running=1)
+    first, second = add(scheduler, 6, None), add(scheduler, 3, None)
+    assert sizes(step(scheduler)) == [(first, 6)]
+    assert step(scheduler) is None
+    text = add(scheduler, 2, 2)  # behind one that cannot begin yet, and not held up by it
+    assert run(scheduler) == [text, text]
+    for sequence in (second, first):
+        sequence.max_tokens = 1
+        assert run(scheduler) == [sequence]
+
+
 def test_nobody_gives_way_for_one_that_could_not_begin_all_the_same() -> None:
     """It would compute its prompt again and again, for nothing."""
     scheduler = make_scheduler(num_blocks=5)

@@ -1,6 +1,6 @@
 """The scheduler's policy on what was computed before: found once, shared while read, never written under a reader."""
 
-from tests.language_service.stepping import add_named, make_scheduler, run, sizes, step
+from tests.language_service.stepping import add, add_named, make_scheduler, run, sizes, step
 
 
 def test_a_prefix_is_computed_once() -> None:
@@ -77,6 +77,21 @@ def test_a_prompt_that_ends_where_all_is_found_computes_its_last_token() -> None
     assert sizes(step(scheduler)) == [(sequence, 4)]
     assert sequence.num_found == 4  # what usage tells is what was not computed
     run(scheduler)
+
+
+def test_what_is_computed_after_giving_way_was_not_found() -> None:
+    """Its prompt ends while it holds nothing, so nothing told that the last block must be its own."""
+    scheduler = make_scheduler(max_running=1)
+    add_named(scheduler, list(range(8)), 1)
+    run(scheduler)
+    idle = add_named(scheduler, list(range(8)), None)
+    assert step(scheduler) is None
+    assert idle.num_found == 8
+    other = add(scheduler, 2, 2)
+    assert sizes(step(scheduler)) == [(other, 2)]
+    idle.max_tokens = 1
+    assert run(scheduler) == [other, idle]
+    assert idle.num_found == 4
 
 
 def test_a_block_with_other_readers_is_not_computed_again_in_place() -> None:
