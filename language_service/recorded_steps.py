@@ -41,7 +41,7 @@ class RecordedSteps:
         them apart is better; and always, once a step could not be recorded, which the log says.
         """
         size = self._cache.config.block_size
-        num_blocks = [span.start // size + 1 for span in spans]
+        num_blocks = [span.num_blocks(size) for span in spans]
         num_rows, width = _power_above(len(spans)), _power_above(max(num_blocks))
         if not self._works or num_rows * width > _MOST_PADDING * sum(num_blocks):
             return None
@@ -76,11 +76,9 @@ class _Step:
         padding = num_rows - len(spans)
         rows = [*spans, *[spans[0]] * padding]
         positions = [span.start for span in rows]
-        slots = [span.blocks[span.start // size] * size + span.start % size for span in rows]
+        slots = [slot for span in rows for slot in span.slots(size)]
         self._inputs_3N.copy_(torch.tensor([[*token_ids, *[token_ids[0]] * padding], positions, slots]))
-        # A short table is filled up with the sequence's own first block: masked, and never another's numbers.
-        tables = [[*span.blocks[:width], *[span.blocks[0]] * (width - len(span.blocks))] for span in rows]
-        self._tables_NM.copy_(torch.tensor(tables))
+        self._tables_NM.copy_(torch.tensor([span.table(size, width) for span in rows]))
 
     def run(self) -> Tensor:
         """Compute the batch in place; nothing here may depend on it but through tensors."""

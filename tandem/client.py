@@ -7,18 +7,16 @@ with Client("127.0.0.1:50050") as client:
     print(stream.final.usage)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
-from chassis.channels import ChannelTls, open_blocking_channel
+from chassis.channels import ChannelTls
 from tandem import client_wire as wire
-from tandem.client_call import AnswerStream, Connection
+from tandem.client_call import AnswerStream, BlockingConnection
 from tandem.client_types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
-
-R = TypeVar("R")
 
 
 class TextStream(AnswerStream):
@@ -46,7 +44,7 @@ class TextStream(AnswerStream):
         self.close()
 
 
-class Client(Connection):
+class Client(BlockingConnection):
     """A connection to a gateway; thread-safe.
 
     Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
@@ -54,7 +52,7 @@ class Client(Connection):
     """
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_blocking_channel(self.address, tls=tls)
+        super()._open(tls)
         self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def generate(
@@ -107,21 +105,3 @@ class Client(Connection):
         """Return the releases the gateway can answer with."""
         response = self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
         return [wire.release_info(info) for info in response.releases]
-
-    def close(self) -> None:
-        """Close the connection; running requests are cancelled."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Callable[..., R], request: object) -> R:
-        """Make a call that is answered by one message."""
-        envelope = self._envelope()
-        with envelope.translated():
-            return method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)

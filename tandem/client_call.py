@@ -1,22 +1,25 @@
 """What all clients share: where the gateway is, what goes beside each message, and how errors and answers read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from chassis.api_keys import authorization
-from chassis.channels import ChannelTls
+from chassis.channels import ChannelTls, open_blocking_channel
 from chassis.errors import Cancelled, DeadlineExceeded, TandemError, Unavailable, from_rpc_error
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id
 from tandem.client_types import Answer, GenerateOptions
 from tandem.client_wire import AnswerBuilder
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,31 @@ class Connection(ABC):
             release=options.get("release"),
             api_key=self._api_key,
         )
+
+
+class BlockingConnection(Connection):
+    """A connection whose calls wait for their answer; thread-safe, and closed at the end of a `with` block."""
+
+    def _open(self, tls: ChannelTls | None) -> None:
+        self._channel = open_blocking_channel(self.address, tls=tls)
+
+    def close(self) -> None:
+        """Close the connection; running requests are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., R], request: object) -> R:
+        """Make a call that is answered by one message."""
+        envelope = self._envelope()
+        with envelope.translated():
+            return method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
 
 
 class AnswerStream:

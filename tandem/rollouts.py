@@ -10,15 +10,14 @@ Messages are those of the contract (`tandem.v1.rollout_pb2`).
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from chassis.channels import ChannelTls, open_blocking_channel
-from tandem.client_call import DEFAULT_ADDRESS, Connection
+from chassis.channels import ChannelTls
+from tandem.client_call import DEFAULT_ADDRESS, BlockingConnection
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
 
 
-class Rollouts(Connection):
+class Rollouts(BlockingConnection):
     """An operator's connection to any of the gateways; every call raises the errors of `tandem.errors`.
 
     Only `watch` waits for longer than `timeout_s`: for ever.
@@ -38,24 +37,24 @@ class Rollouts(Connection):
         super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_blocking_channel(self.address, tls=tls)
+        super()._open(tls)
         self._stub = rollout_pb2_grpc.RolloutsStub(self._channel)
 
     def get(self) -> rollout_pb2.Rollout:
         """Return the rollout in force, or the last one."""
-        return self._call(self._stub.Get, rollout_pb2.RolloutsGetRequest())
+        return self._call(self._stub.Get, rollout_pb2.RolloutsGetRequest()).rollout
 
     def set(self, plan: rollout_pb2.RolloutPlan) -> rollout_pb2.Rollout:
         """Begin a rollout; the canary's models are loaded before it takes its first share."""
-        return self._call(self._stub.Set, rollout_pb2.RolloutsSetRequest(plan=plan))
+        return self._call(self._stub.Set, rollout_pb2.RolloutsSetRequest(plan=plan)).rollout
 
     def promote(self, reason: str = "") -> rollout_pb2.Rollout:
         """Send everything to the canary."""
-        return self._call(self._stub.Promote, rollout_pb2.RolloutsPromoteRequest(reason=reason))
+        return self._call(self._stub.Promote, rollout_pb2.RolloutsPromoteRequest(reason=reason)).rollout
 
     def roll_back(self, reason: str = "") -> rollout_pb2.Rollout:
         """Send every new request to the stable release."""
-        return self._call(self._stub.Rollback, rollout_pb2.RolloutsRollbackRequest(reason=reason))
+        return self._call(self._stub.Rollback, rollout_pb2.RolloutsRollbackRequest(reason=reason)).rollout
 
     def watch(self) -> Iterator[rollout_pb2.Rollout]:
         """Yield the rollout as it is, and again after every change."""
@@ -67,22 +66,3 @@ class Rollouts(Connection):
                     yield response.rollout
         finally:
             call.cancel()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Any) -> rollout_pb2.Rollout:
-        envelope = self._envelope()
-        with envelope.translated():
-            response = method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
-        rollout: rollout_pb2.Rollout = response.rollout
-        return rollout

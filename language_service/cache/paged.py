@@ -40,6 +40,20 @@ class Span:
     length: int  # tokens of the span, at least 1
     blocks: Sequence[int]  # blocks of the sequence in order, enough for start + length tokens
 
+    def num_blocks(self, block_size: int) -> int:
+        """Return how many blocks hold the tokens up to the end of the span."""
+        return -(-(self.start + self.length) // block_size)
+
+    def slots(self, block_size: int) -> list[int]:
+        """Return the cache slot, block x block size + offset, of every new token."""
+        positions = range(self.start, self.start + self.length)
+        return [self.blocks[place // block_size] * block_size + place % block_size for place in positions]
+
+    def table(self, block_size: int, width: int) -> list[int]:
+        """Return the blocks in use, filled up to `width` with the first: masked, and never another's numbers."""
+        used = self.blocks[: self.num_blocks(block_size)]
+        return [*used, *[self.blocks[0]] * (width - len(used))]
+
 
 @dataclass(frozen=True, slots=True)
 class _Group:
@@ -83,7 +97,8 @@ class PagedCache:
         """
         if self._native is not None:
             return self._attend_natively(self._native, spans)
-        slots_T = self._slots(spans)
+        slots = [slot for span in spans for slot in span.slots(self.config.block_size)]
+        slots_T = torch.tensor(slots, device=self.device)
         groups = self._groups(spans)
 
         def attend(layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
@@ -110,16 +125,6 @@ class PagedCache:
             row += span.length
         return attention.plan(spans_S4, tables)
 
-    def _slots(self, spans: Sequence[Span]) -> Tensor:
-        """Return the cache slot, block x block size + offset, of every new token."""
-        size = self.config.block_size
-        slots = [
-            span.blocks[position // size] * size + position % size
-            for span in spans
-            for position in range(span.start, span.start + span.length)
-        ]
-        return torch.tensor(slots, device=self.device)
-
     def _groups(self, spans: Sequence[Span]) -> list[_Group]:
         """Put together spans of equal length whose contexts differ by less than a factor of two.
 
@@ -128,28 +133,21 @@ class PagedCache:
         members: defaultdict[tuple[int, int], list[tuple[int, Span]]] = defaultdict(list)
         row = 0
         for span in spans:
-            members[span.length, self._num_blocks(span).bit_length()].append((row, span))
+            members[span.length, span.num_blocks(self.config.block_size).bit_length()].append((row, span))
             row += span.length
         return [self._group(length, group) for (length, _), group in members.items()]
 
     def _group(self, length: int, members: list[tuple[int, Span]]) -> _Group:
-        width = max(self._num_blocks(span) for _, span in members)
-        # A short table is padded with the sequence's own first block: masked, and never another's numbers.
-        tables = [
-            [*span.blocks[: self._num_blocks(span)], *[span.blocks[0]] * (width - self._num_blocks(span))]
-            for _, span in members
-        ]
+        size = self.config.block_size
+        width = max(span.num_blocks(size) for _, span in members)
         steps_L = torch.arange(length, device=self.device)
         rows_B1 = torch.tensor([[row] for row, _ in members], device=self.device)
         starts_B1 = torch.tensor([[span.start] for _, span in members], device=self.device)
-        positions_C = torch.arange(width * self.config.block_size, device=self.device)
+        positions_C = torch.arange(width * size, device=self.device)
         hidden_B1LC = positions_C > (starts_B1 + steps_L)[:, None, :, None]
         mask_B1LC = torch.zeros(hidden_B1LC.shape, dtype=self.kv.dtype, device=self.device)
         return _Group(
             rows_BL=rows_B1 + steps_L,
-            blocks_BM=torch.tensor(tables, device=self.device),
+            blocks_BM=torch.tensor([span.table(size, width) for _, span in members], device=self.device),
             mask_B1LC=mask_B1LC.masked_fill_(hidden_B1LC, float("-inf")),
         )
-
-    def _num_blocks(self, span: Span) -> int:
-        return -(-(span.start + span.length) // self.config.block_size)

@@ -24,15 +24,19 @@ CONFIG = LanguageConfig(
 )
 # Heads of 32, which the native kernels take; widths that fill no panel.
 WIDE = CONFIG.model_copy(update={"head_dim": 32})
-VARIANTS = {
-    "all of ours": WIDE,
-    "llama: no norm of heads, a head of its own": WIDE.model_copy(
-        update={"qk_norm": False, "tied_embeddings": False, "modality_embedding": False}
-    ),
-    "qwen2: biases": WIDE.model_copy(update={"qk_norm": False, "attention_bias": True}),
-    "one key-value head": WIDE.model_copy(update={"num_kv_heads": 1}),
-    "a key-value head for each query head": WIDE.model_copy(update={"num_kv_heads": 4}),
-}
+
+
+def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
+    """Return what models of other families do otherwise, by name, each for a model of this shape."""
+    return {
+        "all of ours": config,
+        "llama: no norm of heads, a head of its own": config.model_copy(
+            update={"qk_norm": False, "tied_embeddings": False, "modality_embedding": False}
+        ),
+        "qwen2: biases": config.model_copy(update={"qk_norm": False, "attention_bias": True}),
+        "one key-value head": config.model_copy(update={"num_kv_heads": 1}),
+        "a key-value head for each query head": config.model_copy(update={"num_kv_heads": 4}),
+    }
 
 
 def make_decoder(config: LanguageConfig) -> Decoder:

@@ -12,17 +12,11 @@ from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.rotary import Rotary, rotate, scale_frequencies
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_decoder, make_picture, variants_of
 
 VARIANTS = {
-    "all of ours": CONFIG,
-    "llama: no norm of heads, a head of its own": CONFIG.model_copy(
-        update={"qk_norm": False, "tied_embeddings": False, "modality_embedding": False}
-    ),
-    "qwen2: biases": CONFIG.model_copy(update={"qk_norm": False, "attention_bias": True}),
+    **variants_of(CONFIG),
     "head width apart from the model's": CONFIG.model_copy(update={"head_dim": 12}),
-    "one key-value head": CONFIG.model_copy(update={"num_kv_heads": 1}),
-    "a key-value head for each query head": CONFIG.model_copy(update={"num_kv_heads": 4}),
 }
 
 

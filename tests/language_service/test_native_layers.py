@@ -14,10 +14,11 @@ from language_service.kernels.interface import Layer, Layers
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.native import NativeKernels
 from language_service.model.serving import ServingDecoder
-from tests.language_service.small import CPU, VARIANTS, WIDE, make_decoder
+from tests.language_service.small import CPU, WIDE, make_decoder, variants_of
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="there are no native kernels here")
 
+VARIANTS = variants_of(WIDE)
 BLOCKS = ([3, 1, 9], [0, 7], [4, 2, 5, 8])  # of three sequences, in blocks of four tokens
 # Ends of the sequences after each step, in which they are prefilled, decode, rest and decode again.
 STEPS = ([0, 0, 0], [5, 1, 0], [6, 4, 9], [7, 5, 9], [8, 5, 15], [9, 6, 16])

@@ -15,8 +15,9 @@ from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.serving import ServingDecoder, choose_kernels
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, VARIANTS, WIDE, make_decoder, make_picture
+from tests.language_service.small import CONFIG, WIDE, make_decoder, make_picture, variants_of
 
+VARIANTS = variants_of(WIDE)
 KINDS: dict[str, Callable[[], Kernels]] = {
     "plain": lambda: PlainKernels(torch.bfloat16),
     "oneDNN": lambda: OneDnnKernels(torch.bfloat16),
