@@ -92,6 +92,11 @@ class Endpoint(Generic[Stub]):
         self._num_late = 0  # answers in a row that did not come in time
         self._conduct: dict[str, _Conduct] = {}  # by tag: a broken canary says nothing of the stable model beside it
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it was too busy to tell what it holds when it was last asked, or hangs."""
+        return self._num_late > 0
+
     def is_ejected(self, tag: str) -> bool:
         """Say whether the model failed here so often that other endpoints are asked while there are others."""
         return tag in self._conduct and self._conduct[tag].is_ejected
@@ -107,6 +112,7 @@ class Endpoint(Generic[Stub]):
             self._num_late += 1
             self.answers = self.answers and self._num_late < _LATE_TO_BE_LAST
         except TandemError:
+            self._num_late = 0
             self._forget()
         else:
             self._num_late = 0

@@ -144,7 +144,8 @@ class Stage(Generic[Stub]):
         if not replicas:
             was_under_way = await self.refresh()
             replicas = seek()
-            if not replicas and was_under_way:  # and may have begun too early
+            # Two answers say nothing: one that was asked for too early, and one that did not come in time.
+            if not replicas and (was_under_way or any(endpoint.is_late for endpoint in self.endpoints)):
                 await self.refresh()
                 replicas = seek()
         return replicas

@@ -100,8 +100,7 @@ async def answers_again(cluster: Cluster) -> None:
 
 @pytest.fixture(autouse=True)
 async def whole(cluster: Cluster) -> None:
-    """Let each test begin with everything running, and found again by both gateways."""
-    await asyncio.sleep(1)
+    """Let each test begin with everything running, and check that what is ready again costs no request from then on."""
     await answers_again(cluster)
 
 

@@ -1,6 +1,7 @@
 """Several replicas of a stage: who is asked, who is asked instead, and what is never asked twice."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -227,6 +228,41 @@ async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there
         assert other.endpoint.address == busy.address
         await stage.refresh()
         assert (await stage.find(TAG)).endpoint.address == busy.address
+        await stage.close()
+
+
+async def test_a_stage_that_was_gone_for_long_is_found_by_the_first_request_after_it_is_back(store: Path) -> None:
+    """However long the waits between tries to connect had become; of several stages, each between other two tries."""
+    async with AsyncExitStack() as stack:
+        stages = []
+        for _ in range(6):
+            vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
+            switch = await stack.enter_async_context(Switch(vision, vision_pb2_grpc, "VisionService"))
+            stages.append((switch, Stage[Any]("vision", [switch.address], vision_pb2_grpc.VisionServiceStub)))
+        for switch, stage in stages:
+            await stage.refresh()
+            await switch.off()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            await asyncio.gather(*(stage.refresh() for _, stage in stages))
+            await asyncio.sleep(0.1)
+        for switch, stage in stages:
+            await switch.on()
+            assert (await stage.find(TAG)).endpoint.address == switch.address
+            await stage.close()
+
+
+async def test_a_replica_that_was_too_busy_to_answer_once_is_asked_again_before_a_request_is_refused(
+    store: Path,
+) -> None:
+    vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
+    async with Switch(vision, vision_pb2_grpc, "VisionService") as switch:
+        stage: Stage[Any] = Stage("vision", [switch.address], vision_pb2_grpc.VisionServiceStub)
+        vision.is_too_busy = True
+        finding = asyncio.create_task(stage.find(TAG))
+        await asyncio.sleep(0.5)
+        vision.is_too_busy = False
+        assert (await finding).endpoint.address == switch.address
         await stage.close()
 
 
