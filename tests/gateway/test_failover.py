@@ -1,21 +1,17 @@
 """Several replicas of a stage: who is asked, who is asked instead, and what is never asked twice."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from chassis.errors import Internal, InvalidArgument, ResourceExhausted, TandemError, Unavailable, from_rpc_error
-from gateway.endpoint import Endpoint
-from gateway.stages import Stage
-from tandem.v1 import language_pb2_grpc, model_pb2, vision_pb2_grpc
+from chassis.errors import InvalidArgument, ResourceExhausted, TandemError, Unavailable, from_rpc_error
+from tandem.v1 import language_pb2_grpc, vision_pb2_grpc
 from tests.gateway.conftest import MakeWorld
-from tests.gateway.halves import TAG, language_info, vision_info
+from tests.gateway.halves import language_info, vision_info
 from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, Switch, World, ask, eventually
 
 PICTURE = b"a picture"
@@ -158,179 +154,3 @@ async def test_a_replica_with_other_weights_of_the_same_tag_is_not_asked_instead
         call = asyncio.create_task(pair.world.ask("?"))
         await asyncio.wait([call])
         assert (call.exception() is None) == (len(pair.languages[1].starts) == 1)
-
-
-def make_endpoint(clock: Callable[[], float] = lambda: 0.0) -> Endpoint[Any]:
-    return Endpoint("vision", "127.0.0.1:1", grpc.aio.insecure_channel("127.0.0.1:1"), object(), clock)
-
-
-def fail(endpoint: Endpoint[Any], error: TandemError, tag: str = TAG) -> None:
-    with pytest.raises(TandemError), endpoint.calling(tag):
-        raise error
-
-
-async def test_an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time() -> None:
-    now = 0.0
-    endpoint = make_endpoint(lambda: now)
-    for seconds in (1, 2, 4, 8, 16, 30, 30):
-        for _ in range(3):
-            assert not endpoint.is_ejected(TAG)
-            fail(endpoint, Internal("A bug."))
-        now += seconds - 0.01
-        assert endpoint.is_ejected(TAG)
-        now += 0.02
-    with endpoint.calling(TAG):
-        pass
-    for _ in range(3):
-        fail(endpoint, Internal("A bug."))
-    now += 1.01
-    assert not endpoint.is_ejected(TAG)  # a success made it start over
-
-
-async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -> None:
-    endpoint = make_endpoint()
-    for _ in range(10):
-        fail(endpoint, Internal("A bug."))
-        fail(endpoint, Internal("A bug."))
-        fail(endpoint, InvalidArgument("A bad picture."))
-    assert not endpoint.is_ejected(TAG)
-    assert endpoint.num_running == 0
-
-
-async def test_a_model_that_keeps_failing_does_not_have_its_neighbours_left_out() -> None:
-    """A broken canary and the stable model may share an endpoint, and successes of one tell nothing of the other."""
-    endpoint = make_endpoint()
-    for _ in range(3):
-        fail(endpoint, Internal("A bug."), "canary-v1.1.0")
-        with endpoint.calling(TAG):
-            pass
-    assert endpoint.is_ejected("canary-v1.1.0")
-    assert not endpoint.is_ejected(TAG)
-
-
-async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there_is_no_other(store: Path) -> None:
-    """Late is not gone: when one of two is killed, the other gets twice the work and has no time for questions."""
-    visions = [ScriptedVision(vision_info(store), []) for _ in range(2)]  # type: ignore[abstract]
-    async with (
-        Switch(visions[0], vision_pb2_grpc, "VisionService") as doomed,
-        Switch(visions[1], vision_pb2_grpc, "VisionService") as busy,
-    ):
-        stage: Stage[Any] = Stage("vision", [doomed.address, busy.address], vision_pb2_grpc.VisionServiceStub)
-        await stage.refresh()
-        visions[1].is_too_busy = True
-        for _ in range(3):
-            await stage.refresh()
-        found = [await stage.find(TAG) for _ in range(4)]
-        assert {replica.endpoint.address for replica in found} == {doomed.address}
-        await doomed.off()
-        other = await stage.another(found[:1])
-        assert other is not None
-        assert other.endpoint.address == busy.address
-        await stage.refresh()
-        assert (await stage.find(TAG)).endpoint.address == busy.address
-        await stage.close()
-
-
-async def test_a_stage_that_was_gone_for_long_is_found_by_the_first_request_after_it_is_back(store: Path) -> None:
-    """However long the waits between tries to connect had become; of several stages, each between other two tries."""
-    async with AsyncExitStack() as stack:
-        stages = []
-        for _ in range(6):
-            vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
-            switch = await stack.enter_async_context(Switch(vision, vision_pb2_grpc, "VisionService"))
-            stages.append((switch, Stage[Any]("vision", [switch.address], vision_pb2_grpc.VisionServiceStub)))
-        for switch, stage in stages:
-            await stage.refresh()
-            await switch.off()
-        end = time.monotonic() + 4
-        while time.monotonic() < end:
-            await asyncio.gather(*(stage.refresh() for _, stage in stages))
-            await asyncio.sleep(0.1)
-        for switch, stage in stages:
-            await switch.on()
-            assert (await stage.find(TAG)).endpoint.address == switch.address
-            await stage.close()
-
-
-async def test_a_replica_that_was_too_busy_to_answer_once_is_asked_again_before_a_request_is_refused(
-    store: Path,
-) -> None:
-    vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
-    async with Switch(vision, vision_pb2_grpc, "VisionService") as switch:
-        stage: Stage[Any] = Stage("vision", [switch.address], vision_pb2_grpc.VisionServiceStub)
-        vision.is_too_busy = True
-        finding = asyncio.create_task(stage.find(TAG))
-        await asyncio.sleep(0.5)
-        vision.is_too_busy = False
-        assert (await finding).endpoint.address == switch.address
-        await stage.close()
-
-
-@asynccontextmanager
-async def many_visions(store: Path, count: int) -> AsyncIterator[list[str]]:
-    async with AsyncExitStack() as stack:
-        addresses = []
-        for _ in range(count):
-            vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
-            switch = await stack.enter_async_context(Switch(vision, vision_pb2_grpc, "VisionService"))
-            addresses.append(switch.address)
-        yield addresses
-
-
-async def test_a_name_stands_for_whoever_it_leads_to_now(store: Path) -> None:
-    """Pods of a headless service come and go."""
-    async with many_visions(store, 3) as addresses:
-        current = addresses[:2]
-
-        async def resolve(name: str) -> list[str]:
-            assert name == "vision.example:50051"
-            return current
-
-        stage: Stage[Any] = Stage(
-            "vision", ["dns:///vision.example:50051"], vision_pb2_grpc.VisionServiceStub, resolve=resolve
-        )
-        found = {(await stage.find(TAG)).endpoint.address for _ in range(4)}
-        assert found == set(addresses[:2])
-        current = addresses[1:]
-        await stage.refresh()
-        assert {(await stage.find(TAG)).endpoint.address for _ in range(4)} == set(addresses[1:])
-        await stage.close()
-
-
-async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) -> None:
-    async with many_visions(store, 1) as addresses:
-        answers: list[list[str] | OSError] = [addresses, OSError(2, "no such name")]
-
-        async def resolve(name: str) -> list[str]:
-            answer = answers.pop(0)
-            if isinstance(answer, OSError):
-                raise answer
-            return answer
-
-        stage: Stage[Any] = Stage("vision", ["dns:///vision:1"], vision_pb2_grpc.VisionServiceStub, resolve=resolve)
-        await stage.find(TAG)
-        await stage.refresh()
-        assert (await stage.find(TAG)).endpoint.address == addresses[0]
-        await stage.close()
-
-
-async def test_loopbacks_own_name_is_looked_up(store: Path) -> None:
-    async with many_visions(store, 1) as addresses:
-        port = addresses[0].rpartition(":")[2]
-        stage: Stage[Any] = Stage("vision", [f"dns:///localhost:{port}"], vision_pb2_grpc.VisionServiceStub)
-        assert (await stage.find(TAG)).info.state == model_pb2.MODEL_STATE_READY
-        await stage.close()
-
-
-async def test_an_ejected_endpoint_is_asked_where_there_is_no_other(store: Path) -> None:
-    async with many_visions(store, 2) as addresses:
-        stage: Stage[Any] = Stage("vision", addresses, vision_pb2_grpc.VisionServiceStub)
-        first = await stage.find(TAG)
-        for _ in range(3):
-            fail(first.endpoint, Internal("A bug."))
-        assert {(await stage.find(TAG)).endpoint.address for _ in range(4)} == set(addresses) - {first.endpoint.address}
-        for endpoint in stage.endpoints:
-            for _ in range(3):
-                fail(endpoint, Internal("A bug."))
-        assert {(await stage.find(TAG)).endpoint.address for _ in range(4)} == set(addresses)
-        await stage.close()
