@@ -8,10 +8,11 @@ async with AsyncClient("127.0.0.1:50050") as client:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 from chassis.channels import ChannelTls, open_channel
 from tandem import client_wire as wire
@@ -28,26 +29,13 @@ class AsyncTextStream(AnswerStream):
     Leaving the loop early, `close` and the end of a `with` block cancel the request.
     """
 
-    def __init__(self, call: Any, envelope: Call) -> None:
-        super().__init__(call, envelope)
-        self._closed = False
-
-    def close(self) -> None:
-        """Cancel the request if it still runs."""
-        self._closed = True
-        super().close()
-
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
-            with self._envelope.translated():
+            with _translated(self._envelope):
                 async for response in self._call:
                     if text := self._builder.add(response):
                         yield text
             self._builder.check_complete()
-        except asyncio.CancelledError:
-            if not self._closed:  # the task was cancelled, not the call
-                raise
-            raise self._envelope.cancelled() from None
         finally:
             self.close()
 
@@ -124,6 +112,7 @@ class AsyncClient(Connection):
 
     async def close(self) -> None:
         """Close the connection; running requests are cancelled."""
+        self._is_closed = True
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -137,5 +126,21 @@ class AsyncClient(Connection):
     async def _call(self, method: Callable[..., Awaitable[R]], request: object) -> R:
         """Make a call that is answered by one message."""
         envelope = self._envelope()
-        with envelope.translated():
+        with _translated(envelope):
             return await method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+
+
+@contextmanager
+def _translated(call: Call) -> Iterator[None]:
+    """Raise errors of gRPC as the tree's own, also where `close` of the stream or the client cancelled the call.
+
+    gRPC tells that by CancelledError, which means something else in asyncio: that the task is to end.
+    """
+    try:
+        with call.translated():
+            yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise call.cancelled() from None

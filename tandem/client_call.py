@@ -12,12 +12,22 @@ import grpc
 
 from chassis.api_keys import authorization
 from chassis.channels import ChannelTls, open_blocking_channel
-from chassis.errors import Cancelled, DeadlineExceeded, TandemError, Unavailable, from_rpc_error
-from chassis.request_id import REQUEST_ID_HEADER, new_request_id
+from chassis.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    TandemError,
+    Unavailable,
+    from_rpc_error,
+)
+from chassis.request_id import REQUEST_ID_HEADER, new_request_id, request_id_of
 from tandem.client_types import Answer, GenerateOptions
 from tandem.client_wire import AnswerBuilder
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
+# gRPC takes what no clock can reach for a time that has passed.
+_FOR_EVER_S = 10 * 365 * 86_400.0
 
 R = TypeVar("R")
 
@@ -31,6 +41,19 @@ class Call:
     timeout_s: float | None
     release: str | None = None
     api_key: str | None = field(default=None, repr=False)  # never in a traceback
+
+    def __post_init__(self) -> None:
+        """Refuse what would not arrive as it is: gRPC fails on it, or the gateway puts an id of its own in its place.
+
+        Raises:
+            InvalidArgument: reason 'BAD_REQUEST_ID' or 'BAD_TAG'.
+        """
+        if request_id_of([(REQUEST_ID_HEADER, self.request_id)]) != self.request_id:
+            raise InvalidArgument(
+                "A request id is 1 to 128 letters, digits, '.', '_' and '-'.", reason="BAD_REQUEST_ID"
+            )
+        if self.release and not (self.release.isascii() and self.release.isprintable()):
+            raise InvalidArgument("The release has characters that no tag has.", reason="BAD_TAG")
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -95,6 +118,7 @@ class Connection(ABC):
         self.address = address
         self.timeout_s = timeout_s
         self._api_key = api_key
+        self._is_closed = False
         self._open(ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None)
 
     @abstractmethod
@@ -102,12 +126,20 @@ class Connection(ABC):
         """Open the channel to `address`, and the stubs on it."""
 
     def _envelope(self, options: GenerateOptions | None = None) -> Call:
-        """Return what goes beside the message of one call."""
+        """Return what goes beside the message of one call.
+
+        Raises:
+            FailedPrecondition: reason 'CLIENT_CLOSED'.
+            InvalidArgument: as `Call`.
+        """
+        if self._is_closed:
+            raise FailedPrecondition("The client is closed.", reason="CLIENT_CLOSED")
         options = options or {}
+        timeout_s = options.get("timeout_s", self.timeout_s)
         return Call(
             address=self.address,
             request_id=options.get("request_id") or new_request_id(),
-            timeout_s=options.get("timeout_s", self.timeout_s),
+            timeout_s=timeout_s if timeout_s is not None and timeout_s < _FOR_EVER_S else None,
             release=options.get("release"),
             api_key=self._api_key,
         )
@@ -121,6 +153,7 @@ class BlockingConnection(Connection):
 
     def close(self) -> None:
         """Close the connection; running requests are cancelled."""
+        self._is_closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:

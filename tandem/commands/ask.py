@@ -117,10 +117,6 @@ def _split(arguments: list[str]) -> tuple[list[Path], str]:
             f"it is the last argument, but {question} looks like a picture's file, and there is none of that name.",
             param_hint=QUESTION,
         )
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:  # the shell handed over bytes of another encoding
-        raise typer.BadParameter("it is not UTF-8.", param_hint=QUESTION) from error
     return [Path(picture) for picture in pictures], question
 
 

@@ -14,6 +14,8 @@ def told_plainly() -> Iterator[None]:
         yield
     except TandemError as error:
         _fail(sentence(error))
+    except UnicodeEncodeError as error:  # the shell handed over bytes of another encoding
+        _fail(f"Not UTF-8, and cannot be sent: {error.object!r}.")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
 

@@ -57,7 +57,10 @@ class TerminalView:
                 text.append(f"  {key}={value}", "dim")
         if "request_id" in entry:  # long, and the least to a reader: last
             text.append(f"  {entry['request_id']}", "dim")
-        self._console.print(text, soft_wrap=True)
+        try:
+            self._console.print(text, soft_wrap=True)
+        except OSError:
+            self._console.quiet = True  # a terminal that is gone stays gone, and rich would keep every line for it
 
     @contextmanager
     def starting(self, release: str) -> Iterator[None]:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem import Image, Message, assistant, system, user
+from tandem import Client, Image, Message, assistant, system, user
 from tandem import client_wire as wire
 from tandem.client_types import GenerateOptions
-from tandem.errors import Internal
+from tandem.errors import Internal, InvalidArgument
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 DIGEST = hashlib.sha256(b"picture").hexdigest()
@@ -77,6 +77,22 @@ def test_options_reach_the_field_of_their_name() -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match=r"max_token$"):
         wire.generate_request("?", (), {"max_token": 5})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (GenerateOptions(request_id="a b"), "BAD_REQUEST_ID"),  # a gateway would put an id of its own in its place
+        (GenerateOptions(request_id="x" * 129), "BAD_REQUEST_ID"),
+        (GenerateOptions(request_id="é"), "BAD_REQUEST_ID"),  # gRPC takes no such metadata
+        (GenerateOptions(release="ü-v1.0.0"), "BAD_TAG"),
+        (GenerateOptions(release="\udcff"), "BAD_TAG"),
+    ],
+)
+def test_what_would_not_arrive_as_it_is_is_refused_by_name(options: GenerateOptions, reason: str) -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(InvalidArgument) as caught:
+        client.generate("?", **options)
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("size", [1, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1, 2 * wire.CHUNK_BYTES + 7])

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import math
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from tandem import AsyncClient, Client, GenerateOptions, Image, assistant, system, user
-from tandem.errors import Cancelled, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from tandem.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from tandem.stack import Stack
 
 
@@ -44,7 +45,7 @@ def waiter_for_one_that_ends(stack: Stack, code: str) -> Callable[[], None]:
     before = {service: num_ended(stack, service, code) for service in ("gateway", "language")}
 
     def wait() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(num_ended(stack, service, code) <= count for service, count in before.items()):
             assert time.monotonic() < deadline, f"no request ended with {code}"
             time.sleep(0.05)
@@ -155,11 +156,36 @@ async def test_a_closed_stream_raises_cancelled(client: Client, async_client: As
 
 async def test_cancelling_the_task_is_not_an_error_of_the_call(async_client: AsyncClient) -> None:
     """A task that is cancelled ends with CancelledError, or `asyncio.timeout` and task groups would break."""
-    task = asyncio.create_task(async_client.ask("Go on for long", max_tokens=900, ignore_eos=True))
-    await asyncio.sleep(0.2)
+    began = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in async_client.generate("Go on for long", max_tokens=900, ignore_eos=True):
+            began.set()
+
+    task = asyncio.create_task(read())
+    await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_closing_a_client_ends_its_calls_with_cancelled_and_later_ones_are_refused(stack: Stack) -> None:
+    """With asyncio, too, where gRPC ends them as if the task that waits had been cancelled."""
+    async_client, client = AsyncClient(stack.address), Client(stack.address)
+    async_pieces = aiter(async_client.generate("Go on for long", max_tokens=900, ignore_eos=True))
+    pieces = iter(client.generate("Go on for long", max_tokens=900, ignore_eos=True))
+    await anext(async_pieces)
+    next(pieces)
+    await async_client.close()
+    client.close()
+    with pytest.raises(Cancelled):
+        [piece async for piece in async_pieces]
+    with pytest.raises(Cancelled):
+        list(pieces)
+    with pytest.raises(FailedPrecondition, match="The client is closed"):
+        await async_client.models()
+    with pytest.raises(FailedPrecondition, match="The client is closed"):
+        client.generate("What?")
 
 
 def test_the_final_answer_is_not_there_before_the_end(client: Client) -> None:
@@ -191,6 +217,12 @@ async def test_no_gateway_is_said_in_words(unused_tcp_port: int) -> None:
     async with AsyncClient(address) as async_client:
         with pytest.raises(Unavailable, match="Cannot reach a gateway"):
             await async_client.ask("What?")
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1e12, math.inf])
+def test_a_time_no_clock_can_reach_is_not_over_at_once(unused_tcp_port: int, timeout_s: float | None) -> None:
+    with Client(f"127.0.0.1:{unused_tcp_port}", timeout_s=timeout_s) as client, pytest.raises(Unavailable):
+        client.models()
 
 
 async def test_the_time_limit_ends_the_request(client: Client, async_client: AsyncClient) -> None:

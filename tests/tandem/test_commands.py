@@ -141,6 +141,20 @@ def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", "\udcff"),  # how Python shows a program bytes of another encoding
+        ("ask", "What?", "--system", "\udcff"),
+        ("rollout", "set", "\udcff"),
+        ("rollout", "rollback", "--reason", "\udcff"),
+    ],
+)
+def test_what_is_not_utf8_and_cannot_be_sent_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (1, "Not UTF-8, and cannot be sent: '\\udcff'.\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["ask"], "QUESTION: it is missing"),
@@ -175,13 +189,16 @@ def test_a_wrong_command_line_exits_with_2_and_names_it(arguments: list[str], wo
     assert words in done.stderr
 
 
-def test_ctrl_c_leaves_the_answer_without_a_traceback(stack: Stack) -> None:
-    command = [TANDEM, "ask", "Go on for long", "--max-tokens", "900", "--address", stack.address, "--temperature", "1"]
+def test_ctrl_c_leaves_the_answer_without_a_traceback(stack: Stack, tmp_path: Path) -> None:
+    sampling = {"maxTokens": 900, "ignoreEos": True, "temperature": 1}
+    request = {"messages": [{"role": "ROLE_USER", "parts": [{"text": "Go on for long"}]}], "sampling": sampling}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = [TANDEM, "ask", "--request", str(tmp_path / "request.json"), "--address", stack.address]
     asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert asking.stdout is not None
     asking.stdout.read(1)
     asking.send_signal(signal.SIGINT)
-    _, errors = asking.communicate(timeout=20)
+    _, errors = asking.communicate(timeout=60)
     assert (asking.returncode, errors) == (130, b"\nCancelled.\n")
 
 

@@ -56,6 +56,21 @@ def test_a_line_that_is_no_event_is_shown_as_it_is(line: str) -> None:
     assert stream.getvalue().split(maxsplit=1) == ["gateway", f"{line}\n"]
 
 
+def test_lines_for_a_terminal_that_is_gone_are_not_kept() -> None:
+    """A stack that outlives its terminal writes lines for months."""
+    written: list[int] = []
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(len(text))
+            raise OSError
+
+    view = TerminalView(Console(file=Gone(), force_terminal=True))
+    for _ in range(5):
+        view.log("vision", LINE)
+    assert len(written) == 1
+
+
 def test_ready_says_what_to_type_next() -> None:
     for address, typed in (
         (DEFAULT_ADDRESS, "tandem ask PICTURE"),

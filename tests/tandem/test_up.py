@@ -47,7 +47,7 @@ class Up:
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal; return the exit code and what was still logged."""
         self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=30)
+        _, rest = self.process.communicate(timeout=60)
         return self.process.returncode, rest
 
 
@@ -68,7 +68,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline, "a service outlived its parent"
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def test_a_service_that_dies_takes_the_stack_down_and_is_named(up: Up, victim: s
     up.wait_until_ready()
     services = up.services()
     os.kill(services[victim], signal.SIGKILL)
-    _, log = up.process.communicate(timeout=30)
+    _, log = up.process.communicate(timeout=60)
     assert up.process.returncode == 1
     assert log.splitlines()[-1] == f"The {victim.removesuffix('_service')} service stopped, exit code -9."
     assert not any(map(is_running, services.values()))
@@ -137,7 +137,6 @@ def test_running_answers_are_finished_before_it_stops(store: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 def test_a_stack_that_logs_only_errors_gets_ready_too(store: Path) -> None:
     with Stack(StackConfig(models=store, release="tiny-v1.0.0", threads=1, log_level="error")) as stack:
         assert stack.address_of("vision") != stack.address_of("language")
