@@ -14,9 +14,9 @@ CONFIG_FILE = "config.json"
 
 
 class Part(BaseModel):
-    """A frozen part of a configuration; an unknown field is an error."""
+    """A frozen part of a configuration; an unknown field is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class VisionConfig(Part):

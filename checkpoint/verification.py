@@ -44,7 +44,7 @@ def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> lis
         add(_check_file(folder, manifest, name))
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST_FILE and path.name not in manifest.files:
-            add(Check(path.name, path.stat().st_size, None, "is not named by the manifest"))
+            add(Check(path.name, path.lstat().st_size, None, "is not named by the manifest"))
     if all(check.problem is None for check in checks):
         for half in HALVES:
             add(_check_half(folder, manifest, half))

@@ -6,14 +6,13 @@ Reading gives views of the mapped file, so a tensor costs nothing until its elem
 import ctypes
 import json
 import mmap
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from chassis.errors import FailedPrecondition
@@ -140,7 +139,7 @@ def _read_index(path: Path) -> dict[str, str]:
         files = set(index.values())
         if not files or not all(isinstance(file, str) and is_plain_name(file) for file in files):
             raise _bad(f"The index {path.name} names files that are not beside it.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(f"The file {path.name} is not an index of weight files.") from error
     return dict(index)
 
@@ -151,7 +150,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError as error:
         raise _bad(f"The file {path.name} is missing.") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # readers raise whatever they like on damaged data
         raise _bad(
             f"The file {path.name} cannot be read: it is cut short, damaged or holds more than plain tensors."
         ) from error
@@ -169,10 +168,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor) for name, tensor in loaded.items()
     ):
-        raise ValueError("not a mapping of names to tensors")
+        raise ValueError("not a mapping of names to plain tensors")
     return {name: tensor.detach() for name, tensor in loaded.items()}  # a parameter would drag gradients along
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether the elements lie in memory as they are: neither sparse, nested, negated nor on another device."""
+    in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return in_memory and not tensor.is_nested and not tensor.is_neg()
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -191,6 +196,8 @@ def drop_pages(view: Tensor) -> None:
     The kernel would keep the pages as long as the file is mapped, so that loading a model took its size twice.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):  # not Linux
+        return
+    if not view.is_contiguous():  # it may claim more bytes than it has: an expanded tensor repeats a few
         return
     first = -(-view.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the rest may be a neighbour's
     length = (view.data_ptr() + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first

@@ -28,10 +28,12 @@ def test_each_wrong_file_is_named_in_one_run(checkpoint: Copy) -> None:
         file.truncate(1000)
     (folder / "chat_template.jinja").unlink()
     (folder / "extra.safetensors").touch()  # a loader might take it for weights
+    (folder / "notes").symlink_to("moved away")
     assert problems(folder) == {
         "model-00002-of-00003.safetensors": "was changed",
         "chat_template.jinja": "is missing",
         "extra.safetensors": "is not named by the manifest",
+        "notes": "is not named by the manifest",
     }
 
 

@@ -4,6 +4,8 @@ import json
 import mmap
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,9 @@ def test_an_index_cannot_reach_outside_of_the_folder(tmp_path: Path, file: objec
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "\xff", "[" * 100_000]
+)
 def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(FailedPrecondition, match=r"model\.safetensors\.index\.json"):
@@ -144,6 +148,32 @@ def test_a_pickle_of_anything_but_named_tensors_is_refused(tmp_path: Path, conte
         open_folder(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ONES.to_sparse(),
+        lambda: ONES.to("meta"),
+        lambda: torch._neg_view(ONES),
+        lambda: torch.nested.as_nested_tensor([ONES]),
+    ],
+    ids=["sparse", "without elements", "negated", "nested"],
+)
+def test_a_tensor_that_is_not_simply_its_elements_is_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
+    torch.save({"x": make()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("program", [b"", b".", b"\x80\x02h\x07."], ids=["nothing", "empty stack", "unknown memo"])
+def test_a_damaged_pickle_is_refused(tmp_path: Path, program: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", program)
+        file.writestr("archive/version", "3")
+    with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
+        open_folder(tmp_path)
+
+
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
 def test_dropped_pages_are_read_from_the_file_again(tmp_path: Path, container: Container) -> None:
     # Were a view not a mapping of its file, dropping would lose the tensor: this holds the readers to mapping.
@@ -153,6 +183,13 @@ def test_dropped_pages_are_read_from_the_file_again(tmp_path: Path, container: C
         before = files[name].clone()
         drop_pages(files[name])
         assert torch.equal(files[name], before)
+
+
+def test_a_view_of_more_than_there_is_does_not_take_other_memory_along() -> None:
+    # One number in the file, a matrix in the model: what lies behind the number belongs to somebody else.
+    memory = torch.ones(16 * mmap.PAGESIZE, dtype=torch.uint8)
+    drop_pages(memory[:1].expand(len(memory)))
+    assert memory.all()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are dropped on Linux only")
