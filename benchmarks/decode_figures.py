@@ -18,6 +18,7 @@ AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # speed against the best peer, by e
 BANDWIDTH_AIM = 0.85  # of what memory gives, with one sequence
 SHARED_AIM = 0.90  # of the time to first token, saved
 STRAIGHT = 0.10  # how far a step's cost may lie off a straight line
+_STEP_CONTEXT = 128  # tokens before each sequence's next where the number of sequences is what varies
 
 Value = Callable[[Sample], float]
 T = TypeVar("T")
@@ -119,18 +120,36 @@ def _add_shared_prefix(report: Report, results: Results) -> None:
 def _add_steps(report: Report, results: Results) -> None:
     """Add what a step costs as sequences and context grow, and how far that lies off a straight line."""
     costs = {key: 1000 * statistics.median(taken) for key, taken in results.step_s.items()}
-    by_sequences = {count: cost for (count, context), cost in costs.items() if context == 128}
+    by_sequences = {count: cost for (count, context), cost in costs.items() if context == _STEP_CONTEXT}
     by_context = {context: cost for (count, context), cost in costs.items() if count == 1}
     for what, points in (("sequences", by_sequences), ("context", by_context)):
         for size, cost in points.items():
             report.add(f"step, {what} {size}", cost, "ms")
     # Up to some 8 sequences a step costs the reading of the weights, beyond them its arithmetic: two lines.
-    by_sequences = {count: cost for count, cost in by_sequences.items() if count >= 8}
-    for what, points in (("from 8 sequences on", by_sequences), ("over context", by_context)):
+    late = {count: cost for count, cost in by_sequences.items() if count >= 8}
+    for what, points in (("over sequences", by_sequences), ("from 8 sequences on", late), ("over context", by_context)):
         if len(points) > 2:
             off = _off_a_line(points)
             aim, met = f"at most {100 * STRAIGHT:g}", off <= STRAIGHT
             report.add(f"step, above a straight line {what}", 100 * off, "%", aim=aim, met=met)
+    if len(by_sequences) > 2:
+        ideal = {count: _least_step_s(results, count) for count in by_sequences}
+        report.add(
+            "step, above a straight line over sequences if it took no longer than it must",
+            100 * _off_a_line(ideal),
+            "%",
+        )
+
+
+def _least_step_s(results: Results, num_sequences: int) -> float:
+    """Return what a step must take that reads and multiplies at once, each at the speed measured for it alone.
+
+    The roofline of Williams, Waterman and Patterson (2009).
+    """
+    bandwidth = statistics.median(value for values in results.read_bandwidth.values() for value in values)
+    cache_bytes = num_sequences * _STEP_CONTEXT * CACHE_BYTES_PER_TOKEN
+    num_operations = WEIGHT_BYTES * num_sequences  # two for each weight of two bytes
+    return max((WEIGHT_BYTES + cache_bytes) / bandwidth, num_operations / results.matmul_peak)
 
 
 def _off_a_line(points: Mapping[int, float]) -> float:

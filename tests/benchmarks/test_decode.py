@@ -84,7 +84,7 @@ def sample(elapsed_s: float, decode_rate: float | None = 10.0) -> Sample:
 
 def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> None:
     results = Results(states={"tandem": "ours", "vllm": "theirs", "llama.cpp": "not installed", "transformers": "slow"})
-    results.read_bandwidth = {"batch 1": [2.5e10, 1.25e10]}
+    results.read_bandwidth, results.matmul_peak = {"batch 1": [2.5e10, 1.25e10]}, 3e11
     # The machine slowed down twofold between the rounds: only a ratio within a round shows that ours is the faster.
     results.samples["batch 1"] = {
         "tandem": [sample(2.0), sample(4.0)],
@@ -104,6 +104,8 @@ def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> No
     assert not figures["prefill of 1024: tandem / vllm"].met
     assert figures["shared prefix: tandem, saved by later ones"].met
     assert not figures["step, above a straight line from 8 sequences on"].met  # 0.4 would be straight
+    bound = figures["step, above a straight line over sequences if it took no longer than it must"].value
+    assert 10 < bound < 50  # reading up to about 16 sequences, then arithmetic
     assert "llama.cpp: not installed" in figures
     report.publish(lambda axes: plot(axes, results), tmp_path / "decode.json")
     assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == results.read_bandwidth
