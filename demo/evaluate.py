@@ -10,7 +10,7 @@ import asyncio
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from demo.questions import LANGUAGES, TOPICS, Conversation, Language, Topic, ask
 from demo.scenes import HELD_OUT_SEEDS, make_scene
 from tandem.client_async import AsyncClient
 from tandem.client_types import Image, Message, assistant, user
+from tandem.commands.failures import told_plainly
 from tandem.stack import Stack, StackConfig
 
 QUESTIONS_PER_PICTURE = 4
@@ -190,9 +191,24 @@ def measure_at(address: str, release: str, num_questions: int, seed: int, consol
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what is asked, and of which models."""
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0, help="which questions; any seed is new to every release")
+    most = QUESTIONS_PER_PICTURE * (SEEDS_PER_EVALUATION - 1)
+    parser.add_argument("--questions", type=_number_in(range(1, most + 1)), default=2000)
+    seeds = range(len(HELD_OUT_SEEDS) // SEEDS_PER_EVALUATION)
+    parser.add_argument(
+        "--seed", type=_number_in(seeds), default=0, help="which questions; any seed is new to every release"
+    )
     parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
+
+
+def _number_in(allowed: range) -> Callable[[str], int]:
+    """Return what reads a number of a command line."""
+
+    def number(text: str) -> int:
+        if int(text) not in allowed:
+            raise argparse.ArgumentTypeError(f"must be {allowed[0]} to {allowed[-1]}")
+        return int(text)
+
+    return number
 
 
 def main() -> None:
@@ -204,11 +220,12 @@ def main() -> None:
     add_evaluation_arguments(parser)
     arguments = parser.parse_args()
     console, release = Console(), arguments.release
-    if arguments.address:
-        outcomes = measure_at(arguments.address, release, arguments.questions, arguments.seed, console)
-    else:
-        stack = StackConfig(models=arguments.models, release=release)
-        outcomes = measure(stack, arguments.questions, arguments.seed, console)
+    with told_plainly():
+        if arguments.address:
+            outcomes = measure_at(arguments.address, release, arguments.questions, arguments.seed, console)
+        else:
+            stack = StackConfig(models=arguments.models, release=release)
+            outcomes = measure(stack, arguments.questions, arguments.seed, console)
     console.print(table(release, outcomes))
     if arguments.json:
         scores = json.dumps(report(release, arguments.seed, outcomes), indent=2, ensure_ascii=False)

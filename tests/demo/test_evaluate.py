@@ -1,5 +1,7 @@
 """How a release is measured and published, but for the stack itself."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,22 @@ def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
     assert score(outcomes).right_when_swapped == 0.0
     assert score(outcomes, None, "colour").questions == 4
     assert score([]).questions == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--address", "127.0.0.1:1", "--questions", "4"], 1, "Cannot reach a gateway at 127.0.0.1:1; start one with"),
+        (["--seed", "1000"], 2, "argument --seed: must be 0 to 999"),  # there are no pictures left for it
+        (["--questions", "0"], 2, "argument --questions: must be 1 to"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_a_sentence(flags: list[str], code: int, words: str) -> None:
+    command = [sys.executable, "-m", "demo.evaluate", *flags]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parents[2], timeout=60)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_report_keeps_wrong_answers_for_reading(outcomes: list[Outcome]) -> None:
