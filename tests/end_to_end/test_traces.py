@@ -59,7 +59,7 @@ def cluster(store: Path, collector: tuple[Collector, str]) -> Iterator[Cluster]:
 
 def spans_of(collector: Collector, request_id: str, count: int) -> dict[str, tuple[str, Span]]:
     """Return the spans of the trace a request began, by name, once there are `count`; they come in batches."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         begun = [span for _, span in collector.spans if attributes(span).get("tandem.request_id") == request_id]
         if begun and len(found := collector.of(begun[0].trace_id)) >= count:
@@ -122,7 +122,7 @@ def test_the_request_id_stands_in_the_logs_of_all_three_processes(cluster: Clust
     with Client(cluster.address("gateway-0")) as client:
         answer = client.ask("What is it?", images=[picture(2)], max_tokens=2, request_id="a-story-1")
     assert answer.request_id == "a-story-1"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for name, method in {"gateway-0": "Gateway/Generate", "vision-0": "/Encode", "language-0": "/Generate"}.items():
         while not any(method in line for line in lines_of(cluster, name, "a-story-1")):
             assert time.monotonic() < deadline, f"no line of {name}"
@@ -140,7 +140,7 @@ def test_a_callers_trace_goes_on(cluster: Cluster, collector: tuple[Collector, s
         stub = gateway_pb2_grpc.GatewayStub(channel)
         message = gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=[gateway_pb2.Part(text="Hi.")])
         stub.CountTokens(gateway_pb2.CountTokensRequest(messages=[message]), metadata=(header,))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (found := collector[0].of(trace_id)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [span.parent_span_id for _, span in found] == [span_id]
