@@ -36,7 +36,7 @@ class Admission:
         self._shares: dict[str, _Share] = {}
         metrics.RUNNING.set_function(lambda: self._answers.num_running)
         metrics.REQUEST_BYTES.set_function(lambda: self._bytes.num_bytes)
-        metrics.WAITING.set_function(lambda: self._answers.num_waiting + sum(map(_num_waiting, self._shares.values())))
+        metrics.WAITING.set_function(lambda: self._answers.num_waiting + self._num_waiting_by_tenant())
 
     @asynccontextmanager
     async def answering(self, tenant: Tenant, num_bytes: int) -> AsyncIterator[None]:
@@ -77,20 +77,25 @@ class Admission:
         self._share(tenant).count_request()
 
     def take_prompt(self, tenant: Tenant, num_tokens: int) -> None:
-        """Count the tokens of a prompt before anything is done about it.
+        """Count the tokens of a prompt before anything is done about it, by the limits its tenant has by now.
 
         Raises:
             ResourceExhausted: reason 'TOKEN_RATE'.
         """
-        self._share(tenant).take_tokens(num_tokens)
+        self._shares[tenant.name].take_tokens(num_tokens)
         metrics.TENANT_TOKENS.labels(tenant.name, "prompt").inc(num_tokens)
 
     def charge_answer(self, tenant: Tenant, num_tokens: int) -> None:
         """Count the tokens of an answer, which cannot be refused any more; later requests wait for them."""
-        self._share(tenant).charge_tokens(num_tokens)
+        self._shares[tenant.name].charge_tokens(num_tokens)
         metrics.TENANT_TOKENS.labels(tenant.name, "answer").inc(num_tokens)
 
+    def _num_waiting_by_tenant(self) -> int:
+        # A copy: metrics are read by a thread of their own, while tenants come for the first time.
+        return sum(share.gate.num_waiting for share in list(self._shares.values()))
+
     def _share(self, tenant: Tenant) -> "_Share":
+        """Return what the tenant of a call that begins now uses; its limits are the latest."""
         share = self._shares.get(tenant.name)
         if share is None:
             share = self._shares[tenant.name] = _Share(tenant)
@@ -140,7 +145,3 @@ def _bucket(bucket: Bucket | None, per_minute: int | None) -> Bucket | None:
     if per_minute is None:
         return None
     return bucket if bucket is not None and bucket.per_minute == per_minute else Bucket(per_minute)
-
-
-def _num_waiting(share: _Share) -> int:
-    return share.gate.num_waiting

@@ -138,22 +138,23 @@ class Exchange:
     async def _read(self, call: LanguageCall, pins: AsyncExitStack) -> gateway_pb2.GatewayGenerateFinished:
         """Pass text on as it becomes visible until the answer ends or a stop string is hit."""
         release = self.question.route.release
-        words = self.filters.watch()
-        text = AnswerText(release.vocabulary, self.question.stops, words)
-        ending = language_pb2.GenerateFinished()
-        while text.ended_by is None:
-            response = await self._next(call, text)
-            if response.HasField("finished"):
-                ending = response.finished
-                break
-            if response.HasField("prefilled"):
-                ending = _so_far(response.prefilled)
-                continue
-            await pins.aclose()  # the prompt is not needed again
-            self.report.mark_tokens(release.name, len(response.tokens.token_ids))
-            await self._send_delta(text.push(response.tokens.token_ids, response.tokens.logprobs))
-        await self._send_delta(text.finish())
-        self.filters.note_answer(words)
+        with self.filters.watching() as words:
+            text = AnswerText(release.vocabulary, self.question.stops, words)
+            ending = language_pb2.GenerateFinished()
+            while text.ended_by is None:
+                response = await self._next(call, text)
+                if response.HasField("finished"):
+                    ending = response.finished
+                    break
+                if response.HasField("prefilled"):
+                    ending = _so_far(response.prefilled)
+                    continue
+                await pins.aclose()  # the prompt is not needed again
+                delta = text.push(response.tokens.token_ids, response.tokens.logprobs)
+                # As many as the answer has taken: a message may go on beyond a stop string.
+                self.report.mark_tokens(release.name, text.num_tokens - self.report.num_answer_tokens)
+                await self._send_delta(delta)
+            await self._send_delta(text.finish())
         return self._finished(text, ending)
 
     async def _next(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:

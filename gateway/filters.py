@@ -3,6 +3,8 @@
 Every decision is counted and logged by rule, never with what it was about.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,13 +64,16 @@ class Filters:
                 metadata={"classes": ",".join(found)},
             )
 
-    def watch(self) -> WordFilter | None:
-        """Return what watches one answer; None where nothing is looked for."""
-        return WordFilter(self.words, self.action) if self.words is not None else None
-
-    def note_answer(self, watcher: WordFilter | None) -> None:
-        """Count and log what was found in an answer that is over."""
-        if watcher is not None:
+    @contextmanager
+    def watching(self) -> Iterator[WordFilter | None]:
+        """Yield what watches one answer, None where nothing is looked for; its finds count however the block ends."""
+        if self.words is None:
+            yield None
+            return
+        watcher = WordFilter(self.words, self.action)
+        try:
+            yield watcher
+        finally:
             for language in sorted(watcher.languages):
                 _note("answer", language, self.action)
 

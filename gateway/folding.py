@@ -1,9 +1,11 @@
-"""Text as it is compared: NFKC and without case, with the way back to the characters it came from.
+"""Text as it is compared: NFKC, without case and invisible characters, with the way back to what it came from.
 
-Full-width letters, ligatures and composed accents are then what they look like. Folding goes cluster by cluster, a
-character with the marks that follow it: nothing that is folded depends on what stands in another cluster.
+Full-width letters, ligatures and composed accents are then what they look like, and a zero-width space amid a word is
+nothing. Folding goes cluster by cluster, a character with the marks and the invisible ones that follow it: nothing that
+is folded depends on what stands in another cluster.
 """
 
+import re
 import unicodedata
 from functools import lru_cache
 from itertools import pairwise
@@ -11,18 +13,24 @@ from itertools import pairwise
 # Vowels and final consonants that Hangul composes with what stands before them.
 _HANGUL_FOLLOWERS = range(0x1160, 0x1200)
 _CACHED_CHARACTERS = 8192
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), which NFKC_Casefold leaves out as we do.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 def fold(text: str) -> str:
     """Return what is compared in place of `text`."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    visible = _INVISIBLE.sub("", text)
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
 @lru_cache(_CACHED_CHARACTERS)
 def begins_cluster(character: str) -> bool:
     """Return whether a character is on its own, and never becomes one with what stands before it."""
     first = base(character)
-    return not is_mark(first) and ord(first) not in _HANGUL_FOLLOWERS
+    return not (is_mark(first) or ord(first) in _HANGUL_FOLLOWERS or _INVISIBLE.match(character))
 
 
 @lru_cache(_CACHED_CHARACTERS)

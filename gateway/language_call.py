@@ -32,8 +32,13 @@ class LanguageCall:
     """A prompt on its way in and an answer on its way out."""
 
     def __init__(self, stub: "language_pb2_grpc.LanguageServiceAsyncStub", deadline: Deadline) -> None:
-        """Open the call; the service sees it with the first message."""
-        self._call: Any = stub.Generate(timeout=deadline.remaining_s())  # type: ignore[call-arg]
+        """Open the call; the service sees it with the first message.
+
+        Raises:
+            Unavailable: the channel is closed.
+        """
+        with errors_of("language"):
+            self._call: Any = stub.Generate(timeout=deadline.remaining_s())  # type: ignore[call-arg]
         self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
         self._call.add_done_callback(self._keep_status)
 

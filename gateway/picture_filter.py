@@ -84,21 +84,21 @@ def read_probe(path: Path) -> tuple[bytes, Probe]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = _Metadata.model_validate(file.metadata() or {})
-            weight_CW, bias_C = (np.asarray(file.get_tensor(name), np.float32) for name in ("weight", "bias"))
+            if any(file.get_slice(name).get_dtype() != "F32" for name in ("weight", "bias")):
+                raise _bad(path, "weight and bias are not float32")
+            weight_CW, bias_C = (file.get_tensor(name) for name in ("weight", "bias"))
     except (OSError, SafetensorError) as error:
         raise _bad(path, str(error).split("\n")[0]) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _bad(path, f"metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     count = len(metadata.classes)
-    if weight_CW.ndim != 2 or {len(weight_CW), len(bias_C), len(metadata.thresholds)} != {count}:
+    thresholds_C = np.asarray(metadata.thresholds, np.float32)
+    if weight_CW.ndim != 2 or not (weight_CW.shape[:1] == bias_C.shape == thresholds_C.shape == (count,)):
         raise _bad(path, "classes, thresholds, weight and bias are not one entry a class")
-    probe = Probe(
-        weight_CW=weight_CW,
-        bias_C=bias_C,
-        classes=metadata.classes,
-        thresholds_C=np.asarray(metadata.thresholds, np.float32),
-    )
+    if not all(np.isfinite(values).all() for values in (weight_CW, bias_C, thresholds_C)):
+        raise _bad(path, "a weight, a bias or a threshold is not a finite number")  # its class would never hold
+    probe = Probe(weight_CW=weight_CW, bias_C=bias_C, classes=metadata.classes, thresholds_C=thresholds_C)
     return bytes.fromhex(metadata.vision_digest), probe
 
 

@@ -67,8 +67,10 @@ class GatewaySettings(ServiceSettings):
         ge=0,
         description="most tokens of an answer, also of one that names none; 0 leaves it to the language service",
     )
-    default_deadline_s: float = Field(120, gt=0, description="time of a request that sets no deadline, seconds")
-    max_deadline_s: float = Field(600, gt=0, description="longest time any request may take, seconds")
+    default_deadline_s: float = Field(
+        120, gt=0, le=86_400, description="time of a request that sets no deadline, seconds"
+    )
+    max_deadline_s: float = Field(600, gt=0, le=86_400, description="longest time any request may take, seconds")
     visual_cache: bool = Field(
         True,
         description="reuse visual tokens; off has every picture encoded for every request, to measure what it costs",
@@ -114,13 +116,16 @@ class GatewaySettings(ServiceSettings):
         None, description="redis:// address that keeps the rollout for several gateways, which then act as one"
     )
     rollout_tick_s: float = Field(
-        0.2, ge=0.01, le=60, description="how often the rollout's state and numbers are looked at, seconds"
+        0.2, ge=0.01, le=5, description="how often the rollout's state and numbers are looked at, seconds"
     )
     rollout_shadow_max_running: int = Field(
         8, ge=1, description="most mirrored requests at once; those beyond are not mirrored"
     )
     rollout_load_timeout_s: float = Field(
-        600, gt=0, description="longest time a canary's models may take to load before it is rolled back, seconds"
+        600,
+        gt=0,
+        le=86_400,
+        description="longest time a canary's models may take to load before it is rolled back, seconds",
     )
 
     @field_validator("vision", "language")

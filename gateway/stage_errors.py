@@ -30,7 +30,9 @@ def errors_of(stage: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _translate(stage, error) from None
-    except grpc.aio.InternalError:  # the connection broke while the call was being started
+    except (grpc.aio.InternalError, grpc.aio.UsageError):
+        # The connection broke while the call was being started, or the channel was closed before: the replica left
+        # between being found and being called.
         raise unreachable(stage) from None
     except asyncio.CancelledError:
         # gRPC raises this for a stream the other side reset, too; then nobody asked this task to stop.

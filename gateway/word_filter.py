@@ -57,7 +57,7 @@ def read_word_lists(paths: Sequence[Path]) -> WordList:
     words: dict[str, list[str]] = {}
     for path in paths:
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError):
             raise _bad(f"The word list {path.name!r} cannot be read as UTF-8.") from None
         words.setdefault(path.stem, []).extend(line for line in lines if line and not line.startswith("#"))

@@ -88,11 +88,12 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
 
 @dataclass
 class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
-    """Answers every prompt with `answer`, one token a message, and then finishes unless it is told to hang."""
+    """Answers every prompt with `answer`, and then finishes unless it is told to hang."""
 
     info: model_pb2.ModelInfo
     events: list[str]
     answer: Sequence[int] = ()
+    tokens_a_message: int = 1
     hangs: bool = False
     error: TandemError | None = None  # raised at the first message
     late_error: TandemError | None = None  # raised after the answer's tokens
@@ -122,11 +123,12 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
             self.events.append("prompt ends")
             if self.prefilled is not None:
                 yield language_pb2.GenerateResponse(prefilled=self.prefilled)
-            for token_id in self.answer:
-                chosen = sampling_pb2.TokenLogprob(token_id=token_id, logprob=-0.5)
-                logprobs = [sampling_pb2.PositionLogprobs(chosen=chosen)]
+            for first in range(0, len(self.answer), self.tokens_a_message):
+                token_ids = self.answer[first : first + self.tokens_a_message]
+                chosen = [sampling_pb2.TokenLogprob(token_id=token_id, logprob=-0.5) for token_id in token_ids]
+                logprobs = [sampling_pb2.PositionLogprobs(chosen=one) for one in chosen]
                 asked = self.starts[-1].sampling.HasField("num_logprobs")
-                chunk = language_pb2.TokenChunk(token_ids=[token_id], logprobs=logprobs if asked else ())
+                chunk = language_pb2.TokenChunk(token_ids=token_ids, logprobs=logprobs if asked else ())
                 yield language_pb2.GenerateResponse(tokens=chunk)
             if self.late_error is not None:
                 raise self.late_error
@@ -260,7 +262,7 @@ async def scripted_world(
             await server.stop(0)
 
 
-async def eventually(holds: Callable[[], bool], within_s: float = 2.0) -> None:
+async def eventually(holds: Callable[[], bool], within_s: float = 20.0) -> None:
     """Wait until `holds`, for what the other side of a socket does a moment later."""
     async with asyncio.timeout(within_s):
         while not holds():  # noqa: ASYNC110  (nothing tells)

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
-from chassis.errors import FailedPrecondition, TandemError, from_rpc_error
+from chassis.errors import FailedPrecondition, Internal, TandemError, from_rpc_error
 from checkpoint.manifest import read_manifest
 from gateway.picture_filter import PictureFilter, Probe, read_probe, write_probe
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
@@ -22,6 +22,15 @@ from tests.gateway.scripted import World, eventually
 
 PICTURE = b"a picture"
 DIGEST = bytes(range(32))
+# A safetensors file is the length of its header, the header, and the data.
+_HEADER = json.dumps(
+    {
+        "__metadata__": {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()},
+        "weight": {"dtype": "BF16", "shape": [1, 4], "data_offsets": [0, 8]},
+        "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+    }
+).encode()
+BFLOAT16_PROBE = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(12)
 
 
 async def error_of(call: Any) -> TandemError:
@@ -67,6 +76,15 @@ async def test_a_word_is_masked_and_the_answer_goes_on(make_world: MakeWorld, wo
         assert answer.finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
         error = await error_of(world.ask("What?", sampling=sampling_pb2.SamplingOptions(num_logprobs=0)))
         assert error.reason == "LOGPROBS_FILTERED"
+
+
+async def test_what_was_masked_counts_in_an_answer_that_breaks_off(make_world: MakeWorld, word_list: str) -> None:
+    async with make_world(word_lists=(word_list,), word_action="mask") as world:
+        world.say("A blast and")
+        world.language.late_error = Internal("A bug.")
+        before = count("answer", "en", "mask")
+        assert (await error_of(world.ask("What?"))).code == grpc.StatusCode.INTERNAL
+        assert count("answer", "en", "mask") == before + 1
 
 
 async def test_a_stop_string_and_a_word_together_end_at_the_first(make_world: MakeWorld, word_list: str) -> None:
@@ -166,6 +184,11 @@ def broken_probes() -> dict[str, Callable[[Path], object]]:
         "not there": lambda path: None,
         "no metadata": lambda path: save_file(ones, path),
         "no bias": lambda path: save_file({"weight": ones["weight"]}, path, metadata),
+        "weights without numbers": lambda path: save_file({**ones, "weight": ones["weight"] * np.nan}, path, metadata),
+        "a threshold without a number": lambda path: save_file(ones, path, {**metadata, "thresholds": "[NaN]"}),
+        "other numbers": lambda path: save_file({**ones, "weight": np.ones((1, 4), np.float16)}, path, metadata),
+        "numbers numpy lacks": lambda path: path.write_bytes(BFLOAT16_PROBE),
+        "bias of two dimensions": lambda path: save_file({**ones, "bias": np.ones((1, 1), np.float32)}, path, metadata),
         "a class too many": lambda path: save_file(ones, path, {**metadata, "classes": '["a", "b"]'}),
         "thresholds are no list": lambda path: save_file(ones, path, {**metadata, "thresholds": "0.5"}),
         "no digest": lambda path: save_file(ones, path, {**metadata, "vision_digest": "abc"}),

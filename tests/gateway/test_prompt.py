@@ -100,6 +100,8 @@ def test_building_does_not_depend_on_cutting_or_padding_in_the_tokenizer_file() 
         "{% for p in messages[0].content %}{{ p.text }}{% endfor %}",  # places no picture
         "{{ messages[0].content[0].text.format.__globals__ }}",  # leaves the sandbox
         "{{ messages.append(1) }}",  # changes the conversation
+        "{{ messages[0].role + messages[0].content }}",  # takes the parts for one text
+        "{{ range(10 ** 9) | list }}",  # takes all memory
     ],
 )
 def test_an_unsound_template_is_refused_and_not_served(source: str) -> None:

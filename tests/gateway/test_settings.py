@@ -50,6 +50,8 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
         ("--language", "http://a:1"),
         ("--language", "dns:///language..svc:50052"),
         ("--max-deadline-s", "0"),
+        ("--max-deadline-s", "inf"),  # gRPC would take it for long past
+        ("--default-deadline-s", "inf"),
         ("--refresh-s", "no"),
     ],
 )

@@ -11,11 +11,13 @@ from chassis.errors import FailedPrecondition
 from gateway.folding import Folded, begins_cluster, fold, is_mark
 from gateway.word_filter import Action, WordFilter, WordList, read_word_lists
 
-# Letters that fold together, accents composed and not, ligatures, full width, Hangul in pieces, Chinese, spaces; but
-# not U+0345, a mark that folds to a letter: every letter would have to be held back for it.
+# Letters that fold together, accents composed and not, ligatures, full width, Hangul in pieces, Chinese, spaces, and
+# what nobody sees (a soft hyphen, a zero-width space, a variation selector, Hangul's filler); but not U+0345, a mark
+# that folds to a letter: every letter would have to be held back for it.
 ALPHABET = (
     "abAB\uff41 .e\u00e9\u00c9\u0301\u0323\ufb01fi\ufb03\u00df\u0130\u03b1"
     "\u4e2d\u56fd\u337f\u682a\u1100\u1161\u11a8\uac00\uac01"
+    "\u00ad\u200b\ufe0f\u3164"
 )
 TEXTS = st.text(ALPHABET, max_size=24)
 WORDS = st.lists(
@@ -124,6 +126,9 @@ def test_plain_text_is_not_delayed() -> None:
         ("bad", "***"),
         ("ba\u0301d", "ba\u0301d"),
         ("very bad-tempered", "very ***-tempered"),
+        ("a b\u200ba\u00add thing", "a ***** thing"),
+        ("\ufeffb\ufe0f\u2060ad", "\ufeff*****"),
+        ("bad\u200dly", "bad\u200dly"),
     ],
 )
 def test_words_are_found_in_any_form_and_letter_by_letter(text: str, shown: str) -> None:
@@ -144,7 +149,14 @@ def test_lists_are_read_from_files_named_by_language(tmp_path: Path) -> None:
     assert {language for *_, language in words.find("a very bad thing \u574f\u4eba")} == {"en", "zh"}
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", "\u0301x".encode()])
+def test_a_list_an_editor_began_with_a_byte_order_mark_is_read_from_its_first_line_on(tmp_path: Path) -> None:
+    path = tmp_path / "en.txt"
+    for content in ("bad\n", "# a note\nbad\n"):
+        path.write_text(content, encoding="utf-8-sig")
+        assert read_word_lists([path]).beginnings == {"b", "ba", "bad"}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", "\u0301x".encode(), "\u200b".encode()])
 def test_a_bad_list_stops_the_start(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_bytes(content)
     with pytest.raises(FailedPrecondition):
