@@ -5,6 +5,7 @@ its content and never by a name, and whatever a decoder says about it stays here
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -31,6 +32,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Above this, Pillow opens no picture at all.
+PILLOW_MAX_PIXELS = 178_956_970
+
+# A photo is read in some ten thousand pieces, a large run-length coded BMP in hundreds of thousands; a file can be made
+# of many millions, each of which costs a turn of Python.
+_MAX_READS = 1_000_000
+# An encoder makes about ten. A scan needs no more than ten bytes, and costs a walk over the whole picture.
+_MAX_SCANS = 100
+# What ends a scan or begins a segment. Other markers stand alone, or decoders pass over them in the middle of data:
+# neither hides a segment.
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_END, _SCAN = b"\xd9", b"\xda"
+
 # Pillow warns of large sizes, which `ImageLimits` judges, and of odd EXIF, which any stranger could fill the log with.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -42,6 +56,7 @@ class ImageLimits:
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000  # width x height; about 200 MB once decoded
     min_side: int = 2  # pixels; a single pixel has nothing to see and is most often a tracking picture
+    max_side: int = 65_535  # pixels, the most of a JPEG; resizing a longer side takes more memory than its pixels
 
 
 def check_bytes(data: bytes, limits: ImageLimits) -> None:
@@ -61,11 +76,13 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
     Raises:
         InvalidArgument: with reason IMAGE_EMPTY, IMAGE_TOO_LARGE (bytes), IMAGE_UNSUPPORTED (format),
-            IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL or IMAGE_TRUNCATED (cut short or damaged).
+            IMAGE_TOO_MANY_PIXELS (in all or on a side), IMAGE_TOO_SMALL or IMAGE_TRUNCATED (cut short or damaged).
     """
     check_bytes(data, limits)
     with _open(data, limits) as image:
         _check_size(image.width, image.height, limits)
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(data)
         try:
             image.load()
             return _turn_upright(_to_rgb(image), image)
@@ -95,10 +112,22 @@ def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
     return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
 
 
+class _CountedReads(io.BytesIO):
+    """A file that fails where any picture would have been read long ago."""
+
+    _num_reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._num_reads += 1
+        if self._num_reads > _MAX_READS:
+            raise OSError(f"more than {_MAX_READS} pieces")
+        return super().read(size)
+
+
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(_CountedReads(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise _refusal("IMAGE_UNSUPPORTED", f"The picture is none of {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
@@ -111,9 +140,27 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         message = f"The picture has {width} x {height} pixels; at most {limits.max_pixels} in all are taken."
         raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
+    if max(width, height) > limits.max_side:
+        message = f"The picture has {width} x {height} pixels; each side has at most {limits.max_side}."
+        raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
     if min(width, height) < limits.min_side:
         message = f"The picture has {width} x {height} pixels; each side needs at least {limits.min_side}."
         raise _refusal("IMAGE_TOO_SMALL", message)
+
+
+def _check_scans(data: bytes) -> None:
+    # Counting bytes is quick and says enough of almost every picture.
+    if data.count(b"\xff" + _SCAN) > _MAX_SCANS and _num_scans(data) > _MAX_SCANS:
+        raise _refusal("IMAGE_UNSUPPORTED", f"The picture is a JPEG of more than {_MAX_SCANS} scans.")
+
+
+def _num_scans(data: bytes) -> int:
+    """Return the scans of a JPEG: not what looks like one inside of a segment, as a thumbnail's, or behind its end."""
+    count, at = 0, 2
+    while (marker := _JPEG_MARKER.search(data, at)) is not None and marker[1] != _END:
+        count += marker[1] == _SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return count
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

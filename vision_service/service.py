@@ -17,7 +17,7 @@ from tandem.v1 import vision_pb2_grpc
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
 from vision_service.hosted import Shared, VisionLoader
-from vision_service.images import ImageLimits
+from vision_service.images import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.similar import SimilarPictures
 from vision_service.token_cache import TokenCache
@@ -45,7 +45,9 @@ class VisionSettings(StageSettings):
     decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at once")
     max_decode_queue: int = Field(64, ge=1, description="most pictures being decoded or waiting for it")
     max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest picture file taken, bytes")
-    max_image_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="most pixels of a picture, width x height")
+    max_image_pixels: int = Field(
+        _LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="most pixels of a picture, width x height"
+    )
     cache_bytes: int = Field(256 * 2**20, ge=0, description="most bytes of visual tokens kept; 0 keeps none")
     cache_ttl_s: float = Field(
         86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept, seconds"

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chassis.errors import InvalidArgument
+from chassis.settings import load_settings
 from checkpoint.config import VisionConfig
-from vision_service.images import ImageLimits, read_image, to_pixels
+from vision_service import images
+from vision_service.images import PILLOW_MAX_PIXELS, ImageLimits, read_image, to_pixels
+from vision_service.service import VisionSettings
 
 # pytest undoes the filter that the module itself sets.
 pytestmark = [
@@ -110,6 +113,62 @@ def test_the_pixel_limit_holds_for_every_format(kind: str) -> None:
     data = saved(gradient(40, 25), kind)
     assert read_image(data, ImageLimits(max_pixels=1000)).size == (40, 25)
     assert refusal(data, ImageLimits(max_pixels=999)).reason == "IMAGE_TOO_MANY_PIXELS"
+
+
+def test_a_side_is_limited_too() -> None:
+    """Resizing takes 32 bytes for each pixel of the longer side: of a line of 25 million, a gigabyte."""
+    assert read_image(png_of_one_colour(65_535, 2), LIMITS).size == (65_535, 2)
+    for size in ((65_536, 2), (2, 25_000_000)):
+        assert refusal(png_of_one_colour(*size)).reason == "IMAGE_TOO_MANY_PIXELS"
+
+
+def test_no_limit_can_be_set_that_pillow_would_not_keep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOW_MAX_PIXELS
+    flags = ["--models", "models", "--max-image-pixels"]
+    assert load_settings(VisionSettings, [*flags, str(PILLOW_MAX_PIXELS)]).max_image_pixels == PILLOW_MAX_PIXELS
+    with pytest.raises(SystemExit):
+        load_settings(VisionSettings, [*flags, str(PILLOW_MAX_PIXELS + 1)])
+    assert "--max-image-pixels" in capsys.readouterr().err
+
+
+EMPTY_SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """Each of ten bytes costs a walk over all pixels: hours for 20 MB, by the clock of one thread."""
+    data = saved(gradient(), "JPEG", progressive=True)
+    assert data.endswith(b"\xff\xd9")
+    assert read_image(data[:-2] + 20 * EMPTY_SCAN + data[-2:], LIMITS).size == gradient().size
+    # What could pass for the picture's end, or for data.
+    for between in (b"", b"\xff\xfe\x00\x04\xff\xd9", b"\xff\xff"):
+        assert refusal(data[:-2] + 500 * (between + EMPTY_SCAN) + data[-2:]).reason == "IMAGE_UNSUPPORTED"
+    no_segment = b"\xff\x02\xff\xff"  # who looks for a restart passes over it, and over no more than its two bytes
+    assert refusal(data[:-2] + no_segment + 500 * EMPTY_SCAN + data[-2:]).reason == "IMAGE_UNSUPPORTED"
+
+
+def test_what_only_looks_like_scans_is_passed_over() -> None:
+    """Thumbnails lie in segments, and phones append videos to their photos."""
+    data = saved(gradient(), "JPEG", progressive=True)
+    thumbnail = 500 * EMPTY_SCAN
+    segment = b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    read = read_image(data[:2] + segment + data[2:] + 500 * EMPTY_SCAN, LIMITS)
+    assert read.tobytes() == read_image(data, LIMITS).tobytes()
+
+
+def test_a_picture_in_too_many_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is a turn of Python, held by the lock that everybody needs: ten seconds for 20 MB of them."""
+    monkeypatch.setattr(images, "_MAX_READS", 10_000)
+    png, jpeg = saved(gradient(), "PNG"), saved(gradient(), "JPEG")
+    head, rest = png[: 8 + 25], png[8 + 25 :]
+    assert read_image(head + 1000 * png_chunk(b"teSt", b"") + rest, LIMITS).size == gradient().size
+    for data in (
+        head + 10_000 * png_chunk(b"teSt", b"") + rest,
+        png[:-12] + 10_000 * png_chunk(b"teSt", b"") + png[-12:],
+        jpeg[:2] + 10_000 * b"\xff" + jpeg[2:],
+        jpeg[:2] + 10_000 * b"\xff\xfe\x00\x02" + jpeg[2:],
+    ):
+        assert refusal(data).reason == "IMAGE_TRUNCATED"
 
 
 def test_sizes_no_decoder_should_believe() -> None:
