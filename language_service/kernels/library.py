@@ -1,7 +1,6 @@
 """The compiled kernels, where the processor can run them.
 
-Built with the package where a compiler is there; where it was not, or the processor cannot run them, torch does the
-same.
+Built with the package where a compiler is there; where it was not, or they cannot be run here, torch does the same.
 """
 
 import ctypes
@@ -33,19 +32,31 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, None where they cannot be used; the log says so once."""
-    capabilities = torch.cpu.get_capabilities()
-    lacking = [name for name in _NEEDED if not capabilities.get(name)]
-    spec = find_spec("language_service.kernels._native")
-    if lacking or spec is None or spec.origin is None:
-        why = f"the processor lacks {', '.join(lacking)}" if lacking else "they were not built"
-        _log.info("native kernels are not used", reason=why)
+    try:
+        found = _open()
+    except OSError as error:
+        _log.info("native kernels are not used", reason=str(error))
         return None
-    # By path and not imported: it holds plain functions, called without the interpreter's lock.
-    found = ctypes.CDLL(spec.origin)
     for name, signature in _SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, None
     return found
+
+
+def _open() -> ctypes.CDLL:
+    """Open the compiled kernels.
+
+    Raises:
+        OSError: they were not built, or are not for this processor or this system.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if lacking := [name for name in _NEEDED if not capabilities.get(name)]:
+        raise OSError(f"the processor lacks {', '.join(lacking)}")
+    spec = find_spec("language_service.kernels._native")
+    if spec is None or spec.origin is None:
+        raise OSError("they were not built")
+    # By path and not imported: it holds plain functions, called without the interpreter's lock.
+    return ctypes.CDLL(spec.origin)
 
 
 def require() -> ctypes.CDLL:

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,17 @@ def assert_rounded(found: Tensor, expected: Tensor) -> None:
 
 def test_without_the_processor_for_it_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    assert library.library.__wrapped__() is None
+
+
+def test_built_for_another_system_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a package was built beside newer system libraries than there are here."""
+    path = tmp_path / "_native.so"
+    path.write_bytes(b"\x7fELF")
+    monkeypatch.setattr(library, "find_spec", lambda _name: spec_from_file_location("_native", path))
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: dict.fromkeys(library._NEEDED, True)
+    )  # else a lesser processor would be the reason
     assert library.library.__wrapped__() is None
 
 
