@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import structlog
 
-from chassis.errors import DeadlineExceeded, Internal, ResourceExhausted, TandemError, Unavailable
+from chassis.errors import DeadlineExceeded, Internal, NotFound, ResourceExhausted, TandemError, Unavailable
 from gateway import metrics
 from gateway.stage_errors import errors_of, unreachable
 from tandem.v1 import model_pb2
@@ -21,6 +21,11 @@ _FAILURES_TO_EJECT = 3
 _SHORTEST_EJECTION_S, _LONGEST_EJECTION_S = 1.0, 30.0
 
 _log = structlog.get_logger()
+
+
+def absent(stage: str, tag: str) -> Unavailable:
+    """Return the error of a stage that answers, and holds other models."""
+    return Unavailable(f"The {stage} service does not hold {tag}.", reason="MODEL_ABSENT", retry_after_s=1)
 
 
 class StageStub(Protocol):
@@ -121,12 +126,20 @@ class Endpoint(Generic[Stub]):
 
     @contextmanager
     def calling(self, tag: str) -> Iterator[None]:
-        """Count a call of a model for the length of the block, and note how it ended."""
+        """Count a call of a model for the length of the block, and note how it ended.
+
+        Raises:
+            Unavailable: reason 'MODEL_ABSENT', it does not hold the model any more.
+        """
         conduct = self._conduct.setdefault(tag, _Conduct(self._clock))
         self.num_running += 1
         try:
             yield
         except TandemError as error:
+            if isinstance(error, NotFound) and error.reason == "UNKNOWN_TAG":
+                # It started anew, or the model was unloaded, since it was last asked. No client named that tag.
+                self.models.pop(tag, None)
+                raise absent(self._stage, tag) from None
             self._note_error(tag, conduct, error)
             raise
         else:

@@ -12,6 +12,7 @@ class Report:
     """Clock readings of one request, seconds; 0 is what has not happened."""
 
     started: float = field(default_factory=time.perf_counter)
+    is_mirrored: bool = False  # nobody waits for it, and it is last in line: its times are not its release's
     prepared: float = 0
     first_token: float = 0
     last_token: float = 0
@@ -34,11 +35,10 @@ class Report:
         """Note that tokens came."""
         now = time.perf_counter()
         self.num_answer_tokens += num_tokens
-        if not self.first_token:
-            self.first_token = now
-            metrics.TIME_TO_FIRST_TOKEN.labels(release).observe(now - self.started)
-        else:
-            metrics.INTER_TOKEN.labels(release).observe(now - self.last_token)
+        if not self.is_mirrored:
+            metric = metrics.INTER_TOKEN if self.first_token else metrics.TIME_TO_FIRST_TOKEN
+            metric.labels(release).observe(now - (self.last_token or self.started))
+        self.first_token = self.first_token or now
         self.last_token = now
 
     def mark_text(self, text: str) -> None:

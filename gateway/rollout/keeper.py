@@ -118,9 +118,14 @@ class Keeper:
     async def change(self, transition: Transition) -> View:
         """Apply a transition to what the store holds now, and act on it before returning.
 
+        It goes on to its end where its caller leaves: what the store has taken is acted on, and told in the log.
+
         Raises:
             TandemError: what `transition` raises; Unavailable where the store cannot be reached.
         """
+        return await asyncio.shield(self._change(transition))
+
+    async def _change(self, transition: Transition) -> View:
         for _ in range(_MAX_RACES):
             document = await self._read()
             self._adopt(document)
@@ -203,7 +208,7 @@ class Keeper:
 
     def _adopt(self, document: Document) -> None:
         """Act on a document from the next request on."""
-        if document.version == self._document.version:
+        if document == self._document:  # not by version: a store that went back may have taken another state since
             return
         before, state = self._document.state, document.state
         self._document = document

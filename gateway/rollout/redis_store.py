@@ -14,7 +14,7 @@ from gateway.rollout.state import State
 from gateway.rollout.store import Document, Presence, bad_state
 
 _COUNTS_KEPT_S = 7 * 24 * 3600  # after the last request of a step
-_SILENT_AFTER_S = 10  # a gateway that has not told of itself for so long is gone
+SILENT_AFTER_S = 10  # a gateway that has not told of itself for so long is gone; the settings keep ticks shorter
 
 # Version and state change together or not at all, and only from the version that was read.
 _SWAP = """
@@ -88,7 +88,7 @@ class RedisStore:
 
     async def report(self, presence: Presence) -> list[Presence]:
         """Tell of this gateway; return all that told of themselves within the last seconds."""
-        arguments: list[str | int] = [presence.gateway, presence.model_dump_json(), _SILENT_AFTER_S]
+        arguments: list[str | int] = [presence.gateway, presence.model_dump_json(), SILENT_AFTER_S]
         with _reaching():
             living = await self._report(keys=[f"{self._prefix}:gateways"], args=arguments)
         return [Presence.model_validate_json(text) for text in living]

@@ -8,6 +8,7 @@ from chassis.errors import FailedPrecondition, InvalidArgument
 from gateway.releases import Releases
 from gateway.rollout import controller
 from gateway.rollout.keeper import Keeper
+from gateway.rollout.plan import read_plan
 from gateway.rollout.state import State
 from gateway.rollout.wire import plan_of, rollout_message
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
@@ -44,7 +45,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         plan = plan_of(request.plan, in_force=self._keeper.view.in_force)
         # Read from the model store: a tag nobody has, a pair that does not fit and a broken file are refused here.
         stable, canary = [await self._releases.open(name) for name in (plan.stable, plan.canary)]
-        plan = plan.model_copy(update={"stable": stable.name, "canary": canary.name})
+        plan = read_plan({**plan.model_dump(), "stable": stable.name, "canary": canary.name})
         return rollout_pb2.RolloutsSetResponse(rollout=rollout_message(await self._keeper.set(plan)))
 
     async def Promote(  # noqa: N802

@@ -113,7 +113,7 @@ class Shadow:
         pair: _Pair,
     ) -> None:
         """Ask the candidate and count how it did. Never raises, but when it is cancelled."""
-        report = Report()
+        report = Report(is_mirrored=True)
 
         async def keep(response: gateway_pb2.GatewayGenerateResponse) -> None:
             pair.mirrored.see(response)

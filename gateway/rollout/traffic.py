@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from chassis.errors import Cancelled, InvalidArgument, NotFound, PermissionDenied, TandemError, Unauthenticated
+from chassis.errors import (
+    Cancelled,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    TandemError,
+    Unauthenticated,
+)
 from chassis.request_id import current_request_id, new_request_id
 from gateway.deadline import Deadline
 from gateway.releases import Release, Releases
@@ -94,10 +102,14 @@ class Traffic:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[Release]:
-        """Yield a release that stays open for the block."""
+        """Yield a release that stays open for the block.
+
+        Raises:
+            TandemError: it cannot be read here.
+        """
         self._num_on[name] += 1
         try:
-            yield await self._releases.open(name)
+            yield await self._open(name)
         finally:
             self._num_on[name] -= 1
 
@@ -107,7 +119,7 @@ class Traffic:
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
-        return await self._releases.open(self.in_force if pin is None else self._releases.pinned(pin))
+        return await self._open(self.in_force if pin is None else self._releases.pinned(pin))
 
     @asynccontextmanager
     async def carry(
@@ -165,6 +177,12 @@ class Traffic:
         finally:
             tally.close()
             self._tallies.discard(tally)
+
+    async def _open(self, name: str) -> Release:
+        try:
+            return await self._releases.open(name)
+        except (InvalidArgument, NotFound) as error:  # whoever set the rollout named it, and no client
+            raise FailedPrecondition(error.message, reason=error.reason, where=error.where) from error
 
     def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:

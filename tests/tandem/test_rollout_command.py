@@ -86,7 +86,7 @@ def test_watching_the_status_in_a_terminal_draws_one_table_over_itself_until_ctr
         while drawn.count(b"step 1 of 2") < 3:
             drawn += os.read(master, 65536)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == INTERRUPTED
+        assert process.wait(60) == INTERRUPTED
     drawn += os.read(master, 65536)
     os.close(terminal)
     os.close(master)

@@ -59,7 +59,7 @@ class Holder:
 
     async def UnloadModel(self, request: Any, context: Any) -> model_pb2.UnloadModelResponse:  # noqa: N802
         if self.models.pop(request.tag, None) is None:
-            raise NotFound("This process holds no model of that tag.", reason="UNKNOWN_TAG")
+            raise _not_held()
         self.events.append(f"unloaded {request.tag}")
         return model_pb2.UnloadModelResponse()
 
@@ -84,6 +84,8 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
         requests = [request async for request in request_iterator]
         start = requests[0].start
         self.starts.append(start)
+        if start.tag not in self.models:
+            raise _not_held()
         if start.tag in self.errors:
             raise self.errors[start.tag]
         await self.go[start.tag].wait()
@@ -94,6 +96,10 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
             yield language_pb2.GenerateResponse(tokens=language_pb2.TokenChunk(token_ids=[token_id]))
         finished = language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_STOP)
         yield language_pb2.GenerateResponse(finished=finished)
+
+
+def _not_held() -> NotFound:
+    return NotFound("This process holds no model of that tag.", reason="UNKNOWN_TAG", field="tag")
 
 
 @dataclass

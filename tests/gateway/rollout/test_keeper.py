@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -111,6 +112,21 @@ async def test_what_waits_at_one_gateway_is_known_to_the_others(
             await asyncio.sleep(0.01)
 
 
+async def test_a_canary_that_one_gateway_cannot_read_fails_there_and_is_counted(store: Path) -> None:
+    """Its model store may lack what another gateway's has; no client named the release, so none is to blame."""
+    keeper, traffic = gateway(store, FileStore(None))
+    await keeper.set(ASKED)
+    state = (await keeper.change(started)).state
+    assert state is not None
+    keys = (f"user-{number}" for number in range(1000))
+    on_canary = next(key for key in keys if takes_canary(key, state.id, state.weight_percent))
+    with pytest.raises(FailedPrecondition) as raised:
+        async with traffic.carry(on_canary, None, deadline=Deadline.after(60), report=Report()):
+            pass
+    assert raised.value.reason == "UNKNOWN_TAG"
+    assert traffic.take_counts()["canary/errors"] == 1
+
+
 async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
@@ -146,6 +162,41 @@ async def test_a_store_that_lost_its_data_gets_it_back_and_nothing_changes_meanw
             await asyncio.sleep(0.01)
     assert keeper.view.state == before
     assert traffic.offered == (TAG, CANARY)
+
+
+async def test_of_two_states_of_one_version_the_one_in_the_store_counts(
+    store: Path, redis: RedisServer, stack: AsyncExitStack
+) -> None:
+    """A store that lost its last change may take another one before it gets that back; gateways must not differ."""
+    (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
+    await one.set(ASKED)
+    redis.client.flushall()
+    await other.set(ASKED)
+    await run(one, stack)
+    async with asyncio.timeout(PATIENCE_S):
+        while one.view.state != other.view.state:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_command_whose_caller_leaves_while_the_disk_is_slow_is_done_all_the_same(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it, the file changed and the gateway not, would come into force with the next start."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow_fsync(_descriptor: int) -> None:
+        writing.set()
+        assert go_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr("os.fsync", slow_fsync)
+    keeper, _ = gateway(store, FileStore(tmp_path / "rollout.json"))
+    command = asyncio.create_task(keeper.set(ASKED))
+    await asyncio.to_thread(writing.wait, PATIENCE_S)
+    command.cancel()
+    await asyncio.wait([command])
+    go_on.set()
+    await until(keeper, Phase.PREPARING)
+    assert (await FileStore(tmp_path / "rollout.json").read()).state == keeper.view.state
 
 
 async def test_a_store_that_is_away_keeps_the_rollout_and_refuses_commands(

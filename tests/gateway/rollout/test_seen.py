@@ -52,6 +52,22 @@ async def test_requests_first_tokens_gaps_and_tokens_are_told_by_release(door: D
     assert REGISTRY.get_sample_value("tandem_rollout_store_up") == 1
 
 
+async def test_mirrored_requests_are_not_among_the_times_of_their_release(door: Door) -> None:
+    """They are last in line, and nobody waits for them."""
+    seen = Seen()
+    await door.set(0, 50, 100, shadow_percent=100)
+    await door.phase(RUNNING)
+    await door.ask()
+    async with asyncio.timeout(20):
+        while not (await door.get()).shadow.compared:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.02)
+    for metric in ("time_to_first_token", "inter_token"):
+        assert seen(f"tandem_gateway_{metric}_seconds_count", release=STABLE) > 0
+        assert seen(f"tandem_gateway_{metric}_seconds_count", release=CANARY) == 0
+    assert seen("tandem_gateway_requests_total", release=CANARY, outcome="FINISH_REASON_STOP") == 0
+    assert seen("tandem_gateway_stage_requests_total", release=CANARY, stage="language") == 1
+
+
 async def test_errors_are_told_by_release_and_stage(door: Door) -> None:
     seen = Seen()
     await door.set(50, 100)
