@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -106,8 +105,8 @@ async def test_items_that_arrive_together_run_together_in_order(executor: Thread
 
 
 async def test_a_full_batch_does_not_wait(executor: ThreadPoolExecutor) -> None:
-    async with batching(Doubler(), executor, max_batch_size=2, max_wait_s=5) as batcher:
-        async with asyncio.timeout(1):
+    async with batching(Doubler(), executor, max_batch_size=2, max_wait_s=60) as batcher:
+        async with asyncio.timeout(30):
             await asyncio.gather(batcher.submit(1), batcher.submit(2))
 
 
@@ -115,7 +114,7 @@ async def test_a_lone_item_waits_no_longer_than_it_is_told(executor: ThreadPoolE
     async with batching(Doubler(), executor, max_batch_size=8, max_wait_s=0.05) as batcher:
         answer = await batcher.submit(1)
     assert answer.batch_size == 1
-    assert 0.04 < answer.queue_s < 1
+    assert 0.04 < answer.queue_s < 10
 
 
 async def test_the_next_batch_gathers_while_one_runs(executor: ThreadPoolExecutor) -> None:
@@ -139,10 +138,8 @@ async def test_a_full_queue_refuses_at_once_and_takes_the_next_when_there_is_roo
         await until(lambda: len(doubler.batches) == 1)
         waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
         await asyncio.sleep(0)
-        started = time.perf_counter()
         with pytest.raises(ResourceExhausted) as refused:
-            await batcher.submit(3)
-        assert time.perf_counter() - started < 0.05
+            batcher.submit(3).send(None)  # to the first place where it would wait, and no further
         assert refused.value.reason == "QUEUE_FULL"
         assert refused.value.retry_after_s is not None
         assert refused.value.retry_after_s > 0

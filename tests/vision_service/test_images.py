@@ -88,9 +88,9 @@ def test_no_bytes() -> None:
 
 def test_too_many_bytes_are_refused_unread() -> None:
     data = bytes(25 * 2**20)
-    started = time.perf_counter()
+    started = time.thread_time()
     assert refusal(data).reason == "IMAGE_TOO_LARGE"
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
@@ -102,9 +102,9 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     """900 million pixels in a file of about 100 KB; decoding would take a gigabyte."""
     data = png_of_one_colour(30_000, 30_000)
     assert len(data) < 2**20
-    started = time.perf_counter()
+    started = time.thread_time()
     error = refusal(data)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
     assert error.reason == "IMAGE_TOO_MANY_PIXELS"
 
 
@@ -181,9 +181,9 @@ def test_sizes_no_decoder_should_believe() -> None:
     assert webp[12:16] == b"VP8X"
     webp[24:30] = b"\xff\x3f\x00\xff\x3f\x00"
     for data in (png_of_one_colour(10_000, 10_000), bytes(gif), bytes(bmp), bytes(webp)):
-        started = time.perf_counter()
+        started = time.thread_time()
         assert refusal(data).reason in ("IMAGE_TOO_MANY_PIXELS", "IMAGE_TRUNCATED", "IMAGE_UNSUPPORTED")
-        assert time.perf_counter() - started < 0.5
+        assert time.thread_time() - started < 0.5
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
