@@ -1,7 +1,7 @@
 """Logs: one line an event, JSON for machines or columns for a terminal, to stderr.
 
-Everything goes the same way, the libraries that use the standard `logging` included. A line of a process that handles a
-request carries its id, so one `grep` over all processes tells a request's story.
+Everything goes the same way, what libraries log with the standard `logging` and warn of included. A line of a process
+that handles a request carries its id, so one `grep` over all processes tells a request's story.
 """
 
 import logging
@@ -41,6 +41,7 @@ def configure_logging(service: str, log_format: LogFormat, log_level: LogLevel) 
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, *renderers]))
     # Libraries stay out of our debug lines: gRPC alone would add several a message.
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    logging.captureWarnings(True)
 
 
 def _shared_processors(service: str) -> list[Processor]:

@@ -23,8 +23,8 @@ class AnswerText:
         self._words = words
         self._num_decoded = 0  # characters out of the detokenizer
         self._num_shown = 0  # characters given out; fewer while a stop string or a word may have begun
-        # Log-probabilities not given out yet, each with the place in the text where its token begins.
-        self._logprobs: deque[tuple[int, sampling_pb2.PositionLogprobs]] = deque()
+        # Log-probabilities not given out yet, each with the places in the text where its token begins and ends.
+        self._logprobs: deque[tuple[int, int, sampling_pb2.PositionLogprobs]] = deque()
         self.num_tokens = 0
         self.ended_by: sampling_pb2.FinishReason.ValueType | None = None
 
@@ -35,9 +35,10 @@ class AnswerText:
         shown = ""
         for index, token_id in enumerate(token_ids):
             self.num_tokens += 1
+            text = self._detokenizer.push(token_id)
             if logprobs:
-                self._logprobs.append((self._num_decoded, logprobs[index]))
-            shown += self._show(self._detokenizer.push(token_id))
+                self._logprobs.append((self._num_decoded, self._num_decoded + len(text), logprobs[index]))
+            shown += self._show(text)
             if self.ended_by is not None:
                 break
         return self._delta(shown)
@@ -71,8 +72,15 @@ class AnswerText:
         return text
 
     def _delta(self, text: str, *, last: bool = False) -> gateway_pb2.TextDelta | None:
-        """Return `text` with the log-probabilities of the tokens whose first character is out now, or None if empty."""
+        """Return `text` with the log-probabilities of the tokens that are visible now, or None if both are empty."""
         visible: list[sampling_pb2.PositionLogprobs] = []
-        while self._logprobs and (last or self._logprobs[0][0] < self._num_shown):
-            visible.append(self._logprobs.popleft()[1])
+        while self._logprobs and (last or self._is_visible(*self._logprobs[0][:2])):
+            visible.append(self._logprobs.popleft()[2])
         return gateway_pb2.TextDelta(text=text, logprobs=visible) if text or visible else None
+
+    def _is_visible(self, begin: int, end: int) -> bool:
+        """Return whether the first character of a token is out; where words are looked for, whether all of it is.
+
+        Most tokens begin with the space before a word, and the id of one that goes on into a word would name it.
+        """
+        return begin < self._num_shown and (self._words is None or end <= self._num_shown)

@@ -13,8 +13,9 @@ from gateway.releases import Release, Releases, Route
 from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
 
-# Text this short is rendered and tokenized in well under a millisecond; more is done beside the event loop.
+# So much text in so few parts is rendered and tokenized in about a millisecond; more is done beside the event loop.
 _BUILD_INLINE_CHARACTERS = 4096
+_BUILD_INLINE_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,8 @@ class QuestionMaker:
 
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:
     """Build the prompt without holding up other requests."""
-    if conversation.num_characters <= _BUILD_INLINE_CHARACTERS:
+    num_parts = sum(len(message["content"]) for message in conversation.messages)
+    if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
         return release.prompts.build(conversation.messages)
     return await asyncio.to_thread(release.prompts.build, conversation.messages)
 

@@ -13,7 +13,7 @@ import structlog
 from chassis.channels import ChannelTls, open_channel
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
 from chassis.settings import split_address
-from gateway.endpoint import Endpoint, Stub
+from gateway.endpoint import Endpoint, Stub, absent
 from gateway.stage_errors import errors_of, unreachable
 from tandem.v1 import model_pb2
 
@@ -164,9 +164,12 @@ class Stage(Generic[Stub]):
         except OSError as error:
             _log.warning("name not found, its last addresses hold", stage=self.name, name=name, error=error.strerror)
             return
-        for address in addresses:
-            if (name, address) not in self._named:
-                self._named[name, address] = self._open(address, authority=split_address(name)[0])
+        try:
+            for address in addresses:
+                if (name, address) not in self._named:
+                    self._named[name, address] = self._open(address, authority=split_address(name)[0])
+        except FailedPrecondition as error:  # the files of TLS are being changed; the next round finds them whole
+            _log.warning("new addresses not taken over", stage=self.name, name=name, error=error.message)
         for key in [key for key in self._named if key[0] == name and key[1] not in addresses]:
             leaving = asyncio.create_task(self._named.pop(key).channel.close(_FAREWELL_S))
             self._leaving.add(leaving)
@@ -208,7 +211,7 @@ class Stage(Generic[Stub]):
             return unreachable(self.name)
         info = self.info(tag)
         if info is None:
-            return Unavailable(f"The {self.name} service does not hold {tag}.", reason="MODEL_ABSENT", retry_after_s=1)
+            return absent(self.name, tag)
         if info.state == model_pb2.MODEL_STATE_FAILED:
             return FailedPrecondition(f"The {self.name} service could not load {tag}.", reason="MODEL_FAILED")
         state = "LOADING" if info.state == model_pb2.MODEL_STATE_LOADING else "DRAINING"

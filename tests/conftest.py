@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from tandem.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
+
+# How long one example takes says nothing on a machine that is busy; whatever else is set stays as it is.
+settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -78,6 +78,7 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dic
     monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging("test", "json", "debug")
     yield lambda: [json.loads(line) for line in stderr.getvalue().splitlines()]
+    logging.captureWarnings(False)
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)

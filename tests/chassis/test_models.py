@@ -103,7 +103,7 @@ async def test_a_lease_ends_with_its_block_even_when_the_block_fails() -> None:
     await loaded(host, loader)
     with pytest.raises(ZeroDivisionError), host.lease(TAG):
         raise ZeroDivisionError
-    await asyncio.wait_for(host.unload(TAG), 1)
+    await asyncio.wait_for(host.unload(TAG), 20)
 
 
 async def test_unloading_what_is_still_loading_waits_for_it() -> None:

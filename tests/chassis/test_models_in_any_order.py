@@ -126,7 +126,7 @@ class HostMachine(RuleBasedStateMachine):
                 if self.loader.waiting:
                     self.loader.finish()
                 await settle()
-            await asyncio.wait_for(closing, 1)
+            await asyncio.wait_for(closing, 20)
             await asyncio.gather(*self.calls, return_exceptions=True)
 
         self.run(end())

@@ -23,7 +23,7 @@ from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 # A service as ours are written: settings, open_service, run_service. Generate streams until its client leaves.
 PROGRAM = '''
-import asyncio, sys, logging
+import asyncio, sys, logging, warnings
 from contextlib import asynccontextmanager
 from pydantic_settings import SettingsConfigDict
 import structlog
@@ -58,6 +58,7 @@ async def open_service(settings, server):
         log.info("loading")
         await asyncio.sleep(60)
     logging.getLogger("some.library").warning("a library speaks")
+    warnings.warn("a library warns")
     gateway_pb2_grpc.add_GatewayServicer_to_server(Servicer(), server.grpc)
     server.announce("tandem.v1.Gateway")
     yield
@@ -84,7 +85,7 @@ class Process:
             self._queue.put(line)
         self._queue.put(None)
 
-    def wait_for(self, event: str, timeout_s: float = 20) -> dict[str, Any]:
+    def wait_for(self, event: str, timeout_s: float = 60) -> dict[str, Any]:
         """Read the log up to the next such event; every line on the way must be JSON."""
         while True:
             line = self._queue.get(timeout=timeout_s)
@@ -93,10 +94,10 @@ class Process:
             if self.lines[-1]["event"] == event:
                 return self.lines[-1]
 
-    def end(self, timeout_s: float = 10) -> int:
+    def end(self, timeout_s: float = 60) -> int:
         """Wait for the process's end, read the rest of its log and return its exit status."""
         code = self.popen.wait(timeout_s)
-        while (line := self._queue.get(timeout=5)) is not None:
+        while (line := self._queue.get(timeout=60)) is not None:
             self.lines.append(json.loads(line))
         return code
 
@@ -134,17 +135,25 @@ async def test_a_process_serves_drains_on_sigterm_and_exits_cleanly(start: Any) 
     async with channel:
         status = await health.Check(health_pb2.HealthCheckRequest(service="tandem.v1.Gateway"))
         assert status.status == health_pb2.HealthCheckResponse.SERVING
-        call = gateway.Generate(count(20), metadata=(("x-request-id", "mine"),))
+        call = gateway.Generate(count(100), metadata=(("x-request-id", "mine"),))
         await call.read()
         process.popen.send_signal(signal.SIGTERM)
-        texts = [(await call.read()).delta.text for _ in range(19)]
-        assert texts[-1] == "19"
+        texts = [(await call.read()).delta.text for _ in range(99)]
+        assert texts[-1] == "99"
         assert await call.code() == grpc.StatusCode.OK
     assert process.end() == 0
     assert [line["request_id"] for line in process.lines if line["event"] in ("freed", "rpc")] == ["mine", "mine"]
-    events = [event for event in process.events() if event != "a library speaks"]
+    events = [event for event in process.events() if "a library" not in event]
     assert events == ["ready", "stopping", "freed", "rpc", "closed", "stopped"]
     assert {line["service"] for line in process.lines} == {"example"}
+
+
+def test_what_libraries_log_and_warn_of_is_in_the_log_like_the_rest(start: Any) -> None:
+    process = start()
+    process.wait_for("ready")
+    speaks, warns, _ready = process.lines
+    assert (speaks["event"], speaks["level"]) == ("a library speaks", "warning")
+    assert ("UserWarning: a library warns" in warns["event"], warns["level"]) == (True, "warning")
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
@@ -164,7 +173,7 @@ async def test_metrics_count_calls_over_http(start: Any) -> None:
     async with channel:
         assert len([_ async for _ in gateway.Generate(count(2))]) == 2
     url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
-    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read().decode())
     assert 'tandem_rpc_requests_total{code="OK",method="tandem.v1.Gateway/Generate"} 1.0' in text
     assert 'tandem_rpc_seconds_count{method="tandem.v1.Gateway/Generate"} 1.0' in text
     assert 'tandem_rpc_in_flight{method="tandem.v1.Gateway/Generate"} 0.0' in text
@@ -182,7 +191,7 @@ async def test_a_second_signal_stops_at_once(start: Any) -> None:
         started = time.perf_counter()
         process.popen.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(process.end) == 0
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20  # and not the 30 s of a drain
     assert "freed" in process.events()
     assert process.events()[-2:] == ["closed", "stopped"]
 
@@ -218,7 +227,7 @@ def test_a_signal_while_the_service_is_starting_stops_it(start: Any) -> None:
 
 def test_a_service_that_cannot_start_says_so_in_one_line(start: Any) -> None:
     process = start("--start", "refused")
-    assert process.end(20) == 1
+    assert process.end() == 1
     (line,) = process.lines
     assert (line["reason"], line["error"]) == ("DOES_NOT_FIT", "The model does not fit.")
     assert "exception" not in line
@@ -226,7 +235,7 @@ def test_a_service_that_cannot_start_says_so_in_one_line(start: Any) -> None:
 
 def test_a_bug_at_start_is_logged_with_its_traceback(start: Any) -> None:
     process = start("--start", "broken")
-    assert process.end(20) == 1
+    assert process.end() == 1
     (line,) = process.lines
     assert "RuntimeError: a bug" in line["exception"]
 
@@ -236,14 +245,14 @@ def test_a_port_that_is_taken_is_named(start: Any, flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(flag, f"127.0.0.1:{port}" if flag == "--listen" else str(port))
-        assert process.end(20) == 1
+        assert process.end() == 1
     assert process.lines[-1]["reason"] == "CANNOT_LISTEN"
     assert str(port) in process.lines[-1]["error"]
 
 
 def test_a_bad_setting_ends_the_process_with_status_2() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TANDEM_EXAMPLE_DRAIN_S": "soon"}
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=30)
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=120)
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "--drain-s (TANDEM_EXAMPLE_DRAIN_S)" in run.stderr

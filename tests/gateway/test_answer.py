@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from checkpoint.tokenizer import byte_tokenizer
 from gateway.answer import AnswerText
 from gateway.detokenizer import Detokenizer, Vocabulary
+from gateway.word_filter import WordFilter, WordList
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 
@@ -97,6 +98,17 @@ def test_tokens_a_stop_string_cut_off_bring_no_logprobs() -> None:
     assert "".join(delta.text for delta in deltas) == "ok"
     assert len([entry for delta in deltas for entry in delta.logprobs]) == 2
     assert (text.ended_by, text.num_tokens) == (sampling_pb2.FINISH_REASON_STOP, 6)
+
+
+def test_a_token_that_reaches_into_a_word_brings_no_logprobs() -> None:
+    """Most tokens begin with the space before a word: that space is shown, but the token's id would name the word."""
+    token_ids = [*TOKENIZER.encode("ok", add_special_tokens=False).ids, TOKENIZER.get_vocab()["好 的"]]
+    text = AnswerText(VOCABULARY, [], WordFilter(WordList({"zh": ["的"]}), "end"))
+    deltas = [text.push([token_id], logprobs_of([token_id])) for token_id in token_ids] + [text.finish()]
+    assert "".join(delta.text for delta in deltas if delta is not None) == "ok好 "
+    assert text.ended_by == sampling_pb2.FINISH_REASON_FILTERED
+    reported = [entry.chosen.token_id for delta in deltas if delta is not None for entry in delta.logprobs]
+    assert reported == token_ids[:2]
 
 
 def test_a_character_cut_by_the_end_of_the_answer_shows_as_replacement() -> None:

@@ -100,9 +100,9 @@ async def test_a_client_that_leaves_amid_the_answer_cancels_it(world: World) -> 
 
 
 async def test_the_clients_deadline_reaches_both_stages(world: World) -> None:
-    await read(world.stub.Generate(ask(PICTURE, "What is it?"), timeout=5))
+    await read(world.stub.Generate(ask(PICTURE, "What is it?"), timeout=60))
     for deadline_s in (*world.vision.deadlines_s, *world.language.deadlines_s):
-        assert 4 < deadline_s <= 5
+        assert 30 < deadline_s <= 60
 
 
 async def test_no_request_takes_longer_than_the_longest_deadline(make_world: MakeWorld) -> None:

@@ -108,7 +108,7 @@ def test_a_client_that_leaves_gives_back_everything(
         if number % 2:
             next(call)  # amid the answer; the others leave amid the prompt
         call.cancel()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         running = gauges(stack, "language", "tandem_language_running") | gauges(stack, "gateway", "tandem_gateway_run")
         if not any(running.values()) and gauges(stack, "language", "tandem_language_kv_blocks_used") == baseline:
@@ -183,7 +183,7 @@ def test_bad_input_is_a_typed_error_at_once_and_the_next_request_works(
     started = time.monotonic()
     error = error_of(lambda: list(stub.Generate(request)))
     assert (error.code.name, error.reason) == (code, reason)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # and not the two minutes a request may take
     assert list(stub.Generate(ask("Hi.", sampling=GREEDY)))[-1].finished.usage.completion_tokens == 24
 
 

@@ -1,6 +1,7 @@
 """Which replicas of a stage there are: some are late, ejected, gone and back, and names move."""
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -8,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chassis.channels import ChannelTls
 from chassis.errors import Internal
-from gateway.stages import Stage
-from tandem.v1 import model_pb2, vision_pb2_grpc
+from gateway.failover import with_failover
+from gateway.stages import Replica, Stage, errors_of
+from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
 from tests.gateway.halves import TAG, vision_info
 from tests.gateway.scripted import ScriptedVision, Switch
 
@@ -109,6 +112,51 @@ async def test_a_name_stands_for_whoever_it_leads_to_now(store: Path) -> None:
             current = addresses[1:]
             await stage.refresh()
             assert await found(stage) == set(addresses[1:])
+
+
+async def test_new_addresses_that_come_while_the_files_of_tls_are_being_changed_are_taken_over_after_it(
+    tmp_path: Path,
+) -> None:
+    """Who asks in the background would end with an error, and never find another pod."""
+    ca, current = tmp_path / "ca.pem", ["127.0.0.1:1"]
+    make_authority(ca)
+    good = ca.read_bytes()
+
+    async def resolve(name: str) -> list[str]:
+        return current
+
+    async with stage_of("dns:///vision.example:50051", resolve=resolve, tls=ChannelTls(ca=ca)) as stage:
+        for content, expected in ((good, 1), (b"", 1), (good, 2)):
+            ca.write_bytes(content)
+            await stage.refresh()
+            assert len(stage.endpoints) == expected
+            current = ["127.0.0.1:1", "127.0.0.1:2"]
+
+
+def make_authority(path: Path) -> None:
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path.with_suffix(".key"))
+    subprocess.run(["openssl", "req", "-x509", *key, "-out", path, "-subj", "/CN=ca"], check=True, capture_output=True)
+
+
+async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: Path) -> None:
+    async with servers(store, 2) as pods:
+        current = [pods[0].address]
+
+        async def resolve(name: str) -> list[str]:
+            return current
+
+        async def encode(replica: Replica[Any]) -> str:
+            with errors_of("vision"):
+                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"a picture"))
+            return replica.endpoint.address
+
+        for pod in pods:
+            pod.vision.go.set()
+        async with stage_of("dns:///vision.example:50051", resolve=resolve) as stage:
+            first = await stage.find(TAG)
+            current = [pods[1].address]
+            await stage.refresh()
+            assert await with_failover(first, encode, may_repeat=lambda: True) == pods[1].address
 
 
 async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) -> None:
