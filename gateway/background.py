@@ -20,6 +20,8 @@ async def in_background(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        for work in works:
+            work.close()  # where the block ended before it began, of which Python would warn
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

@@ -138,8 +138,14 @@ class GatewaySettings(ServiceSettings):
     @field_validator("shared_cache_url", "rollout_redis")
     @classmethod
     def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if url is not None:
+            # Here and not above: the Redis client takes longer to import than all the rest.
+            from redis.connection import parse_url
+
+            try:
+                parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]
+            except ValueError:  # whose words may hold part of a password
+                raise ValueError("must be redis://host:port/db, rediss://host:port/db or unix://path") from None
         return url
 
     @model_validator(mode="after")

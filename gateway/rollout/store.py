@@ -85,9 +85,11 @@ class FileStore:
         self._path = path
         self._file = _File(document=Document())
         self._writing = asyncio.Lock()
-        if path is not None and path.exists():
+        if path is not None:
             try:
                 self._file = _File.model_validate_json(path.read_bytes())
+            except FileNotFoundError:
+                pass  # it need not be there yet
             except (OSError, ValidationError) as error:
                 raise bad_state(f"The rollout state file {path.name} cannot be read") from error
 

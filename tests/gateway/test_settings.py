@@ -43,6 +43,8 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
     ("flag", "value"),
     [
         ("--shared-cache-url", "http://:secret@host"),
+        ("--shared-cache-url", "redis://:secret/word@host"),  # a slash ends the host, so this is a port
+        ("--rollout-redis", "redis://host:port"),
         ("--max-stop-strings", "17"),
         ("--max-request-bytes", "1000"),
         ("--vision", ","),

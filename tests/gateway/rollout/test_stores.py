@@ -140,6 +140,12 @@ def test_a_corrupt_file_is_refused_and_left_as_it_is(tmp_path: Path, content: st
     assert path.read_text() == content
 
 
+def test_a_file_that_cannot_even_be_looked_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition) as raised:
+        FileStore(tmp_path / ("x" * 300))
+    assert raised.value.reason == "BAD_ROLLOUT_STATE"
+
+
 async def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "absent" / "rollout.json")
     with pytest.raises(Unavailable) as raised:
