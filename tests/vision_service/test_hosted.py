@@ -62,8 +62,10 @@ def shared() -> Iterator[Shared]:
     decoding.close()
 
 
-def loader(store: ModelStore, shared: Shared, dtype: torch.dtype = torch.float32) -> VisionLoader:
-    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=BATCHING, shared=shared)
+def loader(
+    store: ModelStore, shared: Shared, dtype: torch.dtype = torch.float32, batching: BatchConfig = BATCHING
+) -> VisionLoader:
+    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=batching, shared=shared)
 
 
 async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:
@@ -93,16 +95,17 @@ async def test_the_service_gives_what_the_plain_model_gives(
 
 async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore, shared: Shared) -> None:
     """Else an answer would depend on who else is asking."""
-    model = await loader(store, shared).load(TAG)
+    single = await loader(store, shared).load(TAG)
+    patient = await loader(store, shared, batching=BatchConfig(max_batch_size=4, max_wait_s=60)).load(TAG)
     pictures = [png(colour) for colour in ("red", "gradient", "navy", "white")]
-    alone = [await encode(model, data) for data in pictures]
-    together = await asyncio.gather(*(encode(model, data) for data in pictures))
-    encoded = await asyncio.gather(*(ask(model, data) for data in pictures))
+    alone = [await encode(single, data) for data in pictures]
+    encoded = await asyncio.gather(*(ask(patient, data) for data in pictures))
     assert {one.batch_size for one in encoded} == {4}
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(other, one, atol=0.01 * np.abs(one).max())  # one step of bfloat16
+    for one, other in zip(alone, encoded, strict=True):
+        np.testing.assert_allclose(floats(other.tokens), one, atol=0.01 * np.abs(one).max())  # one step of bfloat16
     assert np.abs(alone[0] - alone[1]).max() > 0.02 * np.abs(alone[0]).max()  # different pictures do differ
-    await model.close()
+    await single.close()
+    await patient.close()
 
 
 async def test_identity_follows_weights_and_precision(store: ModelStore, shared: Shared, tmp_path: Path) -> None:
