@@ -105,14 +105,17 @@ def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | 
     """
     raw_BV = logits_BV.float()
     largest_B, tokens_B = largest(raw_BV)
-    finite = largest_B.isfinite().tolist()
+    finite = drawable = largest_B.isfinite().tolist()
     adjusted_BV = _adjust(raw_BV, states)
     if adjusted_BV is not raw_BV:
-        _, tokens_B = largest(adjusted_BV)
-    drawing = _rows(states, lambda options: options.temperature > 0)
-    drawing = [row for row in drawing if finite[row]]
-    if drawing:
-        tokens_B[drawing] = _draw(adjusted_BV[drawing], [states[row] for row in drawing])
+        largest_B, tokens_B = largest(adjusted_BV)
+        # A logit that a penalty made infinite wins; where nothing is left, whatever is taken fails its grammar.
+        drawable = largest_B.isfinite().tolist()
+    drawing = [row for row in _rows(states, lambda options: options.temperature > 0) if drawable[row]]
+    # Apart by top-k, so that in which order equal logits come depends on nobody's options but the row's own.
+    for top_k in {states[row].options.top_k for row in drawing}:
+        rows = [row for row in drawing if states[row].options.top_k == top_k]
+        tokens_B[rows] = _draw(adjusted_BV[rows], [states[row] for row in rows], top_k or raw_BV.shape[-1])
     tokens = tokens_B.tolist()
     logprobs = _logprobs(raw_BV, tokens, states)
     choices: list[Choice | None] = []
@@ -207,21 +210,17 @@ def _penalise(logits_BV: Tensor, rows: Sequence[int], states: Sequence[SamplingS
     logits_BV[places] = found_S - counts_S * frequency_S - (counts_S > 0) * presence_S
 
 
-def _draw(logits_RV: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Return one token a row, drawn from what temperature and cuts leave, [R]."""
+def _draw(logits_RV: Tensor, states: Sequence[SamplingState], top_k: int) -> Tensor:
+    """Return one token a row, drawn from what temperature and cuts leave of the `top_k` likeliest, [R]."""
     rows = range(len(states))
-    vocab_size = logits_RV.shape[-1]
-    top_ks = [min(state.options.top_k or vocab_size, vocab_size) for state in states]
-    # Sorted, the cuts are prefixes. No row needs more than the largest k, which most often is far below V.
-    logits_RN, tokens_RN = logits_RV.topk(max(top_ks), dim=-1)
+    logits_RN, tokens_RN = logits_RV.topk(min(top_k, logits_RV.shape[-1]), dim=-1)  # sorted, so the cuts are prefixes
     # The largest first becomes 0, so that dividing by a tiny temperature overflows to -inf and never to NaN.
     scaled_RN = (logits_RN - logits_RN[:, :1]).double() / _column(rows, states, "temperature", logits_RN).double()
-    kept_RN = torch.arange(logits_RN.shape[-1], device=logits_RV.device) < scaled_RN.new_tensor(top_ks)[:, None]
-    probs_RN = scaled_RN.masked_fill(~kept_RN, _NEVER).softmax(dim=-1)
+    probs_RN = scaled_RN.softmax(dim=-1)
     # A token stays while those before it do not reach p yet, so the one that reaches it stays too. Rounding may carry
     # the sum past 1, so a p of 1 must not be compared at all.
     top_ps = [state.options.top_p if state.options.top_p < 1 else math.inf for state in states]
-    kept_RN &= probs_RN.cumsum(dim=-1) - probs_RN < probs_RN.new_tensor(top_ps)[:, None]
+    kept_RN = probs_RN.cumsum(dim=-1) - probs_RN < probs_RN.new_tensor(top_ps)[:, None]
     kept_RN &= probs_RN >= _column(rows, states, "min_p", probs_RN) * probs_RN[:, :1]
     cumulative_RN = (probs_RN * kept_RN).cumsum(dim=-1)
     # In float64, since in float32 the sum over a large vocabulary is off by more than the rarest tokens weigh.

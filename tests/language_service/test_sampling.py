@@ -97,6 +97,16 @@ def test_the_same_seed_gives_the_same_tokens_beside_anyone() -> None:
     assert len(set(alone)) > 5
 
 
+def test_equal_logits_are_drawn_alike_beside_anyone() -> None:
+    """In which order they come is nobody else's business: a neighbour may keep more of them."""
+    logits_V = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(0)).float()
+    for top_k in (1, 3, 50, 0):
+        for seed in range(20):
+            state, alone = (make_state(temperature=1.0, top_k=top_k, seed=seed) for _ in range(2))
+            beside = tokens(logits_V.repeat(3, 1), [make_state(temperature=1.0), state, make_state(top_k=2)])
+            assert beside[1:2] == tokens(logits_V[None], [alone])
+
+
 def test_no_seed_draws_another_stream_each_time() -> None:
     state, other = (make_state(temperature=1.0) for _ in range(2))
     logits_BV = torch.zeros(2, 50)
@@ -219,6 +229,14 @@ def test_a_row_that_is_not_finite_gets_no_token_and_harms_no_other(bad: float, t
     assert first == third
     assert first is not None
     assert first.token_id == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_logit_that_options_make_infinite_is_taken_and_harms_no_other(temperature: float) -> None:
+    """So small a penalty divides to more than any number there is."""
+    states = [make_state(temperature=temperature, repetition_penalty=1e-45), make_state()]
+    states[0].note_prompt([3])
+    assert tokens(torch.tensor([[1.0, 9.0, 3.0, 2.0]] * 2), states) == [3, 1]
 
 
 @settings(max_examples=100, deadline=None)
