@@ -1,6 +1,8 @@
 """Which tokens a constraint allows next: grammars, compiled once beside the event loop and followed by every answer."""
 
 import asyncio
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,15 @@ from language_service.options import Constraint, bad_constraint
 
 _MAX_KEPT = 128  # compiled grammars of one model
 _MAX_PROBLEM_CHARACTERS = 300
+
+# Reads a grammar and compiles it, without a vocabulary, in two seconds of processor time and 512 MiB, or is killed.
+_TRY_TO_COMPILE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
+from llguidance import LLMatcher
+LLMatcher.validate_grammar(sys.stdin.read())
+"""
 
 
 class Grammar:
@@ -93,7 +104,11 @@ class GrammarCompiler:
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
         try:
-            matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0)
+            grammar = _grammar(constraint)
+            # Of expressions, the compiler bounds time and memory itself; of patterns that must all hold, neither.
+            if constraint.kind == "json_schema" and not _compiles_in_time(grammar):
+                raise bad_constraint(constraint.kind, "takes too long to compile")
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         except ValueError as error:
             raise bad_constraint(constraint.kind, f"is not valid: {_first_line(str(error))}") from None
         if matcher.is_error():
@@ -106,6 +121,13 @@ def _grammar(constraint: Constraint) -> str:
         # Whitespace is allowed anywhere else, and a model that is unsure can go on with it for ever.
         return LLMatcher.grammar_from_json_schema(constraint.text, overrides={"whitespace_flexible": False})
     return grammar_from("regex" if constraint.kind == "regex" else "choice", constraint.text)
+
+
+def _compiles_in_time(grammar: str) -> bool:
+    """Return whether compiling ends: nothing can stop it on a thread, so it is first tried in a process of its own."""
+    command = [sys.executable, "-I", "-c", _TRY_TO_COMPILE]
+    tried = subprocess.run(command, input=grammar.encode(), stderr=subprocess.DEVNULL, check=False)
+    return tried.returncode >= 0
 
 
 def _first_line(text: str) -> str:

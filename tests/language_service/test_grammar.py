@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from chassis.errors import Internal, InvalidArgument
 from checkpoint.tokenizer import byte_tokenizer
-from language_service.engine import FinishReason
+from language_service.engine import FinishReason, Generation
 from language_service.grammar import Grammar, GrammarCompiler, allowed_tokens
 from language_service.options import Constraint, SamplingOptions, read_options
 from language_service.sampling import SamplingState, choose
@@ -111,6 +111,9 @@ async def test_one_row_without_a_constraint_is_left_alone(compiler: GrammarCompi
     assert grammar.is_complete
 
 
+# A text that fits them all is looked for among all combinations of where each of them may stand.
+PATTERNS = [{"type": "string", "pattern": f"(a|b)*a(a|b){{{length}}}"} for length in range(1, 40)]
+
 BAD: dict[str, tuple[sampling_pb2.SamplingOptions, str]] = {
     "not JSON": (sampling_pb2.SamplingOptions(json_schema="{"), "json_schema"),
     "no schema": (sampling_pb2.SamplingOptions(json_schema="[1]"), "json_schema"),
@@ -119,6 +122,7 @@ BAD: dict[str, tuple[sampling_pb2.SamplingOptions, str]] = {
     "nothing fits": (sampling_pb2.SamplingOptions(json_schema='{"enum": []}'), "json_schema"),
     "deep": (sampling_pb2.SamplingOptions(json_schema='{"items":' * 5000 + "{}" + "}" * 5000), "json_schema"),
     "long schema": (sampling_pb2.SamplingOptions(json_schema=" " * 65537), "json_schema"),
+    "never compiled": (sampling_pb2.SamplingOptions(json_schema=json.dumps({"allOf": PATTERNS})), "json_schema"),
     "no schema text": (sampling_pb2.SamplingOptions(json_schema=""), "json_schema"),
     "unclosed": (sampling_pb2.SamplingOptions(regex="(a"), "regex"),
     "look-ahead": (sampling_pb2.SamplingOptions(regex="(?=a)b"), "regex"),
@@ -216,3 +220,26 @@ async def test_an_answer_that_leaves_its_grammar_fails(make_engine: MakeEngine, 
     with pytest.raises(Internal) as caught:
         await read(generation)
     assert caught.value.reason == "CONSTRAINT_FAILED"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_an_answer_that_has_no_token_left_fails_alone(
+    make_engine: MakeEngine, compiler: GrammarCompiler, temperature: float
+) -> None:
+    """Its grammar allows nothing but the end, and the end must not come yet."""
+    engine = await make_engine(model=MODEL)
+
+    def ask(grammar: Grammar | None) -> Generation:
+        options = SamplingOptions(min_tokens=1, temperature=temperature)
+        generation = engine.open(options, salt=b"", priority=0, grammar=grammar)
+        generation.add_text([5, 6, 7])
+        generation.end_prompt(12)
+        return generation
+
+    grammar = await compiler.compile(Constraint("regex", "(|)"))
+    with engine._changed:  # so that both are in one step
+        failing, neighbour = ask(grammar), ask(None)
+    with pytest.raises(Internal) as caught:
+        await read(failing)
+    assert caught.value.reason == "CONSTRAINT_FAILED"
+    assert len((await read(neighbour))[0]) > 0
