@@ -72,6 +72,11 @@ class BlockPool:
         """Whether somebody holds `block`."""
         return self._references[block] > 0
 
+    def held_only_by(self, owners: Iterable[Sequence[int]]) -> set[int]:
+        """Return the blocks of `owners` that nobody else holds."""
+        held = Counter(block for blocks in owners for block in blocks)
+        return {block for block, count in held.items() if count == self._references[block]}
+
     def find(self, name: bytes) -> int | None:
         """Return the block whose content has this name, held or kept."""
         return self._named.get(name)

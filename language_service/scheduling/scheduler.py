@@ -132,6 +132,7 @@ class Scheduler:
             sequence.found.pop(index, None)  # it gave way since it found them
         if chunk.num_drafts and sequence.lookup is not None:
             sequence.lookup.learn(chunk.num_drafts, num_right)
+            self.pool.release(sequence.cut_blocks(self._num_blocks(sequence.num_computed + 1)))
         self._name_blocks(sequence)
 
     def check(self) -> None:
@@ -192,7 +193,7 @@ class Scheduler:
         if sequence.lookup is None:
             return []
         count = min(budget, sequence.num_longest - len(sequence.token_ids) - 1)
-        drafts = sequence.lookup.draft(sequence.token_ids, max(0, count))
+        drafts = sequence.lookup.draft(sequence.token_ids, count)
         self._reserve(sequence, self._num_blocks(len(sequence.token_ids) + len(drafts)))
         return drafts[: len(sequence.blocks) * self.config.block_size - len(sequence.token_ids)]
 
@@ -203,7 +204,8 @@ class Scheduler:
             needed = min(needed + 1, self._num_blocks(sequence.num_longest))
         idle = self._idle() if sequence.prompt_ended else []
         while (lacking := self._num_lacking(sequence, needed)) > 0 or self.num_running >= self.config.max_running:
-            if not idle or lacking > sum(len(each.blocks) for each in idle):
+            # Blocks of theirs that it would share are not lacking.
+            if not idle or lacking > len(self.pool.held_only_by(each.blocks for each in idle) - self._shared(sequence)):
                 return False
             self._preempt(idle.pop())
         self._running.add(sequence)
@@ -216,13 +218,13 @@ class Scheduler:
 
     def _num_lacking(self, sequence: Sequence, needed: int) -> int:
         """Return how many blocks there are too few for `sequence`, which holds none, to begin with `needed`."""
-        return needed - self._num_shared(sequence) + self._num_spared() - self.pool.num_free
+        return needed - len(self._shared(sequence)) + self._num_spared() - self.pool.num_free
 
-    def _num_shared(self, sequence: Sequence) -> int:
-        """Return how many blocks held by others `sequence`, which holds none, would share to begin with."""
+    def _shared(self, sequence: Sequence) -> set[int]:
+        """Return the blocks held by others that `sequence`, which holds none, would share to begin with."""
         names = sequence.block_names[: self._num_findable(sequence)]
         found = takewhile(lambda block: block is not None, map(self.pool.find, names))
-        return sum(block is not None and self.pool.is_held(block) for block in found)
+        return {block for block in found if block is not None and self.pool.is_held(block)}
 
     def _num_spared(self) -> int:
         """Return the blocks left to those that run, one each while it may grow, so that nobody begins to give way."""
@@ -289,8 +291,7 @@ class Scheduler:
         self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        self.pool.release(sequence.cut_blocks(0))
         sequence.num_computed = sequence.num_named = 0
         self._running.discard(sequence)
 

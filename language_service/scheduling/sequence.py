@@ -88,6 +88,12 @@ class Sequence:
         """Most tokens it will ever have, as far as that is known."""
         return self.num_prompt + (self.max_tokens or 0)
 
+    def cut_blocks(self, length: int) -> list[int]:
+        """Keep the first `length` of the blocks and return the others."""
+        cut = self.blocks[length:]
+        del self.blocks[length:]
+        return cut
+
     def chunk(self, length: int, drafts: AbstractSequence[int] = ()) -> "Chunk":
         """Return the next `length` tokens to compute, and guesses after them."""
         end = self.num_computed + length

@@ -145,3 +145,18 @@ def test_guesses_take_what_prefill_leaves_and_only_free_blocks() -> None:
     batch = scheduler.next_batch()
     assert batch is not None
     assert [(chunk.sequence, len(chunk.token_ids)) for chunk in batch.chunks] == [(sequence, 2), (other, 14)]
+
+
+def test_guesses_that_were_wrong_keep_no_blocks_from_anyone() -> None:
+    """There are enough for both as they grow token by token."""
+    scheduler = make_scheduler(num_blocks=7, max_drafts=8)
+    guessing, growing = add_named(scheduler, [1] * 8, max_tokens=12), add(scheduler, 4, 9)
+    num_drafts = 0
+    while growing.num_answer < 9:
+        batch = step(scheduler)
+        assert batch is not None
+        assert batch.num_preempted == 0
+        num_drafts += sum(chunk.num_drafts for chunk in batch.chunks)
+    assert num_drafts > 8
+    run(scheduler)
+    assert guessing.num_answer == 12

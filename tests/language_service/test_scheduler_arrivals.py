@@ -1,6 +1,6 @@
 """The scheduler's policy on prompts that arrive piece by piece."""
 
-from tests.language_service.stepping import add, make_scheduler, run, sizes, step
+from tests.language_service.stepping import add, add_named, make_scheduler, run, sizes, step
 
 
 def test_one_that_waits_for_its_prompt_gives_way_to_anyone() -> None:
@@ -106,4 +106,20 @@ def test_nobody_gives_way_for_one_that_could_not_begin_all_the_same() -> None:
         batches.append(step(scheduler))
         assert idle.blocks
     assert [batch.num_preempted for batch in batches if batch] == [0] * 4
+    assert run(scheduler) == [large]
+
+
+def test_blocks_that_several_hold_are_given_back_once() -> None:
+    """Else those that share them would give way in each step to one that cannot begin all the same."""
+    scheduler = make_scheduler(num_blocks=7)
+    idle = [add_named(scheduler, [*range(8), last], None) for last in (20, 21)]
+    growing = add(scheduler, 4, 5)
+    while any(sequence.num_pending for sequence in idle):
+        step(scheduler)
+    assert idle[0].blocks[:2] == idle[1].blocks[:2]
+    large = add(scheduler, 16, 1)
+    while growing.num_answer < 5:
+        batch = step(scheduler)
+        assert batch is not None
+        assert batch.num_preempted == 0
     assert run(scheduler) == [large]
