@@ -154,7 +154,7 @@ def read_config(folder: Path) -> ModelConfig:
     return parse_config(text, f"{CONFIG_FILE} of {folder.name}")
 
 
-def parse_config(text: str, source: str) -> ModelConfig:
+def parse_config(text: str | bytes, source: str) -> ModelConfig:
     """Read a configuration from JSON; `source` names it in messages.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chassis.errors import DataLoss, FailedPrecondition
+from checkpoint.config import CONFIG_FILE, ModelConfig, parse_config
 from checkpoint.identity import DIGEST_BYTES
 from checkpoint.layout import Half
 from checkpoint.tags import MAX_TAG_CHARS
@@ -113,6 +114,16 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(content).digest() != manifest.files[name]:
         raise DataLoss(f"The file {name} of {folder.name} is not the one its manifest names.", reason="DIGEST_MISMATCH")
     return content
+
+
+def read_verified_config(folder: Path, manifest: Manifest) -> ModelConfig:
+    """Return the configuration of the checkpoint, once its file is what the manifest says.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the file is missing or does not describe a model.
+        DataLoss: DIGEST_MISMATCH, the file was changed.
+    """
+    return parse_config(read_verified(folder, manifest, CONFIG_FILE), f"{CONFIG_FILE} of {folder.name}")
 
 
 def tokenizer_digest(folder: Path) -> bytes:

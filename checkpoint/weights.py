@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from chassis.errors import DataLoss, FailedPrecondition
-from checkpoint.config import CONFIG_FILE, ModelConfig, read_config
+from checkpoint.config import ModelConfig
 from checkpoint.identity import TensorDigest, half_digest
 from checkpoint.layout import EMBEDDING, HEAD, Half, TensorSpec, half_of, layout
-from checkpoint.manifest import TOKENIZER_FILE, Manifest, read_manifest, read_verified
+from checkpoint.manifest import TOKENIZER_FILE, Manifest, read_manifest, read_verified, read_verified_config
 from checkpoint.weight_files import WeightFiles, drop_pages, dtype_name, element_bytes, open_folder
 
 _NAMES_SHOWN = 5
@@ -42,9 +42,9 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
         DataLoss: DIGEST_MISMATCH, a file or the half is not what the manifest says.
     """
     manifest = read_manifest(folder)
-    for name in (CONFIG_FILE, TOKENIZER_FILE) if half == "language" else (CONFIG_FILE,):
-        read_verified(folder, manifest, name)
-    config = read_config(folder)
+    config = read_verified_config(folder, manifest)
+    if half == "language":
+        read_verified(folder, manifest, TOKENIZER_FILE)
     files = open_folder(folder)
     specs = check_weights(files, config, [half], folder.name)
 

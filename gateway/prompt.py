@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal
-from checkpoint.config import ModelConfig, read_config
-from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified
+from checkpoint.config import ModelConfig
+from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified, read_verified_config
 from gateway.chat_template import ChatMessage, ChatTemplate, SpokenText, TemplateText
 
 
@@ -139,7 +139,7 @@ def open_prompt_builder(folder: Path) -> PromptBuilder:
         raise FailedPrecondition(
             f"{TOKENIZER_FILE} or {TEMPLATE_FILE} of {folder.name} cannot be read.", reason="BAD_CHECKPOINT"
         ) from error
-    return PromptBuilder(read_config(folder), tokenizer, ChatTemplate(source))
+    return PromptBuilder(read_verified_config(folder, manifest), tokenizer, ChatTemplate(source))
 
 
 def _copy(tokenizer: Tokenizer, *, keep_added_tokens: bool) -> Tokenizer:

@@ -53,7 +53,7 @@ def test_a_release_that_cannot_be_is_refused(two: ModelStore, name: str, kind: t
     assert raised.value.reason == reason
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "chat_template.jinja"])
 def test_a_changed_file_is_refused(two: ModelStore, file: str) -> None:
     with (two.folder(TAG) / file).open("a") as text:
         text.write(" ")
