@@ -17,6 +17,7 @@ class Report:
     first_token: float = 0
     last_token: float = 0
     num_answer_tokens: int = 0  # that came so far
+    num_later_tokens: int = 0  # those of them that came after the first message
     has_text: bool = False  # whether the client was sent more than white space
     # One entry a picture, in the order of the conversation; filled as they come.
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Report:
         if not self.is_mirrored:
             metric = metrics.INTER_TOKEN if self.first_token else metrics.TIME_TO_FIRST_TOKEN
             metric.labels(release).observe(now - (self.last_token or self.started))
+        self.num_later_tokens += num_tokens if self.first_token else 0
         self.first_token = self.first_token or now
         self.last_token = now
 
@@ -47,10 +49,10 @@ class Report:
 
     @property
     def inter_token_s(self) -> float | None:
-        """Mean time between two tokens of the answer; None with fewer than two."""
-        if self.num_answer_tokens < 2:
+        """Mean time of a token after the first message, which may bring several; None where there was no other."""
+        if not self.num_later_tokens:
             return None
-        return (self.last_token - self.first_token) / (self.num_answer_tokens - 1)
+        return (self.last_token - self.first_token) / self.num_later_tokens
 
     def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
         """Return where the time went; `language` is what the language service says of its part."""

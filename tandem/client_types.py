@@ -66,7 +66,7 @@ class GenerateOptions(TypedDict, total=False):
     system: str  # instructions put before a question; not together with messages
     routing_key: str  # requests with the same key stay on one release
     release: str  # a tag; pins the release that answers
-    request_id: str  # made where absent
+    request_id: str  # 1 to 128 letters, digits, ".", "_" and "-"; made where absent
     timeout_s: float  # instead of the client's
 
 

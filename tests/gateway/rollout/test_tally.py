@@ -80,6 +80,16 @@ async def test_a_closed_tally_counts_nothing_more() -> None:
     assert not counted
 
 
+def test_tokens_that_came_in_one_message_have_no_time_between_them() -> None:
+    """Counted as none at all, answers of one message would hide a canary whose longer answers are twice as slow."""
+    report = Report()
+    report.mark_tokens("r", 5)
+    assert outcome_of(report, failed=False).inter_token_s is None
+    report.mark_tokens("r", 2)
+    report.first_token, report.last_token = 10.0, 10.5
+    assert outcome_of(report, failed=False).inter_token_s == 0.25
+
+
 @pytest.mark.parametrize(
     ("levels", "kind"),
     [
