@@ -13,6 +13,7 @@ from llguidance import LLExecutor, LLMatcher, LLTokenizer, grammar_from
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
+from chassis.single_flight import SingleFlight
 from language_service.options import Constraint, bad_constraint
 
 # R constrained rows, V vocabulary
@@ -71,7 +72,8 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None  # made when first needed: it takes time and memory
-        self._kept: OrderedDict[Constraint, asyncio.Future[LLMatcher]] = OrderedDict()  # done, or being compiled
+        self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiling: SingleFlight[Constraint, LLMatcher] = SingleFlight()
         # One thread, so that compiling never takes more than one core from the models.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
@@ -81,24 +83,20 @@ class GrammarCompiler:
         Raises:
             InvalidArgument: reason 'BAD_CONSTRAINT', with the field at fault.
         """
-        compiling = self._kept.get(constraint)
-        if compiling is None:
-            compiling = asyncio.get_running_loop().run_in_executor(self._thread, self._compile, constraint)
-            compiling.add_done_callback(lambda done: self._forget_failed(constraint, done))
-            self._kept[constraint] = compiling
+        if constraint not in self._kept:
+            landed = await self._compiling.run(constraint, lambda: self._compile_aside(constraint))
+            self._kept[constraint] = landed.result
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(constraint)
-        matcher = await asyncio.shield(compiling)  # others may wait for it, too
-        return Grammar(matcher.deep_copy())
+        return Grammar(self._kept[constraint].deep_copy())
 
     def close(self) -> None:
         """Let the thread end after what it compiles."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _forget_failed(self, constraint: Constraint, done: "asyncio.Future[LLMatcher]") -> None:
-        if (done.cancelled() or done.exception() is not None) and self._kept.get(constraint) is done:
-            del self._kept[constraint]
+    async def _compile_aside(self, constraint: Constraint) -> LLMatcher:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, constraint)
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokenizer is None:

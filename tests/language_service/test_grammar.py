@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from language_service.grammar import Grammar, GrammarCompiler, allowed_tokens
 from language_service.options import Constraint, SamplingOptions, read_options
 from language_service.sampling import SamplingState, choose
 from tandem.v1 import sampling_pb2
-from tests.language_service.asking import read
+from tests.language_service.asking import read, until
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_decoder
 
@@ -187,6 +188,29 @@ async def test_who_asks_for_the_same_at_once_waits_for_one_compiling(
         )
         assert all(isinstance(outcome, InvalidArgument) for outcome in outcomes)
     assert compiled == ["ab+", "(a", "(a"]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_compiled(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who still wait would wait for it, too."""
+    compiled: list[str] = []
+    go_on = threading.Event()
+    really_compile = compiler._compile
+
+    def compile_and_note(constraint: Constraint) -> LLMatcher:
+        compiled.append(constraint.text)
+        go_on.wait(20)
+        return really_compile(constraint)
+
+    monkeypatch.setattr(compiler, "_compile", compile_and_note)
+    first, left, last = (asyncio.create_task(compiler.compile(Constraint("regex", text))) for text in "abc")
+    await until(lambda: compiled == ["a"])
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    go_on.set()
+    await asyncio.gather(first, last)
+    assert compiled == ["a", "c"]
 
 
 async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngine, compiler: GrammarCompiler) -> None:
