@@ -40,6 +40,7 @@ PILLOW_MAX_PIXELS = 178_956_970
 _MAX_READS = 1_000_000
 # An encoder makes about ten. A scan needs no more than ten bytes, and costs a walk over the whole picture.
 _MAX_SCANS = 100
+_MAX_SEGMENTS = 10_000  # of a JPEG, scans among them; each has up to 64 KiB, and an encoder fills what it begins
 # What ends a scan or begins a segment. Other markers stand alone, or decoders pass over them in the middle of data:
 # neither hides a segment.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
@@ -150,17 +151,23 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 def _check_scans(data: bytes) -> None:
     # Counting bytes is quick and says enough of almost every picture.
-    if data.count(b"\xff" + _SCAN) > _MAX_SCANS and _num_scans(data) > _MAX_SCANS:
-        raise _refusal("IMAGE_UNSUPPORTED", f"The picture is a JPEG of more than {_MAX_SCANS} scans.")
+    if data.count(b"\xff" + _SCAN) > _MAX_SCANS and _has_endless_scans(data):
+        message = f"The picture is a JPEG of more than {_MAX_SCANS} scans or {_MAX_SEGMENTS} segments."
+        raise _refusal("IMAGE_UNSUPPORTED", message)
 
 
-def _num_scans(data: bytes) -> int:
-    """Return the scans of a JPEG: not what looks like one inside of a segment, as a thumbnail's, or behind its end."""
-    count, at = 0, 2
-    while (marker := _JPEG_MARKER.search(data, at)) is not None and marker[1] != _END:
-        count += marker[1] == _SCAN
+def _has_endless_scans(data: bytes) -> bool:
+    """Count scans where they are, not what looks like one inside of a segment, as a thumbnail's, or behind the end."""
+    num_scans, at = 0, 2
+    for _ in range(_MAX_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None or marker[1] == _END:
+            return False
+        num_scans += marker[1] == _SCAN
+        if num_scans > _MAX_SCANS:
+            return True
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return count
+    return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -145,6 +145,10 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         assert refusal(data[:-2] + 500 * (between + EMPTY_SCAN) + data[-2:]).reason == "IMAGE_UNSUPPORTED"
     no_segment = b"\xff\x02\xff\xff"  # who looks for a restart passes over it, and over no more than its two bytes
     assert refusal(data[:-2] + no_segment + 500 * EMPTY_SCAN + data[-2:]).reason == "IMAGE_UNSUPPORTED"
+    hidden = 1_000_000 * b"\xff\xfe\x00\x02" + 500 * EMPTY_SCAN  # counted for half a second
+    started = time.thread_time()
+    assert refusal(data[:-2] + hidden + data[-2:]).reason == "IMAGE_UNSUPPORTED"
+    assert time.thread_time() - started < 0.3
 
 
 def test_what_only_looks_like_scans_is_passed_over() -> None:
