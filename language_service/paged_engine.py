@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from chassis.errors import Internal, InvalidArgument, ResourceExhausted, TandemError, Unavailable
 from language_service.cache.blocks import BlockPool
 from language_service.cache.prefix import PrefixNames, root_name
 from language_service.engine import EngineStats, Event, FinishReason, Tokens
@@ -250,8 +250,9 @@ class PagedEngine:
             error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
             return self._fail(generation, error)
         if state.grammar is not None and (problem := state.grammar.problem):
-            error = Internal(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
-            return self._fail(generation, error)
+            # Too complex, or at odds with the other options: its caller's doing, and no fault of the model.
+            wrong = InvalidArgument(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
+            return self._fail(generation, wrong)
         generation.clock.token()
         events: list[Delivery] = [(generation, generation.prefilled())] if state.num_chosen == 1 else []
         tokens = [choice for choice in found if not state.is_end(choice.token_id)]

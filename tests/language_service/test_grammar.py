@@ -13,7 +13,7 @@ import torch
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
-from chassis.errors import Internal, InvalidArgument
+from chassis.errors import InvalidArgument
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine import FinishReason, Generation
 from language_service.grammar import Grammar, GrammarCompiler, allowed_tokens
@@ -27,6 +27,7 @@ from tests.language_service.small import CONFIG, make_decoder
 VOCAB, EOS = 264, 2
 TOKENIZER: Tokenizer = byte_tokenizer()
 MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
+(A,) = TOKENIZER.encode("a").ids
 
 SCHEMA = json.dumps(
     {
@@ -234,14 +235,16 @@ async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngin
     assert free == await ask(None)
 
 
-async def test_an_answer_that_leaves_its_grammar_fails(make_engine: MakeEngine, compiler: GrammarCompiler) -> None:
+async def test_a_constraint_that_turns_out_too_complex_is_its_callers_fault(
+    make_engine: MakeEngine, compiler: GrammarCompiler
+) -> None:
+    """Else one client could have a release taken for broken."""
     engine = await make_engine(model=MODEL)
-    grammar = await compiler.compile(Constraint("regex", "[0-9]{4}"))
-    grammar.accept(EOS)  # not allowed, so it cannot be continued
-    generation = engine.open(SamplingOptions(), salt=b"", priority=0, grammar=grammar)
+    grammar = await compiler.compile(Constraint("regex", "((a{0,100}){0,100}){0,100}b"))
+    generation = engine.open(SamplingOptions(logit_bias={A: 100.0}), salt=b"", priority=0, grammar=grammar)
     generation.add_text([5, 6, 7])
-    generation.end_prompt(12)
-    with pytest.raises(Internal) as caught:
+    generation.end_prompt(100)
+    with pytest.raises(InvalidArgument, match="too many expressions") as caught:
         await read(generation)
     assert caught.value.reason == "CONSTRAINT_FAILED"
 
@@ -263,7 +266,7 @@ async def test_an_answer_that_has_no_token_left_fails_alone(
     grammar = await compiler.compile(Constraint("regex", "(|)"))
     with engine._changed:  # so that both are in one step
         failing, neighbour = ask(grammar), ask(None)
-    with pytest.raises(Internal) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         await read(failing)
     assert caught.value.reason == "CONSTRAINT_FAILED"
     assert len((await read(neighbour))[0]) > 0
