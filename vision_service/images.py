@@ -7,11 +7,11 @@ its content and never by a name, and whatever a decoder says about it stays here
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from chassis.errors import InvalidArgument
 from checkpoint.config import VisionConfig
@@ -45,6 +45,8 @@ _MAX_SEGMENTS = 10_000  # of a JPEG, scans among them; each has up to 64 KiB, an
 # neither hides a segment.
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN = b"\xd9", b"\xda"
+
+_MAX_RUN_LENGTH_PIXELS = 4_000_000  # of a run-length coded BMP, which Pillow decodes in Python: up to half a second
 
 # Pillow warns of large sizes, which `ImageLimits` judges, and of odd EXIF, which any stranger could fill the log with.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -82,6 +84,8 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
     check_bytes(data, limits)
     with _open(data, limits) as image:
         _check_size(image.width, image.height, limits)
+        if any(tile.codec_name == "bmp_rle" for tile in image.tile):
+            _check_size(image.width, image.height, replace(limits, max_pixels=_MAX_RUN_LENGTH_PIXELS))
         if image.format in ("JPEG", "MPO"):
             _check_scans(data)
         try:
@@ -125,7 +129,7 @@ class _CountedReads(io.BytesIO):
         return super().read(size)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header only."""
     try:
         return Image.open(_CountedReads(data), formats=FORMATS)
