@@ -12,6 +12,7 @@ class Report:
     """Clock readings of one request, seconds; 0 is what has not happened."""
 
     started: float = field(default_factory=time.perf_counter)
+    chosen: float = field(default_factory=time.perf_counter)  # when its release was, after the wait at the door
     is_mirrored: bool = False  # nobody waits for it, and it is last in line: its times are not its release's
     prepared: float = 0
     first_token: float = 0

@@ -33,7 +33,7 @@ class Tally:
         self._count = count
         self._report = report
         self._overdue_s = overdue_s
-        self._began = time.perf_counter()  # and not when the request came: the wait at the door is no release's fault
+        report.chosen = time.perf_counter()
         self._is_open = True
         self._timer: asyncio.TimerHandle | None = None
         self._look()
@@ -57,7 +57,7 @@ class Tally:
 
     def _look(self) -> None:
         """Count the request as failed if it is overdue; else look again when it may be."""
-        left_s = (self._report.last_token or self._began) + self._overdue_s - time.perf_counter()
+        left_s = (self._report.last_token or self._report.chosen) + self._overdue_s - time.perf_counter()
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
             return
@@ -71,7 +71,7 @@ def outcome_of(report: Report, *, failed: bool) -> Outcome:
         kind=_kind(report),
         failed=failed,
         empty=not failed and not report.has_text,
-        first_token_s=report.first_token - report.started if report.first_token else None,
+        first_token_s=report.first_token - report.chosen if report.first_token else None,
         inter_token_s=report.inter_token_s,
     )
 
@@ -83,7 +83,7 @@ def overdue(report: Report, overdue_s: float) -> Outcome:
         failed=True,
         overdue=True,
         empty=False,
-        first_token_s=report.first_token - report.started if report.first_token else overdue_s,
+        first_token_s=report.first_token - report.chosen if report.first_token else overdue_s,
         inter_token_s=report.inter_token_s,
     )
 
