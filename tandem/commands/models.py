@@ -5,15 +5,13 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tandem.client import Client
 from tandem.client_types import ReleaseInfo
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
-
-PIPE_WIDTH = 400  # columns
+from tandem.commands.terminal import table_console
 
 
 def models(
@@ -31,14 +29,12 @@ def models(
     if json_output:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in releases]))
     else:
-        console = Console()
-        # A pipe has no width; rich would take 80 columns and cut long tags.
-        console.print(models_table(releases), width=None if console.is_terminal else PIPE_WIDTH)
+        table_console().print(models_table(releases))
 
 
 def models_table(releases: list[ReleaseInfo]) -> Table:
     """Return one row a release; the default is marked."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")  # 80 characters hold it
     table.add_column("release", no_wrap=True)
     table.add_column("state")
     table.add_column("precision")

@@ -21,7 +21,7 @@ def timing_table(answer: Answer) -> Table:
     table.add_column("time", justify="right")
     table.add_column("remark", style="dim")
     timings, usage = answer.timings, answer.usage
-    cached = f", {usage.cached_prompt_tokens} of them cached" if usage.cached_prompt_tokens else ""
+    cached = f", {usage.cached_prompt_tokens} cached" if usage.cached_prompt_tokens else ""
     rows: list[tuple[str, float, str | Text]] = [
         ("prepare", timings.prepare_ms, ""),
         ("vision", timings.vision_ms, pictures_remark(answer.images)),
@@ -29,10 +29,11 @@ def timing_table(answer: Answer) -> Table:
         ("prefill", timings.prefill_ms, f"{usage.prompt_tokens} tokens, {usage.visual_tokens} visual{cached}"),
         ("first token", timings.first_token_ms, "from the request"),
         ("decode", timings.decode_ms, decode_remark(answer)),
-        ("total", timings.total_ms, f"{answer.release}, request {answer.request_id}"),
+        ("total", timings.total_ms, str(answer.release)),
     ]
     for stage, milliseconds, remark in rows:
         table.add_row(stage, f"{milliseconds:.1f} ms", remark)
+    table.add_row("request", "", answer.request_id)
     return table
 
 

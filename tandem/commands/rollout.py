@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 from rich.live import Live
 
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
-from tandem.commands.models import PIPE_WIDTH
 from tandem.commands.rollout_view import plain_name, rollout_view
+from tandem.commands.terminal import table_console
 from tandem.rollouts import Rollouts
 from tandem.v1 import rollout_pb2
 
@@ -223,9 +221,7 @@ def _show(rollout: rollout_pb2.Rollout, json_output: bool) -> None:
     if json_output:
         typer.echo(json.dumps(_plain(rollout)))
         return
-    # A pipe has no width; rich would take 80 columns and cut what is longer.
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(rollout_view(rollout, time.time()))
+    table_console().print(rollout_view(rollout, time.time()))
 
 
 def _plain(message: rollout_pb2.Rollout | rollout_pb2.RolloutChange) -> dict[str, object]:

@@ -1,20 +1,18 @@
 """`tandem top`: the engines of running language services, live."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from tandem.commands.pulse import Pulse, Reading, pulses, read
+from tandem.commands.terminal import table_console
 from tandem.errors import Unavailable
 
-_PIPE_WIDTH = 160  # characters; no line is broken where the output is read by a program
 _COLUMNS = (
     *("model", "running", "waiting", "KV used", "kept", "prompt/s", "found", "answer/s"),
     *("tokens/step", "ms/step", "guessed right", "preempted"),
@@ -39,7 +37,7 @@ def top(
     begin alike, tokens of prompts and answers computed each second, the part of the prompts found computed, tokens and
     time of a step, the part of the tokens guessed ahead that was right, and sequences that gave way for want of blocks.
     """
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = table_console()
     before = _read_all(services)
     if not any(before.values()):
         raise Unavailable(f"No metrics at {', '.join(services)}.", reason="NO_METRICS")

@@ -37,7 +37,7 @@ def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, pic
         answer = client.ask("Which?", images=pictures, max_tokens=6, seed=3)
     assert (done.returncode, done.stdout) == (0, answer.text + "\n")
     assert re.search(r"^vision .*picture 1 (encoded|cached).*picture 2 (encoded|cached)", done.stderr, re.MULTILINE)
-    assert re.search(rf"^total .*tiny-v1\.0\.0, request {HEX_ID}", done.stderr, re.MULTILINE)
+    assert re.search(rf"^total .*tiny-v1\.0\.0 *\nrequest +{HEX_ID}", done.stderr, re.MULTILINE)
     assert "\x1b" not in done.stdout + done.stderr
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console, RenderableType
@@ -9,6 +10,7 @@ from rich.console import Console, RenderableType
 from tandem.client_types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
 from tandem.commands.models import models_table, parameters
 from tandem.commands.report import timing_table
+from tandem.commands.terminal import table_console
 
 ANSWER = Answer(
     text="A red bag.",
@@ -26,9 +28,31 @@ ANSWER = Answer(
 )
 
 
-def plain(renderable: RenderableType) -> str:
-    """Return what a pipe would get."""
-    console = Console(file=io.StringIO(), width=200)
+HALF = Half(
+    tag="demo-v1.1.0",
+    state="ready",
+    backend="torch",
+    device="cpu",
+    precision="bfloat16",
+    num_parameters=3_000_000,
+    num_weight_bytes=6_000_000,
+)
+DEFAULT = ReleaseInfo(
+    release=ANSWER.release,
+    ready=True,
+    is_default=True,
+    vision=HALF,
+    language=HALF,
+    image_size=224,
+    num_visual_tokens=32,
+    max_images=8,
+    context_length=1024,
+)
+
+
+def plain(renderable: RenderableType, width: int = 200) -> str:
+    """Return what is shown in so many characters a line."""
+    console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -37,8 +61,8 @@ def plain(renderable: RenderableType) -> str:
 def test_the_timing_table_says_where_the_time_went_and_which_picture_was_cached() -> None:
     text = plain(timing_table(ANSWER))
     assert "picture 1 encoded (11.5 ms), picture 2 cached (0.2 ms)" in text
-    assert "50 tokens, 32 visual, 16 of them cached" in text
-    assert "demo-v1.1.0, request abc" in text
+    assert "50 tokens, 32 visual, 16 cached" in text
+    assert re.search(r"^request +abc$", text, re.MULTILINE)
     assert "\x1b" not in text
 
 
@@ -91,28 +115,19 @@ def test_parameters_read_as_people_say_them(count: int, text: str) -> None:
 
 
 def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:
-    half = Half(
-        tag="demo-v1.1.0",
-        state="ready",
-        backend="torch",
-        device="cpu",
-        precision="bfloat16",
-        num_parameters=3_000_000,
-        num_weight_bytes=6_000_000,
-    )
-    default = ReleaseInfo(
-        release=ANSWER.release,
-        ready=True,
-        is_default=True,
-        vision=half,
-        language=half,
-        image_size=224,
-        num_visual_tokens=32,
-        max_images=8,
-        context_length=1024,
-    )
     pair = Release(vision_tag="demo-v1.1.0", language_tag="demo-v1.0.0")
-    other = dataclasses.replace(default, release=pair, ready=False, is_default=False)
-    first, second = plain(models_table([default, other])).splitlines()[1:]
+    other = dataclasses.replace(DEFAULT, release=pair, ready=False, is_default=False)
+    first, second = plain(models_table([DEFAULT, other])).splitlines()[1:]
     assert first.split() == ["demo-v1.1.0", "(default)", "ready", "bfloat16", "3", "M", "3", "M", "32", "1,024"]
-    assert second.startswith("demo-v1.1.0,demo-v1.0.0  not ready")
+    assert second.startswith("demo-v1.1.0,demo-v1.0.0 not ready")
+
+
+def test_the_models_table_fits_a_terminal_of_80_characters_and_is_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tag = "tandem-demo-v1.1.0"
+    info = dataclasses.replace(DEFAULT, release=Release(vision_tag=tag, language_tag=tag), ready=False)
+    assert "\u2026" not in plain(models_table([info]), width=80)
+    long = dataclasses.replace(info, release=Release(vision_tag=90 * "a" + "-v1.1.0", language_tag=tag))
+    table_console().print(models_table([long]))
+    assert "\u2026" not in capsys.readouterr().out
