@@ -2,6 +2,7 @@
 
 from prometheus_client import REGISTRY
 
+from language_service.generation import PagedGeneration
 from tests.language_service.asking import ask, count, start, until
 from tests.language_service.conftest import MakeEngine
 
@@ -39,6 +40,7 @@ async def test_gauges_are_what_the_engine_holds_now(make_engine: MakeEngine) -> 
     engine = await make_engine(num_blocks=20, max_running=1)
     await ask(engine, [[5, 6, 7, 8, 9]], max_tokens=1)
     running, waiting = start(engine), start(engine)
+    assert isinstance(running, PagedGeneration)
     running.add_text([20] * 6)
     waiting.add_text([1])
     await until(lambda: running.sequence.num_computed > 0)  # so its first block is kept when it leaves
