@@ -32,6 +32,9 @@ class SingleFlight(Generic[K, R]):
     def __contains__(self, key: K) -> bool:
         return key in self._flights
 
+    def __len__(self) -> int:
+        return len(self._flights)
+
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> Landed[R]:
         """Wait for the work of `key`, begun here with `work()` where nobody has.
 

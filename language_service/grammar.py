@@ -13,12 +13,14 @@ from llguidance import LLExecutor, LLMatcher, LLTokenizer, grammar_from
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
+from chassis.errors import ResourceExhausted
 from chassis.single_flight import SingleFlight
 from language_service.options import Constraint, bad_constraint
 
 # R constrained rows, V vocabulary
 
 _MAX_KEPT = 128  # compiled grammars of one model
+_MAX_COMPILING = 32  # constraints of one model under way; each may take its seconds
 _MAX_PROBLEM_CHARACTERS = 300
 
 # Reads a grammar and compiles it, without a vocabulary, in two seconds of processor time and 512 MiB, or is killed.
@@ -82,8 +84,12 @@ class GrammarCompiler:
 
         Raises:
             InvalidArgument: reason 'BAD_CONSTRAINT', with the field at fault.
+            ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
         """
         if constraint not in self._kept:
+            if constraint not in self._compiling and len(self._compiling) >= _MAX_COMPILING:
+                message = f"{_MAX_COMPILING} constraints wait to be compiled already."
+                raise ResourceExhausted(message, reason="QUEUE_FULL", retry_after_s=1)
             landed = await self._compiling.run(constraint, lambda: self._compile_aside(constraint))
             self._kept[constraint] = landed.result
             if len(self._kept) > _MAX_KEPT:

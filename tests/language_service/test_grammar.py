@@ -13,7 +13,7 @@ import torch
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine import FinishReason, Generation
 from language_service.grammar import Grammar, GrammarCompiler, allowed_tokens
@@ -212,6 +212,27 @@ async def test_what_nobody_waits_for_any_more_is_not_compiled(
     go_on.set()
     await asyncio.gather(first, last)
     assert compiled == ["a", "c"]
+
+
+async def test_only_so_many_wait_for_compiling(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    really_compile = compiler._compile
+
+    def compile_late(constraint: Constraint) -> LLMatcher:
+        go_on.wait(20)
+        return really_compile(constraint)
+
+    monkeypatch.setattr(compiler, "_compile", compile_late)
+    asking = [asyncio.create_task(compiler.compile(Constraint("regex", f"a{number}"))) for number in range(32)]
+    await asyncio.sleep(0)
+    with pytest.raises(ResourceExhausted) as caught:
+        await compiler.compile(Constraint("regex", "b"))
+    assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1)
+    asking.append(asyncio.create_task(compiler.compile(Constraint("regex", "a0"))))  # no more to do
+    await asyncio.sleep(0)
+    go_on.set()
+    assert len(await asyncio.gather(*asking)) == 33
+    await compiler.compile(Constraint("regex", "b"))
 
 
 async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngine, compiler: GrammarCompiler) -> None:
