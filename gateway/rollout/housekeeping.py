@@ -1,5 +1,6 @@
 """Has the stages hold the releases a rollout needs before they take requests, and drop them when they have left."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -53,13 +54,28 @@ class Housekeeping:
         while True:
             state = self._keeper.view.state
             if state is not None:
-                try:
-                    await self._look_after(state)
-                except Exception:  # the next round may do better, and a rollout must not wait for ever
-                    _log.exception("rollout housekeeping failed")
+                await self._while_needed(state)
             await self._keeper.wait_for_change(self._every_s)
 
+    async def _while_needed(self, state: State) -> None:
+        """Look after the stages until something else is needed: what hangs holds up no rollout that comes after it."""
+        work = asyncio.create_task(self._look_after(state))
+        try:
+            while not work.done() and _same_need(state, self._keeper.view.state):
+                change = asyncio.create_task(self._keeper.wait_for_change(self._every_s))
+                await asyncio.wait({work, change}, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+
     async def _look_after(self, state: State) -> None:
+        try:
+            await self._settle(state)
+        except Exception:  # the next round may do better, and a rollout must not wait for ever
+            _log.exception("rollout housekeeping failed")
+
+    async def _settle(self, state: State) -> None:
         try:
             await self._hold(state)
             self._trouble = ""
@@ -123,3 +139,7 @@ class Housekeeping:
         version = self._keeper.version
         gateways = self._keeper.gateways
         return bool(gateways) and all(one.version >= version and name not in one.in_use for one in gateways)
+
+
+def _same_need(one: State, other: State | None) -> bool:
+    return other is not None and (one.id, one.needed) == (other.id, other.needed)

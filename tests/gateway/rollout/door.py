@@ -39,6 +39,7 @@ class Holder:
     events: list[str] = field(default_factory=list)
     load_error: TandemError | None = None
     may_load: asyncio.Event = field(default_factory=asyncio.Event)
+    num_hanging_loads: int = 0  # of those to come
 
     def hold(self, tag: str) -> None:
         info = model_pb2.ModelInfo()
@@ -51,6 +52,9 @@ class Holder:
 
     async def LoadModel(self, request: Any, context: Any) -> model_pb2.LoadModelResponse:  # noqa: N802
         await self.may_load.wait()
+        if self.num_hanging_loads:
+            self.num_hanging_loads -= 1
+            await asyncio.Event().wait()
         if self.load_error is not None:
             raise self.load_error
         self.hold(request.tag)

@@ -50,6 +50,15 @@ async def test_a_stage_that_is_away_is_waited_for(door: Door) -> None:
     await door.phase(RUNNING)
 
 
+async def test_a_load_that_hangs_does_not_hold_up_the_rollout_after_it(door: Door) -> None:
+    door.language.num_hanging_loads = 1
+    await door.set(50, 100)
+    await eventually(lambda: door.language.num_hanging_loads == 0)
+    await door.operator.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="it does not load"))
+    await door.set(50, 100)
+    await door.phase(RUNNING)
+
+
 async def test_a_pair_the_stages_say_does_not_fit_is_rolled_back(door: Door) -> None:
     door.vision.template.half_digest = bytes(32)
     await door.set(50, 100)
