@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToDict
-from rich.live import Live
 
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.rollout_view import plain_name, rollout_view
-from tandem.commands.terminal import table_console
+from tandem.commands.terminal import shown_live, table_console
 from tandem.rollouts import Rollouts
 from tandem.v1 import rollout_pb2
 
@@ -126,10 +125,10 @@ def status(
             while True:
                 _show(rollouts.get(), json_output)
                 time.sleep(REFRESH_S)
-        with Live(rollout_view(rollouts.get(), time.time()), auto_refresh=False) as live:
+        with shown_live() as show:
             while True:
+                show(rollout_view(rollouts.get(), time.time()))
                 time.sleep(REFRESH_S)
-                live.update(rollout_view(rollouts.get(), time.time()), refresh=True)
 
 
 @app.command()

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.live import Live
 from rich.table import Table
 
 from tandem.commands.pulse import Pulse, Reading, pulses, read
-from tandem.commands.terminal import table_console
+from tandem.commands.terminal import shown_live, table_console
 from tandem.errors import Unavailable
 
 _COLUMNS = (
@@ -37,20 +36,20 @@ def top(
     begin alike, tokens of prompts and answers computed each second, the part of the prompts found computed, tokens and
     time of a step, the part of the tokens guessed ahead that was right, and sequences that gave way for want of blocks.
     """
-    console = table_console()
     before = _read_all(services)
     if not any(before.values()):
         raise Unavailable(f"No metrics at {', '.join(services)}.", reason="NO_METRICS")
     if once:
         time.sleep(interval_s)
-        console.print(table(before, _read_all(services)))
+        table_console().print(table(before, _read_all(services)))
         return
     try:
-        with Live(table(before, before), console=console, auto_refresh=False) as live:
+        with shown_live() as show:
+            show(table(before, before))
             while True:
                 time.sleep(interval_s)
                 after = _read_all(services)
-                live.update(table(before, after), refresh=True)
+                show(table(before, after))
                 before = after
     except KeyboardInterrupt:
         return

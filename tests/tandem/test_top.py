@@ -96,6 +96,17 @@ def test_a_port_that_shows_no_metrics_is_told_as_one(stack: Stack) -> None:
     assert (done.returncode, done.stderr) == (1, f"No metrics at {stack.address}.\n")
 
 
+def test_in_a_pipe_each_table_comes_when_it_is_known(stack: Stack) -> None:
+    command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(6)]
+    assert [line.split()[0] for line in lines] == 3 * ["model", "tiny-v1.0.0"]
+    process.send_signal(2)
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
+
+
 def test_it_is_live_in_a_terminal_until_it_is_interrupted(stack: Stack) -> None:
     outside, inside = pty.openpty()
     command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]
