@@ -1,4 +1,4 @@
-"""Rollouts through a gateway's door: loaded before, counted during, unloaded after, and mirrored beside."""
+"""Rollouts through a gateway's door: loaded before, counted during, and unloaded after."""
 
 import asyncio
 from pathlib import Path
@@ -162,7 +162,7 @@ async def test_the_guard_takes_a_failing_canary_back_by_itself(door: Door) -> No
 
 
 async def test_the_guard_takes_a_canary_back_that_hangs_long_before_its_requests_end(door: Door) -> None:
-    rollout = await door.set(50, 100, overdue_s=0.5)
+    rollout = await door.set(50, 100, overdue_s=3)  # longer than a busy machine takes to bring all of them in
     await door.phase(RUNNING)
     door.language.go[CANARY].clear()
     keys = [f"user-{number}" for number in range(100)]
@@ -237,62 +237,6 @@ async def test_a_command_without_a_rollout_is_refused(door: Door, command: str) 
     with pytest.raises(grpc.RpcError) as raised:
         await getattr(door.operator, command)(request)
     assert from_rpc_error(raised.value).reason == "NO_ROLLOUT"
-
-
-async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: Door) -> None:
-    await door.set(0, 50, 100, shadow_percent=100)
-    await door.phase(RUNNING)
-    assert {(await door.ask(f"user-{number}")).text for number in range(5)} == {"stable"}
-    door.language.answers[CANARY] = door.language.answers[STABLE]
-    assert {(await door.ask(f"user-{number}")).text for number in range(7)} == {"stable"}
-    await mirrored(door, compared=12, equal=7, dropped=0)
-    assert {start.priority for start in door.language.starts if start.tag == CANARY} == {-100}
-    rollout = await door.get()
-    assert (rollout.shadow.counts.requests, rollout.stable.requests, rollout.canary.requests) == (12, 12, 0)
-    assert rollout.shadow.first_token_s > rollout.shadow.inter_token_s > 0
-
-
-async def mirrored(door: Door, **expected: int) -> None:
-    """Wait until these numbers of mirrored requests are reached."""
-    async with asyncio.timeout(20):
-        while True:
-            shadow = (await door.get()).shadow
-            if {name: getattr(shadow, name) for name in expected} == expected:
-                return
-            await asyncio.sleep(0.02)
-
-
-async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirrors(
-    two: Path, tokenizer: Tokenizer
-) -> None:
-    async with open_door(two, tokenizer, rollout_shadow_max_running=3) as door:
-        await door.set(0, 50, 100, shadow_percent=100)
-        await door.phase(RUNNING)
-        door.language.errors[CANARY] = Internal("The decoder failed.")
-        assert (await door.ask("user")).text == "stable"
-        await one_mirrored_error(door)
-        del door.language.errors[CANARY]
-        door.language.go[CANARY].clear()
-        async with asyncio.timeout(20):
-            assert {(await door.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
-        await mirrored(door, dropped=7, compared=0)
-        assert (await door.get()).shadow.counts.errors == 1
-
-
-async def test_a_candidate_whose_answers_make_no_sense_is_counted_as_failing(door: Door) -> None:
-    """As the real requests are: one that fails in a way nobody thought of must not pass for one that was never made."""
-    await door.set(0, 50, 100, shadow_percent=100)
-    await door.phase(RUNNING)
-    door.language.nonsense.add(CANARY)
-    assert (await door.ask("user")).text == "stable"
-    await one_mirrored_error(door)
-
-
-async def one_mirrored_error(door: Door) -> None:
-    """Wait until one mirrored request has failed."""
-    async with asyncio.timeout(20):
-        while (await door.get()).shadow.counts.errors != 1:  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.02)
 
 
 async def test_a_request_is_on_one_release_from_prompt_to_answer(door: Door) -> None:
