@@ -1,5 +1,6 @@
 """What several folders' tests stand on: a model store with one tiny checkpoint, and a stack that serves it."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,16 @@ TAG = "tiny-v1.0.0"
 # How long one example takes says nothing on a machine that is busy; whatever else is set stays as it is.
 settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is here by now out of the collector's way, as the services do.
+
+    Looking through all that tests import stops every event loop, and the clients and servers on it, for a quarter of a
+    second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
