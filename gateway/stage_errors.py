@@ -8,7 +8,9 @@ from typing import Any
 import grpc
 import structlog
 
-from chassis.errors import DeadlineExceeded, Internal, TandemError, Unavailable, from_rpc_error
+from chassis.errors import DeadlineExceeded, Internal, InvalidArgument, TandemError, Unavailable, from_rpc_error
+
+_TOO_LARGE = "message larger than max"  # gRPC's words; it has no code for it alone
 
 _log = structlog.get_logger()
 
@@ -49,6 +51,8 @@ def _translate(stage: str, rpc_error: grpc.RpcError) -> TandemError:
         return error  # one of ours, made for clients
     if error.code == grpc.StatusCode.UNAVAILABLE:
         return unreachable(stage)
+    if error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:  # any replica refuses it
+        return InvalidArgument(f"The {stage} service does not take so much at once.", reason="TOO_LARGE_FOR_STAGE")
     if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("The time of the request ran out.")
     _log.error("stage failed", stage=stage, code=error.code.name, error=error.message)
