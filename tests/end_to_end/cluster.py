@@ -2,10 +2,13 @@
 
 import io
 import os
+import random
 import signal
+import socket
 import threading
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -150,10 +153,10 @@ class Cluster:
         with self._changed:
             assert self._changed.wait_for(ready, timeout=READY_S), "not ready in time"
 
-    def _start(self, name: str, flags: list[str], listen: str = f"{HOST}:0") -> None:
+    def _start(self, name: str, flags: list[str], listen: str = "") -> None:
         modules = {"vision": "vision_service", "language": "language_service", "gateway": "gateway"}
         self._flags[name] = flags
-        common = ["--listen", listen, "--log-format", "json", "--drain-s", "2"]
+        common = ["--listen", listen or f"{HOST}:{_lasting_port()}", "--log-format", "json", "--drain-s", "2"]
         self._services[name] = ServiceProcess(
             name, modules[name.partition("-")[0]], [*common, *flags], self._keep_log, self._changed
         )
@@ -161,6 +164,15 @@ class Cluster:
 
     def _keep_log(self, service: str, line: str) -> None:
         self.logs.setdefault(service, []).append(line)
+
+
+def _lasting_port() -> int:
+    """Return a free port below those the system hands out: nobody is given it while its process is dead."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
 
 
 def picture(number: int) -> bytes:
