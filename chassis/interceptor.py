@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from chassis.cancellation import is_asked_to_stop
 from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented, to_grpc_status
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
@@ -153,8 +154,7 @@ async def _mapping_errors(answer: Answer, request: Any, context: Context, report
     except TandemError as raised:
         error = raised
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_asked_to_stop():
             remaining = context.time_remaining()
             late = remaining is not None and remaining <= _SLACK_S
             report.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED

@@ -117,7 +117,6 @@ class Endpoint(Generic[Stub]):
             self._num_late += 1
             self.answers = self.answers and self._num_late < _LATE_TO_BE_LAST
         except TandemError:
-            self._num_late = 0
             self._forget()
         else:
             self._num_late = 0
@@ -166,4 +165,4 @@ class Endpoint(Generic[Stub]):
 
     def _forget(self) -> None:
         """Take it for gone until it answers when it is asked again."""
-        self.answers, self.models = False, {}
+        self.answers, self.models, self._num_late = False, {}, 0

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import structlog
 
+from chassis.cancellation import is_asked_to_stop
 from chassis.errors import DeadlineExceeded, Internal, InvalidArgument, TandemError, Unavailable, from_rpc_error
 
 _TOO_LARGE = "message larger than max"  # gRPC's words; it has no code for it alone
@@ -37,9 +38,7 @@ def errors_of(stage: str) -> Iterator[None]:
         # between being found and being called.
         raise unreachable(stage) from None
     except asyncio.CancelledError:
-        # gRPC raises this for a stream the other side reset, too; then nobody asked this task to stop.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_asked_to_stop():
             raise
         raise unreachable(stage) from None
 

@@ -9,17 +9,16 @@ with Client("127.0.0.1:50050") as client:
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
 from chassis.channels import ChannelTls
 from tandem import client_wire as wire
-from tandem.client_call import AnswerStream, BlockingConnection
+from tandem.client_call import AnswerStream, BlockingConnection, ClosedByWith
 from tandem.client_types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 
-class TextStream(AnswerStream):
+class TextStream(AnswerStream, ClosedByWith):
     """An answer as it is produced: iterate over it for pieces of text, then read `final`.
 
     Leaving the loop early, `close` and the end of a `with` block cancel the request.
@@ -34,14 +33,6 @@ class TextStream(AnswerStream):
             self._builder.check_complete()
         finally:
             self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Client(BlockingConnection):

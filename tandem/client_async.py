@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
+from chassis.cancellation import is_asked_to_stop
 from chassis.channels import ChannelTls, open_channel
 from tandem import client_wire as wire
 from tandem.client_call import AnswerStream, Call, Connection
@@ -132,15 +133,11 @@ class AsyncClient(Connection):
 
 @contextmanager
 def _translated(call: Call) -> Iterator[None]:
-    """Raise errors of gRPC as the tree's own, also where `close` of the stream or the client cancelled the call.
-
-    gRPC tells that by CancelledError, which means something else in asyncio: that the task is to end.
-    """
+    """Raise errors of gRPC as the tree's own, also where `close` of the stream or the client cancelled the call."""
     try:
         with call.translated():
             yield
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_asked_to_stop():
             raise
         raise call.cancelled() from None

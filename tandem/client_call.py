@@ -145,7 +145,23 @@ class Connection(ABC):
         )
 
 
-class BlockingConnection(Connection):
+class ClosedByWith(ABC):
+    """What is closed at the end of a `with` block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BlockingConnection(Connection, ClosedByWith):
     """A connection whose calls wait for their answer; thread-safe, and closed at the end of a `with` block."""
 
     def _open(self, tls: ChannelTls | None) -> None:
@@ -155,14 +171,6 @@ class BlockingConnection(Connection):
         """Close the connection; running requests are cancelled."""
         self._is_closed = True
         self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _call(self, method: Callable[..., R], request: object) -> R:
         """Make a call that is answered by one message."""

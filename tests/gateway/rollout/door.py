@@ -1,7 +1,7 @@
 """A gateway between two stages that hold several releases and do as a test tells them, release by release."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,8 +133,12 @@ class Door:
 
     async def phase(self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 20) -> rollout_pb2.Rollout:
         """Wait until the rollout is in a phase."""
+        return await self.until(lambda rollout: rollout.phase == wanted, within_s)
+
+    async def until(self, holds: Callable[[rollout_pb2.Rollout], bool], within_s: float = 20) -> rollout_pb2.Rollout:
+        """Wait until something holds for the rollout."""
         async with asyncio.timeout(within_s):
-            while (rollout := await self.get()).phase != wanted:  # noqa: ASYNC110  (nothing tells)
+            while not holds(rollout := await self.get()):  # noqa: ASYNC110  (nothing tells)
                 await asyncio.sleep(0.01)
         return rollout
 

@@ -134,12 +134,7 @@ async def test_what_is_not_the_releases_doing_counts_nowhere(door: Door) -> None
 
 async def counted(door: Door, **expected: int) -> None:
     """Wait until the canary's counts are these."""
-    async with asyncio.timeout(20):
-        while True:
-            canary = (await door.get()).canary
-            if {name: getattr(canary, name) for name in expected} == expected:
-                return
-            await asyncio.sleep(0.02)
+    await door.until(lambda rollout: {name: getattr(rollout.canary, name) for name in expected} == expected)
 
 
 async def test_an_answer_without_a_word_is_counted_as_empty(door: Door) -> None:

@@ -58,9 +58,7 @@ async def test_mirrored_requests_are_not_among_the_times_of_their_release(door: 
     await door.set(0, 50, 100, shadow_percent=100)
     await door.phase(RUNNING)
     await door.ask()
-    async with asyncio.timeout(20):
-        while not (await door.get()).shadow.compared:  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.02)
+    await door.until(lambda rollout: rollout.shadow.compared > 0)
     for metric in ("time_to_first_token", "inter_token"):
         assert seen(f"tandem_gateway_{metric}_seconds_count", release=STABLE) > 0
         assert seen(f"tandem_gateway_{metric}_seconds_count", release=CANARY) == 0

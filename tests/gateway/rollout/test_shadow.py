@@ -27,12 +27,7 @@ async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: 
 
 async def mirrored(door: Door, **expected: int) -> None:
     """Wait until these numbers of mirrored requests are reached."""
-    async with asyncio.timeout(20):
-        while True:
-            shadow = (await door.get()).shadow
-            if {name: getattr(shadow, name) for name in expected} == expected:
-                return
-            await asyncio.sleep(0.02)
+    await door.until(lambda rollout: {name: getattr(rollout.shadow, name) for name in expected} == expected)
 
 
 async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirrors(
@@ -63,6 +58,4 @@ async def test_a_candidate_whose_answers_make_no_sense_is_counted_as_failing(doo
 
 async def one_mirrored_error(door: Door) -> None:
     """Wait until one mirrored request has failed."""
-    async with asyncio.timeout(20):
-        while (await door.get()).shadow.counts.errors != 1:  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.02)
+    await door.until(lambda rollout: rollout.shadow.counts.errors == 1)
