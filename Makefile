@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # Whatever takes --quick; the full-size model asks for 13 GB of disk and memory: `make bench-full_size`.
 BENCHMARKS := $(filter-out full_size,$(patsubst benchmarks/%.py,%,$(shell grep -l '^from benchmarks.report import .*parse_arguments' benchmarks/*.py)))
-CODE := tandem gateway vision_service language_service checkpoint chassis demo benchmarks tests protos
+CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
 .PHONY: demo test test-load lint format protos serve bench peers train-demo clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from checkpoint.config import read_config
-from tandem.client_async import AsyncClient
+from tandem.client import AsyncClient
 
 QUESTIONS = ("What colour is the bag?", "Is it made of leather?", "Who is this for?", "What stands beside it?")
 

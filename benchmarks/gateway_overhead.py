@@ -29,7 +29,7 @@ from benchmarks.processes import address_of, running
 from benchmarks.report import Report, parse_arguments
 from chassis.channels import open_channel
 from checkpoint.store import ModelStore
-from tandem.service_process import ServiceProcess
+from tandem.stack import ServiceProcess
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, language_pb2_grpc, sampling_pb2
 
 STREAMS = (1, 16, 64, 256)

@@ -31,7 +31,7 @@ from benchmarks.report import Report, parse_arguments
 from checkpoint.config import LanguageConfig, ModelConfig, read_config
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
-from tandem.client_async import AsyncClient
+from tandem.client import AsyncClient
 from tandem.stack import Stack, StackConfig
 
 OFF, KEPT = "encoded each time", "kept"  # the settings

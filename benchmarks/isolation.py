@@ -31,8 +31,8 @@ from benchmarks.report import Report, parse_arguments
 from chassis.channels import open_channel
 from checkpoint.initial import create_checkpoint
 from checkpoint.store import ModelStore
-from tandem.client_async import AsyncClient
-from tandem.service_process import ServiceProcess
+from tandem.client import AsyncClient
+from tandem.stack import ServiceProcess
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 AIM_CUT_PERCENT = 42.0  # what others have published

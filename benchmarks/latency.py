@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from benchmarks.report import Report, parse_arguments
 from checkpoint.store import ModelStore
-from tandem.client_async import AsyncClient
+from tandem.client import AsyncClient
 from tandem.stack import Stack, StackConfig
 
 QUESTION = "What colour is the bag?"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tandem.errors import Unavailable
-from tandem.service_process import ServiceProcess
+from tandem.stack import ServiceProcess
 
 _READY_S = 120.0
 

@@ -18,13 +18,10 @@ from rich.progress import Progress
 
 from benchmarks.report import Report, parse_arguments
 from checkpoint.config import LanguageConfig
-from language_service.cache.paged import CacheConfig, PagedCache, bytes_per_block
-from language_service.engine import Finished
-from language_service.model.decoder import Decoder
-from language_service.options import SamplingOptions
-from language_service.paged_engine import PagedEngine
-from language_service.runner import Runner
-from language_service.scheduling.scheduler import SchedulerConfig
+from language_service.engine import CacheConfig, Finished, PagedCache, PagedEngine, Runner, bytes_per_block
+from language_service.model import Decoder
+from language_service.sampling import SamplingOptions
+from language_service.scheduling import SchedulerConfig
 
 DECODER = LanguageConfig(
     width=1024,

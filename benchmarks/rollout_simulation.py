@@ -1,7 +1,7 @@
 """How often the guard of a rollout errs: real decisions on simulated traffic, many rollouts of each kind of canary.
 
 Time and traffic are simulated (a minute of 50 requests a second passes in a blink), the decisions are those the
-gateway takes: `gateway.rollout.controller.tick` on the counts a gateway would have. A canary that is within its bounds
+gateway takes: `gateway.rollout.policy.tick` on the counts a gateway would have. A canary that is within its bounds
 and is rolled back is a false rollback; one that is beyond a bound and is promoted is a false promotion. Harmed are the
 requests a bad canary got wrong: failed, empty, or answered late or never. Requests that hang become known when they are
 overdue, and wait until then.
@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from benchmarks.report import Report, parse_arguments
-from gateway.rollout.controller import begin, start, tick
-from gateway.rollout.counts import Arm, Counts, bucket_of, seconds_of
-from gateway.rollout.plan import Plan, read_plan
-from gateway.rollout.significance import p_above
-from gateway.rollout.state import Phase, State
+from gateway.rollout.policy import (
+    Arm,
+    Counts,
+    Phase,
+    Plan,
+    State,
+    begin,
+    bucket_of,
+    p_above,
+    read_plan,
+    seconds_of,
+    start,
+    tick,
+)
 
 REQUESTS_A_S = 50.0
 LOOK_EVERY_S = 1.0

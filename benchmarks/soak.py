@@ -25,8 +25,7 @@ from rich.progress import Progress
 from benchmarks.latency import picture
 from benchmarks.report import Report, parse_arguments
 from checkpoint.store import ModelStore
-from tandem.client_async import AsyncClient
-from tandem.client_types import Image, assistant, user
+from tandem.client import AsyncClient, Image, assistant, user
 from tandem.errors import InvalidArgument, TandemError
 from tandem.stack import Stack, StackConfig
 

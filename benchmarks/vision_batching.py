@@ -35,11 +35,11 @@ from checkpoint.config import LanguageConfig, ModelConfig
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from checkpoint.weights import load_half
-from tandem.service_process import ServiceProcess
+from tandem.stack import ServiceProcess
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 from vision_service.backends.torch_backend import TorchBackend
-from vision_service.images import ImageLimits, read_image, to_pixels
-from vision_service.model.encoder import VisionHalf
+from vision_service.image_files import ImageLimits, read_image, to_pixels
+from vision_service.model import VisionHalf
 
 CALLERS = (1, 4, 16, 64)
 BATCHES = (1, 4, 16)

@@ -22,9 +22,8 @@ from demo.drawing import draw
 from demo.probes import labels
 from demo.questions import LANGUAGES, TOPICS, Conversation, Topic, ask
 from demo.scenes import Scene, make_scene
-from gateway.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
-from gateway.prompt import PromptBuilder, TextSegment
-from vision_service.images import to_pixels
+from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment
+from vision_service.image_files import to_pixels
 
 IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
 PADDING = 0  # token id; what it stands after never sees it

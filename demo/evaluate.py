@@ -21,8 +21,7 @@ from rich.table import Table
 from demo.drawing import draw
 from demo.questions import LANGUAGES, TOPICS, Conversation, Language, Topic, ask
 from demo.scenes import HELD_OUT_SEEDS, make_scene
-from tandem.client_async import AsyncClient
-from tandem.client_types import Image, Message, assistant, user
+from tandem.client import AsyncClient, Image, Message, assistant, user
 from tandem.commands.failures import told_plainly
 from tandem.stack import Stack, StackConfig
 

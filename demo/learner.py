@@ -14,10 +14,8 @@ from torch.nn import functional
 from checkpoint.config import ModelConfig
 from demo.batches import IGNORED, Batch, Group
 from demo.probes import Probes
-from language_service.model.attention import Attend
-from language_service.model.decoder import Decoder
-from vision_service.model.encoder import VisionHalf
-from vision_service.model.positions import sincos_2d
+from language_service.model import Attend, Decoder
+from vision_service.model import VisionHalf, sincos_2d
 
 
 @dataclass(frozen=True, slots=True)

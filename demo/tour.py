@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from tandem.client import Client
-from tandem.client_types import Answer
+from tandem.client import Answer, Client
 from tandem.commands.failures import told_plainly
 from tandem.commands.report import timing_table
 from tandem.errors import NotFound

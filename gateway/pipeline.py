@@ -5,19 +5,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from prometheus_client import Counter
+
+from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, TandemError
-from gateway import metrics
-from gateway.admission import Admission
-from gateway.deadline import Deadline
-from gateway.encoding import VisualTokenSource
-from gateway.exchange import Exchange, Send
+from gateway.admission import Admission, Tenant
+from gateway.answer import Exchange, QuestionMaker, Report, Send
 from gateway.filters import Filters
-from gateway.question import QuestionMaker
-from gateway.report import Report
-from gateway.rollout.shadow import Shadow
+from gateway.images import VisualTokenSource
+from gateway.rollout.mirror import Shadow
 from gateway.rollout.traffic import Choice, Traffic
-from gateway.tenants import Tenant
 from tandem.v1 import gateway_pb2, sampling_pb2
+
+REQUESTS = Counter(
+    "tandem_gateway_requests",
+    "Answers that ended, by release and outcome: the finish reason, or the reason of the error.",
+    ["release", "outcome"],
+)
+TENANT_REQUESTS = Counter(
+    "tandem_gateway_tenant_requests", "Answers that ended, by tenant and outcome.", ["tenant", "outcome"]
+)
+RELEASE_TOKENS = Counter(
+    "tandem_gateway_release_tokens",
+    "Tokens of answers that were completed, by release and kind: prompt, visual, cached_prompt, completion.",
+    ["release", "kind"],
+)
 
 
 @dataclass(slots=True)
@@ -81,7 +93,7 @@ class Pipeline:
             except TimeoutError:
                 raise _too_late(report) from None
             ending.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
-            metrics.count_usage(ending.release, finished.usage)
+            _count_usage(ending.release, finished.usage)
 
     async def _exchange(
         self,
@@ -123,11 +135,17 @@ class Pipeline:
             raise
         finally:
             self._admission.charge_answer(tenant, report.num_answer_tokens)
-            metrics.REQUESTS.labels(ending.release, ending.outcome).inc()
-            metrics.TENANT_REQUESTS.labels(tenant.name, ending.outcome).inc()
+            REQUESTS.labels(ending.release, ending.outcome).inc()
+            TENANT_REQUESTS.labels(tenant.name, ending.outcome).inc()
 
 
 def _too_late(report: Report) -> DeadlineExceeded:
     """Return the error of a request whose time is up; the client learns how much of the answer it paid for."""
     produced = {"completion_tokens": str(report.num_answer_tokens)} if report.num_answer_tokens else {}
     return DeadlineExceeded("The time of the request ran out.", metadata=produced)
+
+
+def _count_usage(release: str, usage: sampling_pb2.Usage) -> None:
+    """Count the tokens of a completed answer."""
+    for kind in ("prompt", "visual", "cached_prompt", "completion"):
+        RELEASE_TOKENS.labels(release, kind).inc(getattr(usage, f"{kind}_tokens"))

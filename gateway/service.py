@@ -4,24 +4,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
-from gateway.admission import Admission
-from gateway.background import in_background
-from gateway.encoding import VisualTokenSource
-from gateway.images import ImageStore
+from gateway.admission import Admission, Callers
+from gateway.answer import QuestionMaker
+from gateway.images import ImageStore, VisualCache, VisualTokenSource
 from gateway.pipeline import Pipeline
-from gateway.question import QuestionMaker
-from gateway.releases import SERVICE_NAME, LanguageStage, Releases, VisionStage, open_release
-from gateway.rollout.lifecycle import ModelLife
-from gateway.rollout.opening import open_rollouts
-from gateway.rollout.shadow import Shadow
+from gateway.rollout.mirror import Shadow
 from gateway.rollout.traffic import Traffic
+from gateway.rollout.wiring import open_rollouts
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
-from gateway.stages import Stage
-from gateway.tenants import Callers
-from gateway.visual_cache import VisualCache
+from gateway.stages import SERVICE_NAME, LanguageStage, ModelLife, Releases, Stage, VisionStage, open_release
 from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
 
 
@@ -105,7 +100,7 @@ async def _visual_tokens(settings: GatewaySettings) -> AsyncIterator[VisualToken
     shared = None
     if settings.shared_cache_url is not None and settings.visual_cache:
         # Here and not above: the Redis client takes longer to import than all the rest.
-        from gateway.shared_cache import SharedCache
+        from gateway.images.redis_cache import SharedCache
 
         shared = SharedCache(
             settings.shared_cache_url.get_secret_value(),

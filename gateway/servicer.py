@@ -4,16 +4,15 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
+from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded
-from gateway.admission import Admission
-from gateway.deadline import Deadline
+from gateway.admission import Admission, Callers
+from gateway.answer import QuestionMaker
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
-from gateway.question import QuestionMaker
-from gateway.releases import Releases
 from gateway.rollout.traffic import Traffic
 from gateway.settings import GatewaySettings
-from gateway.tenants import Callers
+from gateway.stages import Releases
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 RELEASE_HEADER = "x-tandem-release"

@@ -9,12 +9,9 @@ from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls, check_target
 from chassis.settings import CommaSeparated, ServiceSettings, split_address
-from gateway.admission import AdmissionLimits
-from gateway.checks import MAX_STOP_STRINGS, Limits
-from gateway.filters import Filters
-from gateway.picture_filter import PictureFilter
-from gateway.tenants import Role
-from gateway.word_filter import read_word_lists
+from gateway.admission import AdmissionLimits, Role
+from gateway.answer import MAX_STOP_STRINGS, Limits
+from gateway.filters import Filters, PictureFilter, read_word_lists
 
 _ADMISSION = AdmissionLimits()
 

@@ -8,12 +8,11 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from chassis.models import ModelHost
 from chassis.server import Server
-from checkpoint.stage_settings import StageSettings
 from checkpoint.store import ModelStore
-from language_service.hosted import LanguageLoader
-from language_service.scheduling.scheduler import SchedulerConfig
+from hosting import ModelHost, StageSettings
+from language_service.loader import LanguageLoader
+from language_service.scheduling import SchedulerConfig
 from language_service.servicer import SERVICE_NAME, LanguageServicer
 from tandem.v1 import language_pb2_grpc
 

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
-from chassis.models import ModelCalls, ModelHost
 from chassis.tracing import span
+from hosting import ModelCalls, ModelHost
 from language_service.engine import Event, FinishReason, Generation, Prefilled, Tokens
-from language_service.hosted import HostedLanguage
-from language_service.options import read_options
+from language_service.loader import HostedLanguage
 from language_service.prompt import PromptReader, check_start
-from language_service.sampling import Logprobs
+from language_service.sampling import Logprobs, read_options
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
 SERVICE_NAME = language_pb2.DESCRIPTOR.services_by_name["LanguageService"].full_name

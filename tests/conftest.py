@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
-from tandem.stack import Stack, StackConfig
+from tandem.stack.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
 

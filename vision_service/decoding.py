@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
 from vision_service import metrics
-from vision_service.images import ImageLimits, check_bytes, read_image, to_pixels
+from vision_service.image_files import ImageLimits, check_bytes, read_image, to_pixels
 from vision_service.similar import Vector, thumbnail
 
 # A picture takes tens of milliseconds: whoever is refused may come again soon.

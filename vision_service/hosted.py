@@ -24,7 +24,7 @@ from vision_service.backends import VisionBackend
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig, Batcher
 from vision_service.decoding import Decoded, DecodePool
-from vision_service.images import PREPROCESSING
+from vision_service.image_files import PREPROCESSING
 from vision_service.similar import Similar, SimilarPictures
 from vision_service.token_cache import TokenCache, VisualTokens
 

@@ -9,15 +9,14 @@ import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from chassis.models import ModelHost
 from chassis.server import Server
-from checkpoint.stage_settings import StageSettings
 from checkpoint.store import ModelStore
+from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
 from vision_service.hosted import Shared, VisionLoader
-from vision_service.images import PILLOW_MAX_PIXELS, ImageLimits
+from vision_service.image_files import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.similar import SimilarPictures
 from vision_service.token_cache import TokenCache

@@ -1,9 +1,9 @@
 """`tandem.v1.VisionService` over the process's models: translates between messages and `HostedVision`."""
 
 from chassis.errors import InvalidArgument, TandemError
-from chassis.models import ModelCalls, ModelHost
 from chassis.tracing import span
 from checkpoint.identity import DIGEST_BYTES
+from hosting import ModelCalls, ModelHost
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from vision_service import metrics
 from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, Picture, Source

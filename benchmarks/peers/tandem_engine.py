@@ -12,9 +12,9 @@ from benchmarks.peers.engines import CACHE_BYTES, THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 from checkpoint.store import ModelStore
 from language_service.engine import Engine, Tokens
-from language_service.hosted import LanguageLoader
-from language_service.options import SamplingOptions
-from language_service.scheduling.scheduler import SchedulerConfig
+from language_service.loader import LanguageLoader
+from language_service.sampling import SamplingOptions
+from language_service.scheduling import SchedulerConfig
 
 
 def load(root: Path) -> tuple[str, Complete]:

@@ -1,5 +1,5 @@
-"""Rollouts: which release answers a conversation, how a canary is judged, and who decides what happens next.
+"""Move traffic between releases, watch a canary, and roll it back by itself.
 
-`choice`, `plan`, `counts`, `significance`, `guard`, `state` and `controller` are plain Python: no clock, no network.
-The stores keep the state, `keeper` joins all of it to a running gateway, and `service` answers operators.
+Others use `traffic` (which release answers a request), `mirror` (ask both releases) and `wiring` (open it all).
+This file imports nothing, so that `policy` stays free of what its neighbours need.
 """

@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge
 
-from gateway.rollout.state import Phase, State
+from gateway.rollout.policy import Phase, State
 
 WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations each release answers.", ["release"])
 PHASE = Gauge("tandem_rollout_phase", "1 for the phase the rollout is in.", ["phase"])

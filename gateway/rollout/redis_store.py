@@ -9,8 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from chassis.errors import Unavailable
-from gateway.rollout.counts import Counts
-from gateway.rollout.state import State
+from gateway.rollout.policy import Counts, State
 from gateway.rollout.store import Document, Presence, bad_state
 
 _COUNTS_KEPT_S = 7 * 24 * 3600  # after the last request of a step

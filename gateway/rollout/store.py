@@ -8,8 +8,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
-from gateway.rollout.counts import Counts
-from gateway.rollout.state import State
+from gateway.rollout.policy import Counts, State
 
 
 class Document(BaseModel):

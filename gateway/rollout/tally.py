@@ -8,8 +8,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from gateway.report import Report
-from gateway.rollout.counts import Arm, Kind, Outcome
+from gateway.answer import Report
+from gateway.rollout.policy import Arm, Kind, Outcome
 from tandem.v1 import gateway_pb2
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from chassis.deadline import Deadline
 from chassis.errors import (
     Cancelled,
     FailedPrecondition,
@@ -19,13 +20,10 @@ from chassis.errors import (
     Unauthenticated,
 )
 from chassis.request_id import current_request_id, new_request_id
-from gateway.deadline import Deadline
-from gateway.releases import Release, Releases
-from gateway.report import Report
-from gateway.rollout.choice import takes_canary
-from gateway.rollout.counts import Arm, Counts, Outcome, counts_of
-from gateway.rollout.state import Phase, State
+from gateway.answer import Report
+from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, counts_of, takes_canary
 from gateway.rollout.tally import Tally
+from gateway.stages import Release, Releases
 
 # How early the event loop's timers may ring, seconds.
 _TIMER_S = 0.01

@@ -2,12 +2,22 @@
 
 from typing import Any
 
-from gateway.rollout.controller import preview
-from gateway.rollout.counts import Arm, Counts, histograms, median_s, merged, number
-from gateway.rollout.guard import Finding
-from gateway.rollout.keeper import View
-from gateway.rollout.plan import Guard, Plan, read_plan
-from gateway.rollout.state import Change, Phase
+from gateway.rollout.policy import (
+    Arm,
+    Change,
+    Counts,
+    Finding,
+    Guard,
+    Phase,
+    Plan,
+    histograms,
+    median_s,
+    merged,
+    number,
+    preview,
+    read_plan,
+)
+from gateway.rollout.store_sync import View
 from tandem.v1 import rollout_pb2
 
 

@@ -1,1 +1,10 @@
-"""The paged key-value cache: who owns which block, and the tensors."""
+"""Account for KV blocks and prefixes. Plain Python."""
+
+from language_service.cache.blocks import BlockPool
+from language_service.cache.prefix import PrefixNames, root_name
+
+__all__ = [
+    "BlockPool",
+    "PrefixNames",
+    "root_name",
+]

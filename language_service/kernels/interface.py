@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from checkpoint.config import LanguageConfig
-from language_service.model.attention import Attend
+from language_service.model import Attend
 
 # T tokens, R of them wanted, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width,
 # H heads, E head dim, F = E/2 frequencies

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from checkpoint.config import LanguageConfig
 from language_service.kernels.interface import Angles, Kernels, Layer
-from language_service.model.attention import Attend
+from language_service.model import Attend
 
 # The letters are those of `interface`; R rows wanted, G key-value heads, X = (H + 2 G) E
 

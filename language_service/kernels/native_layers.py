@@ -12,7 +12,7 @@ from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import address, require
 from language_service.kernels.native_attention import NativeAttend
 from language_service.kernels.native_projection import NativeProjection
-from language_service.model.attention import Attend
+from language_service.model import Attend
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 

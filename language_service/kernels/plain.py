@@ -9,7 +9,7 @@ from torch.nn import functional
 from checkpoint.config import LanguageConfig
 from language_service.kernels.interface import Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
-from language_service.model.rotary import rotate
+from language_service.model import rotate
 
 
 class PlainProjection:

@@ -1,1 +1,14 @@
-"""Which sequences run in the next step, and how far: plain policy, no tensors, no transport."""
+"""Decide which sequences run next. Plain Python."""
+
+from language_service.scheduling.drafts import PromptLookup
+from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig
+from language_service.scheduling.sequence import Chunk, Sequence
+
+__all__ = [
+    "Batch",
+    "Chunk",
+    "PromptLookup",
+    "Scheduler",
+    "SchedulerConfig",
+    "Sequence",
+]

@@ -26,7 +26,7 @@ from bisect import insort
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from language_service.cache.blocks import BlockPool
+from language_service.cache import BlockPool
 from language_service.scheduling.sequence import Chunk, Sequence
 
 

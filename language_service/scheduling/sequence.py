@@ -3,7 +3,7 @@
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
-from language_service.cache.prefix import PrefixNames
+from language_service.cache import PrefixNames
 from language_service.scheduling.drafts import PromptLookup
 
 

@@ -12,8 +12,7 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 
-from tandem.client import Client, TextStream
-from tandem.client_types import GenerateOptions
+from tandem.client import Client, GenerateOptions, TextStream
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.report import timing_table
 from tandem.errors import InvalidArgument

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from chassis.channels import check_target
-from tandem.client_call import DEFAULT_ADDRESS
+from tandem.client import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "TANDEM_ADDRESS"
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from chassis.logs import configure_logging
-from tandem.client_call import DEFAULT_ADDRESS
+from tandem.client import DEFAULT_ADDRESS
 
 _SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue"}
 _LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}

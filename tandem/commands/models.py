@@ -8,8 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tandem.client import Client
-from tandem.client_types import ReleaseInfo
+from tandem.client import Client, ReleaseInfo
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.terminal import table_console
 

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from tandem.client_types import Answer, ImageReport
+from tandem.client import Answer, ImageReport
 
 _ORIGINS = {
     "miss": "encoded",

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from google.protobuf.json_format import MessageToDict
 
+from tandem.client import Rollouts
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.rollout_view import plain_name, rollout_view
 from tandem.commands.terminal import shown_live, table_console
-from tandem.rollouts import Rollouts
 from tandem.v1 import rollout_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and take it back.")

@@ -12,9 +12,9 @@ from demo.batches import IGNORED, BatchConfig, Batches, ConversationEncoder
 from demo.drawing import draw
 from demo.questions import Conversation, ask
 from demo.scenes import TRAINING_SEEDS, make_scene
-from gateway.chat_template import ChatTemplate
-from gateway.prompt import PromptBuilder, TextSegment
-from vision_service.images import to_pixels
+from processing.chat_template import ChatTemplate
+from processing.prompt import PromptBuilder, TextSegment
+from vision_service.image_files import to_pixels
 
 MIX = BatchConfig(num_pictures=3, num_conversations=4, num_groups=2)
 

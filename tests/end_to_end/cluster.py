@@ -15,7 +15,7 @@ from typing import Self
 
 from PIL import Image
 
-from tandem.service_process import ServiceProcess
+from tandem.stack.process import ServiceProcess
 
 HOST = "127.0.0.1"
 TAG = "tiny-v1.0.0"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tandem.client_async import AsyncClient
+from tandem.client.aio import AsyncClient
 from tandem.errors import TandemError
 from tests.end_to_end.cluster import picture
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from chassis.errors import from_rpc_error
 from checkpoint.manifest import read_manifest, write_manifest
 from tandem import Client
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 from tandem.v1 import language_pb2_grpc, model_pb2, vision_pb2_grpc
 
 GOOD, BAD = "tiny-v1.0.0", "broken-v1.0.0"

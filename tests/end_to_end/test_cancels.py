@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tandem.client_async import AsyncClient, AsyncTextStream
+from tandem.client.aio import AsyncClient, AsyncTextStream
 from tandem.errors import Cancelled, ResourceExhausted, TandemError
 from tests.end_to_end.cluster import Cluster, picture
 

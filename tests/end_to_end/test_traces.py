@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tandem.client import Client
+from tandem.client.blocking import Client
 from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 from tests.end_to_end.cluster import TAG, Cluster, picture

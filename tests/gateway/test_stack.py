@@ -18,7 +18,7 @@ from chassis.errors import TandemError, from_rpc_error
 from chassis.server import Server
 from gateway.service import open_service
 from gateway.settings import GatewaySettings
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, sampling_pb2
 from tests.gateway.halves import TAG
 from tests.gateway.scripted import ask, read

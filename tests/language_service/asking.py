@@ -9,9 +9,9 @@ import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
-from language_service.engine import Engine, Finished, Generation, Tokens
+from language_service.engine.interface import Engine, Finished, Generation, Tokens
 from language_service.model.decoder import Decoder
-from language_service.options import SamplingOptions
+from language_service.sampling.options import SamplingOptions
 from tests.language_service import reference
 from tests.language_service.small import make_picture
 

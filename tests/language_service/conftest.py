@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from language_service.engine.paged import PagedEngine
+from language_service.engine.runner import Runner
 from language_service.model.decoder import Decoder
-from language_service.paged_engine import PagedEngine
-from language_service.runner import Runner
 from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.small import CONFIG, make_cache, make_decoder
 

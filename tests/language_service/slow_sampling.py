@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from language_service.grammar import Grammar, allowed_tokens
-from language_service.options import SamplingOptions
+from language_service.sampling.grammar import Grammar, allowed_tokens
+from language_service.sampling.options import SamplingOptions
 
 
 class SlowAnswer:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from checkpoint.config import LanguageConfig
-from language_service.cache.paged import CacheConfig, PagedCache
+from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.model.decoder import Decoder
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from tandem import Client
 from tandem.commands import app
 from tandem.commands.ask import read_request
 from tandem.errors import InvalidArgument
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 HEX_ID = "[0-9a-f]{32}"

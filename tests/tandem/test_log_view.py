@@ -9,7 +9,7 @@ import pytest
 import structlog
 from rich.console import Console
 
-from tandem.client_call import DEFAULT_ADDRESS
+from tandem.client.call import DEFAULT_ADDRESS
 from tandem.commands.log_view import JsonView, TerminalView, log_view
 
 LINE = json.dumps(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

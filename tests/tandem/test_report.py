@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console, RenderableType
 
-from tandem.client_types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
+from tandem.client.types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
 from tandem.commands.models import models_table, parameters
 from tandem.commands.report import timing_table
 from tandem.commands.terminal import table_console

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
+from tandem.client.rollouts import Rollouts
 from tandem.commands.rollout import parse_steps
 from tandem.commands.rollout_view import rollout_view
-from tandem.rollouts import Rollouts
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 from tandem.v1 import rollout_pb2
 
 TANDEM = str(Path(sys.executable).parent / "tandem")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tandem import Client
 from tandem.commands import app
 from tandem.commands.pulse import parse, pulses
-from tandem.stack import Stack
+from tandem.stack.stack import Stack
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 

@@ -16,7 +16,7 @@ import pytest
 from tandem import Client
 from tandem.commands.up import newest_release
 from tandem.errors import FailedPrecondition, NotFound, Unavailable
-from tandem.stack import Stack, StackConfig
+from tandem.stack.stack import Stack, StackConfig
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 
@@ -178,7 +178,7 @@ def test_a_closed_terminal_stops_it_unless_it_was_started_to_outlive_one(before:
     """`nohup tandem up` ignores the signal of a closing terminal before it starts."""
     program = f"""
 import os, signal
-from tandem.stack import interrupt_on_signals
+from tandem.stack.stack import interrupt_on_signals
 signal.signal(signal.SIGHUP, signal.{before})
 interrupt_on_signals()
 try:

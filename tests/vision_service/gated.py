@@ -19,7 +19,7 @@ from checkpoint.presets import PRESETS
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
 from vision_service.hosted import Encoded, HostedVision, Picture, Shared
-from vision_service.images import ImageLimits
+from vision_service.image_files import ImageLimits
 from vision_service.similar import SimilarPictures
 from vision_service.token_cache import TokenCache
 

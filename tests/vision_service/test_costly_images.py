@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from chassis.settings import load_settings
-from tests.vision_service.pictures import LIMITS, gradient, png_chunk, png_of_one_colour, refusal, saved
-from vision_service import images
-from vision_service.images import PILLOW_MAX_PIXELS, read_image
+from tests.vision_service.image_samples import LIMITS, gradient, png_chunk, png_of_one_colour, refusal, saved
+from vision_service import image_files as images
+from vision_service.image_files import PILLOW_MAX_PIXELS, read_image
 from vision_service.service import VisionSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own

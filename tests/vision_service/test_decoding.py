@@ -14,7 +14,7 @@ from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
 from vision_service import decoding
 from vision_service.decoding import DecodePool
-from vision_service.images import ImageLimits, read_image, to_pixels
+from vision_service.image_files import ImageLimits, read_image, to_pixels
 
 CONFIG = VisionConfig()
 

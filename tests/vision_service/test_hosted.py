@@ -24,7 +24,7 @@ from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
 from vision_service.hosted import Encoded, HostedVision, Picture, Shared, VisionLoader
-from vision_service.images import ImageLimits, read_image, to_pixels
+from vision_service.image_files import ImageLimits, read_image, to_pixels
 from vision_service.model.encoder import VisionHalf
 from vision_service.token_cache import TokenCache, VisualTokens
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoint.config import ModelConfig
-from vision_service.model.encoder import VisionHalf
+from vision_service.model import VisionHalf
 
 
 class TorchBackend:

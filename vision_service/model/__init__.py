@@ -1,1 +1,9 @@
-"""The vision half of a model, in torch alone: pixels in, visual tokens out."""
+"""The vision half in plain torch: ViT and resampler."""
+
+from vision_service.model.encoder import VisionHalf
+from vision_service.model.positions import sincos_2d
+
+__all__ = [
+    "VisionHalf",
+    "sincos_2d",
+]

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from gateway.rollout.counts import Arm, Counts, Kind, Outcome, counts_of
-from gateway.rollout.plan import Plan, read_plan
+from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome, counts_of
+from gateway.rollout.policy.plan import Plan, read_plan
 
 STABLE, CANARY = "demo-v1.0.0", "demo-v1.1.0"
 GUARD = {

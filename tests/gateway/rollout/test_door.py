@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable, from_rpc_error
-from gateway.rollout.choice import takes_canary
+from gateway.rollout.policy.choice import takes_canary
 from tandem.v1 import gateway_pb2, rollout_pb2
 from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door
 from tests.gateway.scripted import eventually

@@ -13,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
-from gateway.rollout.controller import begin, start
+from gateway.rollout.policy.controller import begin, start
+from gateway.rollout.policy.state import State
 from gateway.rollout.redis_store import SILENT_AFTER_S, RedisStore
-from gateway.rollout.state import State
 from gateway.rollout.store import Document, FileStore, Presence, RolloutStore
 from gateway.settings import GatewaySettings
 from tests.gateway.redis_server import RedisServer

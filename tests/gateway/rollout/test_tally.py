@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from gateway.report import Report
-from gateway.rollout.counts import Outcome
+from gateway.answer.report import Report
+from gateway.rollout.policy.counts import Outcome
 from gateway.rollout.tally import Tally, outcome_of
 from tandem.v1 import gateway_pb2
 

@@ -1,0 +1,217 @@
+"""Releases: pairs of halves that answer together, and the replicas that serve them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chassis.errors import FailedPrecondition, NotFound, TandemError
+from chassis.health import Health
+from chassis.single_flight import SingleFlight
+from checkpoint.manifest import TOKENIZER_FILE, read_manifest
+from checkpoint.store import ModelStore
+from checkpoint.tags import parse_tag
+from gateway.stages.stage import Replica, Stage
+from processing import PromptBuilder, Vocabulary, open_prompt_builder
+from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, vision_pb2_grpc
+
+SERVICE_NAME = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name
+
+VisionStage = Stage["vision_pb2_grpc.VisionServiceAsyncStub"]
+LanguageStage = Stage["language_pb2_grpc.LanguageServiceAsyncStub"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A pair of tags with what the gateway itself needs of the language half."""
+
+    vision_tag: str
+    language_tag: str
+    prompts: PromptBuilder
+    vocabulary: Vocabulary
+    tokenizer_digest: bytes
+
+    @property
+    def name(self) -> str:
+        """The tag, or both where they differ, as in the settings."""
+        both = (self.vision_tag, self.language_tag)
+        return self.language_tag if self.vision_tag == self.language_tag else ",".join(both)
+
+    def proto(self) -> gateway_pb2.Release:
+        """Return the pair as the contract has it."""
+        return gateway_pb2.Release(vision_tag=self.vision_tag, language_tag=self.language_tag)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one request goes; both replicas and the tokenizer come from one release."""
+
+    release: Release
+    language: Replica["language_pb2_grpc.LanguageServiceAsyncStub"]
+    vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None for a request without pictures
+
+
+def open_release(store: ModelStore, name: str) -> Release:
+    """Read what the gateway needs of a release.
+
+    Args:
+        store: has the language half's folder; the vision half's need not be here.
+        name: a tag, or 'vision tag,language tag'.
+
+    Raises:
+        InvalidArgument: reason 'BAD_TAG'.
+        NotFound: reason 'UNKNOWN_TAG'.
+        FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'BAD_CHECKPOINT', a file is not valid.
+        DataLoss: reason 'DIGEST_MISMATCH'.
+    """
+    vision_tag, language_tag = tags_of(name)
+    parse_tag(vision_tag)
+    folder = store.folder(language_tag)
+    manifest = read_manifest(folder)
+    if vision_tag in store.tags() and read_manifest(store.folder(vision_tag)).vision.digest != (
+        manifest.language.vision_digest
+    ):
+        raise _do_not_fit(vision_tag, language_tag)
+    prompts = open_prompt_builder(folder)
+    return Release(
+        vision_tag=vision_tag,
+        language_tag=language_tag,
+        prompts=prompts,
+        vocabulary=Vocabulary(prompts.tokenizer),
+        tokenizer_digest=manifest.files[TOKENIZER_FILE],
+    )
+
+
+class Releases:
+    """The releases of this gateway by name, and where they are served."""
+
+    def __init__(self, store: ModelStore, default: Release, *, vision: VisionStage, language: LanguageStage) -> None:
+        """Offer `default` alone; `store` has the language halves of others that may be offered later."""
+        self._store = store
+        self._vision = vision
+        self._language = language
+        self._opened = {default.name: default}
+        self._opening: SingleFlight[str, Release] = SingleFlight()
+        self.default_name = default.name  # of the release that answers requests which name none
+        self.names: tuple[str, ...] = (default.name,)  # of those a client may name
+
+    def offer(self, names: Sequence[str], *, default_name: str) -> None:
+        """Answer with these from now on; those offered before stay open for the requests that are on them."""
+        self.names, self.default_name = tuple(names), default_name
+
+    def pinned(self, pin: str) -> str:
+        """Return the name of the release a client asks for.
+
+        Args:
+            pin: a release's name or its language tag.
+
+        Raises:
+            NotFound: reason 'UNKNOWN_RELEASE'.
+        """
+        for name in self.names:
+            if pin in (name, tags_of(name)[1]):
+                return name
+        raise NotFound("There is no release of that tag.", reason="UNKNOWN_RELEASE", field="x-tandem-release")
+
+    async def open(self, name: str) -> Release:
+        """Return a release, read from the model store where it is not open yet.
+
+        Raises:
+            TandemError: as `open_release`.
+        """
+        if name not in self._opened:
+            landed = await self._opening.run(name, lambda: asyncio.to_thread(open_release, self._store, name))
+            self._opened[name] = landed.result
+        return self._opened[name]
+
+    def forget(self, name: str) -> None:
+        """Close a release no request is on any more."""
+        self._opened.pop(name, None)
+
+    async def route(self, release: Release, *, with_pictures: bool) -> Route:
+        """Find replicas of the halves a request needs; text alone is answered without the vision stage.
+
+        Raises:
+            Unavailable: a half is not served now.
+            FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'MODEL_FAILED', one did not load.
+        """
+        language = await self._language.find(release.language_tag)
+        _check_tokenizer(release, language.info)
+        if not with_pictures:
+            return Route(release, language, None)
+        vision = await self._vision.find(release.vision_tag)
+        _check_pair(vision.info, language.info)
+        return Route(release, language, vision)
+
+    async def list(self) -> list[gateway_pb2.ReleaseInfo]:
+        """Ask the stages and describe every release that is offered and open, in the order of their names."""
+        await self._refresh()
+        return [
+            gateway_pb2.ReleaseInfo(
+                release=release.proto(),
+                ready=self._is_ready(release),
+                is_default=release.name == self.default_name,
+                vision=self._vision.info(release.vision_tag),
+                language=self._language.info(release.language_tag),
+            )
+            for name in sorted(self.names)
+            if (release := self._opened.get(name)) is not None
+        ]
+
+    async def watch(self, health: Health, every_s: float) -> None:
+        """Keep asking the stages, and tell `health` which releases can answer; runs until cancelled."""
+        told: set[str] = set()
+        while True:
+            await self._refresh()
+            ready = {
+                tags_of(name)[1]: name in self._opened and self._is_ready(self._opened[name]) for name in self.names
+            }
+            for tag in told | ready.keys():
+                await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
+            told |= ready.keys()
+            await asyncio.sleep(every_s)
+
+    async def _refresh(self) -> None:
+        await asyncio.gather(self._vision.refresh(), self._language.refresh())
+
+    def _is_ready(self, release: Release) -> bool:
+        vision, language = self._vision.info(release.vision_tag), self._language.info(release.language_tag)
+        if vision is None or language is None:
+            return False
+        try:
+            _check_tokenizer(release, language)
+            _check_pair(vision, language)
+        except TandemError:
+            return False
+        return vision.state == language.state == model_pb2.MODEL_STATE_READY
+
+
+def tags_of(name: str) -> tuple[str, str]:
+    """Return the vision tag and the language tag of a release's name."""
+    vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
+    return vision_tag, language_tag or vision_tag
+
+
+def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:
+    if language.language.tokenizer_digest != release.tokenizer_digest:
+        raise FailedPrecondition(
+            f"The gateway's tokenizer of {release.language_tag} is not the language service's.",
+            reason="RELEASE_MISMATCH",
+        )
+
+
+def _check_pair(vision: model_pb2.ModelInfo, language: model_pb2.ModelInfo) -> None:
+    """Check that a decoder was trained with this encoder and takes what it makes."""
+    fits = (
+        vision.half_digest == language.language.vision_digest
+        and vision.vision.token_width == language.language.width
+        and vision.vision.num_visual_tokens == language.language.num_visual_tokens
+    )
+    if not fits:
+        raise _do_not_fit(vision.tag, language.tag)
+
+
+def _do_not_fit(vision_tag: str, language_tag: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"The language half of {language_tag} was trained with another vision half than that of {vision_tag}.",
+        reason="RELEASE_MISMATCH",
+    )

@@ -1,0 +1,151 @@
+"""The tensors of the paged key-value cache, and attention over them."""
+
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from checkpoint.config import LanguageConfig
+from language_service.kernels import NativeAttention, fits, huge_pages
+from language_service.model import Attend
+
+# T tokens of the batch, B sequences of a group, L new tokens of each, M blocks of each, C = M * block size cached
+# positions, H query heads, G key-value heads, E head dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Shape of the paged KV cache."""
+
+    num_blocks: int
+    block_size: int = 16  # tokens per block
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the cache holds when full."""
+        return self.num_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive new tokens of one sequence."""
+
+    start: int  # tokens of the sequence before the span, all cached already
+    length: int  # tokens of the span, at least 1
+    blocks: Sequence[int]  # blocks of the sequence in order, enough for start + length tokens
+
+    def num_blocks(self, block_size: int) -> int:
+        """Return how many blocks hold the tokens up to the end of the span."""
+        return -(-(self.start + self.length) // block_size)
+
+    def slots(self, block_size: int) -> list[int]:
+        """Return the cache slot, block x block size + offset, of every new token."""
+        positions = range(self.start, self.start + self.length)
+        return [self.blocks[place // block_size] * block_size + place % block_size for place in positions]
+
+    def table(self, block_size: int, width: int) -> list[int]:
+        """Return the blocks in use, filled up to `width` with the first: masked, and never another's numbers."""
+        used = self.blocks[: self.num_blocks(block_size)]
+        return [*used, *[self.blocks[0]] * (width - len(used))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Spans of equal length and like context, which attention takes in one call."""
+
+    rows_BL: Tensor  # where the spans' tokens lie in the batch
+    blocks_BM: Tensor
+    mask_B1LC: Tensor  # 0 where the token sees the cached position, -inf where not
+
+
+def bytes_per_block(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes one block takes over all layers."""
+    return config.num_layers * 2 * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+class PagedCache:
+    """Keys and values of all sequences, [layers, 2 (key, value), blocks, block size, G, E]."""
+
+    def __init__(self, config: LanguageConfig, cache: CacheConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = cache
+        self.device = device
+        shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
+        # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
+        self.kv = huge_pages.empty(shape, dtype, device).zero_()
+        self._native = NativeAttention(self.kv) if fits(config, dtype=dtype, device=device) else None
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Fill `blocks`, which changed owner, with zeros.
+
+        Positions past a sequence's end are read with weight 0, and 0 times a NaN is a NaN: what an earlier owner left
+        must not reach the next one. The native kernels read nothing past the end.
+        """
+        if blocks and self._native is None:
+            self.kv.index_fill_(2, torch.tensor(blocks, device=self.device), 0)
+
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        """Return attention for one forward pass over the tokens of `spans`, laid end to end.
+
+        Each call first stores the layer's keys and values of the new tokens; then each token sees the cached past of
+        its own sequence and itself. Nothing else of the cache changes.
+        """
+        if self._native is not None:
+            return self._attend_natively(self._native, spans)
+        slots = [slot for span in spans for slot in span.slots(self.config.block_size)]
+        slots_T = torch.tensor(slots, device=self.device)
+        groups = self._groups(spans)
+
+        def attend(layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+            kv = self.kv[layer]
+            kv.flatten(1, 2).index_copy_(1, slots_T, torch.stack([k_TGE, v_TGE]))
+            out_THE = torch.empty_like(q_THE)
+            for group in groups:
+                k_BGCE, v_BGCE = kv[:, group.blocks_BM].flatten(2, 3).transpose(2, 3)
+                q_BHLE = q_THE[group.rows_BL].transpose(1, 2)
+                out_BHLE = functional.scaled_dot_product_attention(
+                    q_BHLE, k_BGCE, v_BGCE, attn_mask=group.mask_B1LC, enable_gqa=True
+                )
+                out_THE[group.rows_BL] = out_BHLE.transpose(1, 2)
+            return out_THE
+
+        return attend
+
+    def _attend_natively(self, attention: NativeAttention, spans: Sequence[Span]) -> Attend:
+        spans_S4, tables = array("i"), array("i")
+        row = 0
+        for span in spans:
+            spans_S4.extend((row, span.start, span.length, len(tables)))
+            tables.extend(span.blocks)
+            row += span.length
+        return attention.plan(spans_S4, tables)
+
+    def _groups(self, spans: Sequence[Span]) -> list[_Group]:
+        """Put together spans of equal length whose contexts differ by less than a factor of two.
+
+        So all decoding sequences of like age share a call, and a short one never pays for a long one's padding.
+        """
+        members: defaultdict[tuple[int, int], list[tuple[int, Span]]] = defaultdict(list)
+        row = 0
+        for span in spans:
+            members[span.length, span.num_blocks(self.config.block_size).bit_length()].append((row, span))
+            row += span.length
+        return [self._group(length, group) for (length, _), group in members.items()]
+
+    def _group(self, length: int, members: list[tuple[int, Span]]) -> _Group:
+        size = self.config.block_size
+        width = max(span.num_blocks(size) for _, span in members)
+        steps_L = torch.arange(length, device=self.device)
+        rows_B1 = torch.tensor([[row] for row, _ in members], device=self.device)
+        starts_B1 = torch.tensor([[span.start] for _, span in members], device=self.device)
+        positions_C = torch.arange(width * size, device=self.device)
+        hidden_B1LC = positions_C > (starts_B1 + steps_L)[:, None, :, None]
+        mask_B1LC = torch.zeros(hidden_B1LC.shape, dtype=self.kv.dtype, device=self.device)
+        return _Group(
+            rows_BL=rows_B1 + steps_L,
+            blocks_BM=torch.tensor([span.table(size, width) for _, span in members], device=self.device),
+            mask_B1LC=mask_B1LC.masked_fill_(hidden_B1LC, float("-inf")),
+        )

@@ -1,0 +1,143 @@
+"""The client for asyncio.
+
+async with AsyncClient("127.0.0.1:50050") as client:
+    stream = client.generate("What is this?", images=["bag.png"], max_tokens=64)
+    async for text in stream:
+        print(text, end="", flush=True)
+    print(stream.final.usage)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+from chassis.cancellation import is_asked_to_stop
+from chassis.channels import ChannelTls, open_channel
+from tandem.client import wire
+from tandem.client.call import AnswerStream, Call, Connection
+from tandem.client.types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
+from tandem.v1 import gateway_pb2, gateway_pb2_grpc
+
+R = TypeVar("R")
+
+
+class AsyncTextStream(AnswerStream):
+    """An answer as it is produced: iterate over it for pieces of text, then read `final`.
+
+    Leaving the loop early, `close` and the end of a `with` block cancel the request.
+    """
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            with _translated(self._envelope):
+                async for response in self._call:
+                    if text := self._builder.add(response):
+                        yield text
+            self._builder.check_complete()
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(Connection):
+    """A connection to a gateway, for one event loop.
+
+    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
+    cannot be read.
+    """
+
+    def _open(self, tls: ChannelTls | None) -> None:
+        self._channel = open_channel(self.address, tls=tls)
+        self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Sequence[Picture] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncTextStream:
+        """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
+
+        Args:
+            prompt: the question, or the turns of a conversation, oldest first.
+            images: pictures of the question, which stand before it; a conversation holds its own.
+            options: see `GenerateOptions`.
+        """
+        return self.send(wire.generate_request(prompt, images, options), **options)
+
+    def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
+        """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
+        envelope = self._envelope(options)
+        call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+        return AsyncTextStream(call, envelope)
+
+    async def ask(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Sequence[Picture] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Answer:
+        """Return the complete answer; takes what `generate` takes."""
+        stream = self.generate(prompt, images=images, **options)
+        async for _ in stream:
+            pass
+        return stream.final
+
+    async def put_image(self, source: Path | str | bytes) -> str:
+        """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
+        return (await self._call(self._gateway.PutImage, wire.put_image_requests(source))).sha256.hex()
+
+    async def count_tokens(
+        self, prompt: str | Sequence[Message], *, images: Sequence[Picture] = (), system: str | None = None
+    ) -> TokenCount:
+        """Return what a prompt would take of the context, without running it."""
+        request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
+        return wire.token_count(await self._call(self._gateway.CountTokens, request))
+
+    async def models(self) -> list[ReleaseInfo]:
+        """Return the releases the gateway can answer with."""
+        response = await self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
+        return [wire.release_info(info) for info in response.releases]
+
+    async def close(self) -> None:
+        """Close the connection; running requests are cancelled."""
+        self._is_closed = True
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: Callable[..., Awaitable[R]], request: object) -> R:
+        """Make a call that is answered by one message."""
+        envelope = self._envelope()
+        with _translated(envelope):
+            return await method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
+
+
+@contextmanager
+def _translated(call: Call) -> Iterator[None]:
+    """Raise errors of gRPC as the tree's own, also where `close` of the stream or the client cancelled the call."""
+    try:
+        with call.translated():
+            yield
+    except asyncio.CancelledError:
+        if is_asked_to_stop():
+            raise
+        raise call.cancelled() from None

@@ -1,0 +1,248 @@
+"""Between the plain types of users and the messages on the wire; both clients share every line of it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf.descriptor import EnumDescriptor
+
+from chassis.errors import Internal
+from tandem.client.types import (
+    Answer,
+    GenerateOptions,
+    Half,
+    Image,
+    ImageReport,
+    Message,
+    Picture,
+    PositionLogprobs,
+    Release,
+    ReleaseInfo,
+    Timings,
+    TokenCount,
+    TokenLogprob,
+    Usage,
+)
+from tandem.v1 import gateway_pb2, model_pb2, sampling_pb2
+
+CHUNK_BYTES = 1024 * 1024  # the contract's most for one message of PutImage
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ROLES = {
+    "system": gateway_pb2.ROLE_SYSTEM,
+    "user": gateway_pb2.ROLE_USER,
+    "assistant": gateway_pb2.ROLE_ASSISTANT,
+}
+_FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
+    sampling_pb2.FINISH_REASON_STOP: "stop",
+    sampling_pb2.FINISH_REASON_LENGTH: "length",
+    sampling_pb2.FINISH_REASON_FILTERED: "filtered",
+}
+# Options that do not travel as sampling options of the same name.
+_NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
+
+_CONSTRAINTS = {"json_schema", "regex", "choices"}
+
+
+def generate_request(
+    prompt: str | Sequence[Message], images: Sequence[Picture], options: GenerateOptions
+) -> gateway_pb2.GatewayGenerateRequest:
+    """Return the request for a question or a conversation.
+
+    Raises:
+        OSError: a picture's file cannot be read.
+        TypeError: pictures or instructions beside a conversation, which has its own places for them; unknown option;
+            more than one constraint.
+    """
+    sampling: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
+    unknown = sampling.keys() - sampling_pb2.SamplingOptions.DESCRIPTOR.fields_by_name.keys()
+    if unknown:
+        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+    if len(sampling.keys() & _CONSTRAINTS) > 1:
+        raise TypeError(f"an answer takes one of {', '.join(sorted(_CONSTRAINTS))}")
+    if isinstance(sampling.get("json_schema"), Mapping):
+        sampling["json_schema"] = json.dumps(sampling["json_schema"])
+    if "choices" in sampling:
+        sampling["choices"] = sampling_pb2.Choices(texts=sampling["choices"])
+    stop = options.get("stop", ())
+    return gateway_pb2.GatewayGenerateRequest(
+        messages=messages(prompt, images, options.get("system")),
+        sampling=sampling_pb2.SamplingOptions(**sampling),
+        stop=[stop] if isinstance(stop, str) else stop,
+        routing_key=options.get("routing_key", ""),
+    )
+
+
+def messages(
+    prompt: str | Sequence[Message], images: Sequence[Picture], system: str | None = None
+) -> list[gateway_pb2.Message]:
+    """Return the turns on the wire; the pictures of a question stand before its text. Raises as `generate_request`."""
+    if isinstance(prompt, str):
+        pictures = (image if isinstance(image, Image) else Image(image) for image in images)
+        turns = [Message("system", (system,))] if system is not None else []
+        turns.append(Message("user", (*pictures, prompt)))
+    elif images or system is not None:
+        raise TypeError("in a conversation, pictures and instructions stand in its messages")
+    else:
+        turns = list(prompt)
+    return [gateway_pb2.Message(role=_ROLES[turn.role], parts=map(_part, turn.parts)) for turn in turns]
+
+
+def _part(part: str | Image) -> gateway_pb2.Part:
+    if isinstance(part, str):
+        return gateway_pb2.Part(text=part)
+    if isinstance(part.source, str) and _DIGEST.fullmatch(part.source):
+        return gateway_pb2.Part(image=gateway_pb2.Image(sha256=bytes.fromhex(part.source)))
+    return gateway_pb2.Part(image=gateway_pb2.Image(data=_read(part.source)))
+
+
+def put_image_requests(source: Path | str | bytes) -> Iterator[gateway_pb2.PutImageRequest]:
+    """Return a picture in chunks. The file is read here: gRPC would swallow an error inside its iteration."""
+    data = _read(source)
+    return (
+        gateway_pb2.PutImageRequest(chunk=data[start : start + CHUNK_BYTES])
+        for start in range(0, len(data), CHUNK_BYTES)
+    )
+
+
+def _read(source: Path | str | bytes) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+class AnswerBuilder:
+    """Puts an answer together from the messages of its stream."""
+
+    def __init__(self, request_id: str) -> None:
+        self._answer: Answer | None = None
+        self._request_id = request_id
+        self._texts: list[str] = []
+        self._logprobs: list[PositionLogprobs] = []
+
+    def add(self, response: gateway_pb2.GatewayGenerateResponse) -> str:
+        """Take one message; return the text it adds, which may be none."""
+        if response.HasField("finished"):
+            self._answer = self._finish(response.finished)
+            return ""
+        self._texts.append(response.delta.text)
+        self._logprobs += map(_position, response.delta.logprobs)
+        return response.delta.text
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._texts)
+
+    def check_complete(self) -> None:
+        """Check that a stream that ended was whole.
+
+        Raises:
+            Internal: its last message never came.
+        """
+        if self._answer is None:
+            error = Internal("The gateway ended the answer without its last message.", reason="TRUNCATED_STREAM")
+            error.request_id = self._request_id
+            raise error
+
+    @property
+    def final(self) -> Answer:
+        """The complete answer.
+
+        Raises:
+            RuntimeError: the last message was not read yet.
+        """
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: read the stream to its end first")
+        return self._answer
+
+    def _finish(self, finished: gateway_pb2.GatewayGenerateFinished) -> Answer:
+        usage, timings = finished.usage, finished.timings
+        return Answer(
+            text=self.text,
+            finish_reason=_FINISH_REASONS.get(finished.finish_reason, "length"),
+            usage=Usage(
+                prompt_tokens=usage.prompt_tokens,
+                visual_tokens=usage.visual_tokens,
+                cached_prompt_tokens=usage.cached_prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+            ),
+            timings=Timings(
+                prepare_ms=timings.prepare_ms,
+                vision_ms=timings.vision_ms,
+                queue_ms=timings.queue_ms,
+                prefill_ms=timings.prefill_ms,
+                first_token_ms=timings.first_token_ms,
+                decode_ms=timings.decode_ms,
+                total_ms=timings.total_ms,
+            ),
+            release=_release(finished.release),
+            images=tuple(map(_image_report, finished.images)),
+            request_id=self._request_id,
+            logprobs=tuple(self._logprobs),
+        )
+
+
+def token_count(response: gateway_pb2.CountTokensResponse) -> TokenCount:
+    """Return the counts of a conversation."""
+    return TokenCount(
+        prompt_tokens=response.prompt_tokens,
+        visual_tokens=response.visual_tokens,
+        remaining_tokens=response.remaining_tokens,
+    )
+
+
+def release_info(info: gateway_pb2.ReleaseInfo) -> ReleaseInfo:
+    """Return one release as the gateway sees it."""
+    return ReleaseInfo(
+        release=_release(info.release),
+        ready=info.ready,
+        is_default=info.is_default,
+        vision=_half(info.vision),
+        language=_half(info.language),
+        image_size=info.vision.vision.image_size,
+        num_visual_tokens=info.vision.vision.num_visual_tokens,
+        max_images=info.language.language.max_images,
+        context_length=info.language.language.context_length,
+    )
+
+
+def _release(release: gateway_pb2.Release) -> Release:
+    return Release(vision_tag=release.vision_tag, language_tag=release.language_tag)
+
+
+def _image_report(report: gateway_pb2.ImageReport) -> ImageReport:
+    return ImageReport(
+        sha256=report.sha256.hex(),
+        cache_level=_name(gateway_pb2.CacheLevel.DESCRIPTOR, report.cache_level),
+        num_visual_tokens=report.num_visual_tokens,
+        ready_ms=report.ready_ms,
+        similar_sha256=report.similar_sha256.hex(),
+        similarity=report.similarity,
+    )
+
+
+def _position(position: sampling_pb2.PositionLogprobs) -> PositionLogprobs:
+    return PositionLogprobs(chosen=_logprob(position.chosen), top=tuple(map(_logprob, position.top)))
+
+
+def _logprob(logprob: sampling_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob)
+
+
+def _half(info: model_pb2.ModelInfo) -> Half:
+    return Half(
+        tag=info.tag,
+        state=_name(model_pb2.ModelState.DESCRIPTOR, info.state),
+        backend=info.backend,
+        device=info.device,
+        precision=info.precision,
+        num_parameters=info.num_parameters,
+        num_weight_bytes=info.num_weight_bytes,
+    )
+
+
+def _name(enum: EnumDescriptor, number: int) -> str:
+    """Return a value of an enum in plain words: CACHE_LEVEL_MISS is 'miss'. A newer server's value is its number."""
+    value = enum.values_by_number.get(number)
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
+    return value.name.removeprefix(prefix).lower() if value else str(number)

@@ -1,0 +1,11 @@
+"""Run the three services as processes of this machine."""
+
+from tandem.stack.process import ServiceProcess
+from tandem.stack.stack import Stack, StackConfig, interrupt_on_signals
+
+__all__ = [
+    "ServiceProcess",
+    "Stack",
+    "StackConfig",
+    "interrupt_on_signals",
+]

@@ -1,0 +1,61 @@
+"""What tenants use, counted while their limits change and while metrics are read."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from chassis.errors import ResourceExhausted
+from gateway.admission.admission import Admission, AdmissionLimits
+from gateway.admission.tenants import Tenant
+
+
+def tenant(name: str = "acme", **limits: int) -> Tenant:
+    return Tenant.model_validate({"name": name, "key_sha256": ("0" * 64,), **limits})
+
+
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Have threads take turns as often as they can."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
+async def test_a_request_that_began_under_other_limits_does_not_bring_them_back() -> None:
+    """A changed rate begins with a full bucket, so whoever brought it back would give tokens away."""
+    admission = Admission(AdmissionLimits())
+    before, now = tenant(tokens_per_minute=1000), tenant(tokens_per_minute=100)
+    async with admission.answering(before, 1):
+        async with admission.answering(now, 1):
+            admission.take_prompt(now, 100)
+        with pytest.raises(ResourceExhausted):
+            admission.take_prompt(before, 10)
+    admission.charge_answer(before, 10)
+    with pytest.raises(ResourceExhausted) as raised:
+        await admission.answering(now, 1).__aenter__()
+    assert raised.value.reason == "TOKEN_RATE"
+
+
+@pytest.mark.usefixtures("often_switched")
+def test_metrics_can_be_read_while_tenants_come_for_the_first_time() -> None:
+    """They are read by a thread of their own."""
+    admission, all_came, failed = Admission(AdmissionLimits()), threading.Event(), threading.Event()
+
+    def read() -> None:
+        while not all_came.is_set():
+            try:
+                REGISTRY.get_sample_value("tandem_gateway_waiting")
+            except RuntimeError:
+                failed.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(2000):
+        admission.count_request(tenant(f"tenant-{number}"))
+    all_came.set()
+    reader.join()
+    assert not failed.is_set()

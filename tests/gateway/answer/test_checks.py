@@ -1,0 +1,80 @@
+"""Every way a request can be wrong names its reason and the field at fault."""
+
+import pytest
+
+from chassis.errors import InvalidArgument
+from gateway.answer.checks import Limits, check_conversation, check_options
+from tandem.v1 import gateway_pb2
+from tandem.v1.gateway_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Image, Message, Part
+
+LIMITS = Limits(max_images=2, max_text_characters=20, max_stop_strings=16)
+TEXT, PICTURE = Part(text="What?"), Part(image=Image(data=b"x"))
+
+BAD_CONVERSATIONS = {
+    "no messages": ([], "NO_MESSAGES", "messages"),
+    "no role": ([Message(parts=[TEXT])], "BAD_ROLE", "messages[0].role"),
+    "a role of the future": ([Message(role=9, parts=[TEXT])], "BAD_ROLE", "messages[0].role"),  # type: ignore[arg-type]
+    "no parts": ([Message(role=ROLE_USER)], "EMPTY_MESSAGE", "messages[0].parts"),
+    "a part of nothing": ([Message(role=ROLE_USER, parts=[TEXT, Part()])], "EMPTY_PART", "messages[0].parts[1]"),
+    "empty text": ([Message(role=ROLE_USER, parts=[Part(text="")])], "EMPTY_PART", "messages[0].parts[0]"),
+    "the model speaks last": (
+        [Message(role=ROLE_USER, parts=[TEXT]), Message(role=ROLE_ASSISTANT, parts=[TEXT])],
+        "LAST_NOT_USER",
+        "messages[1].role",
+    ),
+    "a picture without a question": ([Message(role=ROLE_USER, parts=[PICTURE])], "EMPTY_QUESTION", "messages[0].parts"),
+    "a blank question": (
+        [Message(role=ROLE_USER, parts=[PICTURE, Part(text=" \n\u3000")])],
+        "EMPTY_QUESTION",
+        "messages[0].parts",
+    ),
+    "too many pictures in one turn": (
+        [Message(role=ROLE_USER, parts=[PICTURE, PICTURE, TEXT, PICTURE])],
+        "TOO_MANY_IMAGES",
+        "messages[0].parts[3].image",
+    ),
+    "too many pictures over all turns": (
+        [
+            Message(role=ROLE_USER, parts=[PICTURE, TEXT, PICTURE]),
+            Message(role=ROLE_ASSISTANT, parts=[TEXT]),
+            Message(role=ROLE_USER, parts=[PICTURE, TEXT]),
+        ],
+        "TOO_MANY_IMAGES",
+        "messages[2].parts[0].image",
+    ),
+    "too much text over all turns": (
+        [Message(role=ROLE_SYSTEM, parts=[Part(text="a" * 18)]), Message(role=ROLE_USER, parts=[TEXT])],
+        "TEXT_TOO_LONG",
+        "messages[1].parts[0].text",
+    ),
+}
+
+
+@pytest.mark.parametrize(("messages", "reason", "field"), list(BAD_CONVERSATIONS.values()), ids=list(BAD_CONVERSATIONS))
+def test_a_bad_conversation_is_refused_at_its_field(messages: list[Message], reason: str, field: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        check_conversation(messages, LIMITS)
+    assert (raised.value.reason, raised.value.field) == (reason, field)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "field"),
+    [
+        ({"stop": ["a"] * 17}, "TOO_MANY_STOP_STRINGS", "stop"),
+        ({"stop": ["a", ""]}, "BAD_STOP_STRING", "stop[1]"),
+        ({"stop": ["a" * 129]}, "BAD_STOP_STRING", "stop[0]"),
+        ({"routing_key": "k" * 257}, "BAD_ROUTING_KEY", "routing_key"),
+    ],
+)
+def test_bad_options_are_refused_at_their_field(options: dict[str, str | list[str]], reason: str, field: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        check_options(gateway_pb2.GatewayGenerateRequest(**options), LIMITS)  # type: ignore[arg-type]
+    assert (raised.value.reason, raised.value.field) == (reason, field)
+
+
+def test_everything_at_its_limit_is_taken() -> None:
+    check_options(gateway_pb2.GatewayGenerateRequest(stop=["字" * 128] * 16, routing_key="k" * 256), LIMITS)
+    message = Message(role=ROLE_USER, parts=[PICTURE, Part(text="问" * 20), PICTURE])
+    conversation = check_conversation([message], LIMITS)
+    assert conversation.num_characters == 20
+    assert [image.path for image in conversation.images] == ["messages[0].parts[0].image", "messages[0].parts[2].image"]

@@ -1,0 +1,204 @@
+"""The filters in the path of a request: what they refuse, end and mask, and that they tell without repeating it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+from safetensors.numpy import save_file
+from structlog.testing import capture_logs
+
+from chassis.errors import FailedPrecondition, Internal, TandemError, from_rpc_error
+from checkpoint.manifest import read_manifest
+from gateway.filters.image_filter import PictureFilter, Probe, read_probe, write_probe
+from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
+from tests.gateway.conftest import MakeWorld
+from tests.gateway.halves import TAG, WIDTH
+from tests.gateway.scripted import World, eventually
+
+PICTURE = b"a picture"
+DIGEST = bytes(range(32))
+# A safetensors file is the length of its header, the header, and the data.
+_HEADER = json.dumps(
+    {
+        "__metadata__": {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()},
+        "weight": {"dtype": "BF16", "shape": [1, 4], "data_offsets": [0, 8]},
+        "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+    }
+).encode()
+BFLOAT16_PROBE = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(12)
+
+
+async def error_of(call: Any) -> TandemError:
+    with pytest.raises(grpc.RpcError) as raised:
+        await call
+    return from_rpc_error(raised.value)
+
+
+def count(kind: str, rule: str, action: str) -> float:
+    labels = {"kind": kind, "rule": rule, "action": action}
+    return REGISTRY.get_sample_value("tandem_gateway_filtered_total", labels) or 0.0
+
+
+@pytest.fixture
+def word_list(tmp_path: Path) -> str:
+    path = tmp_path / "en.txt"
+    path.write_text("blast\nsecret word\n")
+    return str(path)
+
+
+async def test_an_answer_ends_before_a_word_cut_over_tokens(make_world: MakeWorld, word_list: str) -> None:
+    """The tiny tokenizer makes a token of every letter."""
+    async with make_world(word_lists=(word_list,)) as world:
+        world.say("Well, BLAST! And so on")
+        world.language.hangs = True
+        before = count("answer", "en", "end")
+        with capture_logs() as logs:
+            answer = await world.ask("What?", sampling=sampling_pb2.SamplingOptions(num_logprobs=0))
+        assert answer.text == "Well, "
+        assert answer.finished.finish_reason == sampling_pb2.FINISH_REASON_FILTERED
+        assert len(answer.logprobs) == len("Well, ")
+        assert count("answer", "en", "end") == before + 1
+        assert "blast" not in json.dumps(logs).lower()
+        assert [(log["kind"], log["rule"]) for log in logs if log["event"] == "filtered"] == [("answer", "en")]
+        await eventually(lambda: world.language.num_running == 0)
+
+
+async def test_a_word_is_masked_and_the_answer_goes_on(make_world: MakeWorld, word_list: str) -> None:
+    async with make_world(word_lists=(word_list,), word_action="mask") as world:
+        world.say("The secret word is blast, not blaster.")
+        answer = await world.ask("What?")
+        assert answer.text == "The *********** is *****, not blaster."
+        assert answer.finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
+        error = await error_of(world.ask("What?", sampling=sampling_pb2.SamplingOptions(num_logprobs=0)))
+        assert error.reason == "LOGPROBS_FILTERED"
+
+
+async def test_what_was_masked_counts_in_an_answer_that_breaks_off(make_world: MakeWorld, word_list: str) -> None:
+    async with make_world(word_lists=(word_list,), word_action="mask") as world:
+        world.say("A blast and")
+        world.language.late_error = Internal("A bug.")
+        before = count("answer", "en", "mask")
+        assert (await error_of(world.ask("What?"))).code == grpc.StatusCode.INTERNAL
+        assert count("answer", "en", "mask") == before + 1
+
+
+async def test_a_stop_string_and_a_word_together_end_at_the_first(make_world: MakeWorld, word_list: str) -> None:
+    async with make_world(word_lists=(word_list,)) as world:
+        world.say("a blast STOP")
+        assert (await world.ask("?", stop=["STOP"])).finished.finish_reason == sampling_pb2.FINISH_REASON_FILTERED
+        world.say("a STOP blast")
+        answer = await world.ask("?", stop=["STOP"])
+        assert (answer.text, answer.finished.finish_reason) == ("a ", sampling_pb2.FINISH_REASON_STOP)
+        world.say("a blasSTOP")  # what was held back is not a word after all
+        assert (await world.ask("?", stop=["STOP"])).text == "a blas"
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f", "\x85"])
+async def test_control_characters_are_refused_by_place(world: World, text: str) -> None:
+    error = await error_of(world.ask(PICTURE, "What is it?", text))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONTROL_CHARACTER")
+    assert error.field == "messages[0].parts[2].text"
+
+
+@pytest.mark.parametrize("text", ["#" * 40, "!?.," * 10, "a" * 100, "... ... ... ... ... ..."])
+async def test_only_noise_is_refused(world: World, text: str) -> None:
+    assert (await error_of(world.ask(text))).reason == "ONLY_NOISE"
+
+
+@pytest.mark.parametrize(
+    "text", ["???", "👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍", "1111111111111112", "what\tis\r\nit?", "这是什么？"]
+)
+async def test_what_may_be_a_question_is_not_noise(world: World, text: str) -> None:
+    await world.ask(text)
+
+
+async def test_text_checks_can_be_switched_off(make_world: MakeWorld) -> None:
+    async with make_world(text_checks=False) as world:
+        await world.ask("\x1b[31m" + "#" * 40)
+
+
+def probe(threshold: float, *, width: int = WIDTH) -> Probe:
+    """Return a probe whose one class holds for what the scripted vision stage makes of every picture: ones."""
+    return Probe(
+        weight_CW=np.full((1, width), 2 / width, np.float32),
+        bias_C=np.zeros(1, np.float32),
+        classes=("weapon",),
+        thresholds_C=np.array([threshold], np.float32),
+    )
+
+
+@pytest.mark.parametrize(("threshold", "is_refused"), [(0.88, True), (0.89, False)])  # sigmoid(2) is 0.881
+async def test_a_picture_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
+    threshold: float, is_refused: bool, make_world: MakeWorld, store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "probe.safetensors"
+    write_probe(path, probe(threshold), read_manifest(store / TAG).vision.digest)
+    async with make_world(picture_probes=(str(path),)) as world:
+        for _ in range(2):  # a cached picture is looked at, too
+            if is_refused:
+                error = await error_of(world.ask("Look:", PICTURE, "What is it?"))
+                assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "IMAGE_FILTERED")
+                assert (error.field, error.metadata["classes"]) == ("messages[0].parts[1].image", "weapon")
+                await eventually(lambda: world.language.num_running == 0)
+            else:
+                answer = await world.ask("Look:", PICTURE, "What is it?")
+                assert answer.finished.images[0].cache_level != gateway_pb2.CACHE_LEVEL_UNSPECIFIED
+        assert world.vision.num_encodes == 1
+
+
+async def test_a_picture_no_probe_can_look_at_is_not_let_through(make_world: MakeWorld, tmp_path: Path) -> None:
+    path = tmp_path / "probe.safetensors"
+    write_probe(path, probe(0.5), DIGEST)
+    async with make_world(picture_probes=(str(path),)) as world:
+        error = await error_of(world.ask(PICTURE, "What is it?"))
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_PROBE")
+        await world.ask("And without a picture?")
+
+
+def test_a_probe_computes_what_numpy_says_in_float32(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weight_CW, bias_C = generator.normal(size=(3, 8)).astype(np.float32), generator.normal(size=3).astype(np.float32)
+    written = Probe(
+        weight_CW=weight_CW, bias_C=bias_C, classes=("a", "b", "c"), thresholds_C=np.full(3, 0.5, np.float32)
+    )
+    write_probe(tmp_path / "probe.safetensors", written, DIGEST)
+    digest, read = read_probe(tmp_path / "probe.safetensors")
+    tokens_ND = (generator.normal(size=(5, 8)).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    data = (tokens_ND.view(np.uint32) >> 16).astype("<u2").tobytes()
+    tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=(5, 8), data=data)
+    scores_C = weight_CW @ tokens_ND.mean(axis=0) + bias_C
+    assert read.found(tensor) == [name for name, score in zip("abc", scores_C, strict=True) if score >= 0]
+    assert digest == DIGEST
+
+
+def broken_probes() -> dict[str, Callable[[Path], object]]:
+    metadata = {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()}
+    ones = {"weight": np.ones((1, 4), np.float32), "bias": np.ones(1, np.float32)}
+    return {
+        "no safetensors": lambda path: path.write_bytes(b"nothing"),
+        "not there": lambda path: None,
+        "no metadata": lambda path: save_file(ones, path),
+        "no bias": lambda path: save_file({"weight": ones["weight"]}, path, metadata),
+        "weights without numbers": lambda path: save_file({**ones, "weight": ones["weight"] * np.nan}, path, metadata),
+        "a threshold without a number": lambda path: save_file(ones, path, {**metadata, "thresholds": "[NaN]"}),
+        "other numbers": lambda path: save_file({**ones, "weight": np.ones((1, 4), np.float16)}, path, metadata),
+        "numbers numpy lacks": lambda path: path.write_bytes(BFLOAT16_PROBE),
+        "bias of two dimensions": lambda path: save_file({**ones, "bias": np.ones((1, 1), np.float32)}, path, metadata),
+        "a class too many": lambda path: save_file(ones, path, {**metadata, "classes": '["a", "b"]'}),
+        "thresholds are no list": lambda path: save_file(ones, path, {**metadata, "thresholds": "0.5"}),
+        "no digest": lambda path: save_file(ones, path, {**metadata, "vision_digest": "abc"}),
+    }
+
+
+@pytest.mark.parametrize("case", list(broken_probes()))
+def test_a_broken_probe_stops_the_start(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "probe.safetensors"
+    broken_probes()[case](path)
+    with pytest.raises(FailedPrecondition) as raised:
+        PictureFilter([path])
+    assert raised.value.reason == "BAD_PROBE"

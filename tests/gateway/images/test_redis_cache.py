@@ -1,0 +1,247 @@
+"""The cache in Redis against a real server that is slow, killed, frozen, full, or holds what nobody put there."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.images.entry import Entry, Wanted
+from gateway.images.redis_cache import PREFIX, SharedCache
+from tests.gateway.images.test_entry import ENTRY, WANTED, tokens_for
+from tests.gateway.redis_server import RedisServer
+from tests.gateway.scripted import eventually
+
+# Both longer than in production, and the first as long as needed: the machine of the tests is busy.
+PATIENT_S = 5.0
+TIMEOUT_S = 0.2  # where the server does not answer
+PAUSE_S = 0.3
+BUSY_S = 3.0  # what a busy machine may add
+NAME = PREFIX + WANTED.visual_key.hex().encode()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(running: RedisServer) -> RedisServer:
+    """Return the server, running and empty, whatever the last test did to it."""
+    running.kill()
+    running.start()
+    return running
+
+
+@pytest.fixture
+async def cache(redis: RedisServer) -> AsyncIterator[SharedCache]:
+    cache = open_cache(redis)
+    yield cache
+    await cache.close()
+
+
+@pytest.fixture
+async def hasty(redis: RedisServer) -> AsyncIterator[SharedCache]:
+    """Return a cache for a server that does not answer."""
+    cache = open_cache(redis, timeout_s=TIMEOUT_S)
+    yield cache
+    await cache.close()
+
+
+def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60) -> SharedCache:
+    return SharedCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
+
+
+async def keep(cache: SharedCache, redis: RedisServer) -> None:
+    """Put the entry and wait until it is there."""
+    cache.put(WANTED.visual_key, ENTRY)
+    await eventually(lambda: redis.client.exists(NAME) == 1, within_s=PATIENT_S)
+
+
+def count(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"{name}_total", labels) or 0
+
+
+def failures(operation: str, kind: str) -> float:
+    return count("tandem_gateway_shared_cache_failures", operation=operation, kind=kind)
+
+
+def is_left_alone() -> bool:
+    return REGISTRY.get_sample_value("tandem_gateway_shared_cache_breaker_open") == 1
+
+
+async def test_what_one_gateway_puts_another_gets(cache: SharedCache, redis: RedisServer) -> None:
+    assert await cache.get(WANTED) is None
+    await keep(cache, redis)
+    other = open_cache(redis)
+    assert await other.get(WANTED) == ENTRY
+    await other.close()
+
+
+async def test_an_entry_lives_as_long_as_it_was_told(redis: RedisServer) -> None:
+    cache = open_cache(redis, ttl_s=60)
+    await keep(cache, redis)
+    assert 0 < redis.client.pttl(NAME) <= 60_000
+    await cache.close()
+
+
+async def test_each_part_of_what_is_wanted_counts(cache: SharedCache, redis: RedisServer) -> None:
+    """The key is looked up, the others are checked: an entry is never used for anything it was not made for."""
+    others = {
+        "visual_key": replace(WANTED, visual_key=b"K" * 32),
+        "vision_digest": replace(WANTED, vision_digest=b"V" * 32),
+        "shape": replace(WANTED, shape=(4, 3)),
+    }
+    for other in others.values():
+        await keep(cache, redis)
+        assert await cache.get(other) is None
+    await keep(cache, redis)
+    assert await cache.get(WANTED) == ENTRY
+
+
+@pytest.mark.parametrize(
+    ("value", "counter"),
+    [
+        pytest.param(ENTRY.pack()[:-5], "tandem_visual_cache_corrupted", id="truncated"),
+        pytest.param(ENTRY.pack()[:-1] + b"!", "tandem_visual_cache_corrupted", id="changed"),
+        pytest.param(b"hello", "tandem_visual_cache_corrupted", id="not an entry"),
+        pytest.param(b"", "tandem_visual_cache_corrupted", id="empty"),
+        pytest.param(
+            Entry.of(tokens_for(replace(WANTED, visual_key=b"K" * 32)).SerializeToString()).pack(),
+            "tandem_visual_cache_foreign",
+            id="another picture's",
+        ),
+        pytest.param(Entry.of(b"hello").pack(), "tandem_visual_cache_foreign", id="no visual tokens"),
+    ],
+)
+async def test_an_entry_that_does_not_hold_is_dropped_and_counted(
+    value: bytes, counter: str, cache: SharedCache, redis: RedisServer
+) -> None:
+    redis.client.set(NAME, value)
+    before = count(counter, level="shared")
+    assert await cache.get(WANTED) is None
+    assert count(counter, level="shared") == before + 1
+    assert not redis.client.exists(NAME)
+
+
+async def test_a_key_of_another_kind_is_no_hit_and_no_error(cache: SharedCache, redis: RedisServer) -> None:
+    redis.client.lpush(NAME, "one")
+    before = failures("get", "refused")
+    assert await cache.get(WANTED) is None
+    assert failures("get", "refused") == before + 1
+
+
+async def test_a_full_server_refuses_what_is_new_and_still_gives_what_it_has(
+    cache: SharedCache, redis: RedisServer
+) -> None:
+    await keep(cache, redis)
+    redis.fill()
+    before = failures("set", "full")
+    other = replace(WANTED, visual_key=b"K" * 32)
+    for _ in range(10):  # more often than the breaker would suffer
+        cache.put(other.visual_key, Entry.of(tokens_for(other).SerializeToString()))
+    await eventually(lambda: failures("set", "full") == before + 10, within_s=PATIENT_S)
+    assert await cache.get(WANTED) == ENTRY
+
+
+async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
+    cache: SharedCache, hasty: SharedCache, redis: RedisServer
+) -> None:
+    await keep(cache, redis)
+    redis.freeze()
+    before = failures("get", "timeout")
+    for _ in range(5):
+        started = time.perf_counter()
+        assert await hasty.get(WANTED) is None
+        assert TIMEOUT_S * 0.9 < time.perf_counter() - started < TIMEOUT_S + BUSY_S
+    assert is_left_alone()
+    started = time.perf_counter()
+    for _ in range(100):
+        await hasty.get(WANTED)
+    num_pauses = (time.perf_counter() - started) // PAUSE_S + 1
+    assert failures("get", "timeout") - before <= 5 + num_pauses
+    redis.thaw()
+    await asyncio.sleep(PAUSE_S)
+    await eventually_found(hasty)
+    assert not is_left_alone()
+
+
+async def eventually_found(cache: SharedCache) -> None:
+    """Ask until the entry is there: a server that was frozen may be late once more."""
+    for _ in range(20):
+        if await cache.get(WANTED) == ENTRY:
+            return
+        await asyncio.sleep(PAUSE_S)
+    raise AssertionError("never found again")
+
+
+async def test_many_at_once_wait_no_longer_than_one(redis: RedisServer) -> None:
+    """Waiting for a connection of the pool is part of the time; in turn these would take six seconds."""
+    cache = open_cache(redis, timeout_s=1.0)
+    redis.freeze()
+    started = time.perf_counter()
+    assert await asyncio.gather(*(cache.get(WANTED) for _ in range(200))) == [None] * 200
+    assert time.perf_counter() - started < 1.0 + BUSY_S
+    await cache.close()
+
+
+async def test_a_server_that_is_killed_and_started_again_is_found_again(cache: SharedCache, redis: RedisServer) -> None:
+    await keep(cache, redis)
+    redis.kill()
+    for _ in range(10):
+        assert await cache.get(WANTED) is None
+        cache.put(WANTED.visual_key, ENTRY)
+    assert is_left_alone()
+    redis.start()
+    await asyncio.sleep(PAUSE_S)
+    assert await cache.get(WANTED) is None  # it has forgotten everything, and answers
+    assert not is_left_alone()
+    await keep(cache, redis)
+    assert await cache.get(WANTED) == ENTRY
+
+
+async def test_callers_that_leave_amid_an_answer_leave_no_answer_to_others(
+    cache: SharedCache, redis: RedisServer
+) -> None:
+    """A connection whose answer nobody read would give it to the next question."""
+    await keep(cache, redis)
+    absent = replace(WANTED, visual_key=b"K" * 32)
+    for round_ in range(50):
+        leaving = [asyncio.create_task(cache.get(WANTED)) for _ in range(4)]
+        for _ in range(round_ % 8):
+            await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        assert await cache.get(absent) is None
+        assert await cache.get(WANTED) == ENTRY
+
+
+async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        cache = SharedCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60, pause_s=PAUSE_S)
+        assert await cache.get(WANTED) is None
+        await cache.close()
+
+
+async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> None:
+    cache = open_cache(redis, timeout_s=TIMEOUT_S)
+    redis.freeze()
+    cache.put(WANTED.visual_key, ENTRY)
+    started = time.perf_counter()
+    await cache.close()
+    assert time.perf_counter() - started < TIMEOUT_S + BUSY_S
+
+
+def test_wanted_holds_every_part_of_the_key() -> None:
+    """A part that is added here must be checked above, too."""
+    assert set(Wanted.__dataclass_fields__) == {"visual_key", "vision_digest", "shape"}

@@ -1,0 +1,26 @@
+"""What calls of a stage raise, as clients see it."""
+
+import pytest
+
+from chassis.channels import open_channel
+from chassis.errors import InvalidArgument
+from chassis.server import Server
+from chassis.settings import ServiceSettings
+from gateway.stages.errors import errors_of
+from tandem.v1 import vision_pb2, vision_pb2_grpc
+
+
+async def test_a_message_larger_than_the_stage_takes_is_no_fault_of_the_replica() -> None:
+    """Where operators let larger pictures in at the door than the vision service takes."""
+    server = Server(ServiceSettings(max_message_bytes=1000))
+    vision = vision_pb2_grpc.VisionServiceServicer()  # type: ignore[abstract]
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server.grpc)
+    await server.start()
+    try:
+        async with open_channel(f"127.0.0.1:{server.port}") as channel:
+            with pytest.raises(InvalidArgument) as caught, errors_of("vision"):
+                await vision_pb2_grpc.VisionServiceStub(channel).Encode(vision_pb2.EncodeRequest(image=bytes(5000)))
+    finally:
+        await server.stop(0)
+    assert caught.value.reason == "TOO_LARGE_FOR_STAGE"
+    assert caught.value.message == "The vision service does not take so much at once."

@@ -1,0 +1,198 @@
+"""Which replicas of a stage there are: some are late, ejected, gone and back, and names move."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chassis.channels import ChannelTls
+from chassis.errors import Internal
+from gateway.stages.failover import with_failover
+from gateway.stages.stage import Replica, Stage, errors_of
+from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
+from tests.gateway.halves import TAG, vision_info
+from tests.gateway.scripted import ScriptedVision, Switch
+
+
+@dataclass
+class Server:
+    """A vision service that can be busy, and switched off and on again."""
+
+    vision: ScriptedVision
+    switch: Switch
+
+    @property
+    def address(self) -> str:
+        return self.switch.address
+
+
+@asynccontextmanager
+async def servers(store: Path, count: int) -> AsyncIterator[list[Server]]:
+    async with AsyncExitStack() as stack:
+        running = []
+        for _ in range(count):
+            vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
+            switch = Switch(vision, vision_pb2_grpc, "VisionService")
+            running.append(Server(vision, await stack.enter_async_context(switch)))
+        yield running
+
+
+@asynccontextmanager
+async def stage_of(*targets: str, **options: Any) -> AsyncIterator[Stage[Any]]:
+    stage: Stage[Any] = Stage("vision", targets, vision_pb2_grpc.VisionServiceStub, **options)
+    yield stage
+    await stage.close()
+
+
+async def found(stage: Stage[Any]) -> set[str]:
+    """Return who is called; the turn goes round, so a few calls meet all."""
+    return {(await stage.find(TAG)).endpoint.address for _ in range(4)}
+
+
+async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there_is_no_other(store: Path) -> None:
+    """Late is not gone: when one of two is killed, the other gets twice the work and has no time for questions."""
+    async with servers(store, 2) as (doomed, busy), stage_of(doomed.address, busy.address) as stage:
+        await stage.refresh()
+        busy.vision.is_too_busy = True
+        for _ in range(3):
+            await stage.refresh()
+        assert await found(stage) == {doomed.address}
+        first = await stage.find(TAG)
+        await doomed.switch.off()
+        other = await stage.another([first])
+        assert other is not None
+        assert other.endpoint.address == busy.address
+        await stage.refresh()
+        assert await found(stage) == {busy.address}
+
+
+async def test_a_replica_that_was_too_busy_to_answer_once_is_asked_again_before_a_request_is_refused(
+    store: Path,
+) -> None:
+    async with servers(store, 1) as (server,), stage_of(server.address) as stage:
+        server.vision.is_too_busy = True
+        finding = asyncio.create_task(stage.find(TAG))
+        await asyncio.sleep(0.5)
+        server.vision.is_too_busy = False
+        assert (await finding).endpoint.address == server.address
+
+
+async def test_a_stage_that_was_gone_for_long_is_found_by_the_first_request_after_it_is_back(store: Path) -> None:
+    """However long the waits between tries to connect had become; of several stages, each amid a wait of its own."""
+    async with servers(store, 6) as gone, AsyncExitStack() as stack:
+        stages = [await stack.enter_async_context(stage_of(server.address)) for server in gone]
+        for server, stage in zip(gone, stages, strict=True):
+            await stage.refresh()
+            await server.switch.off()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            await asyncio.gather(*(stage.refresh() for stage in stages))
+            await asyncio.sleep(0.1)
+        for server, stage in zip(gone, stages, strict=True):
+            await server.switch.on()
+            assert (await stage.find(TAG)).endpoint.address == server.address
+
+
+async def test_a_name_stands_for_whoever_it_leads_to_now(store: Path) -> None:
+    """Pods of a headless service come and go."""
+    async with servers(store, 3) as pods:
+        addresses = [pod.address for pod in pods]
+        current = addresses[:2]
+
+        async def resolve(name: str) -> list[str]:
+            assert name == "vision.example:50051"
+            return current
+
+        async with stage_of("dns:///vision.example:50051", resolve=resolve) as stage:
+            assert await found(stage) == set(addresses[:2])
+            current = addresses[1:]
+            await stage.refresh()
+            assert await found(stage) == set(addresses[1:])
+
+
+async def test_new_addresses_that_come_while_the_files_of_tls_are_being_changed_are_taken_over_after_it(
+    tmp_path: Path,
+) -> None:
+    """Who asks in the background would end with an error, and never find another pod."""
+    ca, current = tmp_path / "ca.pem", ["127.0.0.1:1"]
+    make_authority(ca)
+    good = ca.read_bytes()
+
+    async def resolve(name: str) -> list[str]:
+        return current
+
+    async with stage_of("dns:///vision.example:50051", resolve=resolve, tls=ChannelTls(ca=ca)) as stage:
+        for content, expected in ((good, 1), (b"", 1), (good, 2)):
+            ca.write_bytes(content)
+            await stage.refresh()
+            assert len(stage.endpoints) == expected
+            current = ["127.0.0.1:1", "127.0.0.1:2"]
+
+
+def make_authority(path: Path) -> None:
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path.with_suffix(".key"))
+    subprocess.run(["openssl", "req", "-x509", *key, "-out", path, "-subj", "/CN=ca"], check=True, capture_output=True)
+
+
+async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: Path) -> None:
+    async with servers(store, 2) as pods:
+        current = [pods[0].address]
+
+        async def resolve(name: str) -> list[str]:
+            return current
+
+        async def encode(replica: Replica[Any]) -> str:
+            with errors_of("vision"):
+                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"a picture"))
+            return replica.endpoint.address
+
+        for pod in pods:
+            pod.vision.go.set()
+        async with stage_of("dns:///vision.example:50051", resolve=resolve) as stage:
+            first = await stage.find(TAG)
+            current = [pods[1].address]
+            await stage.refresh()
+            assert await with_failover(first, encode, may_repeat=lambda: True) == pods[1].address
+
+
+async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) -> None:
+    async with servers(store, 1) as (server,):
+        answers: list[list[str] | OSError] = [[server.address], OSError(2, "no such name")]
+
+        async def resolve(name: str) -> list[str]:
+            answer = answers.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        async with stage_of("dns:///vision:1", resolve=resolve) as stage:
+            await stage.find(TAG)
+            await stage.refresh()
+            assert await found(stage) == {server.address}
+
+
+async def test_loopbacks_own_name_is_looked_up(store: Path) -> None:
+    async with servers(store, 1) as (server,):
+        port = server.address.rpartition(":")[2]
+        async with stage_of(f"dns:///localhost:{port}") as stage:
+            assert (await stage.find(TAG)).info.state == model_pb2.MODEL_STATE_READY
+
+
+async def test_an_ejected_endpoint_is_asked_where_there_is_no_other(store: Path) -> None:
+    async with servers(store, 2) as (one, other), stage_of(one.address, other.address) as stage:
+        await stage.refresh()
+
+        def eject(server: Server) -> None:
+            endpoint = next(endpoint for endpoint in stage.endpoints if endpoint.address == server.address)
+            for _ in range(3):
+                with suppress(Internal), endpoint.calling(TAG):
+                    raise Internal("A bug.")
+
+        eject(one)
+        assert await found(stage) == {other.address}
+        eject(other)
+        assert await found(stage) == {one.address, other.address}

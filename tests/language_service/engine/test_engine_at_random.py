@@ -1,0 +1,184 @@
+"""The engine under random traffic with all options at once, its answers held against slow ones worked out alone."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from checkpoint.tokenizer import byte_tokenizer
+from language_service.engine.interface import Engine, Event, Finished, FinishReason, Prefilled, Tokens
+from language_service.sampling.grammar import Grammar, GrammarCompiler
+from language_service.sampling.options import Constraint, SamplingOptions
+from tests.language_service import reference
+from tests.language_service.asking import Part, feed
+from tests.language_service.conftest import MakeEngine
+from tests.language_service.slow_sampling import SlowAnswer
+from tests.language_service.small import CONFIG, make_decoder, make_picture
+
+VOCAB, EOS = 264, 2
+MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
+NUM_REQUESTS = 24
+BEGINNINGS = [[5, 6, 7, 8] * 3, [9] * 11, list(range(20, 41)), [40, 41, 42] * 3]
+CONSTRAINTS = [
+    Constraint("regex", "(abcab){1,6}[0-9]+(xyz)*!"),
+    Constraint("regex", "(a|bb)+c?"),
+    Constraint("choices", '["yes", "yesterday", "no"]'),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One request."""
+
+    parts: list[Part]
+    options: SamplingOptions
+    max_tokens: int
+    salt: bytes
+    priority: int
+
+    @property
+    def num_prompt(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+@pytest.fixture
+async def compiler() -> AsyncIterator[GrammarCompiler]:
+    compiler = GrammarCompiler(byte_tokenizer().to_str(), vocab_size=VOCAB, eos_token_ids=[EOS])
+    yield compiler
+    compiler.close()
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whoever_comes_and_goes_every_answer_is_what_it_is_alone(
+    make_engine: MakeEngine, compiler: GrammarCompiler, seed: int
+) -> None:
+    """Prompts begin alike and come piece by piece, blocks run out, and some leave at any moment."""
+    chance = random.Random(seed)
+    max_running = chance.choice([1, 3, 6])
+    engine = await make_engine(
+        model=MODEL,
+        num_blocks=chance.choice([18, 24, 40]),
+        max_running=max_running,
+        max_step_tokens=max_running + chance.choice([1, 4, 20]),
+        max_drafts=chance.choice([0, 4]),
+        reuse_prefixes=chance.random() < 0.8,
+    )
+
+    async def one(chance: random.Random) -> int:
+        question = make_question(chance, room=engine.context_length)
+        constraint = question.options.constraint
+        grammars = [await compiler.compile(constraint) if constraint else None for _ in range(2)]
+        events = await ask(engine, question, grammars[0], chance)
+        if events:
+            check(question, events, grammars[1])
+        return len(events)
+
+    answered = await asyncio.gather(*(one(random.Random(chance.getrandbits(32))) for _ in range(NUM_REQUESTS)))
+    assert sum(num_events > 0 for num_events in answered) > NUM_REQUESTS // 4
+
+
+def make_question(chance: random.Random, room: int) -> Question:
+    beginning = chance.choice(BEGINNINGS)
+    parts: list[Part] = [beginning[: chance.choice([1, 4, 8, len(beginning)])]]
+    for _ in range(chance.randint(0, 3)):
+        text = [chance.choice([5, 6, 7, 8, 40, 41, chance.randrange(3, VOCAB)]) for _ in range(chance.randint(1, 9))]
+        parts.append(text if chance.random() < 0.5 else make_picture(chance.randrange(3), chance.choice([1, 4, 5])))
+    max_tokens = min(chance.choice([1, 2, 5, 20, 40]), room - sum(len(part) for part in parts))
+    return Question(
+        parts=parts,
+        options=SamplingOptions(**make_options(chance, max_tokens)),
+        max_tokens=max_tokens,
+        salt=chance.choice([b"", b"", b"other"]),
+        priority=chance.choice([0, 0, 1]),
+    )
+
+
+def make_options(chance: random.Random, max_tokens: int) -> dict[str, Any]:
+    some: dict[str, Any] = {
+        "temperature": chance.choice([0.1, 0.5, 1.0, 2.0]),
+        "top_k": chance.choice([1, 10, 300]),
+        "top_p": chance.choice([0.1, 0.5, 0.9]),
+        "min_p": chance.choice([0.01, 0.3]),
+        "repetition_penalty": chance.choice([0.5, 1.3, 3.0]),
+        "presence_penalty": chance.choice([-1.0, 1.5]),
+        "frequency_penalty": chance.choice([-0.3, 0.7]),
+        "logit_bias": {chance.randrange(VOCAB): 8.0, chance.randrange(VOCAB): -100.0, EOS: 3.0},
+        "num_logprobs": chance.choice([0, 3]),
+        "ignore_eos": True,
+        "stop_token_ids": frozenset(chance.randrange(VOCAB) for _ in range(9)),
+        "min_tokens": chance.randint(0, max_tokens),
+        "constraint": chance.choice(CONSTRAINTS),
+    }
+    chosen = {name: value for name, value in some.items() if chance.random() < 0.3}
+    if "constraint" in chosen:
+        chosen.pop("stop_token_ids", None)  # may be all that the constraint allows
+    return {"seed": chance.randrange(1000), **chosen}
+
+
+async def ask(engine: Engine, question: Question, grammar: Grammar | None, chance: random.Random) -> list[Event]:
+    """Return all events of the answer, or none where the caller left before its end."""
+    leaves_after = chance.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
+    await asyncio.sleep(chance.choice([0, 0.002, 0.01]))
+    generation = engine.open(question.options, salt=question.salt, priority=question.priority, grammar=grammar)
+    events: list[Event] = []
+    try:
+        for place, part in enumerate(question.parts):
+            if place == leaves_after:
+                return []
+            feed(generation, [part])
+            await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01]))
+        generation.end_prompt(question.max_tokens)
+        async for event in generation:
+            events.append(event)
+            if len(question.parts) + len(events) == leaves_after:
+                return []
+        return events
+    finally:
+        generation.cancel()
+
+
+def check(question: Question, events: list[Event], grammar: Grammar | None) -> None:
+    """Go through an answer token by token: each is the one that the slow decoder and its options choose there."""
+    prefilled, *chunks, finished = events
+    assert isinstance(prefilled, Prefilled)
+    assert isinstance(finished, Finished)
+    assert finished.usage.num_cached_prompt <= prefilled.num_cached_prompt < question.num_prompt
+    tokens = [token for chunk in chunks if isinstance(chunk, Tokens) for token in chunk.token_ids]
+    logprobs = [one for chunk in chunks if isinstance(chunk, Tokens) for one in chunk.logprobs]
+    assert len(logprobs) == (0 if question.options.num_logprobs is None else len(tokens))
+    assert (finished.usage.num_prompt, finished.usage.num_answer) == (question.num_prompt, len(tokens))
+    prompt_ids = [token for part in question.parts if not isinstance(part, Tensor) for token in part]
+    slow = SlowAnswer(question.options, prompt_ids, eos_token_id=EOS, grammar=grammar)
+    stream = random.Random(question.options.seed)
+    for place, logits_V in enumerate(_logits(question.parts, tokens)):
+        if slow.is_complete or place == question.max_tokens:
+            assert place == len(tokens)
+            break
+        mark = stream.random() if question.options.temperature > 0 else 0.0
+        # Where two are as close as sums in another order may differ, either is right.
+        likely = (slow.choose(logits_V + noise * torch.randn(VOCAB), mark) for noise in (0, *[1e-4] * 20))
+        if place == len(tokens):
+            assert any(slow.is_end(token) for token in likely)
+            assert finished.reason is FinishReason.STOP
+            return
+        assert tokens[place] in likely, place
+        assert not slow.is_end(tokens[place])
+        slow.note(tokens[place])
+        if logprobs:
+            expected = logits_V.log_softmax(-1)[tokens[place]].item()
+            assert logprobs[place].chosen == pytest.approx(expected, abs=1e-3)
+    assert finished.reason is (FinishReason.STOP if slow.is_complete else FinishReason.LENGTH)
+
+
+def _logits(parts: list[Part], answer: list[int]) -> Tensor:
+    """Return the logits of every token of the answer and of the one after it."""
+    pieces = [part for part in [*parts, answer] if len(part)]
+    embeddings = [
+        MODEL.embed_visual(part) if isinstance(part, Tensor) else MODEL.embed(torch.tensor(part)) for part in pieces
+    ]
+    return reference.logits(MODEL, torch.cat(embeddings))[-1 - len(answer) :]

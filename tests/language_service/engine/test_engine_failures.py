@@ -1,0 +1,102 @@
+"""The engine when something in it fails: only those concerned are told, all of them, and it goes on."""
+
+import asyncio
+
+import pytest
+import torch
+
+from chassis.errors import Internal
+from language_service.engine import paged as paged_engine
+from language_service.model.decoder import Decoder
+from language_service.sampling.options import SamplingOptions
+from language_service.scheduling.sequence import Chunk
+from tests.language_service.asking import PROMPTS, ask, count, expected, feed, read, start, until
+from tests.language_service.conftest import MakeEngine
+from tests.language_service.small import CONFIG
+
+
+async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Visual tokens of another width, which the servicer would refuse, break the forward pass itself."""
+    engine = await make_engine()
+    generation = start(engine)
+    feed(generation, [torch.zeros(5, CONFIG.width + 1)])
+    with pytest.raises(Internal) as caught:
+        await read(generation)
+    assert caught.value.reason == "STEP_FAILED"
+    with pytest.raises(Internal):
+        generation.add_text([1])  # whoever still feeds it is told, too
+    assert engine.stats().num_used_blocks == 0
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
+    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a forward pass nothing would answer the requests any more."""
+    engine = await make_engine(num_blocks=8, max_running=1)
+    for method in ("next_batch", "advance"):
+        generation, waiting = start(engine), start(engine)
+        monkeypatch.setattr(engine._scheduler, method, lambda *_: [][0])
+        generation.add_text([1])
+        for each in (generation, waiting):
+            with pytest.raises(Internal) as caught:
+                await read(each)
+            assert caught.value.reason == "ENGINE_FAILED"
+            each.cancel()
+        assert engine.stats().num_used_blocks == 0
+        assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_books_that_do_not_balance_are_found_while_nobody_asks(
+    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only as the last request ends: nothing happens in the engine here after it."""
+    monkeypatch.setattr(paged_engine, "_CHECK_EVERY_S", 0.05)
+    engine = await make_engine()
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+    await asyncio.sleep(0.01)
+    before = count("failed_steps")
+    with engine._changed:
+        engine._scheduler.pool._free.pop()
+    await until(lambda: count("failed_steps") > before)
+    engine.check()
+    assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """In the same steps, and in the blocks the next owner gets."""
+    engine = await make_engine(num_blocks=16)
+    neighbour = asyncio.create_task(ask(engine, PROMPTS[1]))
+    for _ in range(3):
+        generation = start(engine)
+        feed(generation, [[5] * 6, torch.full((5, CONFIG.width), float("inf")), [6]])
+        generation.end_prompt(12)
+        with pytest.raises(Internal) as caught:
+            await read(generation)
+        assert caught.value.reason == "NOT_FINITE"
+    assert await neighbour == expected(decoder, PROMPTS[1])
+    for parts in PROMPTS:
+        assert await ask(engine, parts) == expected(decoder, parts)
+
+
+async def test_who_was_done_before_the_books_failed_is_answered(
+    make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last token was chosen and its blocks are given back, so nobody else would end its stream."""
+    engine = await make_engine()
+    done, failed = (engine.open(SamplingOptions(), salt=b"", priority=0) for _ in range(2))
+    advance = engine._scheduler.advance
+
+    def fail_on_one(chunk: Chunk, num_right: int = 0) -> None:
+        if chunk.sequence is failed.sequence:
+            raise IndexError
+        advance(chunk, num_right)
+
+    monkeypatch.setattr(engine._scheduler, "advance", fail_on_one)
+    with engine._changed:  # so that both are in one step
+        for generation in (done, failed):
+            feed(generation, PROMPTS[0])
+            generation.end_prompt(1)
+    with pytest.raises(Internal, match="started over"):
+        await read(failed)
+    assert (await asyncio.wait_for(read(done), 5))[0] == expected(decoder, PROMPTS[0], 1)

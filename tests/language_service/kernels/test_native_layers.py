@@ -1,0 +1,86 @@
+"""All layers in one call, against the same kernels called one by one: equal to the bit."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from checkpoint.config import LanguageConfig
+from language_service.engine.kv_cache import CacheConfig, PagedCache, Span
+from language_service.engine.serving import ServingDecoder
+from language_service.kernels import library
+from language_service.kernels.interface import Layer, Layers
+from language_service.kernels.layers import LayerByLayer
+from language_service.kernels.native import NativeKernels
+from tests.language_service.small import CPU, WIDE, make_decoder, variants_of
+
+pytestmark = pytest.mark.skipif(library.library() is None, reason="there are no native kernels here")
+
+VARIANTS = variants_of(WIDE)
+BLOCKS = ([3, 1, 9], [0, 7], [4, 2, 5, 8])  # of three sequences, in blocks of four tokens
+# Ends of the sequences after each step, in which they are prefilled, decode, rest and decode again.
+STEPS = ([0, 0, 0], [5, 1, 0], [6, 4, 9], [7, 5, 9], [8, 5, 15], [9, 6, 16])
+
+
+class StepByStep(NativeKernels):
+    """The same kernels, called one by one."""
+
+    def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
+        return LayerByLayer(self, config, layers)
+
+
+class Served:
+    """A decoder over a cache of its own."""
+
+    def __init__(self, config: LanguageConfig, kernels: NativeKernels) -> None:
+        self.decoder = ServingDecoder(config, make_decoder(config).bfloat16().state_dict(), kernels)
+        self.cache = PagedCache(config, CacheConfig(num_blocks=10, block_size=4), dtype=torch.bfloat16, device=CPU)
+        self.cache.kv.zero_()
+
+    def step(self, ids_T: Tensor, spans: Sequence[Span], rows: Sequence[int]) -> Tensor:
+        """Return the logits of `rows` after a step of `spans`, laid end to end."""
+        positions = [span.start + i for span in spans for i in range(span.length)]
+        with torch.inference_mode():
+            logits = self.decoder.forward(
+                self.decoder.embed(ids_T), torch.tensor(positions), self.cache.attend(spans), torch.tensor(rows).long()
+            )
+        return logits.clone()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_one_call_equals_many_to_the_bit(config: LanguageConfig, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    at_once, one_by_one = Served(config, NativeKernels()), Served(config, StepByStep())
+    for before, after in pairwise(STEPS):
+        spans = [
+            Span(start, end - start, blocks)
+            for start, end, blocks in zip(before, after, BLOCKS, strict=True)
+            if end > start
+        ]
+        ids_T = torch.randint(0, config.vocab_size, (sum(span.length for span in spans),))
+        for rows in ([len(ids_T) - 1], range(0, len(ids_T), 2), range(len(ids_T))):  # the same tokens again and again
+            found, expected = at_once.step(ids_T, spans, rows), one_by_one.step(ids_T, spans, rows)
+            assert torch.equal(found, expected)
+        assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
+
+
+def test_a_step_that_wants_nothing_fills_the_cache() -> None:
+    at_once, one_by_one = Served(WIDE, NativeKernels()), Served(WIDE, StepByStep())
+    ids_T, spans = torch.randint(0, WIDE.vocab_size, (6,)), [Span(0, 6, [2, 1])]
+    assert at_once.step(ids_T, spans, []).shape == one_by_one.step(ids_T, spans, []).shape == (0, WIDE.vocab_size)
+    assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
+    assert at_once.cache.kv.any()
+
+
+def test_embeddings_are_left_as_they_were() -> None:
+    served = Served(WIDE, NativeKernels())
+    embeddings_TD = served.decoder.embed(torch.arange(5))
+    before_TD = embeddings_TD.clone()
+    with torch.inference_mode():
+        served.decoder.forward(
+            embeddings_TD, torch.arange(5), served.cache.attend([Span(0, 5, [0, 1])]), torch.tensor([4])
+        )
+    assert torch.equal(embeddings_TD, before_TD)

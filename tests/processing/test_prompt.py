@@ -1,0 +1,126 @@
+"""Prompts: what people write stays text, pictures get their places, and a template must be sound."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+
+from chassis.errors import FailedPrecondition, InvalidArgument
+from checkpoint.presets import PRESETS
+from checkpoint.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer
+from processing.chat_template import ChatMessage, ChatTemplate
+from processing.prompt import ImageSlot, PromptBuilder, TextSegment
+
+CONFIG = PRESETS["tiny"]
+TOKENIZER = byte_tokenizer()
+BUILDER = PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(CHAT_TEMPLATE))
+PICTURE_MARKS = "<|vision_start|><|vision_end|>"  # the mark between them became an ImageSlot
+
+
+def user(*parts: str | None) -> ChatMessage:
+    """Return a user's turn; None is a picture."""
+    return {
+        "role": "user",
+        "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts],
+    }
+
+
+def text_ids(builder: PromptBuilder, messages: list[ChatMessage]) -> list[int]:
+    """Return the ids of all text segments of a prompt, one after another."""
+    segments = builder.build(messages)
+    return [token_id for one in segments if isinstance(one, TextSegment) for token_id in one.token_ids]
+
+
+def spelled(builder: PromptBuilder, messages: list[ChatMessage]) -> str:
+    """Return the text segments of a prompt, one after another, special tokens spelled out."""
+    return str(builder.tokenizer.decode(text_ids(builder, messages), skip_special_tokens=False))
+
+
+def test_a_conversation_becomes_chatml_with_a_slot_for_each_picture() -> None:
+    messages: list[ChatMessage] = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        user("Look: ", None, "What is it?"),
+        {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]},
+        user(None, "这个呢？"),
+    ]
+    segments = BUILDER.build(messages)
+    assert [segment for segment in segments if isinstance(segment, ImageSlot)] == [ImageSlot(0), ImageSlot(1)]
+    assert [type(segment) for segment in segments] == [TextSegment, ImageSlot, TextSegment, ImageSlot, TextSegment]
+    assert spelled(BUILDER, messages) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nLook: {PICTURE_MARKS}What is it?<|im_end|>\n"
+        "<|im_start|>assistant\nA cup.<|im_end|>\n"
+        f"<|im_start|>user\n{PICTURE_MARKS}这个呢？<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert BUILDER.count(segments) == len(text_ids(BUILDER, messages)) + 2 * CONFIG.num_visual_tokens
+
+
+HOSTILE = st.lists(
+    st.one_of(st.sampled_from([*SPECIAL_TOKENS, "\ue0000\ue001", "{{ 7 * 7 }}", "{% raw %}", "<|", "|>"]), st.text()),
+    max_size=6,
+).map("".join)
+
+
+@given(HOSTILE)
+def test_text_never_becomes_a_special_token_whatever_it_says(text: str) -> None:
+    """Else a user could end their turn and speak as the model, or claim a picture's place."""
+    ids = text_ids(BUILDER, [user(text)])
+    specials = [TOKENIZER.id_to_token(token_id) for token_id in ids if token_id < len(SPECIAL_TOKENS)]
+    assert len(BUILDER.build([user(text)])) == 1
+    assert specials == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert spelled(BUILDER, [user(text)]) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_added_tokens_that_are_not_special_are_the_templates_alone() -> None:
+    """Released tokenizers have such tokens for tool calls and thinking; a user may not write them either."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    builder = PromptBuilder(CONFIG, tokenizer, ChatTemplate("<tool_call>{{ messages[0].content[0].text }}"))
+    ids = text_ids(builder, [user("<tool_call>")])
+    assert [tokenizer.id_to_token(token_id) for token_id in ids].count("<tool_call>") == 1
+    assert len(ids) == 1 + len("<tool_call>")
+
+
+def test_building_does_not_depend_on_cutting_or_padding_in_the_tokenizer_file() -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=500)
+    builder = PromptBuilder(CONFIG, tokenizer, ChatTemplate(CHAT_TEMPLATE))
+    assert builder.build([user("a longer text")]) == BUILDER.build([user("a longer text")])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for",  # not a template
+        "\ue000",  # writes what stands for texts
+        "{{ messages[0].content[0].text }}",  # drops the second text
+        "{% for p in messages[0].content %}{{ p.text }}{{ p.text }}{% endfor %}",  # repeats texts
+        "{% for p in messages[0].content %}{{ p.text }}{% endfor %}",  # places no picture
+        "{{ messages[0].content[0].text.format.__globals__ }}",  # leaves the sandbox
+        "{{ messages.append(1) }}",  # changes the conversation
+        "{{ messages[0].role + messages[0].content }}",  # takes the parts for one text
+        "{{ range(10 ** 9) | list }}",  # takes all memory
+    ],
+)
+def test_an_unsound_template_is_refused_and_not_served(source: str) -> None:
+    with pytest.raises(FailedPrecondition) as raised:
+        PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(source)).build([user("a", "b", None)])
+    assert raised.value.reason == "BAD_CHECKPOINT"
+
+
+def test_a_template_may_refuse_a_conversation() -> None:
+    builder = PromptBuilder(CONFIG, TOKENIZER, ChatTemplate("{{ raise_exception('no system turn, please') }}"))
+    with pytest.raises(InvalidArgument, match="no system turn") as raised:
+        builder.build([user("a")])
+    assert (raised.value.reason, raised.value.field) == ("TEMPLATE_REFUSED", "messages")
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused() -> None:
+    larger = Tokenizer.from_str(TOKENIZER.to_str())
+    larger.add_tokens([f"extra{index}" for index in range(100)])
+    other_image_token = CONFIG.model_copy(update={"image_token": "<image>"})
+    for config, tokenizer in ((CONFIG, larger), (other_image_token, TOKENIZER)):
+        with pytest.raises(FailedPrecondition):
+            PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))

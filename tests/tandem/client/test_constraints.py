@@ -1,0 +1,79 @@
+"""Answers that must fit a schema, an expression or a list, from a model that knows nothing, through all processes."""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem import Client, GenerateOptions
+from tandem.errors import InvalidArgument
+from tandem.stack.stack import Stack
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "shape": {"enum": ["circle", "square"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 20},
+        "tags": {"type": "array", "items": {"enum": ["big", "small"]}, "maxItems": 3},
+    },
+    "required": ["shape", "count", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.address, timeout_s=60) as client:
+        yield client
+
+
+def fits_schema(text: str) -> bool:
+    answer = json.loads(text)
+    return (
+        list(answer) == ["shape", "count", "tags"]
+        and answer["shape"] in ("circle", "square")
+        and 0 <= answer["count"] <= 20
+        and len(answer["tags"]) <= 3
+        and set(answer["tags"]) <= {"big", "small"}
+    )
+
+
+def test_answers_fit_side_by_side_with_free_ones(client: Client, pictures: tuple[Path, Path]) -> None:
+    def ask(seed: int, **options: Any) -> str:
+        kind: GenerateOptions = {"max_tokens": 120, "temperature": 1.5, "seed": seed, **options}  # type: ignore[typeddict-item]
+        answer = client.generate("What is it?", images=[pictures[seed % 2]], **kind)
+        list(answer)
+        if options:
+            assert answer.final.finish_reason == "stop"
+        return answer.final.text
+
+    with ThreadPoolExecutor(8) as pool:
+        schemas = [pool.submit(ask, seed, json_schema=SCHEMA) for seed in range(6)]
+        regexes = [pool.submit(ask, seed, regex="[A-Z]{3}-[0-9]{4}") for seed in range(6)]
+        choices = [pool.submit(ask, seed, choices=["ja", "nein", "弄不清"]) for seed in range(6)]
+        free = [pool.submit(ask, seed) for seed in range(6)]
+    assert all(fits_schema(answer.result()) for answer in schemas)
+    assert all(re.fullmatch("[A-Z]{3}-[0-9]{4}", answer.result()) for answer in regexes)
+    assert {answer.result() for answer in choices} <= {"ja", "nein", "弄不清"}
+    assert len({answer.result() for answer in free}) == 6
+
+
+def test_a_bad_schema_is_refused_by_name(client: Client) -> None:
+    for options, field in (
+        ({"json_schema": {"type": "colour"}}, "json_schema"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"regex": "("}, "regex"),
+        ({"choices": []}, "choices"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            list(client.generate("?", **options))
+        assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", f"sampling.{field}")
+
+
+def test_one_constraint_at_a_time(client: Client) -> None:
+    with pytest.raises(TypeError, match="one of choices, json_schema, regex"):
+        client.generate("?", regex="a", choices=["a"])
