@@ -8,7 +8,7 @@ CODE := tandem gateway vision_service language_service processing hosting checkp
 .PHONY: demo test test-load lint format protos serve bench peers train-demo clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
-demo: .venv/ready  ## ask three questions about two pictures of a stack started for it
+demo: .venv/ready  ## ask three questions about two images of a stack started for it
 	$(BIN)/python -m demo.tour
 
 serve: .venv/ready  ## the three services on loopback until Ctrl-C

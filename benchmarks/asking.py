@@ -1,4 +1,4 @@
-"""Users of a stack: they ask about pictures, one after the other or at given times, and note when each token came."""
+"""Users of a stack: they ask about images, one after the other or at given times, and note when each token came."""
 
 import asyncio
 import itertools
@@ -24,11 +24,11 @@ class Sample:
 
     first_s: float  # to the first piece of text
     gaps_s: list[float]  # between two pieces, each one token
-    level: str  # where its picture's visual tokens came from
+    level: str  # where its image's visual tokens came from
 
     @property
     def is_hit(self) -> bool:
-        """Whether the picture had been encoded before the request."""
+        """Whether the image had been encoded before the request."""
         return self.level not in ("miss", "in_flight")
 
 
@@ -37,7 +37,7 @@ class Taken:
     """What was measured of one setting, one entry a round."""
 
     requests_per_s: list[float] = field(default_factory=list)
-    best_per_s: list[float] = field(default_factory=list)  # where all ask about one picture, which is known
+    best_per_s: list[float] = field(default_factory=list)  # where all ask about one image, which is known
     samples: list[list[Sample]] = field(default_factory=list)
 
     def first_ms(self, percent: float, *, hits_only: bool = False) -> float:
@@ -50,7 +50,7 @@ class Taken:
         return percentile_ms([[gap for one in each for gap in one.gaps_s] for each in self.samples], percent)
 
     def share_of_hits(self) -> float:
-        """Return which share of the pictures had been encoded before, percent."""
+        """Return which share of the images had been encoded before, percent."""
         hits = [one.is_hit for each in self.samples for one in each]
         return 100 * sum(hits) / len(hits)
 
@@ -65,12 +65,12 @@ class Asker:
         self._bias = bias
         self._questions = itertools.cycle(QUESTIONS)
 
-    async def ask(self, picture: bytes) -> Sample:
-        """Ask about a picture and read the answer as it comes."""
+    async def ask(self, image: bytes) -> Sample:
+        """Ask about an image and read the answer as it comes."""
         started = time.perf_counter()
         stream = self._client.generate(
             next(self._questions),
-            images=[picture],
+            images=[image],
             max_tokens=self._answer_tokens,
             ignore_eos=True,
             logit_bias=self._bias,
@@ -82,25 +82,25 @@ class Asker:
             level=stream.final.images[0].cache_level,
         )
 
-    async def ask_in_turn(self, pictures: Iterable[bytes], users: int) -> float:
+    async def ask_in_turn(self, images: Iterable[bytes], users: int) -> float:
         """Let `users` ask one question after the other until none is left; return requests a second of all together."""
-        left = iter(pictures)
+        left = iter(images)
 
         async def user() -> int:
-            return len([await self.ask(picture) for picture in left])
+            return len([await self.ask(image) for image in left])
 
         started = time.perf_counter()
         asked = await asyncio.gather(*(user() for _ in range(users)))
         return sum(asked) / (time.perf_counter() - started)
 
-    async def ask_at(self, times_s: Sequence[float], pictures: Sequence[bytes]) -> list[Sample]:
+    async def ask_at(self, times_s: Sequence[float], images: Sequence[bytes]) -> list[Sample]:
         """Ask each question at its time, whatever became of the others."""
 
-        async def later(at_s: float, picture: bytes) -> Sample:
+        async def later(at_s: float, image: bytes) -> Sample:
             await asyncio.sleep(at_s)
-            return await self.ask(picture)
+            return await self.ask(image)
 
-        return await asyncio.gather(*(later(*each) for each in zip(times_s, pictures, strict=True)))
+        return await asyncio.gather(*(later(*each) for each in zip(times_s, images, strict=True)))
 
 
 def readable_only(folder: Path) -> dict[int, float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 from matplotlib.axes import Axes
-from PIL import Image as Picture
+from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from benchmarks.machine import read_bandwidth
@@ -43,7 +43,7 @@ class Measured:
     token_shape: tuple[int, ...]
     num_token_bytes: int
     encode_s: float
-    first_token_s: list[float]  # of the same question about the same picture, asked again and again
+    first_token_s: list[float]  # of the same question about the same image, asked again and again
     between_tokens_s: list[float]
     peak_bytes: dict[str, int]  # by service
 
@@ -53,7 +53,7 @@ def photograph(seed: int) -> bytes:
     rows, columns = np.mgrid[0:900, 0:1200]
     light = np.stack([columns / 1200, rows / 900, 1 - columns / 1200], axis=-1) * 200
     noise = np.random.default_rng(seed).normal(0, 8, light.shape)
-    image = Picture.fromarray(np.clip(light + noise, 0, 255).astype(np.uint8))
+    image = PillowImage.fromarray(np.clip(light + noise, 0, 255).astype(np.uint8))
     ImageDraw.Draw(image).ellipse((350, 250, 850, 750), fill=(180, 40, 30))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
@@ -80,7 +80,7 @@ def peak_bytes(pid: int) -> int:
 def ask_stages(
     stack: Stack, jpegs: Sequence[bytes]
 ) -> tuple[model_pb2.ModelInfo, model_pb2.ModelInfo, vision_pb2.EncodeResponse, float]:
-    """Return what the stages say of themselves, a picture's visual tokens and the median seconds to encode one."""
+    """Return what the stages say of themselves, an image's visual tokens and the median seconds to encode one."""
     with (
         grpc.insecure_channel(stack.address_of("vision")) as vision_channel,
         grpc.insecure_channel(stack.address_of("language")) as language_channel,
@@ -157,8 +157,8 @@ def fill(report: Report, seen: Measured, bandwidth: float) -> None:
     is_within = language_peak <= weights + ALLOWANCE_BYTES
     report.add("language service: peak memory", language_peak / GIB, "GiB", aim="weights + 2", met=is_within)
     report.add("gateway: peak memory", seen.peak_bytes["gateway"] / GIB, "GiB")
-    report.add("encode one picture p50", seen.encode_s * 1000, "ms")
-    report.add("time to first token, new picture", seen.first_token_s[0] * 1000, "ms")
+    report.add("encode one image p50", seen.encode_s * 1000, "ms")
+    report.add("time to first token, new image", seen.first_token_s[0] * 1000, "ms")
     report.add("time to first token, asked again", min(seen.first_token_s[1:]) * 1000, "ms")
     report.add("time per token p50", gap_s * 1000, "ms")
     report.add("read bandwidth of this machine", bandwidth / 1e9, "GB/s")

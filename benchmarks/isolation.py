@@ -1,7 +1,7 @@
-"""Text-only questions while pictures flood the vision stage: two processes against the same code in one.
+"""Text-only questions while images flood the vision stage: two processes against the same code in one.
 
 All arrangements stand ready on the same cores, with one thread for the forward passes of each stage, and are asked in
-turn: some text-only questions at rest, and as many while a flood of pictures, none of them kept, has the vision stage
+turn: some text-only questions at rest, and as many while a flood of images, none of them kept, has the vision stage
 encode without a pause. What counts is the time to the first token. Two processes left to the operating system are one
 arrangement; the others use what only processes can be given: a lower priority for vision, and cores of their own.
 
@@ -24,8 +24,8 @@ import torch
 from matplotlib.axes import Axes
 from rich.progress import Progress
 
-from benchmarks.hot_pictures import real_encoder
-from benchmarks.latency import picture
+from benchmarks.hot_images import real_encoder
+from benchmarks.latency import make_image
 from benchmarks.processes import address_of, running
 from benchmarks.report import Report, parse_arguments
 from chassis.channels import open_channel
@@ -36,7 +36,7 @@ from tandem.stack import ServiceProcess
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 AIM_CUT_PERCENT = 42.0  # what others have published
-FLOOD = 16  # pictures under way at any time
+FLOOD = 16  # images under way at any time
 BETWEEN_QUESTIONS_S = 0.2
 LOWER_PRIORITY = 10  # nice
 KV_CACHE_BYTES = 2**26
@@ -128,7 +128,7 @@ async def first_tokens(client: AsyncClient, questions: int, numbers: Iterator[in
 @asynccontextmanager
 async def flooded(arrangement: Arrangement, tag: str) -> AsyncIterator[None]:
     """Keep the vision stage busy while the block runs."""
-    images = [picture(seed) for seed in range(FLOOD)]  # made before: the stage keeps none, so the same ones will do
+    images = [make_image(seed) for seed in range(FLOOD)]  # made before: the stage keeps none, so the same ones will do
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     async with open_channel(arrangement.vision) as channel:
@@ -159,7 +159,7 @@ def publish(arrangements: dict[str, Arrangement], name: str, title: str, json_pa
         report.add(f"{way}, at rest: first token p50", float(np.percentile(arrangement.at_rest_ms, 50)), "ms")
         report.add(f"{way}, flooded: first token p50", float(np.percentile(arrangement.flooded_ms, 50)), "ms")
         report.add(f"{way}, flooded: first token p95", float(np.percentile(arrangement.flooded_ms, 95)), "ms")
-        report.add(f"{way}, flooded: pictures encoded", arrangement.num_encoded / arrangement.flooded_s, "/s")
+        report.add(f"{way}, flooded: images encoded", arrangement.num_encoded / arrangement.flooded_s, "/s")
         report.details[way] = {"at_rest_ms": arrangement.at_rest_ms, "flooded_ms": arrangement.flooded_ms}
     one = arrangements[ONE]
     for percent in (50, 95):
@@ -188,7 +188,7 @@ def cut(before_ms: Sequence[float], after_ms: Sequence[float], percent: int) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "Text-only questions while pictures flood the vision stage.",
+        "Text-only questions while images flood the vision stage.",
         arguments,
         models={"type": Path, "default": Path("models"), "help": "the model store"},
         release={"default": "", "help": "tag of the release; the newest of the store where left out"},
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with arranged(models, tag) as arrangements:
             asyncio.run(measure(arrangements, tag, rounds, questions))
     name = "isolation_full_encoder" if options.full_encoder else "isolation"
-    publish(arrangements, name, f"Text-only questions while pictures flood the vision stage: {tag}", options.json)
+    publish(arrangements, name, f"Text-only questions while images flood the vision stage: {tag}", options.json)
 
 
 if __name__ == "__main__":

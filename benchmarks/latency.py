@@ -1,6 +1,6 @@
 """Time to first token, inter-token latency and tokens a second of the stack as it stands, for the record.
 
-Interleaved rounds of three kinds of question (text alone, a picture never seen, a picture already seen) at several
+Interleaved rounds of three kinds of question (text alone, an image never seen, an image already seen) at several
 numbers of streams; medians over rounds. Runs on the newest release of `models/`, or on the one named by --release.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from PIL import Image as Picture
+from PIL import Image as PillowImage
 from rich.progress import Progress
 
 from benchmarks.report import Report, parse_arguments
@@ -23,7 +23,7 @@ from tandem.client import AsyncClient
 from tandem.stack import Stack, StackConfig
 
 QUESTION = "What colour is the bag?"
-KINDS = ("text", "new picture", "known picture")
+KINDS = ("text", "new image", "known image")
 TOKENS = 32  # of every answer, whatever the model would say
 
 
@@ -36,11 +36,11 @@ class Sample:
     tokens_per_s: float  # of all streams together
 
 
-def picture(seed: int) -> bytes:
-    """Return a picture nobody has seen, as a JPEG file."""
+def make_image(seed: int) -> bytes:
+    """Return an image nobody has seen, as a JPEG file."""
     pixels = np.random.default_rng(seed).integers(0, 255, (14, 14, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Picture.fromarray(pixels).resize((448, 448)).save(file, "JPEG")
+    PillowImage.fromarray(pixels).resize((448, 448)).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -55,10 +55,10 @@ async def run_round(client: AsyncClient, kind: str, streams: int, seed: int) -> 
     """Send `streams` requests of one kind at once and wait for all."""
     if kind == "text":
         images: list[list[bytes]] = [[] for _ in range(streams)]
-    elif kind == "new picture":
-        images = [[picture(seed * 1000 + index)] for index in range(streams)]
+    elif kind == "new image":
+        images = [[make_image(seed * 1000 + index)] for index in range(streams)]
     else:
-        images = [[picture(0)] for _ in range(streams)]
+        images = [[make_image(0)] for _ in range(streams)]
     start = time.perf_counter()
     answers = await asyncio.gather(*(ask(client, one) for one in images))
     elapsed_s = time.perf_counter() - start
@@ -103,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.add(f"{kind}, {count} streams: inter-token latency p50", gap, "ms")
         report.add(f"{kind}, {count} streams: all streams", rate, "tokens/s")
     for count in streams:
-        saved = 1 - first["known picture", count] / first["new picture", count]
-        report.add(f"{count} streams: first token sooner on a known picture", 100 * saved, "%")
+        saved = 1 - first["known image", count] / first["new image", count]
+        report.add(f"{count} streams: first token sooner on a known image", 100 * saved, "%")
 
     def plot(axes: Axes) -> None:
         for kind in KINDS:

@@ -1,7 +1,7 @@
-"""What the resampler saves the decoder: 32 visual tokens a picture against handing over all 196 or 256 patches.
+"""What the resampler saves the decoder: 32 visual tokens an image against handing over all 196 or 256 patches.
 
 One decoder of 0.6 B parameters (Qwen3-0.6B's shape, random weights, bfloat16) in our engine, no gRPC; requests with one
-picture each, four at once, in interleaved rounds. Two answers: one token, where the prompt is all there is, and 32.
+image each, four at once, in interleaved rounds. Two answers: one token, where the prompt is all there is, and 32.
 """
 
 import asyncio
@@ -35,10 +35,10 @@ DECODER = LanguageConfig(
     qk_norm=True,
     eos_token_ids=(2,),
 )
-# Visual tokens of one picture, and what makes them.
+# Visual tokens of one image, and what makes them.
 KINDS = {32: "32 resampled", 196: "196 patches of 16 pixels", 256: "256 patches of 14 pixels"}
 ANSWERS = (1, 32)  # tokens
-TEXT_TOKENS = 24  # of the question, half of it before the picture
+TEXT_TOKENS = 24  # of the question, half of it before the image
 AT_ONCE = 4
 BLOCK_SIZE = 16
 ROUNDS = 5
@@ -64,12 +64,12 @@ def build_engine() -> PagedEngine:
 
 
 async def answer(engine: PagedEngine, num_visual: int, num_tokens: int) -> Finished:
-    """Ask about a picture nobody has seen, in words nobody has used, so that no part of the prompt is cached."""
+    """Ask about an image nobody has seen, in words nobody has used, so that no part of the prompt is cached."""
     words = torch.randint(6, DECODER.vocab_size, (TEXT_TOKENS,)).tolist()
-    picture_ND = torch.randn(num_visual, DECODER.width).mul_(0.02).to(torch.bfloat16)
+    image_ND = torch.randn(num_visual, DECODER.width).mul_(0.02).to(torch.bfloat16)
     generation = engine.open(SamplingOptions(ignore_eos=True), salt=b"", priority=0)
     generation.add_text(words[: TEXT_TOKENS // 2])
-    generation.add_image(picture_ND, os.urandom(32))
+    generation.add_image(image_ND, os.urandom(32))
     generation.add_text(words[TEXT_TOKENS // 2 :])
     generation.end_prompt(num_tokens)
     async for event in generation:
@@ -106,7 +106,7 @@ def fill(report: Report, samples: dict[tuple[int, int], list[Sample]], answers: 
     """Add the figures to the report."""
     position_bytes = bytes_per_block(DECODER, BLOCK_SIZE, torch.bfloat16) / BLOCK_SIZE
     for kind, name in KINDS.items():
-        report.add(f"{name}: KV cache of a picture", kind * position_bytes / 2**20, "MiB")
+        report.add(f"{name}: KV cache of an image", kind * position_bytes / 2**20, "MiB")
         alone = [sample.prefill_s for tokens in answers for sample in samples[kind, tokens]]
         report.add(f"{name}: prefill of a prompt", 1000 * statistics.median(alone), "ms")
         for tokens in answers:
@@ -121,7 +121,7 @@ def fill(report: Report, samples: dict[tuple[int, int], list[Sample]], answers: 
             slow = [sample.requests_per_s for sample in samples[kind, tokens]]
             gain = median_ratio(fast, slow)
             report.add(f"32 against {kind}: answers of {tokens}", gain, "x requests/s", aim="about 3", met=gain >= AIM)
-        report.add(f"32 against {kind}: KV cache of a picture", kind / 32, "x smaller")
+        report.add(f"32 against {kind}: KV cache of an image", kind / 32, "x smaller")
     for (kind, tokens), taken in samples.items():
         report.details[f"{kind} visual tokens, answers of {tokens}"] = {
             "requests_per_s": [sample.requests_per_s for sample in taken],

@@ -1,6 +1,6 @@
 """Does memory stay flat? Mixed traffic on the whole stack for twenty minutes, while the memory of each process is read.
 
-Requests come at random times and are of six kinds: text alone, a picture nobody has seen, a known one, a conversation
+Requests come at random times and are of six kinds: text alone, an image nobody has seen, a known one, a conversation
 of three turns, a question whose client leaves amid the answer, and what is refused. Every kind must end as it should.
 The caches are made small, so that they are full within the first minutes and what grows after that is a leak. Flat is
 judged by a straight line through the second half of the samples.
@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.progress import Progress
 
-from benchmarks.latency import picture
+from benchmarks.latency import make_image
 from benchmarks.report import Report, parse_arguments
 from checkpoint.store import ModelStore
 from tandem.client import AsyncClient, Image, assistant, user
@@ -30,9 +30,9 @@ from tandem.errors import InvalidArgument, TandemError
 from tandem.stack import Stack, StackConfig
 
 MOST_GROWTH_PERCENT = 1.0  # over the second half, for memory to count as flat
-SMALL_CACHE_BYTES = 2**20  # of visual tokens, in each process that keeps them: some eighty pictures of the demo model
+SMALL_CACHE_BYTES = 2**20  # of visual tokens, in each process that keeps them: some eighty images of the demo model
 KV_CACHE_BYTES = 16 * 2**20
-KNOWN_PICTURES = 20
+KNOWN_IMAGES = 20
 TIMEOUT_S = 120.0
 
 
@@ -75,11 +75,11 @@ class Traffic:
     def __init__(self, client: AsyncClient, seed: int = 0) -> None:
         self._client = client
         self._draw = random.Random(seed)
-        self._numbers = itertools.count(KNOWN_PICTURES)
+        self._numbers = itertools.count(KNOWN_IMAGES)
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "text": self._text,
-            "new picture": self._new_picture,
-            "known picture": self._known_picture,
+            "new image": self._new_image,
+            "known image": self._known_image,
             "conversation": self._conversation,
             "cancelled": self._cancelled,
             "refused": self._refused,
@@ -104,24 +104,24 @@ class Traffic:
     async def _text(self) -> None:
         await self._ask(f"What is {next(self._numbers)} good for?")
 
-    async def _new_picture(self) -> None:
-        await self._ask("What colour is the bag?", picture(next(self._numbers)))
+    async def _new_image(self) -> None:
+        await self._ask("What colour is the bag?", make_image(next(self._numbers)))
 
-    async def _known_picture(self) -> None:
-        await self._ask("Is it made of leather?", picture(self._draw.randrange(KNOWN_PICTURES)))
+    async def _known_image(self) -> None:
+        await self._ask("Is it made of leather?", make_image(self._draw.randrange(KNOWN_IMAGES)))
 
     async def _ask(self, text: str, *images: bytes) -> None:
         await self._client.ask(text, images=images, max_tokens=self._draw.randrange(1, 48), ignore_eos=True)
 
     async def _conversation(self) -> None:
-        turns = [user(Image(picture(next(self._numbers))), "What is this?")]
+        turns = [user(Image(make_image(next(self._numbers))), "What is this?")]
         for text in ("And what colour has it?", "Who is it for?"):
             answer = await self._client.ask(turns, max_tokens=16, min_tokens=1)
             turns += [assistant(answer.text or "A bag."), user(text)]
         await self._client.ask(turns, max_tokens=16)
 
     async def _cancelled(self) -> None:
-        images = [picture(next(self._numbers))] * self._draw.randrange(2)
+        images = [make_image(next(self._numbers))] * self._draw.randrange(2)
         stream = self._client.generate("Tell me all about it.", images=images, max_tokens=200, ignore_eos=True)
         num_pieces = self._draw.randrange(1, 30)
         async for _ in stream:
@@ -131,8 +131,8 @@ class Traffic:
         stream.close()
 
     async def _refused(self) -> None:
-        whole = picture(next(self._numbers))
-        text, images = self._draw.choice([("What?", [whole[: len(whole) // 2]]), ("What?", [b"no picture"]), (" ", [])])
+        whole = make_image(next(self._numbers))
+        text, images = self._draw.choice([("What?", [whole[: len(whole) // 2]]), ("What?", [b"no image"]), (" ", [])])
         try:
             await self._client.ask(text, images=images)
         except InvalidArgument:

@@ -1,4 +1,4 @@
-"""What guessing answers from their own prompt saves on conversations that describe a picture and then ask about it.
+"""What guessing answers from their own prompt saves on conversations that describe an image and then ask about it.
 
 Two stacks on the same release, one that guesses and one that does not, take the same conversations in turn. Greedy and
 in float32, so that both must give the same answers, which is checked.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from PIL import Image as Picture
+from PIL import Image as PillowImage
 from PIL import ImageDraw
 from rich.progress import Progress
 
@@ -22,8 +22,8 @@ from tandem.commands.pulse import read
 from tandem.commands.up import newest_release
 from tandem.stack import Stack, StackConfig
 
-DESCRIBE = "Describe the picture."
-QUESTIONS = ("What colour is it?", "Describe the picture again.")
+DESCRIBE = "Describe the image."
+QUESTIONS = ("What colour is it?", "Describe the image again.")
 TOKENS = 96  # most of one answer
 KINDS = ("plain", "guessing")
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
@@ -38,9 +38,9 @@ class Turn:
     decode_ms: float  # from the first token to the last
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     """Return a drawing of one coloured shape as a PNG file."""
-    drawing = Picture.new("RGB", (224, 224), "white")
+    drawing = PillowImage.new("RGB", (224, 224), "white")
     box = (40 + 10 * (seed % 4), 50, 140 + 10 * (seed % 4), 150)
     pen = ImageDraw.Draw(drawing)
     (pen.ellipse if seed % 2 else pen.rectangle)(box, fill=COLOURS[seed % len(COLOURS)])
@@ -50,8 +50,8 @@ def picture(seed: int) -> bytes:
 
 
 async def converse(client: AsyncClient, seed: int) -> list[Turn]:
-    """Describe a picture, then ask about it with all that was said before."""
-    messages: list[Message] = [user(Image(picture(seed)), DESCRIBE)]
+    """Describe an image, then ask about it with all that was said before."""
+    messages: list[Message] = [user(Image(image(seed)), DESCRIBE)]
     turns = []
     for question in (*QUESTIONS, None):
         answer = await client.ask(messages, max_tokens=TOKENS)

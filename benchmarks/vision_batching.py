@@ -1,6 +1,6 @@
-"""Does the vision service keep the model busy? Pictures a second over gRPC against plain torch in a loop.
+"""Does the vision service keep the model busy? Images a second over gRPC against plain torch in a loop.
 
-Both get picture files and give visual tokens, on the same weights and threads. The loop decodes a batch and runs the
+Both get image files and give visual tokens, on the same weights and threads. The loop decodes a batch and runs the
 model, in turn, with nobody to serve; where decoding weighs beside the model, it is measured on ready pixels as well,
 which no service can be. Interleaved rounds of every number of callers and every batch size, medians. Random weights:
 they cost the same as trained ones. Takes about seven minutes on two idle cores.
@@ -50,12 +50,12 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A model to measure, and how many pictures one sample takes at least."""
+    """A model to measure, and how many images one sample takes at least."""
 
     title: str
     config: ModelConfig
-    num_pictures: int
-    decoding_weighs: bool  # beside the model: a picture takes a millisecond or two to decode
+    num_images: int
+    decoding_weighs: bool  # beside the model: an image takes a millisecond or two to decode
 
     @property
     def tag(self) -> str:
@@ -65,7 +65,7 @@ class Subject:
 
 @dataclass(slots=True)
 class Rates:
-    """Pictures a second, one sample a round."""
+    """Images a second, one sample a round."""
 
     service: dict[int, list[float]] = field(default_factory=dict)  # by callers
     files: dict[int, list[float]] = field(default_factory=dict)  # plain loop from files, by batch size
@@ -88,17 +88,17 @@ def subjects() -> list[Subject]:
         eos_token_ids=(2,),
     )
     return [
-        Subject(title="demo", config=PRESETS["demo"], num_pictures=64, decoding_weighs=True),
+        Subject(title="demo", config=PRESETS["demo"], num_images=64, decoding_weighs=True),
         Subject(
             title="vit-l-14",
             config=full.model_copy(update={"language": decoder}),
-            num_pictures=2,
+            num_images=2,
             decoding_weighs=False,
         ),
     ]
 
 
-def pictures(count: int) -> list[bytes]:
+def images(count: int) -> list[bytes]:
     """Return different JPEG files of 448 x 448 pixels."""
     rng = np.random.default_rng(0)
     files = []
@@ -131,7 +131,7 @@ def vision_service(models: Path, tag: str) -> Iterator[str]:
 
 
 async def ask(address: str, tag: str, files: Sequence[bytes], callers: int) -> float:
-    """Encode all files with `callers` calls at a time; return pictures a second."""
+    """Encode all files with `callers` calls at a time; return images a second."""
     # Tenants nobody has seen, so that nothing was encoded before.
     salt = time.time_ns().to_bytes(8, "little")
     requests = iter(
@@ -159,7 +159,7 @@ async def ask(address: str, tag: str, files: Sequence[bytes], callers: int) -> f
 
 
 def loop(encode: Callable[[list[bytes]], object], files: list[bytes], batch: int) -> float:
-    """Encode all files in a plain loop, `batch` at a time; return pictures a second."""
+    """Encode all files in a plain loop, `batch` at a time; return images a second."""
     start = time.perf_counter()
     for first in range(0, len(files), batch):
         encode(files[first : first + batch])
@@ -167,7 +167,7 @@ def loop(encode: Callable[[list[bytes]], object], files: list[bytes], batch: int
 
 
 def count_flops(config: ModelConfig) -> float:
-    """Return the floating-point operations the matrix products and attention of one picture take."""
+    """Return the floating-point operations the matrix products and attention of one image take."""
     side = config.vision.image_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         VisionHalf(config).requires_grad_(False)(torch.empty(1, 3, side, side))
@@ -182,7 +182,7 @@ def measure(subject: Subject, rounds: int, progress: Progress) -> Rates:
         create_checkpoint(models, subject.tag, subject.config)
         half = load_half(models / subject.tag, "vision", dtype=torch.bfloat16)
         backend = TorchBackend(half.config, half.tensors, dtype=torch.bfloat16, device=torch.device("cpu"))
-        files = pictures(max(*CALLERS, subject.num_pictures))
+        files = images(max(*CALLERS, subject.num_images))
         ready = {file: to_pixels(read_image(file, ImageLimits()), vision) for file in files}
 
         def from_files(some: list[bytes]) -> None:
@@ -197,12 +197,12 @@ def measure(subject: Subject, rounds: int, progress: Progress) -> Rates:
             for _ in range(rounds):
                 rates.peak_flops.append(matmul_peak(torch.bfloat16))
                 for callers in CALLERS:
-                    some = files[: max(callers, subject.num_pictures)]
+                    some = files[: max(callers, subject.num_images)]
                     rate = asyncio.run(ask(address, subject.tag, some, callers))
                     rates.service.setdefault(callers, []).append(rate)
                     progress.advance(task)
                 for batch, (samples, encode) in itertools.product(BATCHES, loops):
-                    some = files[: max(batch, subject.num_pictures)]
+                    some = files[: max(batch, subject.num_images)]
                     samples.setdefault(batch, []).append(loop(encode, some, batch))
                     progress.advance(task)
     return rates
@@ -221,11 +221,11 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def fill(report: Report, title: str, rates: Rates, flops: float) -> None:
     """Add one model's figures to the report."""
     for number, values in rates.service.items():
-        report.add(f"{title}: {number} caller{'s' * (number > 1)}", statistics.median(values), "pictures/s")
+        report.add(f"{title}: {number} caller{'s' * (number > 1)}", statistics.median(values), "images/s")
     for number, values in rates.files.items():
-        report.add(f"{title}: {number} at a time, plain loop", statistics.median(values), "pictures/s")
+        report.add(f"{title}: {number} at a time, plain loop", statistics.median(values), "images/s")
     for number, values in rates.pixels.items():
-        report.add(f"{title}: {number} at a time, plain loop, pixels ready", statistics.median(values), "pictures/s")
+        report.add(f"{title}: {number} at a time, plain loop, pixels ready", statistics.median(values), "images/s")
     gain = median_ratio(best(rates.service), rates.service[1])
     report.add(f"{title}: best over one caller", gain, "x")
     share = median_ratio(best(rates.service), best(rates.files))
@@ -235,21 +235,21 @@ def fill(report: Report, title: str, rates: Rates, flops: float) -> None:
         report.add(f"{title}: best of the plain loop's, pixels ready", 100 * share, "%")
     peak = statistics.median(rates.peak_flops)
     used = statistics.median(best(rates.service)) * flops / peak
-    report.add(f"{title}: operations of one picture", flops / 1e9, "GFLOP")
+    report.add(f"{title}: operations of one image", flops / 1e9, "GFLOP")
     report.add(f"{title}: best, of the bf16 matrix peak ({peak / 1e12:.2f} TFLOP/s)", 100 * used, "%")
     report.details[title] = {
         "service": rates.service,
         "plain_loop": rates.files,
         "plain_loop_pixels_ready": rates.pixels,
         "peak_flops": rates.peak_flops,
-        "flops_of_one_picture": flops,
+        "flops_of_one_image": flops,
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "Pictures a second of the vision service against plain torch.",
+        "Images a second of the vision service against plain torch.",
         arguments,
         only={"choices": [one.title for one in subjects()], "help": "measure this model alone"},
     )

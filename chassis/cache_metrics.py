@@ -5,7 +5,7 @@ from prometheus_client import Counter, Gauge
 CACHE_REQUESTS = Counter(
     "tandem_visual_cache_requests",
     "Visual tokens asked for, by result: hit, miss, in_flight (another call was computing them), similar (those of "
-    "another picture that looks the same), failed (no answer) or skipped (not asked, because it keeps failing).",
+    "another image that looks the same), failed (no answer) or skipped (not asked, because it keeps failing).",
     ["level", "result"],
 )
 CACHE_EVICTIONS = Counter("tandem_visual_cache_evictions", "Entries dropped to make room.", ["level"])

@@ -95,7 +95,7 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver says what is too large
-        # Only a request that is held can be sent again; the default, 256 KiB, would leave pictures without retries.
+        # Only a request that is held can be sent again; the default, 256 KiB, would leave images without retries.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
         # A peer that vanished without a word is noticed within 30 s, even while a long stream is silent.
         ("grpc.keepalive_time_ms", 20_000),

@@ -20,7 +20,7 @@ class Part(BaseModel):
 
 
 class VisionConfig(Part):
-    """The vision transformer: square picture -> patches -> pooled patches."""
+    """The vision transformer: square image -> patches -> pooled patches."""
 
     image_size: PositiveInt = 224  # pixels a side
     patch_size: PositiveInt = 14  # pixels a side
@@ -52,17 +52,17 @@ class VisionConfig(Part):
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the picture."""
+        """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of one picture."""
+        """Patches of one image."""
         return self.grid_size**2
 
     @property
     def num_pooled(self) -> int:
-        """Patches of one picture after pooling."""
+        """Patches of one image after pooling."""
         return (self.grid_size // self.pool_size) ** 2
 
 
@@ -105,7 +105,7 @@ class LanguageConfig(Part):
     qk_norm: bool = False  # RMSNorm on each head of queries and keys (Qwen3)
     attention_bias: bool = False  # a bias in the q, k and v projections (Qwen2)
     tied_embeddings: bool = True  # the head is the embedding
-    modality_embedding: bool = False  # add a learned vector by kind of position: 0 text, 1 picture
+    modality_embedding: bool = False  # add a learned vector by kind of position: 0 text, 1 image
     eos_token_ids: tuple[int, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -131,11 +131,11 @@ class ModelConfig(Part):
     vision: VisionConfig
     resampler: ResamplerConfig
     language: LanguageConfig
-    image_token: str = Field(default="<|image_pad|>", min_length=1)  # the chat template's mark for one picture
+    image_token: str = Field(default="<|image_pad|>", min_length=1)  # the chat template's mark for one image
 
     @property
     def num_visual_tokens(self) -> int:
-        """Visual tokens one picture becomes."""
+        """Visual tokens one image becomes."""
         return self.resampler.num_queries if self.resampler.kind == "perceiver" else self.vision.num_pooled
 
 

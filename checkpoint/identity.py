@@ -1,4 +1,4 @@
-"""Who is who, by SHA-256: a half of a checkpoint, an encoder, the visual tokens of one picture. Needs no torch.
+"""Who is who, by SHA-256: a half of a checkpoint, an encoder, the visual tokens of one image. Needs no torch.
 
 Every digest starts with a domain, so a digest of one kind can never pass for another, and every part is written so that
 no two inputs run into the same bytes.
@@ -52,12 +52,12 @@ def half_config(config: ModelConfig, half: Half) -> dict[str, object]:
 
 
 def encoder_id(*, vision_digest: bytes, preprocessing: str, precision: str, backend: str) -> bytes:
-    """Return the identity (32 bytes) of an encoder: all that decides which visual tokens a picture becomes."""
+    """Return the identity (32 bytes) of an encoder: all that decides which visual tokens an image becomes."""
     return _digest("tandem/encoder/1", vision_digest, preprocessing.encode(), precision.encode(), backend.encode())
 
 
 def visual_key(*, encoder_id: bytes, cache_salt: bytes, image_sha256: bytes) -> bytes:
-    """Return the key (32 bytes) of one picture's visual tokens; tenants with different salts share none."""
+    """Return the key (32 bytes) of one image's visual tokens; tenants with different salts share none."""
     return _digest("tandem/visual-key/1", encoder_id, cache_salt, image_sha256)
 
 

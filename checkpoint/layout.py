@@ -123,7 +123,7 @@ def _language(config: ModelConfig) -> Iterator[TensorSpec]:
     tied = " and head (tied)" if language.tied_embeddings else ""
     yield decoder.spec("embed_tokens.weight", vocabulary, "embedding", f"token embedding{tied}")
     if language.modality_embedding:
-        yield decoder.spec("modality_embedding.weight", (2, width), "embedding", "added by kind: 0 text, 1 picture")
+        yield decoder.spec("modality_embedding.weight", (2, width), "embedding", "added by kind: 0 text, 1 image")
     for layer in range(language.num_layers):
         yield from _decoder_layer(config, layer)
     yield decoder.spec("norm.weight", (width,), "scale", "last norm of the decoder")

@@ -40,7 +40,7 @@ PRESETS: dict[str, ModelConfig] = {
             eos_token_ids=(2,),
         ),
     ),
-    # The demo model's shape: answers questions about drawn pictures, trained on two CPU cores.
+    # The demo model's shape: answers questions about drawn images, trained on two CPU cores.
     "demo": ModelConfig(
         vision=VisionConfig(width=128, num_layers=4, num_heads=4, mlp_width=512, linear_bias=True),
         resampler=ResamplerConfig(num_layers=2, num_heads=4, head_dim=32, mlp_width=512),

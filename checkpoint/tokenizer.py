@@ -13,7 +13,7 @@ SPECIAL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",  # ends an answer
     "<|vision_start|>",
-    "<|image_pad|>",  # stands for one picture
+    "<|image_pad|>",  # stands for one image
     "<|vision_end|>",
 )
 

@@ -1,9 +1,9 @@
-"""Training batches: pictures, each with several conversations about it.
+"""Training batches: images, each with several conversations about it.
 
-A picture is encoded once and its tokens are shared by all of its conversations, since encoding is what training spends
+An image is encoded once and its tokens are shared by all of its conversations, since encoding is what training spends
 most of its time on. A batch follows from its number alone, so a run that is restarted sees what it would have seen.
 
-B pictures, S image side in pixels, R thirds of a picture, A attributes, N conversations, L tokens of the longest
+B images, S image side in pixels, R thirds of an image, A attributes, N conversations, L tokens of the longest
 """
 
 import random
@@ -39,8 +39,8 @@ LATER_TOPICS: tuple[Topic, ...] = (
 class Group:
     """Conversations of about the same length, so that little of the batch is padding."""
 
-    picture_N: Tensor  # which picture of the batch each is about
-    token_ids_NL: Tensor  # what follows the picture
+    image_N: Tensor  # which image of the batch each is about
+    token_ids_NL: Tensor  # what follows the image
     targets_NL: Tensor  # the token that comes next where it belongs to an answer, else IGNORED
 
 
@@ -57,20 +57,20 @@ class Batch:
 class BatchConfig:
     """The size and the mix of a batch.
 
-    At first a model learns to see: one of each picture's conversations is a description, which names all there is.
+    At first a model learns to see: one of each image's conversations is a description, which names all there is.
     Later it learns to look things up: descriptions are rare, and questions that take two steps to answer frequent.
     """
 
-    num_pictures: int = 16
-    num_conversations: int = 5  # of each picture
+    num_images: int = 16
+    num_conversations: int = 5  # of each image
     num_later_conversations: int = 20
     num_described_batches: int = 2000  # how long 'at first' lasts
     num_groups: int = 4
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
-        if min(self.num_pictures, self.num_conversations, self.num_groups) < 1:
-            raise ValueError("a batch needs at least one picture, conversation and group")
+        if min(self.num_images, self.num_conversations, self.num_groups) < 1:
+            raise ValueError("a batch needs at least one image, conversation and group")
 
 
 class ConversationEncoder:
@@ -79,23 +79,23 @@ class ConversationEncoder:
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self._builder = PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))
         (self._end,) = config.language.eos_token_ids
-        before, _, _ = self._builder.build([_user_message("", with_picture=True)])
+        before, _, _ = self._builder.build([_user_message("", with_image=True)])
         assert isinstance(before, TextSegment)
-        self.before_picture = before.token_ids  # the same for every conversation
+        self.before_image = before.token_ids  # the same for every conversation
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Return the ids after the picture, and for each the next id where an answer says it, else IGNORED."""
+        """Return the ids after the image, and for each the next id where an answer says it, else IGNORED."""
         messages: list[ChatMessage] = []
         token_ids: list[int] = []
         targets: list[int] = []
         for turn in conversation.turns:
-            messages.append(_user_message(turn.question, with_picture=not messages))
+            messages.append(_user_message(turn.question, with_image=not messages))
             # Asked exactly as in serving: each prompt is built anew from the messages so far.
-            *_, after_picture = self._builder.build(messages)
-            assert isinstance(after_picture, TextSegment)
+            *_, after_image = self._builder.build(messages)
+            assert isinstance(after_image, TextSegment)
             answer = [*self._builder.encode_text(turn.answer), self._end]
-            targets += [IGNORED] * (len(after_picture.token_ids) - len(token_ids) - 1)
-            token_ids = [*after_picture.token_ids, *answer]
+            targets += [IGNORED] * (len(after_image.token_ids) - len(token_ids) - 1)
+            token_ids = [*after_image.token_ids, *answer]
             targets += [*answer, IGNORED]
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return token_ids, targets
@@ -111,16 +111,16 @@ class Batches(Dataset[Batch]):
         self.seeds = seeds
 
     def __len__(self) -> int:
-        return len(self.seeds) // self.mix.num_pictures
+        return len(self.seeds) // self.mix.num_images
 
     def __getitem__(self, step: int) -> Batch:
-        """Draw the pictures of a step and ask about them; no picture is ever shown twice."""
-        first = step * self.mix.num_pictures
-        scenes = {seed: make_scene(seed) for seed in self.seeds[first : first + self.mix.num_pictures]}
+        """Draw the images of a step and ask about them; no image is ever shown twice."""
+        first = step * self.mix.num_images
+        scenes = {seed: make_scene(seed) for seed in self.seeds[first : first + self.mix.num_images]}
         pixels = np.stack([to_pixels(draw(scene), self.config.vision) for scene in scenes.values()])
         encoded = [
-            (picture, *self.encoder.encode(conversation))
-            for picture, (seed, scene) in enumerate(scenes.items())
+            (image, *self.encoder.encode(conversation))
+            for image, (seed, scene) in enumerate(scenes.items())
             for conversation in self._converse(step, scene, random.Random(seed))
         ]
         seen = torch.tensor([labels(scene) for scene in scenes.values()])
@@ -136,9 +136,9 @@ class Batches(Dataset[Batch]):
                 yield ask(scene, rng, rng.choice(LANGUAGES), rng.choice(LATER_TOPICS))
 
 
-def _user_message(text: str, *, with_picture: bool) -> ChatMessage:
+def _user_message(text: str, *, with_image: bool) -> ChatMessage:
     content: list[TextPart | ImagePart] = [{"type": "text", "text": text}]
-    return {"role": "user", "content": [{"type": "image"}, *content] if with_picture else content}
+    return {"role": "user", "content": [{"type": "image"}, *content] if with_image else content}
 
 
 def _group(encoded: Sequence[tuple[int, list[int], list[int]]], num_groups: int) -> Iterator[Group]:
@@ -149,7 +149,7 @@ def _group(encoded: Sequence[tuple[int, list[int], list[int]]], num_groups: int)
         members = by_length[start : start + size]
         length = len(members[-1][1])
         yield Group(
-            picture_N=torch.tensor([picture for picture, _, _ in members]),
+            image_N=torch.tensor([image for image, _, _ in members]),
             token_ids_NL=torch.tensor([ids + [PADDING] * (length - len(ids)) for _, ids, _ in members]),
             targets_NL=torch.tensor([targets + [IGNORED] * (length - len(targets)) for _, _, targets in members]),
         )

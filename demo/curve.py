@@ -1,4 +1,4 @@
-"""The training curve, as numbers and as a picture."""
+"""The training curve, as numbers and as an image."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ class Point:
     """What was measured after a step."""
 
     step: int
-    loss: float  # of the step's own pictures, mean over the answers' tokens
+    loss: float  # of the step's own images, mean over the answers' tokens
     validation_loss: float
     validation_probe_loss: float
     validation_accuracy: float  # share of conversations answered to the letter
@@ -28,7 +28,7 @@ def read_points(path: Path) -> list[Point]:
     return [Point(**point) for point in json.loads(path.read_text())]
 
 
-def plot(points_path: Path, picture_path: Path) -> None:
+def plot(points_path: Path, image_path: Path) -> None:
     """Draw loss and accuracy over steps as a PNG."""
     # Here, since training's worker processes read this module and need no plots.
     from matplotlib.figure import Figure
@@ -37,12 +37,12 @@ def plot(points_path: Path, picture_path: Path) -> None:
     steps = [point.step for point in points]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     losses = figure.add_subplot()
-    losses.plot(steps, [point.loss for point in points], color="tab:gray", alpha=0.5, label="loss, training pictures")
-    losses.plot(steps, [point.validation_loss for point in points], color="tab:blue", label="loss, other pictures")
+    losses.plot(steps, [point.loss for point in points], color="tab:gray", alpha=0.5, label="loss, training images")
+    losses.plot(steps, [point.validation_loss for point in points], color="tab:blue", label="loss, other images")
     losses.set(xlabel="step", ylabel="loss per token of the answers", yscale="log")
     accuracy = losses.twinx()
     right = [100 * point.validation_accuracy for point in points]
-    accuracy.plot(steps, right, color="tab:green", label="answered to the letter, other pictures")
+    accuracy.plot(steps, right, color="tab:green", label="answered to the letter, other images")
     accuracy.set(ylabel="%", ylim=(0, 101))
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
-    figure.savefig(picture_path, dpi=120)
+    figure.savefig(image_path, dpi=120)

@@ -1,4 +1,4 @@
-"""A scene as a picture of 224x224 pixels: the model's own input size, so resizing when served changes nothing."""
+"""A scene as an image of 224x224 pixels: the model's own input size, so resizing when served changes nothing."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from demo.scenes import POSITIONS, Colour, Item, Kind, Material, Scene
 
-PICTURE_SIZE = 224  # pixels a side
+IMAGE_SIZE = 224  # pixels a side
 TILE_SIZE = 160  # pixels a side of a texture: the largest item and the largest offset into it
 INK = (60, 60, 64)  # RGB
 SMOOTHING = 3  # silhouettes are drawn this many times larger, then reduced
@@ -121,24 +121,24 @@ def texture(colour: Colour, material: Material) -> Image.Image:
 
 def draw(scene: Scene) -> Image.Image:
     """Draw a scene: RGB, 224x224; the same scene gives the same pixels."""
-    picture = Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), scene.wall)
-    picture.paste(scene.floor, (0, scene.horizon, PICTURE_SIZE, PICTURE_SIZE))
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.wall)
+    image.paste(scene.floor, (0, scene.horizon, IMAGE_SIZE, IMAGE_SIZE))
     for item in scene.items:
-        _paste(picture, item)
-    tilt = np.linspace(-0.5, 0.5, PICTURE_SIZE, dtype=np.float32) * scene.light_tilt
-    pixels = np.asarray(picture, np.float32) * (scene.light + tilt)[None, :, None]
-    grain = np.random.default_rng(scene.noise_seed).standard_normal((PICTURE_SIZE, PICTURE_SIZE, 1), np.float32)
+        _paste(image, item)
+    tilt = np.linspace(-0.5, 0.5, IMAGE_SIZE, dtype=np.float32) * scene.light_tilt
+    pixels = np.asarray(image, np.float32) * (scene.light + tilt)[None, :, None]
+    grain = np.random.default_rng(scene.noise_seed).standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), np.float32)
     return Image.fromarray(np.clip(pixels + scene.noise * grain, 0, 255).astype(np.uint8))
 
 
-def _paste(picture: Image.Image, item: Item) -> None:
-    third = PICTURE_SIZE / len(POSITIONS)
+def _paste(image: Image.Image, item: Item) -> None:
+    third = IMAGE_SIZE / len(POSITIONS)
     left = round(third * (POSITIONS.index(item.position) + 0.5) + item.shift_x - item.size / 2)
     # Nothing leaves its third: where an item stands is then never a matter of opinion.
-    left = min(max(left, round(third * POSITIONS.index(item.position))), PICTURE_SIZE - item.size)
+    left = min(max(left, round(third * POSITIONS.index(item.position))), IMAGE_SIZE - item.size)
     height = item_height(item.size)
-    corner = (left, round(PICTURE_SIZE / 2 + item.shift_y - height / 2))
+    corner = (left, round(IMAGE_SIZE / 2 + item.shift_y - height / 2))
     tile = texture(item.colour, item.material)
     cut = tile.crop((item.texture_x, item.texture_y, item.texture_x + item.size, item.texture_y + height))
-    picture.paste(cut, corner, silhouette(item.kind, item.size, item.mirrored))
-    picture.paste(INK, corner, ink(item.kind, item.size, item.mirrored))
+    image.paste(cut, corner, silhouette(item.kind, item.size, item.mirrored))
+    image.paste(INK, corner, ink(item.kind, item.size, item.mirrored))

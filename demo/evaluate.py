@@ -1,8 +1,8 @@
 """Measures a release through the running stack: `python -m demo.evaluate --release tandem-demo-v1.1.0`.
 
 Every question goes through gateway, vision service and language service, like anybody's. An answer counts when it is
-the right one to the letter; of two turns, both must be. Each question is also asked with the picture swapped for
-another: what is still right then was never read off the picture.
+the right one to the letter; of two turns, both must be. Each question is also asked with the image swapped for
+another: what is still right then was never read off the image.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from tandem.client import AsyncClient, Image, Message, assistant, user
 from tandem.commands.failures import told_plainly
 from tandem.stack import Stack, StackConfig
 
-QUESTIONS_PER_PICTURE = 4
-SEEDS_PER_EVALUATION = 1_000_000  # so that evaluations with different seeds share no picture
+QUESTIONS_PER_IMAGE = 4
+SEEDS_PER_EVALUATION = 1_000_000  # so that evaluations with different seeds share no image
 MAX_TOKENS = 96  # more than the longest right answer
 NUM_IN_FLIGHT = 16
 NUM_EXAMPLES = 20  # wrong answers kept for reading
@@ -38,8 +38,8 @@ class Case:
 
     scene_seed: int
     conversation: Conversation
-    picture: bytes  # PNG
-    other_picture: bytes  # PNG, of another scene
+    image: bytes  # PNG
+    other_image: bytes  # PNG, of another scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Outcome:
     """What came of one case."""
 
     case: Case
-    answers: tuple[str, ...]  # with the right picture
+    answers: tuple[str, ...]  # with the right image
     right: bool
     right_when_swapped: bool
 
@@ -62,20 +62,20 @@ class Score:
 
 
 def make_cases(num_questions: int, seed: int) -> list[Case]:
-    """Make the questions of an evaluation, languages and topics in turn, about pictures no training has seen."""
-    num_pictures = -(-num_questions // QUESTIONS_PER_PICTURE)
+    """Make the questions of an evaluation, languages and topics in turn, about images no training has seen."""
+    num_images = -(-num_questions // QUESTIONS_PER_IMAGE)
     first = seed * SEEDS_PER_EVALUATION
-    # One more than is asked about: what the last picture is swapped for.
-    seeds = HELD_OUT_SEEDS[first : first + num_pictures + 1]
+    # One more than is asked about: what the last image is swapped for.
+    seeds = HELD_OUT_SEEDS[first : first + num_images + 1]
     scenes = [make_scene(seed) for seed in seeds]
-    pictures = [to_png(seed) for seed in seeds]
+    images = [to_png(seed) for seed in seeds]
     cases = []
     for number in range(num_questions):
-        index = number // QUESTIONS_PER_PICTURE
+        index = number // QUESTIONS_PER_IMAGE
         language = LANGUAGES[number % len(LANGUAGES)]
         topic = TOPICS[number // len(LANGUAGES) % len(TOPICS)]
         conversation = ask(scenes[index], random.Random(f"{seeds[index]} {number}"), language, topic)
-        cases.append(Case(seeds[index], conversation, pictures[index], pictures[index + 1]))
+        cases.append(Case(seeds[index], conversation, images[index], images[index + 1]))
     return cases
 
 
@@ -86,12 +86,12 @@ def to_png(scene_seed: int) -> bytes:
     return file.getvalue()
 
 
-async def converse(client: AsyncClient, release: str, conversation: Conversation, picture: bytes) -> tuple[str, ...]:
+async def converse(client: AsyncClient, release: str, conversation: Conversation, image: bytes) -> tuple[str, ...]:
     """Ask the questions of a conversation, each after the model's own answers so far."""
     messages: list[Message] = []
     answers: list[str] = []
     for turn in conversation.turns:
-        messages.append(user(turn.question) if messages else user(Image(picture), turn.question))
+        messages.append(user(turn.question) if messages else user(Image(image), turn.question))
         answer = await client.ask(messages, release=release, temperature=0.0, max_tokens=MAX_TOKENS)
         messages.append(assistant(answer.text))
         answers.append(answer.text)
@@ -105,8 +105,8 @@ async def evaluate(address: str, release: str, cases: Sequence[Case], progress: 
 
     async def try_case(client: AsyncClient, case: Case) -> Outcome:
         async with places:
-            answers = await converse(client, release, case.conversation, case.picture)
-            swapped = await converse(client, release, case.conversation, case.other_picture)
+            answers = await converse(client, release, case.conversation, case.image)
+            swapped = await converse(client, release, case.conversation, case.other_image)
         progress.advance(bar)
         expected = tuple(turn.answer for turn in case.conversation.turns)
         return Outcome(case, answers, answers == expected, swapped == expected)
@@ -135,7 +135,7 @@ def table(release: str, outcomes: Sequence[Outcome]) -> Table:
     shown = Table(title=f"{release}: answers right to the letter, of {len(outcomes):,} questions")
     shown.add_column("topic")
     for name in (*LANGUAGES, "both"):
-        shown.add_column(f"{name}\npicture", justify="right")
+        shown.add_column(f"{name}\nimage", justify="right")
         shown.add_column("\nswapped", justify="right", style="dim")
     for topic in (*TOPICS, None):
         cells = []
@@ -190,7 +190,7 @@ def measure_at(address: str, release: str, num_questions: int, seed: int, consol
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what is asked, and of which models."""
-    most = QUESTIONS_PER_PICTURE * (SEEDS_PER_EVALUATION - 1)
+    most = QUESTIONS_PER_IMAGE * (SEEDS_PER_EVALUATION - 1)
     parser.add_argument("--questions", type=_number_in(range(1, most + 1)), default=2000)
     seeds = range(len(HELD_OUT_SEEDS) // SEEDS_PER_EVALUATION)
     parser.add_argument(

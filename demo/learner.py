@@ -1,6 +1,6 @@
 """The whole model as training sees it: both halves in one graph, and the loss of a batch.
 
-B pictures, K visual tokens, P tokens up to the end of the picture, N conversations of a group, L tokens of its longest,
+B images, K visual tokens, P tokens up to the end of the image, N conversations of a group, L tokens of its longest,
 T all tokens laid end to end, H query heads, G key-value heads, E head dim, D decoder width, V vocabulary
 """
 
@@ -30,17 +30,17 @@ class Answers:
 class Learner(nn.Module):
     """Both halves of a model, joined for training."""
 
-    before_picture: Tensor
+    before_image: Tensor
 
-    def __init__(self, config: ModelConfig, before_picture: Sequence[int]) -> None:
-        """Make fresh halves; `before_picture` are the ids before the picture, the same in every conversation."""
+    def __init__(self, config: ModelConfig, before_image: Sequence[int]) -> None:
+        """Make fresh halves; `before_image` are the ids before the image, the same in every conversation."""
         super().__init__()
         self.vision = VisionHalf(config)
         self.vision.reset_parameters()
         self._place_patches(config)
         self.language = Decoder(config.language)
         self.probes = Probes(config)
-        self.register_buffer("before_picture", torch.tensor(before_picture), persistent=False)
+        self.register_buffer("before_image", torch.tensor(before_image), persistent=False)
 
     def _place_patches(self, config: ModelConfig) -> None:
         """Start learned positions as sines and cosines: small random ones would go unnoticed beside the patches."""
@@ -58,23 +58,23 @@ class Learner(nn.Module):
         visual_BKD = self.vision.perceiver_resampler(patches_BNW)
         probe_loss = self.probes(patches_BNW, visual_BKD, batch.labels_BRA)
         prefix_BPD = self._embed_prefix(visual_BKD)
-        num_pictures, prefix_length, width = prefix_BPD.shape
+        num_images, prefix_length, width = prefix_BPD.shape
         shapes = [group.token_ids_NL.shape for group in batch.groups]
         embeddings_TD = torch.cat(
             [prefix_BPD.flatten(0, 1)]
             + [self.language.embed(group.token_ids_NL).reshape(-1, width) for group in batch.groups]
         )
         positions_T = torch.cat(
-            [torch.arange(prefix_length).repeat(num_pictures)]
+            [torch.arange(prefix_length).repeat(num_images)]
             + [(prefix_length + torch.arange(length)).repeat(num) for num, length in shapes]
         )
-        attend = shared_prefix_attend(num_pictures, prefix_length, batch.groups)
+        attend = shared_prefix_attend(num_images, prefix_length, batch.groups)
         hidden_TD = self.language(embeddings_TD, positions_T, attend)
-        loss, right = self._judge(hidden_TD[num_pictures * prefix_length :], batch.groups)
+        loss, right = self._judge(hidden_TD[num_images * prefix_length :], batch.groups)
         return Answers(loss, probe_loss, right)
 
     def _embed_prefix(self, visual_BKD: Tensor) -> Tensor:
-        before_BTD = self.language.embed(self.before_picture).expand(len(visual_BKD), -1, -1)
+        before_BTD = self.language.embed(self.before_image).expand(len(visual_BKD), -1, -1)
         return torch.cat([before_BTD, self.language.embed_visual(visual_BKD)], dim=1)
 
     def _judge(self, hidden_TD: Tensor, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
@@ -92,24 +92,24 @@ class Learner(nn.Module):
         return functional.cross_entropy(logits_SV, targets_T[said_T]), right
 
 
-def shared_prefix_attend(num_pictures: int, prefix_length: int, groups: Sequence[Group]) -> Attend:
+def shared_prefix_attend(num_images: int, prefix_length: int, groups: Sequence[Group]) -> Attend:
     """Return attention for prefixes laid end to end, then groups of conversations that each continue one of them.
 
     Equal to causal attention over every conversation with its own copy of the prefix. Padding stands on the right, so
     being causal hides it from all that counts.
     """
-    sizes = [num_pictures * prefix_length, *(group.token_ids_NL.numel() for group in groups)]
+    sizes = [num_images * prefix_length, *(group.token_ids_NL.numel() for group in groups)]
 
     def attend(_layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         (q_prefix, *q_groups), (k_prefix, *k_groups), (v_prefix, *v_groups) = (
             torch.split(x, sizes) for x in (q_THE, k_TGE, v_TGE)
         )
-        prefix = [_by_sequence(x, num_pictures) for x in (q_prefix, k_prefix, v_prefix)]
+        prefix = [_by_sequence(x, num_images) for x in (q_prefix, k_prefix, v_prefix)]
         outs = [_attend(*prefix)]
         for group, q, k, v in zip(groups, q_groups, k_groups, v_groups, strict=True):
             num = len(group.token_ids_NL)
-            k_NGSE = torch.cat([prefix[1][group.picture_N], _by_sequence(k, num)], dim=2)
-            v_NGSE = torch.cat([prefix[2][group.picture_N], _by_sequence(v, num)], dim=2)
+            k_NGSE = torch.cat([prefix[1][group.image_N], _by_sequence(k, num)], dim=2)
+            v_NGSE = torch.cat([prefix[2][group.image_N], _by_sequence(v, num)], dim=2)
             outs.append(_attend(_by_sequence(q, num), k_NGSE, v_NGSE))
         return torch.cat(outs)
 

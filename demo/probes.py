@@ -3,7 +3,7 @@
 Answers alone teach it through the whole decoder, which at first knows nothing itself; the probes are a short way. They
 are part of training only and of no checkpoint.
 
-B pictures, R thirds of the picture, X thirds or tokens, A attributes, S labels of all attributes, N patches,
+B images, R thirds of the image, X thirds or tokens, A attributes, S labels of all attributes, N patches,
 W vision width, K visual tokens, D decoder width
 """
 

@@ -21,7 +21,7 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 PHRASEBOOKS: dict[Language, Phrasebook] = {"english": ENGLISH, "chinese": CHINESE}
 
-ABSENT_SHARE = 0.12  # of questions about an item, those about one that is not in the picture
+ABSENT_SHARE = 0.12  # of questions about an item, those about one that is not in the image
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One question about a picture, or two of which the second refers to the first."""
+    """One question about an image, or two of which the second refers to the first."""
 
     language: Language
     topic: Topic
@@ -137,7 +137,7 @@ def ask_position(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def ask_description(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask for everything in the picture."""
+    """Ask for everything in the image."""
     return [_same("description", Facts(count=len(scene.items), items=scene.items))]
 
 

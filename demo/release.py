@@ -56,9 +56,9 @@ def model_card(tag: str, step: int, scores: Scores, note: str = "") -> str:
     )
     return f"""# {tag}
 
-Answers questions in English and Chinese about drawn pictures of one to three shop items: what they are, their colour,
+Answers questions in English and Chinese about drawn images of one to three shop items: what they are, their colour,
 their material, how many, where, yes or no, a description of all, and questions that refer to the answer before.
-It is small, so that Tandem can be tried and tested with a model that truly looks at its picture; of other pictures, and
+It is small, so that Tandem can be tried and tested with a model that truly looks at its image; of other images, and
 of other questions, it knows nothing.
 
 - {millions:.2f} million parameters, stored in bfloat16.
@@ -67,14 +67,14 @@ of other questions, it knows nothing.
 - Perceiver resampler: {resampler.num_layers} layers, {resampler.num_queries} visual tokens.
 - Decoder: {language.num_layers} layers, width {language.width}, {language.num_heads} query and \
 {language.num_kv_heads} key-value heads.
-- Trained by `demo/train.py` on two CPU cores; these are the weights after {step:,} steps. Pictures and questions are
+- Trained by `demo/train.py` on two CPU cores; these are the weights after {step:,} steps. Images and questions are
   made by `demo/scenes.py` and `demo/questions.py`; no other data was used.{note and f" {note}"}
 
 ## Accuracy
 
-Measured through the running stack with greedy decoding: {scores[None, None].questions:,} questions about pictures from
+Measured through the running stack with greedy decoding: {scores[None, None].questions:,} questions about images from
 seeds that training cannot reach. An answer counts when it is the right one to the letter; of two turns, both must be.
-'Swapped' asks the same with another picture: what is right then was never read off the picture.
+'Swapped' asks the same with another image: what is right then was never read off the image.
 
 | topic | English | swapped | Chinese | swapped | both | swapped |
 |---|---|---|---|---|---|---|

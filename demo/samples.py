@@ -1,6 +1,6 @@
-"""Draws the README's picture: sample pictures, questions and what a release answers. `python -m demo.samples`.
+"""Draws the README's image: sample images, questions and what a release answers. `python -m demo.samples`.
 
-The sample pictures come from held-out seeds and lie in `demo/pictures/`, so that anybody can ask about them.
+The sample images come from held-out seeds and lie in `demo/images/`, so that anybody can ask about them.
 """
 
 import argparse
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from demo.drawing import PICTURE_SIZE, draw
+from demo.drawing import IMAGE_SIZE, draw
 from demo.scenes import HELD_OUT_SEEDS, make_scene
 from tandem.client import Client
 from tandem.stack import Stack, StackConfig
 
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "images"
 OUTPUT = Path(__file__).parents[1] / "docs" / "demo-answers.png"
 
-SCALE = 2  # the picture is drawn twice as large, for screens with fine pixels
+SCALE = 2  # the image is drawn twice as large, for screens with fine pixels
 MARGIN = 16 * SCALE
 TEXT_WIDTH = 470 * SCALE
 FONT_SIZE = 15 * SCALE
@@ -28,7 +28,7 @@ INK, ANSWER_INK = (70, 70, 76), (0, 92, 60)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture and what is asked about it."""
+    """An image and what is asked about it."""
 
     name: str
     seed: int
@@ -39,7 +39,7 @@ SAMPLES = (
     Sample(
         "bag-and-bottle",
         HELD_OUT_SEEDS[-180],
-        ("Describe the picture.", "Is the bag made of leather?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
+        ("Describe the image.", "Is the bag made of leather?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
     ),
     Sample(
         "umbrellas-and-watch",
@@ -49,8 +49,8 @@ SAMPLES = (
 )
 
 
-def write_pictures(folder: Path) -> None:
-    """Write the sample pictures as PNG files."""
+def write_images(folder: Path) -> None:
+    """Write the sample images as PNG files."""
     folder.mkdir(exist_ok=True)
     for sample in SAMPLES:
         draw(make_scene(sample.seed)).save(folder / f"{sample.name}.png", optimize=True)
@@ -68,14 +68,14 @@ def ask_all(client: Client, release: str, folder: Path) -> list[list[str]]:
 
 
 def draw_answers(answers: Sequence[Sequence[str]], folder: Path, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Draw each sample picture with its questions and answers beside it."""
-    side = PICTURE_SIZE * SCALE
+    """Draw each sample image with its questions and answers beside it."""
+    side = IMAGE_SIZE * SCALE
     sheet = Image.new("RGB", (side + TEXT_WIDTH + 3 * MARGIN, (side + MARGIN) * len(SAMPLES) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (sample, said) in enumerate(zip(SAMPLES, answers, strict=True)):
         top = MARGIN + row * (side + MARGIN)
-        with Image.open(folder / f"{sample.name}.png") as picture:
-            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (MARGIN, top))
+        with Image.open(folder / f"{sample.name}.png") as image:
+            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (MARGIN, top))
         for question, answer in zip(sample.questions, said, strict=True):
             for text, ink in ((question, INK), (answer, ANSWER_INK)):
                 for line in _wrap(text, font):
@@ -101,16 +101,16 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m demo.samples", description="Draw the README's picture.")
+    parser = argparse.ArgumentParser(prog="python -m demo.samples", description="Draw the README's image.")
     parser.add_argument("--font", type=Path, required=True, help="a font with Chinese characters (.ttf, .ttc or .otf)")
     parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release that answers")
     parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
     arguments = parser.parse_args()
-    write_pictures(PICTURES)
+    write_images(IMAGES)
     stack = StackConfig(models=arguments.models, release=arguments.release)
     with Stack(stack) as running, Client(running.address) as client:
-        answers = ask_all(client, arguments.release, PICTURES)
-    draw_answers(answers, PICTURES, ImageFont.truetype(arguments.font, FONT_SIZE)).save(OUTPUT, optimize=True)
+        answers = ask_all(client, arguments.release, IMAGES)
+    draw_answers(answers, IMAGES, ImageFont.truetype(arguments.font, FONT_SIZE)).save(OUTPUT, optimize=True)
 
 
 if __name__ == "__main__":

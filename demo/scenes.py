@@ -1,6 +1,6 @@
-"""What a picture of the demo shows: one to three shop items, as plain data made from a seed.
+"""What an image of the demo shows: one to three shop items, as plain data made from a seed.
 
-Every attribute can be told from the picture by construction: an item fills most of its third of the picture,
+Every attribute can be told from the image by construction: an item fills most of its third of the image,
 silhouettes and textures are distinct at the size of a patch, and the colours lie far apart. `demo/drawing.py` turns a
 scene into pixels.
 """
@@ -30,7 +30,7 @@ REPEATED_KIND_SHARE = 0.25  # of scenes with several items, so that counting a k
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One item, in one third of the picture."""
+    """One item, in one third of the image."""
 
     kind: Kind
     colour: Colour
@@ -38,7 +38,7 @@ class Item:
     position: Position
     size: int  # pixels from its left to its right
     shift_x: int  # pixels from the centre of its third
-    shift_y: int  # pixels from the middle of the picture
+    shift_y: int  # pixels from the middle of the image
     mirrored: bool
     texture_x: int  # pixels, where its texture starts
     texture_y: int
@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A picture before it is drawn."""
+    """An image before it is drawn."""
 
     items: tuple[Item, ...]  # from left to right
     wall: tuple[int, int, int]  # RGB
@@ -58,7 +58,7 @@ class Scene:
     noise_seed: int
 
     def at(self, position: Position) -> Item | None:
-        """Find the item in one third of the picture."""
+        """Find the item in one third of the image."""
         return next((item for item in self.items if item.position == position), None)
 
     def of_kind(self, kind: Kind) -> list[Item]:

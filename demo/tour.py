@@ -1,6 +1,6 @@
-"""`make demo`: start the stack, ask three questions about two pictures, show the cache at work, stop.
+"""`make demo`: start the stack, ask three questions about two images, show the cache at work, stop.
 
-python -m demo.tour [--models DIR] [--release TAG] [--pictures DIR]
+python -m demo.tour [--models DIR] [--release TAG] [--images DIR]
 """
 
 import argparse
@@ -29,45 +29,45 @@ REPOSITORY = Path(__file__).parents[1]
 class Step:
     """One question of the tour."""
 
-    picture: int  # which of the two
+    image: int  # which of the two
     question: str
 
 
 STEPS = (
-    Step(0, "Describe the picture."),
+    Step(0, "Describe the image."),
     Step(1, "请描述这张图片。"),
-    Step(0, "图里有几件商品？"),  # the first picture again: no need to encode it
+    Step(0, "图里有几件商品？"),  # the first image again: no need to encode it
 )
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the tour."""
-    parser = argparse.ArgumentParser(prog="python -m demo.tour", description="Three questions about two pictures.")
+    parser = argparse.ArgumentParser(prog="python -m demo.tour", description="Three questions about two images.")
     parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="the model store")
     parser.add_argument("--release", default=RELEASE, help="tag of the release that answers")
-    parser.add_argument("--pictures", type=Path, default=REPOSITORY / "demo" / "pictures", help="a folder of PNG files")
+    parser.add_argument("--images", type=Path, default=REPOSITORY / "demo" / "images", help="a folder of PNG files")
     arguments = parser.parse_args(argv)
     interrupt_on_signals()
     try:
         with told_plainly():
-            tour(StackConfig(models=arguments.models, release=arguments.release), find_pictures(arguments.pictures))
+            tour(StackConfig(models=arguments.models, release=arguments.release), find_images(arguments.images))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def find_pictures(folder: Path) -> tuple[Path, Path]:
-    """Return the first two pictures of a folder.
+def find_images(folder: Path) -> tuple[Path, Path]:
+    """Return the first two images of a folder.
 
     Raises:
         NotFound: it has fewer.
     """
-    pictures = sorted(folder.glob("*.png"))
-    if len(pictures) < 2:
+    images = sorted(folder.glob("*.png"))
+    if len(images) < 2:
         raise NotFound(f"The folder {folder} has no two PNG files.")
-    return pictures[0], pictures[1]
+    return images[0], images[1]
 
 
-def tour(config: StackConfig, pictures: tuple[Path, Path]) -> None:
+def tour(config: StackConfig, images: tuple[Path, Path]) -> None:
     """Start the stack, ask, show and stop."""
     console = Console(highlight=False)
     started = time.monotonic()
@@ -79,17 +79,17 @@ def tour(config: StackConfig, pictures: tuple[Path, Path]) -> None:
         processes = ", ".join(f"{name} (process {pid})" for name, pid in stack.pids.items())
         console.print(f"{processes}: ready in {seconds:.1f} s with {config.release}.", soft_wrap=True)
         with Client(stack.address) as client:
-            answers = [ask(console, client, pictures[step.picture], step.question) for step in STEPS]
+            answers = [ask(console, client, images[step.image], step.question) for step in STEPS]
         console.print(cache_verdict(answers[0], answers[-1]), soft_wrap=True)
     finally:
         stack.stop()
     console.print("All three services have stopped.")
 
 
-def ask(console: Console, client: Client, picture: Path, question: str) -> Answer:
+def ask(console: Console, client: Client, image: Path, question: str) -> Answer:
     """Ask one question, print the answer as it comes and then where the time went."""
-    console.print(Text.assemble("\n", (picture.name, "dim"), "  ", (question, "bold")), soft_wrap=True)
-    stream = client.generate(question, images=[picture], max_tokens=MAX_TOKENS)
+    console.print(Text.assemble("\n", (image.name, "dim"), "  ", (question, "bold")), soft_wrap=True)
+    stream = client.generate(question, images=[image], max_tokens=MAX_TOKENS)
     for text in stream:
         console.print(Text(text, "green"), end="", soft_wrap=True)
     console.print()
@@ -98,12 +98,12 @@ def ask(console: Console, client: Client, picture: Path, question: str) -> Answe
 
 
 def cache_verdict(first: Answer, again: Answer) -> Text:
-    """Return what asking about the same picture again saved."""
+    """Return what asking about the same image again saved."""
     before, after = first.images[0], again.images[0]
     if not after.cached:
-        return Text("\nThe picture was not in the cache when it was asked about again.", "red")
+        return Text("\nThe image was not in the cache when it was asked about again.", "red")
     return Text(
-        f"\nThe picture of the last question was cached: its visual tokens were at hand after {after.ready_ms:.1f} ms, "
+        f"\nThe image of the last question was cached: its visual tokens were at hand after {after.ready_ms:.1f} ms, "
         f"where encoding it had taken {before.ready_ms:.1f} ms.",
         "bold",
     )

@@ -1,7 +1,7 @@
 """Trains the demo model on CPU cores: `python -m demo.train`, or `make train-demo`.
 
-Seeded and restartable: a step's pictures follow from its number, and the state is saved every so often, so a run that
-was stopped goes on to the very weights it would have reached. One process a core, each with its share of the pictures:
+Seeded and restartable: a step's images follow from its number, and the state is saved every so often, so a run that
+was stopped goes on to the very weights it would have reached. One process a core, each with its share of the images:
 on a machine that does other work too, two threads of one process would wait for each other at every operation.
 """
 
@@ -43,9 +43,9 @@ class TrainingConfig:
     mix: BatchConfig  # of one process
     num_processes: int = 2
     probe_weight: float = 1.0  # of the probes' loss beside that of the answers
-    report_every: int = 25  # steps, on the validation pictures
+    report_every: int = 25  # steps, on the validation images
     save_every: int = 100  # steps
-    num_validation_pictures: int = 32
+    num_validation_images: int = 32
     seed: int = 0
 
 
@@ -60,15 +60,15 @@ class Run:
         self.points: list[Point] = []
         torch.manual_seed(config.seed)
         self.batches = Batches(model, tokenizer, config.mix, TRAINING_SEEDS)
-        self.learner = Learner(model, self.batches.encoder.before_picture)
+        self.learner = Learner(model, self.batches.encoder.before_image)
         self.optimisers = Optimisers(self.learner)
-        validation = BatchConfig(num_pictures=config.num_validation_pictures, num_conversations=16)
+        validation = BatchConfig(num_images=config.num_validation_images, num_conversations=16)
         self.validation = Batches(model, tokenizer, validation, VALIDATION_SEEDS)[0]
         if (config.folder / STATE_FILE).exists():
             self._restore()
 
     def advance(self) -> float:
-        """Take one step; returns the loss on this process's pictures."""
+        """Take one step; returns the loss on this process's images."""
         batch = self.batches[self.step * self.config.num_processes + self.rank]
         answers = self._answer(batch)
         (answers.loss + self.config.probe_weight * answers.probe_loss).backward()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ class Run:
         return answers.loss.item()
 
     def report(self, loss: float) -> Point:
-        """Measure the model on pictures it has not learnt from, and add a point to the curve."""
+        """Measure the model on images it has not learnt from, and add a point to the curve."""
         with torch.no_grad():
             answers = self._answer(self.validation)
         right = torch.cat(answers.right).float().mean().item()

@@ -49,7 +49,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: gateway_pb2.GatewayGenerateRequest, context: Context
     ) -> None:
-        """Answer a conversation about pictures, as a stream of text."""
+        """Answer a conversation about images, as a stream of text."""
         tenant = self._callers.identify(context.invocation_metadata())
         deadline = Deadline.after(self._settings.deadline_s(context.time_remaining()))
         await self._pipeline.answer(request, tenant=tenant, pin=_pin(context), deadline=deadline, send=context.write)
@@ -57,7 +57,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     async def PutImage(  # noqa: N802
         self, request_iterator: AsyncIterable[gateway_pb2.PutImageRequest], context: Context
     ) -> gateway_pb2.PutImageResponse:
-        """Take a large picture in chunks."""
+        """Take a large image in chunks."""
         tenant = self._callers.identify(context.invocation_metadata())
         try:
             async with (
@@ -66,7 +66,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             ):
                 sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
         except TimeoutError:  # a place is not for whoever sends a byte an hour
-            raise DeadlineExceeded("The picture did not come in time.") from None
+            raise DeadlineExceeded("The image did not come in time.") from None
         return gateway_pb2.PutImageResponse(sha256=sha256, num_bytes=num_bytes)
 
     async def CountTokens(  # noqa: N802

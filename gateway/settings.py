@@ -11,7 +11,7 @@ from chassis.channels import ChannelTls, check_target
 from chassis.settings import CommaSeparated, ServiceSettings, split_address
 from gateway.admission import AdmissionLimits, Role
 from gateway.answer import MAX_STOP_STRINGS, Limits
-from gateway.filters import Filters, PictureFilter, read_word_lists
+from gateway.filters import Filters, ImageFilter, read_word_lists
 
 _ADMISSION = AdmissionLimits()
 
@@ -49,15 +49,15 @@ class GatewaySettings(ServiceSettings):
         ge=1,
         description="most bytes of all requests that wait or are answered; they take about four times as much memory",
     )
-    max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most pictures taken by PutImage at once")
-    max_images: int = Field(8, ge=0, description="most pictures of one request")
-    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest file of one picture, bytes")
+    max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most images taken by PutImage at once")
+    max_images: int = Field(8, ge=0, description="most images of one request")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest file of one image, bytes")
     max_text_characters: int = Field(262_144, ge=1, description="most characters of one conversation")
     max_stop_strings: int = Field(
         MAX_STOP_STRINGS, ge=0, le=MAX_STOP_STRINGS, description="most stop strings of one request"
     )
     max_prompt_tokens: int = Field(
-        0, ge=0, description="most tokens of a prompt, those of pictures among them; 0 is the model's context"
+        0, ge=0, description="most tokens of a prompt, those of images among them; 0 is the model's context"
     )
     max_output_tokens: int = Field(
         0,
@@ -70,7 +70,7 @@ class GatewaySettings(ServiceSettings):
     max_deadline_s: float = Field(600, gt=0, le=86_400, description="longest time any request may take, seconds")
     visual_cache: bool = Field(
         True,
-        description="reuse visual tokens; off has every picture encoded for every request, to measure what it costs",
+        description="reuse visual tokens; off has every image encoded for every request, to measure what it costs",
     )
     visual_cache_bytes: int = Field(256 * 2**20, ge=0, description="memory for visual tokens; 0 keeps none")
     visual_cache_ttl_s: float = Field(
@@ -79,7 +79,7 @@ class GatewaySettings(ServiceSettings):
     digest_first_bytes: int = Field(
         64 * 2**10,
         ge=0,
-        description="a picture from this size on is sent to the vision service only if it does not know its digest",
+        description="an image from this size on is sent to the vision service only if it does not know its digest",
     )
     shared_cache_url: SecretStr | None = Field(
         None, description="redis://, rediss:// or unix:// address of a cache of visual tokens shared by all gateways"
@@ -93,11 +93,11 @@ class GatewaySettings(ServiceSettings):
     shared_cache_pause_s: float = Field(
         5, gt=0, le=3600, description="how long it is left alone after it failed five times in a row, seconds"
     )
-    image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for pictures given by PutImage; 0 takes none")
+    image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for images given by PutImage; 0 takes none")
 
     text_checks: bool = Field(True, description="refuse texts with control characters and questions that say nothing")
-    picture_probes: CommaSeparated = Field(
-        (), description="safetensors files of linear probes on visual tokens, which refuse pictures by what they show"
+    image_probes: CommaSeparated = Field(
+        (), description="safetensors files of linear probes on visual tokens, which refuse images by what they show"
     )
     word_lists: CommaSeparated = Field(
         (), description="files of words that answers must not hold, each named by its language: en.txt"
@@ -186,7 +186,7 @@ class GatewaySettings(ServiceSettings):
         """
         return Filters(
             texts=self.text_checks,
-            pictures=PictureFilter([Path(path) for path in self.picture_probes]) if self.picture_probes else None,
+            images=ImageFilter([Path(path) for path in self.image_probes]) if self.image_probes else None,
             words=read_word_lists([Path(path) for path in self.word_lists]) if self.word_lists else None,
             action=self.word_action,
         )

@@ -22,7 +22,7 @@ class PromptLimits:
     vocab_size: int
     context_length: int  # tokens, prompt and answer together
     width: int  # elements of one visual token
-    num_visual_tokens: int  # of one picture
+    num_visual_tokens: int  # of one image
     max_images: int
     vision_digest: bytes  # of the vision half the decoder was trained with
     default_max_tokens: int  # of an answer whose request names no limit
@@ -56,7 +56,7 @@ class PromptReader:
         return token_ids
 
     def image(self, segment: language_pb2.ImageSegment) -> tuple[Tensor, bytes]:
-        """Return the visual tokens [N, D] of a picture, bfloat16, and their visual key.
+        """Return the visual tokens [N, D] of an image, bfloat16, and their visual key.
 
         Raises:
             InvalidArgument: 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR', 'PROMPT_TOO_LONG'.
@@ -65,7 +65,7 @@ class PromptReader:
         self.num_images += 1
         if self.num_images > self.limits.max_images:
             raise InvalidArgument(
-                f"A prompt may hold {self.limits.max_images} pictures.", reason="TOO_MANY_IMAGES", field="image"
+                f"A prompt may hold {self.limits.max_images} images.", reason="TOO_MANY_IMAGES", field="image"
             )
         if visual.vision_digest != self.limits.vision_digest:
             raise InvalidArgument(

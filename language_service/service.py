@@ -42,7 +42,7 @@ class LanguageSettings(StageSettings):
         le=64,
         description="most tokens of an answer guessed ahead in one step; 0 guesses none",
     )
-    max_images: int = Field(8, ge=0, description="most pictures in a prompt")
+    max_images: int = Field(8, ge=0, description="most images in a prompt")
     default_max_tokens: int = Field(256, ge=1, description="longest answer where a request names no limit, tokens")
     segment_timeout_s: float = Field(
         60, gt=0, allow_inf_nan=False, description="longest wait for the next part of a prompt, seconds"

@@ -59,7 +59,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         return first.start
 
     async def _read_prompt(self, requests: Requests, reader: PromptReader, generation: Generation) -> None:
-        """Feed the segments to the engine as they come, so that prefill runs ahead of a picture still to come."""
+        """Feed the segments to the engine as they come, so that prefill runs ahead of an image still to come."""
         while (request := await self._next(requests)) is not None:
             match request.WhichOneof("message"):
                 case "text":

@@ -27,7 +27,7 @@ class TextPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """The place of a picture in a message."""
+    """The place of an image in a message."""
 
     type: Literal["image"]
 

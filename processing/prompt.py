@@ -1,4 +1,4 @@
-"""From a conversation to the segments of a prompt: token ids, and places for pictures.
+"""From a conversation to the segments of a prompt: token ids, and places for images.
 
 Training and serving both build prompts here, so that a model is asked with the very ids it was trained with.
 """
@@ -26,9 +26,9 @@ class TextSegment:
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """The place of one picture."""
+    """The place of one image."""
 
-    index: int  # which picture of the conversation, from 0
+    index: int  # which image of the conversation, from 0
 
 
 Segment = TextSegment | ImageSlot
@@ -49,7 +49,7 @@ class PromptBuilder:
         image_id = tokenizer.token_to_id(config.image_token)
         if image_id is None:
             raise FailedPrecondition(
-                f"The tokenizer has no token {config.image_token!r}, which stands for a picture.",
+                f"The tokenizer has no token {config.image_token!r}, which stands for an image.",
                 reason="BAD_CHECKPOINT",
             )
         highest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
@@ -59,7 +59,7 @@ class PromptBuilder:
                 reason="BAD_CHECKPOINT",
             )
         self.tokenizer = tokenizer
-        self.num_visual_tokens = config.num_visual_tokens  # positions one picture takes
+        self.num_visual_tokens = config.num_visual_tokens  # positions one image takes
         self._image_id = image_id
         self._template = template
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
@@ -72,7 +72,7 @@ class PromptBuilder:
 
         Raises:
             InvalidArgument: the template refuses the conversation.
-            FailedPrecondition: the template fails, or does not place every text and picture exactly once.
+            FailedPrecondition: the template fails, or does not place every text and image exactly once.
         """
         segments: list[Segment] = []
         token_ids: list[int] = []
@@ -91,7 +91,7 @@ class PromptBuilder:
         expected = sum(part["type"] == "image" for message in messages for part in message["content"])
         if num_images != expected:
             raise FailedPrecondition(
-                f"The chat template placed {num_images} pictures of {expected}.", reason="BAD_CHECKPOINT"
+                f"The chat template placed {num_images} images of {expected}.", reason="BAD_CHECKPOINT"
             )
         return segments
 

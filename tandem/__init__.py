@@ -27,13 +27,13 @@ if TYPE_CHECKING:
         Image as Image,
     )
     from tandem.client import (
+        ImageInput as ImageInput,
+    )
+    from tandem.client import (
         ImageReport as ImageReport,
     )
     from tandem.client import (
         Message as Message,
-    )
-    from tandem.client import (
-        Picture as Picture,
     )
     from tandem.client import (
         PositionLogprobs as PositionLogprobs,
@@ -74,7 +74,7 @@ __version__ = "0.1.0"
 # fmt: off
 _FROM_CLIENT = (
     "Answer", "AsyncClient", "AsyncTextStream", "Client", "GenerateOptions", "Half", "Image", "ImageReport", "Message",
-    "Picture", "PositionLogprobs", "Release", "ReleaseInfo", "TextStream", "Timings", "TokenCount", "TokenLogprob",
+    "Image", "PositionLogprobs", "Release", "ReleaseInfo", "TextStream", "Timings", "TokenCount", "TokenLogprob",
     "Usage", "assistant", "system", "user",
 )
 # fmt: on

@@ -1,1 +1,1 @@
-"""Pictures to visual tokens."""
+"""Images to visual tokens."""

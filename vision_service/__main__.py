@@ -4,7 +4,7 @@ import os
 import sys
 
 # The threads of a forward pass wait for one another after every operation. If they spin meanwhile, as they do by
-# default, they hold the cores that decoding needs: that cost almost half of the pictures a second.
+# default, they hold the cores that decoding needs: that cost almost half of the images a second.
 # torch reads it when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

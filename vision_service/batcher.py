@@ -1,6 +1,6 @@
 """Dynamic batching: calls that arrive close together run as one.
 
-Plain asyncio: it knows neither pictures nor gRPC. A batch starts as soon as it is full or its oldest item has waited
+Plain asyncio: it knows neither images nor gRPC. A batch starts as soon as it is full or its oldest item has waited
 long enough; while one batch runs, the next gathers, so under load batches fill up by themselves.
 """
 
@@ -95,7 +95,7 @@ class Batcher(Generic[T, R]):
             raise _draining()
         if len(self._waiting) >= self._config.max_queue:
             raise ResourceExhausted(
-                "Too many pictures are waiting to be encoded.",
+                "Too many images are waiting to be encoded.",
                 reason="QUEUE_FULL",
                 retry_after_s=self._time_to_clear_s(),
             )
@@ -159,7 +159,7 @@ class Batcher(Generic[T, R]):
             # The batch's own callers hear of it, the next batch runs.
             log.exception("batch failed", batch_size=len(jobs))
             for job in jobs:
-                _fail(job, Internal("The picture could not be encoded; the log says why.", reason="ENCODER_FAILED"))
+                _fail(job, Internal("The image could not be encoded; the log says why.", reason="ENCODER_FAILED"))
             return
         self._last_run_s = time.perf_counter() - started
         for job, result in pairs:

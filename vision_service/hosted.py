@@ -25,7 +25,7 @@ from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig, Batcher
 from vision_service.decoding import Decoded, DecodePool
 from vision_service.image_files import PREPROCESSING
-from vision_service.similar import Similar, SimilarPictures
+from vision_service.similar import Similar, SimilarImages
 from vision_service.token_cache import TokenCache, VisualTokens
 
 NOT_CACHED = "IMAGE_NOT_CACHED"
@@ -47,8 +47,8 @@ class Source(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A picture that is asked for."""
+class ImageRequest:
+    """An image that is asked for."""
 
     image: bytes  # the file; empty where only its digest came
     sha256: bytes  # of the file, 32 bytes
@@ -57,12 +57,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One picture's visual tokens, where they came from and where their time went."""
+    """One image's visual tokens, where they came from and where their time went."""
 
     tokens: VisualTokens
-    visual_key: bytes  # of the picture that was encoded
+    visual_key: bytes  # of the image that was encoded
     source: Source
-    similar: Similar | None = None  # that picture, where it is not the one asked for
+    similar: Similar | None = None  # that image, where it is not the one asked for
     decode_s: float = 0.0
     queue_s: float = 0.0
     forward_s: float = 0.0
@@ -81,11 +81,11 @@ class Shared:
     turn: asyncio.Lock  # held during a forward pass
     cache: TokenCache
     flights: SingleFlight[bytes, Encoded] = field(default_factory=SingleFlight)  # by visual key
-    similar: SimilarPictures | None = None  # None is off
+    similar: SimilarImages | None = None  # None is off
 
 
 class HostedVision:
-    """Encodes pictures with one vision half; made on the event loop that uses it."""
+    """Encodes images with one vision half; made on the event loop that uses it."""
 
     def __init__(
         self,
@@ -114,19 +114,19 @@ class HostedVision:
         )
         metrics.WAITING.labels(tag).set_function(lambda: self._batcher.num_waiting)
 
-    async def encode(self, picture: Picture) -> Encoded:
-        """Return the visual tokens of a picture: those that are here, those under way, or else new ones.
+    async def encode(self, request: ImageRequest) -> Encoded:
+        """Return the visual tokens of an image: those that are here, those under way, or else new ones.
 
         Raises:
             NotFound: only the digest came, and nothing is here (reason IMAGE_NOT_CACHED).
-            InvalidArgument: the picture is refused, or is not the one its digest names.
-            ResourceExhausted: too many pictures are waiting.
+            InvalidArgument: the image is refused, or is not the one its digest names.
+            ResourceExhausted: too many images are waiting.
             Internal: the model failed, or gave something that is not finite.
         """
-        if picture.image:
+        if request.image:
             # Before anything is shared: each caller answers for its own bytes.
-            await self._shared.decoding.check(picture.image, picture.sha256)
-        encoded = await self._find(picture)
+            await self._shared.decoding.check(request.image, request.sha256)
+        encoded = await self._find(request)
         CACHE_REQUESTS.labels(metrics.LEVEL, encoded.source.value).inc()
         return encoded
 
@@ -159,19 +159,19 @@ class HostedVision:
         await self._batcher.close()
         metrics.WAITING.remove(self._tag)
 
-    async def _find(self, picture: Picture) -> Encoded:
-        key = visual_key(encoder_id=self.encoder_id, cache_salt=picture.cache_salt, image_sha256=picture.sha256)
+    async def _find(self, request: ImageRequest) -> Encoded:
+        key = visual_key(encoder_id=self.encoder_id, cache_salt=request.cache_salt, image_sha256=request.sha256)
         flights = self._shared.flights
         while True:
             with self._shared.cache.use(key) as tokens:
                 if tokens is not None:
                     return Encoded(tokens=tokens, visual_key=key, source=Source.CACHED)
             joins = key in flights
-            if not (picture.image or joins):
+            if not (request.image or joins):
                 CACHE_REQUESTS.labels(metrics.LEVEL, "miss").inc()
-                raise NotFound("The picture's visual tokens are not at hand; send the picture.", reason=NOT_CACHED)
+                raise NotFound("The image's visual tokens are not at hand; send the image.", reason=NOT_CACHED)
             try:
-                landed = await flights.run(key, lambda: self._encode(picture, key))
+                landed = await flights.run(key, lambda: self._encode(request, key))
             except Unavailable:
                 if not joins:
                     raise
@@ -180,22 +180,22 @@ class HostedVision:
             shares = landed.joined and landed.result.source is Source.ENCODED
             return replace(landed.result, source=Source.IN_FLIGHT) if shares else landed.result
 
-    async def _encode(self, picture: Picture, key: bytes) -> Encoded:
-        """Decode the picture and run the model, unless it looks like one that is here."""
-        decoded = await self._shared.decoding.decode(picture.image, self.config.vision)
+    async def _encode(self, request: ImageRequest, key: bytes) -> Encoded:
+        """Decode the image and run the model, unless it looks like one that is here."""
+        decoded = await self._shared.decoding.decode(request.image, self.config.vision)
         metrics.DECODE_SECONDS.observe(decoded.decode_s)
-        scope = (self.encoder_id, picture.cache_salt)  # what one tenant sent never answers another
+        scope = (self.encoder_id, request.cache_salt)  # what one tenant sent never answers another
         encoded = self._find_similar(scope, decoded)
         if encoded is not None:
             return encoded
         answer = await self._batcher.submit(decoded.pixels)
         metrics.QUEUE_SECONDS.labels(self._tag).observe(answer.queue_s)
         if not _is_finite(answer.result):
-            raise Internal("The picture's visual tokens are not finite.", reason="NOT_FINITE")
+            raise Internal("The image's visual tokens are not finite.", reason="NOT_FINITE")
         tokens = VisualTokens.of(answer.result)
         self._shared.cache.put(key, tokens)
         if self._shared.similar is not None and decoded.thumbnail is not None:
-            self._shared.similar.add(scope, decoded.thumbnail, visual_key=key, image_sha256=picture.sha256)
+            self._shared.similar.add(scope, decoded.thumbnail, visual_key=key, image_sha256=request.sha256)
         return Encoded(
             tokens=tokens,
             visual_key=key,
@@ -221,11 +221,11 @@ class HostedVision:
                     )
         return None
 
-    def _forward(self, pictures: Sequence[Pixels]) -> list[TokenBits]:
+    def _forward(self, images: Sequence[Pixels]) -> list[TokenBits]:
         started = time.perf_counter()
-        bits_BKD = self._backend.encode(np.stack(pictures))
+        bits_BKD = self._backend.encode(np.stack(images))
         metrics.FORWARD_SECONDS.labels(self._tag).observe(time.perf_counter() - started)
-        metrics.BATCH_SIZE.labels(self._tag).observe(len(pictures))
+        metrics.BATCH_SIZE.labels(self._tag).observe(len(images))
         # Copies, so that a caller that keeps its tokens does not keep the whole batch.
         return [bits_KD.copy() for bits_KD in bits_BKD]
 

@@ -1,6 +1,6 @@
-"""Pictures as they arrive, to pixels as the model takes them.
+"""Images as they arrive, to pixels as the model takes them.
 
-A picture comes from a stranger: its size is known from its header before anything is decoded, its format is told by
+An image comes from a stranger: its size is known from its header before anything is decoded, its format is told by
 its content and never by a name, and whatever a decoder says about it stays here, since those messages hold addresses.
 """
 
@@ -32,13 +32,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Above this, Pillow opens no picture at all.
+# Above this, Pillow opens no image at all.
 PILLOW_MAX_PIXELS = 178_956_970
 
 # A photo is read in some ten thousand pieces, a large run-length coded BMP in hundreds of thousands; a file can be made
 # of many millions, each of which costs a turn of Python.
 _MAX_READS = 1_000_000
-# An encoder makes about ten. A scan needs no more than ten bytes, and costs a walk over the whole picture.
+# An encoder makes about ten. A scan needs no more than ten bytes, and costs a walk over the whole image.
 _MAX_SCANS = 100
 _MAX_SEGMENTS = 10_000  # of a JPEG, scans among them; each has up to 64 KiB, and an encoder fills what it begins
 # What ends a scan or begins a segment. Other markers stand alone, or decoders pass over them in the middle of data:
@@ -54,28 +54,28 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What a picture may be before it is decoded."""
+    """What an image may be before it is decoded."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000  # width x height; about 200 MB once decoded
-    min_side: int = 2  # pixels; a single pixel has nothing to see and is most often a tracking picture
+    min_side: int = 2  # pixels; a single pixel has nothing to see and is most often a tracking image
     max_side: int = 65_535  # pixels, the most of a JPEG; resizing a longer side takes more memory than its pixels
 
 
 def check_bytes(data: bytes, limits: ImageLimits) -> None:
-    """Refuse a picture by its number of bytes alone.
+    """Refuse an image by its number of bytes alone.
 
     Raises:
         InvalidArgument: reason IMAGE_EMPTY or IMAGE_TOO_LARGE.
     """
     if not data:
-        raise _refusal("IMAGE_EMPTY", "The picture has no bytes.")
+        raise _refusal("IMAGE_EMPTY", "The image has no bytes.")
     if len(data) > limits.max_bytes:
-        raise _refusal("IMAGE_TOO_LARGE", f"The picture has {len(data)} bytes; at most {limits.max_bytes} are taken.")
+        raise _refusal("IMAGE_TOO_LARGE", f"The image has {len(data)} bytes; at most {limits.max_bytes} are taken.")
 
 
 def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Check and decode a picture file into upright 8-bit RGB; transparency becomes white, animation its first frame.
+    """Check and decode an image file into upright 8-bit RGB; transparency becomes white, animation its first frame.
 
     Raises:
         InvalidArgument: with reason IMAGE_EMPTY, IMAGE_TOO_LARGE (bytes), IMAGE_UNSUPPORTED (format),
@@ -96,9 +96,9 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
-    """Return the model's input, [3, S, S], of an RGB picture.
+    """Return the model's input, [3, S, S], of an RGB image.
 
-    The picture is scaled (bicubic) until its longer side is S and centred on a square of the mean colour, as LLaVA-1.5
+    The image is scaled (bicubic) until its longer side is S and centred on a square of the mean colour, as LLaVA-1.5
     does (Liu et al. 2023, arXiv:2310.03744): nothing is cut away and shapes keep their proportions. Colours in 0..1
     are then normalised by the configuration's mean and standard deviation, so the border is about 0.
     """
@@ -118,7 +118,7 @@ def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
 
 
 class _CountedReads(io.BytesIO):
-    """A file that fails where any picture would have been read long ago."""
+    """A file that fails where any image would have been read long ago."""
 
     _num_reads = 0
 
@@ -134,29 +134,29 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     try:
         return Image.open(_CountedReads(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise _refusal("IMAGE_UNSUPPORTED", f"The picture is none of {', '.join(FORMATS)}.") from error
+        raise _refusal("IMAGE_UNSUPPORTED", f"The image is none of {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
-        raise _refusal("IMAGE_TOO_MANY_PIXELS", f"The picture has more than {limits.max_pixels} pixels.") from error
+        raise _refusal("IMAGE_TOO_MANY_PIXELS", f"The image has more than {limits.max_pixels} pixels.") from error
     except Exception as error:  # a damaged header, in the words of one of five decoders
         raise _damaged() from error
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
-        message = f"The picture has {width} x {height} pixels; at most {limits.max_pixels} in all are taken."
+        message = f"The image has {width} x {height} pixels; at most {limits.max_pixels} in all are taken."
         raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
     if max(width, height) > limits.max_side:
-        message = f"The picture has {width} x {height} pixels; each side has at most {limits.max_side}."
+        message = f"The image has {width} x {height} pixels; each side has at most {limits.max_side}."
         raise _refusal("IMAGE_TOO_MANY_PIXELS", message)
     if min(width, height) < limits.min_side:
-        message = f"The picture has {width} x {height} pixels; each side needs at least {limits.min_side}."
+        message = f"The image has {width} x {height} pixels; each side needs at least {limits.min_side}."
         raise _refusal("IMAGE_TOO_SMALL", message)
 
 
 def _check_scans(data: bytes) -> None:
-    # Counting bytes is quick and says enough of almost every picture.
+    # Counting bytes is quick and says enough of almost every image.
     if data.count(b"\xff" + _SCAN) > _MAX_SCANS and _has_endless_scans(data):
-        message = f"The picture is a JPEG of more than {_MAX_SCANS} scans or {_MAX_SEGMENTS} segments."
+        message = f"The image is a JPEG of more than {_MAX_SCANS} scans or {_MAX_SEGMENTS} segments."
         raise _refusal("IMAGE_UNSUPPORTED", message)
 
 
@@ -175,7 +175,7 @@ def _has_endless_scans(data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the loaded picture as 8-bit RGB."""
+    """Return the loaded image as 8-bit RGB."""
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -191,7 +191,7 @@ def _turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     """Undo the rotation a camera noted in EXIF."""
     try:
         orientation = source.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF leaves the picture as it was stored, as in a browser
+    except Exception:  # damaged EXIF leaves the image as it was stored, as in a browser
         return rgb
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return rgb if method is None else rgb.transpose(method)
@@ -202,4 +202,4 @@ def _refusal(reason: str, message: str) -> InvalidArgument:
 
 
 def _damaged() -> InvalidArgument:
-    return _refusal("IMAGE_TRUNCATED", "The picture cannot be decoded: it is cut short or damaged.")
+    return _refusal("IMAGE_TRUNCATED", "The image cannot be decoded: it is cut short or damaged.")

@@ -18,7 +18,7 @@ from vision_service.decoding import DecodePool
 from vision_service.hosted import Shared, VisionLoader
 from vision_service.image_files import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.servicer import SERVICE_NAME, VisionServicer
-from vision_service.similar import SimilarPictures
+from vision_service.similar import SimilarImages
 from vision_service.token_cache import TokenCache
 
 _LIMITS, _BATCHING = ImageLimits(), BatchConfig()
@@ -30,36 +30,34 @@ class VisionSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_", cli_prog_name="python -m vision_service")
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
-    max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most pictures in a forward pass")
+    max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most images in a forward pass")
     max_wait_ms: float = Field(
         1000 * _BATCHING.max_wait_s,
         ge=0,
         le=10_000,
         allow_inf_nan=False,
-        description="longest wait of a picture for others while the model is idle, milliseconds",
+        description="longest wait of an image for others while the model is idle, milliseconds",
     )
     max_queue: int = Field(
-        _BATCHING.max_queue, ge=1, description="most decoded pictures that wait for a forward pass, by model"
+        _BATCHING.max_queue, ge=1, description="most decoded images that wait for a forward pass, by model"
     )
-    decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at once")
-    max_decode_queue: int = Field(64, ge=1, description="most pictures being decoded or waiting for it")
-    max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest picture file taken, bytes")
+    decode_threads: int = Field(2, ge=1, le=256, description="images decoded at once")
+    max_decode_queue: int = Field(64, ge=1, description="most images being decoded or waiting for it")
+    max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest image file taken, bytes")
     max_image_pixels: int = Field(
-        _LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="most pixels of a picture, width x height"
+        _LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="most pixels of an image, width x height"
     )
     cache_bytes: int = Field(256 * 2**20, ge=0, description="most bytes of visual tokens kept; 0 keeps none")
     cache_ttl_s: float = Field(
         86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept, seconds"
     )
     reuse_similar: bool = Field(
-        default=False, description="answer with the visual tokens of a picture that looks the same; needs FAISS"
+        default=False, description="answer with the visual tokens of an image that looks the same; needs FAISS"
     )
     similar_threshold: float = Field(
-        0.95, ge=0.5, le=1, allow_inf_nan=False, description="cosine of thumbnails from which pictures look the same"
+        0.95, ge=0.5, le=1, allow_inf_nan=False, description="cosine of thumbnails from which images look the same"
     )
-    similar_entries: int = Field(
-        4096, ge=1, le=10**6, description="most pictures remembered by their looks; 4 KiB each"
-    )
+    similar_entries: int = Field(4096, ge=1, le=10**6, description="most images remembered by their looks; 4 KiB each")
 
 
 @asynccontextmanager
@@ -99,7 +97,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
 def _shared(settings: VisionSettings) -> Shared:
     similar = None
     if settings.reuse_similar:
-        similar = SimilarPictures(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
+        similar = SimilarImages(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
     decoding = DecodePool(
         num_threads=settings.decode_threads,
         max_pending=settings.max_decode_queue,

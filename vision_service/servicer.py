@@ -6,7 +6,7 @@ from checkpoint.identity import DIGEST_BYTES
 from hosting import ModelCalls, ModelHost
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from vision_service import metrics
-from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, Picture, Source
+from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, ImageRequest, Source
 
 SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
@@ -26,13 +26,13 @@ class VisionServicer(ModelCalls[HostedVision], vision_pb2_grpc.VisionServiceServ
         self.models = models
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: object) -> vision_pb2.EncodeResponse:  # noqa: N802
-        """Encode one picture, or answer from what was encoded before."""
+        """Encode one image, or answer from what was encoded before."""
         try:
             _check(request)
-            picture = Picture(image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt)
+            asked = ImageRequest(image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt)
             facts = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": request.tag}
             with span(f"embeddings {request.tag}", attributes=facts), self.models.lease(request.tag) as model:
-                return _response(await model.encode(picture), model.digest)
+                return _response(await model.encode(asked), model.digest)
         except TandemError as error:
             if error.reason != NOT_CACHED:  # which refuses nothing: it asks for the bytes
                 metrics.REFUSALS.labels(error.reason).inc()

@@ -21,7 +21,7 @@ _ENTRY_BYTES = 512  # what an entry takes beside its embeddings, about: key, dig
 
 @dataclass(frozen=True, slots=True)
 class VisualTokens:
-    """What one picture became."""
+    """What one image became."""
 
     data: bytes  # bfloat16, little-endian, row-major
     shape: tuple[int, ...]  # [K, D]
@@ -38,7 +38,7 @@ class TokenCache:
     """The visual tokens of all models of the process, within a budget of bytes; for one event loop.
 
     The visual key is a digest over everything visual tokens depend on, so no entry can answer for other weights,
-    another tenant or another picture.
+    another tenant or another image.
     """
 
     def __init__(self, *, max_bytes: int, ttl_s: float | None) -> None:

@@ -30,7 +30,7 @@ class AdmissionLimits:
     max_running: int = 256  # answers at once
     max_waiting: int = 256  # requests that wait for their turn
     max_request_bytes: int = 256 * 2**20  # of all requests that wait or are being answered
-    max_uploads: int = 16  # pictures taken by PutImage at once
+    max_uploads: int = 16  # images taken by PutImage at once
 
 
 class Admission:
@@ -68,7 +68,7 @@ class Admission:
 
     @asynccontextmanager
     async def uploading(self, tenant: Tenant) -> AsyncIterator[None]:
-        """Hold a place for one picture being taken while the block runs.
+        """Hold a place for one image being taken while the block runs.
 
         Raises:
             ResourceExhausted: reason 'REQUEST_RATE' or 'UPLOADS_BUSY'.

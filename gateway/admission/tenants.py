@@ -43,7 +43,7 @@ class Tenant(BaseModel):
     # SHA-256 of every key that is good, hexadecimal; two at a time let a key be changed without a gap.
     key_sha256: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = Field(min_length=1)
     role: Role = "client"  # an operator may change rollouts, too
-    # Tenants with different salts share no cached picture and no cached prefix; equal ones do.
+    # Tenants with different salts share no cached image and no cached prefix; equal ones do.
     cache_salt: Annotated[str, AfterValidator(_fits_the_contract)] = ""
     max_running: int | None = Field(None, ge=1)  # answers at once
     max_waiting: int | None = Field(None, ge=0)  # requests that wait for their turn

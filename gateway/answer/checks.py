@@ -34,7 +34,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ImageField:
-    """A picture of a conversation, not looked at yet."""
+    """An image of a conversation, not looked at yet."""
 
     path: str  # where the request has it, 'messages[0].parts[1].image'
     image: gateway_pb2.Image
@@ -42,7 +42,7 @@ class ImageField:
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages as the chat template takes them, and their pictures in order."""
+    """Messages as the chat template takes them, and their images in order."""
 
     messages: list[ChatMessage] = field(default_factory=list)
     images: list[ImageField] = field(default_factory=list)
@@ -123,14 +123,14 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, path: str, lim
         conversation.images.append(ImageField(f"{path}.image", part.image))
         if len(conversation.images) > limits.max_images:
             raise InvalidArgument(
-                f"There are more than {limits.max_images} pictures.",
+                f"There are more than {limits.max_images} images.",
                 reason="TOO_MANY_IMAGES",
                 field=f"{path}.image",
                 metadata={"max_images": str(limits.max_images)},
             )
         return {"type": "image"}
     if not part.text:
-        what = "The text is empty." if part.HasField("text") else "The part is neither a text nor a picture."
+        what = "The text is empty." if part.HasField("text") else "The part is neither a text nor an image."
         raise InvalidArgument(what, reason="EMPTY_PART", field=path)
     conversation.num_characters += len(part.text)
     if conversation.num_characters > limits.max_text_characters:
@@ -144,7 +144,7 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, path: str, lim
 
 
 def _check_question(message: ChatMessage, path: str) -> None:
-    """Check that the turn to be answered asks something; a picture alone is no question."""
+    """Check that the turn to be answered asks something; an image alone is no question."""
     if message["role"] != "user":
         raise InvalidArgument("The last message must be the user's.", reason="LAST_NOT_USER", field=f"{path}.role")
     if not any(part["type"] == "text" and part["text"].strip() for part in message["content"]):

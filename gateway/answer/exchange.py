@@ -1,4 +1,4 @@
-"""One question and its answer: the prompt goes out while pictures are encoded, and tokens come back as text."""
+"""One question and its answer: the prompt goes out while images are encoded, and tokens come back as text."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from gateway.answer.question import Question
 from gateway.answer.report import Report
 from gateway.answer.text import AnswerText
 from gateway.filters import Filters
-from gateway.images import Picture, VisualTokenSource
+from gateway.images import RequestImage, VisualTokenSource
 from gateway.stages import CallEndedError, LanguageCall, Replica, with_failover
 from processing import Segment, TextSegment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2, tensor_pb2
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Send = Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
 
 
-class _NoPictureError(Exception):
-    """A picture has not been encoded, and its own task says why."""
+class _NoImageError(Exception):
+    """An image has not been encoded, and its own task says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class Exchange:
     send: Send  # takes each message for the client; waits while the client is slow
 
     async def run(self) -> gateway_pb2.GatewayGenerateFinished:
-        """Encode the pictures, feed the prompt and read the answer, all at the same time; the first failure ends it.
+        """Encode the images, feed the prompt and read the answer, all at the same time; the first failure ends it.
 
         A language replica that fails before its first token is replaced by another, which gets the prompt from its
-        beginning; pictures that were encoded stay.
+        beginning; images that were encoded stay.
 
         Raises:
             TandemError: why there is no answer, or no more of it.
@@ -69,11 +69,11 @@ class Exchange:
         return finished
 
     def _encode_all(self, tasks: asyncio.TaskGroup, pins: AsyncExitStack) -> list[asyncio.Task[bytes]]:
-        pictures = self.question.pictures
-        self.report.images.extend(gateway_pb2.ImageReport(sha256=picture.sha256) for picture in pictures)
+        images = self.question.images
+        self.report.images.extend(gateway_pb2.ImageReport(sha256=image.sha256) for image in images)
         return [
-            tasks.create_task(self._encode(picture, image, pins))
-            for picture, image in zip(pictures, self.report.images, strict=True)
+            tasks.create_task(self._encode(image, report, pins))
+            for image, report in zip(images, self.report.images, strict=True)
         ]
 
     async def _converse(
@@ -94,36 +94,36 @@ class Exchange:
         return finished
 
     async def _feed(self, call: LanguageCall, encodings: list[asyncio.Task[bytes]]) -> None:
-        """Write the prompt in its order: text as soon as its turn comes, a picture once it is encoded."""
-        # Whoever reads learns why a call ended, and a picture that failed ends the whole exchange.
-        with suppress(CallEndedError, _NoPictureError):
+        """Write the prompt in its order: text as soon as its turn comes, an image once it is encoded."""
+        # Whoever reads learns why a call ended, and an image that failed ends the whole exchange.
+        with suppress(CallEndedError, _NoImageError):
             await call.write(self.question.start())
             for segment in self.question.segments:
                 await call.write(await self._message(segment, encodings))
             await call.end_prompt()
 
-    async def _encode(self, picture: Picture, image: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
-        """Return the serialized visual tokens of one picture and fill in what is reported of it."""
+    async def _encode(self, image: RequestImage, report: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
+        """Return the serialized visual tokens of one image and fill in what is reported of it."""
         replica = self.question.route.vision
-        assert replica is not None, "a question with pictures is routed with a vision replica"
+        assert replica is not None, "a question with images is routed with a vision replica"
         release = self.question.route.release.name
         with metrics.stage_call(release, "vision"), span("find visual tokens") as step:
             found = await self.visual_tokens.get(
-                picture, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
+                image, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
             step.note({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
-        self.filters.check_picture(found.entry.data, picture.field)
-        image.cache_level = found.level
+        self.filters.check_image(found.entry.data, image.field)
+        report.cache_level = found.level
         if found.similar is not None:
-            image.similar_sha256 = found.similar.image_sha256
-            image.similarity = found.similar.similarity
-        image.num_visual_tokens = replica.info.vision.num_visual_tokens
-        image.ready_ms = self.report.ms_since_start()
-        metrics.count_picture(release, image)
+            report.similar_sha256 = found.similar.image_sha256
+            report.similarity = found.similar.similarity
+        report.num_visual_tokens = replica.info.vision.num_visual_tokens
+        report.ready_ms = self.report.ms_since_start()
+        metrics.count_image(release, report)
         return found.entry.data
 
     async def _message(self, segment: Segment, encodings: list[asyncio.Task[bytes]]) -> language_pb2.GenerateRequest:
-        """Return a segment as it is sent, a picture once its visual tokens are at hand."""
+        """Return a segment as it is sent, an image once its visual tokens are at hand."""
         if isinstance(segment, TextSegment):
             return language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=segment.token_ids))
         tokens = tensor_pb2.VisualTokens.FromString(await _result(encodings[segment.index]))
@@ -202,7 +202,7 @@ def _asked(question: Question) -> Attributes:
         "gen_ai.request.model": question.route.release.name,
         "gen_ai.request.max_tokens": question.sampling.max_tokens,
         "gen_ai.request.temperature": question.sampling.temperature,
-        "tandem.pictures": len(question.pictures),
+        "tandem.images": len(question.images),
     }
 
 
@@ -228,10 +228,10 @@ def _so_far(prefilled: language_pb2.Prefilled) -> language_pb2.GenerateFinished:
 
 
 async def _result(encoding: asyncio.Task[bytes]) -> bytes:
-    """Return what a picture became."""
+    """Return what an image became."""
     await asyncio.wait([encoding])
     if encoding.cancelled() or encoding.exception() is not None:
-        raise _NoPictureError
+        raise _NoImageError
     return encoding.result()
 
 

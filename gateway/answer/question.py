@@ -8,7 +8,7 @@ from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
 from gateway.filters import Filters
-from gateway.images import ImageStore, Picture
+from gateway.images import ImageStore, RequestImage
 from gateway.stages import Release, Releases, Route
 from processing import Segment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
@@ -24,7 +24,7 @@ class Question:
 
     route: Route
     segments: list[Segment]
-    pictures: list[Picture]
+    images: list[RequestImage]
     num_prompt_tokens: int  # visual tokens among them
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
@@ -33,8 +33,8 @@ class Question:
 
     @property
     def num_visual_tokens(self) -> int:
-        """Positions of the prompt that pictures take."""
-        return len(self.pictures) * self.route.release.prompts.num_visual_tokens
+        """Positions of the prompt that images take."""
+        return len(self.images) * self.route.release.prompts.num_visual_tokens
 
     def start(self) -> language_pb2.GenerateRequest:
         """Return the first message of the language call."""
@@ -72,16 +72,16 @@ class QuestionMaker:
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
         self._filters.check_text(conversation.messages)
-        pictures = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
+        images = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)
-        route = await self._releases.route(release, with_pictures=bool(pictures))
+        route = await self._releases.route(release, with_images=bool(images))
         sampling = self._bounded(request.sampling, route, num_prompt_tokens)
         _check_images(conversation.images, route)
         return Question(
             route=route,
             segments=segments,
-            pictures=pictures,
+            images=images,
             num_prompt_tokens=num_prompt_tokens,
             sampling=sampling,
             stops=request.stop,
@@ -96,7 +96,7 @@ class QuestionMaker:
         """
         conversation = check_conversation(messages, self._limits)
         num_prompt_tokens = release.prompts.count(await build_segments(release, conversation))
-        route = await self._releases.route(release, with_pictures=False)
+        route = await self._releases.route(release, with_images=False)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
             visual_tokens=len(conversation.images) * release.prompts.num_visual_tokens,
@@ -134,7 +134,7 @@ async def build_segments(release: Release, conversation: Conversation) -> list[S
 
 
 def _check_fits(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:
-    """Check that the prompt leaves room for the answer, before pictures are encoded for nothing."""
+    """Check that the prompt leaves room for the answer, before images are encoded for nothing."""
     context_length = route.language.info.language.context_length
     if num_prompt_tokens + max(max_tokens, 1) > context_length:
         answer = f" and an answer of {max_tokens}" if max_tokens else ""
@@ -150,7 +150,7 @@ def _check_images(images: Sequence[ImageField], route: Route) -> None:
     max_images = route.language.info.language.max_images
     if len(images) > max_images:
         raise InvalidArgument(
-            f"There are {len(images)} pictures; the model takes {max_images}.",
+            f"There are {len(images)} images; the model takes {max_images}.",
             reason="TOO_MANY_IMAGES",
             field=images[max_images].path,
             metadata={"max_images": str(max_images)},

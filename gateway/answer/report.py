@@ -36,7 +36,7 @@ class Report:
     num_answer_tokens: int = 0  # that came so far
     num_later_tokens: int = 0  # those of them that came after the first message
     has_text: bool = False  # whether the client was sent more than white space
-    # One entry a picture, in the order of the conversation; filled as they come.
+    # One entry an image, in the order of the conversation; filled as they come.
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)
 
     def ms_since_start(self, reading: float | None = None) -> float:

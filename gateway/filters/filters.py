@@ -1,4 +1,4 @@
-"""The filters of a gateway: text and pictures on their way in, answers on their way out.
+"""The filters of a gateway: text and images on their way in, answers on their way out.
 
 Every decision is counted and logged by rule, never with what it was about.
 """
@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import Counter
 
 from chassis.errors import InvalidArgument
-from gateway.filters.image_filter import PictureFilter
+from gateway.filters.image_filter import ImageFilter
 from gateway.filters.text_checks import check_text
 from gateway.filters.word_filter import Action, WordFilter, WordList
 from processing import ChatMessage
@@ -20,7 +20,7 @@ from tandem.v1 import tensor_pb2
 
 FILTERED = Counter(
     "tandem_gateway_filtered",
-    "Decisions of the filters, by kind (text, picture, answer), rule and action (refuse, end, mask).",
+    "Decisions of the filters, by kind (text, image, answer), rule and action (refuse, end, mask).",
     ["kind", "rule", "action"],
 )
 
@@ -33,7 +33,7 @@ class Filters:
     """What is let in and out."""
 
     texts: bool = True  # whether texts are checked for control characters and noise
-    pictures: PictureFilter | None = None
+    images: ImageFilter | None = None
     words: WordList | None = None
     action: Action = "end"
 
@@ -51,21 +51,21 @@ class Filters:
             _note("text", error.reason, "refuse")
             raise
 
-    def check_picture(self, data: bytes, field: str) -> None:
-        """Check what a picture shows, by its serialized `VisualTokens`.
+    def check_image(self, data: bytes, field: str) -> None:
+        """Check what an image shows, by its serialized `VisualTokens`.
 
         Raises:
             InvalidArgument: reason 'IMAGE_FILTERED'; `field` is where the request has it, the metadata say which class.
             FailedPrecondition: reason 'NO_PROBE'.
         """
-        if self.pictures is None:
+        if self.images is None:
             return
-        found = self.pictures.found(tensor_pb2.VisualTokens.FromString(data))
+        found = self.images.found(tensor_pb2.VisualTokens.FromString(data))
         for name in found:
-            _note("picture", name, "refuse")
+            _note("image", name, "refuse")
         if found:
             raise InvalidArgument(
-                "The picture shows what is not answered here.",
+                "The image shows what is not answered here.",
                 reason="IMAGE_FILTERED",
                 field=field,
                 metadata={"classes": ",".join(found)},
@@ -85,6 +85,6 @@ class Filters:
                 _note("answer", language, self.action)
 
 
-def _note(kind: Literal["text", "picture", "answer"], rule: str, action: str) -> None:
+def _note(kind: Literal["text", "image", "answer"], rule: str, action: str) -> None:
     FILTERED.labels(kind, rule, action).inc()
     _log.info("filtered", kind=kind, rule=rule, action=action)

@@ -1,4 +1,4 @@
-"""A linear probe on visual tokens: says what a picture shows without a second vision model.
+"""A linear probe on visual tokens: says what an image shows without a second vision model.
 
 Its file is a safetensors file with `weight` [classes, width] and `bias` [classes] (float32), and in its metadata
 `classes` and `thresholds` (JSON lists, one entry a class) and `vision_digest` (of the vision half it was trained on, 64
@@ -37,7 +37,7 @@ class Probe:
     thresholds_C: NDArray[np.float32]
 
     def found(self, embeddings: tensor_pb2.Tensor) -> list[str]:
-        """Return the classes that hold for a picture; `embeddings` is a checked bfloat16 tensor [tokens, width]."""
+        """Return the classes that hold for an image; `embeddings` is a checked bfloat16 tensor [tokens, width]."""
         # A bfloat16 is the upper half of a float32.
         bits = np.frombuffer(embeddings.data, dtype="<u2").astype(np.uint32) << 16
         mean_W = bits.view(np.float32).reshape(tuple(embeddings.shape)).mean(axis=0)
@@ -46,7 +46,7 @@ class Probe:
         return [name for name, holds in zip(self.classes, holds_C, strict=True) if holds]
 
 
-class PictureFilter:
+class ImageFilter:
     """The probes of the vision halves this gateway may meet."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -63,15 +63,15 @@ class PictureFilter:
             self._probes[vision_digest] = probe
 
     def found(self, tokens: tensor_pb2.VisualTokens) -> list[str]:
-        """Return the classes that hold for a picture.
+        """Return the classes that hold for an image.
 
         Raises:
-            FailedPrecondition: reason 'NO_PROBE'; there is none for the vision half that encoded it, and a picture that
+            FailedPrecondition: reason 'NO_PROBE'; there is none for the vision half that encoded it, and an image that
                 cannot be looked at is not let through.
         """
         probe = self._probes.get(tokens.vision_digest)
         if probe is None or probe.weight_CW.shape[1] != tokens.embeddings.shape[1]:
-            raise FailedPrecondition("The picture filter has no probe for this vision model.", reason="NO_PROBE")
+            raise FailedPrecondition("The image filter has no probe for this vision model.", reason="NO_PROBE")
         return probe.found(tokens.embeddings)
 
 
@@ -115,4 +115,4 @@ def write_probe(path: Path, probe: Probe, vision_digest: bytes) -> None:
 
 
 def _bad(path: Path, what: str) -> FailedPrecondition:
-    return FailedPrecondition(f"The picture probe {path.name!r} cannot be used: {what}.", reason="BAD_PROBE")
+    return FailedPrecondition(f"The image probe {path.name!r} cannot be used: {what}.", reason="BAD_PROBE")

@@ -2,11 +2,11 @@
 
 from gateway.images.memory_cache import VisualCache
 from gateway.images.source import VisualTokenSource
-from gateway.images.store import ImageStore, Picture
+from gateway.images.store import ImageStore, RequestImage
 
 __all__ = [
     "ImageStore",
-    "Picture",
+    "RequestImage",
     "VisualCache",
     "VisualTokenSource",
 ]

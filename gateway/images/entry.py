@@ -26,7 +26,7 @@ class ForeignError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which visual tokens answer for a picture."""
+    """Which visual tokens answer for an image."""
 
     visual_key: bytes
     vision_digest: bytes  # of the vision half that makes them
@@ -36,7 +36,7 @@ class Wanted:
         """Check that visual tokens say they are these.
 
         Raises:
-            ForeignError: they are another picture's, tenant's or encoder's.
+            ForeignError: they are another image's, tenant's or encoder's.
         """
         if tokens.visual_key != self.visual_key or tokens.vision_digest != self.vision_digest:
             raise ForeignError("other visual tokens")
@@ -52,7 +52,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture's visual tokens in a cache."""
+    """One image's visual tokens in a cache."""
 
     data: bytes  # serialized VisualTokens: embeddings with their shape, visual key and vision digest
     sha256: bytes  # of data

@@ -1,4 +1,4 @@
-"""Visual tokens in memory: each picture is looked for and encoded once, however many ask for it and however often."""
+"""Visual tokens in memory: each image is looked for and encoded once, however many ask for it and however often."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
@@ -34,7 +34,7 @@ class Found:
     entry: Entry
     visual_key: bytes  # their own, which may be another than was asked for; then they are kept under neither
     level: gateway_pb2.CacheLevel.ValueType
-    similar: vision_pb2.SimilarPicture | None = None  # the picture they were made of, where it is not the one asked for
+    similar: vision_pb2.SimilarImage | None = None  # the image they were made of, where it is not the one asked for
 
 
 Find = Callable[[], Coroutine[Any, Any, Found]]
@@ -44,7 +44,7 @@ class VisualCache:
     """Visual tokens by visual key, bounded by bytes and age. For one event loop.
 
     The key is a digest over everything the tokens depend on, and there is no other way in, so an entry can never be
-    served across pictures, tenants or vision weights.
+    served across images, tenants or vision weights.
     """
 
     def __init__(self, max_bytes: int, *, ttl_s: float | None = None) -> None:
@@ -97,7 +97,7 @@ class VisualCache:
 
         async def find_and_keep() -> Found:
             found = await find()
-            if found.visual_key == key:  # else they answer this time, but are another picture's or encoder's
+            if found.visual_key == key:  # else they answer this time, but are another image's or encoder's
                 self._keep(key, found.entry)
             return found
 

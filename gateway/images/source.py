@@ -1,4 +1,4 @@
-"""Pictures to visual tokens: from the nearest cache that has them, and from the vision service where none has."""
+"""Images to visual tokens: from the nearest cache that has them, and from the vision service where none has."""
 
 import secrets
 from contextlib import AsyncExitStack
@@ -12,12 +12,12 @@ from chassis.errors import Internal, InvalidArgument, NotFound, TandemError, Una
 from checkpoint.identity import visual_key
 from gateway.images.entry import Entry, ForeignError, Wanted
 from gateway.images.memory_cache import Found, VisualCache
-from gateway.images.store import Picture
+from gateway.images.store import RequestImage
 from gateway.stages import Replica, errors_of, with_failover
 from tandem.v1 import gateway_pb2, vision_pb2
 
 ENCODE_ERRORS = Counter(
-    "tandem_gateway_encode_errors", "Pictures the vision service did not encode, by reason.", ["reason"]
+    "tandem_gateway_encode_errors", "Images the vision service did not encode, by reason.", ["reason"]
 )
 
 
@@ -38,7 +38,7 @@ _LEVELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """One picture that is looked for."""
+    """One image that is looked for."""
 
     image: bytes  # the file
     request: vision_pb2.EncodeRequest  # names it by digest alone
@@ -51,7 +51,7 @@ class _Search:
         return self.tokens_of(self.request.image_sha256)
 
     def tokens_of(self, image_sha256: bytes) -> Wanted:
-        """Return which visual tokens a picture has with this encoder, for this tenant."""
+        """Return which visual tokens an image has with this encoder, for this tenant."""
         info = self.replica.info
         key = visual_key(
             encoder_id=info.vision.encoder_id, cache_salt=self.request.cache_salt, image_sha256=image_sha256
@@ -66,34 +66,34 @@ class VisualTokenSource:
 
     memory: VisualCache
     shared: "SharedCache | None" = None
-    digest_first_bytes: int  # the vision service gets the digest of larger pictures first, and their bytes if it must
-    reuse: bool = True  # False has every picture encoded for every request
+    digest_first_bytes: int  # the vision service gets the digest of larger images first, and their bytes if it must
+    reuse: bool = True  # False has every image encoded for every request
 
     async def get(
         self,
-        picture: Picture,
+        image: RequestImage,
         replica: "VisionReplica",
         *,
         cache_salt: bytes,
         pins: AsyncExitStack,
         deadline: Deadline,
     ) -> Found:
-        """Return the visual tokens of a picture; `pins` keeps them in memory until it is closed.
+        """Return the visual tokens of an image; `pins` keeps them in memory until it is closed.
 
         Raises:
-            InvalidArgument: the vision service refuses the picture; `field` is where the request has it.
+            InvalidArgument: the vision service refuses the image; `field` is where the request has it.
             TandemError: it cannot encode it now.
         """
-        # Under a salt of its own a picture is new to every cache on the way, the decoder's included.
+        # Under a salt of its own an image is new to every cache on the way, the decoder's included.
         salt = cache_salt if self.reuse else secrets.token_bytes(_FRESH_SALT_BYTES)
-        request = vision_pb2.EncodeRequest(tag=replica.info.tag, image_sha256=picture.sha256, cache_salt=salt)
-        search = _Search(image=picture.data, request=request, replica=replica, deadline=deadline)
+        request = vision_pb2.EncodeRequest(tag=replica.info.tag, image_sha256=image.sha256, cache_salt=salt)
+        search = _Search(image=image.data, request=request, replica=replica, deadline=deadline)
         try:
             return await pins.enter_async_context(self.memory.use(search.wanted.visual_key, lambda: self._find(search)))
         except InvalidArgument as error:
-            # The same error goes to every request that waits for this picture, each with a place of its own for it.
+            # The same error goes to every request that waits for this image, each with a place of its own for it.
             raise InvalidArgument(
-                error.message, reason=error.reason, field=picture.field, metadata=error.metadata
+                error.message, reason=error.reason, field=image.field, metadata=error.metadata
             ) from error
 
     async def _find(self, search: _Search) -> Found:
@@ -129,7 +129,7 @@ class VisualTokenSource:
 
 
 async def _ask_by_digest(search: _Search) -> vision_pb2.EncodeResponse | None:
-    """Return what the vision service has without seeing the picture, None where it must see it."""
+    """Return what the vision service has without seeing the image, None where it must see it."""
     try:
         return await _ask(search, b"")
     except NotFound as error:
@@ -149,7 +149,7 @@ def _checked(response: vision_pb2.EncodeResponse, search: _Search) -> Found:
     """Check visual tokens before they may be used, kept and reused."""
     tokens = response.visual_tokens
     similar = response.similar if response.source == vision_pb2.ENCODE_SOURCE_SIMILAR else None
-    # Those of a similar picture go on under that picture's own key: what the decoder caches by it stays true.
+    # Those of a similar image go on under that image's own key: what the decoder caches by it stays true.
     wanted = search.wanted if similar is None else search.tokens_of(similar.image_sha256)
     try:
         wanted.check_key(tokens)

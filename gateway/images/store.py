@@ -1,4 +1,4 @@
-"""Pictures as clients bring them: bytes and digests. Nothing here looks inside; the vision service does."""
+"""Images as clients bring them: bytes and digests. Nothing here looks inside; the vision service does."""
 
 import asyncio
 import hashlib
@@ -12,7 +12,7 @@ from chassis.lru import LruStore
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import gateway_pb2
 
-IMAGE_STORE_BYTES = Gauge("tandem_gateway_image_store_bytes", "Bytes of the pictures clients put here.")
+IMAGE_STORE_BYTES = Gauge("tandem_gateway_image_store_bytes", "Bytes of the images clients put here.")
 
 
 _MAX_CHUNK_BYTES = 2**20
@@ -21,8 +21,8 @@ _HASH_INLINE_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture whose bytes are at hand."""
+class RequestImage:
+    """An image whose bytes are at hand."""
 
     field: str  # where the request has it, 'messages[0].parts[1].image'
     data: bytes
@@ -37,16 +37,16 @@ async def sha256_of(data: bytes) -> bytes:
 
 
 def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
-    """Check the size of a picture's file.
+    """Check the size of an image's file.
 
     Raises:
         InvalidArgument: reason 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'.
     """
     if num_bytes == 0:
-        raise InvalidArgument("The picture is empty.", reason="IMAGE_EMPTY", field=field)
+        raise InvalidArgument("The image is empty.", reason="IMAGE_EMPTY", field=field)
     if num_bytes > max_bytes:
         raise InvalidArgument(
-            f"The picture has more than {max_bytes} bytes.",
+            f"The image has more than {max_bytes} bytes.",
             reason="IMAGE_TOO_LARGE",
             field=field,
             metadata={"max_bytes": str(max_bytes)},
@@ -54,18 +54,18 @@ def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
 
 
 class ImageStore:
-    """Pictures clients put here, by cache salt and SHA-256: an LRU bounded by bytes. For one event loop.
+    """Images clients put here, by cache salt and SHA-256: an LRU bounded by bytes. For one event loop.
 
-    Only who has the same salt finds a picture again, so nobody learns what others have put here.
+    Only who has the same salt finds an image again, so nobody learns what others have put here.
     """
 
     def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:
-        """Start empty. `max_bytes` bounds all pictures together, `max_image_bytes` each."""
+        """Start empty. `max_bytes` bounds all images together, `max_image_bytes` each."""
         self._max_image_bytes = max_image_bytes
         self._images: LruStore[tuple[bytes, bytes], bytes] = LruStore(max_bytes=max_bytes)
 
     async def put(self, chunks: AsyncIterator[bytes], salt: bytes) -> tuple[bytes, int]:
-        """Take a picture piece by piece; return its SHA-256 and its size in bytes.
+        """Take an image piece by piece; return its SHA-256 and its size in bytes.
 
         Raises:
             InvalidArgument: reason 'BAD_CHUNK', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'; the rest is not read.
@@ -84,17 +84,17 @@ class ImageStore:
         IMAGE_STORE_BYTES.set(self._images.num_bytes)
         return sha256, len(image)
 
-    async def take(self, image: gateway_pb2.Image, field: str, salt: bytes) -> Picture:
-        """Return the picture a request brings, or names by the digest it was put here under.
+    async def take(self, image: gateway_pb2.Image, field: str, salt: bytes) -> RequestImage:
+        """Return the image a request brings, or names by the digest it was put here under.
 
         Raises:
             InvalidArgument: reason 'IMAGE_EMPTY', 'IMAGE_TOO_LARGE' or 'BAD_DIGEST'.
             NotFound: reason 'IMAGE_NOT_FOUND', it never was put here, or had to make room.
         """
         if image.HasField("sha256"):
-            return Picture(field, self._get(image.sha256, field, salt), image.sha256)
+            return RequestImage(field, self._get(image.sha256, field, salt), image.sha256)
         check_size(len(image.data), max_bytes=self._max_image_bytes, field=field)
-        return Picture(field, image.data, await sha256_of(image.data))
+        return RequestImage(field, image.data, await sha256_of(image.data))
 
     def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
         if len(sha256) != DIGEST_BYTES:
@@ -104,6 +104,6 @@ class ImageStore:
         with self._images.use((salt, sha256)) as image:
             if image is None:
                 raise NotFound(
-                    "No picture of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field
+                    "No image of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field
                 )
             return image

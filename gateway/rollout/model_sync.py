@@ -90,7 +90,7 @@ class Housekeeping:
             release = await self._releases.open(name)
             if name != self._traffic.own_name:  # which the stages' own settings name, too
                 await self._life.load(release)
-            await self._releases.route(release, with_pictures=True)  # checks that the halves fit
+            await self._releases.route(release, with_images=True)  # checks that the halves fit
 
     async def _failed(self, state: State, error: TandemError) -> None:
         """Give a rollout up whose canary cannot be loaded; what is in force already is tried again."""

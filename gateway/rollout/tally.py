@@ -93,4 +93,4 @@ def _kind(report: Report) -> Kind:
         return "text"
     # One of no level yet is not at hand: it is still being made.
     made = (gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_UNSPECIFIED)
-    return "pictures encoded" if any(image.cache_level in made for image in report.images) else "pictures at hand"
+    return "images encoded" if any(image.cache_level in made for image in report.images) else "images at hand"

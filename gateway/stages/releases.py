@@ -47,7 +47,7 @@ class Route:
 
     release: Release
     language: Replica["language_pb2_grpc.LanguageServiceAsyncStub"]
-    vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None for a request without pictures
+    vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None for a request without images
 
 
 def open_release(store: ModelStore, name: str) -> Release:
@@ -127,7 +127,7 @@ class Releases:
         """Close a release no request is on any more."""
         self._opened.pop(name, None)
 
-    async def route(self, release: Release, *, with_pictures: bool) -> Route:
+    async def route(self, release: Release, *, with_images: bool) -> Route:
         """Find replicas of the halves a request needs; text alone is answered without the vision stage.
 
         Raises:
@@ -136,7 +136,7 @@ class Releases:
         """
         language = await self._language.find(release.language_tag)
         _check_tokenizer(release, language.info)
-        if not with_pictures:
+        if not with_images:
             return Route(release, language, None)
         vision = await self._vision.find(release.vision_tag)
         _check_pair(vision.info, language.info)

@@ -221,5 +221,5 @@ class Stage(Generic[Stub]):
 
 
 def _is_same(one: model_pb2.ModelInfo, other: model_pb2.ModelInfo) -> bool:
-    """Return whether two replicas answer alike: the same weights, and for pictures the same encoder."""
+    """Return whether two replicas answer alike: the same weights, and for images the same encoder."""
     return one.half_digest == other.half_digest and one.vision.encoder_id == other.vision.encoder_id

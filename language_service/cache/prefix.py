@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 _DOMAIN = b"tandem prefix block v1\0"
-_PICTURE = 2**31  # above every token id; a picture's positions count up from here
+_IMAGE = 2**31  # above every token id; an image's positions count up from here
 
 
 def root_name(*, model_digest: bytes, salt: bytes) -> bytes:
@@ -24,8 +24,8 @@ class PrefixNames:
         self.names: list[bytes] = []
         self._last = root
         self._block_size = block_size
-        # Of the block that is filling. One code a position, then a key for each run of a picture's positions: where
-        # a run begins follows from the codes, since each picture's begin at 0, so no two contents look alike.
+        # Of the block that is filling. One code a position, then a key for each run of an image's positions: where
+        # a run begins follows from the codes, since each image's begin at 0, so no two contents look alike.
         self._codes = array("I")
         self._keys = bytearray()
 
@@ -33,9 +33,9 @@ class PrefixNames:
         """Note the next tokens, each below 2**31."""
         self._add(token_ids, b"")
 
-    def add_picture(self, visual_key: bytes, num_tokens: int) -> None:
-        """Note a picture of `num_tokens` positions; its key (32 bytes) names their content."""
-        self._add(range(_PICTURE, _PICTURE + num_tokens), visual_key)
+    def add_image(self, visual_key: bytes, num_tokens: int) -> None:
+        """Note an image of `num_tokens` positions; its key (32 bytes) names their content."""
+        self._add(range(_IMAGE, _IMAGE + num_tokens), visual_key)
 
     def _add(self, codes: Sequence[int], key: bytes) -> None:
         start = 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chassis.errors import TandemError
 from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Timings, Usage
-from language_service.engine.runner import Picture
+from language_service.engine.runner import PlacedImage
 from language_service.sampling import SamplingState
 from language_service.scheduling import Sequence as ScheduledSequence
 
@@ -68,7 +68,7 @@ class PagedGeneration:
         """Make a request; `changing` gives the engine's lock and raises what ended the request early."""
         self.state = state
         self.sequence = sequence
-        self.pictures: list[Picture] = []
+        self.images: list[PlacedImage] = []
         self.clock = Clock()
         self.error: TandemError | None = None
         self._changing = changing
@@ -83,11 +83,11 @@ class PagedGeneration:
             self.state.note_prompt(token_ids)
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
-        """Add a picture to the prompt; see `Generation`."""
+        """Add an image to the prompt; see `Generation`."""
         with self._changing(self):
             self.clock.segment()
-            self.pictures.append(Picture(self.sequence.num_prompt, embeddings_ND, visual_key))
-            self.sequence.add_picture(visual_key, len(embeddings_ND))
+            self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_ND, visual_key))
+            self.sequence.add_image(visual_key, len(embeddings_ND))
 
     def end_prompt(self, max_tokens: int) -> None:
         """Declare the prompt complete; see `Generation`."""
@@ -123,7 +123,7 @@ class PagedGeneration:
         """Return the last event, the request being what it is now."""
         usage = Usage(
             num_prompt=self.sequence.num_prompt,
-            num_visual=sum(len(picture.embeddings_ND) for picture in self.pictures),
+            num_visual=sum(len(image.embeddings_ND) for image in self.images),
             num_cached_prompt=self.sequence.num_found,
             num_answer=self.sequence.num_answer,
         )

@@ -93,7 +93,7 @@ class Generation(Protocol):
         ...
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
-        """Add a picture to the prompt: N visual tokens, and the key that names their content (32 bytes).
+        """Add an image to the prompt: N visual tokens, and the key that names their content (32 bytes).
 
         Raises:
             TandemError: what ended the request early.

@@ -277,7 +277,7 @@ def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:
         blocks=chunk.blocks,
         samples=chunk.samples,
         num_drafts=chunk.num_drafts,
-        pictures=generation.pictures,
+        images=generation.images,
     )
 
 

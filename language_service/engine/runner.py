@@ -11,11 +11,11 @@ from language_service.engine.kv_cache import PagedCache, Span
 from language_service.engine.serving import ServingDecoder
 from language_service.model import Decoder
 
-# T tokens of the batch, N visual tokens of a picture, D model dim, B rows that choose a token, V vocabulary
+# T tokens of the batch, N visual tokens of an image, D model dim, B rows that choose a token, V vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PlacedImage:
     """Visual tokens at their place in a prompt."""
 
     start: int  # position of the first
@@ -33,16 +33,16 @@ class Piece:
     """Consecutive tokens of one sequence to compute."""
 
     start: int  # position of the first token
-    token_ids: Sequence[int]  # anything where a picture lies
+    token_ids: Sequence[int]  # anything where an image lies
     blocks: Sequence[int]  # cache blocks of the sequence in order
     samples: bool  # whether the logits after the last token are wanted
     num_drafts: int = 0  # last tokens that are guesses: the logits before each of them are wanted, too
-    pictures: Sequence[Picture] = field(default=())  # all of the sequence
+    images: Sequence[PlacedImage] = field(default=())  # all of the sequence
 
     @property
     def decodes(self) -> bool:
         """Whether this is a single token of text that chooses the next."""
-        return self.samples and len(self.token_ids) == 1 and all(each.end <= self.start for each in self.pictures)
+        return self.samples and len(self.token_ids) == 1 and all(each.end <= self.start for each in self.images)
 
 
 class Runner:
@@ -91,10 +91,10 @@ class Runner:
         row = 0
         for piece in pieces:
             end = piece.start + len(piece.token_ids)
-            for picture in piece.pictures:
-                first, last = max(piece.start, picture.start), min(end, picture.end)
+            for image in piece.images:
+                first, last = max(piece.start, image.start), min(end, image.end)
                 if first < last:
-                    visual_ND = picture.embeddings_ND[first - picture.start : last - picture.start].to(self.device)
+                    visual_ND = image.embeddings_ND[first - image.start : last - image.start].to(self.device)
                     at = row + first - piece.start
                     embeddings_TD[at : at + last - first] = self.decoder.embed_visual(visual_ND)
             row += len(piece.token_ids)

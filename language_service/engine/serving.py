@@ -21,7 +21,7 @@ from language_service.model import Attend, Rotary
 
 # T tokens of the batch, R of them wanted, D model dim, V vocabulary
 
-_TEXT, _PICTURE = 0, 1  # rows of the modality embedding
+_TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 
 
 class ServingDecoder:
@@ -57,8 +57,8 @@ class ServingDecoder:
         return self._mark(self._embedding.embed(token_ids), _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings of a picture [..., D] for `visual_tokens` [..., D] of the vision half."""
-        return self._mark(visual_tokens.to(self._dtype), _PICTURE)
+        """Return embeddings of an image [..., D] for `visual_tokens` [..., D] of the vision half."""
+        return self._mark(visual_tokens.to(self._dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend, rows_R: Tensor) -> Tensor:
         """Return logits [R, V] of the token after each of `rows_R` of the batch, which ascend."""

@@ -17,7 +17,7 @@ from language_service.model.rotary import Rotary, rotate
 # T tokens, D model dim, H query heads, G key-value heads, E head dim, V vocabulary
 
 _INIT_STD = 0.02
-_TEXT, _PICTURE = 0, 1  # rows of the modality embedding
+_TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 
 
 class RMSNorm(nn.Module):
@@ -124,8 +124,8 @@ class Decoder(nn.Module):
         return self._mark(embeddings, _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings of a picture [..., D] for `visual_tokens` [..., D] of the vision half."""
-        return self._mark(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _PICTURE)
+        """Return embeddings of an image [..., D] for `visual_tokens` [..., D] of the vision half."""
+        return self._mark(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Return the normalised hidden states [T, D] of tokens with `embeddings_TD` at integer `positions_T`."""

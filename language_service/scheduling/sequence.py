@@ -19,7 +19,7 @@ class Sequence:
     names: PrefixNames | None = None  # of its full blocks; None shares nothing with others
     lookup: PromptLookup | None = None  # guesses how the answer goes on; None guesses nothing
     arrival: int = 0  # place in the order of arrival, given by the scheduler
-    token_ids: list[int] = field(default_factory=list)  # prompt, then answer; a picture's positions hold 0
+    token_ids: list[int] = field(default_factory=list)  # prompt, then answer; an image's positions hold 0
     num_prompt: int = 0  # tokens of the prompt that have arrived
     max_tokens: int | None = None  # most tokens of the answer; None while the prompt is still arriving
     num_computed: int = 0  # tokens whose keys and values are cached
@@ -35,10 +35,10 @@ class Sequence:
         self.token_ids.extend(token_ids)
         self.num_prompt = len(self.token_ids)
 
-    def add_picture(self, visual_key: bytes, num_tokens: int) -> None:
-        """Add the positions of a picture to the prompt."""
+    def add_image(self, visual_key: bytes, num_tokens: int) -> None:
+        """Add the positions of an image to the prompt."""
         if self.names is not None:
-            self.names.add_picture(visual_key, num_tokens)
+            self.names.add_image(visual_key, num_tokens)
         self.token_ids.extend([0] * num_tokens)
         self.num_prompt = len(self.token_ids)
 

@@ -18,7 +18,7 @@ from chassis.cancellation import is_asked_to_stop
 from chassis.channels import ChannelTls, open_channel
 from tandem.client import wire
 from tandem.client.call import AnswerStream, Call, Connection
-from tandem.client.types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
+from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 R = TypeVar("R")
@@ -52,7 +52,7 @@ class AsyncTextStream(AnswerStream):
 class AsyncClient(Connection):
     """A connection to a gateway, for one event loop.
 
-    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
+    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where an image's file
     cannot be read.
     """
 
@@ -64,14 +64,14 @@ class AsyncClient(Connection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
         """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
 
         Args:
             prompt: the question, or the turns of a conversation, oldest first.
-            images: pictures of the question, which stand before it; a conversation holds its own.
+            images: images of the question, which stand before it; a conversation holds its own.
             options: see `GenerateOptions`.
         """
         return self.send(wire.generate_request(prompt, images, options), **options)
@@ -86,7 +86,7 @@ class AsyncClient(Connection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
         """Return the complete answer; takes what `generate` takes."""
@@ -96,11 +96,11 @@ class AsyncClient(Connection):
         return stream.final
 
     async def put_image(self, source: Path | str | bytes) -> str:
-        """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
+        """Give the gateway an image, a file's path or its bytes; return the digest that names it in `images`."""
         return (await self._call(self._gateway.PutImage, wire.put_image_requests(source))).sha256.hex()
 
     async def count_tokens(
-        self, prompt: str | Sequence[Message], *, images: Sequence[Picture] = (), system: str | None = None
+        self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
     ) -> TokenCount:
         """Return what a prompt would take of the context, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))

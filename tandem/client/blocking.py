@@ -14,7 +14,7 @@ from typing import Unpack
 from chassis.channels import ChannelTls
 from tandem.client import wire
 from tandem.client.call import AnswerStream, BlockingConnection, ClosedByWith
-from tandem.client.types import Answer, GenerateOptions, Message, Picture, ReleaseInfo, TokenCount
+from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 
@@ -38,7 +38,7 @@ class TextStream(AnswerStream, ClosedByWith):
 class Client(BlockingConnection):
     """A connection to a gateway; thread-safe.
 
-    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where a picture's file
+    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where an image's file
     cannot be read.
     """
 
@@ -50,14 +50,14 @@ class Client(BlockingConnection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
 
         Args:
             prompt: the question, or the turns of a conversation, oldest first.
-            images: pictures of the question, which stand before it; a conversation holds its own.
+            images: images of the question, which stand before it; a conversation holds its own.
             options: see `GenerateOptions`.
         """
         return self.send(wire.generate_request(prompt, images, options), **options)
@@ -72,7 +72,7 @@ class Client(BlockingConnection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
         """Return the complete answer; takes what `generate` takes."""
@@ -82,11 +82,11 @@ class Client(BlockingConnection):
         return stream.final
 
     def put_image(self, source: Path | str | bytes) -> str:
-        """Give the gateway a picture, a file's path or its bytes; return the digest that names it in `images`."""
+        """Give the gateway an image, a file's path or its bytes; return the digest that names it in `images`."""
         return self._call(self._gateway.PutImage, wire.put_image_requests(source)).sha256.hex()
 
     def count_tokens(
-        self, prompt: str | Sequence[Message], *, images: Sequence[Picture] = (), system: str | None = None
+        self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
     ) -> TokenCount:
         """Return what a prompt would take of the context, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))

@@ -10,12 +10,12 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture of a conversation."""
+    """An image of a conversation."""
 
     source: Path | str | bytes  # a file's path, the file's bytes, or the digest (64 hex digits) that `put_image` gave
 
 
-Picture: TypeAlias = Image | Path | str | bytes
+ImageInput: TypeAlias = Image | Path | str | bytes
 """What `images=` takes: an `Image` or its source."""
 
 
@@ -24,7 +24,7 @@ class Message:
     """One turn of a conversation; `user`, `assistant` and `system` write it shortest."""
 
     role: Role
-    parts: tuple[str | Image, ...]  # text and pictures in order
+    parts: tuple[str | Image, ...]  # text and images in order
 
 
 def user(*parts: str | Image) -> Message:
@@ -85,7 +85,7 @@ class Timings:
     """Where the time of one request went, milliseconds."""
 
     prepare_ms: float  # checks, chat template, tokenizer
-    vision_ms: float  # until the last picture's visual tokens were at hand
+    vision_ms: float  # until the last image's visual tokens were at hand
     queue_ms: float  # waiting for the decoder's first step
     prefill_ms: float
     first_token_ms: float  # from the request to the first token
@@ -108,15 +108,15 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReport:
-    """What became of one picture."""
+    """What became of one image."""
 
     sha256: str  # 64 hex digits
     # 'miss': encoded for this request; 'gateway', 'shared' or 'vision': the cache that had it; 'in_flight': encoded for
-    # another request at that time; 'similar': answered with another picture's visual tokens
+    # another request at that time; 'similar': answered with another image's visual tokens
     cache_level: str
     num_visual_tokens: int
     ready_ms: float  # from the request to the visual tokens at hand
-    similar_sha256: str = ""  # of that other picture, 64 hex digits; empty where there is none
+    similar_sha256: str = ""  # of that other image, 64 hex digits; empty where there is none
     similarity: float = 0.0  # of the two, up to 1; 0 where there is none
 
     @property
@@ -186,7 +186,7 @@ class ReleaseInfo:
     is_default: bool  # requests without a pin go to it
     vision: Half
     language: Half
-    image_size: int  # side of the square picture the model sees, pixels
-    num_visual_tokens: int  # of one picture
+    image_size: int  # side of the square image the model sees, pixels
+    num_visual_tokens: int  # of one image
     max_images: int  # in one prompt
     context_length: int  # most tokens of prompt and answer together

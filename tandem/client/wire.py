@@ -14,9 +14,9 @@ from tandem.client.types import (
     GenerateOptions,
     Half,
     Image,
+    ImageInput,
     ImageReport,
     Message,
-    Picture,
     PositionLogprobs,
     Release,
     ReleaseInfo,
@@ -46,13 +46,13 @@ _CONSTRAINTS = {"json_schema", "regex", "choices"}
 
 
 def generate_request(
-    prompt: str | Sequence[Message], images: Sequence[Picture], options: GenerateOptions
+    prompt: str | Sequence[Message], images: Sequence[ImageInput], options: GenerateOptions
 ) -> gateway_pb2.GatewayGenerateRequest:
     """Return the request for a question or a conversation.
 
     Raises:
-        OSError: a picture's file cannot be read.
-        TypeError: pictures or instructions beside a conversation, which has its own places for them; unknown option;
+        OSError: an image's file cannot be read.
+        TypeError: images or instructions beside a conversation, which has its own places for them; unknown option;
             more than one constraint.
     """
     sampling: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
@@ -75,15 +75,15 @@ def generate_request(
 
 
 def messages(
-    prompt: str | Sequence[Message], images: Sequence[Picture], system: str | None = None
+    prompt: str | Sequence[Message], images: Sequence[ImageInput], system: str | None = None
 ) -> list[gateway_pb2.Message]:
-    """Return the turns on the wire; the pictures of a question stand before its text. Raises as `generate_request`."""
+    """Return the turns on the wire; the images of a question stand before its text. Raises as `generate_request`."""
     if isinstance(prompt, str):
-        pictures = (image if isinstance(image, Image) else Image(image) for image in images)
+        given = (image if isinstance(image, Image) else Image(image) for image in images)
         turns = [Message("system", (system,))] if system is not None else []
-        turns.append(Message("user", (*pictures, prompt)))
+        turns.append(Message("user", (*given, prompt)))
     elif images or system is not None:
-        raise TypeError("in a conversation, pictures and instructions stand in its messages")
+        raise TypeError("in a conversation, images and instructions stand in its messages")
     else:
         turns = list(prompt)
     return [gateway_pb2.Message(role=_ROLES[turn.role], parts=map(_part, turn.parts)) for turn in turns]
@@ -98,7 +98,7 @@ def _part(part: str | Image) -> gateway_pb2.Part:
 
 
 def put_image_requests(source: Path | str | bytes) -> Iterator[gateway_pb2.PutImageRequest]:
-    """Return a picture in chunks. The file is read here: gRPC would swallow an error inside its iteration."""
+    """Return an image in chunks. The file is read here: gRPC would swallow an error inside its iteration."""
     data = _read(source)
     return (
         gateway_pb2.PutImageRequest(chunk=data[start : start + CHUNK_BYTES])

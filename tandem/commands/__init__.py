@@ -43,7 +43,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tandem: ask questions about pictures."""
+    """Tandem: ask questions about images."""
 
 
 def main() -> None:

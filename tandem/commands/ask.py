@@ -1,4 +1,4 @@
-"""`tandem ask PICTURE... "question"`: one answer, as it is produced."""
+"""`tandem ask IMAGE... "question"`: one answer, as it is produced."""
 
 import dataclasses
 import json
@@ -21,9 +21,9 @@ from tandem.v1 import gateway_pb2
 QUESTION = "QUESTION"
 
 
-PicturesAndQuestion = Annotated[
+ImagesAndQuestion = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PICTURE... QUESTION", help="Files of pictures, if any, then the question."),
+    typer.Argument(metavar="IMAGE... QUESTION", help="Files of images, if any, then the question."),
 ]
 RequestFile = Annotated[
     Path | None,
@@ -41,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, once 
 
 
 def ask(
-    pictures_and_question: PicturesAndQuestion = None,
+    images_and_question: ImagesAndQuestion = None,
     request: RequestFile = None,
     system: System = None,
     max_tokens: MaxTokens = None,
@@ -57,7 +57,7 @@ def ask(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
-    """Ask a question about pictures: tandem ask bag.png "What colour is the bag?".
+    """Ask a question about images: tandem ask bag.png "What colour is the bag?".
 
     The answer goes to stdout as it is produced; where the time went follows on stderr.
     """
@@ -72,11 +72,11 @@ def ask(
     options = GenerateOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]  # mypy does not follow names
     with Client(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s) as client:
         if request is not None:
-            _check_alone(pictures_and_question, options)
+            _check_alone(images_and_question, options)
             stream = client.send(read_request(request), **options)
         else:
-            pictures, question = _split(pictures_and_question or [])
-            stream = client.generate(question, images=pictures, **options)
+            images, question = _split(images_and_question or [])
+            stream = client.generate(question, images=images, **options)
         _show(stream, json_output)
 
 
@@ -105,22 +105,22 @@ def _check_alone(arguments: list[str] | None, options: GenerateOptions) -> None:
 
 
 def _split(arguments: list[str]) -> tuple[list[Path], str]:
-    """Return the pictures and the question."""
+    """Return the images and the question."""
     if not arguments:
         raise typer.BadParameter("it is missing.", param_hint=QUESTION)
-    *pictures, question = arguments
+    *images, question = arguments
     if os.path.isfile(question):  # unlike Path's own, no error where a question is longer than a name may be
         raise typer.BadParameter(f"it is the last argument, but {question} is a file.", param_hint=QUESTION)
-    if _names_a_picture(question):
+    if _names_an_image(question):
         raise typer.BadParameter(
-            f"it is the last argument, but {question} looks like a picture's file, and there is none of that name.",
+            f"it is the last argument, but {question} looks like an image's file, and there is none of that name.",
             param_hint=QUESTION,
         )
-    return [Path(picture) for picture in pictures], question
+    return [Path(image) for image in images], question
 
 
-def _names_a_picture(text: str) -> bool:
-    """Return whether a text looks like the name of a picture's file and not like a question that mentions one."""
+def _names_an_image(text: str) -> bool:
+    """Return whether a text looks like the name of an image's file and not like a question that mentions one."""
     kind, _ = mimetypes.guess_type(text)
     return kind is not None and kind.startswith("image/") and not any(map(str.isspace, text))
 

@@ -87,7 +87,7 @@ def _facts(found: Inspection) -> Table:
     saved = found.parameters_saved_by_tying
     tied = f"tied to the embedding, which saves {saved:,} parameters, {size(2 * saved)} in bf16"
     table.add_row("head", tied if found.tied_head else "a matrix of its own, not tied to the embedding")
-    table.add_row("visual tokens of a picture", f"{found.num_visual_tokens} x {found.visual_token_width}")
+    table.add_row("visual tokens of an image", f"{found.num_visual_tokens} x {found.visual_token_width}")
     table.add_section()
     on_disk = "no weights here" if found.disk_bytes is None else size(found.disk_bytes)
     table.add_row("weights on disk", on_disk)

@@ -75,8 +75,7 @@ class TerminalView:
             Text.assemble(
                 ("Ready: ", "bold green"),
                 (f"{release} answers at {address}", "bold"),
-                f'. In another terminal: tandem ask {where}PICTURE "question", or tandem top {metrics}.'
-                " Ctrl-C stops it.",
+                f'. In another terminal: tandem ask {where}IMAGE "question", or tandem top {metrics}. Ctrl-C stops it.',
             ),
             soft_wrap=True,
         )

@@ -24,7 +24,7 @@ def timing_table(answer: Answer) -> Table:
     cached = f", {usage.cached_prompt_tokens} cached" if usage.cached_prompt_tokens else ""
     rows: list[tuple[str, float, str | Text]] = [
         ("prepare", timings.prepare_ms, ""),
-        ("vision", timings.vision_ms, pictures_remark(answer.images)),
+        ("vision", timings.vision_ms, images_remark(answer.images)),
         ("queue", timings.queue_ms, ""),
         ("prefill", timings.prefill_ms, f"{usage.prompt_tokens} tokens, {usage.visual_tokens} visual{cached}"),
         ("first token", timings.first_token_ms, "from the request"),
@@ -37,21 +37,21 @@ def timing_table(answer: Answer) -> Table:
     return table
 
 
-def pictures_remark(images: tuple[ImageReport, ...]) -> Text:
-    """Return what became of each picture: encoded, or where it was found."""
+def images_remark(images: tuple[ImageReport, ...]) -> Text:
+    """Return what became of each image: encoded, or where it was found."""
     remark = Text(", ").join(
         Text.assemble(
-            f"picture {number} ",
+            f"image {number} ",
             (origin(image), "green" if image.cached else "yellow"),
             f" ({image.ready_ms:.1f} ms)",
         )
         for number, image in enumerate(images, 1)
     )
-    return remark if images else Text("no picture")
+    return remark if images else Text("no image")
 
 
 def origin(image: ImageReport) -> str:
-    """Return where a picture's visual tokens came from, in words; a newer server's level as it names it."""
+    """Return where an image's visual tokens came from, in words; a newer server's level as it names it."""
     if image.cache_level == "similar":
         return f"taken for {image.similar_sha256[:12]}, {image.similarity:.1%} similar"
     return _ORIGINS.get(image.cache_level, image.cache_level)

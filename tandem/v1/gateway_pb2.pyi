@@ -66,9 +66,9 @@ class _CacheLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheLevel
     CACHE_LEVEL_VISION: _CacheLevel.ValueType  # 4
     """The vision service's own memory."""
     CACHE_LEVEL_IN_FLIGHT: _CacheLevel.ValueType  # 5
-    """Another request was having the same picture encoded, and both got the result."""
+    """Another request was having the same image encoded, and both got the result."""
     CACHE_LEVEL_SIMILAR: _CacheLevel.ValueType  # 6
-    """They are those of another picture that looks the same; only where the operator switched that on."""
+    """They are those of another image that looks the same; only where the operator switched that on."""
 
 class CacheLevel(_CacheLevel, metaclass=_CacheLevelEnumTypeWrapper):
     """Where visual tokens came from."""
@@ -84,23 +84,23 @@ CACHE_LEVEL_SHARED: CacheLevel.ValueType  # 3
 CACHE_LEVEL_VISION: CacheLevel.ValueType  # 4
 """The vision service's own memory."""
 CACHE_LEVEL_IN_FLIGHT: CacheLevel.ValueType  # 5
-"""Another request was having the same picture encoded, and both got the result."""
+"""Another request was having the same image encoded, and both got the result."""
 CACHE_LEVEL_SIMILAR: CacheLevel.ValueType  # 6
-"""They are those of another picture that looks the same; only where the operator switched that on."""
+"""They are those of another image that looks the same; only where the operator switched that on."""
 Global___CacheLevel: _TypeAlias = CacheLevel  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture of a conversation."""
+    """An image of a conversation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The picture as a file: JPEG, PNG, WebP, GIF or BMP. No address is ever fetched."""
+    """The image as a file: JPEG, PNG, WebP, GIF or BMP. No address is ever fetched."""
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of a picture this gateway was given before by PutImage."""
+    """SHA-256 (32 bytes) of an image this gateway was given before by PutImage."""
     def __init__(
         self,
         *,
@@ -129,7 +129,7 @@ class Part(_message.Message):
     """Text, 1 character or more."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """A picture."""
+        """An image."""
 
     def __init__(
         self,
@@ -302,7 +302,7 @@ class GatewayGenerateFinished(_message.Message):
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageReport]:
-        """One entry a picture, in the order of the conversation."""
+        """One entry an image, in the order of the conversation."""
 
     def __init__(
         self,
@@ -349,7 +349,7 @@ Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class ImageReport(_message.Message):
-    """What became of one picture."""
+    """What became of one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -360,7 +360,7 @@ class ImageReport(_message.Message):
     SIMILAR_SHA256_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of the picture."""
+    """SHA-256 (32 bytes) of the image."""
     cache_level: Global___CacheLevel.ValueType
     """Where its visual tokens came from."""
     num_visual_tokens: _builtins.int
@@ -368,9 +368,9 @@ class ImageReport(_message.Message):
     ready_ms: _builtins.float
     """From the request to the visual tokens at hand, milliseconds."""
     similar_sha256: _builtins.bytes
-    """With level SIMILAR, SHA-256 (32 bytes) of the picture whose visual tokens these are; else empty."""
+    """With level SIMILAR, SHA-256 (32 bytes) of the image whose visual tokens these are; else empty."""
     similarity: _builtins.float
-    """With level SIMILAR, cosine of the two pictures' thumbnails, from the vision service's threshold to 1; else 0."""
+    """With level SIMILAR, cosine of the two images' thumbnails, from the vision service's threshold to 1; else 0."""
     def __init__(
         self,
         *,
@@ -405,7 +405,7 @@ class StageTimings(_message.Message):
     prepare_ms: _builtins.float
     """Checks, chat template and tokenizer."""
     vision_ms: _builtins.float
-    """Until the visual tokens of the last picture were at hand; 0 without pictures."""
+    """Until the visual tokens of the last image were at hand; 0 without images."""
     queue_ms: _builtins.float
     """Waiting for the decoder's first step."""
     prefill_ms: _builtins.float
@@ -437,7 +437,7 @@ Global___StageTimings: _TypeAlias = StageTimings  # noqa: Y015
 
 @_typing.final
 class PutImageRequest(_message.Message):
-    """One chunk of a picture."""
+    """One chunk of an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -459,14 +459,14 @@ Global___PutImageRequest: _TypeAlias = PutImageRequest  # noqa: Y015
 
 @_typing.final
 class PutImageResponse(_message.Message):
-    """The picture as the gateway knows it now."""
+    """The image as the gateway knows it now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
     NUM_BYTES_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) to name the picture by."""
+    """SHA-256 (32 bytes) to name the image by."""
     num_bytes: _builtins.int
     """Size of the file, bytes."""
     def __init__(

@@ -68,14 +68,14 @@ class GatewayServicer:
     """
 
     def Generate(self, request, context):
-        """Answers a conversation about pictures, as a stream of text.
+        """Answers a conversation about images, as a stream of text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutImage(self, request_iterator, context):
-        """Takes a large picture in chunks, so that later requests name it by its digest.
+        """Takes a large image in chunks, so that later requests name it by its digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,9 +38,9 @@ class GatewayStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]
-    """Answers a conversation about pictures, as a stream of text."""
+    """Answers a conversation about images, as a stream of text."""
     PutImage: _grpc.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]
-    """Takes a large picture in chunks, so that later requests name it by its digest."""
+    """Takes a large image in chunks, so that later requests name it by its digest."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
     """Counts the tokens a conversation would take, without running it."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]
@@ -56,9 +56,9 @@ class GatewayAsyncStub(GatewayStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]  # type: ignore[assignment]
-    """Answers a conversation about pictures, as a stream of text."""
+    """Answers a conversation about images, as a stream of text."""
     PutImage: _aio.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]  # type: ignore[assignment]
-    """Takes a large picture in chunks, so that later requests name it by its digest."""
+    """Takes a large image in chunks, so that later requests name it by its digest."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens a conversation would take, without running it."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GatewayGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.GatewayGenerateResponse], _abc.AsyncIterator[_gateway_pb2.GatewayGenerateResponse]]:
-        """Answers a conversation about pictures, as a stream of text."""
+        """Answers a conversation about images, as a stream of text."""
 
     @_abc_1.abstractmethod
     def PutImage(
@@ -85,7 +85,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_gateway_pb2.PutImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.PutImageResponse, _abc.Awaitable[_gateway_pb2.PutImageResponse]]:
-        """Takes a large picture in chunks, so that later requests name it by its digest."""
+        """Takes a large image in chunks, so that later requests name it by its digest."""
 
     @_abc_1.abstractmethod
     def CountTokens(

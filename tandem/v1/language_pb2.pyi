@@ -39,7 +39,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def image(self) -> Global___ImageSegment:
-        """The next part of the prompt is a picture."""
+        """The next part of the prompt is an image."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ Global___TextSegment: _TypeAlias = TextSegment  # noqa: Y015
 
 @_typing.final
 class ImageSegment(_message.Message):
-    """A picture as visual tokens."""
+    """An image as visual tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

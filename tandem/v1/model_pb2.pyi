@@ -138,21 +138,21 @@ class VisionModelInfo(_message.Message):
     encoder_id: _builtins.bytes
     """SHA-256 (32 bytes) over half digest, preprocessing, precision and backend: what the visual key is made from."""
     image_size: _builtins.int
-    """Side of the square picture the model sees, pixels."""
+    """Side of the square image the model sees, pixels."""
     num_visual_tokens: _builtins.int
-    """Visual tokens one picture becomes."""
+    """Visual tokens one image becomes."""
     token_width: _builtins.int
     """Width of one visual token, elements; the decoder's width."""
     max_image_bytes: _builtins.int
-    """Most bytes of one encoded picture the service takes."""
+    """Most bytes of one encoded image the service takes."""
     max_image_pixels: _builtins.int
-    """Most pixels (width x height) of one picture the service decodes."""
+    """Most pixels (width x height) of one image the service decodes."""
     max_batch_size: _builtins.int
-    """Most pictures in one forward pass."""
+    """Most images in one forward pass."""
     max_wait_ms: _builtins.float
-    """Longest wait of a picture for others while the model is idle, milliseconds."""
+    """Longest wait of an image for others while the model is idle, milliseconds."""
     max_queue: _builtins.int
-    """Most decoded pictures that wait for a forward pass; one more is refused."""
+    """Most decoded images that wait for a forward pass; one more is refused."""
     max_cache_bytes: _builtins.int
     """Most bytes of visual tokens the process keeps for all its models together; 0 keeps none."""
     def __init__(
@@ -203,11 +203,11 @@ class LanguageModelInfo(_message.Message):
     vocab_size: _builtins.int
     """Entries of the vocabulary."""
     context_length: _builtins.int
-    """Most tokens (prompt, pictures and answer together) of one sequence."""
+    """Most tokens (prompt, images and answer together) of one sequence."""
     num_visual_tokens: _builtins.int
-    """Visual tokens one picture must bring."""
+    """Visual tokens one image must bring."""
     max_images: _builtins.int
-    """Most pictures in one prompt."""
+    """Most images in one prompt."""
     max_running: _builtins.int
     """Most sequences that run at once."""
     block_size: _builtins.int

@@ -77,7 +77,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class VisualTokens(_message.Message):
-    """One picture as the decoder takes it."""
+    """One image as the decoder takes it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -85,7 +85,7 @@ class VisualTokens(_message.Message):
     VISUAL_KEY_FIELD_NUMBER: _builtins.int
     VISION_DIGEST_FIELD_NUMBER: _builtins.int
     visual_key: _builtins.bytes
-    """Visual key: SHA-256 (32 bytes) over encoder id, cache salt and the picture's own digest. Equal keys mean equal
+    """Visual key: SHA-256 (32 bytes) over encoder id, cache salt and the image's own digest. Equal keys mean equal
     embeddings, so every cache on the way is keyed by it.
     """
     vision_digest: _builtins.bytes

@@ -27,13 +27,13 @@ class _EncodeSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeSo
     ENCODE_SOURCE_UNSPECIFIED: _EncodeSource.ValueType  # 0
     """Never sent."""
     ENCODE_SOURCE_ENCODED: _EncodeSource.ValueType  # 1
-    """The picture was decoded and encoded for this call."""
+    """The image was decoded and encoded for this call."""
     ENCODE_SOURCE_CACHED: _EncodeSource.ValueType  # 2
-    """The picture's visual tokens were in the cache of the vision process."""
+    """The image's visual tokens were in the cache of the vision process."""
     ENCODE_SOURCE_IN_FLIGHT: _EncodeSource.ValueType  # 3
-    """Another call was having the same picture encoded, and both got the result."""
+    """Another call was having the same image encoded, and both got the result."""
     ENCODE_SOURCE_SIMILAR: _EncodeSource.ValueType  # 4
-    """They are those of another picture that looks the same; only where the operator switched that on."""
+    """They are those of another image that looks the same; only where the operator switched that on."""
 
 class EncodeSource(_EncodeSource, metaclass=_EncodeSourceEnumTypeWrapper):
     """Where visual tokens came from."""
@@ -41,18 +41,18 @@ class EncodeSource(_EncodeSource, metaclass=_EncodeSourceEnumTypeWrapper):
 ENCODE_SOURCE_UNSPECIFIED: EncodeSource.ValueType  # 0
 """Never sent."""
 ENCODE_SOURCE_ENCODED: EncodeSource.ValueType  # 1
-"""The picture was decoded and encoded for this call."""
+"""The image was decoded and encoded for this call."""
 ENCODE_SOURCE_CACHED: EncodeSource.ValueType  # 2
-"""The picture's visual tokens were in the cache of the vision process."""
+"""The image's visual tokens were in the cache of the vision process."""
 ENCODE_SOURCE_IN_FLIGHT: EncodeSource.ValueType  # 3
-"""Another call was having the same picture encoded, and both got the result."""
+"""Another call was having the same image encoded, and both got the result."""
 ENCODE_SOURCE_SIMILAR: EncodeSource.ValueType  # 4
-"""They are those of another picture that looks the same; only where the operator switched that on."""
+"""They are those of another image that looks the same; only where the operator switched that on."""
 Global___EncodeSource: _TypeAlias = EncodeSource  # noqa: Y015
 
 @_typing.final
 class EncodeRequest(_message.Message):
-    """One picture to encode."""
+    """One image to encode."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -63,11 +63,11 @@ class EncodeRequest(_message.Message):
     tag: _builtins.str
     """Tag of the model to encode with."""
     image: _builtins.bytes
-    """The picture as a file: JPEG, PNG, WebP, GIF or BMP; 1 byte to the model's max_image_bytes. Empty to ask by digest
+    """The image as a file: JPEG, PNG, WebP, GIF or BMP; 1 byte to the model's max_image_bytes. Empty to ask by digest
     first, which is answered from the cache or with NOT_FOUND, reason IMAGE_NOT_CACHED.
     """
     image_sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of the picture, checked against it where the picture is sent."""
+    """SHA-256 (32 bytes) of the image, checked against it where the image is sent."""
     cache_salt: _builtins.bytes
     """Tenant's cache salt, part of the visual key; 0 to 64 bytes."""
     def __init__(
@@ -88,7 +88,7 @@ Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
 class EncodeResponse(_message.Message):
-    """The picture as visual tokens."""
+    """The image as visual tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -100,8 +100,8 @@ class EncodeResponse(_message.Message):
     """Where the visual tokens came from."""
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
-        """The visual tokens, with the key they are cached by. Equal keys mean equal embeddings: the key is that of the picture
-        that was encoded, so with source SIMILAR it is not the key of the picture asked for.
+        """The visual tokens, with the key they are cached by. Equal keys mean equal embeddings: the key is that of the image
+        that was encoded, so with source SIMILAR it is not the key of the image asked for.
         """
 
     @_builtins.property
@@ -109,8 +109,8 @@ class EncodeResponse(_message.Message):
         """Where the time went; of the shared work with source IN_FLIGHT, all 0 with source CACHED."""
 
     @_builtins.property
-    def similar(self) -> Global___SimilarPicture:
-        """With source SIMILAR, the picture whose visual tokens these are."""
+    def similar(self) -> Global___SimilarImage:
+        """With source SIMILAR, the image whose visual tokens these are."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class EncodeResponse(_message.Message):
         visual_tokens: _tensor_pb2.VisualTokens | None = ...,
         timings: Global___EncodeTimings | None = ...,
         source: Global___EncodeSource.ValueType = ...,
-        similar: Global___SimilarPicture | None = ...,
+        similar: Global___SimilarImage | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["similar", b"similar", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -129,17 +129,17 @@ class EncodeResponse(_message.Message):
 Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
 
 @_typing.final
-class SimilarPicture(_message.Message):
-    """A picture that was encoded earlier and looks the same."""
+class SimilarImage(_message.Message):
+    """An image that was encoded earlier and looks the same."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_SHA256_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     image_sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of that picture."""
+    """SHA-256 (32 bytes) of that image."""
     similarity: _builtins.float
-    """Cosine of the two pictures' thumbnails, from the service's threshold to 1."""
+    """Cosine of the two images' thumbnails, from the service's threshold to 1."""
     def __init__(
         self,
         *,
@@ -152,7 +152,7 @@ class SimilarPicture(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SimilarPicture: _TypeAlias = SimilarPicture  # noqa: Y015
+Global___SimilarImage: _TypeAlias = SimilarImage  # noqa: Y015
 
 @_typing.final
 class EncodeTimings(_message.Message):
@@ -165,13 +165,13 @@ class EncodeTimings(_message.Message):
     FORWARD_MS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     decode_ms: _builtins.float
-    """Checking, decoding and resizing the picture."""
+    """Checking, decoding and resizing the image."""
     queue_ms: _builtins.float
     """Waiting for a place in a batch."""
     forward_ms: _builtins.float
     """The forward pass of the batch."""
     batch_size: _builtins.int
-    """Pictures in that batch."""
+    """Images in that batch."""
     def __init__(
         self,
         *,

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """Turns pictures into visual tokens.
+    """Turns images into visual tokens.
     """
 
     def __init__(self, channel):
@@ -64,12 +64,12 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """Turns pictures into visual tokens.
+    """Turns images into visual tokens.
     """
 
     def Encode(self, request, context):
-        """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
-        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+        """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
+        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
         IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,7 +141,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """Turns pictures into visual tokens.
+    """Turns images into visual tokens.
     """
 
     @staticmethod

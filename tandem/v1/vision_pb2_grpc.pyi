@@ -28,15 +28,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VisionServiceStub:
-    """Turns pictures into visual tokens."""
+    """Turns images into visual tokens."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
-    """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
-    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+    """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
+    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
     IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
@@ -50,12 +50,12 @@ class VisionServiceStub:
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
-    """Turns pictures into visual tokens."""
+    """Turns images into visual tokens."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
-    """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
-    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+    """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
+    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
     IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -68,7 +68,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Unloads a model after its last running request."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns pictures into visual tokens."""
+    """Turns images into visual tokens."""
 
     @_abc_1.abstractmethod
     def Encode(
@@ -76,8 +76,8 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.EncodeResponse, _abc.Awaitable[_vision_pb2.EncodeResponse]]:
-        """Encodes one picture, or answers from what was encoded before. INVALID_ARGUMENT for a picture that is refused,
-        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose picture is not at hand (reason
+        """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
+        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
         IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
 

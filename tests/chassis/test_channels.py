@@ -60,7 +60,7 @@ async def test_a_call_is_tried_again_while_the_server_is_unavailable(serve: Any)
     assert attempts == ["same"] * 3
 
 
-async def test_a_request_of_the_size_of_a_picture_is_tried_again_too(serve: Any) -> None:
+async def test_a_request_of_the_size_of_an_image_is_tried_again_too(serve: Any) -> None:
     """Left to itself, gRPC gives up on requests above 256 KiB."""
     sizes = []
 

@@ -74,7 +74,7 @@ def test_outside_a_terminal_auto_is_json() -> None:
 
 @pytest.mark.usefixtures("log_lines")
 def test_the_console_form_shows_no_local_variables() -> None:
-    """They may hold a key or somebody's picture."""
+    """They may hold a key or somebody's image."""
     with redirect_stderr(io.StringIO()) as stderr:
         configure_logging("test", "console", "info")
     key = "".join(["hunt", "er2"])

@@ -101,9 +101,9 @@ def test_a_missing_file_is_named(foreign: Path, original: Path, tmp_path: Path, 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(foreign: Path, original: Path, tmp_path: Path) -> None:
     config = json.loads((original / "config.json").read_text())
-    config["image_token"] = "<|picture|>"
+    config["image_token"] = "<|image|>"
     (tmp_path / "other.json").write_text(json.dumps(config))
-    with pytest.raises(FailedPrecondition, match=r"<\|picture\|>"):
+    with pytest.raises(FailedPrecondition, match=r"<\|image\|>"):
         pack([foreign], tmp_path / "models", "packed-v1.0.0", config=tmp_path / "other.json")
 
 

@@ -35,8 +35,8 @@ def test_the_template_writes_chatml_however_the_environment_trims(trim: bool) ->
         {"role": "system", "content": [{"type": "text", "text": "  kept \n"}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "问?"}, {"type": "image"}]},
     ]
-    picture = "<|vision_start|><|image_pad|><|vision_end|>"
-    written = f"<|im_start|>system\n  kept \n<|im_end|>\n<|im_start|>user\n{picture}问?{picture}<|im_end|>\n"
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    written = f"<|im_start|>system\n  kept \n<|im_end|>\n<|im_start|>user\n{image}问?{image}<|im_end|>\n"
     assert template.render(messages=messages) == written
     assert template.render(messages=messages, add_generation_prompt=True) == written + "<|im_start|>assistant\n"
 

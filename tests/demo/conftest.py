@@ -16,6 +16,6 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small_model() -> ModelConfig:
-    """Return the smallest model that takes the demo's pictures and words."""
+    """Return the smallest model that takes the demo's images and words."""
     tiny = PRESETS["tiny"]
     return tiny.model_copy(update={"language": tiny.language.model_copy(update={"vocab_size": VOCABULARY_SIZE})})

@@ -16,7 +16,7 @@ from processing.chat_template import ChatTemplate
 from processing.prompt import PromptBuilder, TextSegment
 from vision_service.image_files import to_pixels
 
-MIX = BatchConfig(num_pictures=3, num_conversations=4, num_groups=2)
+MIX = BatchConfig(num_images=3, num_conversations=4, num_groups=2)
 
 
 def two_turns() -> Conversation:
@@ -39,7 +39,7 @@ def test_prompts_are_those_of_serving(small_model: ModelConfig, tokenizer: Token
     assert isinstance(after, TextSegment)
     encoder = ConversationEncoder(small_model, tokenizer)
     token_ids, _ = encoder.encode(conversation)
-    assert encoder.before_picture == before.token_ids
+    assert encoder.before_image == before.token_ids
     assert tuple(token_ids[: len(after.token_ids)]) == after.token_ids
 
 
@@ -54,18 +54,18 @@ def test_every_answer_and_its_end_is_taught_and_nothing_else(small_model: ModelC
     assert all(target in (IGNORED, following) for target, following in zip(targets, token_ids[1:], strict=False))
 
 
-def test_a_step_is_the_same_every_time_and_repeats_no_picture(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_a_step_is_the_same_every_time_and_repeats_no_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     batches = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)
     first, again, second = batches[0], batches[0], batches[1]
     assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
     assert all(torch.equal(a.token_ids_NL, b.token_ids_NL) for a, b in zip(first.groups, again.groups, strict=True))
-    expected = to_pixels(draw(make_scene(TRAINING_SEEDS[MIX.num_pictures])), small_model.vision)
+    expected = to_pixels(draw(make_scene(TRAINING_SEEDS[MIX.num_images])), small_model.vision)
     assert np.array_equal(second.pixels_B3SS[0].numpy(), expected)
 
 
-def test_every_conversation_is_in_one_group_with_its_picture(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_every_conversation_is_in_one_group_with_its_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     batch = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)[0]
-    pictures = torch.cat([group.picture_N for group in batch.groups])
-    assert sorted(pictures.tolist()) == sorted(list(range(MIX.num_pictures)) * MIX.num_conversations)
+    images = torch.cat([group.image_N for group in batch.groups])
+    assert sorted(images.tolist()) == sorted(list(range(MIX.num_images)) * MIX.num_conversations)
     lengths = [group.token_ids_NL.shape[1] for group in batch.groups]
     assert lengths == sorted(lengths)

@@ -34,21 +34,21 @@ def outcomes() -> list[Outcome]:
     ]
 
 
-def test_questions_are_about_held_out_pictures_and_cover_all() -> None:
+def test_questions_are_about_held_out_images_and_cover_all() -> None:
     cases = make_cases(64, seed=3)
     assert all(case.scene_seed in HELD_OUT_SEEDS for case in cases)
     asked = [(case.conversation.language, case.conversation.topic) for case in cases]
     assert {asked.count((language, topic)) for language in LANGUAGES for topic in TOPICS} == {4}
 
 
-def test_evaluations_with_other_seeds_share_no_picture() -> None:
-    pictures = [{case.scene_seed for case in make_cases(40, seed)} for seed in (0, 1, 999)]
-    assert not pictures[0] & pictures[1]
-    assert len(set.union(*pictures)) == 30
+def test_evaluations_with_other_seeds_share_no_image() -> None:
+    images = [{case.scene_seed for case in make_cases(40, seed)} for seed in (0, 1, 999)]
+    assert not images[0] & images[1]
+    assert len(set.union(*images)) == 30
 
 
-def test_the_swapped_picture_is_another() -> None:
-    assert all(case.picture != case.other_picture for case in make_cases(40, seed=0))
+def test_the_swapped_image_is_another() -> None:
+    assert all(case.image != case.other_image for case in make_cases(40, seed=0))
 
 
 def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
@@ -64,7 +64,7 @@ def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
     ("flags", "code", "words"),
     [
         (["--address", "127.0.0.1:1", "--questions", "4"], 1, "Cannot reach a gateway at 127.0.0.1:1; start one with"),
-        (["--seed", "1000"], 2, "argument --seed: must be 0 to 999"),  # there are no pictures left for it
+        (["--seed", "1000"], 2, "argument --seed: must be 0 to 999"),  # there are no images left for it
         (["--questions", "0"], 2, "argument --questions: must be 1 to"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The loss, and attention that shares a picture among conversations."""
+"""The loss, and attention that shares an image among conversations."""
 
 import torch
 from tokenizers import Tokenizer
@@ -11,25 +11,23 @@ from demo.scenes import TRAINING_SEEDS
 from language_service.model.attention import causal_attend
 
 
-def test_sharing_the_picture_changes_nothing(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The slow and obvious way: every conversation alone, behind its own copy of the picture, without padding."""
+def test_sharing_the_image_changes_nothing(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The slow and obvious way: every conversation alone, behind its own copy of the image, without padding."""
     batches = Batches(
-        small_model, tokenizer, BatchConfig(num_pictures=2, num_conversations=3, num_groups=2), TRAINING_SEEDS
+        small_model, tokenizer, BatchConfig(num_images=2, num_conversations=3, num_groups=2), TRAINING_SEEDS
     )
     batch = batches[0]
     torch.manual_seed(0)
-    learner = Learner(small_model, batches.encoder.before_picture)
+    learner = Learner(small_model, batches.encoder.before_image)
     with torch.no_grad():
         found = learner(batch)
         visual_BKD = learner.vision(batch.pixels_B3SS)
         losses, right = [], []
         for group in batch.groups:
-            for picture, token_ids_L, targets_L in zip(
-                group.picture_N, group.token_ids_NL, group.targets_NL, strict=True
-            ):
-                before = learner.language.embed(learner.before_picture)
+            for image, token_ids_L, targets_L in zip(group.image_N, group.token_ids_NL, group.targets_NL, strict=True):
+                before = learner.language.embed(learner.before_image)
                 said = learner.language.embed(token_ids_L)
-                alone = torch.cat([before, learner.language.embed_visual(visual_BKD[picture]), said])
+                alone = torch.cat([before, learner.language.embed_visual(visual_BKD[image]), said])
                 hidden = learner.language(alone, torch.arange(len(alone)), causal_attend(1, len(alone)))
                 logits = learner.language.logits(hidden[-len(said) :])
                 taught = targets_L != IGNORED
@@ -41,8 +39,8 @@ def test_sharing_the_picture_changes_nothing(small_model: ModelConfig, tokenizer
 
 def test_both_halves_learn_from_answers_alone(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     """The probes are a help, not the only way by which the vision half learns."""
-    batches = Batches(small_model, tokenizer, BatchConfig(num_pictures=2, num_conversations=2), TRAINING_SEEDS)
-    learner = Learner(small_model, batches.encoder.before_picture)
+    batches = Batches(small_model, tokenizer, BatchConfig(num_images=2, num_conversations=2), TRAINING_SEEDS)
+    learner = Learner(small_model, batches.encoder.before_image)
     learner(batches[0]).loss.backward()
     for name, parameter in learner.named_parameters():
         if name.startswith("probes."):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from checkpoint.presets import PRESETS
-from demo.drawing import PICTURE_SIZE, draw
+from demo.drawing import IMAGE_SIZE, draw
 from demo.evaluate import to_png
 from demo.scenes import HELD_OUT_SEEDS, KINDS, MATERIALS, POSITIONS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, make_scene
 from vision_service.image_files import ImageLimits, read_image, to_pixels
@@ -21,7 +21,7 @@ def still(scene: Scene) -> Scene:
     return dataclasses.replace(scene, noise=0.0)
 
 
-def test_a_seed_always_gives_the_same_picture() -> None:
+def test_a_seed_always_gives_the_same_image() -> None:
     for seed in range(5):
         assert draw(make_scene(seed)).tobytes() == draw(make_scene(seed)).tobytes()
     assert draw(make_scene(0)).tobytes() != draw(make_scene(1)).tobytes()
@@ -47,7 +47,7 @@ def test_some_scenes_repeat_a_kind() -> None:
 
 def test_an_item_changes_pixels_of_its_own_third_only() -> None:
     """'On the left' is then true of every pixel of an item."""
-    third = PICTURE_SIZE / 3
+    third = IMAGE_SIZE / 3
     for seed in SEEDS:
         scene = still(make_scene(seed))
         for item in scene.items:
@@ -59,7 +59,7 @@ def test_an_item_changes_pixels_of_its_own_third_only() -> None:
             assert columns[0] >= round(third * place)
             assert columns[-1] <= round(third * (place + 1)) + 1  # rounding and the outline's edge
             assert rows[0] > 0  # not cut off at the top
-            assert rows[-1] < PICTURE_SIZE - 1
+            assert rows[-1] < IMAGE_SIZE - 1
             assert changed.sum() > 800
 
 
@@ -69,8 +69,8 @@ def test_kinds_and_materials_look_different() -> None:
     by_kind = [dataclasses.replace(item, kind=kind) for kind in KINDS]
     by_material = [dataclasses.replace(item, material=material) for material in MATERIALS]
     for items in (by_kind, by_material):
-        pictures = {draw(dataclasses.replace(scene, items=(one,))).tobytes() for one in items}
-        assert len(pictures) == len(items)
+        images = {draw(dataclasses.replace(scene, items=(one,))).tobytes() for one in items}
+        assert len(images) == len(items)
 
 
 def test_the_serving_path_sees_the_drawn_pixels() -> None:

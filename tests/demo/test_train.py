@@ -19,11 +19,11 @@ def small_run(folder: Path, num_steps: int) -> TrainingConfig:
     return TrainingConfig(
         folder=folder,
         schedule=Schedule(num_steps=num_steps, num_warm_up_steps=2),
-        mix=BatchConfig(num_pictures=2, num_conversations=2),
+        mix=BatchConfig(num_images=2, num_conversations=2),
         num_processes=1,
         report_every=4,
         save_every=4,
-        num_validation_pictures=1,
+        num_validation_images=1,
     )
 
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_model: ModelConfig,
     return folder
 
 
-def test_learning_lowers_the_loss_on_pictures_it_has_not_seen(finished: Path) -> None:
+def test_learning_lowers_the_loss_on_images_it_has_not_seen(finished: Path) -> None:
     points = read_points(finished / CURVE_FILE)
     assert [point.step for point in points] == [4, 8]
     assert points[1].validation_loss < points[0].validation_loss < 6.9  # log of the vocabulary: knowing nothing

@@ -175,8 +175,8 @@ def _lasting_port() -> int:
             return port
 
 
-def picture(number: int) -> bytes:
-    """Return the PNG file of the n-th of many different pictures."""
+def image(number: int) -> bytes:
+    """Return the PNG file of the n-th of many different images."""
     file = io.BytesIO()
     Image.new("RGB", (64, 48), (number % 256, number // 256 % 256, number // 65536 % 256)).save(file, "PNG")
     return file.getvalue()

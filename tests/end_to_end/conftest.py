@@ -1,4 +1,4 @@
-"""Releases to roll out, pictures to ask about, a world to do it in."""
+"""Releases to roll out, images to ask about, a world to do it in."""
 
 import io
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     files = [io.BytesIO() for _ in range(6)]
     for number, file in enumerate(files):
         Image.new("RGB", (64, 48), (40 * number, 90, 80)).save(file, "PNG")

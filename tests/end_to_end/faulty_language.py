@@ -1,7 +1,7 @@
 """A language service that is another one with a fault: a server between the gateway and the real stage.
 
 It passes everything on, and spoils the answers of one tag as it is told. It also checks on its own account, from the
-manifests of the model store, that every picture of a prompt came from the encoder its decoder was trained with.
+manifests of the model store, that every image of a prompt came from the encoder its decoder was trained with.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
 Fault = Literal["none", "errors", "slow", "empty", "hang"]
 
-PICTURES = Counter("faulty_pictures", "Pictures of prompts that passed through.")
+IMAGES = Counter("faulty_images", "Images of prompts that passed through.")
 CROSSED = Counter("faulty_crossed", "Those from another encoder than their decoder's.")
 
 
@@ -94,7 +94,7 @@ class FaultyLanguage(language_pb2_grpc.LanguageServiceServicer):
         yield first
         async for request in rest:
             if request.HasField("image"):
-                PICTURES.inc()
+                IMAGES.inc()
                 expected = self._vision_digests[first.start.tag]
                 CROSSED.inc(request.image.visual_tokens.vision_digest != expected)
             yield request

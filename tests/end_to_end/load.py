@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tandem.client.aio import AsyncClient
 from tandem.errors import TandemError
-from tests.end_to_end.cluster import picture
+from tests.end_to_end.cluster import image
 
 DEADLINE_S = 30.0
 # What a client may see later than its deadline: a busy machine's event loop.
@@ -21,7 +21,7 @@ class Ended:
     """One request that ended."""
 
     gateway: str
-    with_picture: bool
+    with_image: bool
     began_at: float  # monotonic seconds
     ended_at: float
     text: str  # that came, to the end or until the error
@@ -34,7 +34,7 @@ class Ended:
 
 @dataclass
 class Load:
-    """`streams` at a time, spread over the gateways; every third question has a picture nobody has seen."""
+    """`streams` at a time, spread over the gateways; every third question has an image nobody has seen."""
 
     addresses: dict[str, str]  # gateways by name
     streams: int = 50
@@ -64,16 +64,16 @@ class Load:
 
     async def _stream(self, number: int, gateway: str) -> None:
         async with AsyncClient(self.addresses[gateway], timeout_s=DEADLINE_S) as client:
-            turn = number  # so that at any time some have a picture and some have not
+            turn = number  # so that at any time some have an image and some have not
             while not self._stopping:
-                self.ended.append(await self._ask(client, gateway, with_picture=turn % 3 == 0))
+                self.ended.append(await self._ask(client, gateway, with_image=turn % 3 == 0))
                 turn += 1
                 if self.ended[-1].error is not None:
                     await asyncio.sleep(0.2)  # as a client would
 
-    async def _ask(self, client: AsyncClient, gateway: str, *, with_picture: bool) -> Ended:
+    async def _ask(self, client: AsyncClient, gateway: str, *, with_image: bool) -> Ended:
         number = next(_numbers)
-        images = [picture(number)] if with_picture else []
+        images = [image(number)] if with_image else []
         began_at = time.monotonic()
         stream = client.generate(f"Question {number}?", images=images, max_tokens=self.max_tokens, ignore_eos=True)
         error = None
@@ -84,7 +84,7 @@ class Load:
             error = raised
         return Ended(
             gateway=gateway,
-            with_picture=with_picture,
+            with_image=with_image,
             began_at=began_at,
             ended_at=time.monotonic(),
             text=stream.text,

@@ -129,10 +129,10 @@ class Load:
         return max((len(releases) - 1 for releases in seen.values()), default=0)
 
 
-def question(key: str, picture: bytes | None, max_tokens: int = 6) -> gateway_pb2.GatewayGenerateRequest:
+def question(key: str, image: bytes | None, max_tokens: int = 6) -> gateway_pb2.GatewayGenerateRequest:
     parts = [gateway_pb2.Part(text=f"What is this, {key}?")]
-    if picture is not None:
-        parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(data=picture)))
+    if image is not None:
+        parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(data=image)))
     return gateway_pb2.GatewayGenerateRequest(
         messages=[gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=parts)],
         # By chance: the likeliest tokens of random weights can be ones that show nothing, answer after answer.
@@ -157,18 +157,16 @@ async def ask(stub: Any, request: gateway_pb2.GatewayGenerateRequest, begun: asy
 
 
 @asynccontextmanager
-async def steady_load(
-    addresses: Sequence[str], pictures: Sequence[bytes], streams: int = STREAMS
-) -> AsyncIterator[Load]:
+async def steady_load(addresses: Sequence[str], images: Sequence[bytes], streams: int = STREAMS) -> AsyncIterator[Load]:
     """Keep `streams` questions under way, spread over the gateways, for the length of the block."""
     load, ending = Load(), asyncio.Event()
 
     async def stream(index: int, stub: Any) -> None:
         turn = 0
         while not ending.is_set():
-            picture = pictures[(index + turn) % len(pictures)] if turn % 2 else None
+            image = images[(index + turn) % len(images)] if turn % 2 else None
             key = f"conversation-{index}-{turn % CONVERSATIONS_A_STREAM}"
-            load.answers.append(await ask(stub, question(key, picture)))
+            load.answers.append(await ask(stub, question(key, image)))
             if load.answers[-1].error:
                 await asyncio.sleep(0.1)  # a gateway that is gone refuses thousands a second
             turn += 1

@@ -1,4 +1,4 @@
-"""Clients that leave at any moment, over all stages, leave nothing behind; and many pictures at once lose nobody.
+"""Clients that leave at any moment, over all stages, leave nothing behind; and many images at once lose nobody.
 
 `TANDEM_CANCELS=10000 pytest tests/end_to_end/test_cancels.py` is the long form.
 """
@@ -15,11 +15,11 @@ import pytest
 
 from tandem.client.aio import AsyncClient, AsyncTextStream
 from tandem.errors import Cancelled, ResourceExhausted, TandemError
-from tests.end_to_end.cluster import Cluster, picture
+from tests.end_to_end.cluster import Cluster, image
 
 NUM_CANCELS = int(os.environ.get("TANDEM_CANCELS", "1000"))
 STREAMS = 50
-PICTURES_AT_ONCE = 200
+IMAGES_AT_ONCE = 200
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + NUM_CANCELS)]
 
@@ -45,7 +45,7 @@ async def settled(cluster: Cluster) -> dict[str, dict[str, float]]:
 
 async def leave_somewhere(client: AsyncClient, number: int, draw: random.Random) -> str:
     """Ask something and leave after a while, or after some of the answer; return how it ended."""
-    images = [picture(number)] * draw.choice((0, 0, 1, 2))
+    images = [image(number)] * draw.choice((0, 0, 1, 2))
     stream = client.generate(f"Question {number}?", images=images, max_tokens=draw.randrange(1, 40), ignore_eos=True)
     num_pieces = draw.choice((None, 1, 3, 10))
     leaving = asyncio.create_task(_leave_later(stream, draw.uniform(0, 0.4)))
@@ -99,17 +99,17 @@ async def test_requests_that_are_cancelled_anywhere_leave_nothing(cluster: Clust
         assert not any(idle.values()), (name, idle)
 
 
-async def test_many_pictures_at_once_are_all_answered_or_told_to_come_again(cluster: Cluster) -> None:
+async def test_many_images_at_once_are_all_answered_or_told_to_come_again(cluster: Cluster) -> None:
     async def ask(client: AsyncClient, number: int) -> str:
         try:
-            answer = await client.ask("What?", images=[picture(2_000_000 + number)], max_tokens=4, ignore_eos=True)
+            answer = await client.ask("What?", images=[image(2_000_000 + number)], max_tokens=4, ignore_eos=True)
         except ResourceExhausted as error:
             return "told to come again" if error.retry_after_s else "told nothing"
         assert answer.usage.visual_tokens == 32
         return "answered"
 
     async with AsyncClient(cluster.address("gateway-0"), timeout_s=100) as client:
-        ends = await asyncio.gather(*(ask(client, number) for number in range(PICTURES_AT_ONCE)))
+        ends = await asyncio.gather(*(ask(client, number) for number in range(IMAGES_AT_ONCE)))
     print({end: ends.count(end) for end in set(ends)})
     assert set(ends) <= {"answered", "told to come again"}
     assert ends.count("answered") >= 64  # what the vision stage's queue takes
@@ -121,7 +121,7 @@ async def test_a_request_that_is_told_to_come_again_and_does_is_answered(cluster
     async def insist(client: AsyncClient, number: int) -> int:
         for attempt in range(1, 50):
             try:
-                await client.ask("What?", images=[picture(3_000_000 + number)], max_tokens=2, ignore_eos=True)
+                await client.ask("What?", images=[image(3_000_000 + number)], max_tokens=2, ignore_eos=True)
             except ResourceExhausted as error:
                 await asyncio.sleep(error.retry_after_s or 0)
             else:
@@ -129,8 +129,8 @@ async def test_a_request_that_is_told_to_come_again_and_does_is_answered(cluster
         raise AssertionError("never answered")
 
     async with AsyncClient(cluster.address("gateway-0"), timeout_s=100) as client:
-        attempts = await asyncio.gather(*(insist(client, number) for number in range(PICTURES_AT_ONCE)))
-    assert len(attempts) == PICTURES_AT_ONCE
+        attempts = await asyncio.gather(*(insist(client, number) for number in range(IMAGES_AT_ONCE)))
+    assert len(attempts) == IMAGES_AT_ONCE
 
 
 async def test_a_deadline_reaches_every_stage(cluster: Cluster) -> None:

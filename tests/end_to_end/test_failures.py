@@ -120,11 +120,11 @@ async def test_one_of_two_replicas(cluster: Cluster, size: Size, victim: str) ->
 
 
 async def test_the_whole_vision_stage(cluster: Cluster, size: Size) -> None:
-    """Questions without pictures need it not, so they must not notice."""
+    """Questions without images need it not, so they must not notice."""
     async with loaded(cluster, size) as load:
         cluster.kill("vision-0", "vision-1")
         at = time.monotonic()
-    assert not failed(load, lambda one: not one.with_picture)
+    assert not failed(load, lambda one: not one.with_image)
     assert failed(load)
     assert {one.error.reason for one in failed(load) if one.error} == {"VISION_UNREACHABLE"}
     assert len([one for one in load.since(at) if one.error is None]) >= size.after // 12

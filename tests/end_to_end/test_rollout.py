@@ -55,16 +55,16 @@ def decisions(world: World, gateway: str = "gateway") -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "rollout decision"]
 
 
-async def test_a_good_release_walks_to_100_percent_and_nobody_notices(pair: Pair, pictures: list[bytes]) -> None:
+async def test_a_good_release_walks_to_100_percent_and_nobody_notices(pair: Pair, images: list[bytes]) -> None:
     with World(pair.models, pair.stable) as world:
-        await walk(world, pair, pictures)
+        await walk(world, pair, images)
 
 
-async def walk(world: World, pair: Pair, pictures: list[bytes]) -> None:
+async def walk(world: World, pair: Pair, images: list[bytes]) -> None:
     """Roll the canary of a pair out under load, and see what its users and the log see."""
     address = world.gateway()
     operator = Operator(address)
-    async with steady_load([address], pictures) as load:
+    async with steady_load([address], images) as load:
         await asyncio.sleep(1)
         started = time.monotonic()
         await operator.set(plan(pair.canary, (5, 25, 50, 100)))
@@ -78,14 +78,14 @@ async def walk(world: World, pair: Pair, pictures: list[bytes]) -> None:
     assert load.failed == []
     assert load.most_moves() == 1
     assert load.answers[-1].release == pair.canary
-    assert world.metric("gateway-language", "faulty_pictures_total") > 50
+    assert world.metric("gateway-language", "faulty_images_total") > 50
     assert world.metric("gateway-language", "faulty_crossed_total") == 0
     assert world.metric("gateway", "tandem_gateway_crossed_visual_tokens_total") == 0
     print(
         f"\n(a) {pair.canary}: {len(load.answers)} requests, {load.num_on(pair.canary)} on the canary, "
         f"{len(load.failed)} failed; conversations changed release at most {load.most_moves()} times; "
         f"100 % after {took_s:.1f} s; "
-        f"{world.metric('gateway-language', 'faulty_pictures_total'):.0f} pictures, 0 crossed"
+        f"{world.metric('gateway-language', 'faulty_images_total'):.0f} images, 0 crossed"
     )
     taken = decisions(world)
     kinds = [one["event_kind"] for one in taken if one["event_kind"] != "held"]
@@ -118,11 +118,11 @@ async def held_by_the_stage(world: World, *tags: str) -> None:
     ],
 )
 async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
-    world: World, pictures: list[bytes], fault: Fault, metric: str
+    world: World, images: list[bytes], fault: Fault, metric: str
 ) -> None:
     address = world.gateway(fault=fault, tag=EQUAL)
     operator = Operator(address)
-    async with steady_load([address], pictures) as load:
+    async with steady_load([address], images) as load:
         await asyncio.sleep(1)
         started = time.monotonic()
         await operator.set(plan(EQUAL, (20, 50, 100), seconds=4, overdue_s=3 if fault == "hang" else 30))
@@ -144,7 +144,7 @@ async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
 
 
 async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_finish(
-    world: World, pictures: list[bytes]
+    world: World, images: list[bytes]
 ) -> None:
     address = world.gateway()
     operator = Operator(address)
@@ -152,7 +152,7 @@ async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_f
     await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
     stub = gateway_pb2_grpc.GatewayStub(operator.channel)
     begun = [asyncio.Event() for _ in range(16)]
-    async with steady_load([address], pictures) as load:
+    async with steady_load([address], images) as load:
         long = [
             asyncio.create_task(ask(stub, question(f"long-{n}", None, max_tokens=600), begun[n])) for n in range(16)
         ]

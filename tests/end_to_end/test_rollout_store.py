@@ -46,11 +46,11 @@ async def test_two_gateways_decide_alike_for_every_key(world: World, redis: Redi
 
 
 async def test_two_gateways_act_as_one_and_one_carries_on_alone(
-    world: World, pictures: list[bytes], redis: RedisServer
+    world: World, images: list[bytes], redis: RedisServer
 ) -> None:
     addresses = two_gateways(world, redis)
     operators = [Operator(address) for address in addresses]
-    async with steady_load(addresses, pictures) as load:
+    async with steady_load(addresses, images) as load:
         await operators[0].set(plan(OTHER, (20, 50, 100)))
         counted = await operators[1].until(lambda rollout: rollout.canary.requests > 5, within_s=60)
         world.stop("one")

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tandem.client.blocking import Client
 from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
-from tests.end_to_end.cluster import TAG, Cluster, picture
+from tests.end_to_end.cluster import TAG, Cluster, image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -74,7 +74,7 @@ def attributes(span: Span) -> dict[str, object]:
 
 def test_a_request_is_one_trace_over_three_processes(cluster: Cluster, collector: tuple[Collector, str]) -> None:
     with Client(cluster.address("gateway-0")) as client:
-        answer = client.ask("What is it?", images=[picture(1)], max_tokens=5, ignore_eos=True)
+        answer = client.ask("What is it?", images=[image(1)], max_tokens=5, ignore_eos=True)
     spans = spans_of(collector[0], answer.request_id, 7)
     parents = {
         "tandem.v1.Gateway/Generate": ("tandem-gateway", None),
@@ -99,7 +99,7 @@ def test_a_request_is_one_trace_over_three_processes(cluster: Cluster, collector
 
 def test_a_failure_is_where_it_happened(cluster: Cluster, collector: tuple[Collector, str]) -> None:
     with Client(cluster.address("gateway-0")) as client, pytest.raises(InvalidArgument) as raised:
-        client.ask("What is it?", images=[b"no picture"])
+        client.ask("What is it?", images=[b"no image"])
     assert raised.value.request_id is not None
     spans = spans_of(collector[0], raised.value.request_id, 6)
     chat = attributes(spans[f"chat {TAG}"][1])
@@ -120,7 +120,7 @@ def test_logs_name_the_trace(cluster: Cluster, collector: tuple[Collector, str])
 def test_the_request_id_stands_in_the_logs_of_all_three_processes(cluster: Cluster) -> None:
     """One search finds a request's whole story, in the words of every process that took part."""
     with Client(cluster.address("gateway-0")) as client:
-        answer = client.ask("What is it?", images=[picture(2)], max_tokens=2, request_id="a-story-1")
+        answer = client.ask("What is it?", images=[image(2)], max_tokens=2, request_id="a-story-1")
     assert answer.request_id == "a-story-1"
     deadline = time.monotonic() + 60
     for name, method in {"gateway-0": "Gateway/Generate", "vision-0": "/Encode", "language-0": "/Generate"}.items():

@@ -1,4 +1,4 @@
-"""A gateway between scripted stages, and pictures to send."""
+"""A gateway between scripted stages, and images to send."""
 
 import io
 from collections.abc import AsyncIterator, Callable
@@ -34,8 +34,8 @@ async def world(make_world: MakeWorld) -> AsyncIterator[World]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int], bytes]:
-    """Return `picture(n)`: the PNG file of the n-th of many different pictures."""
+def make_image() -> Callable[[int], bytes]:
+    """Return `make_image(n)`: the PNG file of the n-th of many different images."""
 
     def make(number: int) -> bytes:
         file = io.BytesIO()

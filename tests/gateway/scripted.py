@@ -37,7 +37,7 @@ from tests.gateway.halves import ENCODER_ID, TAG, language_info, vision_info
 
 @dataclass
 class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
-    """Encodes every picture into ones, once `go` is set."""
+    """Encodes every image into ones, once `go` is set."""
 
     info: model_pb2.ModelInfo
     events: list[str]
@@ -45,8 +45,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     error: TandemError | None = None  # raised instead of an answer
     change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # spoils an answer
     source: vision_pb2.EncodeSource.ValueType = vision_pb2.ENCODE_SOURCE_ENCODED
-    similar: vision_pb2.SimilarPicture | None = None  # whose visual tokens every answer brings
-    known: set[bytes] = field(default_factory=set)  # digests that are answered without the picture
+    similar: vision_pb2.SimilarImage | None = None  # whose visual tokens every answer brings
+    known: set[bytes] = field(default_factory=set)  # digests that are answered without the image
     requests: list[vision_pb2.EncodeRequest] = field(default_factory=list)
     num_encodes: int = 0
     num_cancelled: int = 0
@@ -71,7 +71,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         if self.error is not None:
             raise self.error
         if not request.image and request.image_sha256 not in self.known:
-            raise NotFound("Send the picture.", reason="IMAGE_NOT_CACHED")
+            raise NotFound("Send the image.", reason="IMAGE_NOT_CACHED")
         encoded = request.image_sha256 if self.similar is None else self.similar.image_sha256
         shape = (self.info.vision.num_visual_tokens, self.info.vision.token_width)
         tokens = tensor_pb2.VisualTokens(
@@ -99,7 +99,7 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
     late_error: TandemError | None = None  # raised after the answer's tokens
     num_running: int = 0
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
-    pictures: list[tensor_pb2.VisualTokens] = field(default_factory=list)
+    images: list[tensor_pb2.VisualTokens] = field(default_factory=list)
     prefilled: language_pb2.Prefilled | None = None  # told before the first token
     deadlines_s: list[float] = field(default_factory=list)
 
@@ -117,7 +117,7 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
                 if request.HasField("start"):
                     self.starts.append(request.start)
                 if request.HasField("image"):
-                    self.pictures.append(request.image.visual_tokens)
+                    self.images.append(request.image.visual_tokens)
                 if self.error is not None:
                     raise self.error
             self.events.append("prompt ends")
@@ -185,7 +185,7 @@ class World:
         self.language.answer = self.tokenizer.encode(text, add_special_tokens=False).ids
 
     async def ask(self, *parts: str | bytes, **options: Any) -> "Answer":
-        """Ask one question of texts and pictures and read the whole answer."""
+        """Ask one question of texts and images and read the whole answer."""
         return await read(self.stub.Generate(ask(*parts, **options)))
 
 
@@ -203,7 +203,7 @@ class Answer:
 
 
 def ask(*parts: str | bytes, **options: Any) -> gateway_pb2.GatewayGenerateRequest:
-    """Return a request of one turn: a str is a text, bytes are a picture's."""
+    """Return a request of one turn: a str is a text, bytes are an image's."""
     content = [
         gateway_pb2.Part(text=part) if isinstance(part, str) else gateway_pb2.Part(image=gateway_pb2.Image(data=part))
         for part in parts

@@ -11,8 +11,8 @@ from tandem.v1 import gateway_pb2, language_pb2, model_pb2, sampling_pb2, tensor
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.scripted import World, ask, eventually, read
 
-# The gateway looks at a picture's bytes no closer than this.
-PICTURE, OTHER_PICTURE = b"a picture", b"another picture"
+# The gateway looks at an image's bytes no closer than this.
+IMAGE, OTHER_IMAGE = b"an image", b"another image"
 
 
 async def error_of(call: Any) -> Any:
@@ -21,10 +21,10 @@ async def error_of(call: Any) -> Any:
     return from_rpc_error(raised.value)
 
 
-async def test_text_before_a_picture_reaches_the_decoder_while_the_picture_is_encoded(world: World) -> None:
+async def test_text_before_an_image_reaches_the_decoder_while_the_image_is_encoded(world: World) -> None:
     """That overlap is what the order of the steps is for."""
     world.vision.go.clear()
-    call = asyncio.create_task(world.ask("Look: ", PICTURE, "What is it?"))
+    call = asyncio.create_task(world.ask("Look: ", IMAGE, "What is it?"))
     await eventually(lambda: world.events.count("text") == 1 and "encode begins" in world.events)
     await asyncio.sleep(0.05)
     assert "image" not in world.events
@@ -39,9 +39,9 @@ async def test_text_before_a_picture_reaches_the_decoder_while_the_picture_is_en
     ]
 
 
-async def test_pictures_of_one_request_are_encoded_side_by_side(world: World) -> None:
+async def test_images_of_one_request_are_encoded_side_by_side(world: World) -> None:
     world.vision.go.clear()
-    call = asyncio.create_task(world.ask(PICTURE, OTHER_PICTURE, "Which is larger?"))
+    call = asyncio.create_task(world.ask(IMAGE, OTHER_IMAGE, "Which is larger?"))
     await eventually(lambda: world.vision.num_encodes == 2)
     world.vision.go.set()
     answer = await call
@@ -49,17 +49,17 @@ async def test_pictures_of_one_request_are_encoded_side_by_side(world: World) ->
     assert [image.num_visual_tokens for image in answer.finished.images] == [32, 32]
 
 
-async def test_a_second_question_about_a_picture_needs_no_encoder(world: World) -> None:
-    first = await world.ask(PICTURE, "What is it?")
-    second = await world.ask(PICTURE, "What colour is it?")
+async def test_a_second_question_about_an_image_needs_no_encoder(world: World) -> None:
+    first = await world.ask(IMAGE, "What is it?")
+    second = await world.ask(IMAGE, "What colour is it?")
     assert world.vision.num_encodes == 1
     levels = [answer.finished.images[0].cache_level for answer in (first, second)]
     assert levels == [gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_GATEWAY]
 
 
-async def test_a_picture_asked_by_many_at_once_is_encoded_once(world: World) -> None:
+async def test_an_image_asked_by_many_at_once_is_encoded_once(world: World) -> None:
     world.vision.go.clear()
-    calls = [asyncio.create_task(world.ask(PICTURE, f"Question {index}?")) for index in range(20)]
+    calls = [asyncio.create_task(world.ask(IMAGE, f"Question {index}?")) for index in range(20)]
     await eventually(lambda: world.events.count("start") == 20)
     world.vision.go.set()
     answers = await asyncio.gather(*calls)
@@ -68,11 +68,11 @@ async def test_a_picture_asked_by_many_at_once_is_encoded_once(world: World) -> 
     assert levels.count(gateway_pb2.CACHE_LEVEL_MISS) == 1
 
 
-async def test_one_of_many_who_leaves_does_not_take_the_picture_from_the_others(world: World) -> None:
+async def test_one_of_many_who_leaves_does_not_take_the_image_from_the_others(world: World) -> None:
     world.vision.go.clear()
-    first = asyncio.create_task(world.ask(PICTURE, "First?"))
+    first = asyncio.create_task(world.ask(IMAGE, "First?"))
     await eventually(lambda: world.vision.num_encodes == 1)
-    second = asyncio.create_task(world.ask(PICTURE, "Second?"))
+    second = asyncio.create_task(world.ask(IMAGE, "Second?"))
     await eventually(lambda: world.events.count("start") == 2)
     first.cancel()
     await eventually(lambda: world.language.num_running == 1)
@@ -83,7 +83,7 @@ async def test_one_of_many_who_leaves_does_not_take_the_picture_from_the_others(
 
 async def test_a_client_that_leaves_cancels_both_stages(world: World) -> None:
     world.vision.go.clear()
-    call = asyncio.create_task(world.ask(PICTURE, "What is it?"))
+    call = asyncio.create_task(world.ask(IMAGE, "What is it?"))
     await eventually(lambda: world.vision.num_encodes == 1 and world.language.num_running == 1)
     call.cancel()
     await eventually(lambda: world.vision.num_cancelled == 1 and world.language.num_running == 0)
@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_amid_the_answer_cancels_it(world: World) -> 
 
 
 async def test_the_clients_deadline_reaches_both_stages(world: World) -> None:
-    await read(world.stub.Generate(ask(PICTURE, "What is it?"), timeout=60))
+    await read(world.stub.Generate(ask(IMAGE, "What is it?"), timeout=60))
     for deadline_s in (*world.vision.deadlines_s, *world.language.deadlines_s):
         assert 30 < deadline_s <= 60
 
@@ -149,9 +149,9 @@ async def test_logprobs_travel_with_the_text_they_belong_to(world: World) -> Non
 
 async def test_usage_and_timings_add_up(world: World) -> None:
     world.say("Yes.")
-    answer = await world.ask("Look: ", PICTURE, "Is it red?")
+    answer = await world.ask("Look: ", IMAGE, "Is it red?")
     counted = await world.stub.CountTokens(
-        gateway_pb2.CountTokensRequest(messages=ask("Look: ", PICTURE, "Is it red?").messages)
+        gateway_pb2.CountTokensRequest(messages=ask("Look: ", IMAGE, "Is it red?").messages)
     )
     usage, timings = answer.finished.usage, answer.finished.timings
     assert usage.prompt_tokens == counted.prompt_tokens
@@ -162,35 +162,35 @@ async def test_usage_and_timings_add_up(world: World) -> None:
     assert answer.finished.images[0].ready_ms == timings.vision_ms
 
 
-async def test_an_error_of_the_encoder_names_the_place_of_the_picture(world: World) -> None:
-    world.vision.error = InvalidArgument("The picture is truncated.", reason="BAD_IMAGE", field="image")
-    error = await error_of(world.stub.Generate(ask("Look: ", PICTURE, "What is it?")))
+async def test_an_error_of_the_encoder_names_the_place_of_the_image(world: World) -> None:
+    world.vision.error = InvalidArgument("The image is truncated.", reason="BAD_IMAGE", field="image")
+    error = await error_of(world.stub.Generate(ask("Look: ", IMAGE, "What is it?")))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_IMAGE")
     assert error.field == "messages[0].parts[1].image"
     await eventually(lambda: world.language.num_running == 0)
     world.vision.error = None
-    await world.ask(PICTURE, "And now?")
+    await world.ask(IMAGE, "And now?")
 
 
 async def test_an_error_of_the_decoder_passes_on_while_the_prompt_is_still_being_sent(world: World) -> None:
     """The call ends under the feeder's hands, which must not hide why."""
     world.language.error = ResourceExhausted("The queue is full.", reason="QUEUE_FULL", retry_after_s=2)
     for _ in range(20):
-        error = await error_of(world.stub.Generate(ask("a", PICTURE, "b", OTHER_PICTURE, "c?")))
+        error = await error_of(world.stub.Generate(ask("a", IMAGE, "b", OTHER_IMAGE, "c?")))
         assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 2)
 
 
 async def test_an_error_of_the_decoder_stops_the_encoder(world: World) -> None:
     world.vision.go.clear()
     world.language.error = ResourceExhausted("The queue is full.", reason="QUEUE_FULL")
-    await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
+    await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
     await eventually(lambda: world.vision.num_cancelled == world.vision.num_encodes)
 
 
 @pytest.mark.parametrize("stage", ["vision", "language"])
 async def test_a_stage_that_is_gone_is_unavailable_and_says_so_without_an_address(world: World, stage: str) -> None:
     await world.switches[stage].off()
-    error = await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
+    error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
     assert error.code == grpc.StatusCode.UNAVAILABLE
     assert error.message == f"The {stage} service cannot be reached."
     assert error.retry_after_s is not None
@@ -204,7 +204,7 @@ async def test_text_is_answered_while_the_vision_stage_is_gone(world: World) -> 
 
 async def test_a_pair_that_does_not_fit_is_refused_and_not_ready(world: World) -> None:
     world.vision.info.half_digest = bytes(32)
-    error = await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
+    error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RELEASE_MISMATCH")
     models = await world.stub.ListModels(gateway_pb2.GatewayListModelsRequest())
     assert [release.ready for release in models.releases] == [False]
@@ -230,10 +230,10 @@ async def test_visual_tokens_of_another_encoder_are_neither_used_nor_kept(world:
         tokens.visual_key = bytes(32)
 
     world.vision.change = swap
-    error = await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
+    error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
     assert error.reason == "ENCODER_CHANGED"
     world.vision.change = lambda tokens: None
-    answer = await world.ask(PICTURE, "What is it?")
+    answer = await world.ask(IMAGE, "What is it?")
     assert answer.finished.images[0].cache_level == gateway_pb2.CACHE_LEVEL_MISS
 
 
@@ -242,7 +242,7 @@ async def test_visual_tokens_that_are_not_finite_are_neither_used_nor_kept(world
         tokens.embeddings.data = b"\xff" * len(tokens.embeddings.data)
 
     world.vision.change = spoil
-    error = await error_of(world.stub.Generate(ask(PICTURE, "What is it?")))
+    error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "BAD_TENSOR")
 
 
@@ -253,12 +253,12 @@ async def test_a_release_is_pinned_by_its_tag_and_an_unknown_one_is_not_found(wo
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_RELEASE")
 
 
-async def test_a_picture_put_before_is_named_by_its_digest(world: World) -> None:
-    chunks = [gateway_pb2.PutImageRequest(chunk=PICTURE[:4]), gateway_pb2.PutImageRequest(chunk=PICTURE[4:])]
+async def test_an_image_put_before_is_named_by_its_digest(world: World) -> None:
+    chunks = [gateway_pb2.PutImageRequest(chunk=IMAGE[:4]), gateway_pb2.PutImageRequest(chunk=IMAGE[4:])]
     put = await world.stub.PutImage(iter(chunks))
-    assert put.num_bytes == len(PICTURE)
+    assert put.num_bytes == len(IMAGE)
     request = ask("What is it?")
     request.messages[0].parts.add(image=gateway_pb2.Image(sha256=put.sha256))
     answer = await read(world.stub.Generate(request))
     assert answer.finished.images[0].sha256 == put.sha256
-    assert (await world.ask(PICTURE, "?")).finished.images[0].cache_level == gateway_pb2.CACHE_LEVEL_GATEWAY
+    assert (await world.ask(IMAGE, "?")).finished.images[0].cache_level == gateway_pb2.CACHE_LEVEL_GATEWAY

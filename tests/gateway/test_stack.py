@@ -23,7 +23,7 @@ from tandem.v1 import gateway_pb2, gateway_pb2_grpc, sampling_pb2
 from tests.gateway.halves import TAG
 from tests.gateway.scripted import ask, read
 
-Picture = Callable[[int], bytes]
+MakeImage = Callable[[int], bytes]
 
 GREEDY = sampling_pb2.SamplingOptions(max_tokens=24, ignore_eos=True)
 
@@ -50,10 +50,10 @@ def gauges(stack: Stack, service: str, prefix: str) -> dict[str, float]:
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefix)}
 
 
-def test_a_question_about_a_picture_is_answered_and_the_next_finds_it_cached(
-    stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+def test_a_question_about_an_image_is_answered_and_the_next_finds_it_cached(
+    stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
-    answers = [list(stub.Generate(ask(picture(1), "这是什么？", sampling=GREEDY))) for _ in range(2)]
+    answers = [list(stub.Generate(ask(make_image(1), "这是什么？", sampling=GREEDY))) for _ in range(2)]
     ends = [responses[-1].finished for responses in answers]
     assert text_of(answers[0]) == text_of(answers[1])
     assert [end.images[0].cache_level for end in ends] == [
@@ -90,21 +90,21 @@ def test_a_stop_string_cuts_the_real_answer_where_it_begins(stub: gateway_pb2_gr
     assert responses[-1].finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
 
 
-def test_counted_tokens_are_those_the_decoder_sees(stub: gateway_pb2_grpc.GatewayStub, picture: Picture) -> None:
-    request = ask(picture(2), "What is it?", sampling=GREEDY)
+def test_counted_tokens_are_those_the_decoder_sees(stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage) -> None:
+    request = ask(make_image(2), "What is it?", sampling=GREEDY)
     counted = stub.CountTokens(gateway_pb2.CountTokensRequest(messages=request.messages))
     usage = list(stub.Generate(request))[-1].finished.usage
     assert (counted.prompt_tokens, counted.visual_tokens) == (usage.prompt_tokens, usage.visual_tokens)
 
 
 def test_a_client_that_leaves_gives_back_everything(
-    stack: Stack, stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+    stack: Stack, stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
     list(stub.Generate(ask("Warm up.", sampling=GREEDY)))
     baseline = gauges(stack, "language", "tandem_language_kv_blocks_used")
     long = sampling_pb2.SamplingOptions(max_tokens=900, ignore_eos=True)
     for number in range(10):
-        call: Any = stub.Generate(ask(picture(100 + number), "Go on.", sampling=long))
+        call: Any = stub.Generate(ask(make_image(100 + number), "Go on.", sampling=long))
         if number % 2:
             next(call)  # amid the answer; the others leave amid the prompt
         call.cancel()
@@ -118,11 +118,13 @@ def test_a_client_that_leaves_gives_back_everything(
 
 
 async def test_a_gateway_that_has_just_started_finds_what_the_vision_service_encoded(
-    stack: Stack, store: Path, picture: Picture
+    stack: Stack, store: Path, make_image: MakeImage
 ) -> None:
-    """It asks by digest; the picture itself is not sent again."""
+    """It asks by digest; the image itself is not sent again."""
     with grpc.insecure_channel(stack.address) as channel:
-        first = list(gateway_pb2_grpc.GatewayStub(channel).Generate(ask(picture(77), "What is it?", sampling=GREEDY)))
+        first = list(
+            gateway_pb2_grpc.GatewayStub(channel).Generate(ask(make_image(77), "What is it?", sampling=GREEDY))
+        )
     fields: dict[str, Any] = {
         "vision": (stack.address_of("vision"),),
         "language": (stack.address_of("language"),),
@@ -134,7 +136,7 @@ async def test_a_gateway_that_has_just_started_finds_what_the_vision_service_enc
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub: Any = gateway_pb2_grpc.GatewayStub(channel)
-            second = await read(stub.Generate(ask(picture(77), "What is it?", sampling=GREEDY)))
+            second = await read(stub.Generate(ask(make_image(77), "What is it?", sampling=GREEDY)))
         await server.stop(0)
     assert second.finished.images[0].cache_level == gateway_pb2.CACHE_LEVEL_VISION
     assert second.text == text_of(first)
@@ -151,7 +153,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def bad_requests(picture: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateRequest, str, str]]:
+def bad_requests(image: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateRequest, str, str]]:
     """Return requests by what is wrong with them, each with the status and the reason it must get."""
     invalid = "INVALID_ARGUMENT"
     warm = sampling_pb2.SamplingOptions(temperature=-1)
@@ -159,15 +161,15 @@ def bad_requests(picture: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateR
     unknown = ask("What is it?")
     unknown.messages[0].parts.add(image=gateway_pb2.Image(sha256=bytes(32)))
     return {
-        "unsupported picture": (ask(b"%PDF-1.7 not a picture", "What?"), invalid, "IMAGE_UNSUPPORTED"),
-        "truncated picture": (ask(picture[: len(picture) // 2], "What?"), invalid, "IMAGE_TRUNCATED"),
-        "1x1 picture": (ask(png(1, 1), "What?"), invalid, "IMAGE_TOO_SMALL"),
+        "unsupported image": (ask(b"%PDF-1.7 not an image", "What?"), invalid, "IMAGE_UNSUPPORTED"),
+        "truncated image": (ask(image[: len(image) // 2], "What?"), invalid, "IMAGE_TRUNCATED"),
+        "1x1 image": (ask(png(1, 1), "What?"), invalid, "IMAGE_TOO_SMALL"),
         "30,000 x 30,000 pixels": (ask(png(30_000, 30_000), "What?"), invalid, "IMAGE_TOO_MANY_PIXELS"),
         "25 MB of bytes": (ask(bytes(25_000_000), "What?"), invalid, "IMAGE_TOO_LARGE"),
         "0 bytes": (ask(b"", "What?"), invalid, "IMAGE_EMPTY"),
         "a digest nobody knows": (unknown, "NOT_FOUND", "IMAGE_NOT_FOUND"),
-        "empty question": (ask(picture, "  "), invalid, "EMPTY_QUESTION"),
-        "too many pictures": (ask(*[picture] * 9, "Which?"), invalid, "TOO_MANY_IMAGES"),
+        "empty question": (ask(image, "  "), invalid, "EMPTY_QUESTION"),
+        "too many images": (ask(*[image] * 9, "Which?"), invalid, "TOO_MANY_IMAGES"),
         "a prompt longer than the context": (ask("word " * 400), invalid, "PROMPT_TOO_LONG"),
         "an answer longer than the context": (ask("Hi.", sampling=long), invalid, "PROMPT_TOO_LONG"),
         "more text than is taken": (ask("word " * 100_000), invalid, "TEXT_TOO_LONG"),
@@ -177,9 +179,9 @@ def bad_requests(picture: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateR
 
 @pytest.mark.parametrize("case", list(bad_requests(b"")))
 def test_bad_input_is_a_typed_error_at_once_and_the_next_request_works(
-    case: str, stub: gateway_pb2_grpc.GatewayStub, picture: Picture
+    case: str, stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
-    request, code, reason = bad_requests(picture(3))[case]
+    request, code, reason = bad_requests(make_image(3))[case]
     started = time.monotonic()
     error = error_of(lambda: list(stub.Generate(request)))
     assert (error.code.name, error.reason) == (code, reason)

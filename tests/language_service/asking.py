@@ -13,16 +13,16 @@ from language_service.engine.interface import Engine, Finished, Generation, Toke
 from language_service.model.decoder import Decoder
 from language_service.sampling.options import SamplingOptions
 from tests.language_service import reference
-from tests.language_service.small import make_picture
+from tests.language_service.small import make_image
 
-Part = list[int] | Tensor  # token ids, or a picture's visual tokens
+Part = list[int] | Tensor  # token ids, or an image's visual tokens
 
 PROMPTS: list[list[Part]] = [
     [[5, 6, 7]],
     [[8] * 30],
-    [[9, 10], make_picture(1), [11, 12]],
-    [make_picture(2), make_picture(3), [13]],
-    [[14], make_picture(1)],
+    [[9, 10], make_image(1), [11, 12]],
+    [make_image(2), make_image(3), [13]],
+    [[14], make_image(1)],
     [list(range(20, 33))],
 ]
 

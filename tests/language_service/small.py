@@ -57,7 +57,7 @@ def make_cache(num_blocks: int, block_size: int = 4) -> PagedCache:
     return PagedCache(CONFIG, shape, dtype=torch.float32, device=CPU)
 
 
-def make_picture(seed: int, num_tokens: int = 5) -> Tensor:
+def make_image(seed: int, num_tokens: int = 5) -> Tensor:
     """Return visual tokens [num_tokens, D], bfloat16 as they come over the wire."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_tokens, CONFIG.width, generator=generator).to(torch.bfloat16)

@@ -70,11 +70,11 @@ def bad_sizes(digest: bytes) -> dict[str, Refused]:
         "long by its second part": Refused([start(), text(*[1] * 1000), image(digest)], too_long, "image"),
         "no room for the answer": Refused([start(max_tokens=25), text(*[1] * 1000)], too_long, "text.token_ids"),
         "huge max_tokens": Refused([start(max_tokens=ENDLESS), text(1)], too_long, "text.token_ids"),
-        "three pictures": Refused([start(), *[image(digest)] * 3], "TOO_MANY_IMAGES", "image"),
+        "three images": Refused([start(), *[image(digest)] * 3], "TOO_MANY_IMAGES", "image"),
     }
 
 
-def bad_pictures(digest: bytes) -> dict[str, Refused]:
+def bad_images(digest: bytes) -> dict[str, Refused]:
     """Return visual tokens of another model, shape or kind."""
     good = image(digest).image.visual_tokens.embeddings
     shape, data = list(good.shape), good.data
@@ -83,7 +83,7 @@ def bad_pictures(digest: bytes) -> dict[str, Refused]:
         fields = {"data_type": tensor_pb2.DATA_TYPE_BFLOAT16, "shape": shape, "data": data, **fields}
         return image(digest, embeddings=tensor_pb2.Tensor(**fields))
 
-    pictures = {
+    images = {
         "no tensor": image(digest, embeddings=None),
         "no type": tensor(data_type=0),
         "too few visual tokens": tensor(shape=[31, 64], data=data[:-128]),
@@ -95,14 +95,14 @@ def bad_pictures(digest: bytes) -> dict[str, Refused]:
     return {
         "another vision half": Refused([start(), image(bytes(32))], "VISION_MISMATCH", f"{tokens}.vision_digest"),
         "short key": Refused([start(), image(digest, visual_key=b"k")], "BAD_VISUAL_KEY", f"{tokens}.visual_key"),
-        **{name: Refused([start(), text(1), picture], "BAD_TENSOR", EMBEDDINGS) for name, picture in pictures.items()},
+        **{name: Refused([start(), text(1), sent], "BAD_TENSOR", EMBEDDINGS) for name, sent in images.items()},
     }
 
 
 def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(service: Running) -> None:
     """A good stream runs beside all of them; its greedy tokens are those it gives alone."""
     digest = service.vision_digest
-    refused = bad_streams() | bad_starts() | bad_sizes(digest) | bad_pictures(digest)
+    refused = bad_streams() | bad_starts() | bad_sizes(digest) | bad_images(digest)
     prompt = [start(max_tokens=400, logit_bias={5: 0.1}), text(*range(7, 40)), image(digest), text(9)]
     alone, _ = ask(service, *prompt)
     times_s = []

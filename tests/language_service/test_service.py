@@ -87,7 +87,7 @@ def test_without_a_limit_the_answer_takes_the_default_and_no_more_than_fits(serv
     assert len(tokens) == 3
 
 
-def test_the_picture_and_the_model_change_the_answer(service: Running) -> None:
+def test_the_image_and_the_model_change_the_answer(service: Running) -> None:
     def answer(seed: int, tag: str = TAG) -> list[int]:
         options = start(tag, max_tokens=20, temperature=1.0, seed=1)
         return ask(service, options, text(7), image(service.vision_digest, seed), text(9))[0]
@@ -190,15 +190,15 @@ def test_overload_is_refused_at_once_and_stopping_answers_what_runs(models: Path
         assert service.process.wait(timeout=10) == 0
 
 
-def test_stopping_waits_for_a_picture_that_is_on_its_way(models: Path) -> None:
+def test_stopping_waits_for_an_image_that_is_on_its_way(models: Path) -> None:
     """New requests are refused meanwhile."""
-    picture_is_here = threading.Event()
+    image_is_here = threading.Event()
     with running(models, "--tags", TAG) as service:
 
         def prompt() -> Iterator[Request]:
             yield start(max_tokens=5)
             yield text(7, 8)
-            picture_is_here.wait(20)
+            image_is_here.wait(20)
             yield image(service.vision_digest)
 
         call = service.stub.Generate(prompt(), timeout=30)
@@ -208,7 +208,7 @@ def test_stopping_waits_for_a_picture_that_is_on_its_way(models: Path) -> None:
         while (error := _outcome(service.stub.Generate(iter([start(max_tokens=1), text(7)]), timeout=10))) is None:
             time.sleep(0.01)
         assert error.code == grpc.StatusCode.UNAVAILABLE
-        picture_is_here.set()
+        image_is_here.set()
         assert list(call)[-1].finished.usage.visual_tokens == 32
         assert service.process.wait(timeout=10) == 0
 

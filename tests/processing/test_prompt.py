@@ -1,4 +1,4 @@
-"""Prompts: what people write stays text, pictures get their places, and a template must be sound."""
+"""Prompts: what people write stays text, images get their places, and a template must be sound."""
 
 import pytest
 from hypothesis import given
@@ -14,11 +14,11 @@ from processing.prompt import ImageSlot, PromptBuilder, TextSegment
 CONFIG = PRESETS["tiny"]
 TOKENIZER = byte_tokenizer()
 BUILDER = PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(CHAT_TEMPLATE))
-PICTURE_MARKS = "<|vision_start|><|vision_end|>"  # the mark between them became an ImageSlot
+IMAGE_MARKS = "<|vision_start|><|vision_end|>"  # the mark between them became an ImageSlot
 
 
 def user(*parts: str | None) -> ChatMessage:
-    """Return a user's turn; None is a picture."""
+    """Return a user's turn; None is an image."""
     return {
         "role": "user",
         "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts],
@@ -36,7 +36,7 @@ def spelled(builder: PromptBuilder, messages: list[ChatMessage]) -> str:
     return str(builder.tokenizer.decode(text_ids(builder, messages), skip_special_tokens=False))
 
 
-def test_a_conversation_becomes_chatml_with_a_slot_for_each_picture() -> None:
+def test_a_conversation_becomes_chatml_with_a_slot_for_each_image() -> None:
     messages: list[ChatMessage] = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         user("Look: ", None, "What is it?"),
@@ -48,9 +48,9 @@ def test_a_conversation_becomes_chatml_with_a_slot_for_each_picture() -> None:
     assert [type(segment) for segment in segments] == [TextSegment, ImageSlot, TextSegment, ImageSlot, TextSegment]
     assert spelled(BUILDER, messages) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        f"<|im_start|>user\nLook: {PICTURE_MARKS}What is it?<|im_end|>\n"
+        f"<|im_start|>user\nLook: {IMAGE_MARKS}What is it?<|im_end|>\n"
         "<|im_start|>assistant\nA cup.<|im_end|>\n"
-        f"<|im_start|>user\n{PICTURE_MARKS}这个呢？<|im_end|>\n"
+        f"<|im_start|>user\n{IMAGE_MARKS}这个呢？<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     assert BUILDER.count(segments) == len(text_ids(BUILDER, messages)) + 2 * CONFIG.num_visual_tokens
@@ -64,7 +64,7 @@ HOSTILE = st.lists(
 
 @given(HOSTILE)
 def test_text_never_becomes_a_special_token_whatever_it_says(text: str) -> None:
-    """Else a user could end their turn and speak as the model, or claim a picture's place."""
+    """Else a user could end their turn and speak as the model, or claim an image's place."""
     ids = text_ids(BUILDER, [user(text)])
     specials = [TOKENIZER.id_to_token(token_id) for token_id in ids if token_id < len(SPECIAL_TOKENS)]
     assert len(BUILDER.build([user(text)])) == 1
@@ -97,7 +97,7 @@ def test_building_does_not_depend_on_cutting_or_padding_in_the_tokenizer_file() 
         "\ue000",  # writes what stands for texts
         "{{ messages[0].content[0].text }}",  # drops the second text
         "{% for p in messages[0].content %}{{ p.text }}{{ p.text }}{% endfor %}",  # repeats texts
-        "{% for p in messages[0].content %}{{ p.text }}{% endfor %}",  # places no picture
+        "{% for p in messages[0].content %}{{ p.text }}{% endfor %}",  # places no image
         "{{ messages[0].content[0].text.format.__globals__ }}",  # leaves the sandbox
         "{{ messages.append(1) }}",  # changes the conversation
         "{{ messages[0].role + messages[0].content }}",  # takes the parts for one text

@@ -1,4 +1,4 @@
-"""Pictures to ask about."""
+"""Images to ask about."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return two different pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return two different images."""
+    folder = tmp_path_factory.mktemp("images")
     paths = folder / "a.png", folder / "b.png"
     for path, colour in zip(paths, ("red", "blue"), strict=True):
         Image.new("RGB", (64, 48), colour).save(path)

@@ -31,26 +31,26 @@ def run(*arguments: str | Path, address: str = "127.0.0.1:1", **variables: str) 
     )
 
 
-def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, pictures: tuple[Path, Path]) -> None:
-    done = run("ask", *pictures, "Which?", "--max-tokens", "6", "--seed", "3", address=stack.address)
+def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, image_files: tuple[Path, Path]) -> None:
+    done = run("ask", *image_files, "Which?", "--max-tokens", "6", "--seed", "3", address=stack.address)
     with Client(stack.address) as client:
-        answer = client.ask("Which?", images=pictures, max_tokens=6, seed=3)
+        answer = client.ask("Which?", images=image_files, max_tokens=6, seed=3)
     assert (done.returncode, done.stdout) == (0, answer.text + "\n")
-    assert re.search(r"^vision .*picture 1 (encoded|cached).*picture 2 (encoded|cached)", done.stderr, re.MULTILINE)
+    assert re.search(r"^vision .*image 1 (encoded|cached).*image 2 (encoded|cached)", done.stderr, re.MULTILINE)
     assert re.search(rf"^total .*tiny-v1\.0\.0 *\nrequest +{HEX_ID}", done.stderr, re.MULTILINE)
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_ask_again_shows_the_cached_picture(stack: Stack, tmp_path: Path, pictures: tuple[Path, Path]) -> None:
-    picture = tmp_path / "fresh.png"
-    picture.write_bytes(pictures[0].read_bytes() + b"another file")  # PNG readers stop before it
-    first, second = (run("ask", picture, "?", "--max-tokens", "1", address=stack.address) for _ in range(2))
-    assert "picture 1 encoded" in first.stderr
-    assert "picture 1 cached" in second.stderr
+def test_ask_again_shows_the_cached_image(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
+    image = tmp_path / "fresh.png"
+    image.write_bytes(image_files[0].read_bytes() + b"another file")  # PNG readers stop before it
+    first, second = (run("ask", image, "?", "--max-tokens", "1", address=stack.address) for _ in range(2))
+    assert "image 1 encoded" in first.stderr
+    assert "image 1 cached" in second.stderr
 
 
-def test_ask_json_is_one_object(stack: Stack, pictures: tuple[Path, Path]) -> None:
-    done = run("ask", pictures[0], "Which?", "--json", "--max-tokens", "2", address=stack.address)
+def test_ask_json_is_one_object(stack: Stack, image_files: tuple[Path, Path]) -> None:
+    done = run("ask", image_files[0], "Which?", "--json", "--max-tokens", "2", address=stack.address)
     answer = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert answer["usage"]["completion_tokens"] == 2
@@ -58,9 +58,9 @@ def test_ask_json_is_one_object(stack: Stack, pictures: tuple[Path, Path]) -> No
     assert answer["timings"]["total_ms"] > 0
 
 
-def test_ask_in_a_terminal_is_coloured(stack: Stack, pictures: tuple[Path, Path]) -> None:
+def test_ask_in_a_terminal_is_coloured(stack: Stack, image_files: tuple[Path, Path]) -> None:
     ours, theirs = pty.openpty()
-    command = [TANDEM, "ask", "--address", stack.address, str(pictures[0]), "Which?", "--max-tokens", "4"]
+    command = [TANDEM, "ask", "--address", stack.address, str(image_files[0]), "Which?", "--max-tokens", "4"]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
     subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, check=True, timeout=60)
     os.close(theirs)
@@ -69,8 +69,8 @@ def test_ask_in_a_terminal_is_coloured(stack: Stack, pictures: tuple[Path, Path]
     assert "\x1b[1mtotal" in shown
 
 
-def test_a_request_file_is_sent_as_it_is(stack: Stack, tmp_path: Path, pictures: tuple[Path, Path]) -> None:
-    parts = [{"image": {"data": base64.b64encode(pictures[0].read_bytes()).decode()}}, {"text": "Which?"}]
+def test_a_request_file_is_sent_as_it_is(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
+    parts = [{"image": {"data": base64.b64encode(image_files[0].read_bytes()).decode()}}, {"text": "Which?"}]
     request = {"messages": [{"role": "ROLE_USER", "parts": parts}], "sampling": {"maxTokens": 3}}
     path = tmp_path / "request.json"
     path.write_text(json.dumps(request))
@@ -105,7 +105,7 @@ def test_a_request_file_that_is_not_utf8_ends_the_command_with_that_sentence(tmp
 
 def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     for arguments in (("ask", ""), ("ask", broken, "What?"), ("ask", "What?", "--release", "other-v1.0.0")):
         done = run(*arguments, address=stack.address)
         assert (done.returncode, done.stdout) == (1, "")
@@ -113,7 +113,7 @@ def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> 
 
 
 def test_no_gateway_says_what_to_do() -> None:
-    """A question may mention a picture by its name."""
+    """A question may mention an image by its name."""
     for arguments in (("ask", "Is there a bag.png?"), ("ask", "Describe bag.png"), ("models",)):
         done = run(*arguments)
         assert done.returncode == 1
@@ -135,7 +135,7 @@ def test_what_the_terminal_cannot_write_is_no_traceback(stack: Stack) -> None:
     assert (done.returncode, done.stdout) == (0, f"{shown}\n")
 
 
-def test_a_missing_picture_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_image_is_one_sentence(tmp_path: Path) -> None:
     done = run("ask", tmp_path / "nothing.png", "What?")
     assert (done.returncode, done.stderr) == (1, f"{tmp_path}/nothing.png: No such file or directory.\n")
 
@@ -159,8 +159,8 @@ def test_what_is_not_utf8_and_cannot_be_sent_is_one_sentence(arguments: tuple[st
     [
         (["ask"], "QUESTION: it is missing"),
         (["ask", __file__], "is a file"),
-        (["ask", "nothing.png"], "nothing.png looks like a picture's file"),
-        (["ask", "nothing.png", "neither.JPG"], "neither.JPG looks like a picture's file"),
+        (["ask", "nothing.png"], "nothing.png looks like an image's file"),
+        (["ask", "nothing.png", "neither.JPG"], "neither.JPG looks like an image's file"),
         (["ask", "--request", __file__, "What?"], "leave out QUESTION"),
         (["ask", "--request", __file__, "--seed", "1"], "leave out --seed"),
         (["ask", "What?", "--max-tokens", "0"], "--max-tokens"),

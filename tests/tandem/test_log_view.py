@@ -73,7 +73,7 @@ def test_lines_for_a_terminal_that_is_gone_are_not_kept() -> None:
 
 def test_ready_says_what_to_type_next() -> None:
     for address, typed in (
-        (DEFAULT_ADDRESS, "tandem ask PICTURE"),
+        (DEFAULT_ADDRESS, "tandem ask IMAGE"),
         ("127.0.0.1:7", "tandem ask --address 127.0.0.1:7 "),
     ):
         view, stream = terminal()

@@ -58,9 +58,9 @@ def plain(renderable: RenderableType, width: int = 200) -> str:
     return console.file.getvalue()
 
 
-def test_the_timing_table_says_where_the_time_went_and_which_picture_was_cached() -> None:
+def test_the_timing_table_says_where_the_time_went_and_which_image_was_cached() -> None:
     text = plain(timing_table(ANSWER))
-    assert "picture 1 encoded (11.5 ms), picture 2 cached (0.2 ms)" in text
+    assert "image 1 encoded (11.5 ms), image 2 cached (0.2 ms)" in text
     assert "50 tokens, 32 visual, 16 cached" in text
     assert re.search(r"^request +abc *$", text, re.MULTILINE)
     assert "\x1b" not in text
@@ -69,16 +69,16 @@ def test_the_timing_table_says_where_the_time_went_and_which_picture_was_cached(
 @pytest.mark.parametrize(
     ("level", "words"),
     [
-        ("miss", "picture 1 encoded (7.0 ms)"),
-        ("gateway", "picture 1 cached (7.0 ms)"),
-        ("shared", "picture 1 cached in Redis (7.0 ms)"),
-        ("vision", "picture 1 cached in the vision service (7.0 ms)"),
-        ("in_flight", "picture 1 encoded with another request (7.0 ms)"),
-        ("similar", "picture 1 taken for abababababab, 97.2% similar (7.0 ms)"),
-        ("9", "picture 1 9 (7.0 ms)"),  # a newer server's
+        ("miss", "image 1 encoded (7.0 ms)"),
+        ("gateway", "image 1 cached (7.0 ms)"),
+        ("shared", "image 1 cached in Redis (7.0 ms)"),
+        ("vision", "image 1 cached in the vision service (7.0 ms)"),
+        ("in_flight", "image 1 encoded with another request (7.0 ms)"),
+        ("similar", "image 1 taken for abababababab, 97.2% similar (7.0 ms)"),
+        ("9", "image 1 9 (7.0 ms)"),  # a newer server's
     ],
 )
-def test_the_table_says_where_a_picture_was_found(level: str, words: str) -> None:
+def test_the_table_says_where_an_image_was_found(level: str, words: str) -> None:
     image = ImageReport(
         sha256="00" * 32,
         cache_level=level,

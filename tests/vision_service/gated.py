@@ -18,9 +18,9 @@ from prometheus_client import REGISTRY
 from checkpoint.presets import PRESETS
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, Picture, Shared
+from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared
 from vision_service.image_files import ImageLimits
-from vision_service.similar import SimilarPictures
+from vision_service.similar import SimilarImages
 from vision_service.token_cache import TokenCache
 
 DIGEST = bytes(32)
@@ -28,7 +28,7 @@ DIGEST = bytes(32)
 
 @dataclass
 class GatedBackend:
-    """Encodes a picture as its mean; while `gate` is clear, it waits. Keeps the sizes of its batches."""
+    """Encodes an image as its mean; while `gate` is clear, it waits. Keeps the sizes of its batches."""
 
     name: str = "gated"
     device: str = "cpu"
@@ -57,11 +57,11 @@ class Bench:
     shared: Shared
 
     async def ask(self, image: bytes, **fields: Any) -> Encoded:
-        return await self.model.encode(picture(image, **fields))
+        return await self.model.encode(request(image, **fields))
 
 
-def picture(image: bytes, **fields: Any) -> Picture:
-    return Picture(**{"image": image, "sha256": hashlib.sha256(image).digest(), **fields})
+def request(image: bytes, **fields: Any) -> ImageRequest:
+    return ImageRequest(**{"image": image, "sha256": hashlib.sha256(image).digest(), **fields})
 
 
 def png(colour: str) -> bytes:
@@ -71,7 +71,7 @@ def png(colour: str) -> bytes:
 
 
 def photo(kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
-    """Return a smooth picture as a file of some kind."""
+    """Return a smooth image as a file of some kind."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(file, kind, **options)
@@ -93,7 +93,7 @@ def host(backend: GatedBackend, shared: Shared, *, digest: bytes = DIGEST, tag: 
 async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -> AsyncIterator[Bench]:
     backend = GatedBackend()
     backend.gate.set()
-    similar = None if threshold is None else SimilarPictures(threshold=threshold, max_entries=64)
+    similar = None if threshold is None else SimilarImages(threshold=threshold, max_entries=64)
     decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar is not None)
     with ThreadPoolExecutor(1) as forward:
         cache = TokenCache(max_bytes=cache_bytes, ttl_s=None)

@@ -1,4 +1,4 @@
-"""Picture files, right ones and wrong ones."""
+"""Image files, right ones and wrong ones."""
 
 import io
 import re
@@ -22,7 +22,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def gradient(width: int = 48, height: int = 32) -> Image.Image:
-    """Return a picture of which no two regions look the same."""
+    """Return an image of which no two regions look the same."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 5, y * 7, (x + y) * 3], -1).astype(np.uint8))
 

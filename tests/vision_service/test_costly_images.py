@@ -1,4 +1,4 @@
-"""Pictures made to cost more than they are: refused before the work is done, whatever their files claim."""
+"""Images made to cost more than they are: refused before the work is done, whatever their files claim."""
 
 import struct
 import time
@@ -50,7 +50,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     data = saved(gradient(), "JPEG", progressive=True)
     assert data.endswith(b"\xff\xd9")
     assert read_image(data[:-2] + 20 * EMPTY_SCAN + data[-2:], LIMITS).size == gradient().size
-    # What could pass for the picture's end, or for data.
+    # What could pass for the image's end, or for data.
     for between in (b"", b"\xff\xfe\x00\x04\xff\xd9", b"\xff\xff"):
         assert refusal(data[:-2] + 500 * (between + EMPTY_SCAN) + data[-2:]).reason == "IMAGE_UNSUPPORTED"
     no_segment = b"\xff\x02\xff\xff"  # who looks for a restart passes over it, and over no more than its two bytes
@@ -70,7 +70,7 @@ def test_what_only_looks_like_scans_is_passed_over() -> None:
     assert read.tobytes() == read_image(data, LIMITS).tobytes()
 
 
-def test_a_picture_in_too_many_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_in_too_many_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece is a turn of Python, held by the lock that everybody needs: ten seconds for 20 MB of them."""
     monkeypatch.setattr(images, "_MAX_READS", 10_000)
     png, jpeg = saved(gradient(), "PNG"), saved(gradient(), "JPEG")

@@ -43,8 +43,8 @@ async def test_pixels_are_those_of_the_plain_functions(pool: DecodePool) -> None
     assert decoded.decode_s > 0
 
 
-async def test_a_digest_of_another_picture_is_refused(pool: DecodePool) -> None:
-    """Else a wrong picture would be kept under a right one's key."""
+async def test_a_digest_of_another_image_is_refused(pool: DecodePool) -> None:
+    """Else a wrong image would be kept under a right one's key."""
     large = bytes(2 * 2**20)  # hashed in a thread
     for data in (png(), large):
         await pool.check(data, digest(data))
@@ -64,24 +64,24 @@ async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
         return read_image(data, limits)
 
     monkeypatch.setattr(decoding, "read_image", slow_read)
-    pictures = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
-    tasks = {colour: asyncio.create_task(pool.decode(pictures[colour], CONFIG)) for colour in ("red", "green")}
+    images = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
+    tasks = {colour: asyncio.create_task(pool.decode(images[colour], CONFIG)) for colour in ("red", "green")}
     await asyncio.sleep(0.01)
     with pytest.raises(ResourceExhausted) as caught:
-        await pool.decode(pictures["blue"], CONFIG)
+        await pool.decode(images["blue"], CONFIG)
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.retry_after_s is not None
     tasks["green"].cancel()
     await asyncio.sleep(0)
-    tasks["white"] = asyncio.create_task(pool.decode(pictures["white"], CONFIG))
+    tasks["white"] = asyncio.create_task(pool.decode(images["white"], CONFIG))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(tasks["red"], tasks["white"])
-    assert seen == [pictures["red"], pictures["white"]]
+    assert seen == [images["red"], images["white"]]
 
 
-async def test_an_endless_row_of_bad_pictures_leaves_every_place_free(pool: DecodePool) -> None:
+async def test_an_endless_row_of_bad_images_leaves_every_place_free(pool: DecodePool) -> None:
     for _ in range(5):
         with pytest.raises(InvalidArgument):
-            await pool.decode(b"no picture", CONFIG)
+            await pool.decode(b"no image", CONFIG)
     await asyncio.gather(*(pool.decode(png(), CONFIG) for _ in range(2)))

@@ -1,4 +1,4 @@
-"""Damaged pictures by the thousand against a real process: it lives on, stays small, and everybody else is served.
+"""Damaged images by the thousand against a real process: it lives on, stays small, and everybody else is served.
 
 A thousand mutations by default; TANDEM_FUZZ_MUTATIONS=20000 makes the long run.
 """
@@ -24,9 +24,9 @@ from checkpoint.presets import PRESETS
 from tests.vision_service.process import TAG, Running, fresh, running, values
 
 NUM_MUTATIONS = int(os.environ.get("TANDEM_FUZZ_MUTATIONS", "1000"))
-AT_ONCE = 8  # damaged pictures in flight beside a good one
+AT_ONCE = 8  # damaged images in flight beside a good one
 MAX_PIXELS = 4_000_000
-# Above the process with its model warm: what two threads need to decode the largest picture allowed, twice over.
+# Above the process with its model warm: what two threads need to decode the largest image allowed, twice over.
 CEILING_BYTES = 256 * 2**20
 REFUSALS = {"IMAGE_UNSUPPORTED", "IMAGE_TOO_MANY_PIXELS", "IMAGE_TOO_SMALL", "IMAGE_TRUNCATED"}
 # Where sizes, counts and offsets turn over.
@@ -134,7 +134,7 @@ def memory_bytes(service: Running, name: str) -> int:
 
 
 def check_outcome(call: Any) -> bool:
-    """Return whether the picture was encoded; anything but finite tokens or a refusal of the picture fails."""
+    """Return whether the image was encoded; anything but finite tokens or a refusal of the image fails."""
     try:
         response = call.result()
     except grpc.RpcError as rpc_error:
@@ -148,7 +148,7 @@ def check_outcome(call: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # the long run takes as long as it takes; every call has its own limit
-def test_damaged_pictures_end_nothing_and_change_nobody_elses_answer(service: Running) -> None:
+def test_damaged_images_end_nothing_and_change_nobody_elses_answer(service: Running) -> None:
     bystander = FILES[0]
     alone = values(service.stub.Encode(fresh(bystander), timeout=20))
     largest = saved(Image.new("RGB", (2000, 2000)), "PNG")

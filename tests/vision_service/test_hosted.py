@@ -23,7 +23,7 @@ from checkpoint.weights import load_half
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, Picture, Shared, VisionLoader
+from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared, VisionLoader
 from vision_service.image_files import ImageLimits, read_image, to_pixels
 from vision_service.model.encoder import VisionHalf
 from vision_service.token_cache import TokenCache, VisualTokens
@@ -34,7 +34,7 @@ BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
 
 
 def png(colour: str) -> bytes:
-    """Return a picture of one colour, or of all greys for 'gradient'."""
+    """Return an image of one colour, or of all greys for 'gradient'."""
     image = Image.linear_gradient("L") if colour == "gradient" else Image.new("RGB", (40, 30), colour)
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -57,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 def shared() -> Iterator[Shared]:
     decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
     with ThreadPoolExecutor(1) as forward:
-        cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every picture is encoded
+        cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every image is encoded
         yield Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache)
     decoding.close()
 
@@ -73,7 +73,7 @@ async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:
 
 
 async def ask(model: HostedVision, data: bytes) -> Encoded:
-    return await model.encode(Picture(image=data, sha256=hashlib.sha256(data).digest()))
+    return await model.encode(ImageRequest(image=data, sha256=hashlib.sha256(data).digest()))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.005), (torch.bfloat16, 0.05)])
@@ -93,17 +93,17 @@ async def test_the_service_gives_what_the_plain_model_gives(
     await model.close()
 
 
-async def test_a_picture_in_a_batch_gives_what_it_gives_alone(store: ModelStore, shared: Shared) -> None:
+async def test_an_image_in_a_batch_gives_what_it_gives_alone(store: ModelStore, shared: Shared) -> None:
     """Else an answer would depend on who else is asking."""
     single = await loader(store, shared).load(TAG)
     patient = await loader(store, shared, batching=BatchConfig(max_batch_size=4, max_wait_s=60)).load(TAG)
-    pictures = [png(colour) for colour in ("red", "gradient", "navy", "white")]
-    alone = [await encode(single, data) for data in pictures]
-    encoded = await asyncio.gather(*(ask(patient, data) for data in pictures))
+    images = [png(colour) for colour in ("red", "gradient", "navy", "white")]
+    alone = [await encode(single, data) for data in images]
+    encoded = await asyncio.gather(*(ask(patient, data) for data in images))
     assert {one.batch_size for one in encoded} == {4}
     for one, other in zip(alone, encoded, strict=True):
         np.testing.assert_allclose(floats(other.tokens), one, atol=0.01 * np.abs(one).max())  # one step of bfloat16
-    assert np.abs(alone[0] - alone[1]).max() > 0.02 * np.abs(alone[0]).max()  # different pictures do differ
+    assert np.abs(alone[0] - alone[1]).max() > 0.02 * np.abs(alone[0]).max()  # different images do differ
     await single.close()
     await patient.close()
 
@@ -153,11 +153,11 @@ async def test_weights_that_give_nonsense_do_not_load(shared: Shared, tmp_path: 
 
 
 async def test_nothing_that_is_not_finite_leaves(store: ModelStore, shared: Shared) -> None:
-    """One bad picture of a batch fails alone."""
+    """One bad image of a batch fails alone."""
     half = load_half(store.folder(TAG), "vision", dtype=torch.float32)
 
     class Overflowing(TorchBackend):
-        """A backend whose arithmetic breaks on bright pictures."""
+        """A backend whose arithmetic breaks on bright images."""
 
         def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
             bits_BKD = super().encode(pixels_B3SS).copy()

@@ -1,4 +1,4 @@
-"""Pictures from strangers: each becomes the right pixels or one typed error, quickly."""
+"""Images from strangers: each becomes the right pixels or one typed error, quickly."""
 
 import time
 
@@ -54,7 +54,7 @@ def test_too_many_bytes_are_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
-def test_a_picture_without_area_is_too_small(size: tuple[int, int]) -> None:
+def test_an_image_without_area_is_too_small(size: tuple[int, int]) -> None:
     assert refusal(saved(Image.new("RGB", size), "PNG")).reason == "IMAGE_TOO_SMALL"
 
 
@@ -66,7 +66,7 @@ def test_the_pixel_limit_holds_for_every_format(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
-def test_a_truncated_picture_is_refused_wherever_it_ends(kind: str) -> None:
+def test_a_truncated_image_is_refused_wherever_it_ends(kind: str) -> None:
     data = saved(gradient(), kind)
     for share in (0.3, 0.5, 0.7):
         assert refusal(data[: int(len(data) * share)]).reason in ("IMAGE_TRUNCATED", "IMAGE_UNSUPPORTED")
@@ -75,7 +75,7 @@ def test_a_truncated_picture_is_refused_wherever_it_ends(kind: str) -> None:
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_damaged_bytes_give_a_picture_or_a_typed_error(data: st.DataObject) -> None:
+def test_damaged_bytes_give_an_image_or_a_typed_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["PNG", "BMP", "WEBP", "GIF", "JPEG"]))
     content = bytearray(saved(gradient(24, 16), kind))
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
@@ -88,8 +88,8 @@ def test_damaged_bytes_give_a_picture_or_a_typed_error(data: st.DataObject) -> N
     assert np.isfinite(to_pixels(image, VISION)).all()
 
 
-def test_a_file_behind_the_picture_changes_nothing() -> None:
-    """Polyglots: what stands behind the picture's end is not read."""
+def test_a_file_behind_the_image_changes_nothing() -> None:
+    """Polyglots: what stands behind the image's end is not read."""
     data = saved(gradient(), "PNG")
     assert read_image(data + b"PK\x03\x04" + bytes(100), LIMITS).tobytes() == read_image(data, LIMITS).tobytes()
 
@@ -169,7 +169,7 @@ def test_pixels_are_normalised_colours() -> None:
     np.testing.assert_allclose(pixels, np.broadcast_to(expected[:, None, None], pixels.shape), rtol=1e-5)
 
 
-def test_a_wide_picture_keeps_its_shape_between_borders_of_about_zero() -> None:
+def test_a_wide_image_keeps_its_shape_between_borders_of_about_zero() -> None:
     pixels = to_pixels(Image.new("RGB", (400, 200), WHITE), VISION)
     border = np.concatenate([pixels[:, :56], pixels[:, 168:]], axis=1)
     assert np.abs(border).max() < 0.01

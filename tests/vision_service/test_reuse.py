@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from chassis.errors import Internal, InvalidArgument, NotFound, TandemError
-from tests.vision_service.gated import DIGEST, bench, counted, host, picture, png, until
-from vision_service.hosted import Picture, Source
+from tests.vision_service.gated import DIGEST, bench, counted, host, png, request, until
+from vision_service.hosted import ImageRequest, Source
 
 
-async def test_a_picture_is_encoded_once_and_later_named_by_its_digest() -> None:
+async def test_an_image_is_encoded_once_and_later_named_by_its_digest() -> None:
     async with bench() as it:
         first = await it.ask(png("red"))
         again = await it.ask(png("red"))
@@ -22,7 +22,7 @@ async def test_a_picture_is_encoded_once_and_later_named_by_its_digest() -> None
         assert it.backend.batches == [1]
 
 
-async def test_a_digest_nobody_sent_the_picture_of_is_not_found() -> None:
+async def test_a_digest_nobody_sent_the_image_of_is_not_found() -> None:
     async with bench() as it:
         with pytest.raises(NotFound) as caught:
             await it.ask(b"", sha256=DIGEST)
@@ -30,26 +30,26 @@ async def test_a_digest_nobody_sent_the_picture_of_is_not_found() -> None:
 
 
 async def test_every_part_of_the_key_keeps_answers_apart() -> None:
-    """Another picture, tenant or encoder never gets what is cached, by digest or by bytes."""
+    """Another image, tenant or encoder never gets what is cached, by digest or by bytes."""
     async with bench() as it:
         await it.ask(png("red"))
         sha256 = hashlib.sha256(png("red")).digest()
         other = host(it.backend, it.shared, digest=bytes([1]) * 32)
         for model, wrong in (
-            (it.model, Picture(image=b"", sha256=hashlib.sha256(png("blue")).digest())),
-            (it.model, Picture(image=b"", sha256=sha256, cache_salt=b"tenant")),
-            (other, Picture(image=b"", sha256=sha256)),
+            (it.model, ImageRequest(image=b"", sha256=hashlib.sha256(png("blue")).digest())),
+            (it.model, ImageRequest(image=b"", sha256=sha256, cache_salt=b"tenant")),
+            (other, ImageRequest(image=b"", sha256=sha256)),
         ):
             with pytest.raises(NotFound):
                 await model.encode(wrong)
         sources = [await it.ask(png("blue")), await it.ask(png("red"), cache_salt=b"tenant")]
-        sources.append(await other.encode(picture(png("red"))))
+        sources.append(await other.encode(request(png("red"))))
         assert [one.source for one in sources] == [Source.ENCODED] * 3
         assert len({one.visual_key for one in sources}) == 3
         await other.close()
 
 
-async def test_a_known_picture_does_not_vouch_for_other_bytes() -> None:
+async def test_a_known_image_does_not_vouch_for_other_bytes() -> None:
     """Who sends bytes gets an answer about them, even where the digest they claim is cached or under way."""
     async with bench() as it:
         sha256 = hashlib.sha256(png("red")).digest()
@@ -64,7 +64,7 @@ async def test_a_known_picture_does_not_vouch_for_other_bytes() -> None:
             await it.ask(png("blue"), sha256=sha256)
 
 
-async def test_the_same_picture_at_the_same_time_is_encoded_once_for_all() -> None:
+async def test_the_same_image_at_the_same_time_is_encoded_once_for_all() -> None:
     async with bench(cache_bytes=0) as it:
         it.backend.gate.clear()
         tasks = [asyncio.create_task(it.ask(png("red"))) for _ in range(6)]
@@ -88,7 +88,7 @@ async def test_one_who_leaves_takes_nothing_from_the_others() -> None:
         assert (await second).source is Source.IN_FLIGHT
 
 
-async def test_a_picture_everybody_left_never_reaches_the_model() -> None:
+async def test_an_image_everybody_left_never_reaches_the_model() -> None:
     async with bench() as it:
         it.backend.gate.clear()
         running = asyncio.create_task(it.ask(png("white")))
@@ -122,9 +122,9 @@ async def test_unloading_a_tag_does_not_fail_who_asked_under_another_of_the_same
     async with bench() as it:
         it.backend.gate.clear()
         other = host(it.backend, it.shared)
-        running = asyncio.create_task(other.encode(picture(png("white"))))
+        running = asyncio.create_task(other.encode(request(png("white"))))
         await until(lambda: it.backend.batches == [1])
-        first = asyncio.create_task(other.encode(picture(png("red"))))
+        first = asyncio.create_task(other.encode(request(png("red"))))
         await asyncio.sleep(0.05)
         second = asyncio.create_task(it.ask(png("red")))
         await asyncio.sleep(0.05)

@@ -65,7 +65,7 @@ def test_encode_answers_tokens_key_and_timings(service: Running) -> None:
     assert response.timings.batch_size == 1
 
 
-def test_a_picture_is_sent_and_encoded_once_and_then_named_by_digest(service: Running) -> None:
+def test_an_image_is_sent_and_encoded_once_and_then_named_by_digest(service: Running) -> None:
     image, salt = png("plum"), os.urandom(8)
     by_digest = request(image, cache_salt=salt)
     by_digest.ClearField("image")
@@ -93,7 +93,7 @@ def test_another_file_of_the_same_photo_is_answered_with_its_tokens(service: Run
     assert not first.HasField("similar")
 
 
-def test_the_same_picture_through_several_connections_is_encoded_once(service: Running) -> None:
+def test_the_same_image_through_several_connections_is_encoded_once(service: Running) -> None:
     """As when several gateways ask for it at the same moment."""
     ask, metric = request(png("teal"), cache_salt=os.urandom(8)), f'tandem_vision_batch_size_sum{{tag="{TAG}"}}'
     before = read_metric(service, metric)
@@ -200,7 +200,7 @@ def test_metrics_tell_of_batches_and_refusals(service: Running) -> None:
 
 
 def test_overload_leavers_and_stopping(models: Path) -> None:
-    """One process, first flooded, then left by a caller, then told to stop while a picture waits for company."""
+    """One process, first flooded, then left by a caller, then told to stop while an image waits for company."""
     flags = (
         "--tags",
         TAG,
@@ -224,7 +224,7 @@ def test_overload_leavers_and_stopping(models: Path) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             service.stub.Encode(fresh(png()), timeout=0.3)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        # The picture nobody waits for takes no place in the batch of the next one.
+        # The image nobody waits for takes no place in the batch of the next one.
         assert service.stub.Encode(fresh(png()), timeout=10).timings.batch_size == 1
 
         last = service.stub.Encode.future(fresh(png()), timeout=10)

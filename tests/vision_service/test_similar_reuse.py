@@ -1,11 +1,11 @@
-"""Pictures that look the same are answered with what is known of one, within their tenant and encoder."""
+"""Images that look the same are answered with what is known of one, within their tenant and encoder."""
 
 import hashlib
 
 import pytest
 
 from chassis.errors import NotFound
-from tests.vision_service.gated import bench, host, photo, picture, png
+from tests.vision_service.gated import bench, host, photo, png, request
 from vision_service.hosted import Source
 
 
@@ -24,16 +24,16 @@ async def test_another_file_of_the_same_photo_is_answered_with_its_tokens_and_sa
         assert (await it.ask(photo(seed=1))).source is Source.ENCODED
 
 
-async def test_tenants_and_encoders_never_share_similar_pictures() -> None:
+async def test_tenants_and_encoders_never_share_similar_images() -> None:
     async with bench(threshold=0.5) as it:
         await it.ask(photo(), cache_salt=b"one")
         assert (await it.ask(photo("BMP"), cache_salt=b"other")).source is Source.ENCODED
         model = host(it.backend, it.shared, digest=bytes([1]) * 32)
-        assert (await model.encode(picture(photo("BMP"), cache_salt=b"one"))).source is Source.ENCODED
+        assert (await model.encode(request(photo("BMP"), cache_salt=b"one"))).source is Source.ENCODED
         await model.close()
 
 
-async def test_a_similar_picture_whose_tokens_left_the_cache_does_not_answer() -> None:
+async def test_a_similar_image_whose_tokens_left_the_cache_does_not_answer() -> None:
     async with bench(threshold=0.95, cache_bytes=600) as it:  # one entry
         await it.ask(photo())
         await it.ask(png("red"))

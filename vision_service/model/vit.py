@@ -1,4 +1,4 @@
-"""The vision transformer: square pictures to pooled patches.
+"""The vision transformer: square images to pooled patches.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv:2010.11929): pre-norm blocks over patches, here
 without a class token, since every patch is read by what follows.
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width, bias=config.linear_bias)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
-        """Attend without a mask: a picture has no order of reading."""
+        """Attend without a mask: an image has no order of reading."""
         qkv_BN3HE = self.qkv(x_BNW).unflatten(-1, (3, self.num_heads, -1))
         q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
         out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)

@@ -14,7 +14,7 @@ from typing import Literal
 Arm = Literal["stable", "canary", "shadow"]
 # Requests that may be compared with one another. A canary with a vision half of its own begins with a cold cache, so
 # its first tokens are compared kind by kind; else its misses would count against it.
-Kind = Literal["text", "pictures at hand", "pictures encoded"]
+Kind = Literal["text", "images at hand", "images encoded"]
 Timing = Literal["first_token", "inter_token"]
 Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped"]
 

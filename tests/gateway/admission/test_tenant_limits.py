@@ -54,7 +54,7 @@ async def test_the_gateways_places_hold_for_all_together(make_world: MakeWorld) 
 async def test_large_requests_are_refused_where_the_queue_still_has_places_but_memory_has_not(
     make_world: MakeWorld,
 ) -> None:
-    """A queue bounded by number alone holds any amount: hundreds of pictures of twenty megabytes."""
+    """A queue bounded by number alone holds any amount: hundreds of images of twenty megabytes."""
     limits = {"max_message_bytes": 2**20, "max_request_bytes": 2**20}
     async with make_world(max_running=1, max_waiting=100, **limits) as world:
         world.language.hangs = True

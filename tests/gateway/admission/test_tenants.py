@@ -20,7 +20,7 @@ from tests.gateway.keyed import asked, entry, refused
 from tests.gateway.scripted import World, ask, read
 
 KEY, OTHER_KEY, OPERATOR_KEY = new_key(), new_key(), new_key()
-PICTURE = b"a picture"
+IMAGE = b"an image"
 
 
 @pytest.mark.parametrize(
@@ -102,24 +102,24 @@ def test_a_bad_file_is_refused_by_place_without_its_content(
     assert KEY not in raised.value.message
 
 
-async def test_salts_keep_pictures_and_prefixes_apart(make_world: MakeWorld, write_keys: Callable[..., Path]) -> None:
+async def test_salts_keep_images_and_prefixes_apart(make_world: MakeWorld, write_keys: Callable[..., Path]) -> None:
     keys = write_keys(entry("acme", KEY, cache_salt="acme"), entry("other", OTHER_KEY, cache_salt="other"))
     async with make_world(keys=keys) as world:
         levels = [
-            (await asked(world, key, PICTURE, "What?")).finished.images[0].cache_level for key in (KEY, OTHER_KEY, KEY)
+            (await asked(world, key, IMAGE, "What?")).finished.images[0].cache_level for key in (KEY, OTHER_KEY, KEY)
         ]
         miss, hit = gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_GATEWAY
         assert levels == [miss, miss, hit]
         assert [start.cache_salt for start in world.language.starts] == [b"acme", b"other", b"acme"]
 
 
-async def test_a_picture_put_by_one_tenant_is_not_there_for_another(
+async def test_an_image_put_by_one_tenant_is_not_there_for_another(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """Else a digest would tell whether somebody else has a picture."""
+    """Else a digest would tell whether somebody else has an image."""
     keys = write_keys(entry("acme", KEY, cache_salt="acme"), entry("other", OTHER_KEY, cache_salt="other"))
     async with make_world(keys=keys) as world:
-        chunks = iter([gateway_pb2.PutImageRequest(chunk=PICTURE)])
+        chunks = iter([gateway_pb2.PutImageRequest(chunk=IMAGE)])
         put = await world.stub.PutImage(chunks, metadata=[authorization(KEY)])
         request = ask("What?")
         request.messages[0].parts.add(image=gateway_pb2.Image(sha256=put.sha256))

@@ -8,7 +8,7 @@ from tandem.v1 import gateway_pb2
 from tandem.v1.gateway_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Image, Message, Part
 
 LIMITS = Limits(max_images=2, max_text_characters=20, max_stop_strings=16)
-TEXT, PICTURE = Part(text="What?"), Part(image=Image(data=b"x"))
+TEXT, IMAGE = Part(text="What?"), Part(image=Image(data=b"x"))
 
 BAD_CONVERSATIONS = {
     "no messages": ([], "NO_MESSAGES", "messages"),
@@ -22,22 +22,22 @@ BAD_CONVERSATIONS = {
         "LAST_NOT_USER",
         "messages[1].role",
     ),
-    "a picture without a question": ([Message(role=ROLE_USER, parts=[PICTURE])], "EMPTY_QUESTION", "messages[0].parts"),
+    "an image without a question": ([Message(role=ROLE_USER, parts=[IMAGE])], "EMPTY_QUESTION", "messages[0].parts"),
     "a blank question": (
-        [Message(role=ROLE_USER, parts=[PICTURE, Part(text=" \n\u3000")])],
+        [Message(role=ROLE_USER, parts=[IMAGE, Part(text=" \n\u3000")])],
         "EMPTY_QUESTION",
         "messages[0].parts",
     ),
-    "too many pictures in one turn": (
-        [Message(role=ROLE_USER, parts=[PICTURE, PICTURE, TEXT, PICTURE])],
+    "too many images in one turn": (
+        [Message(role=ROLE_USER, parts=[IMAGE, IMAGE, TEXT, IMAGE])],
         "TOO_MANY_IMAGES",
         "messages[0].parts[3].image",
     ),
-    "too many pictures over all turns": (
+    "too many images over all turns": (
         [
-            Message(role=ROLE_USER, parts=[PICTURE, TEXT, PICTURE]),
+            Message(role=ROLE_USER, parts=[IMAGE, TEXT, IMAGE]),
             Message(role=ROLE_ASSISTANT, parts=[TEXT]),
-            Message(role=ROLE_USER, parts=[PICTURE, TEXT]),
+            Message(role=ROLE_USER, parts=[IMAGE, TEXT]),
         ],
         "TOO_MANY_IMAGES",
         "messages[2].parts[0].image",
@@ -74,7 +74,7 @@ def test_bad_options_are_refused_at_their_field(options: dict[str, str | list[st
 
 def test_everything_at_its_limit_is_taken() -> None:
     check_options(gateway_pb2.GatewayGenerateRequest(stop=["字" * 128] * 16, routing_key="k" * 256), LIMITS)
-    message = Message(role=ROLE_USER, parts=[PICTURE, Part(text="问" * 20), PICTURE])
+    message = Message(role=ROLE_USER, parts=[IMAGE, Part(text="问" * 20), IMAGE])
     conversation = check_conversation([message], LIMITS)
     assert conversation.num_characters == 20
     assert [image.path for image in conversation.images] == ["messages[0].parts[0].image", "messages[0].parts[2].image"]

@@ -14,13 +14,13 @@ from structlog.testing import capture_logs
 
 from chassis.errors import FailedPrecondition, Internal, TandemError, from_rpc_error
 from checkpoint.manifest import read_manifest
-from gateway.filters.image_filter import PictureFilter, Probe, read_probe, write_probe
+from gateway.filters.image_filter import ImageFilter, Probe, read_probe, write_probe
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import TAG, WIDTH
 from tests.gateway.scripted import World, eventually
 
-PICTURE = b"a picture"
+IMAGE = b"an image"
 DIGEST = bytes(range(32))
 # A safetensors file is the length of its header, the header, and the data.
 _HEADER = json.dumps(
@@ -100,7 +100,7 @@ async def test_a_stop_string_and_a_word_together_end_at_the_first(make_world: Ma
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f", "\x85"])
 async def test_control_characters_are_refused_by_place(world: World, text: str) -> None:
-    error = await error_of(world.ask(PICTURE, "What is it?", text))
+    error = await error_of(world.ask(IMAGE, "What is it?", text))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONTROL_CHARACTER")
     assert error.field == "messages[0].parts[2].text"
 
@@ -123,7 +123,7 @@ async def test_text_checks_can_be_switched_off(make_world: MakeWorld) -> None:
 
 
 def probe(threshold: float, *, width: int = WIDTH) -> Probe:
-    """Return a probe whose one class holds for what the scripted vision stage makes of every picture: ones."""
+    """Return a probe whose one class holds for what the scripted vision stage makes of every image: ones."""
     return Probe(
         weight_CW=np.full((1, width), 2 / width, np.float32),
         bias_C=np.zeros(1, np.float32),
@@ -133,31 +133,31 @@ def probe(threshold: float, *, width: int = WIDTH) -> Probe:
 
 
 @pytest.mark.parametrize(("threshold", "is_refused"), [(0.88, True), (0.89, False)])  # sigmoid(2) is 0.881
-async def test_a_picture_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
+async def test_an_image_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
     threshold: float, is_refused: bool, make_world: MakeWorld, store: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "probe.safetensors"
     write_probe(path, probe(threshold), read_manifest(store / TAG).vision.digest)
-    async with make_world(picture_probes=(str(path),)) as world:
-        for _ in range(2):  # a cached picture is looked at, too
+    async with make_world(image_probes=(str(path),)) as world:
+        for _ in range(2):  # a cached image is looked at, too
             if is_refused:
-                error = await error_of(world.ask("Look:", PICTURE, "What is it?"))
+                error = await error_of(world.ask("Look:", IMAGE, "What is it?"))
                 assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "IMAGE_FILTERED")
                 assert (error.field, error.metadata["classes"]) == ("messages[0].parts[1].image", "weapon")
                 await eventually(lambda: world.language.num_running == 0)
             else:
-                answer = await world.ask("Look:", PICTURE, "What is it?")
+                answer = await world.ask("Look:", IMAGE, "What is it?")
                 assert answer.finished.images[0].cache_level != gateway_pb2.CACHE_LEVEL_UNSPECIFIED
         assert world.vision.num_encodes == 1
 
 
-async def test_a_picture_no_probe_can_look_at_is_not_let_through(make_world: MakeWorld, tmp_path: Path) -> None:
+async def test_an_image_no_probe_can_look_at_is_not_let_through(make_world: MakeWorld, tmp_path: Path) -> None:
     path = tmp_path / "probe.safetensors"
     write_probe(path, probe(0.5), DIGEST)
-    async with make_world(picture_probes=(str(path),)) as world:
-        error = await error_of(world.ask(PICTURE, "What is it?"))
+    async with make_world(image_probes=(str(path),)) as world:
+        error = await error_of(world.ask(IMAGE, "What is it?"))
         assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_PROBE")
-        await world.ask("And without a picture?")
+        await world.ask("And without an image?")
 
 
 def test_a_probe_computes_what_numpy_says_in_float32(tmp_path: Path) -> None:
@@ -200,5 +200,5 @@ def test_a_broken_probe_stops_the_start(case: str, tmp_path: Path) -> None:
     path = tmp_path / "probe.safetensors"
     broken_probes()[case](path)
     with pytest.raises(FailedPrecondition) as raised:
-        PictureFilter([path])
+        ImageFilter([path])
     assert raised.value.reason == "BAD_PROBE"

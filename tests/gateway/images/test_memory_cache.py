@@ -29,7 +29,7 @@ class Encoder:
         self,
         data: bytes,
         error: Exception | None = None,
-        similar: vision_pb2.SimilarPicture | None = None,
+        similar: vision_pb2.SimilarImage | None = None,
         key: bytes = b"a",
     ) -> Callable[[], Coroutine[Any, Any, Found]]:
         async def encode() -> Found:
@@ -161,21 +161,21 @@ async def test_an_entry_whose_bytes_changed_in_memory_is_encoded_again(encoder: 
     assert (await get(cache, b"a", encoder.of(b"?"))).entry.data == b"tokens"
 
 
-async def test_tokens_of_a_similar_picture_answer_this_time_and_are_never_kept_under_this_key(
+async def test_tokens_of_a_similar_image_answer_this_time_and_are_never_kept_under_this_key(
     encoder: Encoder,
 ) -> None:
     encoder.go.set()
     cache = VisualCache(max_bytes=10_000)
-    similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
+    similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     assert (await get(cache, b"a", encoder.of(b"other's", similar=similar, key=b"b"))).similar == similar
     assert (cache.num_bytes, cache.num_pinned) == (0, 0)
     assert (await get(cache, b"a", encoder.of(b"own"))).level == MISS
 
 
 async def test_those_who_join_see_where_the_tokens_came_from(encoder: Encoder) -> None:
-    """Only what was encoded for another request is theirs by joining; a similar picture's tokens stay that."""
+    """Only what was encoded for another request is theirs by joining; a similar image's tokens stay that."""
     cache = VisualCache(max_bytes=0)
-    similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
+    similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     calls = [asyncio.create_task(get(cache, b"a", encoder.of(b"tokens", similar=similar, key=b"b"))) for _ in range(3)]
     await asyncio.sleep(0)
     encoder.go.set()

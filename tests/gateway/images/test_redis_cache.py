@@ -112,7 +112,7 @@ async def test_each_part_of_what_is_wanted_counts(cache: SharedCache, redis: Red
         pytest.param(
             Entry.of(tokens_for(replace(WANTED, visual_key=b"K" * 32)).SerializeToString()).pack(),
             "tandem_visual_cache_foreign",
-            id="another picture's",
+            id="another image's",
         ),
         pytest.param(Entry.of(b"hello").pack(), "tandem_visual_cache_foreign", id="no visual tokens"),
     ],

@@ -1,4 +1,4 @@
-"""Where visual tokens come from: memory, Redis, the vision service by digest or by bytes, another picture."""
+"""Where visual tokens come from: memory, Redis, the vision service by digest or by bytes, another image."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import World, eventually
 
 BUSY_S = 3.0  # what a busy machine may add
-SMALL, LARGE = b"a picture", b"a large picture" * 10_000
+SMALL, LARGE = b"an image", b"a large image" * 10_000
 MISS, HERE, SHARED, VISION, IN_FLIGHT, SIMILAR = (
     gateway_pb2.CACHE_LEVEL_MISS,
     gateway_pb2.CACHE_LEVEL_GATEWAY,
@@ -30,9 +30,9 @@ MISS, HERE, SHARED, VISION, IN_FLIGHT, SIMILAR = (
 )
 
 
-def name_of(picture: bytes) -> bytes:
-    """Return the name Redis has a picture's visual tokens under."""
-    key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(picture).digest())
+def name_of(image: bytes) -> bytes:
+    """Return the name Redis has an image's visual tokens under."""
+    key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(image).digest())
     return PREFIX + key.hex().encode()
 
 
@@ -45,13 +45,13 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-async def level(world: World, picture: bytes) -> int:
-    return (await report(world, picture)).cache_level
+async def level(world: World, image: bytes) -> int:
+    return (await report(world, image)).cache_level
 
 
-async def report(world: World, picture: bytes) -> gateway_pb2.ImageReport:
-    [image] = (await world.ask(picture, "What is it?")).finished.images
-    return image
+async def report(world: World, image: bytes) -> gateway_pb2.ImageReport:
+    [found] = (await world.ask(image, "What is it?")).finished.images
+    return found
 
 
 def shared(redis: RedisServer, **settings: Any) -> dict[str, Any]:
@@ -59,19 +59,19 @@ def shared(redis: RedisServer, **settings: Any) -> dict[str, Any]:
     return {"shared_cache_url": redis.url, "shared_cache_timeout_ms": 1000, "shared_cache_pause_s": 0.3, **settings}
 
 
-async def test_a_small_picture_is_sent_at_once(world: World) -> None:
+async def test_a_small_image_is_sent_at_once(world: World) -> None:
     """Asking first would cost more than its bytes."""
     assert await level(world, SMALL) == MISS
     assert [request.image for request in world.vision.requests] == [SMALL]
 
 
-async def test_a_large_picture_is_asked_for_by_digest_and_then_sent(world: World) -> None:
+async def test_a_large_image_is_asked_for_by_digest_and_then_sent(world: World) -> None:
     assert await level(world, LARGE) == MISS
     assert [request.image for request in world.vision.requests] == [b"", LARGE]
     assert {request.image_sha256 for request in world.vision.requests} == {hashlib.sha256(LARGE).digest()}
 
 
-async def test_a_large_picture_the_vision_service_knows_is_never_sent(world: World) -> None:
+async def test_a_large_image_the_vision_service_knows_is_never_sent(world: World) -> None:
     world.vision.known.add(hashlib.sha256(LARGE).digest())
     world.vision.source = vision_pb2.ENCODE_SOURCE_CACHED
     assert await level(world, LARGE) == VISION
@@ -93,30 +93,30 @@ async def test_what_another_gateway_had_encoded_at_that_moment_says_so(world: Wo
     assert await level(world, SMALL) == IN_FLIGHT
 
 
-async def test_a_similar_pictures_tokens_keep_that_pictures_key_and_answer_once(world: World) -> None:
-    """The decoder caches by the key it is given, so it must be that of the picture that was encoded."""
+async def test_a_similar_images_tokens_keep_that_images_key_and_answer_once(world: World) -> None:
+    """The decoder caches by the key it is given, so it must be that of the image that was encoded."""
     twin = hashlib.sha256(b"its twin").digest()
     world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
-    world.vision.similar = vision_pb2.SimilarPicture(image_sha256=twin, similarity=0.97)
+    world.vision.similar = vision_pb2.SimilarImage(image_sha256=twin, similarity=0.97)
     for _ in range(2):
         image = await report(world, SMALL)
         assert (image.cache_level, image.similar_sha256, image.similarity) == (SIMILAR, twin, 0.97)
         assert image.sha256 == hashlib.sha256(SMALL).digest()
     assert world.vision.num_encodes == 2
-    keys = {tokens.visual_key for tokens in world.language.pictures}
+    keys = {tokens.visual_key for tokens in world.language.images}
     assert keys == {visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=twin)}
 
 
-async def test_a_similar_picture_under_a_key_that_is_not_its_own_is_refused(world: World) -> None:
+async def test_a_similar_image_under_a_key_that_is_not_its_own_is_refused(world: World) -> None:
     world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
-    world.vision.similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
+    world.vision.similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     world.vision.change = lambda tokens: setattr(tokens, "visual_key", b"k" * 32)
     with pytest.raises(grpc.RpcError) as raised:
         await world.ask(SMALL, "What is it?")
     assert from_rpc_error(raised.value).reason == "ENCODER_CHANGED"
 
 
-async def test_with_reuse_off_every_request_has_its_pictures_encoded(make_world: MakeWorld) -> None:
+async def test_with_reuse_off_every_request_has_its_images_encoded(make_world: MakeWorld) -> None:
     """Measurements compare with this, so not even requests at the same time may share."""
     async with make_world(visual_cache=False) as world:
         world.vision.known.add(hashlib.sha256(LARGE).digest())
@@ -124,7 +124,7 @@ async def test_with_reuse_off_every_request_has_its_pictures_encoded(make_world:
         assert {answer.finished.images[0].cache_level for answer in answers} == {MISS}
         assert [request.image for request in world.vision.requests] == [LARGE] * 5
         assert len({request.cache_salt for request in world.vision.requests}) == 5
-        assert len({tokens.visual_key for tokens in world.language.pictures}) == 5
+        assert len({tokens.visual_key for tokens in world.language.images}) == 5
 
 
 async def test_one_gateway_finds_in_redis_what_another_had_encoded(make_world: MakeWorld, redis: RedisServer) -> None:
@@ -134,7 +134,7 @@ async def test_one_gateway_finds_in_redis_what_another_had_encoded(make_world: M
         assert await level(other, SMALL) == SHARED
         assert await level(other, SMALL) == HERE
         assert other.vision.num_encodes == 0
-        assert one.language.pictures[0] == other.language.pictures[0]
+        assert one.language.images[0] == other.language.images[0]
 
 
 @pytest.mark.parametrize("spoil", ["changed", "truncated", "foreign"])
@@ -143,10 +143,10 @@ async def test_what_redis_holds_wrongly_is_encoded_again_and_put_right(
 ) -> None:
     async with make_world(**shared(redis)) as world:
         await world.ask(SMALL, "What is it?")
-        await world.ask(b"another picture", "What is it?")
+        await world.ask(b"another image", "What is it?")
         await eventually(lambda: redis.client.dbsize() == 2)
         good = redis.value(NAME)
-        another = redis.value(name_of(b"another picture"))
+        another = redis.value(name_of(b"another image"))
         bad = {"changed": good[:-1] + b"!", "truncated": good[:-1], "foreign": another}
         redis.client.set(NAME, bad[spoil])
     async with make_world(**shared(redis)) as world:
@@ -154,10 +154,10 @@ async def test_what_redis_holds_wrongly_is_encoded_again_and_put_right(
         await eventually(lambda: redis.value(NAME) == good)
 
 
-async def test_similar_pictures_are_not_shared(make_world: MakeWorld, redis: RedisServer) -> None:
+async def test_similar_images_are_not_shared(make_world: MakeWorld, redis: RedisServer) -> None:
     async with make_world(**shared(redis)) as world:
         world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
-        world.vision.similar = vision_pb2.SimilarPicture(image_sha256=bytes(32), similarity=0.97)
+        world.vision.similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
         assert await level(world, SMALL) == SIMILAR
     assert redis.client.dbsize() == 0  # the gateway has ended, and its writes with it
 
@@ -171,7 +171,7 @@ async def test_trouble_with_redis_costs_its_time_at_most_and_never_an_answer(
         {"killed": redis.kill, "frozen": redis.freeze, "full": redis.fill}[trouble]()
         for number in range(10):
             started = time.perf_counter()
-            assert await level(world, b"picture %d" % number) == MISS
+            assert await level(world, b"image %d" % number) == MISS
             assert time.perf_counter() - started < 0.1 + BUSY_S
         assert await level(world, b"before") == HERE
 
@@ -180,7 +180,7 @@ async def test_a_redis_that_comes_back_is_used_again(make_world: MakeWorld, redi
     async with make_world(**shared(redis)) as world:
         redis.kill()
         for number in range(10):
-            await world.ask(b"picture %d" % number, "What is it?")
+            await world.ask(b"image %d" % number, "What is it?")
         redis.start()
         await asyncio.sleep(0.35)
         await world.ask(SMALL, "What is it?")

@@ -1,4 +1,4 @@
-"""Pictures by bytes and by digest."""
+"""Images by bytes and by digest."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -19,14 +19,14 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_a_picture_put_in_pieces_is_found_under_its_digest() -> None:
+async def test_an_image_put_in_pieces_is_found_under_its_digest() -> None:
     store = make_store()
-    sha256, num_bytes = await store.put(chunks(b"one ", b"picture"), b"")
-    assert (sha256, num_bytes) == (hashlib.sha256(b"one picture").digest(), 11)
-    assert (await store.take(Image(sha256=sha256), "image", b"")).data == b"one picture"
+    sha256, num_bytes = await store.put(chunks(b"one ", b"image"), b"")
+    assert (sha256, num_bytes) == (hashlib.sha256(b"one image").digest(), 9)
+    assert (await store.take(Image(sha256=sha256), "image", b"")).data == b"one image"
 
 
-async def test_the_oldest_picture_makes_room_and_a_used_one_stays() -> None:
+async def test_the_oldest_image_makes_room_and_a_used_one_stays() -> None:
     store = make_store()
     first, _ = await store.put(chunks(b"a" * 40), b"")
     second, _ = await store.put(chunks(b"b" * 40), b"")
@@ -38,7 +38,7 @@ async def test_the_oldest_picture_makes_room_and_a_used_one_stays() -> None:
     assert (raised.value.reason, raised.value.field) == ("IMAGE_NOT_FOUND", "messages[0].parts[0].image")
 
 
-async def test_a_picture_put_twice_takes_its_room_once() -> None:
+async def test_an_image_put_twice_takes_its_room_once() -> None:
     store = make_store()
     first, _ = await store.put(chunks(b"a" * 40), b"")
     for _ in range(5):
@@ -46,7 +46,7 @@ async def test_a_picture_put_twice_takes_its_room_once() -> None:
     assert (await store.take(Image(sha256=first), "image", b"")).data == b"a" * 40
 
 
-async def test_a_picture_that_is_too_large_is_refused_before_it_is_all_here() -> None:
+async def test_an_image_that_is_too_large_is_refused_before_it_is_all_here() -> None:
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -69,7 +69,7 @@ async def test_a_picture_that_is_too_large_is_refused_before_it_is_all_here() ->
         (Image(sha256=b"short"), "BAD_DIGEST"),
     ],
 )
-async def test_a_bad_picture_is_refused_unread(image: Image, reason: str) -> None:
+async def test_a_bad_image_is_refused_unread(image: Image, reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         await make_store().take(image, "image", b"")
     assert raised.value.reason == reason

@@ -69,7 +69,7 @@ class Holder:
 
 
 class HoldingVision(Holder, vision_pb2_grpc.VisionServiceServicer):
-    """A vision stage nobody asks for pictures."""
+    """A vision stage nobody asks for images."""
 
 
 @dataclass

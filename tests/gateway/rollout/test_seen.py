@@ -81,13 +81,13 @@ async def test_errors_are_told_by_release_and_stage(door: Door) -> None:
     assert seen("tandem_gateway_stage_errors_total", **{**error, "release": STABLE}) == 0
 
 
-async def test_pictures_are_told_by_release_and_cache_level(world: World) -> None:
+async def test_images_are_told_by_release_and_cache_level(world: World) -> None:
     seen = Seen()
     for _ in range(3):
-        await world.ask("What?", b"a picture")
+        await world.ask("What?", b"an image")
     assert seen("tandem_gateway_stage_requests_total", release=TAG, stage="vision") == 3
-    assert seen("tandem_gateway_release_pictures_total", release=TAG, level="miss") == 1
-    assert seen("tandem_gateway_release_pictures_total", release=TAG, level="gateway") == 2
+    assert seen("tandem_gateway_release_images_total", release=TAG, level="miss") == 1
+    assert seen("tandem_gateway_release_images_total", release=TAG, level="gateway") == 2
 
 
 async def test_each_decision_is_one_log_line_with_the_numbers_it_was_taken_on(door: Door) -> None:

@@ -98,9 +98,9 @@ def test_tokens_that_came_in_one_message_have_no_time_between_them() -> None:
     ("levels", "kind"),
     [
         ((), "text"),
-        (("CACHE_LEVEL_GATEWAY", "CACHE_LEVEL_SHARED"), "pictures at hand"),
-        (("CACHE_LEVEL_GATEWAY", "CACHE_LEVEL_MISS"), "pictures encoded"),
-        (("CACHE_LEVEL_UNSPECIFIED",), "pictures encoded"),  # it is still being made
+        (("CACHE_LEVEL_GATEWAY", "CACHE_LEVEL_SHARED"), "images at hand"),
+        (("CACHE_LEVEL_GATEWAY", "CACHE_LEVEL_MISS"), "images encoded"),
+        (("CACHE_LEVEL_UNSPECIFIED",), "images encoded"),  # it is still being made
     ],
 )
 def test_requests_are_compared_with_those_that_had_as_much_to_do(levels: tuple[str, ...], kind: str) -> None:

@@ -43,7 +43,7 @@ async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -
     for _ in range(10):
         fail(endpoint, Internal("A bug."))
         fail(endpoint, Internal("A bug."))
-        fail(endpoint, InvalidArgument("A bad picture."))
+        fail(endpoint, InvalidArgument("A bad image."))
     assert not endpoint.is_ejected(TAG)
     assert endpoint.num_running == 0
 

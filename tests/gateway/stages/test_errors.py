@@ -11,7 +11,7 @@ from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 
 async def test_a_message_larger_than_the_stage_takes_is_no_fault_of_the_replica() -> None:
-    """Where operators let larger pictures in at the door than the vision service takes."""
+    """Where operators let larger images in at the door than the vision service takes."""
     server = Server(ServiceSettings(max_message_bytes=1000))
     vision = vision_pb2_grpc.VisionServiceServicer()  # type: ignore[abstract]
     vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server.grpc)

@@ -14,7 +14,7 @@ from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import language_info, vision_info
 from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, Switch, World, ask, eventually
 
-PICTURE = b"a picture"
+IMAGE = b"an image"
 DRAINING = Unavailable("The model is being unloaded.", reason="MODEL_DRAINING")
 FULL = ResourceExhausted("The queue is full.", reason="QUEUE_FULL", retry_after_s=1)
 
@@ -46,7 +46,7 @@ async def pair(make_world: MakeWorld, store: Path) -> AsyncIterator[Pair]:
         Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
         make_world(more_vision=[vision_switch.address], more_language=[language_switch.address]) as world,
     ):
-        await world.ask(b"another picture", "Warm up?")
+        await world.ask(b"another image", "Warm up?")
         yield Pair(world, vision, language)
 
 
@@ -68,31 +68,31 @@ async def test_calls_go_to_the_idlest_replica(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("error", [DRAINING, FULL])
-async def test_a_picture_a_replica_does_not_take_now_is_encoded_by_another(pair: Pair, error: TandemError) -> None:
+async def test_an_image_a_replica_does_not_take_now_is_encoded_by_another(pair: Pair, error: TandemError) -> None:
     pair.visions[0].error = error
     for number in range(4):
-        answer = await pair.world.ask(b"picture %d" % number, "What?")
+        answer = await pair.world.ask(b"image %d" % number, "What?")
         assert answer.finished.images[0].num_visual_tokens == 32
     assert pair.visions[0].num_encodes > 0
 
 
-async def test_a_picture_that_is_refused_is_not_tried_elsewhere(pair: Pair) -> None:
-    """It is the picture's fault, not the replica's."""
+async def test_an_image_that_is_refused_is_not_tried_elsewhere(pair: Pair) -> None:
+    """It is the image's fault, not the replica's."""
     before = pair.num_encodes
     for vision in pair.visions:
-        vision.error = InvalidArgument("The picture is truncated.", reason="IMAGE_TRUNCATED")
-    assert (await error_of(pair.world.ask(PICTURE, "What?"))).reason == "IMAGE_TRUNCATED"
+        vision.error = InvalidArgument("The image is truncated.", reason="IMAGE_TRUNCATED")
+    assert (await error_of(pair.world.ask(IMAGE, "What?"))).reason == "IMAGE_TRUNCATED"
     assert pair.num_encodes == before + 1
 
 
 @pytest.mark.parametrize("error", [DRAINING, FULL])
-async def test_a_prompt_is_replayed_while_no_token_has_come_and_pictures_are_not_encoded_again(
+async def test_a_prompt_is_replayed_while_no_token_has_come_and_images_are_not_encoded_again(
     pair: Pair, error: TandemError
 ) -> None:
     pair.say("Yes.")
     pair.languages[0].error = error
     before = pair.num_encodes
-    answers = [await pair.world.ask("Look: ", PICTURE, "Red?") for _ in range(4)]
+    answers = [await pair.world.ask("Look: ", IMAGE, "Red?") for _ in range(4)]
     assert [answer.text for answer in answers] == ["Yes."] * 4
     assert pair.num_encodes == before + 1
     assert len(pair.languages[0].starts) > 0
@@ -121,7 +121,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again_and_ends_with_what_th
 async def test_a_replica_that_is_gone_costs_no_request(pair: Pair, stage: str) -> None:
     pair.say("Yes.")
     await pair.world.switches[stage].off()
-    answers = [await pair.world.ask(b"picture %d" % number, "Red?") for number in range(6)]
+    answers = [await pair.world.ask(b"image %d" % number, "Red?") for number in range(6)]
     assert [answer.text for answer in answers] == ["Yes."] * 6
 
 

@@ -147,7 +147,7 @@ async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: 
 
         async def encode(replica: Replica[Any]) -> str:
             with errors_of("vision"):
-                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"a picture"))
+                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"an image"))
             return replica.endpoint.address
 
         for pod in pods:

@@ -11,7 +11,7 @@ from language_service.cache.prefix import PrefixNames, root_name
 BLOCK_SIZE = 4
 ROOT = root_name(model_digest=bytes(32), salt=b"")
 
-Segment = list[int] | tuple[int, int]  # text, or a picture: which one, and how many positions
+Segment = list[int] | tuple[int, int]  # text, or an image: which one, and how many positions
 
 segments = st.lists(
     st.lists(st.integers(0, 2), min_size=1, max_size=6) | st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=5
@@ -22,7 +22,7 @@ def name(prompt: list[Segment], root: bytes = ROOT) -> list[bytes]:
     names = PrefixNames(root, block_size=BLOCK_SIZE)
     for segment in prompt:
         if isinstance(segment, tuple):
-            names.add_picture(sha256(bytes([segment[0]])).digest(), segment[1])
+            names.add_image(sha256(bytes([segment[0]])).digest(), segment[1])
         else:
             names.add_text(segment)
     return names.names
@@ -41,7 +41,7 @@ def blocks(prompt: list[Segment]) -> list[list[object]]:
 
 @settings(max_examples=300, deadline=None)
 @given(first=segments, second=segments)
-@example(first=[(0, 4)], second=[[0, 1, 2, 3]])  # a picture's offsets are no token ids
+@example(first=[(0, 4)], second=[[0, 1, 2, 3]])  # an image's offsets are no token ids
 @example(first=[(0, 2), (1, 2)], second=[(1, 2), (0, 2)])
 @example(first=[(0, 2), (0, 2)], second=[(0, 4)])
 def test_names_are_equal_exactly_where_all_before_is(first: list[Segment], second: list[Segment]) -> None:

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps, Run
 from language_service.engine.kv_cache import CacheConfig, PagedCache, Span
-from language_service.engine.runner import Picture, Piece, Runner
+from language_service.engine.runner import Piece, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
-from tests.language_service.small import CONFIG, make_cache, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_cache, make_decoder, make_image
 from tests.language_service.watching import Watching
 
 DECODER = ServingDecoder(CONFIG, dict(make_decoder(CONFIG).state_dict()))
@@ -125,24 +125,24 @@ def test_what_cannot_be_recorded_is_left_to_the_ordinary_step_from_then_on() -> 
 
 
 def test_the_runner_replays_steps_that_only_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt, a guess, or a picture's last token takes the ordinary way; answers are the same."""
+    """A prompt, a guess, or an image's last token takes the ordinary way; answers are the same."""
     recorder = Recorder()
     plain, replaying = Runner(DECODER, make_cache(16)), Runner(DECODER, make_cache(16))
     assert plain._recorded is None
     monkeypatch.setattr(replaying, "_recorded", RecordedSteps(DECODER, replaying.cache, recorder))
-    picture = [Picture(3, make_picture(1), bytes(32))]
+    image = [PlacedImage(3, make_image(1), bytes(32))]
 
     def piece(start: int, *token_ids: int, **fields: Any) -> Piece:
         return Piece(start=start, token_ids=token_ids, blocks=[3, 1, 2], samples=True, **fields)
 
     other = Piece(start=0, token_ids=[9], blocks=[7], samples=True)
     cases: list[tuple[list[Piece], int]] = [
-        ([piece(0, 5, 6, 7, 0, 0, 0, 0, pictures=picture)], 0),
-        ([piece(7, 0, pictures=picture)], 0),
-        ([piece(8, 11, pictures=picture), other], 1),
-        ([piece(9, 12, 13, num_drafts=1, pictures=picture)], 1),
-        ([piece(10, 14, pictures=picture), other], 1),
-        ([piece(11, 15, pictures=picture)], 2),
+        ([piece(0, 5, 6, 7, 0, 0, 0, 0, images=image)], 0),
+        ([piece(7, 0, images=image)], 0),
+        ([piece(8, 11, images=image), other], 1),
+        ([piece(9, 12, 13, num_drafts=1, images=image)], 1),
+        ([piece(10, 14, images=image), other], 1),
+        ([piece(11, 15, images=image)], 2),
     ]
     for pieces, num_recorded in cases:
         expected_BV = plain.forward(pieces, []).clone()

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from language_service.engine.cuda_graphs import RecordedSteps
 from language_service.engine.kv_cache import CacheConfig, PagedCache, Span
-from language_service.engine.runner import Picture, Piece, Runner
+from language_service.engine.runner import Piece, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
-from tests.language_service.small import CONFIG, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_decoder, make_image
 from tests.language_service.watching import Watching
 
 META = torch.device("meta")
@@ -34,11 +34,11 @@ def make_parts() -> tuple[ServingDecoder, PagedCache]:
 
 
 def test_a_mixed_step_stays_on_the_models_device() -> None:
-    """Part of a prompt with a picture, a guess, and a token of another answer."""
+    """Part of a prompt with an image, a guess, and a token of another answer."""
     runner = Runner(*make_parts())
-    pictures = [Picture(1, make_picture(1), bytes(32))]
+    images = [PlacedImage(1, make_image(1), bytes(32))]
     pieces = [
-        Piece(start=0, token_ids=[5, 0, 0, 0, 0, 0, 6], blocks=[3, 4], samples=False, pictures=pictures),
+        Piece(start=0, token_ids=[5, 0, 0, 0, 0, 0, 6], blocks=[3, 4], samples=False, images=images),
         Piece(start=9, token_ids=[7, 8], blocks=[5, 6, 7], samples=True, num_drafts=1),
         Piece(start=4, token_ids=[9], blocks=[8, 9], samples=True),
     ]

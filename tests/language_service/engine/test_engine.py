@@ -17,7 +17,7 @@ from language_service.model.decoder import Decoder
 from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.asking import PROMPTS, ask, expected, feed, read, start, until
 from tests.language_service.conftest import MakeEngine
-from tests.language_service.small import CONFIG, make_cache, make_picture
+from tests.language_service.small import CONFIG, make_cache, make_image
 
 
 async def test_greedy_answers_are_the_references_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
@@ -35,7 +35,7 @@ async def test_more_requests_than_the_cache_holds_all_end_right(make_engine: Mak
     assert answers == [expected(decoder, parts) for parts in prompts]
 
 
-async def test_a_picture_may_come_long_after_the_text_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+async def test_an_image_may_come_long_after_the_text_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
     """Text is prefilled while it waits, and other requests run."""
     engine = await make_engine()
     parts = PROMPTS[2]
@@ -88,7 +88,7 @@ async def test_a_seed_gives_the_same_answer_whatever_else_runs(make_engine: Make
 
 
 @pytest.mark.parametrize(
-    "stage", ["opened", "text came", "waiting", "picture came", "prompt ended", "prefilling", "decoding", "ended"]
+    "stage", ["opened", "text came", "waiting", "image came", "prompt ended", "prefilling", "decoding", "ended"]
 )
 async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, stage: str) -> None:
     engine = await make_engine(num_blocks=1024, max_running=2, max_step_tokens=9)
@@ -103,8 +103,8 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
         generation.add_text([5, 6, 7, 8, 9])
     if stage == "text came":
         await until(lambda: engine.stats().num_running == 2)
-    if stage in ("picture came", "prompt ended", "decoding", "ended"):
-        feed(generation, [make_picture(0)])
+    if stage in ("image came", "prompt ended", "decoding", "ended"):
+        feed(generation, [make_image(0)])
     if stage in ("prompt ended", "decoding", "ended"):
         generation.end_prompt(100 if stage != "ended" else 3)
     if stage == "prefilling":

@@ -18,7 +18,7 @@ from tests.language_service import reference
 from tests.language_service.asking import Part, feed
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.slow_sampling import SlowAnswer
-from tests.language_service.small import CONFIG, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_decoder, make_image
 
 VOCAB, EOS = 264, 2
 MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
@@ -87,7 +87,7 @@ def make_question(chance: random.Random, room: int) -> Question:
     parts: list[Part] = [beginning[: chance.choice([1, 4, 8, len(beginning)])]]
     for _ in range(chance.randint(0, 3)):
         text = [chance.choice([5, 6, 7, 8, 40, 41, chance.randrange(3, VOCAB)]) for _ in range(chance.randint(1, 9))]
-        parts.append(text if chance.random() < 0.5 else make_picture(chance.randrange(3), chance.choice([1, 4, 5])))
+        parts.append(text if chance.random() < 0.5 else make_image(chance.randrange(3), chance.choice([1, 4, 5])))
     max_tokens = min(chance.choice([1, 2, 5, 20, 40]), room - sum(len(part) for part in parts))
     return Question(
         parts=parts,

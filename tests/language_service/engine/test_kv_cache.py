@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from language_service.engine.kv_cache import bytes_per_block
-from language_service.engine.runner import Picture, Piece, Runner
+from language_service.engine.runner import Piece, PlacedImage, Runner
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
-from tests.language_service.small import CONFIG, make_cache, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_cache, make_decoder, make_image
 
 BLOCK_SIZE = 4
 DECODER = make_decoder(CONFIG)
 
 
-def whole(decoder: Decoder, token_ids: list[int], pictures: list[Picture]) -> Tensor:
+def whole(decoder: Decoder, token_ids: list[int], images: list[PlacedImage]) -> Tensor:
     """Return logits [T, V] of all of a sequence from one pass without a cache."""
     embeddings_TD = decoder.embed(torch.tensor(token_ids))
-    for picture in pictures:
-        embeddings_TD[picture.start : picture.end] = decoder.embed_visual(picture.embeddings_ND)
+    for image in images:
+        embeddings_TD[image.start : image.end] = decoder.embed_visual(image.embeddings_ND)
     length = len(token_ids)
     return decoder.logits(decoder(embeddings_TD, torch.arange(length), causal_attend(1, length)))
 
@@ -40,8 +40,8 @@ sequences = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(sequences=sequences, picture_at=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
-def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]], picture_at: int, seed: int) -> None:
+@given(sequences=sequences, image_at=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
+def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]], image_at: int, seed: int) -> None:
     """Sequences of any length, cut anywhere, side by side in one batch, their blocks scattered over the cache."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randperm(32, generator=generator).tolist()
@@ -49,13 +49,13 @@ def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]]
     expected, pieces = [], []
     for length, cuts in sequences:
         token_ids = torch.randint(0, CONFIG.vocab_size, (length,), generator=generator).tolist()
-        fits = picture_at + 5 <= length
-        pictures = [Picture(picture_at, make_picture(seed % 100), bytes(32))] if fits else []
+        fits = image_at + 5 <= length
+        images = [PlacedImage(image_at, make_image(seed % 100), bytes(32))] if fits else []
         own = [blocks.pop() for _ in range(-(-length // BLOCK_SIZE))]
-        expected.append(whole(DECODER, token_ids, pictures))
+        expected.append(whole(DECODER, token_ids, images))
         pieces.append(
             [
-                Piece(start=start, token_ids=token_ids[start:end], blocks=own, samples=True, pictures=pictures)
+                Piece(start=start, token_ids=token_ids[start:end], blocks=own, samples=True, images=images)
                 for start, end in chunks_of(length, cuts)
             ]
         )

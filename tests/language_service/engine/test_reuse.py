@@ -9,15 +9,15 @@ from language_service.engine.interface import Engine, Prefilled, Tokens
 from language_service.model.decoder import Decoder
 from tests.language_service.asking import PROMPTS, Part, ask, count, expected, feed, read, start
 from tests.language_service.conftest import MakeEngine
-from tests.language_service.small import make_picture
+from tests.language_service.small import make_image
 
 QUESTIONS: list[list[Part]] = [
-    [[5, 6, 7, 8], make_picture(1), [9, 10, 11]],
-    [[5, 6, 7, 8], make_picture(1), [9, 12]],
-    [[5, 6, 7, 8], make_picture(2), [9, 10, 11]],
-    [[5, 6, 7, 8], make_picture(1), make_picture(2), [9]],
+    [[5, 6, 7, 8], make_image(1), [9, 10, 11]],
+    [[5, 6, 7, 8], make_image(1), [9, 12]],
+    [[5, 6, 7, 8], make_image(2), [9, 10, 11]],
+    [[5, 6, 7, 8], make_image(1), make_image(2), [9]],
     [[5, 6, 7, 8]],
-    [[5, 6, 7, 9], make_picture(1), [9, 10, 11]],
+    [[5, 6, 7, 9], make_image(1), [9, 10, 11]],
 ]
 
 
@@ -86,7 +86,7 @@ async def test_a_conversation_goes_on_where_it_was(make_engine: MakeEngine, deco
 
 
 async def test_preemption_does_not_show_in_greedy_answers(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Whoever gives way computes its prompt, with its pictures, and its answer so far again."""
+    """Whoever gives way computes its prompt, with its images, and its answer so far again."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=14, max_running=5, max_step_tokens=8, reuse_prefixes=reuse_prefixes)
         before = count("preemptions")
@@ -95,8 +95,8 @@ async def test_preemption_does_not_show_in_greedy_answers(make_engine: MakeEngin
         assert answers == [expected(decoder, parts, 20) for parts in PROMPTS * 2]
 
 
-async def test_who_gives_way_keeps_its_pictures(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """The last in line is the one with the pictures, and nobody sends them again."""
+async def test_who_gives_way_keeps_its_images(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """The last in line is the one with the images, and nobody sends them again."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=15, reuse_prefixes=reuse_prefixes)
         prompts = [PROMPTS[1], PROMPTS[3]]

@@ -15,7 +15,7 @@ from language_service.kernels.plain import OneDnnKernels, PlainKernels
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, WIDE, make_decoder, make_picture, variants_of
+from tests.language_service.small import CONFIG, WIDE, make_decoder, make_image, variants_of
 
 VARIANTS = variants_of(WIDE)
 KINDS: dict[str, Callable[[], Kernels]] = {
@@ -81,7 +81,7 @@ def test_embeddings_are_the_checkpoints(kind: str) -> None:
     serving = ServingDecoder(WIDE, dict(decoder.state_dict()), make_kernels(kind))
     for ids in (torch.arange(WIDE.vocab_size), torch.tensor([[3, 96], [64, 63]])):
         assert torch.equal(serving.embed(ids), decoder.embed(ids))
-    assert torch.equal(serving.embed_visual(make_picture(1)), decoder.embed_visual(make_picture(1)))
+    assert torch.equal(serving.embed_visual(make_image(1)), decoder.embed_visual(make_image(1)))
 
 
 def test_every_tensor_is_taken_over() -> None:

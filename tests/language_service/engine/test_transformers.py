@@ -150,7 +150,7 @@ class RecordingRunner(Runner):
 
 PROMPTS: dict[str, list[Part]] = {
     "text": [[5, 17, 99, 200, 31, 8, 64, 3, 77, 150, 151, 12, 13, 14, 15, 16, 201, 202, 203]],
-    "pictures": [
+    "images": [
         [5, 17, 99],
         torch.randn(20, 48, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16),
         [31, 8],

@@ -12,7 +12,7 @@ from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.rotary import Rotary, rotate, scale_frequencies
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, make_decoder, make_picture, variants_of
+from tests.language_service.small import CONFIG, make_decoder, make_image, variants_of
 
 VARIANTS = {
     **variants_of(CONFIG),
@@ -79,9 +79,9 @@ def test_linear_scaling_divides_positions() -> None:
 
 
 def test_modalities_are_told_apart(decoder: Decoder) -> None:
-    picture_ND = make_picture(0)
+    image_ND = make_image(0)
     table = decoder.state_dict()["language_model.modality_embedding.weight"]
-    torch.testing.assert_close(decoder.embed_visual(picture_ND), picture_ND.float() + table[1])
+    torch.testing.assert_close(decoder.embed_visual(image_ND), image_ND.float() + table[1])
     ids_T = torch.tensor([5, 6])
     torch.testing.assert_close(
         decoder.embed(ids_T), decoder.state_dict()["language_model.embed_tokens.weight"][ids_T] + table[0]
@@ -110,7 +110,7 @@ def test_new_weights_keep_the_residual_stream_small() -> None:
 def test_every_weight_learns() -> None:
     """A weight without a gradient would stay random through a whole training."""
     decoder = Decoder(CONFIG.model_copy(update={"attention_bias": True, "tied_embeddings": False}))
-    embeddings_TD = torch.cat([decoder.embed(torch.arange(6)), decoder.embed_visual(make_picture(0))])
+    embeddings_TD = torch.cat([decoder.embed(torch.arange(6)), decoder.embed_visual(make_image(0))])
     hidden_TD = decoder(embeddings_TD, torch.arange(11), causal_attend(1, 11))
     loss = torch.nn.functional.cross_entropy(decoder.logits(hidden_TD), torch.arange(11))
     names, parameters = zip(*decoder.named_parameters(), strict=True)

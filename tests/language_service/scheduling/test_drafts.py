@@ -14,13 +14,13 @@ from language_service.sampling.options import Constraint, SamplingOptions
 from language_service.scheduling.drafts import PromptLookup
 from tests.language_service.asking import PROMPTS, Part, ask, count, expected, read
 from tests.language_service.conftest import MakeEngine
-from tests.language_service.small import CONFIG, make_decoder, make_picture
+from tests.language_service.small import CONFIG, make_decoder, make_image
 
 # Prompts whose answers repeat: a random decoder falls into loops, and these begin with some.
 REPEATING: list[list[Part]] = [
     *PROMPTS,
     [[5, 6, 7, 8, 9] * 4],
-    [[11, 12], make_picture(1), [13, 14, 15, 13, 14, 15, 13]],
+    [[11, 12], make_image(1), [13, 14, 15, 13, 14, 15, 13]],
 ]
 
 

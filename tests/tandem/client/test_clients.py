@@ -53,8 +53,8 @@ def waiter_for_one_that_ends(stack: Stack, code: str) -> Callable[[], None]:
     return wait
 
 
-def test_the_pieces_of_a_stream_are_the_answer(client: Client, pictures: tuple[Path, Path]) -> None:
-    stream = client.generate("What is this?", images=[pictures[0]], max_tokens=24, temperature=1, seed=5)
+def test_the_pieces_of_a_stream_are_the_answer(client: Client, image_files: tuple[Path, Path]) -> None:
+    stream = client.generate("What is this?", images=[image_files[0]], max_tokens=24, temperature=1, seed=5)
     pieces = list(stream)
     assert "".join(pieces) == stream.final.text
     assert len(pieces) > 1
@@ -65,13 +65,13 @@ def test_the_pieces_of_a_stream_are_the_answer(client: Client, pictures: tuple[P
 
 
 async def test_both_clients_give_the_same_answer(
-    client: Client, async_client: AsyncClient, pictures: tuple[Path, Path]
+    client: Client, async_client: AsyncClient, image_files: tuple[Path, Path]
 ) -> None:
     conversation = [
         system("Be brief."),
-        user(Image(pictures[0]), "What is this?"),
+        user(Image(image_files[0]), "What is this?"),
         assistant("A bag."),
-        user("And this?", Image(pictures[1])),
+        user("And this?", Image(image_files[1])),
     ]
     one = client.ask(conversation, max_tokens=12, temperature=1, seed=7, num_logprobs=2)
     stream = async_client.generate(conversation, max_tokens=12, temperature=1, seed=7, num_logprobs=2)
@@ -90,8 +90,8 @@ async def test_both_clients_give_the_same_answer(
     assert client.count_tokens(conversation) == await async_client.count_tokens(conversation)
 
 
-def test_a_picture_is_encoded_once_however_it_is_named(client: Client) -> None:
-    """A path, bytes and a digest of the same file are the same picture."""
+def test_an_image_is_encoded_once_however_it_is_named(client: Client) -> None:
+    """A path, bytes and a digest of the same file are the same image."""
     file = io.BytesIO()
     PillowImage.new("RGB", (31, 33), "green").save(file, "PNG")
     digest = client.put_image(file.getvalue())
@@ -103,7 +103,7 @@ def test_a_picture_is_encoded_once_however_it_is_named(client: Client) -> None:
     assert first.text == second.text
 
 
-async def test_a_picture_of_many_chunks_is_put_whole(client: Client, async_client: AsyncClient, tmp_path: Path) -> None:
+async def test_an_image_of_many_chunks_is_put_whole(client: Client, async_client: AsyncClient, tmp_path: Path) -> None:
     path = tmp_path / "noise.png"
     PillowImage.effect_noise((1800, 1800), 80).save(path)
     assert path.stat().st_size > 2 * 1024 * 1024
@@ -111,9 +111,9 @@ async def test_a_picture_of_many_chunks_is_put_whole(client: Client, async_clien
     assert client.put_image(path) == await async_client.put_image(str(path)) == digest
 
 
-def test_a_prompt_is_counted_as_it_is_answered(client: Client, pictures: tuple[Path, Path]) -> None:
-    count = client.count_tokens("What is this?", images=pictures, system="Be brief.")
-    answer = client.ask("What is this?", images=pictures, system="Be brief.", max_tokens=1)
+def test_a_prompt_is_counted_as_it_is_answered(client: Client, image_files: tuple[Path, Path]) -> None:
+    count = client.count_tokens("What is this?", images=image_files, system="Be brief.")
+    answer = client.ask("What is this?", images=image_files, system="Be brief.", max_tokens=1)
     assert (count.prompt_tokens, count.visual_tokens) == (answer.usage.prompt_tokens, answer.usage.visual_tokens)
     assert count.remaining_tokens == client.models()[0].context_length - count.prompt_tokens
 
@@ -202,7 +202,7 @@ async def test_errors_are_typed_and_carry_the_request_id(client: Client, async_c
         client.ask("What?", images=["ab" * 32])
     assert unknown.value.request_id
     with pytest.raises(InvalidArgument) as broken:
-        await async_client.ask("What?", images=[b"no picture"], request_id="broken-1")
+        await async_client.ask("What?", images=[b"no image"], request_id="broken-1")
     assert broken.value.request_id == "broken-1"
     with pytest.raises(NotFound):
         await async_client.ask("What?", release="other-v1.0.0")

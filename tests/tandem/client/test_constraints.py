@@ -42,10 +42,10 @@ def fits_schema(text: str) -> bool:
     )
 
 
-def test_answers_fit_side_by_side_with_free_ones(client: Client, pictures: tuple[Path, Path]) -> None:
+def test_answers_fit_side_by_side_with_free_ones(client: Client, image_files: tuple[Path, Path]) -> None:
     def ask(seed: int, **options: Any) -> str:
         kind: GenerateOptions = {"max_tokens": 120, "temperature": 1.5, "seed": seed, **options}  # type: ignore[typeddict-item]
-        answer = client.generate("What is it?", images=[pictures[seed % 2]], **kind)
+        answer = client.generate("What is it?", images=[image_files[seed % 2]], **kind)
         list(answer)
         if options:
             assert answer.final.finish_reason == "stop"

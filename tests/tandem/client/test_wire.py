@@ -15,7 +15,7 @@ from tandem.client.types import GenerateOptions
 from tandem.errors import Internal, InvalidArgument
 from tandem.v1 import gateway_pb2, sampling_pb2
 
-DIGEST = hashlib.sha256(b"picture").hexdigest()
+DIGEST = hashlib.sha256(b"image").hexdigest()
 TURNS = st.builds(
     Message,
     st.sampled_from(("system", "user", "assistant")),
@@ -27,7 +27,7 @@ TURNS = st.builds(
 
 @given(st.lists(TURNS))
 def test_a_conversation_travels_whole_and_in_order(turns: list[Message]) -> None:
-    """Roles, text and pictures are read back from the messages; written apart from the code that makes them."""
+    """Roles, text and images are read back from the messages; written apart from the code that makes them."""
     sent = [gateway_pb2.Message.FromString(turn.SerializeToString()) for turn in wire.messages(turns, ())]
     for message, turn in zip(sent, turns, strict=True):
         assert gateway_pb2.Role.Name(message.role) == f"ROLE_{turn.role.upper()}"
@@ -40,28 +40,28 @@ def test_a_conversation_travels_whole_and_in_order(turns: list[Message]) -> None
                 assert part.image.data == given_part.source
 
 
-def test_pictures_stand_before_the_question_and_instructions_before_both() -> None:
+def test_images_stand_before_the_question_and_instructions_before_both() -> None:
     messages = wire.messages("What?", [b"one", Image(DIGEST)], "Be brief.")
     assert [gateway_pb2.Role.Name(message.role) for message in messages] == ["ROLE_SYSTEM", "ROLE_USER"]
     assert [part.WhichOneof("content") for part in messages[1].parts] == ["image", "image", "text"]
 
 
-def test_pictures_are_read_from_paths_of_either_type(pictures: tuple[Path, Path]) -> None:
-    [message] = wire.messages("?", [pictures[0], str(pictures[1])])
-    assert [part.image.data for part in message.parts[:2]] == [path.read_bytes() for path in pictures]
+def test_images_are_read_from_paths_of_either_type(image_files: tuple[Path, Path]) -> None:
+    [message] = wire.messages("?", [image_files[0], str(image_files[1])])
+    assert [part.image.data for part in message.parts[:2]] == [path.read_bytes() for path in image_files]
 
 
-def test_a_missing_picture_is_the_file_s_own_error(tmp_path: Path) -> None:
+def test_a_missing_image_is_the_file_s_own_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         wire.generate_request("?", [tmp_path / "nothing.png"], {})
     with pytest.raises(FileNotFoundError):  # at once, not inside gRPC's iteration
         wire.put_image_requests(tmp_path / "nothing.png")
 
 
-def test_pictures_beside_a_conversation_are_refused() -> None:
+def test_images_beside_a_conversation_are_refused() -> None:
     """Nothing says which turn they would belong to."""
     with pytest.raises(TypeError, match="messages"):
-        wire.messages([user("Hi"), assistant("Hello"), user("What?")], [b"picture"])
+        wire.messages([user("Hi"), assistant("Hello"), user("What?")], [b"image"])
     with pytest.raises(TypeError, match="messages"):
         wire.messages([system("Be brief."), user("What?")], (), "Be long.")
 
@@ -96,7 +96,7 @@ def test_what_would_not_arrive_as_it_is_is_refused_by_name(options: GenerateOpti
 
 
 @pytest.mark.parametrize("size", [1, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1, 2 * wire.CHUNK_BYTES + 7])
-def test_chunks_are_the_picture(size: int) -> None:
+def test_chunks_are_the_image(size: int) -> None:
     data = bytes(index % 251 for index in range(size))
     chunks = [request.chunk for request in wire.put_image_requests(data)]
     assert b"".join(chunks) == data
@@ -112,7 +112,7 @@ def test_a_stream_without_its_last_message_is_an_error_not_an_answer() -> None:
 
 
 @pytest.mark.parametrize("name", gateway_pb2.CacheLevel.keys())
-def test_what_became_of_a_picture_reaches_the_user(name: str) -> None:
+def test_what_became_of_an_image_reaches_the_user(name: str) -> None:
     level = name.removeprefix("CACHE_LEVEL_").lower()
     sent = gateway_pb2.ImageReport(
         sha256=bytes(32),

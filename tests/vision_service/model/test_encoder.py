@@ -63,7 +63,7 @@ def gelu(x: Array) -> Array:
 
 
 class Reference:
-    """One picture through the half, one head and one position at a time."""
+    """One image through the half, one head and one position at a time."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self.config = config
@@ -155,7 +155,7 @@ def test_forward_equals_the_slow_reference(name: str) -> None:
     with torch.inference_mode():
         tokens = half(pixels)
     reference = Reference(config, half.state_dict())
-    expected = np.stack([reference.encode(picture) for picture in pixels.double().numpy()])
+    expected = np.stack([reference.encode(image) for image in pixels.double().numpy()])
     assert tokens.shape == (2, config.num_visual_tokens, config.language.width)
     np.testing.assert_allclose(tokens.numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

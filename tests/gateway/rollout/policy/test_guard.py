@@ -51,11 +51,11 @@ def test_a_worse_canary_is_beyond_the_bound_of_what_is_worse_and_of_nothing_else
 
 def test_times_are_compared_among_requests_of_one_kind() -> None:
     """A canary with an encoder of its own begins with an empty cache: it is not slower, it has more to do."""
-    stable = numbers("stable", 900, kind="pictures at hand") + numbers(
-        "stable", 100, kind="pictures encoded", first_token_s=0.5
+    stable = numbers("stable", 900, kind="images at hand") + numbers(
+        "stable", 100, kind="images encoded", first_token_s=0.5
     )
-    canary = numbers("canary", 20, kind="pictures at hand") + numbers(
-        "canary", 180, kind="pictures encoded", first_token_s=0.5
+    canary = numbers("canary", 20, kind="images at hand") + numbers(
+        "canary", 180, kind="images encoded", first_token_s=0.5
     )
     first_token = findings(stable + canary)[2]
     assert first_token.canary is not None

@@ -1,4 +1,4 @@
-"""Which threshold takes different pictures for the same, and which still knows a copy of one.
+"""Which threshold takes different images for the same, and which still knows a copy of one.
 
 Draws demo scenes, and beside each a few that differ in one attribute of one item, and copies as shops make them:
 re-encoded, resized, slightly cropped. Prints, by threshold, the share of pairs whose thumbnails are at least that
@@ -28,20 +28,20 @@ Cosines = NDArray[np.float32]
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> Image.Image:
-    """Return the picture after a trip through a file."""
+    """Return the image after a trip through a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Image.open(file).convert("RGB")
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """Return the picture without a share of its width and height, half of it on each side."""
+    """Return the image without a share of its width and height, half of it on each side."""
     dx, dy = image.width * share / 2, image.height * share / 2
     return image.crop((round(dx), round(dy), round(image.width - dx), round(image.height - dy)))
 
 
 def resized(image: Image.Image, scale: float) -> Image.Image:
-    """Return the picture larger or smaller, as a JPEG of the usual quality."""
+    """Return the image larger or smaller, as a JPEG of the usual quality."""
     size = round(image.width * scale), round(image.height * scale)
     return saved(image.resize(size, Image.Resampling.LANCZOS), "JPEG", quality=85)
 
@@ -75,13 +75,13 @@ def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def pairs(vectors: Sequence[NDArray[np.float32]]) -> Cosines:
-    """Return the cosine of every pair of different pictures."""
+    """Return the cosine of every pair of different images."""
     matrix = np.stack(vectors)
     return np.asarray((matrix @ matrix.T)[np.triu_indices(len(matrix), 1)])
 
 
 def vector_of(image: Image.Image) -> NDArray[np.float32]:
-    """Return a picture's thumbnail; no demo scene is blank."""
+    """Return an image's thumbnail; no demo scene is blank."""
     vector = thumbnail(image)
     assert vector is not None
     return vector
@@ -109,9 +109,9 @@ def measure(num_scenes: int) -> dict[str, Cosines]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
-    options = parse_arguments("Which thumbnails count as the same picture.", arguments)
+    options = parse_arguments("Which thumbnails count as the same image.", arguments)
     found = measure(150 if options.quick else 1000)
-    report = Report("similar_pictures", "Pairs of pictures at least as similar as the threshold")
+    report = Report("similar_images", "Pairs of images at least as similar as the threshold")
     for name, cosines in found.items():
         for threshold in THRESHOLDS:
             share = 100 * float(np.mean(cosines >= threshold))

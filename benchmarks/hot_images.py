@@ -1,8 +1,8 @@
-"""What keeping visual tokens saves where some pictures are asked about far more often than others.
+"""What keeping visual tokens saves where some images are asked about far more often than others.
 
-Questions about pictures drawn from a Zipf distribution go through the whole stack, in two settings of equal stacks:
-every picture encoded for every request, and visual tokens and prompt prefixes kept, as the product comes. The caches
-hold half of the pictures, as the tail of a real shop never fits. Rounds are interleaved and have two parts: a fixed
+Questions about images drawn from a Zipf distribution go through the whole stack, in two settings of equal stacks:
+every image encoded for every request, and visual tokens and prompt prefixes kept, as the product comes. The caches
+hold half of the images, as the tail of a real shop never fits. Rounds are interleaved and have two parts: a fixed
 number of users who ask again at once (requests a second), and requests at the same random times for both settings, at a
 rate the slower can bear (latencies at equal load: who answers more at once also decodes more at once). Random weights:
 they cost the same as trained ones. Takes about ten minutes on two idle cores; --models and --release measure a model of
@@ -45,17 +45,16 @@ LOAD = 0.6  # of what the slowest setting can answer
 class Plan:
     """How much is measured."""
 
-    num_pictures: int = 60
-    num_kept: int = 30  # pictures the caches have room for
+    num_images: int = 60
+    num_kept: int = 30  # images the caches have room for
     rounds: int = 5
     num_asked: int = 12  # requests of each part of a round
 
     def draw(self, seed: int) -> list[bytes]:
-        """Return the pictures the requests of one part of a round ask about."""
-        weights = [1 / (rank + 1) ** ZIPF for rank in range(self.num_pictures)]
+        """Return the images the requests of one part of a round ask about."""
+        weights = [1 / (rank + 1) ** ZIPF for rank in range(self.num_images)]
         return [
-            photograph(rank)
-            for rank in random.Random(seed).choices(range(self.num_pictures), weights, k=self.num_asked)
+            photograph(rank) for rank in random.Random(seed).choices(range(self.num_images), weights, k=self.num_asked)
         ]
 
 
@@ -138,11 +137,11 @@ async def measure(running: dict[str, Stack], bias: dict[int, float], plan: Plan)
     return taken, LOAD * rates[OFF]
 
 
-async def measure_throughput(asker: Asker, taken: Taken, pictures: Sequence[bytes], *, is_cached: bool) -> None:
-    """Add one round of users without a pause, and one of the best that can be: all about one picture."""
-    taken.requests_per_s.append(await asker.ask_in_turn(pictures, USERS))
+async def measure_throughput(asker: Asker, taken: Taken, images: Sequence[bytes], *, is_cached: bool) -> None:
+    """Add one round of users without a pause, and one of the best that can be: all about one image."""
+    taken.requests_per_s.append(await asker.ask_in_turn(images, USERS))
     if is_cached:
-        taken.best_per_s.append(await asker.ask_in_turn([photograph(0)] * len(pictures), USERS))
+        taken.best_per_s.append(await asker.ask_in_turn([photograph(0)] * len(images), USERS))
 
 
 def fill(report: Report, taken: dict[str, Taken], load: float) -> None:
@@ -152,12 +151,12 @@ def fill(report: Report, taken: dict[str, Taken], load: float) -> None:
     for setting, one in taken.items():
         report.add(f"{setting}: {USERS} users without a pause", rates[setting], "requests/s")
         if one.best_per_s:
-            report.add(f"{setting}: the same, all about one picture", statistics.median(one.best_per_s), "requests/s")
+            report.add(f"{setting}: the same, all about one image", statistics.median(one.best_per_s), "requests/s")
     ratio = rates[KEPT] / rates[OFF]
     report.add(f"requests a second, {KEPT} over {OFF}", ratio, "x", aim="3 or more", met=ratio >= 3)
     report.add("requests at random times, for what follows", load, "requests/s")
     for setting, one in taken.items():
-        report.add(f"{setting}: pictures that had been encoded", one.share_of_hits(), "%")
+        report.add(f"{setting}: images that had been encoded", one.share_of_hits(), "%")
         for name, percentile, percents in (
             ("time to first token", Taken.first_ms, (50, 90, 99)),
             ("between tokens", Taken.gap_ms, (50, 99)),
@@ -184,12 +183,12 @@ def run(models: Path, release: str, plan: Plan) -> tuple[dict[str, Taken], float
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "Questions about hot pictures, with and without caches.",
+        "Questions about hot images, with and without caches.",
         arguments,
         models={"type": Path, "help": "a model store; one with a full-size encoder is made where left out"},
         release={"help": "tag of the release in it"},
     )
-    plan = Plan(num_pictures=12, num_kept=6, rounds=1, num_asked=8) if options.quick else Plan()
+    plan = Plan(num_images=12, num_kept=6, rounds=1, num_asked=8) if options.quick else Plan()
     with tempfile.TemporaryDirectory() as folder:
         models, release = options.models, options.release
         if models is None:
@@ -197,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = real_encoder()
             create_checkpoint(models, release, config, seed=0, dtype=torch.bfloat16, shards=1, container="safetensors")
         taken, load = run(models, release, plan)
-    name = "hot_pictures" if options.models is None else f"hot_pictures_{release}"
-    report = Report(name, f"Questions about hot pictures: {release}")
+    name = "hot_images" if options.models is None else f"hot_images_{release}"
+    report = Report(name, f"Questions about hot images: {release}")
     fill(report, taken, load)
     report.details["plan"] = asdict(plan) | {"zipf": ZIPF, "users": USERS, "answer_tokens": ANSWER_TOKENS}
     report.details["taken"] = {setting: asdict(one) for setting, one in taken.items()}

@@ -1,0 +1,5 @@
+"""Single handlers on a real server."""
+
+from tests.serving import serve
+
+__all__ = ["serve"]
