@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
+from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
 from chassis.request_id import REQUEST_ID_HEADER, current_request_id
-from chassis.settings import DEFAULT_MAX_MESSAGE_BYTES, split_address
 from chassis.tls import ChannelTls
 from chassis.tracing import TRACEPARENT_HEADER, traceparent
 

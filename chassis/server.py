@@ -19,7 +19,8 @@ from chassis.health import Health
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.logs import configure_logging
 from chassis.metrics import TASKS, metrics_over_http
-from chassis.settings import ServiceSettings, split_address
+from chassis.network import split_address
+from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
 
@@ -61,7 +62,8 @@ class Server:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         names = (*self._service_names, health_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.grpc)
-        credentials = server_credentials(self._settings)
+        settings = self._settings
+        credentials = server_credentials(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
         listen = self._settings.listen
         try:
             if credentials is None:

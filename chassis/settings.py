@@ -11,8 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from chassis.logs import LogFormat, LogLevel
-
-DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
+from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
 
 # How `--help` writes what a flag takes, by how pydantic-settings does: by Python's type.
 _TYPED = {
@@ -126,18 +125,6 @@ class ServiceSettings(BaseSettings):
 
 
 S = TypeVar("S", bound=ServiceSettings)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split 'host:port', '[::1]:port' into host, without brackets, and port.
-
-    Raises:
-        ValueError: it is neither, or the port is not 0 to 65535.
-    """
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError("must be host:port with a port from 0 to 65535")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def load_settings(kind: type[S], argv: Sequence[str]) -> S:

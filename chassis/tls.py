@@ -7,7 +7,6 @@ from pathlib import Path
 import grpc
 
 from chassis.errors import FailedPrecondition
-from chassis.settings import ServiceSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +34,26 @@ class ChannelTls:
         )
 
 
-def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
-    """Return what the settings say, or None where they say to serve without TLS.
+def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
+    """Return the credentials of a server, or None without a certificate.
+
+    Args:
+        cert: PEM file of the server's certificate chain.
+        key: PEM file of the certificate's private key.
+        client_ca: PEM file of the authorities whose client certificates are required; None requires none.
 
     Raises:
         FailedPrecondition: reason 'BAD_TLS'; the files are not a certificate and its key, or not authorities.
     """
-    if settings.tls_cert is None or settings.tls_key is None:
+    if cert is None or key is None:
         return None
-    _check_pair(settings.tls_cert, settings.tls_key)
-    if settings.tls_client_ca is not None:
-        _check_authorities(settings.tls_client_ca)
+    _check_pair(cert, key)
+    if client_ca is not None:
+        _check_authorities(client_ca)
     return grpc.ssl_server_credentials(
-        [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
-        root_certificates=_read(settings.tls_client_ca),
-        require_client_auth=settings.tls_client_ca is not None,
+        [(key.read_bytes(), cert.read_bytes())],
+        root_certificates=_read(client_ca),
+        require_client_auth=client_ca is not None,
     )
 
 

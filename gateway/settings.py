@@ -8,10 +8,13 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls, check_target
-from chassis.settings import CommaSeparated, ServiceSettings, split_address
+from chassis.network import split_address
+from chassis.settings import CommaSeparated, ServiceSettings
 from gateway.admission import AdmissionLimits, Role
 from gateway.answer import MAX_STOP_STRINGS, Limits
 from gateway.filters import Filters, ImageFilter, read_word_lists
+from gateway.images import VisualCacheConfig
+from gateway.rollout.wiring import RolloutConfig
 
 _ADMISSION = AdmissionLimits()
 
@@ -171,6 +174,31 @@ class GatewaySettings(ServiceSettings):
             max_waiting=self.max_waiting,
             max_request_bytes=self.max_request_bytes,
             max_uploads=self.max_uploads,
+        )
+
+    @property
+    def visual_cache_config(self) -> VisualCacheConfig:
+        """Which visual tokens are kept, where, and for how long."""
+        return VisualCacheConfig(
+            reuse=self.visual_cache,
+            memory_bytes=self.visual_cache_bytes,
+            memory_ttl_s=self.visual_cache_ttl_s,
+            digest_first_bytes=self.digest_first_bytes,
+            redis_url=self.shared_cache_url.get_secret_value() if self.shared_cache_url is not None else None,
+            redis_timeout_s=self.shared_cache_timeout_ms / 1000,
+            redis_ttl_s=self.shared_cache_ttl_s,
+            redis_pause_s=self.shared_cache_pause_s,
+        )
+
+    @property
+    def rollout_config(self) -> RolloutConfig:
+        """Where rollouts are kept, and how often they are looked at."""
+        return RolloutConfig(
+            file=self.rollout_file,
+            redis_url=self.rollout_redis.get_secret_value() if self.rollout_redis is not None else None,
+            tick_s=self.rollout_tick_s,
+            refresh_s=self.refresh_s,
+            load_timeout_s=self.rollout_load_timeout_s,
         )
 
     @property

@@ -12,7 +12,7 @@ import structlog
 
 from chassis.channels import ChannelTls, open_channel
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
-from chassis.settings import split_address
+from chassis.network import split_address
 from gateway.stages.endpoint import Endpoint, Stub, absent
 from gateway.stages.errors import errors_of, unreachable
 from tandem.v1 import model_pb2

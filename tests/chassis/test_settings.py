@@ -6,7 +6,8 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from chassis.settings import CommaSeparated, ServiceSettings, load_settings, split_address
+from chassis.network import split_address
+from chassis.settings import CommaSeparated, ServiceSettings, load_settings
 
 
 class ExampleSettings(ServiceSettings):
