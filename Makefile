@@ -55,7 +55,7 @@ clean:  ## forget the virtual environment and every cache
 .venv/ready: pyproject.toml setup.py constraints.txt $(wildcard language_service/kernels/*.cpp language_service/kernels/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stages,similar,traces,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gateway,stages,similar,traces,dev]'
 	touch $@
 
 # Whole lists of exact versions, dependencies not followed: vLLM names packages that come without a build for processors.
