@@ -35,10 +35,11 @@ from checkpoint.config import LanguageConfig, ModelConfig
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from checkpoint.weights import load_half
+from processing import to_pixels
 from tandem.stack import ServiceProcess
 from tandem.v1 import vision_pb2, vision_pb2_grpc
-from vision_service.backends.torch_backend import TorchBackend
-from vision_service.image_files import ImageLimits, read_image, to_pixels
+from vision_service.backends import open_backend
+from vision_service.image_files import ImageLimits, read_image
 from vision_service.model import VisionHalf
 
 CALLERS = (1, 4, 16, 64)
@@ -181,7 +182,7 @@ def measure(subject: Subject, rounds: int, progress: Progress) -> Rates:
         models = Path(folder)
         create_checkpoint(models, subject.tag, subject.config)
         half = load_half(models / subject.tag, "vision", dtype=torch.bfloat16)
-        backend = TorchBackend(half.config, half.tensors, dtype=torch.bfloat16, device=torch.device("cpu"))
+        backend = open_backend("torch", half.config, half.tensors, dtype=torch.bfloat16, device=torch.device("cpu"))
         files = images(max(*CALLERS, subject.num_images))
         ready = {file: to_pixels(read_image(file, ImageLimits()), vision) for file in files}
 

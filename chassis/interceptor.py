@@ -13,7 +13,8 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from chassis.cancellation import is_asked_to_stop
-from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented, to_grpc_status
+from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented
+from chassis.grpc_errors import to_grpc_status
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 from chassis.tracing import NO_SPAN, Span, span
@@ -169,7 +170,7 @@ async def _mapping_errors(answer: Answer, request: Any, context: Context, report
         error = Unimplemented("This server does not offer that method.") if unwritten else _bug()
     except Exception:
         error = _bug()
-    report.code = error.code
+    report.code = grpc.StatusCode[error.code.name]
     report.facts = {"reason": error.reason, "error": error.local_message}
     status = to_grpc_status(error)
     # Errors go out without initial metadata, since a call whose headers came is not tried again; so the id trails.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chassis.errors import InvalidArgument
 from tandem.v1 import tensor_pb2
@@ -29,6 +30,11 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
         raise InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
 
 
+def is_finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
+    """Return whether bfloat16 bit patterns hold neither an infinity nor a NaN."""
+    return not bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
+
+
 def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
     if tensor.data_type != tensor_pb2.DATA_TYPE_BFLOAT16:
         return "must be of type DATA_TYPE_BFLOAT16"
@@ -37,8 +43,7 @@ def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
     num_bytes = prod(shape) * _BFLOAT16_BYTES
     if len(tensor.data) != num_bytes:
         return f"must have {num_bytes} bytes of data, not {len(tensor.data)}"
-    bits = np.frombuffer(tensor.data, dtype="<u2")
-    if bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT)):
+    if not is_finite_bfloat16(np.frombuffer(tensor.data, dtype="<u2")):
         return "must hold finite numbers only, but has an infinity or NaN"
     return None
 

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from chassis.errors import FailedPrecondition
+from chassis.validation import problems
 
 CONFIG_FILE = "config.json"
 
@@ -163,10 +164,8 @@ def parse_config(text: str | bytes, source: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors(include_url=False)
-        )
-        raise FailedPrecondition(f"The file {source} is not valid: {problems}.", reason="BAD_CHECKPOINT") from error
+        found = "; ".join(problems(error))
+        raise FailedPrecondition(f"The file {source} is not valid: {found}.", reason="BAD_CHECKPOINT") from error
 
 
 def write_config(config: ModelConfig, folder: Path) -> None:

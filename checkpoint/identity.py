@@ -13,6 +13,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.layout import Half
 
 DIGEST_BYTES = 32
+MAX_SALT_BYTES = 64  # of a tenant's cache salt, as in the contract
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chassis.errors import DataLoss, FailedPrecondition
+from chassis.validation import first_problem
 from checkpoint.config import CONFIG_FILE, ModelConfig, parse_config
 from checkpoint.identity import DIGEST_BYTES
 from checkpoint.layout import Half
@@ -77,10 +78,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"Checkpoint {folder.name} has no readable {MANIFEST_FILE}.", reason="BAD_CHECKPOINT"
         ) from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "file"
         raise FailedPrecondition(
-            f"The file {MANIFEST_FILE} of {folder.name} is not valid: {where}: {first['msg']}.", reason="BAD_CHECKPOINT"
+            f"The file {MANIFEST_FILE} of {folder.name} is not valid: {first_problem(error)}.", reason="BAD_CHECKPOINT"
         ) from error
     if manifest.tag != folder.name:
         raise FailedPrecondition(

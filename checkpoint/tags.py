@@ -26,6 +26,16 @@ class Tag:
         return f"{self.name}-v{self.major}.{self.minor}.{self.patch}"
 
 
+def split_release(name: str) -> tuple[str, str]:
+    """Return the vision tag and the language tag of a release's name.
+
+    Args:
+        name: a tag for both halves, or 'vision tag,language tag'.
+    """
+    vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
+    return vision_tag, language_tag or vision_tag
+
+
 def parse_tag(text: str) -> Tag:
     """Read a tag.
 

@@ -22,8 +22,7 @@ from demo.drawing import draw
 from demo.probes import labels
 from demo.questions import LANGUAGES, TOPICS, Conversation, Topic, ask
 from demo.scenes import Scene, make_scene
-from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment
-from vision_service.image_files import to_pixels
+from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment, to_pixels
 
 IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
 PADDING = 0  # token id; what it stands after never sees it

@@ -9,7 +9,7 @@ from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import Admission, Callers
 from gateway.answer import QuestionMaker
-from gateway.images import ImageStore, VisualCache, VisualTokenSource
+from gateway.images import ImageStore, VisualTokenSource, open_visual_tokens
 from gateway.pipeline import Pipeline
 from gateway.rollout.mirror import Shadow
 from gateway.rollout.traffic import Traffic
@@ -30,11 +30,14 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     callers = Callers(settings.keys, without_keys=settings.role_without_keys)
     store = ModelStore(settings.models)
     release = open_release(store, settings.release)
-    async with _visual_tokens(settings) as visual_tokens, _stages(settings) as (vision, language):
+    async with (
+        open_visual_tokens(settings.visual_cache_config) as visual_tokens,
+        _stages(settings) as (vision, language),
+    ):
         releases = Releases(store, release, vision=vision, language=language)
         traffic = Traffic(releases)
         rollouts = open_rollouts(
-            settings,
+            settings.rollout_config,
             server,
             traffic=traffic,
             releases=releases,
@@ -92,30 +95,3 @@ async def _stages(settings: GatewaySettings) -> AsyncIterator[tuple[VisionStage,
         language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
         opened.push_async_callback(language.close)
         yield vision, language
-
-
-@asynccontextmanager
-async def _visual_tokens(settings: GatewaySettings) -> AsyncIterator[VisualTokenSource]:
-    """Open the caches of visual tokens, as far as they are switched on; leaving closes them."""
-    shared = None
-    if settings.shared_cache_url is not None and settings.visual_cache:
-        # Here and not above: the Redis client takes longer to import than all the rest.
-        from gateway.images.redis_cache import SharedCache
-
-        shared = SharedCache(
-            settings.shared_cache_url.get_secret_value(),
-            timeout_s=settings.shared_cache_timeout_ms / 1000,
-            ttl_s=settings.shared_cache_ttl_s,
-            pause_s=settings.shared_cache_pause_s,
-        )
-    memory_bytes = settings.visual_cache_bytes if settings.visual_cache else 0
-    try:
-        yield VisualTokenSource(
-            memory=VisualCache(memory_bytes, ttl_s=settings.visual_cache_ttl_s),
-            shared=shared,
-            digest_first_bytes=settings.digest_first_bytes,
-            reuse=settings.visual_cache,
-        )
-    finally:
-        if shared is not None:
-            await shared.close()

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from chassis.errors import InvalidArgument
 from chassis.tensors import check_tensor
-from checkpoint.identity import DIGEST_BYTES
+from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
 from language_service.sampling import SamplingOptions
 from tandem.v1 import language_pb2, tensor_pb2
 
-MAX_SALT_BYTES = 64
 MAX_PRIORITY = 100
 
 

@@ -2,9 +2,11 @@
 
 from processing.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
 from processing.detokenizer import Detokenizer, Vocabulary
+from processing.images import PREPROCESSING, to_pixels, to_rgb, turn_upright
 from processing.prompt import PromptBuilder, Segment, TextSegment, open_prompt_builder
 
 __all__ = [
+    "PREPROCESSING",
     "ChatMessage",
     "ChatTemplate",
     "Detokenizer",
@@ -15,4 +17,7 @@ __all__ = [
     "TextSegment",
     "Vocabulary",
     "open_prompt_builder",
+    "to_pixels",
+    "to_rgb",
+    "turn_upright",
 ]

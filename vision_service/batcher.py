@@ -15,14 +15,13 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from chassis.back_pressure import time_to_clear_s
 from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
-
-_SHORTEST_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +93,11 @@ class Batcher(Generic[T, R]):
         if self._closed:
             raise _draining()
         if len(self._waiting) >= self._config.max_queue:
+            num_batches = -(-len(self._waiting) // self._config.max_batch_size)
             raise ResourceExhausted(
                 "Too many images are waiting to be encoded.",
                 reason="QUEUE_FULL",
-                retry_after_s=self._time_to_clear_s(),
+                retry_after_s=time_to_clear_s(num_batches, self._last_run_s),
             )
         job = _Job[T, R](item, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
@@ -116,10 +116,6 @@ class Batcher(Generic[T, R]):
         await asyncio.wait([self._loop_task])
         while self._waiting:
             _fail(self._waiting.popleft(), _draining())
-
-    def _time_to_clear_s(self) -> float:
-        batches = -(-len(self._waiting) // self._config.max_batch_size)
-        return max(_SHORTEST_RETRY_S, batches * self._last_run_s)
 
     async def _loop(self) -> None:
         while True:

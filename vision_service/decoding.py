@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
+from processing import to_pixels
 from vision_service import metrics
-from vision_service.image_files import ImageLimits, check_bytes, read_image, to_pixels
+from vision_service.image_files import ImageLimits, check_bytes, read_image
 from vision_service.similar import Vector, thumbnail
 
 # An image takes tens of milliseconds: whoever is refused may come again soon.

@@ -8,30 +8,24 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from chassis.cache_metrics import CACHE_REQUESTS
-from chassis.errors import FailedPrecondition, Internal, NotFound, Unavailable
+from chassis.errors import Internal, NotFound, Unavailable
 from chassis.single_flight import SingleFlight
+from chassis.tensors import is_finite_bfloat16
 from checkpoint.config import ModelConfig
 from checkpoint.identity import encoder_id, visual_key
-from checkpoint.store import ModelStore
-from checkpoint.weights import load_half
+from processing import PREPROCESSING
 from tandem.v1 import model_pb2
 from vision_service import metrics
 from vision_service.backends import VisionBackend
-from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig, Batcher
 from vision_service.decoding import Decoded, DecodePool
-from vision_service.image_files import PREPROCESSING
 from vision_service.similar import Similar, SimilarImages
 from vision_service.token_cache import TokenCache, VisualTokens
 
 NOT_CACHED = "IMAGE_NOT_CACHED"
-
-# A bfloat16 is not finite exactly when all eight bits of its exponent are set.
-_EXPONENT = np.uint16(0x7F80)
 
 Pixels = NDArray[np.float32]  # [3, S, S]
 TokenBits = NDArray[np.uint16]  # [K, D], bfloat16 bit patterns
@@ -190,7 +184,7 @@ class HostedVision:
             return encoded
         answer = await self._batcher.submit(decoded.pixels)
         metrics.QUEUE_SECONDS.labels(self._tag).observe(answer.queue_s)
-        if not _is_finite(answer.result):
+        if not is_finite_bfloat16(answer.result):
             raise Internal("The image's visual tokens are not finite.", reason="NOT_FINITE")
         tokens = VisualTokens.of(answer.result)
         self._shared.cache.put(key, tokens)
@@ -228,40 +222,3 @@ class HostedVision:
         metrics.BATCH_SIZE.labels(self._tag).observe(len(images))
         # Copies, so that a caller that keeps its tokens does not keep the whole batch.
         return [bits_KD.copy() for bits_KD in bits_BKD]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisionLoader:
-    """Reads vision halves of a model store and makes them ready."""
-
-    store: ModelStore
-    dtype: torch.dtype
-    device: torch.device
-    batching: BatchConfig
-    shared: Shared
-
-    async def load(self, tag: str) -> HostedVision:
-        """Read, check and warm the vision half of a checkpoint.
-
-        Raises:
-            TandemError: there is no such checkpoint, or it does not hold a vision half that works.
-        """
-        config, digest, backend = await asyncio.to_thread(self._read, tag)
-        return HostedVision(
-            tag=tag, config=config, digest=digest, backend=backend, shared=self.shared, batching=self.batching
-        )
-
-    def _read(self, tag: str) -> tuple[ModelConfig, bytes, VisionBackend]:
-        half = load_half(self.store.folder(tag), "vision", dtype=self.dtype, device=self.device)
-        backend = TorchBackend(half.config, half.tensors, dtype=self.dtype, device=self.device)
-        # The first pass plans kernels and takes memory: better now than in somebody's request.
-        side = half.config.vision.image_size
-        if not _is_finite(backend.encode(np.zeros((1, 3, side, side), dtype=np.float32))):
-            raise FailedPrecondition(
-                f"The vision half of {tag} gives visual tokens that are not finite.", reason="BAD_CHECKPOINT"
-            )
-        return half.config, half.digest, backend
-
-
-def _is_finite(bits: NDArray[np.uint16]) -> bool:
-    return not bool(np.any((bits & _EXPONENT) == _EXPONENT))

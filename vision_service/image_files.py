@@ -9,28 +9,12 @@ import re
 import warnings
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from chassis.errors import InvalidArgument
-from checkpoint.config import VisionConfig
-
-# Part of every encoder id: change it whenever the same bytes would become other pixels.
-PREPROCESSING = "pad-square-bicubic-v1"
+from processing import to_rgb, turn_upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # Above this, Pillow opens no image at all.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -90,31 +74,9 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
             _check_scans(data)
         try:
             image.load()
-            return _turn_upright(_to_rgb(image), image)
+            return turn_upright(to_rgb(image), image)
         except Exception as error:  # decoders raise whatever they like on damaged data
             raise _damaged() from error
-
-
-def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
-    """Return the model's input, [3, S, S], of an RGB image.
-
-    The image is scaled (bicubic) until its longer side is S and centred on a square of the mean colour, as LLaVA-1.5
-    does (Liu et al. 2023, arXiv:2310.03744): nothing is cut away and shapes keep their proportions. Colours in 0..1
-    are then normalised by the configuration's mean and standard deviation, so the border is about 0.
-    """
-    side = config.image_size
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-    if (width, height) != (side, side):
-        border = tuple(round(255 * mean) for mean in config.image_mean)
-        square = Image.new("RGB", (side, side), border)
-        square.paste(scaled, ((side - width) // 2, (side - height) // 2))
-        scaled = square
-    colours_SS3 = np.asarray(scaled, dtype=np.float32) / np.float32(255)
-    mean_3, std_3 = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-    normal_SS3 = (colours_SS3 - mean_3) / std_3
-    return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
 
 
 class _CountedReads(io.BytesIO):
@@ -172,29 +134,6 @@ def _has_endless_scans(data: bytes) -> bool:
             return True
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return True
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the loaded image as 8-bit RGB."""
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(layer, mask=layer.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the rotation a camera noted in EXIF."""
-    try:
-        orientation = source.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF leaves the image as it was stored, as in a browser
-        return rgb
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return rgb if method is None else rgb.transpose(method)
 
 
 def _refusal(reason: str, message: str) -> InvalidArgument:

@@ -13,10 +13,12 @@ from chassis.server import Server
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
+from vision_service.backends import BackendName
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import Shared, VisionLoader
+from vision_service.hosted import Shared
 from vision_service.image_files import PILLOW_MAX_PIXELS, ImageLimits
+from vision_service.loader import VisionLoader
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.similar import SimilarImages
 from vision_service.token_cache import TokenCache
@@ -30,6 +32,7 @@ class VisionSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_", cli_prog_name="python -m vision_service")
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
+    backend: BackendName = Field("torch", description="library that runs the vision half")
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most images in a forward pass")
     max_wait_ms: float = Field(
         1000 * _BATCHING.max_wait_s,
@@ -72,6 +75,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
     shared = _shared(settings)
     loader = VisionLoader(
         store=ModelStore(settings.models),
+        backend=settings.backend,
         dtype=settings.dtype,
         device=torch.device(settings.device),
         batching=BatchConfig(

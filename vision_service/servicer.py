@@ -2,7 +2,7 @@
 
 from chassis.errors import InvalidArgument, TandemError
 from chassis.tracing import span
-from checkpoint.identity import DIGEST_BYTES
+from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
 from hosting import ModelCalls, ModelHost
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from vision_service import metrics
@@ -10,7 +10,6 @@ from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, ImageReques
 
 SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
-_MAX_SALT_BYTES = 64
 _SOURCES = {
     Source.ENCODED: vision_pb2.ENCODE_SOURCE_ENCODED,
     Source.CACHED: vision_pb2.ENCODE_SOURCE_CACHED,
@@ -46,9 +45,9 @@ def _check(request: vision_pb2.EncodeRequest) -> None:
             reason="BAD_DIGEST",
             field="image_sha256",
         )
-    if len(request.cache_salt) > _MAX_SALT_BYTES:
+    if len(request.cache_salt) > MAX_SALT_BYTES:
         raise InvalidArgument(
-            f"cache_salt must have at most {_MAX_SALT_BYTES} bytes, not {len(request.cache_salt)}.",
+            f"cache_salt must have at most {MAX_SALT_BYTES} bytes, not {len(request.cache_salt)}.",
             reason="BAD_SALT",
             field="cache_salt",
         )

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from chassis.back_pressure import time_to_clear_s
 from chassis.errors import ResourceExhausted
 
-_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.1, 30.0
 # Weight of the newest stay in the running mean of how long one lasts.
 _NEWEST = 0.1
 
@@ -60,8 +60,7 @@ class Gate:
 
     def time_to_clear_s(self) -> float:
         """Return about how long those before a newcomer take, seconds."""
-        rounds = (self.num_waiting + 1) / self.max_running
-        return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, rounds * self._mean_stay_s))
+        return time_to_clear_s((self.num_waiting + 1) / self.max_running, self._mean_stay_s)
 
     async def _get_in(self) -> None:
         if self.num_running < self.max_running and not self._queue:

@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from chassis.api_keys import TENANT_NAME, key_sha256, shown_key
 from chassis.errors import FailedPrecondition, PermissionDenied, Unauthenticated
-
-_MAX_SALT_BYTES = 64  # the contract's
+from chassis.validation import first_problem
+from checkpoint.identity import MAX_SALT_BYTES
 
 _log = structlog.get_logger()
 
@@ -28,8 +28,8 @@ Role = Literal["client", "operator"]
 
 
 def _fits_the_contract(salt: str) -> str:
-    if len(salt.encode()) > _MAX_SALT_BYTES:
-        raise ValueError(f"must have at most {_MAX_SALT_BYTES} bytes in UTF-8")
+    if len(salt.encode()) > MAX_SALT_BYTES:
+        raise ValueError(f"must have at most {MAX_SALT_BYTES} bytes in UTF-8")
     return salt
 
 
@@ -80,8 +80,7 @@ def read_tenants(path: Path) -> dict[str, Tenant]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise _bad("it is not TOML") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _bad(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _bad(first_problem(error)) from None
     by_digest = {digest: tenant for tenant in tenants for digest in tenant.key_sha256}
     if len(by_digest) < sum(len(tenant.key_sha256) for tenant in tenants):
         raise _bad("a key stands there twice")

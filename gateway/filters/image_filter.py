@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from chassis.errors import FailedPrecondition
+from chassis.validation import first_problem
 from tandem.v1 import tensor_pb2
 
 
@@ -90,8 +91,7 @@ def read_probe(path: Path) -> tuple[bytes, Probe]:
     except (OSError, SafetensorError) as error:
         raise _bad(path, str(error).split("\n")[0]) from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _bad(path, f"metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _bad(path, f"metadata {first_problem(error)}") from None
     count = len(metadata.classes)
     thresholds_C = np.asarray(metadata.thresholds, np.float32)
     if weight_CW.ndim != 2 or not (weight_CW.shape[:1] == bias_C.shape == thresholds_C.shape == (count,)):

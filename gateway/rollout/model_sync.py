@@ -7,10 +7,11 @@ from collections.abc import Callable
 import structlog
 
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
+from checkpoint.tags import split_release
 from gateway.rollout.policy import Phase, State, controller
 from gateway.rollout.store_sync import Keeper
 from gateway.rollout.traffic import Traffic
-from gateway.stages import ModelLife, Releases, tags_of
+from gateway.stages import ModelLife, Releases
 
 _log = structlog.get_logger()
 
@@ -119,12 +120,12 @@ class Housekeeping:
     async def _dismiss(self, state: State) -> None:
         """Drop what has left, once no gateway can put a request on it any more and none is under way."""
         offered = self._traffic.offered
-        keep = {tag for name in offered for tag in tags_of(name)}
+        keep = {tag for name in offered for tag in split_release(name)}
         for name in {state.plan.stable, state.plan.canary}.difference(offered):
             if (state.id, name) in self._dismissed or not self._is_left(name):
                 continue
             try:
-                await self._life.unload(*tags_of(name), keep=keep)
+                await self._life.unload(*split_release(name), keep=keep)
             except TandemError as error:
                 _log.warning("release not unloaded", release=name, reason=error.reason, error=error.message)
                 continue

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from chassis.background import in_background
 from chassis.server import Server
@@ -10,14 +12,24 @@ from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServic
 from gateway.rollout.store import FileStore, RolloutStore
 from gateway.rollout.store_sync import Keeper
 from gateway.rollout.traffic import Traffic
-from gateway.settings import GatewaySettings
 from gateway.stages import ModelLife, Releases
 from tandem.v1 import rollout_pb2_grpc
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """Where a gateway keeps rollouts, and how often it looks at them."""
+
+    file: Path | None  # without Redis the store itself, else the copy that is served while Redis is away
+    redis_url: str | None  # the store of several gateways
+    tick_s: float  # between two looks at the state and the numbers
+    refresh_s: float  # between two looks at which models the stages hold
+    load_timeout_s: float  # longest time a canary's models may take to load
+
+
 @asynccontextmanager
 async def open_rollouts(
-    settings: GatewaySettings,
+    config: RolloutConfig,
     server: Server,
     *,
     traffic: Traffic,
@@ -31,15 +43,15 @@ async def open_rollouts(
         FailedPrecondition: reason 'BAD_ROLLOUT_STATE', what is kept of rollouts cannot be read.
         TandemError: a release that is in force cannot be opened.
     """
-    store, last_known = _stores(settings)
-    keeper = Keeper(store, traffic, last_known=last_known, tick_s=settings.rollout_tick_s)
+    store, last_known = _stores(config)
+    keeper = Keeper(store, traffic, last_known=last_known, tick_s=config.tick_s)
     housekeeping = Housekeeping(
         keeper,
         traffic,
         releases,
         life,
-        every_s=settings.refresh_s,
-        load_timeout_s=settings.rollout_load_timeout_s,
+        every_s=config.refresh_s,
+        load_timeout_s=config.load_timeout_s,
     )
     try:
         await keeper.open()
@@ -54,12 +66,12 @@ async def open_rollouts(
         await store.close()
 
 
-def _stores(settings: GatewaySettings) -> tuple[RolloutStore, FileStore | None]:
+def _stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
     """Return the store, and where a copy of what is elsewhere is kept."""
-    here = FileStore(settings.rollout_file)
-    if settings.rollout_redis is None:
+    here = FileStore(config.file)
+    if config.redis_url is None:
         return here, None
     # Here and not above: the Redis client takes longer to import than all the rest.
     from gateway.rollout.redis_store import RedisStore
 
-    return RedisStore(settings.rollout_redis.get_secret_value()), here if settings.rollout_file else None
+    return RedisStore(config.redis_url), here if config.file else None

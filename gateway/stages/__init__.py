@@ -12,7 +12,6 @@ from gateway.stages.releases import (
     Route,
     VisionStage,
     open_release,
-    tags_of,
 )
 from gateway.stages.stage import Replica, Stage
 
@@ -30,6 +29,5 @@ __all__ = [
     "VisionStage",
     "errors_of",
     "open_release",
-    "tags_of",
     "with_failover",
 ]

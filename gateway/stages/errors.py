@@ -9,7 +9,8 @@ import grpc
 import structlog
 
 from chassis.cancellation import is_asked_to_stop
-from chassis.errors import DeadlineExceeded, Internal, InvalidArgument, TandemError, Unavailable, from_rpc_error
+from chassis.errors import Code, DeadlineExceeded, Internal, InvalidArgument, TandemError, Unavailable
+from chassis.grpc_errors import from_rpc_error
 
 _TOO_LARGE = "message larger than max"  # gRPC's words; it has no code for it alone
 
@@ -48,11 +49,11 @@ def _translate(stage: str, rpc_error: grpc.RpcError) -> TandemError:
     metadata: Any = rpc_error.trailing_metadata()  # pairs; the published types say one opaque object
     if "grpc-status-details-bin" in dict(metadata or ()):
         return error  # one of ours, made for clients
-    if error.code == grpc.StatusCode.UNAVAILABLE:
+    if error.code == Code.UNAVAILABLE:
         return unreachable(stage)
-    if error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:  # any replica refuses it
+    if error.code == Code.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:  # any replica refuses it
         return InvalidArgument(f"The {stage} service does not take so much at once.", reason="TOO_LARGE_FOR_STAGE")
-    if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+    if error.code == Code.DEADLINE_EXCEEDED:
         return DeadlineExceeded("The time of the request ran out.")
     _log.error("stage failed", stage=stage, code=error.code.name, error=error.message)
     return Internal(f"The {stage} service failed.", reason=f"{stage.upper()}_FAILED")

@@ -9,7 +9,7 @@ from chassis.health import Health
 from chassis.single_flight import SingleFlight
 from checkpoint.manifest import TOKENIZER_FILE, read_manifest
 from checkpoint.store import ModelStore
-from checkpoint.tags import parse_tag
+from checkpoint.tags import parse_tag, split_release
 from gateway.stages.stage import Replica, Stage
 from processing import PromptBuilder, Vocabulary, open_prompt_builder
 from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, vision_pb2_grpc
@@ -63,7 +63,7 @@ def open_release(store: ModelStore, name: str) -> Release:
         FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'BAD_CHECKPOINT', a file is not valid.
         DataLoss: reason 'DIGEST_MISMATCH'.
     """
-    vision_tag, language_tag = tags_of(name)
+    vision_tag, language_tag = split_release(name)
     parse_tag(vision_tag)
     folder = store.folder(language_tag)
     manifest = read_manifest(folder)
@@ -108,7 +108,7 @@ class Releases:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
         for name in self.names:
-            if pin in (name, tags_of(name)[1]):
+            if pin in (name, split_release(name)[1]):
                 return name
         raise NotFound("There is no release of that tag.", reason="UNKNOWN_RELEASE", field="x-tandem-release")
 
@@ -163,7 +163,8 @@ class Releases:
         while True:
             await self._refresh()
             ready = {
-                tags_of(name)[1]: name in self._opened and self._is_ready(self._opened[name]) for name in self.names
+                split_release(name)[1]: name in self._opened and self._is_ready(self._opened[name])
+                for name in self.names
             }
             for tag in told | ready.keys():
                 await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
@@ -183,12 +184,6 @@ class Releases:
         except TandemError:
             return False
         return vision.state == language.state == model_pb2.MODEL_STATE_READY
-
-
-def tags_of(name: str) -> tuple[str, str]:
-    """Return the vision tag and the language tag of a release's name."""
-    vision_tag, _, language_tag = (part.strip() for part in name.partition(","))
-    return vision_tag, language_tag or vision_tag
 
 
 def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:

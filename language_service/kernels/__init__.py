@@ -1,5 +1,6 @@
 """The decoder's arithmetic, by instruction set."""
 
+from language_service.kernels import huge_pages
 from language_service.kernels.interface import Head, Kernels, Layer, Projection
 from language_service.kernels.library import fits
 from language_service.kernels.native import NativeKernels, TileKernels, largest
@@ -17,5 +18,6 @@ __all__ = [
     "Projection",
     "TileKernels",
     "fits",
+    "huge_pages",
     "largest",
 ]

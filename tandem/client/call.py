@@ -12,15 +12,8 @@ import grpc
 
 from chassis.api_keys import authorization
 from chassis.channels import ChannelTls, open_blocking_channel
-from chassis.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    TandemError,
-    Unavailable,
-    from_rpc_error,
-)
+from chassis.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, TandemError, Unavailable
+from chassis.grpc_errors import from_rpc_error
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id, request_id_of
 from tandem.client.types import Answer, GenerateOptions
 from tandem.client.wire import AnswerBuilder

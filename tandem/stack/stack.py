@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.channels import open_blocking_channel
 from chassis.errors import FailedPrecondition, Unavailable
+from checkpoint.tags import split_release
 from tandem.stack.process import ServiceProcess
 
 HOST = "127.0.0.1"
@@ -91,7 +92,7 @@ class Stack:
             Unavailable: a service stopped or was not ready in time; the message says which and why.
         """
         _check_port_free(self.config.port)
-        vision_tag, language_tag = _tags(self.config.release)
+        vision_tag, language_tag = split_release(self.config.release)
         self._spawn("vision", "vision_service", self._stage_flags(vision_tag, self.config.vision_flags))
         self._spawn("language", "language_service", self._stage_flags(language_tag, self.config.language_flags))
         self._wait_until_ready()
@@ -168,7 +169,7 @@ class Stack:
 
     def _wait_until_serving(self) -> None:
         """Wait until the gateway has found its release on both stages, so that the first request is answered."""
-        model = f"tandem.v1.Gateway/{_tags(self.config.release)[1]}"
+        model = f"tandem.v1.Gateway/{split_release(self.config.release)[1]}"
         with open_blocking_channel(self.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             for _ in range(round(self.config.ready_timeout_s / POLL_S)):
@@ -200,12 +201,6 @@ def interrupt_on_signals() -> None:
     hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         signal.signal(number, signal.default_int_handler)
-
-
-def _tags(release: str) -> tuple[str, str]:
-    """Return the vision tag and the language tag of a release."""
-    vision_tag, _, language_tag = (tag.strip() for tag in release.partition(","))
-    return vision_tag, language_tag or vision_tag
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:

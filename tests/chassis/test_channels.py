@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from chassis.channels import ChannelTls, open_channel
-from chassis.errors import FailedPrecondition, Unavailable, from_rpc_error
+from chassis.errors import FailedPrecondition, Unavailable
+from chassis.grpc_errors import from_rpc_error
 from chassis.request_id import bound_request_id, current_request_id
 from chassis.settings import ServiceSettings
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, vision_pb2

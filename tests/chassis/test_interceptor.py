@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis import errors
+from chassis import errors, grpc_errors
 from chassis.request_id import current_request_id
 from chassis.settings import ServiceSettings
 from tandem.v1 import gateway_pb2, language_pb2, vision_pb2
@@ -97,7 +97,7 @@ async def test_an_error_arrives_as_it_was_raised(serve: Any, kind: type[errors.T
 
     run = await serve(gateway={"CountTokens": fail})
     raised = await failure(run.gateway.CountTokens(gateway_pb2.CountTokensRequest(), metadata=ID))
-    error = errors.from_rpc_error(raised)
+    error = grpc_errors.from_rpc_error(raised)
     assert type(error) is kind
     assert (error.message, error.reason, error.field) == ("Schade, 遗憾.", "WHY_NOT", "messages[0]")
     assert (error.retry_after_s, error.metadata) == (1.5, {"limit": "3"})
@@ -113,7 +113,7 @@ async def test_an_error_inside_a_stream_follows_what_was_sent(serve: Any) -> Non
     run = await serve(gateway={"Generate": fail})
     call = run.gateway.Generate(gateway_pb2.GatewayGenerateRequest())
     assert (await call.read()).delta.text == "a"
-    assert errors.from_rpc_error(await failure(call.read())).reason == "BROKEN"
+    assert grpc_errors.from_rpc_error(await failure(call.read())).reason == "BROKEN"
 
 
 @pytest.mark.parametrize("method", ["CountTokens", "Generate", "PutImage"])
@@ -179,7 +179,7 @@ async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
 
     run = await serve(gateway={"Generate": stream_ids}, vision={"Encode": encode})
     method = run.channel.unary_unary if path.endswith("Encode") else run.channel.unary_stream
-    error = errors.from_rpc_error(await failure(method(path)(NOT_UTF8[path] if data is None else data)))
+    error = grpc_errors.from_rpc_error(await failure(method(path)(NOT_UTF8[path] if data is None else data)))
     assert isinstance(error, errors.InvalidArgument)
     assert error.reason == "BAD_MESSAGE"
 
@@ -188,7 +188,7 @@ async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
 async def test_a_message_of_a_stream_that_cannot_be_parsed_is_the_callers_mistake(serve: Any, path: str) -> None:
     run = await serve(gateway={"PutImage": measure}, language={"Generate": echo})
     method = run.channel.stream_unary if path.endswith("PutImage") else run.channel.stream_stream
-    error = errors.from_rpc_error(await failure(method(path)(iter([b"", b"\x0a\x7f"]))))
+    error = grpc_errors.from_rpc_error(await failure(method(path)(iter([b"", b"\x0a\x7f"]))))
     assert isinstance(error, errors.InvalidArgument)
     assert error.reason == "BAD_MESSAGE"
 

@@ -1,80 +1,214 @@
-"""Imports point down only, so that a stage can be changed, replaced or deployed without the others."""
+"""Rooms import downwards only, through their `__init__`, so that each can be read, tested and replaced alone."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.contract.import_graph import REPOSITORY, imports, loaded_by, module_of, modules
 
-# What each package may import of this repository.
-MAY_IMPORT = {
-    "chassis": {"chassis", "tandem.v1"},
-    "checkpoint": {"checkpoint", "chassis", "tandem.v1"},
-    "vision_service": {"vision_service", "checkpoint", "chassis", "tandem.v1"},
-    "language_service": {"language_service", "checkpoint", "chassis", "tandem.v1"},
-    "gateway": {"gateway", "checkpoint", "chassis", "tandem.v1"},
-    "tandem": {"tandem", "checkpoint", "chassis", "tandem.v1"},
+# Every room, from the bottom up, with the rooms below that it may import. A room is a folder.
+ROOMS: dict[str, set[str]] = {
+    "tandem.v1": set(),
+    "chassis": {"tandem.v1"},
+    "checkpoint": {"chassis"},
+    "hosting": {"tandem.v1", "chassis"},
+    "processing": {"chassis", "checkpoint"},
+    "vision_service.model": {"checkpoint"},
+    "vision_service.backends": {"checkpoint", "vision_service.model"},
+    "vision_service": {"tandem.v1", "chassis", "checkpoint", "hosting", "processing", "vision_service.backends"},
+    "language_service.model": {"checkpoint"},
+    "language_service.kernels": {"checkpoint", "language_service.model"},
+    "language_service.cache": set(),
+    "language_service.scheduling": {"language_service.cache"},
+    "language_service.sampling": {"tandem.v1", "chassis", "language_service.kernels"},
+    "language_service.engine": {
+        "chassis",
+        "checkpoint",
+        "language_service.model",
+        "language_service.kernels",
+        "language_service.cache",
+        "language_service.scheduling",
+        "language_service.sampling",
+    },
+    "language_service": {
+        "tandem.v1",
+        "chassis",
+        "checkpoint",
+        "hosting",
+        "language_service.scheduling",
+        "language_service.sampling",
+        "language_service.engine",
+    },
+    "gateway.admission": {"chassis", "checkpoint"},
+    "gateway.stages": {"tandem.v1", "chassis", "checkpoint", "processing"},
+    "gateway.filters": {"tandem.v1", "chassis", "processing"},
+    "gateway.images": {"tandem.v1", "chassis", "checkpoint", "gateway.stages"},
+    "gateway.answer": {
+        "tandem.v1",
+        "chassis",
+        "checkpoint",
+        "processing",
+        "gateway.admission",
+        "gateway.stages",
+        "gateway.filters",
+        "gateway.images",
+    },
+    "gateway.rollout.policy": {"chassis"},
+    "gateway.rollout": {
+        "tandem.v1",
+        "chassis",
+        "checkpoint",
+        "gateway.admission",
+        "gateway.stages",
+        "gateway.filters",
+        "gateway.images",
+        "gateway.answer",
+        "gateway.rollout.policy",
+    },
+    "gateway": {
+        "tandem.v1",
+        "chassis",
+        "checkpoint",
+        "gateway.admission",
+        "gateway.stages",
+        "gateway.filters",
+        "gateway.images",
+        "gateway.answer",
+        "gateway.rollout",
+    },
+    "tandem.client": {"tandem.v1", "chassis"},
+    "tandem.stack": {"chassis", "checkpoint"},
+    "tandem.commands": {"tandem.v1", "chassis", "checkpoint", "tandem", "tandem.client", "tandem.stack"},
+    "tandem": {"chassis", "tandem.client"},
 }
-OURS = {*MAY_IMPORT, "demo", "benchmarks", "tests"}
 
-# Parts of a package that must stay free of heavy libraries, so that they can be read and tested on their own.
-MUST_NOT_IMPORT = {
-    "gateway": {"torch"},
-    "chassis": {"torch"},
-    "vision_service/model": {"grpc", "tandem"},
-    "language_service/model": {"grpc", "tandem"},
-    "language_service/scheduling": {"torch", "grpc", "tandem"},
-    "language_service/cache/blocks.py": {"torch", "grpc", "tandem"},
-    "language_service/cache/prefix.py": {"torch", "grpc", "tandem"},
+# Toolboxes and services: others import their modules. Every other room hands on what others may use in its `__init__`.
+OPEN = {
+    "tandem.v1", "chassis", "checkpoint", "gateway", "gateway.rollout", "vision_service", "language_service", "tandem",
+}  # fmt: skip
+
+# Parts that must load without certain libraries, directly or through anything they import.
+FREE_OF: dict[str, set[str]] = {
+    "gateway.rollout.policy": {"grpc", "asyncio", "socket", "time", "redis", "structlog", "torch", "numpy"},
+    "language_service.scheduling": {"grpc", "asyncio", "torch", "numpy"},
+    "language_service.cache": {"grpc", "asyncio", "torch", "numpy"},
+    "language_service.model": {"grpc", "asyncio", "structlog", "tandem"},
+    "vision_service.model": {"grpc", "asyncio", "structlog", "tandem"},
+    "gateway.service": {"torch", "redis"},
+    "tandem": {"grpc", "torch", "redis", "uvloop", "tokenizers", "PIL"},
+    "tandem.client": {"torch", "redis", "uvloop", "tokenizers", "PIL"},
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Return the modules a file imports, dotted."""
+def room_of(module: str) -> str:
+    """Return the innermost room a module stands in. `python -m tandem` is the command."""
+    if module == "tandem.__main__":
+        return "tandem.commands"
+    return max((room for room in ROOMS if module == room or module.startswith(room + ".")), key=len)
+
+
+def is_ours(module: str) -> bool:
+    return any(module == room or module.startswith(room + ".") for room in ROOMS)
+
+
+def edges() -> set[tuple[str, str, str]]:
+    """Return (importing module, imported module, imported room) over every room's border."""
+    return {
+        (importer, target, room_of(target))
+        for importer, path in modules().items()
+        for one in imports(path)
+        if is_ours(target := module_of(one)) and room_of(target) != room_of(importer)
+    }
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {name.rpartition(".")[0] for name, path in modules().items() if path.name != "__init__.py"}
+    assert folders <= set(ROOMS)
+
+
+def test_imports_point_down_only() -> None:
+    assert not sorted(
+        f"{importer} imports {target}" for importer, target, room in edges() if room not in ROOMS[room_of(importer)]
+    )
+
+
+def test_rooms_have_no_circles() -> None:
+    """The table itself is free of circles, whatever order it is written in."""
+    left = {room: set(below) for room, below in ROOMS.items()}
+    while left:
+        bottom = {room for room, below in left.items() if not below & left.keys()}
+        assert bottom, f"a circle among {sorted(left)}"
+        left = {room: below for room, below in left.items() if room not in bottom}
+
+
+def test_modules_have_no_circles() -> None:
+    """Within a room, too. Its own `__init__` is left out: it imports the modules, and Python runs it before them."""
+    left = {
+        name: {
+            target
+            for one in imports(path)
+            if one.at_import and (target := module_of(one)) in modules() and target not in (name, room_of(name))
+        }
+        for name, path in modules().items()
+    }
+    while left:
+        bottom = {name for name, targets in left.items() if not targets & left.keys()}
+        assert bottom, f"a circle among {sorted(left)}"
+        left = {name: targets for name, targets in left.items() if name not in bottom}
+
+
+def test_a_room_with_rooms_inside_imports_none_of_itself() -> None:
+    """Its `__init__` runs before those of the rooms inside, which must not load their neighbours with it."""
+    parents = {room for room in ROOMS for other in ROOMS if other.startswith(room + ".")}
+    assert {"tandem", "gateway", "gateway.rollout"} <= parents
+    for room in parents:
+        assert not [one.module for one in imports(modules()[room]) if one.at_import and is_ours(one.module)], room
+
+
+def test_rooms_are_entered_by_the_front_door() -> None:
+    """Others see what a room's `__init__` hands on, and no more."""
+    wrong = [
+        f"{importer} imports {one.module}.{one.name}"
+        for importer, path in modules().items()
+        for one in imports(path)
+        if is_ours(one.module)
+        and (room := room_of(one.module)) not in OPEN
+        and room != room_of(importer)
+        and (one.module != room or one.name not in _handed_on(room))
+        and importer not in ROOMS  # a room's own `__init__`
+    ]
+    assert not wrong
+
+
+def _handed_on(room: str) -> set[str]:
+    """Return `__all__` of a room, and the modules it hands on whole."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(ast.parse(modules()[room].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
+            names |= set(ast.literal_eval(node.value))
     return names
 
 
-def sources(part: str) -> list[Path]:
-    """Return the Python files of a folder, or the file itself; generated stubs excluded."""
-    place = REPOSITORY / part
-    files = [place] if place.suffix == ".py" else sorted(place.rglob("*.py"))
-    return [file for file in files if "_pb2" not in file.name]
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_every_room_says_in_one_sentence_what_it_is_for(room: str) -> None:
+    if room == "tandem.v1":
+        return  # generated
+    summary = (ast.get_docstring(ast.parse(modules()[room].read_text(encoding="utf-8"))) or "").split("\n")[0]
+    assert summary.endswith("."), room
+    assert len(summary.split()) <= 16, room
 
 
-def is_below(name: str, package: str) -> bool:
-    """Return whether a dotted name is the package or inside it."""
-    return name == package or name.startswith(package + ".")
+@pytest.mark.parametrize("part", sorted(FREE_OF))
+def test_parts_load_without_heavy_libraries(part: str) -> None:
+    loaded = {name.partition(".")[0] for name in loaded_by(part)}
+    if part in ROOMS and part != "tandem":
+        loaded |= {
+            name.partition(".")[0] for module in modules() if room_of(module) == part for name in loaded_by(module)
+        }
+    assert not loaded & FREE_OF[part]
 
 
-@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
-def test_imports_point_down(package: str) -> None:
-    files = sources(package)
-    assert files
-    wrong = [
-        f"{file.relative_to(REPOSITORY)}: {name}"
-        for file in files
-        for name in imports(file)
-        if name.partition(".")[0] in OURS and not any(is_below(name, allowed) for allowed in MAY_IMPORT[package])
-    ]
-    assert not wrong
-
-
-@pytest.mark.parametrize("part", sorted(MUST_NOT_IMPORT))
-def test_parts_stay_free_of_heavy_libraries(part: str) -> None:
-    files = sources(part)
-    assert files
-    wrong = [
-        f"{file.relative_to(REPOSITORY)}: {name}"
-        for file in files
-        for name in imports(file)
-        if any(is_below(name, library) for library in MUST_NOT_IMPORT[part])
-    ]
-    assert not wrong
+def test_the_graph_is_of_this_repository() -> None:
+    """An empty graph would pass everything above."""
+    assert (REPOSITORY / "gateway" / "service.py") in modules().values()
+    assert len(edges()) > 200

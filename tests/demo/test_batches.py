@@ -13,8 +13,8 @@ from demo.drawing import draw
 from demo.questions import Conversation, ask
 from demo.scenes import TRAINING_SEEDS, make_scene
 from processing.chat_template import ChatTemplate
+from processing.images import to_pixels
 from processing.prompt import PromptBuilder, TextSegment
-from vision_service.image_files import to_pixels
 
 MIX = BatchConfig(num_images=3, num_conversations=4, num_groups=2)
 

@@ -11,7 +11,8 @@ from checkpoint.presets import PRESETS
 from demo.drawing import IMAGE_SIZE, draw
 from demo.evaluate import to_png
 from demo.scenes import HELD_OUT_SEEDS, KINDS, MATERIALS, POSITIONS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, make_scene
-from vision_service.image_files import ImageLimits, read_image, to_pixels
+from processing.images import to_pixels
+from vision_service.image_files import ImageLimits, read_image
 
 SEEDS = range(200)
 

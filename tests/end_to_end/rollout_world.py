@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from chassis.channels import open_channel
-from chassis.errors import TandemError, from_rpc_error
+from chassis.errors import TandemError
+from chassis.grpc_errors import from_rpc_error
 from tandem.stack.process import ServiceProcess
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, rollout_pb2, rollout_pb2_grpc, sampling_pb2
 from tests.end_to_end.faulty_language import Fault

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from safetensors.torch import load_file, save_file
 
-from chassis.errors import from_rpc_error
+from chassis.grpc_errors import from_rpc_error
 from checkpoint.manifest import read_manifest, write_manifest
 from tandem import Client
 from tandem.stack.stack import Stack

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
+from chassis.errors import Code
 from tandem.client.aio import AsyncClient, AsyncTextStream
 from tandem.errors import Cancelled, ResourceExhausted, TandemError
 from tests.end_to_end.cluster import Cluster, image
@@ -137,6 +137,6 @@ async def test_a_deadline_reaches_every_stage(cluster: Cluster) -> None:
     async with AsyncClient(cluster.address("gateway-0")) as client:
         with pytest.raises(TandemError) as raised:
             await client.ask("Go on.", max_tokens=900, ignore_eos=True, timeout_s=0.2)
-    assert raised.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert raised.value.code == Code.DEADLINE_EXCEEDED
     held = await settled(cluster)
     assert not any(held[name]["tandem_rpc_in_flight"] for name in held)

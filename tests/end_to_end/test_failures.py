@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import pytest
 
+from chassis.errors import Code
 from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.load import DEADLINE_S, GRACE_S, Ended, Load, reasons
 from tests.gateway.redis_server import RedisServer
@@ -80,7 +80,7 @@ async def loaded(cluster: Cluster, size: Size) -> AsyncIterator[Load]:
     for one in load.ended:
         assert one.seconds < DEADLINE_S + GRACE_S
         if one.error is not None:
-            assert one.error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED), one.error
+            assert one.error.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED), one.error
             assert one.error.reason not in ("UNKNOWN", "INTERNAL")
 
 

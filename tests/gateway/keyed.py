@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from chassis.api_keys import authorization, key_sha256
-from chassis.errors import TandemError, from_rpc_error
+from chassis.errors import TandemError
+from chassis.grpc_errors import from_rpc_error
 from tests.gateway.scripted import World, ask, read
 
 

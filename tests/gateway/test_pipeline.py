@@ -6,7 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.errors import InvalidArgument, ResourceExhausted, from_rpc_error
+from chassis.errors import Code, InvalidArgument, ResourceExhausted
+from chassis.grpc_errors import from_rpc_error
 from tandem.v1 import gateway_pb2, language_pb2, model_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.scripted import World, ask, eventually, read
@@ -109,7 +110,7 @@ async def test_no_request_takes_longer_than_the_longest_deadline(make_world: Mak
     async with make_world(max_deadline_s=0.2) as world:
         world.language.hangs = True
         error = await error_of(world.stub.Generate(ask("Go on."), timeout=60))
-        assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error.code == Code.DEADLINE_EXCEEDED
         await eventually(lambda: world.language.num_running == 0)
 
 
@@ -165,7 +166,7 @@ async def test_usage_and_timings_add_up(world: World) -> None:
 async def test_an_error_of_the_encoder_names_the_place_of_the_image(world: World) -> None:
     world.vision.error = InvalidArgument("The image is truncated.", reason="BAD_IMAGE", field="image")
     error = await error_of(world.stub.Generate(ask("Look: ", IMAGE, "What is it?")))
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_IMAGE")
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "BAD_IMAGE")
     assert error.field == "messages[0].parts[1].image"
     await eventually(lambda: world.language.num_running == 0)
     world.vision.error = None
@@ -191,7 +192,7 @@ async def test_an_error_of_the_decoder_stops_the_encoder(world: World) -> None:
 async def test_a_stage_that_is_gone_is_unavailable_and_says_so_without_an_address(world: World, stage: str) -> None:
     await world.switches[stage].off()
     error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
-    assert error.code == grpc.StatusCode.UNAVAILABLE
+    assert error.code == Code.UNAVAILABLE
     assert error.message == f"The {stage} service cannot be reached."
     assert error.retry_after_s is not None
 
@@ -205,7 +206,7 @@ async def test_text_is_answered_while_the_vision_stage_is_gone(world: World) -> 
 async def test_a_pair_that_does_not_fit_is_refused_and_not_ready(world: World) -> None:
     world.vision.info.half_digest = bytes(32)
     error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
-    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RELEASE_MISMATCH")
+    assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "RELEASE_MISMATCH")
     models = await world.stub.ListModels(gateway_pb2.GatewayListModelsRequest())
     assert [release.ready for release in models.releases] == [False]
 
@@ -220,7 +221,7 @@ async def test_another_tokenizer_than_the_stages_is_refused(world: World) -> Non
 async def test_a_model_that_is_loading_is_a_reason_to_come_again(world: World) -> None:
     world.language.info.state = model_pb2.MODEL_STATE_LOADING
     error = await error_of(world.stub.Generate(ask("What is it?")))
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING")
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "MODEL_LOADING")
     world.language.info.state = model_pb2.MODEL_STATE_READY
     await world.ask("And now?")
 
@@ -243,14 +244,14 @@ async def test_visual_tokens_that_are_not_finite_are_neither_used_nor_kept(world
 
     world.vision.change = spoil
     error = await error_of(world.stub.Generate(ask(IMAGE, "What is it?")))
-    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "BAD_TENSOR")
+    assert (error.code, error.reason) == (Code.INTERNAL, "BAD_TENSOR")
 
 
 async def test_a_release_is_pinned_by_its_tag_and_an_unknown_one_is_not_found(world: World) -> None:
     known = await read(world.stub.Generate(ask("?"), metadata=(("x-tandem-release", "tiny-v1.0.0"),)))
     assert known.finished.release.language_tag == "tiny-v1.0.0"
     error = await error_of(world.stub.Generate(ask("?"), metadata=(("x-tandem-release", "tiny-v9.0.0"),)))
-    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_RELEASE")
+    assert (error.code, error.reason) == (Code.NOT_FOUND, "UNKNOWN_RELEASE")
 
 
 async def test_an_image_put_before_is_named_by_its_digest(world: World) -> None:

@@ -14,7 +14,8 @@ import grpc
 import pytest
 from tokenizers import Tokenizer
 
-from chassis.errors import TandemError, from_rpc_error
+from chassis.errors import TandemError
+from chassis.grpc_errors import from_rpc_error
 from chassis.server import Server
 from gateway.service import open_service
 from gateway.settings import GatewaySettings

@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from chassis.errors import TandemError, from_rpc_error
+from chassis.errors import TandemError
+from chassis.grpc_errors import from_rpc_error
 from checkpoint.manifest import read_manifest
 from checkpoint.presets import PRESETS
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2, tensor_pb2

@@ -12,7 +12,8 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis.errors import TandemError, from_rpc_error
+from chassis.errors import Code, TandemError
+from chassis.grpc_errors import from_rpc_error
 from chassis.settings import load_settings
 from checkpoint.initial import create_checkpoint
 from checkpoint.manifest import read_manifest, tokenizer_digest
@@ -136,7 +137,7 @@ def test_leaving_frees_everything_at_any_stage(service: Running) -> None:
 
 def test_a_deadline_frees_everything(service: Running) -> None:
     error = refusal(service, [start(max_tokens=1000), text(7)], timeout=0.2)
-    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.code == Code.DEADLINE_EXCEEDED
     service.until_idle()
 
 
@@ -207,7 +208,7 @@ def test_stopping_waits_for_an_image_that_is_on_its_way(models: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         while (error := _outcome(service.stub.Generate(iter([start(max_tokens=1), text(7)]), timeout=10))) is None:
             time.sleep(0.01)
-        assert error.code == grpc.StatusCode.UNAVAILABLE
+        assert error.code == Code.UNAVAILABLE
         image_is_here.set()
         assert list(call)[-1].finished.usage.visual_tokens == 32
         assert service.process.wait(timeout=10) == 0

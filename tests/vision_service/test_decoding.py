@@ -12,9 +12,10 @@ from PIL import Image
 
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
+from processing.images import to_pixels
 from vision_service import decoding
 from vision_service.decoding import DecodePool
-from vision_service.image_files import ImageLimits, read_image, to_pixels
+from vision_service.image_files import ImageLimits, read_image
 
 CONFIG = VisionConfig()
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from chassis.errors import from_rpc_error
+from chassis.errors import Code
+from chassis.grpc_errors import from_rpc_error
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from tests.vision_service.process import TAG, Running, fresh, running, values
@@ -139,7 +140,7 @@ def check_outcome(call: Any) -> bool:
         response = call.result()
     except grpc.RpcError as rpc_error:
         error = from_rpc_error(rpc_error)
-        assert (error.code, error.reason in REFUSALS) == (grpc.StatusCode.INVALID_ARGUMENT, True), repr(error)
+        assert (error.code, error.reason in REFUSALS) == (Code.INVALID_ARGUMENT, True), repr(error)
         assert "0x" not in error.message
         return False
     assert np.isfinite(values(response)).all()

@@ -20,11 +20,13 @@ from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
 from checkpoint.weights import load_half
+from processing.images import to_pixels
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared, VisionLoader
-from vision_service.image_files import ImageLimits, read_image, to_pixels
+from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared
+from vision_service.image_files import ImageLimits, read_image
+from vision_service.loader import VisionLoader
 from vision_service.model.encoder import VisionHalf
 from vision_service.token_cache import TokenCache, VisualTokens
 
@@ -65,7 +67,9 @@ def shared() -> Iterator[Shared]:
 def loader(
     store: ModelStore, shared: Shared, dtype: torch.dtype = torch.float32, batching: BatchConfig = BATCHING
 ) -> VisionLoader:
-    return VisionLoader(store=store, dtype=dtype, device=torch.device("cpu"), batching=batching, shared=shared)
+    return VisionLoader(
+        store=store, backend="torch", dtype=dtype, device=torch.device("cpu"), batching=batching, shared=shared
+    )
 
 
 async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:

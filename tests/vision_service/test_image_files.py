@@ -10,8 +10,9 @@ from PIL import Image
 
 from chassis.errors import InvalidArgument
 from checkpoint.config import VisionConfig
+from processing.images import to_pixels
 from tests.vision_service.image_samples import LIMITS, gradient, refusal, saved
-from vision_service.image_files import ImageLimits, read_image, to_pixels
+from vision_service.image_files import ImageLimits, read_image
 
 # pytest undoes the filter that the module itself sets.
 pytestmark = [

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from chassis.errors import from_rpc_error
+from chassis.grpc_errors import from_rpc_error
 from chassis.tensors import check_tensor
 from checkpoint.identity import visual_key
 from checkpoint.initial import create_checkpoint

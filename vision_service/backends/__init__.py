@@ -1,23 +1,6 @@
-"""What runs the vision half.
+"""Run the vision half. A setting chooses the backend, in `choice`."""
 
-B batch, S image side in pixels, K visual tokens, D decoder width
-"""
+from vision_service.backends.choice import BackendName, open_backend
+from vision_service.backends.interface import VisionBackend
 
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
-
-class VisionBackend(Protocol):
-    """A vision half, loaded and ready to compute; used from one thread at a time."""
-
-    name: str  # kind of backend, part of the encoder id: other kernels round otherwise
-    device: str  # 'cpu' or 'cuda:<index>'
-    precision: str  # type of the arithmetic: 'float32' or 'bfloat16'
-    num_parameters: int
-    num_weight_bytes: int
-
-    def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return the visual tokens, [B, K, D], as bfloat16 bit patterns (numpy has no such type)."""
-        ...
+__all__ = ["BackendName", "VisionBackend", "open_backend"]

@@ -1,5 +1,6 @@
 """Pure rollout decisions: no I/O, no asyncio, no gRPC."""
 
+from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.controller import begin, preview, start, tick
 from gateway.rollout.policy.counts import (
@@ -33,6 +34,7 @@ __all__ = [
     "State",
     "begin",
     "bucket_of",
+    "controller",
     "counts_of",
     "histograms",
     "median_s",

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 from prometheus_client import REGISTRY
 
 from chassis.api_keys import authorization, new_key
+from chassis.errors import Code
 from tandem.v1 import gateway_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.keyed import asked, entry, refused
@@ -30,7 +30,7 @@ async def test_a_tenants_places_and_queue_are_its_own(make_world: MakeWorld, wri
         waiting = asyncio.create_task(asked(world, KEY, "Second?"))
         await eventually(lambda: gauge("waiting") == 1)
         error = await refused(asked(world, KEY, "Third?"))
-        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_BUSY")
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TENANT_BUSY")
         assert error.retry_after_s is not None
         world.language.hangs = False
         assert (await asked(world, OTHER_KEY, "Fourth?")).text == "Yes."
@@ -61,7 +61,7 @@ async def test_large_requests_are_refused_where_the_queue_still_has_places_but_m
         calls = [asyncio.create_task(world.ask(bytes(500_000), "?")) for _ in range(2)]  # one runs, one waits
         await eventually(lambda: world.language.num_running == 1 and gauge("waiting") == 1)
         error = await refused(world.ask(bytes(500_000), "?"))
-        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BYTES_BUSY")
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "BYTES_BUSY")
         assert error.retry_after_s is not None
         for call in calls:
             call.cancel()

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from chassis.api_keys import authorization, new_key, shown_key
-from chassis.errors import FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
+from chassis.errors import Code, FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
 from gateway.admission.tenants import Callers, read_tenants
 from gateway.settings import GatewaySettings
 from tandem.client.aio import AsyncClient
@@ -49,7 +49,7 @@ async def test_every_call_needs_a_good_key_and_no_error_repeats_one(
                 iter([request]) if method.client_streaming else request, metadata=metadata
             )
             error = await refused(call.read() if method.server_streaming else call)
-            assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+            assert (error.code, error.reason) == (Code.UNAUTHENTICATED, reason)
             assert not any(key in error.message for key in (KEY, OTHER_KEY))
         assert (await asked(world, KEY, "Hi.")).finished
 

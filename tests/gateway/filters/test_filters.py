@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
-from chassis.errors import FailedPrecondition, Internal, TandemError, from_rpc_error
+from chassis.errors import Code, FailedPrecondition, Internal, TandemError
+from chassis.grpc_errors import from_rpc_error
 from checkpoint.manifest import read_manifest
 from gateway.filters.image_filter import ImageFilter, Probe, read_probe, write_probe
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
@@ -83,7 +84,7 @@ async def test_what_was_masked_counts_in_an_answer_that_breaks_off(make_world: M
         world.say("A blast and")
         world.language.late_error = Internal("A bug.")
         before = count("answer", "en", "mask")
-        assert (await error_of(world.ask("What?"))).code == grpc.StatusCode.INTERNAL
+        assert (await error_of(world.ask("What?"))).code == Code.INTERNAL
         assert count("answer", "en", "mask") == before + 1
 
 
@@ -101,7 +102,7 @@ async def test_a_stop_string_and_a_word_together_end_at_the_first(make_world: Ma
 @pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f", "\x85"])
 async def test_control_characters_are_refused_by_place(world: World, text: str) -> None:
     error = await error_of(world.ask(IMAGE, "What is it?", text))
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONTROL_CHARACTER")
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "CONTROL_CHARACTER")
     assert error.field == "messages[0].parts[2].text"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.errors import from_rpc_error
+from chassis.grpc_errors import from_rpc_error
 from checkpoint.identity import visual_key
 from gateway.images.redis_cache import PREFIX
 from tandem.v1 import gateway_pb2, vision_pb2

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from tokenizers import Tokenizer
 
-from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable, from_rpc_error
+from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
+from chassis.grpc_errors import from_rpc_error
 from gateway.rollout.policy.choice import takes_canary
 from tandem.v1 import gateway_pb2, rollout_pb2
 from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door

@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.errors import InvalidArgument, ResourceExhausted, TandemError, Unavailable, from_rpc_error
+from chassis.errors import Code, InvalidArgument, ResourceExhausted, TandemError, Unavailable
+from chassis.grpc_errors import from_rpc_error
 from tandem.v1 import language_pb2_grpc, vision_pb2_grpc
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import language_info, vision_info
@@ -112,7 +113,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again_and_ends_with_what_th
 
     error = await error_of(read())
     assert "".join(texts) == "A red c"  # the last one, held back for the stop string, too
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_DRAINING")
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "MODEL_DRAINING")
     assert error.metadata["completion_tokens"] == "7"
     assert sum(len(language.starts) for language in pair.languages) == 1
 
