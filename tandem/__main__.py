@@ -1,4 +1,4 @@
-"""`python -m tandem` is the command `tandem`."""
+"""Run the `tandem` command by `python -m tandem`."""
 
 from tandem.commands import main
 

@@ -1,4 +1,7 @@
-"""What the clients raise: one tree, `TandemError` its root; each error has `message`, `reason` and `request_id`."""
+"""The errors that clients raise.
+
+All derive from `TandemError`. Each has a `message`, a `reason` and a `request_id`.
+"""
 
 from chassis.errors import (
     Cancelled,

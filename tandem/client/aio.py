@@ -1,4 +1,4 @@
-"""The client for asyncio.
+"""Ask questions with asyncio.
 
 async with AsyncClient("127.0.0.1:50050") as client:
     stream = client.generate("What is this?", images=["bag.png"], max_tokens=64)
@@ -17,7 +17,7 @@ from typing import Self, TypeVar, Unpack
 from chassis.cancellation import is_asked_to_stop
 from chassis.channels import ChannelTls, open_channel
 from tandem.client import wire
-from tandem.client.call import AnswerStream, Call, Connection
+from tandem.client.call import AnswerStream, Connection, Envelope
 from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
@@ -25,14 +25,14 @@ R = TypeVar("R")
 
 
 class AsyncTextStream(AnswerStream):
-    """An answer as it is produced: iterate over it for pieces of text, then read `final`.
+    """A streamed answer.
 
-    Leaving the loop early, `close` and the end of a `with` block cancel the request.
+    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the end of a `with` block.
     """
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
-            with _translated(self._envelope):
+            with _translate_errors(self._envelope):
                 async for response in self._call:
                     if text := self._builder.add(response):
                         yield text
@@ -50,10 +50,10 @@ class AsyncTextStream(AnswerStream):
 
 
 class AsyncClient(Connection):
-    """A connection to a gateway, for one event loop.
+    """An asyncio connection to a gateway, for one event loop.
 
-    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where an image's file
-    cannot be read.
+    Every call raises the errors of `tandem.errors`, each with its `request_id`. A call also raises `OSError` if the
+    file of an image cannot be read.
     """
 
     def _open(self, tls: ChannelTls | None) -> None:
@@ -67,17 +67,22 @@ class AsyncClient(Connection):
         images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
-        """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
+        """Ask a question or continue a conversation.
+
+        The request is sent at once, before the first iteration.
 
         Args:
-            prompt: the question, or the turns of a conversation, oldest first.
-            images: images of the question, which stand before it; a conversation holds its own.
+            prompt: the question, or the turns of a conversation. The oldest turn is first, the user's turn last.
+            images: images of the question, placed before it. The turns of a conversation hold their own images.
             options: see `GenerateOptions`.
         """
         return self.send(wire.generate_request(prompt, images, options), **options)
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
-        """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
+        """Send a request in the contract's own type.
+
+        Only the options `release`, `request_id` and `timeout_s` are used.
+        """
         envelope = self._envelope(options)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return AsyncTextStream(call, envelope)
@@ -89,30 +94,34 @@ class AsyncClient(Connection):
         images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
-        """Return the complete answer; takes what `generate` takes."""
+        """Return the complete answer. Takes the arguments of `generate`."""
         stream = self.generate(prompt, images=images, **options)
         async for _ in stream:
             pass
         return stream.final
 
     async def put_image(self, source: Path | str | bytes) -> str:
-        """Give the gateway an image, a file's path or its bytes; return the digest that names it in `images`."""
+        """Upload an image and return its digest, which `images` takes.
+
+        Args:
+            source: path or bytes of the file.
+        """
         return (await self._call(self._gateway.PutImage, wire.put_image_requests(source))).sha256.hex()
 
     async def count_tokens(
         self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
     ) -> TokenCount:
-        """Return what a prompt would take of the context, without running it."""
+        """Count the tokens of a prompt, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
         return wire.token_count(await self._call(self._gateway.CountTokens, request))
 
     async def models(self) -> list[ReleaseInfo]:
-        """Return the releases the gateway can answer with."""
+        """Return the releases that the gateway serves."""
         response = await self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
         return [wire.release_info(info) for info in response.releases]
 
     async def close(self) -> None:
-        """Close the connection; running requests are cancelled."""
+        """Close the connection and cancel its running requests."""
         self._is_closed = True
         await self._channel.close(None)
 
@@ -125,19 +134,23 @@ class AsyncClient(Connection):
         await self.close()
 
     async def _call(self, method: Callable[..., Awaitable[R]], request: object) -> R:
-        """Make a call that is answered by one message."""
+        """Make a call that one message answers."""
         envelope = self._envelope()
-        with _translated(envelope):
+        with _translate_errors(envelope):
             return await method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
 
 
 @contextmanager
-def _translated(call: Call) -> Iterator[None]:
-    """Raise errors of gRPC as the tree's own, also where `close` of the stream or the client cancelled the call."""
+def _translate_errors(envelope: Envelope) -> Iterator[None]:
+    """Raise gRPC errors as errors of `tandem.errors`.
+
+    gRPC raises `asyncio.CancelledError` for a call that `close` cancelled. It becomes `Cancelled` here, unless the
+    task itself was cancelled.
+    """
     try:
-        with call.translated():
+        with envelope.translate_errors():
             yield
     except asyncio.CancelledError:
         if is_asked_to_stop():
             raise
-        raise call.cancelled() from None
+        raise envelope.cancelled_error() from None

@@ -1,4 +1,4 @@
-"""The client without asyncio.
+"""Ask questions without asyncio.
 
 with Client("127.0.0.1:50050") as client:
     stream = client.generate("What is this?", images=["bag.png"], max_tokens=64)
@@ -13,20 +13,20 @@ from typing import Unpack
 
 from chassis.channels import ChannelTls
 from tandem.client import wire
-from tandem.client.call import AnswerStream, BlockingConnection, ClosedByWith
+from tandem.client.call import AnswerStream, BlockingConnection, Closeable
 from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 
-class TextStream(AnswerStream, ClosedByWith):
-    """An answer as it is produced: iterate over it for pieces of text, then read `final`.
+class TextStream(AnswerStream, Closeable):
+    """A streamed answer.
 
-    Leaving the loop early, `close` and the end of a `with` block cancel the request.
+    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the end of a `with` block.
     """
 
     def __iter__(self) -> Iterator[str]:
         try:
-            with self._envelope.translated():
+            with self._envelope.translate_errors():
                 for response in self._call:
                     if text := self._builder.add(response):
                         yield text
@@ -36,10 +36,10 @@ class TextStream(AnswerStream, ClosedByWith):
 
 
 class Client(BlockingConnection):
-    """A connection to a gateway; thread-safe.
+    """A blocking connection to a gateway. Thread-safe.
 
-    Every call raises the errors of `tandem.errors`, each with its `request_id`, and `OSError` where an image's file
-    cannot be read.
+    Every call raises the errors of `tandem.errors`, each with its `request_id`. A call also raises `OSError` if the
+    file of an image cannot be read.
     """
 
     def _open(self, tls: ChannelTls | None) -> None:
@@ -53,17 +53,22 @@ class Client(BlockingConnection):
         images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
-        """Ask a question, or continue a conversation whose last turn is the user's; the request is sent at once.
+        """Ask a question or continue a conversation.
+
+        The request is sent at once, before the first iteration.
 
         Args:
-            prompt: the question, or the turns of a conversation, oldest first.
-            images: images of the question, which stand before it; a conversation holds its own.
+            prompt: the question, or the turns of a conversation. The oldest turn is first, the user's turn last.
+            images: images of the question, placed before it. The turns of a conversation hold their own images.
             options: see `GenerateOptions`.
         """
         return self.send(wire.generate_request(prompt, images, options), **options)
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> TextStream:
-        """Send a request as the contract writes it; of the options only release, request_id and timeout_s count."""
+        """Send a request in the contract's own type.
+
+        Only the options `release`, `request_id` and `timeout_s` are used.
+        """
         envelope = self._envelope(options)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return TextStream(call, envelope)
@@ -75,24 +80,28 @@ class Client(BlockingConnection):
         images: Sequence[ImageInput] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
-        """Return the complete answer; takes what `generate` takes."""
+        """Return the complete answer. Takes the arguments of `generate`."""
         stream = self.generate(prompt, images=images, **options)
         for _ in stream:
             pass
         return stream.final
 
     def put_image(self, source: Path | str | bytes) -> str:
-        """Give the gateway an image, a file's path or its bytes; return the digest that names it in `images`."""
+        """Upload an image and return its digest, which `images` takes.
+
+        Args:
+            source: path or bytes of the file.
+        """
         return self._call(self._gateway.PutImage, wire.put_image_requests(source)).sha256.hex()
 
     def count_tokens(
         self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
     ) -> TokenCount:
-        """Return what a prompt would take of the context, without running it."""
+        """Count the tokens of a prompt, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
         return wire.token_count(self._call(self._gateway.CountTokens, request))
 
     def models(self) -> list[ReleaseInfo]:
-        """Return the releases the gateway can answer with."""
+        """Return the releases that the gateway serves."""
         response = self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
         return [wire.release_info(info) for info in response.releases]

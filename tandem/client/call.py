@@ -1,4 +1,4 @@
-"""What all clients share: where the gateway is, what goes beside each message, and how errors and answers read."""
+"""Shared by all clients: connections, call metadata, errors and answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,15 +19,15 @@ from tandem.client.types import Answer, GenerateOptions
 from tandem.client.wire import AnswerBuilder
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
-# gRPC takes what no clock can reach for a time that has passed.
-_FOR_EVER_S = 10 * 365 * 86_400.0
+# gRPC treats an overflowing deadline as expired, so a longer timeout counts as none.
+_MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What one call carries beside its message, and how its errors read."""
+class Envelope:
+    """The metadata and the timeout of one call."""
 
     address: str
     request_id: str
@@ -36,7 +36,9 @@ class Call:
     api_key: str | None = field(default=None, repr=False)  # never in a traceback
 
     def __post_init__(self) -> None:
-        """Refuse what would not arrive as it is: gRPC fails on it, or the gateway puts an id of its own in its place.
+        """Refuse values that would not arrive unchanged.
+
+        gRPC fails on some of them. The gateway replaces a malformed request id by its own.
 
         Raises:
             InvalidArgument: reason 'BAD_REQUEST_ID' or 'BAD_TAG'.
@@ -46,7 +48,9 @@ class Call:
                 "A request id is 1 to 128 letters, digits, '.', '_' and '-'.", reason="BAD_REQUEST_ID"
             )
         if self.release and not (self.release.isascii() and self.release.isprintable()):
-            raise InvalidArgument("The release has characters that no tag has.", reason="BAD_TAG")
+            raise InvalidArgument(
+                "The release has characters that no tag has: name it as `tandem models` lists it.", reason="BAD_TAG"
+            )
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -56,25 +60,25 @@ class Call:
         return ((REQUEST_ID_HEADER, self.request_id), *pin, *key)
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise errors of gRPC as the tree's own, with the request id."""
+    def translate_errors(self) -> Iterator[None]:
+        """Raise gRPC errors as `tandem.errors`, with the request id."""
         try:
             yield
         except grpc.RpcError as rpc_error:
-            error = self._plainer(from_rpc_error(rpc_error), is_from_server=bool(rpc_error.trailing_metadata()))
+            error = from_rpc_error(rpc_error)
+            if not rpc_error.trailing_metadata():  # not sent by a server: the connection itself failed
+                error = self._connection_error(error)
             error.request_id = self.request_id
             raise error from rpc_error
 
-    def cancelled(self) -> Cancelled:
-        """Return the error of a call its own caller ended, which asyncio reports in its own way."""
+    def cancelled_error(self) -> Cancelled:
+        """Return the error of a call that its caller cancelled."""
         error = Cancelled("The call was cancelled.")
         error.request_id = self.request_id
         return error
 
-    def _plainer(self, error: TandemError, *, is_from_server: bool) -> TandemError:
-        """Return an error of the connection itself in words; a server's own errors are that already."""
-        if is_from_server:
-            return error
+    def _connection_error(self, error: TandemError) -> TandemError:
+        """Return a connection error that names the address or timeout."""
         if isinstance(error, Unavailable):
             return Unavailable(f"Cannot reach a gateway at {self.address}.", reason="UNREACHABLE")
         if isinstance(error, DeadlineExceeded) and self.timeout_s is not None:
@@ -83,7 +87,7 @@ class Call:
 
 
 class Connection(ABC):
-    """A connection to a gateway, as far as it is the same with asyncio and without."""
+    """Base class of blocking and asyncio connections to a gateway."""
 
     def __init__(
         self,
@@ -95,18 +99,18 @@ class Connection(ABC):
         api_key: str | None = None,
         timeout_s: float | None = 600.0,
     ) -> None:
-        """Connect to nothing yet; the first call does.
+        """Prepare a connection. The first call connects.
 
         Args:
             address: host:port of the gateway.
-            ca: file of the certificates that may have signed the gateway's (PEM); given, the connection is encrypted.
-            cert: this client's certificate (PEM), where the gateway asks for one.
-            key: the key of `cert` (PEM).
-            api_key: what `tandem keys new` printed, where the gateway asks for one.
-            timeout_s: longest wait for a complete answer; None waits for ever.
+            ca: PEM file of the authorities that may have signed the gateway's certificate. It turns encryption on.
+            cert: PEM file of this client's certificate, if the gateway requires one.
+            key: PEM file of the private key of `cert`.
+            api_key: a key made by `tandem keys new`, if the gateway requires one.
+            timeout_s: longest wait for a complete answer, seconds. None waits without limit.
 
         Raises:
-            FailedPrecondition: reason 'BAD_TLS'; a file cannot be read, or certificate and key do not go together.
+            FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
         """
         self.address = address
         self.timeout_s = timeout_s
@@ -118,28 +122,28 @@ class Connection(ABC):
     def _open(self, tls: ChannelTls | None) -> None:
         """Open the channel to `address`, and the stubs on it."""
 
-    def _envelope(self, options: GenerateOptions | None = None) -> Call:
-        """Return what goes beside the message of one call.
+    def _envelope(self, options: GenerateOptions | None = None) -> Envelope:
+        """Return the envelope of one call.
 
         Raises:
             FailedPrecondition: reason 'CLIENT_CLOSED'.
-            InvalidArgument: as `Call`.
+            InvalidArgument: as `Envelope`.
         """
         if self._is_closed:
-            raise FailedPrecondition("The client is closed.", reason="CLIENT_CLOSED")
+            raise FailedPrecondition("The client is closed: open another one.", reason="CLIENT_CLOSED")
         options = options or {}
         timeout_s = options.get("timeout_s", self.timeout_s)
-        return Call(
+        return Envelope(
             address=self.address,
             request_id=options.get("request_id") or new_request_id(),
-            timeout_s=timeout_s if timeout_s is not None and timeout_s < _FOR_EVER_S else None,
+            timeout_s=timeout_s if timeout_s is not None and timeout_s < _MAX_TIMEOUT_S else None,
             release=options.get("release"),
             api_key=self._api_key,
         )
 
 
-class ClosedByWith(ABC):
-    """What is closed at the end of a `with` block."""
+class Closeable(ABC):
+    """An object that the end of a `with` block closes."""
 
     @abstractmethod
     def close(self) -> None:
@@ -154,32 +158,32 @@ class ClosedByWith(ABC):
         self.close()
 
 
-class BlockingConnection(Connection, ClosedByWith):
-    """A connection whose calls wait for their answer; thread-safe, and closed at the end of a `with` block."""
+class BlockingConnection(Connection, Closeable):
+    """A connection whose calls block until they are answered. Thread-safe."""
 
     def _open(self, tls: ChannelTls | None) -> None:
         self._channel = open_blocking_channel(self.address, tls=tls)
 
     def close(self) -> None:
-        """Close the connection; running requests are cancelled."""
+        """Close the connection and cancel its running requests."""
         self._is_closed = True
         self._channel.close()
 
     def _call(self, method: Callable[..., R], request: object) -> R:
-        """Make a call that is answered by one message."""
+        """Make a call that one message answers."""
         envelope = self._envelope()
-        with envelope.translated():
+        with envelope.translate_errors():
             return method(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
 
 
 class AnswerStream:
-    """An answer as it is produced, as far as it is the same with asyncio and without.
+    """Base class of blocking and asyncio answer streams.
 
     Attributes:
-        request_id: the name of the request in the logs of all services.
+        request_id: id of the request in the logs of all services.
     """
 
-    def __init__(self, call: Any, envelope: Call) -> None:
+    def __init__(self, call: Any, envelope: Envelope) -> None:
         self.request_id = envelope.request_id
         self._call = call
         self._envelope = envelope
@@ -187,7 +191,7 @@ class AnswerStream:
 
     @property
     def text(self) -> str:
-        """What has come so far; after an error, too."""
+        """The text received so far, also after an error."""
         return self._builder.text
 
     @property
@@ -200,5 +204,5 @@ class AnswerStream:
         return self._builder.final
 
     def close(self) -> None:
-        """Cancel the request if it still runs."""
+        """Cancel the request if it is still running."""
         self._call.cancel()

@@ -1,4 +1,4 @@
-"""What operators do with rollouts, from Python.
+"""Start, watch and end rollouts from Python.
 
 with Rollouts("127.0.0.1:50050") as rollouts:
     rollouts.set(RolloutPlan(canary="tandem-demo-v1.1.0", steps=..., guard=...))
@@ -18,9 +18,9 @@ from tandem.v1 import rollout_pb2, rollout_pb2_grpc
 
 
 class Rollouts(BlockingConnection):
-    """An operator's connection to any of the gateways; every call raises the errors of `tandem.errors`.
+    """An operator's connection to any gateway of the deployment.
 
-    Only `watch` waits for longer than `timeout_s`: for ever.
+    Every call raises the errors of `tandem.errors`. `timeout_s` limits every call except `watch`.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Rollouts(BlockingConnection):
         api_key: str | None = None,
         timeout_s: float | None = 10.0,
     ) -> None:
-        """Take what every `Connection` takes; a gateway that is well answers operators within `timeout_s`."""
+        """Prepare a connection. Arguments are those of `Connection`."""
         super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
 
     def _open(self, tls: ChannelTls | None) -> None:
@@ -41,27 +41,30 @@ class Rollouts(BlockingConnection):
         self._stub = rollout_pb2_grpc.RolloutsStub(self._channel)
 
     def get(self) -> rollout_pb2.Rollout:
-        """Return the rollout in force, or the last one."""
+        """Return the current rollout, or the last one."""
         return self._call(self._stub.Get, rollout_pb2.RolloutsGetRequest()).rollout
 
     def set(self, plan: rollout_pb2.RolloutPlan) -> rollout_pb2.Rollout:
-        """Begin a rollout; the canary's models are loaded before it takes its first share."""
+        """Start a rollout.
+
+        The models of the canary are loaded before it gets traffic.
+        """
         return self._call(self._stub.Set, rollout_pb2.RolloutsSetRequest(plan=plan)).rollout
 
     def promote(self, reason: str = "") -> rollout_pb2.Rollout:
-        """Send everything to the canary."""
+        """Send all requests to the canary."""
         return self._call(self._stub.Promote, rollout_pb2.RolloutsPromoteRequest(reason=reason)).rollout
 
     def roll_back(self, reason: str = "") -> rollout_pb2.Rollout:
-        """Send every new request to the stable release."""
+        """Send all new requests to the stable release."""
         return self._call(self._stub.Rollback, rollout_pb2.RolloutsRollbackRequest(reason=reason)).rollout
 
     def watch(self) -> Iterator[rollout_pb2.Rollout]:
-        """Yield the rollout as it is, and again after every change."""
+        """Yield the current rollout, and again after every change."""
         envelope = self._envelope()
         call: Any = self._stub.Watch(rollout_pb2.RolloutsWatchRequest(), metadata=envelope.metadata)
         try:
-            with envelope.translated():
+            with envelope.translate_errors():
                 for response in call:
                     yield response.rollout
         finally:

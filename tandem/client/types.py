@@ -1,4 +1,4 @@
-"""What users of the clients hand in and get back: plain frozen dataclasses, no protocol buffers."""
+"""Arguments and results of the clients, as plain frozen dataclasses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,45 +12,48 @@ Role = Literal["system", "user", "assistant"]
 class Image:
     """An image of a conversation."""
 
-    source: Path | str | bytes  # a file's path, the file's bytes, or the digest (64 hex digits) that `put_image` gave
+    source: Path | str | bytes  # path of a file, its bytes, or the digest from `put_image` (64 hex digits)
 
 
 ImageInput: TypeAlias = Image | Path | str | bytes
-"""What `images=` takes: an `Image` or its source."""
+"""Type of the items of `images=`: an `Image` or its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `user`, `assistant` and `system` write it shortest."""
+    """One turn of a conversation, made by `user`, `assistant` or `system`."""
 
     role: Role
     parts: tuple[str | Image, ...]  # text and images in order
 
 
 def user(*parts: str | Image) -> Message:
-    """Return a user's turn: `user(Image("bag.png"), "What is this?")`."""
+    """Return a user's turn, such as `user(Image("bag.png"), "What is this?")`."""
     return Message("user", parts)
 
 
 def assistant(text: str) -> Message:
-    """Return a turn the model took."""
+    """Return a turn of the model."""
     return Message("assistant", (text,))
 
 
 def system(text: str) -> Message:
-    """Return the operator's instructions, the first turn."""
+    """Return the instructions, the first turn of a conversation."""
     return Message("system", (text,))
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Options of `generate` and `ask`; one left out takes the service's default."""
+    """Options of `generate` and `ask`.
 
-    max_tokens: int  # most tokens of the answer
-    min_tokens: int  # fewest tokens before it may end
+    A missing option means the service's default.
+    """
+
+    max_tokens: int  # maximum tokens of the answer
+    min_tokens: int  # tokens before the answer may end
     temperature: float  # 0 is greedy decoding
-    top_k: int  # keep the k most likely tokens; 0 keeps all
-    top_p: float  # keep the smallest set of tokens that reaches this probability
-    min_p: float  # drop tokens less likely than this times the likeliest
+    top_k: int  # keep the k most likely tokens, 0 keeps all
+    top_p: float  # keep the fewest tokens that reach this probability together
+    min_p: float  # drop tokens less likely than this times the most likely one
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
@@ -58,34 +61,34 @@ class GenerateOptions(TypedDict, total=False):
     seed: int  # the same seed gives the same text
     stop_token_ids: Sequence[int]
     ignore_eos: bool
-    num_logprobs: int  # report the chosen token's log-probability and those of this many others
+    num_logprobs: int  # report log-probabilities of the chosen token and of this many others
     json_schema: str | Mapping[str, Any]  # the answer is JSON that fits this schema
     regex: str  # the answer as a whole matches this expression
-    choices: Sequence[str]  # the answer is one of these texts; only one of the three constraints at a time
+    choices: Sequence[str]  # the answer is one of these texts. Use only one of the three constraints.
     stop: str | Sequence[str]  # the answer ends before the first of these
-    system: str  # instructions put before a question; not together with messages
+    system: str  # instructions before a question. A conversation has a turn for them.
     routing_key: str  # requests with the same key stay on one release
-    release: str  # a tag; pins the release that answers
-    request_id: str  # 1 to 128 letters, digits, ".", "_" and "-"; made where absent
-    timeout_s: float  # instead of the client's
+    release: str  # tag of the release that answers
+    request_id: str  # 1 to 128 letters, digits, ".", "_" and "-". Generated if missing.
+    timeout_s: float  # seconds, overrides the client's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens one request took."""
+    """Token counts of one request."""
 
-    prompt_tokens: int  # visual tokens among them
+    prompt_tokens: int  # visual tokens included
     visual_tokens: int
-    cached_prompt_tokens: int  # of the prompt, already in the decoder's cache
+    cached_prompt_tokens: int  # prompt tokens found in the decoder's cache
     completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Where the time of one request went, milliseconds."""
+    """Time of one request by stage, milliseconds."""
 
     prepare_ms: float  # checks, chat template, tokenizer
-    vision_ms: float  # until the last image's visual tokens were at hand
+    vision_ms: float  # until the visual tokens of the last image were ready
     queue_ms: float  # waiting for the decoder's first step
     prefill_ms: float
     first_token_ms: float  # from the request to the first token
@@ -95,7 +98,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The pair of checkpoints that answers."""
+    """The pair of checkpoints that answers a request."""
 
     vision_tag: str
     language_tag: str
@@ -108,20 +111,20 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReport:
-    """What became of one image."""
+    """How the visual tokens of one image were obtained."""
 
     sha256: str  # 64 hex digits
-    # 'miss': encoded for this request; 'gateway', 'shared' or 'vision': the cache that had it; 'in_flight': encoded for
-    # another request at that time; 'similar': answered with another image's visual tokens
+    # 'miss': encoded for this request. 'gateway', 'shared' or 'vision': cache hit there. 'in_flight': already being
+    # encoded for another request. 'similar': the visual tokens of a similar image were used.
     cache_level: str
     num_visual_tokens: int
-    ready_ms: float  # from the request to the visual tokens at hand
-    similar_sha256: str = ""  # of that other image, 64 hex digits; empty where there is none
-    similarity: float = 0.0  # of the two, up to 1; 0 where there is none
+    ready_ms: float  # from the request until the visual tokens were ready
+    similar_sha256: str = ""  # of the similar image, 64 hex digits. Empty without one.
+    similarity: float = 0.0  # of both images, up to 1. 0 without a similar image.
 
     @property
     def cached(self) -> bool:
-        """Whether it did not have to be encoded."""
+        """Whether the image did not have to be encoded."""
         return self.cache_level != "miss"
 
 
@@ -138,7 +141,7 @@ class PositionLogprobs:
     """Log-probabilities at one position of the answer."""
 
     chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...]  # likeliest first
+    top: tuple[TokenLogprob, ...]  # most likely first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,14 +155,14 @@ class Answer:
     release: Release
     images: tuple[ImageReport, ...]  # in the order of the conversation
     request_id: str
-    logprobs: tuple[PositionLogprobs, ...] = ()  # one entry a token where `num_logprobs` was given
+    logprobs: tuple[PositionLogprobs, ...] = ()  # one entry per token if `num_logprobs` was given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCount:
-    """What a conversation would take of the context."""
+    """Token counts of a prompt."""
 
-    prompt_tokens: int  # visual tokens among them
+    prompt_tokens: int  # visual tokens included
     visual_tokens: int
     remaining_tokens: int  # left for the answer
 
@@ -169,7 +172,7 @@ class Half:
     """One half of a release as its service runs it."""
 
     tag: str
-    state: str  # 'loading', 'ready', 'draining', 'failed'; 'unspecified' where the service cannot be reached
+    state: str  # 'loading', 'ready', 'draining', 'failed', or 'unspecified' if the service cannot be reached
     backend: str
     device: str
     precision: str
@@ -179,14 +182,14 @@ class Half:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseInfo:
-    """A release the gateway can answer with."""
+    """A release that the gateway serves."""
 
     release: Release
     ready: bool
-    is_default: bool  # requests without a pin go to it
+    is_default: bool  # answers requests that name no release
     vision: Half
     language: Half
-    image_size: int  # side of the square image the model sees, pixels
+    image_size: int  # side of the model's square input, pixels
     num_visual_tokens: int  # of one image
     max_images: int  # in one prompt
-    context_length: int  # most tokens of prompt and answer together
+    context_length: int  # maximum tokens of prompt and answer together

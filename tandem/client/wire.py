@@ -1,4 +1,4 @@
-"""Between the plain types of users and the messages on the wire; both clients share every line of it."""
+"""Convert between the client's plain types and protobuf messages."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from tandem.client.types import (
 )
 from tandem.v1 import gateway_pb2, model_pb2, sampling_pb2
 
-CHUNK_BYTES = 1024 * 1024  # the contract's most for one message of PutImage
+CHUNK_BYTES = 1024 * 1024  # maximum of one PutImage message
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ROLES = {
     "system": gateway_pb2.ROLE_SYSTEM,
@@ -39,7 +39,7 @@ _FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
     sampling_pb2.FINISH_REASON_LENGTH: "length",
     sampling_pb2.FINISH_REASON_FILTERED: "filtered",
 }
-# Options that do not travel as sampling options of the same name.
+# These options have no sampling option of the same name.
 _NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
 
 _CONSTRAINTS = {"json_schema", "regex", "choices"}
@@ -52,15 +52,15 @@ def generate_request(
 
     Raises:
         OSError: an image's file cannot be read.
-        TypeError: images or instructions beside a conversation, which has its own places for them; unknown option;
-            more than one constraint.
+        TypeError: an option is unknown, there are several constraints, or images or instructions stand beside a
+            conversation, which holds them in its turns.
     """
     sampling: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
     unknown = sampling.keys() - sampling_pb2.SamplingOptions.DESCRIPTOR.fields_by_name.keys()
     if unknown:
         raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
     if len(sampling.keys() & _CONSTRAINTS) > 1:
-        raise TypeError(f"an answer takes one of {', '.join(sorted(_CONSTRAINTS))}")
+        raise TypeError(f"an answer takes only one of {', '.join(sorted(_CONSTRAINTS))}")
     if isinstance(sampling.get("json_schema"), Mapping):
         sampling["json_schema"] = json.dumps(sampling["json_schema"])
     if "choices" in sampling:
@@ -77,13 +77,18 @@ def generate_request(
 def messages(
     prompt: str | Sequence[Message], images: Sequence[ImageInput], system: str | None = None
 ) -> list[gateway_pb2.Message]:
-    """Return the turns on the wire; the images of a question stand before its text. Raises as `generate_request`."""
+    """Return the turns as messages, a question's images before its text.
+
+    Raises:
+        OSError: an image's file cannot be read.
+        TypeError: images or instructions stand beside a conversation.
+    """
     if isinstance(prompt, str):
         given = (image if isinstance(image, Image) else Image(image) for image in images)
         turns = [Message("system", (system,))] if system is not None else []
         turns.append(Message("user", (*given, prompt)))
     elif images or system is not None:
-        raise TypeError("in a conversation, images and instructions stand in its messages")
+        raise TypeError("put images and instructions of a conversation into its messages")
     else:
         turns = list(prompt)
     return [gateway_pb2.Message(role=_ROLES[turn.role], parts=map(_part, turn.parts)) for turn in turns]
@@ -98,7 +103,11 @@ def _part(part: str | Image) -> gateway_pb2.Part:
 
 
 def put_image_requests(source: Path | str | bytes) -> Iterator[gateway_pb2.PutImageRequest]:
-    """Return an image in chunks. The file is read here: gRPC would swallow an error inside its iteration."""
+    """Return an upload of an image in chunks.
+
+    Raises:
+        OSError: the file cannot be read. It is read here because gRPC hides errors raised inside its iterator.
+    """
     data = _read(source)
     return (
         gateway_pb2.PutImageRequest(chunk=data[start : start + CHUNK_BYTES])
@@ -111,7 +120,7 @@ def _read(source: Path | str | bytes) -> bytes:
 
 
 class AnswerBuilder:
-    """Puts an answer together from the messages of its stream."""
+    """Builds an answer from the messages of its stream."""
 
     def __init__(self, request_id: str) -> None:
         self._answer: Answer | None = None
@@ -120,7 +129,7 @@ class AnswerBuilder:
         self._logprobs: list[PositionLogprobs] = []
 
     def add(self, response: gateway_pb2.GatewayGenerateResponse) -> str:
-        """Take one message; return the text it adds, which may be none."""
+        """Add one message and return its text, possibly empty."""
         if response.HasField("finished"):
             self._answer = self._finish(response.finished)
             return ""
@@ -130,17 +139,17 @@ class AnswerBuilder:
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The text received so far."""
         return "".join(self._texts)
 
     def check_complete(self) -> None:
-        """Check that a stream that ended was whole.
+        """Check that the stream ended with its last message.
 
         Raises:
-            Internal: its last message never came.
+            Internal: reason 'TRUNCATED_STREAM', the last message is missing.
         """
         if self._answer is None:
-            error = Internal("The gateway ended the answer without its last message.", reason="TRUNCATED_STREAM")
+            error = Internal("The gateway ended the answer too early: try again.", reason="TRUNCATED_STREAM")
             error.request_id = self._request_id
             raise error
 
@@ -149,7 +158,7 @@ class AnswerBuilder:
         """The complete answer.
 
         Raises:
-            RuntimeError: the last message was not read yet.
+            RuntimeError: the stream was not read to its end.
         """
         if self._answer is None:
             raise RuntimeError("the answer is not complete: read the stream to its end first")
@@ -183,7 +192,7 @@ class AnswerBuilder:
 
 
 def token_count(response: gateway_pb2.CountTokensResponse) -> TokenCount:
-    """Return the counts of a conversation."""
+    """Return the token counts of a prompt."""
     return TokenCount(
         prompt_tokens=response.prompt_tokens,
         visual_tokens=response.visual_tokens,
@@ -192,7 +201,7 @@ def token_count(response: gateway_pb2.CountTokensResponse) -> TokenCount:
 
 
 def release_info(info: gateway_pb2.ReleaseInfo) -> ReleaseInfo:
-    """Return one release as the gateway sees it."""
+    """Return one release of the gateway's list."""
     return ReleaseInfo(
         release=_release(info.release),
         ready=info.ready,
@@ -242,7 +251,10 @@ def _half(info: model_pb2.ModelInfo) -> Half:
 
 
 def _name(enum: EnumDescriptor, number: int) -> str:
-    """Return a value of an enum in plain words: CACHE_LEVEL_MISS is 'miss'. A newer server's value is its number."""
+    """Return an enum value's short name, such as 'miss'.
+
+    The full name is CACHE_LEVEL_MISS. A value of a newer server has no name here, so its number is returned.
+    """
     value = enum.values_by_number.get(number)
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
     return value.name.removeprefix(prefix).lower() if value else str(number)
