@@ -27,7 +27,8 @@ R = TypeVar("R")
 class AsyncTextStream(AnswerStream):
     """A streamed answer.
 
-    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the end of a `with` block.
+    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the
+    end of a `with` block.
     """
 
     async def __aiter__(self) -> AsyncIterator[str]:

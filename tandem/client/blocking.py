@@ -21,7 +21,8 @@ from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 class TextStream(AnswerStream, Closeable):
     """A streamed answer.
 
-    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the end of a `with` block.
+    Iterate to get pieces of text, then read `final`. Leaving the loop early cancels the request. So do `close` and the
+    end of a `with` block.
     """
 
     def __iter__(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ ImageInput: TypeAlias = Image | Path | str | bytes
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, made by `user`, `assistant` or `system`."""
+    """One turn of a conversation, see `user`, `assistant`, `system`."""
 
     role: Role
     parts: tuple[str | Image, ...]  # text and images in order

@@ -77,7 +77,7 @@ def generate_request(
 def messages(
     prompt: str | Sequence[Message], images: Sequence[ImageInput], system: str | None = None
 ) -> list[gateway_pb2.Message]:
-    """Return the turns as messages, a question's images before its text.
+    """Return the turns as messages, images before the question.
 
     Raises:
         OSError: an image's file cannot be read.
