@@ -1,1 +1,1 @@
-"""One script per figure the README quotes; each compares within one run."""
+"""Each module here is one script that measures and prints figures."""

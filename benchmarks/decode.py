@@ -21,13 +21,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.decode_figures import fill, plot
-from benchmarks.machine import matmul_peak, read_bandwidth
 from benchmarks.peers.checkpoints import make_checkpoints
-from benchmarks.peers.contest import Contest, Results
+from benchmarks.peers.comparison import Contest, Results
 from benchmarks.peers.engines import ENGINES, THREADS, EngineKind
+from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.workloads import BATCHES, PREFILL, Workload
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.machine import matmul_peak, read_bandwidth
+from benchmarks.tools.report import Report, parse_arguments
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)  # of a step, at a context of 128
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)  # of a step of one sequence

@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from benchmarks.machine import read_bandwidth
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.machine import read_bandwidth
+from benchmarks.tools.report import Report, parse_arguments
 from tandem import Client
 from tandem.stack import Stack, StackConfig
 from tandem.v1 import language_pb2_grpc, model_pb2, vision_pb2, vision_pb2_grpc

@@ -1,8 +1,8 @@
 """What the gateway adds to calling a stage directly: to the first token of a request, and to every token after it.
 
-The language stage answers by the clock (`benchmarks.paced_language`), faster than people read, and stamps each token
+The language stage answers by the clock (`benchmarks.tools.paced_language`), faster than people read, and stamps each token
 when it is sent; so the figures are the gateway's and the wire's, and no decoder's. Three paths are asked in turn: the
-stage itself, a relay that passes bytes on unread (`benchmarks.bare_relay`, the limit of whatever stands in between and
+stage itself, a relay that passes bytes on unread (`benchmarks.tools.bare_relay`, the limit of whatever stands in between and
 speaks gRPC here), and the gateway. What is added is the difference of the same percentile of two paths. Client, stage
 and what stands in between share this machine's cores, so the processor time of a token says how far a gateway goes.
 """
@@ -23,10 +23,10 @@ import uvloop
 from matplotlib.axes import Axes
 from rich.progress import Progress
 
-from benchmarks import bare_relay
-from benchmarks.paced_language import since_ms
-from benchmarks.processes import address_of, running
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools import bare_relay
+from benchmarks.tools.paced_language import since_ms
+from benchmarks.tools.processes import address_of, running
+from benchmarks.tools.report import Report, parse_arguments
 from chassis.channels import open_channel
 from checkpoint.store import ModelStore
 from tandem.stack import ServiceProcess
@@ -179,10 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     tag = options.release or ModelStore(options.models).tags()[-1]
     models = ["--models", str(options.models)]
-    with running("benchmarks.paced_language", [*models, "--tag", tag, "--pace-ms", str(options.pace_ms)]) as language:
+    with running(
+        "benchmarks.tools.paced_language", [*models, "--tag", tag, "--pace-ms", str(options.pace_ms)]
+    ) as language:
         to_language = ["--language", address_of(language)]
         gateway_flags = [*models, "--release", tag, *to_language, "--max-running", "1024"]
-        with running("benchmarks.bare_relay", to_language) as relay, running("gateway", gateway_flags) as gateway:
+        with running("benchmarks.tools.bare_relay", to_language) as relay, running("gateway", gateway_flags) as gateway:
             services = {DIRECT: language, RELAY: relay, GATEWAY: gateway}
             samples = uvloop.run(measure(tag, services, 1 if options.quick else 5))
     report = Report("gateway_overhead", f"What the gateway adds, one token a stream every {options.pace_ms:g} ms")

@@ -26,8 +26,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from rich.progress import Progress
 
-from benchmarks.asking import Asker, Taken, arrivals, readable_only
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
+from benchmarks.tools.traffic import Asker, Taken, arrivals, readable_only
 from checkpoint.config import LanguageConfig, ModelConfig, read_config
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS

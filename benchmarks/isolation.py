@@ -26,8 +26,8 @@ from rich.progress import Progress
 
 from benchmarks.hot_images import real_encoder
 from benchmarks.latency import make_image
-from benchmarks.processes import address_of, running
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.processes import address_of, running
+from benchmarks.tools.report import Report, parse_arguments
 from chassis.channels import open_channel
 from checkpoint.initial import create_checkpoint
 from checkpoint.store import ModelStore
@@ -75,7 +75,7 @@ def arranged(models: Path, tag: str) -> Iterator[dict[str, Arrangement]]:
             gateway = stack.enter_context(running("gateway", [*store, "--release", tag, *stages]))
             return Arrangement(gateway=address_of(gateway), vision=address_of(vision))
 
-        both = stack.enter_context(running("benchmarks.one_process", both_flags))
+        both = stack.enter_context(running("benchmarks.tools.both_stages", both_flags))
         language, pinned_language = (stack.enter_context(running("language_service", language_flags)) for _ in range(2))
         vision, meek, pinned_vision = (stack.enter_context(running("vision_service", vision_flags)) for _ in range(3))
         cores = sorted(os.sched_getaffinity(0))

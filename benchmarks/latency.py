@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from PIL import Image as PillowImage
 from rich.progress import Progress
 
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from checkpoint.store import ModelStore
 from tandem.client import AsyncClient
 from tandem.stack import Stack, StackConfig

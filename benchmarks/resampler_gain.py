@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from rich.progress import Progress
 
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from checkpoint.config import LanguageConfig
 from language_service.engine import CacheConfig, Finished, PagedCache, PagedEngine, Runner, bytes_per_block
 from language_service.model import Decoder

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from gateway.rollout.policy import (
     Arm,
     Counts,

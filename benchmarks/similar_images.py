@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from demo.drawing import draw
 from demo.scenes import COLOURS, HELD_OUT_SEEDS, KINDS, MATERIALS, Scene, make_scene
 from vision_service.similar import greys, thumbnail

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from rich.progress import Progress
 
 from benchmarks.latency import make_image
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from checkpoint.store import ModelStore
 from tandem.client import AsyncClient, Image, assistant, user
 from tandem.errors import InvalidArgument, TandemError

@@ -16,9 +16,9 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 from rich.progress import Progress
 
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.report import Report, parse_arguments
 from tandem import AsyncClient, Image, Message, assistant, user
-from tandem.commands.pulse import read
+from tandem.commands.engine_stats import read_snapshot
 from tandem.commands.up import newest_release
 from tandem.stack import Stack, StackConfig
 
@@ -79,7 +79,7 @@ async def measure(addresses: dict[str, str], conversations: int) -> dict[str, li
 
 def guessed(stack: Stack) -> tuple[float, float]:
     """Return how many tokens a stack guessed right and wrong."""
-    (values,) = read(stack.metrics_url("language")).values.values()
+    (values,) = read_snapshot(stack.metrics_url("language")).values.values()
     return values["drafts_total/right"], values["drafts_total/wrong"]
 
 

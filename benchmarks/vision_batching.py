@@ -28,8 +28,8 @@ from PIL import Image
 from rich.progress import Progress
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import matmul_peak
-from benchmarks.report import Report, parse_arguments
+from benchmarks.tools.machine import matmul_peak
+from benchmarks.tools.report import Report, parse_arguments
 from chassis.request_id import REQUEST_ID_HEADER
 from checkpoint.config import LanguageConfig, ModelConfig
 from checkpoint.initial import create_checkpoint

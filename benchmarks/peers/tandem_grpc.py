@@ -12,7 +12,7 @@ import uvloop
 from benchmarks.peers.checkpoints import TAG
 from benchmarks.peers.engines import CACHE_BYTES, THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
-from benchmarks.processes import address_of, running
+from benchmarks.tools.processes import address_of, running
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
 

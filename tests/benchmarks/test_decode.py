@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.decode import choose
-from benchmarks.decode_figures import fill, plot
 from benchmarks.peers.checkpoints import SHAPE, WEIGHT_BYTES
-from benchmarks.peers.contest import Results
+from benchmarks.peers.comparison import Results
+from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.process import EngineFailed, EngineProcess
 from benchmarks.peers.protocol import Recording
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, SharedPrefix, decode_rate
-from benchmarks.report import Report
+from benchmarks.tools.report import Report
 from checkpoint.config import ModelConfig
 from checkpoint.layout import layout
 from checkpoint.presets import PRESETS

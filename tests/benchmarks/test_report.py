@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks.report import RESULTS, Report, parse_arguments
+from benchmarks.tools.report import RESULTS, Report, parse_arguments
 
 REPOSITORY = Path(__file__).parents[2]
 TOO_LARGE_FOR_ALL = {"full_size"}  # 13 GB on disk and in memory: `make bench-full_size`

@@ -44,7 +44,7 @@ def known_flags() -> set[str]:
     fields = {name.replace("_", "-") for settings in SERVICES for name in settings.model_fields}
     services = {f"--{name}" for name in fields} | {f"--no-{name}" for name in fields}
     ours = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts}
-    sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).glob("*.py")]
+    sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
     programs = {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
     return services | ours | programs | BUF_FLAGS | {"--help"}
 

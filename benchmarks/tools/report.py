@@ -18,8 +18,8 @@ mpl.use("Agg")  # no window: plots go to files
 import matplotlib.pyplot as plt  # the backend must be chosen first
 from matplotlib.axes import Axes
 
-RESULTS = Path(__file__).parent / "results"
-QUICK_RESULTS = Path(__file__).parents[1] / ".tandem" / "benchmarks"  # ignored by git
+RESULTS = Path(__file__).parents[1] / "results"
+QUICK_RESULTS = Path(__file__).parents[2] / ".tandem" / "benchmarks"  # ignored by git
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

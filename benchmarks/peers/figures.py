@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.peers.checkpoints import CACHE_BYTES_PER_TOKEN, WEIGHT_BYTES
-from benchmarks.peers.contest import Results
+from benchmarks.peers.comparison import Results
 from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, Workload
-from benchmarks.report import Report
+from benchmarks.tools.report import Report
 
 AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # speed against the best peer, by engine of ours
 BANDWIDTH_AIM = 0.85  # of what memory gives, with one sequence

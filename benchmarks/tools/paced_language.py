@@ -4,7 +4,7 @@ It speaks the real protocol on the real server, takes any prompt, and sends one 
 log-probabilities asked for, each token says when it was sent: `top[0].token_id` is the system's monotonic clock in
 microseconds, modulo 2**32, which every process of a machine reads alike.
 
-    python -m benchmarks.paced_language --models models --tag tandem-demo-v1.1.0
+    python -m benchmarks.tools.paced_language --models models --tag tandem-demo-v1.1.0
 """
 
 import asyncio
