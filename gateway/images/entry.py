@@ -1,6 +1,5 @@
 """Visual tokens as the gateway's caches keep them: with a digest that proves them, checked against what is wanted."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,6 +7,7 @@ from google.protobuf.message import DecodeError
 
 from chassis.errors import InvalidArgument
 from chassis.tensors import check_tensor
+from chassis.verified_cache import HashedData, sha256_of
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import tensor_pb2
 
@@ -51,21 +51,16 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One image's visual tokens in a cache."""
+class Entry(HashedData):
+    """One image's visual tokens in a cache.
 
-    data: bytes  # serialized VisualTokens: embeddings with their shape, visual key and vision digest
-    sha256: bytes  # of data
+    `data` is a serialized `VisualTokens`: embeddings with their shape, visual key and vision digest.
+    """
 
     @classmethod
     def of(cls, data: bytes) -> Self:
         """Return serialized `VisualTokens` with their digest."""
-        return cls(data, hashlib.sha256(data).digest())
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the digest still holds."""
-        return hashlib.sha256(self.data).digest() == self.sha256
+        return cls(data, sha256_of(data))
 
     def pack(self) -> bytes:
         """Return the entry as one value."""
@@ -82,7 +77,7 @@ class Entry:
         if not value.startswith(_MARK):
             raise DamagedError("not an entry")
         entry = cls(value[_HEADER_BYTES:], value[len(_MARK) : _HEADER_BYTES])
-        if not entry.is_whole:
+        if not entry.is_intact:
             raise DamagedError("the digest does not hold")
         try:
             tokens = tensor_pb2.VisualTokens.FromString(entry.data)

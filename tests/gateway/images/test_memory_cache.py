@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
+from chassis.verified_cache import ENTRY_OVERHEAD_BYTES
 from gateway.images.entry import Entry
-from gateway.images.memory_cache import ENTRY_BYTES, Found, VisualCache
+from gateway.images.memory_cache import Found, VisualCache
 from tandem.v1 import gateway_pb2, vision_pb2
 
 HERE = gateway_pb2.CACHE_LEVEL_GATEWAY
 MISS = gateway_pb2.CACHE_LEVEL_MISS
 IN_FLIGHT = gateway_pb2.CACHE_LEVEL_IN_FLIGHT
-ENTRY = ENTRY_BYTES + 10  # of ten bytes of data
+ENTRY = ENTRY_OVERHEAD_BYTES + 10  # of ten bytes of data
 
 
 class Encoder:
