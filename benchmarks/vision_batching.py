@@ -123,7 +123,7 @@ def vision_service(models: Path, tag: str) -> Iterator[str]:
         with changed:
             changed.wait_for(lambda: bool(process.ready) or process.exit_code is not None, timeout=120)
         if not process.ready:
-            raise RuntimeError(f"the vision service did not start: {process.last_words}")
+            raise RuntimeError(f"the vision service did not start: {process.last_error}")
         yield f"127.0.0.1:{process.ready['port']}"
     finally:
         process.terminate()

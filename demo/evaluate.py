@@ -1,8 +1,10 @@
-"""Measures a release through the running stack: `python -m demo.evaluate --release tandem-demo-v1.1.0`.
+"""Measure the accuracy of a release through the running stack.
 
-Every question goes through gateway, vision service and language service, like anybody's. An answer counts when it is
-the right one to the letter; of two turns, both must be. Each question is also asked with the image swapped for
-another: what is still right then was never read off the image.
+    python -m demo.evaluate --release tandem-demo-v1.1.0
+
+Every question goes through gateway, vision service and language service, like a client's. An answer counts as right
+only if it matches exactly. In a conversation of two turns both answers must match. Each question is also asked about a
+different image: an answer that is still right then did not come from the image.
 """
 
 import argparse
@@ -22,19 +24,19 @@ from demo.drawing import draw
 from demo.questions import LANGUAGES, TOPICS, Conversation, Language, Topic, ask
 from demo.scenes import HELD_OUT_SEEDS, make_scene
 from tandem.client import AsyncClient, Image, Message, assistant, user
-from tandem.commands.failures import told_plainly
+from tandem.commands.failures import exit_on_error
 from tandem.stack import Stack, StackConfig
 
 QUESTIONS_PER_IMAGE = 4
-SEEDS_PER_EVALUATION = 1_000_000  # so that evaluations with different seeds share no image
+SEEDS_PER_EVALUATION = 1_000_000  # evaluations with different seeds share no image
 MAX_TOKENS = 96  # more than the longest right answer
 NUM_IN_FLIGHT = 16
-NUM_EXAMPLES = 20  # wrong answers kept for reading
+NUM_EXAMPLES = 20  # wrong answers kept in the report
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question to ask twice."""
+    """A conversation and the two images it is asked about."""
 
     scene_seed: int
     conversation: Conversation
@@ -44,17 +46,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one case."""
+    """Answers to one case."""
 
     case: Case
-    answers: tuple[str, ...]  # with the right image
+    answers: tuple[str, ...]  # about the right image
     right: bool
     right_when_swapped: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Share of right answers among some questions."""
+    """Shares of right answers in a set of questions."""
 
     questions: int
     right: float  # share, 0..1
@@ -62,10 +64,13 @@ class Score:
 
 
 def make_cases(num_questions: int, seed: int) -> list[Case]:
-    """Make the questions of an evaluation, languages and topics in turn, about images no training has seen."""
+    """Make the questions of an evaluation, cycling through languages and topics.
+
+    Their images come from seeds that training never uses.
+    """
     num_images = -(-num_questions // QUESTIONS_PER_IMAGE)
     first = seed * SEEDS_PER_EVALUATION
-    # One more than is asked about: what the last image is swapped for.
+    # One extra image, to swap the last one for.
     seeds = HELD_OUT_SEEDS[first : first + num_images + 1]
     scenes = [make_scene(seed) for seed in seeds]
     images = [to_png(seed) for seed in seeds]
@@ -80,14 +85,14 @@ def make_cases(num_questions: int, seed: int) -> list[Case]:
 
 
 def to_png(scene_seed: int) -> bytes:
-    """Draw the scene of a seed as a PNG file."""
+    """Return the drawing of a seed's scene as a PNG file."""
     file = io.BytesIO()
     draw(make_scene(scene_seed)).save(file, "PNG")
     return file.getvalue()
 
 
 async def converse(client: AsyncClient, release: str, conversation: Conversation, image: bytes) -> tuple[str, ...]:
-    """Ask the questions of a conversation, each after the model's own answers so far."""
+    """Ask a conversation's questions, with the model's own answers as history."""
     messages: list[Message] = []
     answers: list[str] = []
     for turn in conversation.turns:
@@ -99,12 +104,12 @@ async def converse(client: AsyncClient, release: str, conversation: Conversation
 
 
 async def evaluate(address: str, release: str, cases: Sequence[Case], progress: Progress) -> list[Outcome]:
-    """Ask every question twice, many at a time."""
+    """Ask every case about both of its images, `NUM_IN_FLIGHT` at a time."""
     bar = progress.add_task(release, total=len(cases))
-    places = asyncio.Semaphore(NUM_IN_FLIGHT)
+    slots = asyncio.Semaphore(NUM_IN_FLIGHT)
 
     async def try_case(client: AsyncClient, case: Case) -> Outcome:
-        async with places:
+        async with slots:
             answers = await converse(client, release, case.conversation, case.image)
             swapped = await converse(client, release, case.conversation, case.other_image)
         progress.advance(bar)
@@ -116,7 +121,7 @@ async def evaluate(address: str, release: str, cases: Sequence[Case], progress: 
 
 
 def score(outcomes: Sequence[Outcome], language: Language | None = None, topic: Topic | None = None) -> Score:
-    """Count the right answers in a language and on a topic, or in all."""
+    """Score the outcomes of a language and a topic; None stands for all."""
     chosen = [
         outcome
         for outcome in outcomes
@@ -131,8 +136,8 @@ def score(outcomes: Sequence[Outcome], language: Language | None = None, topic: 
 
 
 def table(release: str, outcomes: Sequence[Outcome]) -> Table:
-    """Lay the scores out by topic and language."""
-    shown = Table(title=f"{release}: answers right to the letter, of {len(outcomes):,} questions")
+    """Return a table of scores by topic and language."""
+    shown = Table(title=f"{release}: share of exactly right answers, {len(outcomes):,} questions")
     shown.add_column("topic")
     for name in (*LANGUAGES, "both"):
         shown.add_column(f"{name}\nimage", justify="right")
@@ -147,7 +152,7 @@ def table(release: str, outcomes: Sequence[Outcome]) -> Table:
 
 
 def report(release: str, seed: int, outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """Put the scores and some wrong answers into plain data for a JSON file."""
+    """Return scores and some wrong answers as JSON-serializable data."""
     return {
         "release": release,
         "seed": seed,
@@ -177,30 +182,32 @@ def report(release: str, seed: int, outcomes: Sequence[Outcome]) -> dict[str, ob
 
 
 def measure(stack: StackConfig, num_questions: int, seed: int, console: Console) -> list[Outcome]:
-    """Start a stack, ask it, and stop it."""
+    """Start a stack, evaluate its release and stop it."""
     with Stack(stack) as running:
         return measure_at(running.address, stack.release, num_questions, seed, console)
 
 
 def measure_at(address: str, release: str, num_questions: int, seed: int, console: Console) -> list[Outcome]:
-    """Ask the gateway at an address."""
+    """Evaluate a release through the gateway at `address`."""
     with Progress(console=console, transient=True) as progress:
         return asyncio.run(evaluate(address, release, make_cases(num_questions, seed), progress))
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what is asked, and of which models."""
+    """Add the flags that choose the questions and the model store."""
     most = QUESTIONS_PER_IMAGE * (SEEDS_PER_EVALUATION - 1)
-    parser.add_argument("--questions", type=_number_in(range(1, most + 1)), default=2000)
+    parser.add_argument(
+        "--questions", type=_number_in(range(1, most + 1)), default=2000, help="number of questions (default: 2000)"
+    )
     seeds = range(len(HELD_OUT_SEEDS) // SEEDS_PER_EVALUATION)
     parser.add_argument(
-        "--seed", type=_number_in(seeds), default=0, help="which questions; any seed is new to every release"
+        "--seed", type=_number_in(seeds), default=0, help="selects the images; training uses none of them (default: 0)"
     )
-    parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the model store")
 
 
 def _number_in(allowed: range) -> Callable[[str], int]:
-    """Return what reads a number of a command line."""
+    """Return an argparse type for integers in a range."""
 
     def number(text: str) -> int:
         if int(text) not in allowed:
@@ -212,14 +219,16 @@ def _number_in(allowed: range) -> Callable[[str], int]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description="Measure a release of the demo model.")
-    parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release")
-    parser.add_argument("--address", help="a gateway that runs, instead of a stack started for this")
-    parser.add_argument("--json", type=Path, help="file for the scores and some wrong answers")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.evaluate", description="Measure the accuracy of a release of the demo model."
+    )
+    parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release (default: %(default)s)")
+    parser.add_argument("--address", help="use the gateway at this HOST:PORT instead of starting a stack")
+    parser.add_argument("--json", type=Path, help="write the scores and some wrong answers to this file")
     add_evaluation_arguments(parser)
     arguments = parser.parse_args()
     console, release = Console(), arguments.release
-    with told_plainly():
+    with exit_on_error():
         if arguments.address:
             outcomes = measure_at(arguments.address, release, arguments.questions, arguments.seed, console)
         else:

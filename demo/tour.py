@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tandem.client import Answer, Client
-from tandem.commands.failures import told_plainly
+from tandem.commands.failures import exit_on_error
 from tandem.commands.report import timing_table
 from tandem.errors import NotFound
 from tandem.stack import Stack, StackConfig, interrupt_on_signals
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     interrupt_on_signals()
     try:
-        with told_plainly():
+        with exit_on_error():
             tour(StackConfig(models=arguments.models, release=arguments.release), find_images(arguments.images))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -25,7 +25,7 @@ def running(module: str, flags: Sequence[str]) -> Iterator[ServiceProcess]:
         with changed:
             changed.wait_for(lambda: service.ready or service.exit_code is not None, timeout=_READY_S)
         if not service.ready:
-            raise Unavailable(f"{module} did not start: {service.last_words}", reason="SERVICE_NOT_READY")
+            raise Unavailable(f"{module} did not start: {service.last_error}", reason="SERVICE_NOT_READY")
         yield service
     finally:
         service.kill()

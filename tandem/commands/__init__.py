@@ -1,4 +1,7 @@
-"""The `tandem` command: one module a sub-command."""
+"""The `tandem` command, one module per sub-command.
+
+The plain install is enough to load it. A sub-command that needs an extra imports it when it runs.
+"""
 
 import io
 import sys
@@ -9,12 +12,12 @@ import typer
 import tandem
 from tandem.commands import checkpoint, keys, rollout
 from tandem.commands.ask import ask
-from tandem.commands.failures import told_plainly
+from tandem.commands.failures import exit_on_error
 from tandem.commands.models import models
 from tandem.commands.top import top
 from tandem.commands.up import up
 
-# Plain messages, one sentence each, rather than boxes and tracebacks.
+# Plain one-sentence messages instead of boxes and tracebacks.
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(up)
 app.command()(ask)
@@ -47,8 +50,11 @@ def root(
 
 
 def main() -> None:
-    """Run the command; an error is one sentence on stderr and exit code 1, or 2 where the command line is wrong."""
+    """Run the command.
+
+    An error is one sentence on stderr. The exit code is then 1, or 2 for a wrong command line.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Chinese shows the rest of the answer
-    with told_plainly():
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese still shows the rest of the answer
+    with exit_on_error():
         app()

@@ -1,4 +1,4 @@
-"""`tandem ask IMAGE... "question"`: one answer, as it is produced."""
+"""`tandem ask IMAGE... "question"`: stream one answer."""
 
 import dataclasses
 import json
@@ -23,19 +23,19 @@ QUESTION = "QUESTION"
 
 ImagesAndQuestion = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGE... QUESTION", help="Files of images, if any, then the question."),
+    typer.Argument(metavar="IMAGE... QUESTION", help="Image files, if any, then the question."),
 ]
 RequestFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", help="Send this GatewayGenerateRequest (JSON form of the contract) instead."),
+    typer.Option(metavar="FILE.json", help="Send this GatewayGenerateRequest in JSON instead."),
 ]
-System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions put before the question.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, max=2**32 - 1, metavar="N", help="Most tokens of the answer.")]
-Temperature = Annotated[float | None, typer.Option(min=0, metavar="NUMBER", help="0 always takes the likeliest token.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions before the question.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, max=2**32 - 1, metavar="N", help="Maximum tokens of the answer.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, metavar="NUMBER", help="Randomness; 0 always picks the most likely token.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, metavar="N", help="The same seed gives the same text.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
-]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text. Repeatable.")]
 Release = Annotated[str | None, typer.Option(metavar="TAG", help="Tag of the release that answers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, once the answer is complete.")]
 
@@ -57,9 +57,11 @@ def ask(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
-    """Ask a question about images: tandem ask bag.png "What colour is the bag?".
+    """Ask a question about images, or without any.
 
-    The answer goes to stdout as it is produced; where the time went follows on stderr.
+    Example: tandem ask bag.png "What colour is the bag?"
+
+    The answer streams to stdout. A table of timings follows on stderr.
     """
     given = {
         "system": system,
@@ -81,11 +83,11 @@ def ask(
 
 
 def read_request(path: Path) -> gateway_pb2.GatewayGenerateRequest:
-    """Read a request in the JSON form of the contract (bytes in base64).
+    """Read a request from JSON, with bytes in base64.
 
     Raises:
-        InvalidArgument: the file is not UTF-8, or not such a request; the message names it.
-        OSError: it cannot be read.
+        InvalidArgument: the file is not UTF-8 or not a request. The message names the file.
+        OSError: the file cannot be read.
     """
     try:
         return json_format.Parse(path.read_bytes().decode(), gateway_pb2.GatewayGenerateRequest())
@@ -97,10 +99,10 @@ def read_request(path: Path) -> gateway_pb2.GatewayGenerateRequest:
 
 
 def _check_alone(arguments: list[str] | None, options: GenerateOptions) -> None:
-    beside = [f"--{name.replace('_', '-')}" for name in options if name != "release"]
-    if arguments or beside:
+    others = [f"--{name.replace('_', '-')}" for name in options if name != "release"]
+    if arguments or others:
         raise typer.BadParameter(
-            f"it holds the whole request; leave out {', '.join(beside) or QUESTION}.", param_hint="--request"
+            f"it holds the whole request; leave out {', '.join(others) or QUESTION}.", param_hint="--request"
         )
 
 
@@ -109,18 +111,18 @@ def _split(arguments: list[str]) -> tuple[list[Path], str]:
     if not arguments:
         raise typer.BadParameter("it is missing.", param_hint=QUESTION)
     *images, question = arguments
-    if os.path.isfile(question):  # unlike Path's own, no error where a question is longer than a name may be
+    if os.path.isfile(question):  # Path.is_file would raise on a question too long for a file name
         raise typer.BadParameter(f"it is the last argument, but {question} is a file.", param_hint=QUESTION)
     if _names_an_image(question):
         raise typer.BadParameter(
-            f"it is the last argument, but {question} looks like an image's file, and there is none of that name.",
+            f"it is the last argument, but {question} looks like an image's file, and there is no such file.",
             param_hint=QUESTION,
         )
     return [Path(image) for image in images], question
 
 
 def _names_an_image(text: str) -> bool:
-    """Return whether a text looks like the name of an image's file and not like a question that mentions one."""
+    """Return whether a text looks like an image's file name."""
     kind, _ = mimetypes.guess_type(text)
     return kind is not None and kind.startswith("image/") and not any(map(str.isspace, text))
 

@@ -1,4 +1,4 @@
-"""How a command reaches a gateway: the options that all commands which call one share."""
+"""Command-line options of the connection to a gateway."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ Ca = Annotated[
     typer.Option(
         envvar="TANDEM_CA",
         metavar="FILE",
-        help="PEM file of who signed the gateway's certificate; encrypts the connection.",
+        help="PEM file of the authority that signed the gateway's certificate. Turns encryption on.",
     ),
 ]
 Cert = Annotated[
@@ -42,10 +42,10 @@ Key = Annotated[
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        envvar="TANDEM_API_KEY", metavar="KEY", help="API key, where the gateway asks for one.", show_default=False
+        envvar="TANDEM_API_KEY", metavar="KEY", help="API key, if the gateway requires one.", show_default=False
     ),
 ]
-# A week at most: gRPC takes what no clock can reach for a time that has passed.
+# gRPC treats an overflowing deadline as expired, so a week is the maximum.
 TimeoutS = Annotated[
     float,
     typer.Option(min=0.001, max=7 * 86_400, metavar="SECONDS", help="Longest wait for the complete answer, seconds."),

@@ -1,4 +1,4 @@
-"""`tandem keys`: API keys for a gateway's key file."""
+"""`tandem keys`: make API keys for a gateway's key file."""
 
 import re
 from typing import Annotated, Literal
@@ -7,22 +7,24 @@ import typer
 
 from chassis.api_keys import TENANT_NAME, key_sha256, new_key
 
-app = typer.Typer(no_args_is_help=True, help="API keys for a gateway's key file.")
+app = typer.Typer(no_args_is_help=True, help="Make API keys for a gateway's key file.")
 
 
 @app.callback()
 def keys() -> None:
-    """Handle API keys."""
+    """Make API keys for a gateway's key file."""
 
 
 @app.command()
 def new(
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Name of who will use it, for logs and metrics.")],
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Name of the key's user, for logs and metrics.")],
     role: Annotated[
-        Literal["client", "operator"], typer.Option(help="An operator may change rollouts, too.")
+        Literal["client", "operator"], typer.Option(help="An operator may also change rollouts.")
     ] = "client",
 ) -> None:
-    """Make a key: it goes to stderr, this once; the lines for the key file, which hold its digest, go to stdout.
+    """Make a key.
+
+    The key is printed to stderr, only this once. Lines with its digest for the key file are printed to stdout:
 
     tandem keys new acme >> keys.toml
     """

@@ -1,4 +1,7 @@
-"""How `tandem up` shows what its services say: columns in a terminal, JSON lines elsewhere."""
+"""Show the logs of `tandem up`.
+
+A terminal gets columns. Everything else gets JSON lines.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,23 +17,29 @@ from tandem.client import DEFAULT_ADDRESS
 
 _SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue"}
 _LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
-_SHOWN_APART = {"timestamp", "level", "event", "service", "request_id"}  # the rest of a line follows as key=value
+_COLUMNS = {"timestamp", "level", "event", "service", "request_id"}  # other fields follow as key=value
 
 
 class LogView(Protocol):
-    """Shows a stack from its start to its end. `log` is called from several threads."""
+    """Shows the life of a stack. Several threads call `log`."""
 
     def log(self, service: str, line: str) -> None:
-        """Show one line a service wrote."""
+        """Show one log line of a service."""
 
     def starting(self, release: str) -> AbstractContextManager[None]:
-        """Show that it starts, for the length of the block."""
+        """Show that the stack is starting during the block."""
 
     def ready(self, address: str, release: str, metrics: str) -> None:
-        """Say that it can be used; the language service shows its metrics at `metrics`."""
+        """Show that the stack is ready.
+
+        Args:
+            address: host:port of the gateway.
+            release: the release it serves.
+            metrics: host:port of the language service's metrics.
+        """
 
     def stopping(self) -> None:
-        """Say that it stops."""
+        """Show that the stack is stopping."""
 
 
 def log_view(stream: TextIO) -> LogView:
@@ -39,13 +48,13 @@ def log_view(stream: TextIO) -> LogView:
 
 
 class TerminalView:
-    """Columns with the service in front."""
+    """Columns for people, with the service's name first."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def log(self, service: str, line: str) -> None:
-        """Show one line in columns: service, time, event, the rest."""
+        """Show one line as columns: service, time, event, other fields."""
         entry = _entry(service, line)
         text = Text.assemble(
             (f"{service:<8} ", _SERVICE_STYLES[service]),
@@ -53,23 +62,23 @@ class TerminalView:
             (str(entry["event"]), _LEVEL_STYLES.get(str(entry.get("level")), "")),
         )
         for key, value in entry.items():
-            if key not in _SHOWN_APART:
+            if key not in _COLUMNS:
                 text.append(f"  {key}={value}", "dim")
-        if "request_id" in entry:  # long, and the least to a reader: last
+        if "request_id" in entry:  # last, because it is long and matters least to a reader
             text.append(f"  {entry['request_id']}", "dim")
         try:
             self._console.print(text, soft_wrap=True)
         except OSError:
-            self._console.quiet = True  # a terminal that is gone stays gone, and rich would keep every line for it
+            self._console.quiet = True  # the terminal is gone, and rich would keep every later line in memory
 
     @contextmanager
     def starting(self, release: str) -> Iterator[None]:
-        """Turn a spinner below the lines."""
+        """Show a spinner below the lines."""
         with self._console.status(f"Starting {release} ..."):
             yield
 
     def ready(self, address: str, release: str, metrics: str) -> None:
-        """Say it in bold, and what to type next."""
+        """Print the address and the commands to try next."""
         where = "" if address == DEFAULT_ADDRESS else f"--address {address} "
         self._console.print(
             Text.assemble(
@@ -81,12 +90,12 @@ class TerminalView:
         )
 
     def stopping(self) -> None:
-        """Say what is waited for."""
+        """Print that running requests finish first."""
         self._console.print("Stopping when running requests are done; Ctrl-C again stops at once.")
 
 
 class JsonView:
-    """JSON lines as the services wrote them, and our own beside them."""
+    """JSON lines: those of the services and our own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -94,25 +103,29 @@ class JsonView:
         self._log = structlog.get_logger()
 
     def log(self, service: str, line: str) -> None:
-        """Pass one line on; one that is not JSON, a traceback's say, is wrapped so that the log stays JSON."""
+        """Write one line. Plain text is wrapped in JSON."""
         self._stream.write(json.dumps(_entry(service, line), ensure_ascii=False) + "\n")
         self._stream.flush()
 
     def starting(self, release: str) -> AbstractContextManager[None]:
-        """Log it."""
+        """Log 'starting'."""
         self._log.info("starting", release=release)
         return nullcontext()
 
     def ready(self, address: str, release: str, metrics: str) -> None:
-        """Log it."""
+        """Log 'ready'."""
         self._log.info("ready", address=address, release=release, metrics=metrics)
 
     def stopping(self) -> None:
-        """Log it."""
+        """Log 'stopping'."""
         self._log.info("stopping")
 
 
 def _entry(service: str, line: str) -> dict[str, Any]:
+    """Return the fields of a log line.
+
+    The event of a plain line, such as a traceback's, is the line itself.
+    """
     try:
         entry = json.loads(line)
     except ValueError:

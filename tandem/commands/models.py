@@ -1,4 +1,4 @@
-"""`tandem models`: what the gateway can answer with."""
+"""`tandem models`: list the releases that the gateway serves."""
 
 import dataclasses
 import json
@@ -14,7 +14,9 @@ from tandem.commands.terminal import table_console
 
 
 def models(
-    json_output: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a release.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print a JSON array with one object per release.")
+    ] = False,
     address: Address = DEFAULT_ADDRESS,
     ca: Ca = None,
     cert: Cert = None,
@@ -22,7 +24,7 @@ def models(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """List the releases the gateway can answer with."""
+    """List the releases that the gateway serves."""
     with Client(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s) as client:
         releases = client.models()
     if json_output:
@@ -32,8 +34,8 @@ def models(
 
 
 def models_table(releases: list[ReleaseInfo]) -> Table:
-    """Return one row a release; the default is marked."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")  # 80 characters hold it
+    """Return one row per release, the default one marked."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 characters
     table.add_column("release", no_wrap=True)
     table.add_column("state")
     table.add_column("precision")
@@ -41,22 +43,22 @@ def models_table(releases: list[ReleaseInfo]) -> Table:
         table.add_column(column, justify="right")
     for info in releases:
         state = Text("ready", "green") if info.ready else Text("not ready", "red")
-        halves = dict.fromkeys((info.vision.precision, info.language.precision))  # one name where they agree
+        halves = dict.fromkeys((info.vision.precision, info.language.precision))  # one name if they agree
         table.add_row(
             Text.assemble(str(info.release), (" (default)", "dim") if info.is_default else ""),
             state,
             " + ".join(filter(None, halves)),
-            parameters(info.vision.num_parameters),
-            parameters(info.language.num_parameters),
+            short_count(info.vision.num_parameters),
+            short_count(info.language.num_parameters),
             f"{info.num_visual_tokens}",
             f"{info.context_length:,}",
         )
     return table
 
 
-def parameters(count: int) -> str:
-    """Return a number of parameters as people say it: 6.7 B, 3.2 M, 412 K."""
+def short_count(count: int) -> str:
+    """Return a parameter count in short form: 6.7 B."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= 0.9995 * size:  # what rounds up to 1 is 1: 999,999 is 1 M, not 1000 K
+        if count >= 0.9995 * size:  # 999,999 rounds to 1 M, not to 1000 K
             return f"{count / size:.3g} {letter}"
     return str(count)

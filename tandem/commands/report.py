@@ -1,4 +1,4 @@
-"""What an answer took, as a table for people."""
+"""The table of timings that follows an answer."""
 
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +15,7 @@ _ORIGINS = {
 
 
 def timing_table(answer: Answer) -> Table:
-    """Return where the time of one answer went, with a remark a stage."""
+    """Return one row per stage: time and a remark."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("stage", style="bold")
     table.add_column("time", justify="right")
@@ -38,7 +38,7 @@ def timing_table(answer: Answer) -> Table:
 
 
 def images_remark(images: tuple[ImageReport, ...]) -> Text:
-    """Return what became of each image: encoded, or where it was found."""
+    """Return the origin of each image's visual tokens."""
     remark = Text(", ").join(
         Text.assemble(
             f"image {number} ",
@@ -51,18 +51,21 @@ def images_remark(images: tuple[ImageReport, ...]) -> Text:
 
 
 def origin(image: ImageReport) -> str:
-    """Return where an image's visual tokens came from, in words; a newer server's level as it names it."""
+    """Return the origin of an image's visual tokens in words.
+
+    A level that only a newer server knows is returned unchanged.
+    """
     if image.cache_level == "similar":
         return f"taken for {image.similar_sha256[:12]}, {image.similarity:.1%} similar"
     return _ORIGINS.get(image.cache_level, image.cache_level)
 
 
 def decode_remark(answer: Answer) -> str:
-    """Return the tokens of the answer and how fast they came."""
+    """Return the number of answer tokens and their rate."""
     tokens, decode_ms = answer.usage.completion_tokens, answer.timings.decode_ms
     counted = f"{tokens} token{'s' * (tokens != 1)}"
     if tokens > 1 and decode_ms > 0:
-        # The first token belongs to the prefill, so the decode made one less.
+        # The prefill made the first token, so it does not count here.
         counted += f", {(tokens - 1) / decode_ms * 1000:.0f} tokens/s"
     remarks = {"length": ", cut at the limit", "filtered": ", ended by a filter"}
     return counted + remarks.get(answer.finish_reason, "")

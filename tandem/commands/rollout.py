@@ -1,4 +1,4 @@
-"""`tandem rollout`: move live traffic to another release, watch it, and take it back."""
+"""`tandem rollout`: move live traffic to another release, or back."""
 
 import json
 import re
@@ -13,58 +13,57 @@ from google.protobuf.json_format import MessageToDict
 from tandem.client import Rollouts
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.rollout_view import plain_name, rollout_view
-from tandem.commands.terminal import shown_live, table_console
+from tandem.commands.terminal import live_display, table_console
 from tandem.v1 import rollout_pb2
 
-app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and take it back.")
+app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and roll it back.")
 
 REFRESH_S = 1.0
 _STEP = re.compile(r"(?P<weight>\d+(\.\d+)?)(:(?P<length>\d+(\.\d+)?)(?P<unit>[smh]))?(:(?P<requests>\d{1,9})r)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600}
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, as the contract has it.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the log.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the message of the contract as JSON.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason of the change, for the log.")]
 
 
-Canary = Annotated[
-    str, typer.Argument(metavar="RELEASE", help="The release that shall answer: a tag, or 'vision tag,language tag'.")
-]
+Canary = Annotated[str, typer.Argument(metavar="RELEASE", help="The new release: a tag, or 'vision tag,language tag'.")]
 Steps = Annotated[
     str,
     typer.Option(
-        metavar="STEP,...", help="Weights in percent, each with how long it lasts and the fewest answers: 5:10m:200r."
+        metavar="STEP,...", help="Weights in percent, each with its duration and minimum number of answers: 5:10m:200r."
     ),
 ]
-Stable = Annotated[
-    str, typer.Option(metavar="RELEASE", help="The release that answers now; left out, whichever it is.")
-]
+Stable = Annotated[str, typer.Option(metavar="RELEASE", help="The current release. Default: the one in force.")]
 ErrorRate = Annotated[
     float,
     typer.Option(
-        min=0, metavar="PART", help="Most the canary's error rate may be above stable's; 0 does not judge it."
+        min=0, metavar="PART", help="Maximum of the canary's error rate above stable's; 0 turns this check off."
     ),
 ]
-EmptyRate = Annotated[float, typer.Option(min=0, metavar="PART", help="The same for answers without a word.")]
+EmptyRate = Annotated[float, typer.Option(min=0, metavar="PART", help="The same for empty answers.")]
 FirstToken = Annotated[
     float,
     typer.Option(
-        min=0, metavar="TIMES", help="Most its time to first token may be, times stable's; 0 does not judge it."
+        min=0, metavar="TIMES", help="Maximum of its time to first token, times stable's; 0 turns this check off."
     ),
 ]
 InterToken = Annotated[float, typer.Option(min=0, metavar="TIMES", help="The same for the time between tokens.")]
 MinRequests = Annotated[
-    int, typer.Option(min=10, max=10**9, metavar="N", help="Fewest answers of each before anything is judged.")
+    int, typer.Option(min=10, max=10**9, metavar="N", help="Answers of each release before anything is judged.")
 ]
 OverdueS = Annotated[
     float,
     typer.Option(
-        min=0, metavar="SECONDS", help="A request to which nothing comes for so long counts as failed; 0 is 10."
+        min=0, metavar="SECONDS", help="A request without any answer for so long counts as failed; 0 means 10."
     ),
 ]
 Shadow = Annotated[
     float,
     typer.Option(
-        min=0, max=100, metavar="PERCENT", help="Percent of stable's requests to mirror without showing answers."
+        min=0,
+        max=100,
+        metavar="PERCENT",
+        help="Percent of stable's requests to mirror to the canary.",
     ),
 ]
 
@@ -89,7 +88,7 @@ def set_rollout(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Begin to move traffic to another release."""
+    """Start to move traffic to another release."""
     guard = rollout_pb2.RolloutGuard(
         max_error_rate_increase=error_rate or None,
         max_empty_rate_increase=empty_rate or None,
@@ -116,7 +115,7 @@ def status(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Show weights, counts and the guard's numbers side by side."""
+    """Show the rollout: weights, counts and the guard's findings."""
     with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
         if not watch:
             _show(rollouts.get(), json_output)
@@ -125,7 +124,7 @@ def status(
             while True:
                 _show(rollouts.get(), json_output)
                 time.sleep(REFRESH_S)
-        with shown_live() as show:
+        with live_display() as show:
             while True:
                 show(rollout_view(rollouts.get(), time.time()))
                 time.sleep(REFRESH_S)
@@ -142,7 +141,7 @@ def promote(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Send everything to the canary now, whatever the guard says."""
+    """Send all traffic to the canary now, ignoring the guard."""
     with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
         _show(rollouts.promote(reason), json_output)
 
@@ -158,7 +157,10 @@ def rollback(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Send every new request to the stable release now; answers that have begun end where they began."""
+    """Send all new requests to the stable release now.
+
+    Running answers finish on the release where they started.
+    """
     with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
         _show(rollouts.roll_back(reason), json_output)
 
@@ -173,7 +175,10 @@ def watch(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Print every change with its reason, those so far and those to come, until Ctrl-C."""
+    """Print every change with its reason, until Ctrl-C.
+
+    Past changes come first.
+    """
     last = 0
     with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
         for rollout in rollouts.watch():
@@ -184,10 +189,10 @@ def watch(
 
 
 def parse_steps(text: str) -> list[rollout_pb2.RolloutStep]:
-    """Read '1:5m,5:10m:200r,100'.
+    """Parse steps such as '1:5m,5:10m:200r,100'.
 
     Raises:
-        typer.BadParameter: it is not that.
+        typer.BadParameter: a step is malformed.
     """
     steps = []
     for part in text.split(","):
@@ -204,7 +209,7 @@ def parse_steps(text: str) -> list[rollout_pb2.RolloutStep]:
 
 
 def change_line(change: rollout_pb2.RolloutChange) -> str:
-    """Return one change as a line for people."""
+    """Return one change as a line."""
     at = datetime.fromtimestamp(change.at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     event = plain_name(rollout_pb2.RolloutEvent.DESCRIPTOR, change.event)
     return f"{at}  {event:11}  {change.weight_percent:5g} %  {change.reason}"

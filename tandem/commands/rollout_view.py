@@ -1,4 +1,4 @@
-"""A rollout as people read it: where it stands, and both releases side by side."""
+"""Show a rollout's state and both releases side by side."""
 
 from google.protobuf.descriptor import EnumDescriptor
 from rich.console import Group, RenderableType
@@ -13,10 +13,15 @@ _RATES = (rollout_pb2.ROLLOUT_METRIC_ERROR_RATE, rollout_pb2.ROLLOUT_METRIC_EMPT
 
 
 def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
-    """Return where a rollout stands at `now_s` (Unix time), what was counted, and what the guard says."""
+    """Return a rollout's state, counts and guard findings.
+
+    Args:
+        rollout: as the gateway reports it.
+        now_s: Unix time, seconds.
+    """
     parts: list[RenderableType] = []
     if not rollout.store_reachable:
-        parts.append(Text("This gateway does not reach the store; what follows is what was known last.", "red"))
+        parts.append(Text("This gateway cannot reach the store; this is the last known state.", "red"))
     if not rollout.id:
         return Group(*parts, Text(f"No rollout yet; {rollout.in_force} answers everything."))
     parts += [_heading(rollout, now_s), _side_by_side(rollout)]
@@ -27,7 +32,10 @@ def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
 
 
 def plain_name(enum: EnumDescriptor, number: int) -> str:
-    """Return a value of an enum in plain words: ROLLOUT_PHASE_ROLLED_BACK is 'rolled back'."""
+    """Return an enum value in words.
+
+    ROLLOUT_PHASE_ROLLED_BACK becomes 'rolled back'.
+    """
     prefix = {"RolloutPhase": "ROLLOUT_PHASE_", "RolloutEvent": "ROLLOUT_EVENT_", "RolloutMetric": "ROLLOUT_METRIC_"}
     value = enum.values_by_number.get(number)
     name = value.name.removeprefix(prefix.get(enum.name, "ROLLOUT_VERDICT_")) if value else str(number)
@@ -58,7 +66,7 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     table.add_row("weight", f"{100 - weight:g} %", f"{weight:g} %")
     for name in ("requests", "errors", "overdue", "empty", "waiting"):
         table.add_row(name, f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}")
-    # A rollout that has ended shows the numbers it was decided on.
+    # An ended rollout shows the numbers behind its last decision.
     for finding in rollout.findings or (rollout.changes[-1].findings if rollout.changes else ()):
         table.add_row(*_finding_row(finding))
     return table

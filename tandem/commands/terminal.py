@@ -1,4 +1,4 @@
-"""Where tables are shown."""
+"""Print tables to a terminal or a pipe."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,13 +11,19 @@ _PIPE_WIDTH = 400  # characters
 
 
 def table_console() -> Console:
-    """Return a console on stdout. A pipe has no width: rich would take 80 characters, and cut what is longer."""
+    """Return a console on stdout that does not truncate pipes.
+
+    A pipe has no width, and rich would assume 80 characters.
+    """
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 @contextmanager
-def shown_live() -> Iterator[Callable[[RenderableType], None]]:
-    """Yield what shows a table in the place of the one before, in a pipe below it."""
+def live_display() -> Iterator[Callable[[RenderableType], None]]:
+    """Yield a function that replaces the table on screen.
+
+    In a pipe it prints the tables one below the other.
+    """
     console = table_console()
     if not console.is_terminal:
         yield console.print

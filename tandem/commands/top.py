@@ -1,4 +1,4 @@
-"""`tandem top`: the engines of running language services, live."""
+"""`tandem top`: live statistics of running language services."""
 
 import math
 import time
@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tandem.commands.pulse import Pulse, Reading, pulses, read
-from tandem.commands.terminal import shown_live, table_console
+from tandem.commands.engine_stats import EngineStats, Snapshot, engine_stats, read_snapshot
+from tandem.commands.terminal import live_display, table_console
 from tandem.errors import Unavailable
 
 _COLUMNS = (
-    *("model", "running", "waiting", "KV used", "kept", "prompt/s", "found", "answer/s"),
-    *("tokens/step", "ms/step", "guessed right", "preempted"),
+    *("model", "running", "waiting", "KV used", "evictable", "prompt/s", "cache hits", "answer/s"),
+    *("tokens/step", "ms/step", "drafts right", "preempted"),
 )
 
 
@@ -24,27 +24,30 @@ def top(
         typer.Argument(
             metavar="HOST:PORT...",
             envvar="TANDEM_METRICS",
-            help="Where language services show their metrics; each says so when it is ready.",
+            help="Metrics addresses of language services. Each logs its address when it is ready.",
         ),
     ],
     interval_s: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two readings.")] = 1.0,
-    once: Annotated[bool, typer.Option(help="Print one interval and end.")] = False,
+    once: Annotated[bool, typer.Option(help="Print one interval and exit.")] = False,
 ) -> None:
-    """Show what the engines of language services are doing; Ctrl-C ends it.
+    """Show live statistics of language services until Ctrl-C.
 
-    A line for each model: sequences running and waiting, the parts of the KV cache in use and kept for prompts that
-    begin alike, tokens of prompts and answers computed each second, the part of the prompts found computed, tokens and
-    time of a step, the part of the tokens guessed ahead that was right, and sequences that gave way for want of blocks.
+    One line per model: running and waiting sequences, the parts of the KV cache in use and evictable, prompt and answer
+    tokens computed per second, the part of the prompt tokens found in the prefix cache, tokens and time of a step, the
+    part of the n-gram drafts that were right, and preempted sequences.
     """
     before = _read_all(services)
     if not any(before.values()):
-        raise Unavailable(f"No metrics at {', '.join(services)}.", reason="NO_METRICS")
+        raise Unavailable(
+            f"No metrics at {', '.join(services)}: give the metrics_port of a language service's ready line.",
+            reason="NO_METRICS",
+        )
     if once:
         time.sleep(interval_s)
         table_console().print(table(before, _read_all(services)))
         return
     try:
-        with shown_live() as show:
+        with live_display() as show:
             show(table(before, before))
             while True:
                 time.sleep(interval_s)
@@ -55,46 +58,51 @@ def top(
         return
 
 
-def table(before: Mapping[str, Reading | None], after: Mapping[str, Reading | None]) -> Table:
-    """Return the engines of some services, by address; None is one that does not answer."""
+def table(before: Mapping[str, Snapshot | None], after: Mapping[str, Snapshot | None]) -> Table:
+    """Return the table of an interval.
+
+    Args:
+        before: snapshots by address. None is a service that did not answer.
+        after: later snapshots of the same services.
+    """
     view = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
         view.add_column(column, justify="left" if column == "model" else "right")
-    for service, reading in after.items():
+    for service, snapshot in after.items():
         earlier = before.get(service)
-        if reading is None:
+        if snapshot is None:
             view.add_row(f"{service}: no answer")
         else:
-            for pulse in pulses(earlier or reading, reading):
-                view.add_row(*_cells(pulse))
+            for stats in engine_stats(earlier or snapshot, snapshot):
+                view.add_row(*_cells(stats))
     return view
 
 
-def _read_all(services: Sequence[str]) -> dict[str, Reading | None]:
+def _read_all(services: Sequence[str]) -> dict[str, Snapshot | None]:
     return {service: _read(service) for service in services}
 
 
-def _read(service: str) -> Reading | None:
+def _read(service: str) -> Snapshot | None:
     try:
-        return read(f"http://{service}/metrics")
+        return read_snapshot(f"http://{service}/metrics")
     except (OSError, ValueError):
         return None
 
 
-def _cells(pulse: Pulse) -> list[str]:
+def _cells(stats: EngineStats) -> list[str]:
     return [
-        pulse.tag,
-        str(pulse.running),
-        str(pulse.waiting),
-        _percent(pulse.used),
-        _percent(pulse.kept),
-        _number(pulse.prompt_rate),
-        _percent(pulse.found),
-        _number(pulse.answer_rate),
-        _number(pulse.step_tokens),
-        _number(pulse.step_ms),
-        _percent(pulse.right),
-        str(pulse.preemptions),
+        stats.tag,
+        str(stats.running),
+        str(stats.waiting),
+        _percent(stats.kv_used),
+        _percent(stats.kv_evictable),
+        _number(stats.prompt_rate),
+        _percent(stats.hit_rate),
+        _number(stats.answer_rate),
+        _number(stats.step_tokens),
+        _number(stats.step_ms),
+        _percent(stats.draft_hit_rate),
+        str(stats.preemptions),
     ]
 
 

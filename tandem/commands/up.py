@@ -1,4 +1,4 @@
-"""`tandem up`: the three services on this machine until Ctrl-C."""
+"""`tandem up`: run all three services on this machine."""
 
 import sys
 from pathlib import Path
@@ -8,22 +8,19 @@ import typer
 
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag
-from tandem.commands.log_view import log_view
+from tandem.commands.extras import require_extras
 from tandem.errors import NotFound
-from tandem.stack import Stack, StackConfig, interrupt_on_signals
 
 Models = Annotated[Path, typer.Option(metavar="FOLDER", help="The model store, a folder of checkpoints.")]
 Release = Annotated[
     str | None,
-    typer.Option(metavar="TAG", help="Tag, or 'vision tag,language tag'; the newest of the store where left out."),
+    typer.Option(metavar="TAG", help="A tag, or 'vision tag,language tag'. Default: the newest in the store."),
 ]
-Port = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gateway; 0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gateway; 0 picks a free one.")]
 Precision = Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Type both stages compute in.")]
-Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Where both stages compute: cpu or cuda:0.")]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Device of both stages: cpu or cuda:0.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each stage.")]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least level that is logged.")
-]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Lowest level to log.")]
 
 
 def up(
@@ -35,11 +32,15 @@ def up(
     threads: Threads = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Start the vision service, the language service and the gateway on this machine; Ctrl-C stops them.
+    """Run all three services on this machine until Ctrl-C.
 
-    Logs go to stderr: columns in a terminal, JSON lines elsewhere. It is ready when it says so. What is left out here
-    is read by each service from its own TANDEM_VISION_, TANDEM_LANGUAGE_ and TANDEM_GATEWAY_ variables.
+    Logs go to stderr: columns in a terminal, JSON lines elsewhere. A last line says when the stack is ready. Each
+    service reads settings that have no option here from TANDEM_VISION_, TANDEM_LANGUAGE_ or TANDEM_GATEWAY_ variables.
     """
+    require_extras("tandem up", "gateway", "stages")
+    from tandem.commands.log_view import log_view
+    from tandem.stack import Stack, StackConfig, interrupt_on_signals
+
     config = StackConfig(
         models=models,
         release=release or newest_release(models),

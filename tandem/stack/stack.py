@@ -1,9 +1,9 @@
-"""The whole stack on this machine: two stages and a gateway as three processes on loopback.
+"""Run two stages and a gateway as processes on loopback.
 
     with Stack(StackConfig(models=Path("models"), release="tandem-demo-v1.1.0")) as stack:
         print(tandem.Client(stack.address).ask("What is this?", images=[Path("bag.png")]).text)
 
-`tandem up`, the demo and the benchmarks run on it. Production runs the same three commands in containers instead.
+Used by `tandem up`, the demo and the benchmarks. Production runs the same three commands in containers.
 """
 
 import contextlib
@@ -27,33 +27,37 @@ from tandem.stack.process import ServiceProcess
 
 HOST = "127.0.0.1"
 POLL_S = 0.02
-KILL_AFTER_S = 5.0  # beyond the drain, before a process that does not end is killed
-OnLog = Callable[[str, str], None]  # service, line; called from one thread a service
+KILL_AFTER_S = 5.0  # grace after the drain before a process is killed
+OnLog = Callable[[str, str], None]  # (service, line), called from one thread per service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackConfig:
-    """What to run. The environment (`TANDEM_VISION_*`, ...) reaches the services; what stands here goes before it."""
+    """Configuration of a stack.
+
+    The services also read their environment (`TANDEM_VISION_*`, ...). Values set here take precedence.
+    """
 
     models: Path  # the model store
     release: str  # a tag, or 'vision tag,language tag'
-    port: int = 0  # of the gateway; 0 takes a free one
-    # None, here and below, is what the services take by themselves.
+    port: int = 0  # of the gateway, 0 picks a free one
+    # None, here and below, leaves the choice to the services.
     precision: Literal["float32", "bfloat16"] | None = None
-    device: str | None = None  # of both stages: cpu or cuda:<index>
+    device: str | None = None  # of both stages: 'cpu' or 'cuda:<index>'
     threads: int | None = None  # of each stage
     log_level: Literal["debug", "info", "warning", "error"] | None = None
-    drain_s: float = 10.0  # longest wait for running requests when it stops
+    drain_s: float = 10.0  # longest wait for running requests at the stop
     ready_timeout_s: float = 600.0
-    vision_flags: Sequence[str] = ()  # further flags of one service, for measurements
+    vision_flags: Sequence[str] = ()  # more flags of one service, for measurements
     language_flags: Sequence[str] = ()
     gateway_flags: Sequence[str] = ()
 
 
 class Stack:
-    """Three running services; a context manager that is ready when entered and leaves no process behind.
+    """Three running services, as a context manager.
 
-    Enter it on a thread that outlives it: Linux kills the services when that thread ends, however it ends.
+    The services are ready when the block starts and gone when it ends. Enter it on a thread that outlives the block:
+    Linux kills the services when that thread ends.
     """
 
     def __init__(self, config: StackConfig, on_log: OnLog | None = None) -> None:
@@ -64,32 +68,38 @@ class Stack:
 
     @property
     def address(self) -> str:
-        """Where the gateway listens, host:port."""
+        """Address of the gateway, host:port."""
         return self.address_of("gateway")
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id of each service by name: vision, language, gateway."""
+        """Process ids by service: vision, language, gateway."""
         return {name: service.pid for name, service in self._services.items()}
 
     def address_of(self, service: str) -> str:
-        """Where `vision`, `language` or `gateway` listens, host:port."""
+        """Return the address of a service, host:port.
+
+        Args:
+            service: 'vision', 'language' or 'gateway'.
+        """
         return f"{HOST}:{self._services[service].ready['port']}"
 
     def metrics_address(self, service: str) -> str:
-        """Where `vision`, `language` or `gateway` shows its Prometheus metrics, host:port."""
+        """Return the address of a service's Prometheus metrics, host:port."""
         return f"{HOST}:{self._services[service].ready['metrics_port']}"
 
     def metrics_url(self, service: str) -> str:
-        """Return the page of metrics there."""
+        """Return the URL of a service's Prometheus metrics."""
         return f"http://{self.metrics_address(service)}/metrics"
 
     def start(self) -> None:
-        """Start all three and wait until they are ready. Whatever it raises, `stop` is still to be called.
+        """Start all three services and wait until they are ready.
+
+        Call `stop` afterwards, even if this raises.
 
         Raises:
-            FailedPrecondition: the gateway's port is taken.
-            Unavailable: a service stopped or was not ready in time; the message says which and why.
+            FailedPrecondition: reason 'PORT_BUSY', the gateway's port is taken.
+            Unavailable: a service stopped or was not ready in time. The message names it and the reason.
         """
         _check_port_free(self.config.port)
         vision_tag, language_tag = split_release(self.config.release)
@@ -104,7 +114,7 @@ class Stack:
         """Block while all services run.
 
         Raises:
-            Unavailable: one stopped; the others still run.
+            Unavailable: reason 'SERVICE_STOPPED', a service stopped. The others still run.
         """
         with self._changed:
             while True:
@@ -112,14 +122,17 @@ class Stack:
                 self._changed.wait()
 
     def stop(self) -> None:
-        """Stop the gateway, then the stages, gracefully; kill what does not end. A second Ctrl-C kills at once."""
+        """Stop the services gracefully, then kill those that remain.
+
+        A second Ctrl-C kills them at once.
+        """
         try:
-            # The gateway first: answers under way still need both stages.
+            # The gateway first: running answers still need both stages.
             for names in (("gateway",), ("vision", "language")):
-                leaving = [self._services[name] for name in names if name in self._services]
-                for service in leaving:
+                stopping = [self._services[name] for name in names if name in self._services]
+                for service in stopping:
                     service.terminate()
-                for service in leaving:
+                for service in stopping:
                     service.wait(self.config.drain_s + KILL_AFTER_S)
         finally:
             for service in self._services.values():
@@ -128,7 +141,7 @@ class Stack:
     def __enter__(self) -> Self:
         try:
             self.start()
-        except BaseException:  # Ctrl-C as well
+        except BaseException:  # Ctrl-C included
             self.stop()
             raise
         return self
@@ -144,7 +157,7 @@ class Stack:
         process.start()
 
     def _common_flags(self) -> list[str]:
-        # JSON whatever stands around us: the ready line is read from it.
+        # Always JSON, because the ready line is parsed.
         return _flags({"log-format": "json", "log-level": self.config.log_level, "drain-s": self.config.drain_s})
 
     def _stage_flags(self, tag: str, further: Sequence[str]) -> list[str]:
@@ -164,22 +177,26 @@ class Stack:
         if not is_ready:
             late = ", ".join(name for name, service in self._services.items() if not service.ready)
             raise Unavailable(
-                f"Not ready within {self.config.ready_timeout_s:g} s: {late}.", reason="SERVICE_NOT_READY"
+                f"Not ready within {self.config.ready_timeout_s:g} s: {late}. Their logs say why.",
+                reason="SERVICE_NOT_READY",
             )
 
     def _wait_until_serving(self) -> None:
-        """Wait until the gateway has found its release on both stages, so that the first request is answered."""
+        """Wait until the gateway serves its release on both stages."""
         model = f"tandem.v1.Gateway/{split_release(self.config.release)[1]}"
         with open_blocking_channel(self.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             for _ in range(round(self.config.ready_timeout_s / POLL_S)):
                 self._check_alive()
-                with contextlib.suppress(grpc.RpcError):  # NOT_FOUND until the gateway has asked once
+                with contextlib.suppress(grpc.RpcError):  # NOT_FOUND until the gateway has asked the stages
                     answer = health.Check(health_pb2.HealthCheckRequest(service=model), timeout=KILL_AFTER_S)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         return
                 time.sleep(POLL_S)
-        raise Unavailable("The gateway did not find its release on both stages.", reason="SERVICE_NOT_READY")
+        raise Unavailable(
+            f"The gateway did not find {self.config.release} on both stages: their logs say why.",
+            reason="SERVICE_NOT_READY",
+        )
 
     def _all_ready(self) -> bool:
         self._check_alive()
@@ -189,14 +206,15 @@ class Stack:
         for name, service in self._services.items():
             if service.exit_code is not None:
                 when = "" if service.ready else " before it was ready"
-                why = f": {service.last_words}" if service.last_words else f", exit code {service.exit_code}."
+                why = f": {service.last_error}" if service.last_error else f", exit code {service.exit_code}."
                 raise Unavailable(f"The {name} service stopped{when}{why}", reason="SERVICE_STOPPED")
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM and a closed terminal do what Ctrl-C does, and Ctrl-C work where a shell had it ignored.
+    """Make SIGTERM and a closed terminal act like Ctrl-C.
 
-    Under `nohup`, which ignores it, a closed terminal changes nothing.
+    Ctrl-C itself is enabled too, because a shell starts background commands with it ignored. Under `nohup` a closed
+    terminal has no effect.
     """
     hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
@@ -204,12 +222,15 @@ def interrupt_on_signals() -> None:
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:
-    """Return what is set as flags."""
+    """Return the flags of all values that are not None."""
     return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
 
 
 def _check_port_free(port: int) -> None:
-    """Refuse a port someone listens on; gRPC itself would share it (SO_REUSEPORT) and answer every other call."""
+    """Raise FailedPrecondition if another process listens on a port.
+
+    gRPC itself would share the port (SO_REUSEPORT) and get only some of the calls.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tandem.client.types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
-from tandem.commands.models import models_table, parameters
+from tandem.commands.models import models_table, short_count
 from tandem.commands.report import timing_table
 from tandem.commands.terminal import table_console
 
@@ -111,7 +111,7 @@ def test_an_answer_cut_at_the_limit_says_so() -> None:
     [(999, "999"), (412_345, "412 K"), (3_210_000, "3.21 M"), (999_999, "1 M"), (6_700_000_000, "6.7 B")],
 )
 def test_parameters_read_as_people_say_them(count: int, text: str) -> None:
-    assert parameters(count) == text
+    assert short_count(count) == text
 
 
 def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:

@@ -129,7 +129,7 @@ def test_a_gateway_that_lost_its_store_says_so_before_all_else() -> None:
     with console.capture() as captured:
         console.print(rollout_view(rollout_pb2.Rollout(in_force=STABLE), 0))
     assert captured.get().splitlines() == [
-        "This gateway does not reach the store; what follows is what was known last.",
+        "This gateway cannot reach the store; this is the last known state.",
         f"No rollout yet; {STABLE} answers everything.",
     ]
 

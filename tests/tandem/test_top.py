@@ -1,4 +1,4 @@
-"""The live table: figures of an interval from two pages of metrics, and of a stack that runs."""
+"""`tandem top`: statistics of an interval, and the live table of a running stack."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tandem import Client
 from tandem.commands import app
-from tandem.commands.pulse import parse, pulses
+from tandem.commands.engine_stats import engine_stats, parse_snapshot
 from tandem.stack.stack import Stack
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
@@ -57,21 +57,21 @@ tandem_language_step_tokens_sum{tag="a-v1.0.0"} 250.0
 """
 
 
-def test_a_pulse_is_what_happened_between_two_readings() -> None:
-    (pulse,) = pulses(parse(BEFORE, at_s=5), parse(AFTER, at_s=7))
-    assert (pulse.tag, pulse.running, pulse.waiting, pulse.preemptions) == ("a-v1.0.0", 3, 2, 4)
-    assert (pulse.used, pulse.kept) == (0.25, 0.1)
-    assert (pulse.prompt_rate, pulse.answer_rate, pulse.found) == (20, 30, 0.75)
-    assert (pulse.step_tokens, pulse.step_ms) == (5, 25)
-    assert math.isnan(pulse.right)  # nothing was guessed
+def test_engine_stats_are_the_difference_of_two_snapshots() -> None:
+    (stats,) = engine_stats(parse_snapshot(BEFORE, at_s=5), parse_snapshot(AFTER, at_s=7))
+    assert (stats.tag, stats.running, stats.waiting, stats.preemptions) == ("a-v1.0.0", 3, 2, 4)
+    assert (stats.kv_used, stats.kv_evictable) == (0.25, 0.1)
+    assert (stats.prompt_rate, stats.answer_rate, stats.hit_rate) == (20, 30, 0.75)
+    assert (stats.step_tokens, stats.step_ms) == (5, 25)
+    assert math.isnan(stats.draft_hit_rate)  # no drafts
 
 
-def test_a_service_that_started_anew_counts_from_zero() -> None:
-    (pulse,) = pulses(parse(AFTER, at_s=5), parse(BEFORE, at_s=7))
-    assert (pulse.prompt_rate, pulse.answer_rate, pulse.step_tokens, pulse.step_ms) == (50, 25, 15, 100)
+def test_a_restarted_service_counts_from_zero() -> None:
+    (stats,) = engine_stats(parse_snapshot(AFTER, at_s=5), parse_snapshot(BEFORE, at_s=7))
+    assert (stats.prompt_rate, stats.answer_rate, stats.step_tokens, stats.step_ms) == (50, 25, 15, 100)
 
 
-def test_one_interval_of_a_running_stack(stack: Stack) -> None:
+def test_once_prints_one_interval_of_a_running_stack(stack: Stack) -> None:
     with Client(stack.address) as client:
         client.ask("Which?", max_tokens=4)
     done = CliRunner().invoke(app, ["top", stack.metrics_address("language"), "--once", "--interval-s", "0.2"])
@@ -81,22 +81,28 @@ def test_one_interval_of_a_running_stack(stack: Stack) -> None:
     assert re.match(r"tiny-v1\.0\.0 +0 +0 +0% +\d+%", row)
 
 
-def test_a_service_that_does_not_answer_is_told(stack: Stack) -> None:
+def test_a_service_without_an_answer_is_named(stack: Stack) -> None:
     both = [stack.metrics_address("language"), "127.0.0.1:1"]
     done = CliRunner().invoke(app, ["top", *both, "--once", "--interval-s", "0.1"])
     assert "127.0.0.1:1: no answer" in done.stdout
     assert "tiny-v1.0.0" in done.stdout
     alone = subprocess.run([TANDEM, "top", "127.0.0.1:1"], capture_output=True, encoding="utf-8", timeout=60)
-    assert (alone.returncode, alone.stderr) == (1, "No metrics at 127.0.0.1:1.\n")
+    assert (alone.returncode, alone.stderr) == (
+        1,
+        "No metrics at 127.0.0.1:1: give the metrics_port of a language service's ready line.\n",
+    )
 
 
-def test_a_port_that_shows_no_metrics_is_told_as_one(stack: Stack) -> None:
-    """The port of the service beside it is easily taken for it, and answers in another protocol."""
+def test_a_port_without_metrics_is_named(stack: Stack) -> None:
+    """The gRPC port is easily mistaken for the metrics port, and speaks another protocol."""
     done = subprocess.run([TANDEM, "top", stack.address], capture_output=True, encoding="utf-8", timeout=60)
-    assert (done.returncode, done.stderr) == (1, f"No metrics at {stack.address}.\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"No metrics at {stack.address}: give the metrics_port of a language service's ready line.\n",
+    )
 
 
-def test_in_a_pipe_each_table_comes_when_it_is_known(stack: Stack) -> None:
+def test_a_pipe_gets_each_table_at_once(stack: Stack) -> None:
     command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
@@ -107,7 +113,7 @@ def test_in_a_pipe_each_table_comes_when_it_is_known(stack: Stack) -> None:
     process.stdout.close()
 
 
-def test_it_is_live_in_a_terminal_until_it_is_interrupted(stack: Stack) -> None:
+def test_a_terminal_shows_live_tables_until_ctrl_c(stack: Stack) -> None:
     outside, inside = pty.openpty()
     command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]
     process = subprocess.Popen(command, stdout=inside, stderr=inside, env={**os.environ, "COLUMNS": "140"})
