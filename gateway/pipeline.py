@@ -10,10 +10,8 @@ from prometheus_client import Counter
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, TandemError
 from gateway.admission import Admission, Tenant
-from gateway.answer import Exchange, QuestionMaker, Report, Send
-from gateway.filters import Filters
-from gateway.images import VisualTokenSource
-from gateway.rollout.mirror import Shadow
+from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Choice, Traffic
 from tandem.v1 import gateway_pb2, sampling_pb2
 
@@ -47,17 +45,13 @@ class Pipeline:
         self,
         admission: Admission,
         traffic: Traffic,
-        questions: QuestionMaker,
-        visual_tokens: VisualTokenSource,
-        filters: Filters,
-        shadow: Shadow,
+        exchanges: ExchangeBuilder,
+        mirror: Mirror,
     ) -> None:
         self._admission = admission
         self._traffic = traffic
-        self._questions = questions
-        self._visual_tokens = visual_tokens
-        self._filters = filters
-        self._shadow = shadow
+        self._exchanges = exchanges
+        self._mirror = mirror
 
     async def answer(
         self,
@@ -86,7 +80,7 @@ class Pipeline:
                 async with (
                     asyncio.timeout(deadline.remaining_s()),
                     self._admission.answering(tenant, request.ByteSize()),
-                    self._traffic.carry(request.routing_key, pin, deadline=deadline, report=report) as choice,
+                    self._traffic.route(request.routing_key, pin, deadline=deadline, report=report) as choice,
                 ):
                     ending.release = choice.release.name
                     finished = await self._exchange(choice, request, tenant, deadline, report, send)
@@ -105,19 +99,11 @@ class Pipeline:
         send: Send,
     ) -> gateway_pb2.GatewayGenerateFinished:
         """Ask the release that was chosen and pass its answer on to the end."""
-        question = await self._questions.make(request, choice.release, tenant)
-        self._admission.take_prompt(tenant, question.num_prompt_tokens)
+        exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
+        self._admission.take_prompt(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
-        send = self._shadow.beside(choice, request, tenant, deadline, send)
-        exchange = Exchange(
-            question=question,
-            deadline=deadline,
-            visual_tokens=self._visual_tokens,
-            filters=self._filters,
-            report=report,
-            send=send,
-        )
-        finished = await exchange.run()
+        send = self._mirror.start(choice, request, tenant, deadline, send)
+        finished = await exchange.run(send)
         await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
         return finished
 

@@ -8,15 +8,15 @@ from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import Admission, Callers
-from gateway.answer import QuestionMaker
+from gateway.answer import ExchangeBuilder, QuestionBuilder
 from gateway.images import ImageStore, VisualTokenSource, open_visual_tokens
 from gateway.pipeline import Pipeline
-from gateway.rollout.mirror import Shadow
+from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Traffic
 from gateway.rollout.wiring import open_rollouts
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
-from gateway.stages import SERVICE_NAME, LanguageStage, ModelLife, Releases, Stage, VisionStage, open_release
+from gateway.stages import SERVICE_NAME, LanguageStage, ModelLoading, Releases, Stage, VisionStage, open_release
 from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
 
 
@@ -41,7 +41,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             server,
             traffic=traffic,
             releases=releases,
-            life=ModelLife(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
+            life=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
             check_operator=partial(callers.identify, role="operator"),
         )
         async with (
@@ -64,14 +64,15 @@ async def _answering(
     """Add the servicer of `tandem.v1.Gateway`; leaving ends what runs beside its answers."""
     filters = settings.read_filters()
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
-    questions = QuestionMaker(releases, images, settings.limits, filters)
+    questions = QuestionBuilder(releases, images, settings.limits, filters)
     admission = Admission(settings.admission_limits)
-    shadow = Shadow(traffic, questions, visual_tokens, filters, max_running=settings.rollout_shadow_max_running)
+    exchanges = ExchangeBuilder(questions, visual_tokens, filters)
+    mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
     servicer = GatewayServicer(
         settings,
         callers=callers,
         admission=admission,
-        pipeline=Pipeline(admission, traffic, questions, visual_tokens, filters, shadow),
+        pipeline=Pipeline(admission, traffic, exchanges, mirror),
         questions=questions,
         traffic=traffic,
         releases=releases,
@@ -82,7 +83,7 @@ async def _answering(
     try:
         yield
     finally:
-        await shadow.close()
+        await mirror.close()
 
 
 @asynccontextmanager

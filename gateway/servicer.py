@@ -7,7 +7,7 @@ from typing import Any
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded
 from gateway.admission import Admission, Callers
-from gateway.answer import QuestionMaker
+from gateway.answer import QuestionBuilder
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.rollout.traffic import Traffic
@@ -30,7 +30,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         callers: Callers,
         admission: Admission,
         pipeline: Pipeline,
-        questions: QuestionMaker,
+        questions: QuestionBuilder,
         traffic: Traffic,
         releases: Releases,
         images: ImageStore,
@@ -74,7 +74,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens a conversation would take."""
         self._admission.count_request(self._callers.identify(context.invocation_metadata()))
-        return await self._questions.count(request.messages, await self._traffic.release(_pin(context)))
+        return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context

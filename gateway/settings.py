@@ -118,7 +118,7 @@ class GatewaySettings(ServiceSettings):
     rollout_tick_s: float = Field(
         0.2, ge=0.01, le=5, description="how often the rollout's state and numbers are looked at, seconds"
     )
-    rollout_shadow_max_running: int = Field(
+    rollout_mirror_max_running: int = Field(
         8, ge=1, description="most mirrored requests at once; those beyond are not mirrored"
     )
     rollout_load_timeout_s: float = Field(
@@ -163,7 +163,7 @@ class GatewaySettings(ServiceSettings):
             max_stop_strings=self.max_stop_strings,
             max_prompt_tokens=self.max_prompt_tokens,
             max_output_tokens=self.max_output_tokens,
-            takes_logprobs=not (self.word_lists and self.word_action == "mask"),
+            allow_logprobs=not (self.word_lists and self.word_action == "mask"),
         )
 
     @property

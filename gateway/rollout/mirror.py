@@ -6,16 +6,14 @@ decoder, in one of a few places; where all are taken it is dropped and counted a
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
 from chassis.deadline import Deadline
 from chassis.errors import TandemError
 from gateway.admission import Tenant
-from gateway.answer import Exchange, QuestionMaker, Report, Send
-from gateway.filters import Filters
-from gateway.images import VisualTokenSource
+from gateway.answer import ExchangeBuilder, Report, Send
 from gateway.rollout import metrics
 from gateway.rollout.tally import outcome_of
 from gateway.rollout.traffic import Choice, Traffic, is_clients_own
@@ -50,26 +48,22 @@ class _Pair:
     mirrored: _Answer = field(default_factory=_Answer)
 
 
-class Shadow:
+class Mirror:
     """The mirrored requests of this gateway. For one event loop."""
 
     def __init__(
         self,
         traffic: Traffic,
-        questions: QuestionMaker,
-        visual_tokens: VisualTokenSource,
-        filters: Filters,
+        exchanges: ExchangeBuilder,
         *,
         max_running: int,
     ) -> None:
         self._traffic = traffic
-        self._questions = questions
-        self._visual_tokens = visual_tokens
-        self._filters = filters
+        self._exchanges = exchanges
         self._max_running = max_running
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def beside(
+    def start(
         self,
         choice: Choice,
         request: gateway_pb2.GatewayGenerateRequest,
@@ -117,17 +111,11 @@ class Shadow:
             pair.mirrored.see(response)
 
         try:
-            async with asyncio.timeout(deadline.remaining_s()), self._traffic.hold(name) as release:
-                question = await self._questions.make(request, release, tenant)
-                exchange = Exchange(
-                    question=replace(question, priority=_LAST_IN_LINE),
-                    deadline=deadline,
-                    visual_tokens=self._visual_tokens,
-                    filters=self._filters,
-                    report=report,
-                    send=keep,
+            async with asyncio.timeout(deadline.remaining_s()), self._traffic.keep_open(name) as release:
+                exchange = await self._exchanges.build(
+                    request, release, tenant, deadline=deadline, report=report, priority=_LAST_IN_LINE
                 )
-                await exchange.run()
+                await exchange.run(keep)
         except Exception as error:
             if isinstance(error, TandemError) and is_clients_own(error):
                 return

@@ -9,22 +9,22 @@ import structlog
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
 from checkpoint.tags import split_release
 from gateway.rollout.policy import Phase, State, controller
-from gateway.rollout.store_sync import Keeper
+from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
-from gateway.stages import ModelLife, Releases
+from gateway.stages import ModelLoading, Releases
 
 _log = structlog.get_logger()
 
 
-class Housekeeping:
+class ModelSync:
     """One gateway's part in it; several do the same side by side, and the stages load each model once."""
 
     def __init__(
         self,
-        keeper: Keeper,
+        store_sync: StoreSync,
         traffic: Traffic,
         releases: Releases,
-        life: ModelLife,
+        life: ModelLoading,
         *,
         every_s: float,
         load_timeout_s: float,
@@ -32,14 +32,14 @@ class Housekeeping:
         """Do nothing yet.
 
         Args:
-            keeper: says what is needed, and takes the news that it is there.
+            store_sync: says what is needed, and takes the news that it is there.
             traffic: says what is in use.
             releases: opens what is needed.
             life: asks the stages.
             every_s: how often stages are looked after, seconds.
             load_timeout_s: longest wait for stages that cannot be reached before a rollout is given up, seconds.
         """
-        self._keeper = keeper
+        self._store_sync = store_sync
         self._traffic = traffic
         self._releases = releases
         self._life = life
@@ -51,17 +51,17 @@ class Housekeeping:
     async def run(self) -> None:
         """Look after the stages at every change, and every so often, until cancelled."""
         while True:
-            state = self._keeper.view.state
+            state = self._store_sync.view.state
             if state is not None:
                 await self._while_needed(state)
-            await self._keeper.wait_for_change(self._every_s)
+            await self._store_sync.wait_for_change(self._every_s)
 
     async def _while_needed(self, state: State) -> None:
         """Look after the stages until something else is needed: what hangs holds up no rollout that comes after it."""
         work = asyncio.create_task(self._look_after(state))
         try:
-            while not work.done() and _same_need(state, self._keeper.view.state):
-                change = asyncio.create_task(self._keeper.wait_for_change(self._every_s))
+            while not work.done() and _same_need(state, self._store_sync.view.state):
+                change = asyncio.create_task(self._store_sync.wait_for_change(self._every_s))
                 await asyncio.wait({work, change}, return_when=asyncio.FIRST_COMPLETED)
                 change.cancel()
         finally:
@@ -72,7 +72,7 @@ class Housekeeping:
         try:
             await self._settle(state)
         except Exception:  # the next round may do better, and a rollout must not wait for ever
-            _log.exception("rollout housekeeping failed")
+            _log.exception("rollout model sync failed")
 
     async def _settle(self, state: State) -> None:
         try:
@@ -112,7 +112,7 @@ class Housekeeping:
             return transition(state, now_s)
 
         try:
-            await self._keeper.change(if_still_preparing)
+            await self._store_sync.change(if_still_preparing)
         except TandemError as error:
             if error.reason != "ROLLOUT_CHANGED":
                 _log.warning("rollout not changed, trying again", reason=error.reason, error=error.message)
@@ -129,14 +129,14 @@ class Housekeeping:
             except TandemError as error:
                 _log.warning("release not unloaded", release=name, reason=error.reason, error=error.message)
                 continue
-            self._releases.forget(name)
+            self._releases.drop(name)
             self._dismissed.add((state.id, name))
             _log.info("release dismissed", release=name, rollout=state.id)
 
     def _is_left(self, name: str) -> bool:
         """Say whether every gateway knows that the release has left, and has answered its last request on it."""
-        version = self._keeper.version
-        gateways = self._keeper.gateways
+        version = self._store_sync.version
+        gateways = self._store_sync.gateways
         return bool(gateways) and all(one.version >= version and name not in one.in_use for one in gateways)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 from gateway.rollout.policy import State, controller, read_plan
-from gateway.rollout.store_sync import Keeper
+from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.wire import plan_of, rollout_message
 from gateway.stages import Releases
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
@@ -23,8 +23,8 @@ CheckOperator = Callable[[Iterable[tuple[str, str | bytes]]], object]
 class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     """Answers the five calls; errors are raised and mapped by the server's interceptor."""
 
-    def __init__(self, keeper: Keeper, releases: Releases, check_operator: CheckOperator) -> None:
-        self._keeper = keeper
+    def __init__(self, store_sync: StoreSync, releases: Releases, check_operator: CheckOperator) -> None:
+        self._store_sync = store_sync
         self._releases = releases
         self._check_operator = check_operator
 
@@ -33,18 +33,18 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     ) -> rollout_pb2.RolloutsGetResponse:
         """Describe the rollout."""
         self._check_operator(context.invocation_metadata())
-        return rollout_pb2.RolloutsGetResponse(rollout=rollout_message(self._keeper.view))
+        return rollout_pb2.RolloutsGetResponse(rollout=rollout_message(self._store_sync.view))
 
     async def Set(  # noqa: N802
         self, request: rollout_pb2.RolloutsSetRequest, context: Context
     ) -> rollout_pb2.RolloutsSetResponse:
         """Check a plan and begin it; nothing changes where it is refused."""
         self._check_operator(context.invocation_metadata())
-        plan = plan_of(request.plan, in_force=self._keeper.view.in_force)
+        plan = plan_of(request.plan, in_force=self._store_sync.view.in_force)
         # Read from the model store: a tag nobody has, a pair that does not fit and a broken file are refused here.
         stable, canary = [await self._releases.open(name) for name in (plan.stable, plan.canary)]
         plan = read_plan({**plan.model_dump(), "stable": stable.name, "canary": canary.name})
-        return rollout_pb2.RolloutsSetResponse(rollout=rollout_message(await self._keeper.set(plan)))
+        return rollout_pb2.RolloutsSetResponse(rollout=rollout_message(await self._store_sync.set(plan)))
 
     async def Promote(  # noqa: N802
         self, request: rollout_pb2.RolloutsPromoteRequest, context: Context
@@ -52,7 +52,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         """Send everything to the canary."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator promoted it.")
-        view = await self._keeper.change(lambda state, now_s: controller.promote(_running(state), reason, now_s))
+        view = await self._store_sync.change(lambda state, now_s: controller.promote(_running(state), reason, now_s))
         return rollout_pb2.RolloutsPromoteResponse(rollout=rollout_message(view))
 
     async def Rollback(  # noqa: N802
@@ -61,7 +61,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         """Send everything to stable."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator rolled it back.")
-        view = await self._keeper.change(lambda state, now_s: controller.roll_back(_running(state), reason, now_s))
+        view = await self._store_sync.change(lambda state, now_s: controller.roll_back(_running(state), reason, now_s))
         return rollout_pb2.RolloutsRollbackResponse(rollout=rollout_message(view))
 
     async def Watch(  # noqa: N802
@@ -70,7 +70,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         """Send the rollout now, and after every change."""
         self._check_operator(context.invocation_metadata())
         last: int | None = None
-        async with aclosing(self._keeper.watch()) as views:
+        async with aclosing(self._store_sync.watch()) as views:
             async for view in views:
                 number = view.state.changes[-1].number if view.state is not None else 0
                 if number != last:  # a look that changed nothing is no news

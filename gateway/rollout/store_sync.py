@@ -35,7 +35,7 @@ class View:
     store_reachable: bool
 
 
-class Keeper:
+class StoreSync:
     """Keeps this gateway and the store in step. For one event loop."""
 
     def __init__(self, store: RolloutStore, traffic: Traffic, *, last_known: FileStore | None, tick_s: float) -> None:

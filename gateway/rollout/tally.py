@@ -33,7 +33,7 @@ class Tally:
         self._count = count
         self._report = report
         self._overdue_s = overdue_s
-        report.chosen = time.perf_counter()
+        report.routed_at_s = time.perf_counter()
         self._is_open = True
         self._timer: asyncio.TimerHandle | None = None
         self._look()
@@ -41,7 +41,7 @@ class Tally:
     @property
     def is_waiting(self) -> bool:
         """Whether it is not counted yet and has no first token."""
-        return self._is_open and not self._report.first_token
+        return self._is_open and not self._report.first_token_at_s
 
     def end(self, *, failed: bool) -> None:
         """Count the request as it ended, unless it was overdue before."""
@@ -57,7 +57,7 @@ class Tally:
 
     def _look(self) -> None:
         """Count the request as failed if it is overdue; else look again when it may be."""
-        left_s = (self._report.last_token or self._report.chosen) + self._overdue_s - time.perf_counter()
+        left_s = (self._report.last_token_at_s or self._report.routed_at_s) + self._overdue_s - time.perf_counter()
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._look)
             return
@@ -71,7 +71,7 @@ def outcome_of(report: Report, *, failed: bool) -> Outcome:
         kind=_kind(report),
         failed=failed,
         empty=not failed and not report.has_text,
-        first_token_s=report.first_token - report.chosen if report.first_token else None,
+        first_token_s=report.first_token_at_s - report.routed_at_s if report.first_token_at_s else None,
         inter_token_s=report.inter_token_s,
     )
 
@@ -83,7 +83,7 @@ def overdue(report: Report, overdue_s: float) -> Outcome:
         failed=True,
         overdue=True,
         empty=False,
-        first_token_s=report.first_token - report.chosen if report.first_token else overdue_s,
+        first_token_s=report.first_token_at_s - report.routed_at_s if report.first_token_at_s else overdue_s,
         inter_token_s=report.inter_token_s,
     )
 

@@ -99,7 +99,7 @@ class Traffic:
             self._counts.update(counts)
 
     @asynccontextmanager
-    async def hold(self, name: str) -> AsyncIterator[Release]:
+    async def keep_open(self, name: str) -> AsyncIterator[Release]:
         """Yield a release that stays open for the block.
 
         Raises:
@@ -111,16 +111,16 @@ class Traffic:
         finally:
             self._num_on[name] -= 1
 
-    async def release(self, pin: str | None) -> Release:
+    async def release_for(self, pin: str | None) -> Release:
         """Return the release that answers a question about prompts.
 
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE'.
         """
-        return await self._open(self.in_force if pin is None else self._releases.pinned(pin))
+        return await self._open(self.in_force if pin is None else self._releases.resolve_pin(pin))
 
     @asynccontextmanager
-    async def carry(
+    async def route(
         self, routing_key: str, pin: str | None, *, deadline: Deadline, report: Report
     ) -> AsyncIterator[Choice]:
         """Choose the release of a request, hold it open for the block, and count how the block ends.
@@ -137,12 +137,12 @@ class Traffic:
         name, arm = self._choose(routing_key, pin)
         state = self._state
         if arm is None or state is None:
-            async with self.hold(name) as release:
+            async with self.keep_open(name) as release:
                 yield Choice(release=release, arm=None)
             return
         mirror_to = self._mirror(arm, state)
         with self._counted(arm, state, report, deadline):
-            async with self.hold(name) as release:
+            async with self.keep_open(name) as release:
                 yield Choice(release=release, arm=arm, window=state.window, mirror_to=mirror_to)
 
     def count(self, arm: Arm, window: str, outcome: Outcome) -> None:
@@ -184,7 +184,7 @@ class Traffic:
 
     def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:
-            return self._releases.pinned(pin), None
+            return self._releases.resolve_pin(pin), None
         state = self._state
         if state is None or state.phase is not Phase.RUNNING:
             return self.in_force, None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from chassis.background import in_background
 from chassis.server import Server
-from gateway.rollout.model_sync import Housekeeping
+from gateway.rollout.model_sync import ModelSync
 from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServicer
 from gateway.rollout.store import FileStore, RolloutStore
-from gateway.rollout.store_sync import Keeper
+from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
-from gateway.stages import ModelLife, Releases
+from gateway.stages import ModelLoading, Releases
 from tandem.v1 import rollout_pb2_grpc
 
 
@@ -34,7 +34,7 @@ async def open_rollouts(
     *,
     traffic: Traffic,
     releases: Releases,
-    life: ModelLife,
+    life: ModelLoading,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
     """Take over the rollout in force, serve `tandem.v1.Rollouts`, and act on rollouts for the length of the block.
@@ -44,9 +44,9 @@ async def open_rollouts(
         TandemError: a release that is in force cannot be opened.
     """
     store, last_known = _stores(config)
-    keeper = Keeper(store, traffic, last_known=last_known, tick_s=config.tick_s)
-    housekeeping = Housekeeping(
-        keeper,
+    store_sync = StoreSync(store, traffic, last_known=last_known, tick_s=config.tick_s)
+    model_sync = ModelSync(
+        store_sync,
         traffic,
         releases,
         life,
@@ -54,13 +54,13 @@ async def open_rollouts(
         load_timeout_s=config.load_timeout_s,
     )
     try:
-        await keeper.open()
+        await store_sync.open()
         for name in traffic.offered:  # before the first request, so that none waits for a tokenizer
             await releases.open(name)
-        servicer = RolloutsServicer(keeper, releases, check_operator)
+        servicer = RolloutsServicer(store_sync, releases, check_operator)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
         server.announce(SERVICE_NAME)
-        async with in_background(keeper.run(), housekeeping.run()):
+        async with in_background(store_sync.run(), model_sync.run()):
             yield
     finally:
         await store.close()

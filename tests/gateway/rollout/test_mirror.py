@@ -33,7 +33,7 @@ async def mirrored(door: Door, **expected: int) -> None:
 async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirrors(
     two: Path, tokenizer: Tokenizer
 ) -> None:
-    async with open_door(two, tokenizer, rollout_shadow_max_running=3) as door:
+    async with open_door(two, tokenizer, rollout_mirror_max_running=3) as door:
         await door.set(0, 50, 100, shadow_percent=100)
         await door.phase(RUNNING)
         door.language.errors[CANARY] = Internal("The decoder failed.")

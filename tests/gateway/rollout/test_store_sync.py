@@ -19,7 +19,7 @@ from gateway.rollout.policy.controller import promote, roll_back, start
 from gateway.rollout.policy.state import Phase, State
 from gateway.rollout.redis_store import RedisStore
 from gateway.rollout.store import FileStore, RolloutStore
-from gateway.rollout.store_sync import Keeper
+from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
 from gateway.stages.releases import Releases, open_release
 from tests.gateway.halves import TAG
@@ -44,16 +44,16 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-def gateway(store: Path, rollouts: RolloutStore, last_known: FileStore | None = None) -> tuple[Keeper, Traffic]:
+def gateway(store: Path, rollouts: RolloutStore, last_known: FileStore | None = None) -> tuple[StoreSync, Traffic]:
     """Return what a gateway has of rollouts, without its stages."""
     models = ModelStore(store)
     traffic = Traffic(Releases(models, open_release(models, TAG), vision=None, language=None))  # type: ignore[arg-type]
-    return Keeper(rollouts, traffic, last_known=last_known, tick_s=0.01), traffic
+    return StoreSync(rollouts, traffic, last_known=last_known, tick_s=0.01), traffic
 
 
-async def run(keeper: Keeper, stack: AsyncExitStack) -> asyncio.Task[None]:
-    """Run a keeper until the test ends; return its task."""
-    task = asyncio.create_task(keeper.run())
+async def run(sync: StoreSync, stack: AsyncExitStack) -> asyncio.Task[None]:
+    """Run a sync until the test ends; return its task."""
+    task = asyncio.create_task(sync.run())
     stack.callback(task.cancel)
     return task
 
@@ -63,9 +63,9 @@ def started(state: State | None, now_s: float) -> State:
     return start(state, now_s)
 
 
-async def until(keeper: Keeper, phase: Phase) -> None:
+async def until(sync: StoreSync, phase: Phase) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while keeper.view.state is None or keeper.view.state.phase is not phase:  # noqa: ASYNC110
+        while sync.view.state is None or sync.view.state.phase is not phase:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -75,16 +75,16 @@ async def test_five_gateways_count_together_and_one_decides(
     """None of them has seen enough by itself; together they have, and each decision is taken once."""
     gateways = [gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(5)]
     with structlog.testing.capture_logs() as logs:
-        for keeper, _ in gateways:
-            await run(keeper, stack)
+        for sync, _ in gateways:
+            await run(sync, stack)
         await gateways[0][0].set(ASKED)
         await gateways[1][0].change(started)
-        await asyncio.gather(*(until(keeper, Phase.RUNNING) for keeper, _ in gateways))
-        for keeper, traffic in gateways:
-            state = keeper.view.state
+        await asyncio.gather(*(until(sync, Phase.RUNNING) for sync, _ in gateways))
+        for sync, traffic in gateways:
+            state = sync.view.state
             assert state is not None
             traffic.add(state.window, numbers("stable", 300) + numbers("canary", 300))
-        await asyncio.gather(*(until(keeper, Phase.PROMOTED) for keeper, _ in gateways))
+        await asyncio.gather(*(until(sync, Phase.PROMOTED) for sync, _ in gateways))
     decided = [line["event_kind"] for line in logs if line["event"] == "rollout decision"]
     assert [kind for kind in decided if kind != "held"] == ["set", "started", "advanced", "promoted"]
     assert {traffic.in_force for _, traffic in gateways} == {CANARY}
@@ -94,15 +94,15 @@ async def test_what_waits_at_one_gateway_is_known_to_the_others(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     (one, traffic), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
-    for keeper in (one, other):
-        await run(keeper, stack)
+    for sync in (one, other):
+        await run(sync, stack)
     await one.set(ASKED)
     state = (await one.change(started)).state
     assert state is not None
     keys = (f"user-{number}" for number in range(1000))
     on_stable = next(key for key in keys if not takes_canary(key, state.id, state.weight_percent))
     async with (
-        traffic.carry(on_stable, None, deadline=Deadline.after(60), report=Report()),
+        traffic.route(on_stable, None, deadline=Deadline.after(60), report=Report()),
         asyncio.timeout(PATIENCE_S),
     ):
         while other.view.counts["stable/waiting"] != 1:  # noqa: ASYNC110
@@ -114,14 +114,14 @@ async def test_what_waits_at_one_gateway_is_known_to_the_others(
 
 async def test_a_canary_that_one_gateway_cannot_read_fails_there_and_is_counted(store: Path) -> None:
     """Its model store may lack what another gateway's has; no client named the release, so none is to blame."""
-    keeper, traffic = gateway(store, FileStore(None))
-    await keeper.set(ASKED)
-    state = (await keeper.change(started)).state
+    sync, traffic = gateway(store, FileStore(None))
+    await sync.set(ASKED)
+    state = (await sync.change(started)).state
     assert state is not None
     keys = (f"user-{number}" for number in range(1000))
     on_canary = next(key for key in keys if takes_canary(key, state.id, state.weight_percent))
     with pytest.raises(FailedPrecondition) as raised:
-        async with traffic.carry(on_canary, None, deadline=Deadline.after(60), report=Report()):
+        async with traffic.route(on_canary, None, deadline=Deadline.after(60), report=Report()):
             pass
     assert raised.value.reason == "UNKNOWN_TAG"
     assert traffic.take_counts()["canary/errors"] == 1
@@ -151,16 +151,16 @@ async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(
 async def test_a_store_that_lost_its_data_gets_it_back_and_nothing_changes_meanwhile(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    keeper, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
-    await run(keeper, stack)
-    await keeper.set(ASKED)
-    await keeper.change(started)
-    before = keeper.view.state
+    sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    await run(sync, stack)
+    await sync.set(ASKED)
+    await sync.change(started)
+    before = sync.view.state
     redis.client.flushall()
     async with asyncio.timeout(PATIENCE_S):
         while not redis.client.exists("{tandem:rollout}:state"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert keeper.view.state == before
+    assert sync.view.state == before
     assert traffic.offered == (TAG, CANARY)
 
 
@@ -189,36 +189,36 @@ async def test_a_command_whose_caller_leaves_while_the_disk_is_slow_is_done_all_
         assert go_on.wait(PATIENCE_S)
 
     monkeypatch.setattr("os.fsync", slow_fsync)
-    keeper, _ = gateway(store, FileStore(tmp_path / "rollout.json"))
-    command = asyncio.create_task(keeper.set(ASKED))
+    sync, _ = gateway(store, FileStore(tmp_path / "rollout.json"))
+    command = asyncio.create_task(sync.set(ASKED))
     await asyncio.to_thread(writing.wait, PATIENCE_S)
     command.cancel()
     await asyncio.wait([command])
     go_on.set()
-    await until(keeper, Phase.PREPARING)
-    assert (await FileStore(tmp_path / "rollout.json").read()).state == keeper.view.state
+    await until(sync, Phase.PREPARING)
+    assert (await FileStore(tmp_path / "rollout.json").read()).state == sync.view.state
 
 
 async def test_a_store_that_is_away_keeps_the_rollout_and_refuses_commands(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    keeper, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
-    await run(keeper, stack)
-    await keeper.set(ASKED)
-    await keeper.change(started)
+    sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    await run(sync, stack)
+    await sync.set(ASKED)
+    await sync.change(started)
     redis.kill()
     async with asyncio.timeout(PATIENCE_S):
-        while keeper.view.store_reachable:  # noqa: ASYNC110
+        while sync.view.store_reachable:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    state = keeper.view.state
+    state = sync.view.state
     assert state is not None
     assert state.phase is Phase.RUNNING
     traffic.add(state.window, numbers("canary", 5))
     with pytest.raises(Unavailable):
-        await keeper.change(started)
+        await sync.change(started)
     redis.start()
     async with asyncio.timeout(PATIENCE_S):
-        while keeper.view.counts["canary/requests"] != 5:  # noqa: ASYNC110
+        while sync.view.counts["canary/requests"] != 5:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # what was counted meanwhile is not lost
 
 
@@ -245,17 +245,17 @@ async def test_without_its_store_a_gateway_starts_with_what_was_known_last(
 async def test_corrupt_state_in_the_store_changes_nothing_for_who_runs(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    keeper, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
-    await run(keeper, stack)
-    await keeper.set(ASKED)
-    before = keeper.view.state
+    sync, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    await run(sync, stack)
+    await sync.set(ASKED)
+    before = sync.view.state
     redis.client.hset("{tandem:rollout}:state", "state", "nonsense")
     async with asyncio.timeout(PATIENCE_S):
-        while keeper.view.store_reachable:  # noqa: ASYNC110
+        while sync.view.store_reachable:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert keeper.view.state == before
+    assert sync.view.state == before
     with pytest.raises(FailedPrecondition) as raised:
-        await keeper.change(started)
+        await sync.change(started)
     assert raised.value.reason == "BAD_ROLLOUT_STATE"
     starting, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
     with pytest.raises(FailedPrecondition):

@@ -44,7 +44,7 @@ async def test_an_answer_whose_tokens_keep_coming_is_never_overdue() -> None:
         for _ in range(30):
             report.mark_tokens("r", 1)
             await asyncio.sleep(OVERDUE_S / 10)
-            longest_s = max(longest_s, time.perf_counter() - report.last_token)
+            longest_s = max(longest_s, time.perf_counter() - report.last_token_at_s)
         if longest_s < OVERDUE_S:
             break  # else the machine stood still for so long that it was overdue indeed
     assert not one.is_waiting
@@ -59,14 +59,14 @@ async def test_an_answer_that_breaks_off_without_an_end_is_overdue_and_keeps_its
     report.mark_tokens("r", 1)
     outcome = await until_counted(counted)
     assert outcome.overdue
-    assert outcome.first_token_s == report.first_token - report.chosen
+    assert outcome.first_token_s == report.first_token_at_s - report.routed_at_s
 
 
 async def test_the_wait_at_the_door_makes_nothing_overdue_or_slow() -> None:
     """Else a busy hour would count as one of errors and of equally slow first tokens, and hide the canary's."""
     report = Report()
-    report.started -= 1000
-    report.chosen -= 1000
+    report.started_at_s -= 1000
+    report.routed_at_s -= 1000
     one, counted = tally(report)
     report.mark_tokens("r", 1)
     one.end(failed=False)
@@ -90,7 +90,7 @@ def test_tokens_that_came_in_one_message_have_no_time_between_them() -> None:
     report.mark_tokens("r", 5)
     assert outcome_of(report, failed=False).inter_token_s is None
     report.mark_tokens("r", 2)
-    report.first_token, report.last_token = 10.0, 10.5
+    report.first_token_at_s, report.last_token_at_s = 10.0, 10.5
     assert outcome_of(report, failed=False).inter_token_s == 0.25
 
 
