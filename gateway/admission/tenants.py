@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from chassis.api_keys import TENANT_NAME, key_sha256, shown_key
+from chassis.api_keys import TENANT_NAME, api_key_of, key_sha256
 from chassis.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from chassis.validation import first_problem
 from checkpoint.identity import MAX_SALT_BYTES
@@ -123,7 +123,7 @@ class Callers:
         tenant = self._anonymous
         if self._path is not None:
             # Looked up by digest, so what a lookup's time tells is nothing about a key.
-            known = self._by_digest.get(key_sha256(shown_key(metadata)))
+            known = self._by_digest.get(key_sha256(api_key_of(metadata)))
             if known is None:
                 raise Unauthenticated("The API key is not known here.", reason="UNKNOWN_API_KEY")
             tenant = known

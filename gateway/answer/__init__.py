@@ -1,8 +1,9 @@
-"""From a checked request to a streamed answer."""
+"""Turn a request into a streamed answer."""
 
+from gateway.answer.answer_reader import Send
 from gateway.answer.checks import MAX_STOP_STRINGS, Limits
-from gateway.answer.exchange import Exchange, Send
-from gateway.answer.question import QuestionMaker
+from gateway.answer.exchange import ExchangeBuilder
+from gateway.answer.question import QuestionBuilder
 from gateway.answer.report import Report
 
-__all__ = ["MAX_STOP_STRINGS", "Exchange", "Limits", "QuestionMaker", "Report", "Send"]
+__all__ = ["MAX_STOP_STRINGS", "ExchangeBuilder", "Limits", "QuestionBuilder", "Report", "Send"]

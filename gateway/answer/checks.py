@@ -1,4 +1,4 @@
-"""Checks of what a client asks, before anything is sent anywhere. Each error names the field at fault."""
+"""Check a request before it reaches a stage. Every error names its field."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,27 +22,27 @@ _ROLES: dict[int, Literal["system", "user", "assistant"]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_images: int
-    max_text_characters: int  # of all its messages together
+    max_text_characters: int  # of all messages together
     max_stop_strings: int
-    takes_logprobs: bool = True  # False where words are masked, which token ids would give away
-    max_prompt_tokens: int = 0  # visual tokens among them; 0 leaves it to the model's context
-    max_output_tokens: int = 0  # also what a request gets that names none; 0 leaves both to the language service
+    allow_logprobs: bool = True  # False where words are masked: token ids would reveal them
+    max_prompt_tokens: int = 0  # includes visual tokens; 0 means the model's context is the limit
+    max_output_tokens: int = 0  # also the default of a request that sets none; 0 leaves both to the language service
 
 
 @dataclass(frozen=True, slots=True)
 class ImageField:
-    """An image of a conversation, not looked at yet."""
+    """An image of a conversation, not checked yet."""
 
-    path: str  # where the request has it, 'messages[0].parts[1].image'
+    field: str  # its place in the request: 'messages[0].parts[1].image'
     image: gateway_pb2.Image
 
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages as the chat template takes them, and their images in order."""
+    """Messages in the chat template's form, with their images in order."""
 
     messages: list[ChatMessage] = field(default_factory=list)
     images: list[ImageField] = field(default_factory=list)
@@ -50,44 +50,48 @@ class Conversation:
 
 
 def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -> None:
-    """Check what stands beside the conversation; sampling options are the language service's to check.
+    """Check every option except those the language service checks.
 
     Raises:
         InvalidArgument: reason 'TOO_MANY_STOP_STRINGS', 'BAD_STOP_STRING', 'BAD_ROUTING_KEY', 'ANSWER_TOO_LONG' or
             'LOGPROBS_FILTERED'.
     """
-    if request.sampling.HasField("num_logprobs") and not limits.takes_logprobs:
+    if request.sampling.HasField("num_logprobs") and not limits.allow_logprobs:
         raise InvalidArgument(
-            "Log-probabilities are not given here: they would show words that are masked.",
+            "This gateway masks words, which log-probabilities would reveal. Leave num_logprobs unset.",
             reason="LOGPROBS_FILTERED",
             field="sampling.num_logprobs",
         )
     if limits.max_output_tokens and request.sampling.max_tokens > limits.max_output_tokens:
         raise InvalidArgument(
-            f"An answer has at most {limits.max_output_tokens} tokens here.",
+            f"Set max_tokens to at most {limits.max_output_tokens}, the limit of this gateway.",
             reason="ANSWER_TOO_LONG",
             field="sampling.max_tokens",
             metadata={"max_output_tokens": str(limits.max_output_tokens)},
         )
-    if len(request.stop) > limits.max_stop_strings:
-        raise InvalidArgument(
-            f"There are {len(request.stop)} stop strings; at most {limits.max_stop_strings} are taken.",
-            reason="TOO_MANY_STOP_STRINGS",
-            field="stop",
-        )
-    for index, stop in enumerate(request.stop):
-        if not 0 < len(stop) <= MAX_STOP_CHARACTERS:
-            raise InvalidArgument(
-                f"A stop string has 1 to {MAX_STOP_CHARACTERS} characters.",
-                reason="BAD_STOP_STRING",
-                field=f"stop[{index}]",
-            )
+    _check_stop_strings(request.stop, limits)
     if len(request.routing_key) > MAX_ROUTING_KEY_CHARACTERS:
         raise InvalidArgument(
-            f"The routing key has more than {MAX_ROUTING_KEY_CHARACTERS} characters.",
+            f"Shorten the routing key to at most {MAX_ROUTING_KEY_CHARACTERS} characters.",
             reason="BAD_ROUTING_KEY",
             field="routing_key",
         )
+
+
+def _check_stop_strings(stops: Sequence[str], limits: Limits) -> None:
+    if len(stops) > limits.max_stop_strings:
+        raise InvalidArgument(
+            f"There are {len(stops)} stop strings. Send at most {limits.max_stop_strings}.",
+            reason="TOO_MANY_STOP_STRINGS",
+            field="stop",
+        )
+    for index, stop in enumerate(stops):
+        if not 0 < len(stop) <= MAX_STOP_CHARACTERS:
+            raise InvalidArgument(
+                f"A stop string must have 1 to {MAX_STOP_CHARACTERS} characters, not {len(stop)}.",
+                reason="BAD_STOP_STRING",
+                field=f"stop[{index}]",
+            )
 
 
 def check_conversation(messages: Sequence[gateway_pb2.Message], limits: Limits) -> Conversation:
@@ -98,56 +102,61 @@ def check_conversation(messages: Sequence[gateway_pb2.Message], limits: Limits) 
             'TEXT_TOO_LONG', 'LAST_NOT_USER' or 'EMPTY_QUESTION'.
     """
     if not messages:
-        raise InvalidArgument("There is no message.", reason="NO_MESSAGES", field="messages")
+        raise InvalidArgument(
+            "The conversation is empty. Send at least one message.", reason="NO_MESSAGES", field="messages"
+        )
     conversation = Conversation()
     for index, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{index}]", limits)
-    _check_question(conversation.messages[-1], f"messages[{len(messages) - 1}]")
+    _check_last_message(conversation.messages[-1], f"messages[{len(messages) - 1}]")
     return conversation
 
 
-def _add_message(conversation: Conversation, message: gateway_pb2.Message, path: str, limits: Limits) -> None:
+def _add_message(conversation: Conversation, message: gateway_pb2.Message, place: str, limits: Limits) -> None:
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidArgument("The role must be system, user or assistant.", reason="BAD_ROLE", field=f"{path}.role")
+        raise InvalidArgument("The role must be system, user or assistant.", reason="BAD_ROLE", field=f"{place}.role")
     if not message.parts:
-        raise InvalidArgument("The message has no parts.", reason="EMPTY_MESSAGE", field=f"{path}.parts")
+        raise InvalidArgument(
+            "The message is empty. Give it a text or an image.", reason="EMPTY_MESSAGE", field=f"{place}.parts"
+        )
     content = [
-        _add_part(conversation, part, f"{path}.parts[{index}]", limits) for index, part in enumerate(message.parts)
+        _add_part(conversation, part, f"{place}.parts[{index}]", limits) for index, part in enumerate(message.parts)
     ]
     conversation.messages.append({"role": role, "content": content})
 
 
-def _add_part(conversation: Conversation, part: gateway_pb2.Part, path: str, limits: Limits) -> TextPart | ImagePart:
+def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, limits: Limits) -> TextPart | ImagePart:
     if part.HasField("image"):
-        conversation.images.append(ImageField(f"{path}.image", part.image))
+        conversation.images.append(ImageField(f"{place}.image", part.image))
         if len(conversation.images) > limits.max_images:
             raise InvalidArgument(
-                f"There are more than {limits.max_images} images.",
+                f"There are more than {limits.max_images} images, the limit of this gateway. Send fewer.",
                 reason="TOO_MANY_IMAGES",
-                field=f"{path}.image",
+                field=f"{place}.image",
                 metadata={"max_images": str(limits.max_images)},
             )
         return {"type": "image"}
     if not part.text:
-        what = "The text is empty." if part.HasField("text") else "The part is neither a text nor an image."
-        raise InvalidArgument(what, reason="EMPTY_PART", field=path)
+        raise InvalidArgument("The part is empty. Give it a text or an image.", reason="EMPTY_PART", field=place)
     conversation.num_characters += len(part.text)
     if conversation.num_characters > limits.max_text_characters:
         raise InvalidArgument(
-            f"The texts have more than {limits.max_text_characters} characters together.",
+            f"Shorten the texts to at most {limits.max_text_characters} characters together.",
             reason="TEXT_TOO_LONG",
-            field=f"{path}.text",
+            field=f"{place}.text",
             metadata={"max_text_characters": str(limits.max_text_characters)},
         )
     return {"type": "text", "text": part.text}
 
 
-def _check_question(message: ChatMessage, path: str) -> None:
-    """Check that the turn to be answered asks something; an image alone is no question."""
+def _check_last_message(message: ChatMessage, place: str) -> None:
+    """Check that the last message is the user's and has text."""
     if message["role"] != "user":
-        raise InvalidArgument("The last message must be the user's.", reason="LAST_NOT_USER", field=f"{path}.role")
+        raise InvalidArgument(
+            "The last message must have the role user.", reason="LAST_NOT_USER", field=f"{place}.role"
+        )
     if not any(part["type"] == "text" and part["text"].strip() for part in message["content"]):
         raise InvalidArgument(
-            "The last message asks nothing: it has no text.", reason="EMPTY_QUESTION", field=f"{path}.parts"
+            "The last message has no text. Ask a question in it.", reason="EMPTY_QUESTION", field=f"{place}.parts"
         )

@@ -1,74 +1,121 @@
-"""One question and its answer: the prompt goes out while images are encoded, and tokens come back as text."""
+"""Exchange one prompt for one answer with the stages."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chassis.deadline import Deadline
 from chassis.errors import Internal, TandemError
-from chassis.tracing import Attributes, span
-from gateway.answer import exchange_metrics as metrics
-from gateway.answer.question import Question
+from chassis.tracing import span
+from gateway.admission import Tenant
+from gateway.answer import metrics
+from gateway.answer.answer_reader import AnswerReader, Send
+from gateway.answer.question import Question, QuestionBuilder
 from gateway.answer.report import Report
-from gateway.answer.text import AnswerText
+from gateway.answer.span_attributes import request_attributes, response_attributes
 from gateway.filters import Filters
 from gateway.images import RequestImage, VisualTokenSource
-from gateway.stages import CallEndedError, LanguageCall, Replica, with_failover
+from gateway.stages import CallEndedError, LanguageCall, Release, Replica, with_failover
 from processing import Segment, TextSegment
-from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2, tensor_pb2
+from tandem.v1 import gateway_pb2, language_pb2, tensor_pb2
 
 if TYPE_CHECKING:
     from tandem.v1 import language_pb2_grpc
 
     LanguageReplica = Replica[language_pb2_grpc.LanguageServiceAsyncStub]
 
-Send = Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
+# One task per image. Its result is a serialized `VisualTokens`.
+Encodings = list[asyncio.Task[bytes]]
 
 
-class _NoImageError(Exception):
-    """An image has not been encoded, and its own task says why."""
+class _EncodingFailedError(Exception):
+    """An image was not encoded. Its own task raises the reason."""
+
+
+class ExchangeBuilder:
+    """Builds exchanges, for real requests and for mirrored ones."""
+
+    def __init__(self, questions: QuestionBuilder, visual_tokens: VisualTokenSource, filters: Filters) -> None:
+        self._questions = questions
+        self._visual_tokens = visual_tokens
+        self._filters = filters
+
+    async def build(
+        self,
+        request: gateway_pb2.GatewayGenerateRequest,
+        release: Release,
+        tenant: Tenant,
+        *,
+        deadline: Deadline,
+        report: Report,
+        priority: int = 0,
+    ) -> "Exchange":
+        """Check a request and build its prompt; no stage is called yet.
+
+        Args:
+            request: the client's request.
+            release: the release that answers.
+            tenant: owner of the request.
+            deadline: deadline of the whole request.
+            report: receives timings and counts while the exchange runs.
+            priority: scheduling priority in the language service. Larger runs first.
+
+        Raises:
+            TandemError: see `QuestionBuilder.build`.
+        """
+        return Exchange(
+            question=await self._questions.build(request, release, tenant, priority=priority),
+            deadline=deadline,
+            visual_tokens=self._visual_tokens,
+            filters=self._filters,
+            report=report,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """Steps 4 to 8 of one request; whatever it holds is given back when `run` ends, however that is."""
+    """One prompt on its way to the stages, and its answer on the way back."""
 
     question: Question
     deadline: Deadline
     visual_tokens: VisualTokenSource
     filters: Filters
     report: Report
-    send: Send  # takes each message for the client; waits while the client is slow
 
-    async def run(self) -> gateway_pb2.GatewayGenerateFinished:
-        """Encode the images, feed the prompt and read the answer, all at the same time; the first failure ends it.
+    async def run(self, send: Send) -> gateway_pb2.GatewayGenerateFinished:
+        """Encode the images, send the prompt and read the answer, concurrently.
 
-        A language replica that fails before its first token is replaced by another, which gets the prompt from its
-        beginning; images that were encoded stay.
+        The first failure ends all three. A language replica that fails before its first token is replaced by another,
+        which gets the whole prompt again. Encoded images are reused. Every call and cache pin is released on return.
+
+        Args:
+            send: passes a message on to the client, and waits while the client is slow.
+
+        Returns:
+            The last message of the answer, which is not sent yet.
 
         Raises:
-            TandemError: why there is no answer, or no more of it.
+            TandemError: the answer failed, or broke off.
         """
         name = self.question.route.release.name
-        with span(f"chat {name}", "client", _asked(self.question)) as chat:
+        with span(f"chat {name}", "client", request_attributes(self.question)) as chat:
             try:
                 async with AsyncExitStack() as pins, asyncio.TaskGroup() as tasks:
-                    encodings = self._encode_all(tasks, pins)
+                    encodings = self._start_encoding(tasks, pins)
                     finished = await with_failover(
                         self.question.route.language,
-                        lambda replica: self._converse(replica, encodings, pins),
-                        may_repeat=lambda: not self.report.num_answer_tokens,
+                        lambda replica: self._run_on(replica, encodings, pins, send),
+                        may_retry=lambda: not self.report.num_answer_tokens,
                     )
             except BaseExceptionGroup as group:
-                error = _first(group)
+                error = _root_error(group)
                 chat.fail(error.reason if isinstance(error, TandemError) else type(error).__name__)
                 raise error from None
-            chat.note(_answered(finished))
+            chat.set_attributes(response_attributes(finished))
         return finished
 
-    def _encode_all(self, tasks: asyncio.TaskGroup, pins: AsyncExitStack) -> list[asyncio.Task[bytes]]:
+    def _start_encoding(self, tasks: asyncio.TaskGroup, pins: AsyncExitStack) -> Encodings:
         images = self.question.images
         self.report.images.extend(gateway_pb2.ImageReport(sha256=image.sha256) for image in images)
         return [
@@ -76,34 +123,8 @@ class Exchange:
             for image, report in zip(images, self.report.images, strict=True)
         ]
 
-    async def _converse(
-        self, replica: "LanguageReplica", encodings: list[asyncio.Task[bytes]], pins: AsyncExitStack
-    ) -> gateway_pb2.GatewayGenerateFinished:
-        """Feed the prompt to one replica and read its answer at the same time."""
-        call = LanguageCall(replica.stub, self.deadline)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                feeding = tasks.create_task(self._feed(call, encodings))
-                with metrics.stage_call(self.question.route.release.name, "language"):
-                    finished = await self._read(call, pins)
-                feeding.cancel()
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
-        finally:
-            call.cancel()
-        return finished
-
-    async def _feed(self, call: LanguageCall, encodings: list[asyncio.Task[bytes]]) -> None:
-        """Write the prompt in its order: text as soon as its turn comes, an image once it is encoded."""
-        # Whoever reads learns why a call ended, and an image that failed ends the whole exchange.
-        with suppress(CallEndedError, _NoImageError):
-            await call.write(self.question.start())
-            for segment in self.question.segments:
-                await call.write(await self._message(segment, encodings))
-            await call.end_prompt()
-
     async def _encode(self, image: RequestImage, report: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
-        """Return the serialized visual tokens of one image and fill in what is reported of it."""
+        """Return the serialized visual tokens of an image, and fill its report."""
         replica = self.question.route.vision
         assert replica is not None, "a question with images is routed with a vision replica"
         release = self.question.route.release.name
@@ -111,7 +132,7 @@ class Exchange:
             found = await self.visual_tokens.get(
                 image, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
-            step.note({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
+            step.set_attributes({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
         self.filters.check_image(found.entry.data, image.field)
         report.cache_level = found.level
         if found.similar is not None:
@@ -122,121 +143,63 @@ class Exchange:
         metrics.count_image(release, report)
         return found.entry.data
 
-    async def _message(self, segment: Segment, encodings: list[asyncio.Task[bytes]]) -> language_pb2.GenerateRequest:
-        """Return a segment as it is sent, an image once its visual tokens are at hand."""
+    async def _run_on(
+        self, replica: "LanguageReplica", encodings: Encodings, pins: AsyncExitStack, send: Send
+    ) -> gateway_pb2.GatewayGenerateFinished:
+        """Send the prompt to one replica while reading its answer."""
+        call = LanguageCall(replica.stub, self.deadline)
+        reader = AnswerReader(question=self.question, filters=self.filters, report=self.report, send=send)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(self._send_prompt(call, encodings))
+                with metrics.stage_call(self.question.route.release.name, "language"):
+                    finished = await reader.read(call, pins)
+                sending.cancel()
+        except BaseExceptionGroup as group:
+            raise _root_error(group) from None
+        finally:
+            call.cancel()
+        return finished
+
+    async def _send_prompt(self, call: LanguageCall, encodings: Encodings) -> None:
+        """Send the segments in order: text at once, an image when it is encoded."""
+        # The reader raises the reason of an ended call. The encoding task raises the reason of a failed image.
+        with suppress(CallEndedError, _EncodingFailedError):
+            await call.write(self.question.start_message())
+            for segment in self.question.segments:
+                await call.write(await self._segment_message(segment, encodings))
+            await call.end_prompt()
+
+    async def _segment_message(self, segment: Segment, encodings: Encodings) -> language_pb2.GenerateRequest:
+        """Return the message of a segment, after its image is encoded."""
         if isinstance(segment, TextSegment):
             return language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=segment.token_ids))
-        tokens = tensor_pb2.VisualTokens.FromString(await _result(encodings[segment.index]))
+        tokens = tensor_pb2.VisualTokens.FromString(await _encoded(encodings[segment.index]))
+        # Routing and the visual key already rule this out. Check again: crossed encoders give wrong answers silently.
         if tokens.vision_digest != self.question.route.language.info.language.vision_digest:
-            metrics.CROSSED_VISUAL_TOKENS.inc()  # route and cache see to it that this cannot happen
-            raise Internal("Visual tokens came from another encoder than the decoder's.", reason="ENCODERS_CROSSED")
+            metrics.CROSSED_VISUAL_TOKENS.inc()
+            raise Internal(
+                "The visual tokens come from another vision model than the language model was trained with. "
+                "Report this to the operator.",
+                reason="ENCODERS_CROSSED",
+            )
         return language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
 
-    async def _read(self, call: LanguageCall, pins: AsyncExitStack) -> gateway_pb2.GatewayGenerateFinished:
-        """Pass text on as it becomes visible until the answer ends or a stop string is hit."""
-        release = self.question.route.release
-        with self.filters.watching() as words:
-            text = AnswerText(release.vocabulary, self.question.stops, words)
-            ending = language_pb2.GenerateFinished()
-            while text.ended_by is None:
-                response = await self._next(call, text)
-                if response.HasField("finished"):
-                    ending = response.finished
-                    break
-                if response.HasField("prefilled"):
-                    ending = _so_far(response.prefilled)
-                    continue
-                await pins.aclose()  # the prompt is not needed again
-                delta = text.push(response.tokens.token_ids, response.tokens.logprobs)
-                # As many as the answer has taken: a message may go on beyond a stop string.
-                self.report.mark_tokens(release.name, text.num_tokens - self.report.num_answer_tokens)
-                await self._send_delta(delta)
-            await self._send_delta(text.finish())
-        return self._finished(text, ending)
 
-    async def _next(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:
-        """Return the next message of the answer; an error amid it comes with what there was until then."""
-        try:
-            response = await call.read()
-            if response is None:
-                raise Internal("The language service ended an answer without a word.", reason="LANGUAGE_FAILED")
-        except TandemError as error:
-            if not text.num_tokens:
-                raise
-            await self._send_delta(text.finish())
-            raise type(error)(
-                f"The answer broke off after {text.num_tokens} tokens. {error.message}",
-                reason=error.reason,
-                retry_after_s=error.retry_after_s,
-                metadata={**error.metadata, "completion_tokens": str(text.num_tokens)},
-            ) from error
-        return response
+async def _encoded(encoding: asyncio.Task[bytes]) -> bytes:
+    """Wait for an encoding task and return its result.
 
-    async def _send_delta(self, delta: gateway_pb2.TextDelta | None) -> None:
-        if delta is not None:
-            self.report.mark_text(delta.text)
-            await self.send(gateway_pb2.GatewayGenerateResponse(delta=delta))
-
-    def _finished(self, text: AnswerText, ending: language_pb2.GenerateFinished) -> gateway_pb2.GatewayGenerateFinished:
-        """Return the last message; `ending` is what the language service told so far, or told last."""
-        usage = sampling_pb2.Usage(
-            prompt_tokens=self.question.num_prompt_tokens,
-            visual_tokens=self.question.num_visual_tokens,
-            cached_prompt_tokens=ending.usage.cached_prompt_tokens,
-            completion_tokens=text.num_tokens,
-        )
-        return gateway_pb2.GatewayGenerateFinished(
-            finish_reason=text.ended_by or ending.finish_reason,
-            usage=usage,
-            timings=self.report.timings(ending.timings),
-            release=self.question.route.release.proto(),
-            images=self.report.images,
-        )
-
-
-def _asked(question: Question) -> Attributes:
-    """Return what a trace says of a question, in the words of the GenAI conventions and never in the user's."""
-    return {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "tandem",
-        "gen_ai.request.model": question.route.release.name,
-        "gen_ai.request.max_tokens": question.sampling.max_tokens,
-        "gen_ai.request.temperature": question.sampling.temperature,
-        "tandem.images": len(question.images),
-    }
-
-
-def _answered(finished: gateway_pb2.GatewayGenerateFinished) -> Attributes:
-    return {
-        "gen_ai.response.model": str(finished.release.language_tag),
-        "gen_ai.response.finish_reasons": [
-            sampling_pb2.FinishReason.Name(finished.finish_reason).removeprefix("FINISH_REASON_").lower()
-        ],
-        "gen_ai.usage.input_tokens": finished.usage.prompt_tokens,
-        "gen_ai.usage.output_tokens": finished.usage.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": finished.usage.cached_prompt_tokens,
-        "gen_ai.response.time_to_first_chunk": finished.timings.first_token_ms / 1000,
-    }
-
-
-def _so_far(prefilled: language_pb2.Prefilled) -> language_pb2.GenerateFinished:
-    """Return what is known of an ending that may never come, as a stop string ends the call before it."""
-    return language_pb2.GenerateFinished(
-        usage=sampling_pb2.Usage(cached_prompt_tokens=prefilled.cached_prompt_tokens),
-        timings=language_pb2.GenerateTimings(queue_ms=prefilled.queue_ms, prefill_ms=prefilled.prefill_ms),
-    )
-
-
-async def _result(encoding: asyncio.Task[bytes]) -> bytes:
-    """Return what an image became."""
+    Raises:
+        _EncodingFailedError: the task failed or was cancelled.
+    """
     await asyncio.wait([encoding])
     if encoding.cancelled() or encoding.exception() is not None:
-        raise _NoImageError
+        raise _EncodingFailedError
     return encoding.result()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that ended a group of tasks: the others followed from it."""
+def _root_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error of a task group, which caused the others."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""A request made ready: checked, routed to a release, and turned into the segments of a prompt."""
+"""Build a question: a checked request with its prompt and its replicas."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from gateway.stages import Release, Releases, Route
 from processing import Segment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
 
-# So much text in so few parts is rendered and tokenized in about a millisecond; more is done beside the event loop.
+# Rendering and tokenizing this much takes about a millisecond. Larger prompts are built in a thread.
 _BUILD_INLINE_CHARACTERS = 4096
 _BUILD_INLINE_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """All that answering one request takes."""
+    """A checked request, ready to be sent to the stages."""
 
     route: Route
     segments: list[Segment]
     images: list[RequestImage]
-    num_prompt_tokens: int  # visual tokens among them
+    num_prompt_tokens: int  # includes visual tokens
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
-    cache_salt: bytes  # the tenant's: what is cached is shared by equal ones only
+    cache_salt: bytes  # the tenant's; requests with different salts share no cache entry
     priority: int = 0  # larger runs first
 
     @property
     def num_visual_tokens(self) -> int:
-        """Positions of the prompt that images take."""
+        """Number of visual tokens in the prompt."""
         return len(self.images) * self.route.release.prompts.num_visual_tokens
 
-    def start(self) -> language_pb2.GenerateRequest:
+    def start_message(self) -> language_pb2.GenerateRequest:
         """Return the first message of the language call."""
         start = language_pb2.GenerateStart(
             tag=self.route.release.language_tag,
@@ -47,8 +47,8 @@ class Question:
         return language_pb2.GenerateRequest(start=start)
 
 
-class QuestionMaker:
-    """Steps 1 to 3: from what a client sent to what the stages take."""
+class QuestionBuilder:
+    """Checks requests and builds their prompts."""
 
     def __init__(self, releases: Releases, images: ImageStore, limits: Limits, filters: Filters) -> None:
         self._releases = releases
@@ -56,43 +56,48 @@ class QuestionMaker:
         self._limits = limits
         self._filters = filters
 
-    async def make(self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant) -> Question:
-        """Make a question of a request, with everything checked that needs no model.
+    async def build(
+        self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant, *, priority: int = 0
+    ) -> Question:
+        """Run every check that needs no model, and build the prompt.
 
         Args:
-            request: as it came.
-            release: the one that answers it.
-            tenant: who asks.
+            request: the client's request.
+            release: the release that answers.
+            tenant: owner of the request.
+            priority: scheduling priority in the language service. Larger runs first.
 
         Raises:
-            InvalidArgument: something in the request is wrong; `field` says what.
+            InvalidArgument: the request is wrong. `field` names the field at fault.
             NotFound: reason 'IMAGE_NOT_FOUND'.
             Unavailable, FailedPrecondition: the release cannot answer.
         """
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
         self._filters.check_text(conversation.messages)
-        images = [await self._images.take(image.image, image.path, tenant.salt) for image in conversation.images]
+        images = [await self._images.take(image.image, image.field, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)
         route = await self._releases.route(release, with_images=bool(images))
-        sampling = self._bounded(request.sampling, route, num_prompt_tokens)
-        _check_images(conversation.images, route)
+        self._check_prompt_length(num_prompt_tokens)
+        _check_context(num_prompt_tokens, request.sampling.max_tokens, route)
+        _check_num_images(conversation.images, route)
         return Question(
             route=route,
             segments=segments,
             images=images,
             num_prompt_tokens=num_prompt_tokens,
-            sampling=sampling,
+            sampling=self._with_max_tokens(request.sampling, route, num_prompt_tokens),
             stops=request.stop,
             cache_salt=tenant.salt,
+            priority=priority,
         )
 
     async def count(self, messages: Sequence[gateway_pb2.Message], release: Release) -> gateway_pb2.CountTokensResponse:
-        """Count what a conversation takes of the context.
+        """Count the tokens of a conversation.
 
         Raises:
-            InvalidArgument, NotFound, Unavailable, FailedPrecondition: as `make`.
+            InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `build`.
         """
         conversation = check_conversation(messages, self._limits)
         num_prompt_tokens = release.prompts.count(await build_segments(release, conversation))
@@ -103,55 +108,57 @@ class QuestionMaker:
             remaining_tokens=max(0, route.language.info.language.context_length - num_prompt_tokens),
         )
 
-    def _bounded(
-        self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
-    ) -> sampling_pb2.SamplingOptions:
-        """Check that prompt and answer have room; return `sampling` with the answer's longest length filled in."""
+    def _check_prompt_length(self, num_prompt_tokens: int) -> None:
         limit = self._limits.max_prompt_tokens
         if limit and num_prompt_tokens > limit:
             raise InvalidArgument(
-                f"A prompt of {num_prompt_tokens} tokens is longer than the {limit} taken here.",
+                f"The prompt has {num_prompt_tokens} tokens. Shorten it to the limit of {limit}.",
                 reason="PROMPT_TOO_LONG",
                 field="messages",
                 metadata={"prompt_tokens": str(num_prompt_tokens), "max_prompt_tokens": str(limit)},
             )
-        _check_fits(num_prompt_tokens, sampling.max_tokens, route)
-        longest = self._limits.max_output_tokens
-        if sampling.max_tokens or not longest:
+
+    def _with_max_tokens(
+        self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
+    ) -> sampling_pb2.SamplingOptions:
+        """Return the sampling options with the gateway's answer limit filled in."""
+        limit = self._limits.max_output_tokens
+        if sampling.max_tokens or not limit:
             return sampling
-        bounded = sampling_pb2.SamplingOptions()
-        bounded.CopyFrom(sampling)
-        bounded.max_tokens = min(longest, route.language.info.language.context_length - num_prompt_tokens)
-        return bounded
+        limited = sampling_pb2.SamplingOptions()
+        limited.CopyFrom(sampling)
+        limited.max_tokens = min(limit, route.language.info.language.context_length - num_prompt_tokens)
+        return limited
 
 
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:
-    """Build the prompt without holding up other requests."""
+    """Build the prompt without blocking the event loop."""
     num_parts = sum(len(message["content"]) for message in conversation.messages)
     if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
         return release.prompts.build(conversation.messages)
     return await asyncio.to_thread(release.prompts.build, conversation.messages)
 
 
-def _check_fits(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:
-    """Check that the prompt leaves room for the answer, before images are encoded for nothing."""
+def _check_context(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:
+    """Check that prompt and answer fit the model's context."""
     context_length = route.language.info.language.context_length
     if num_prompt_tokens + max(max_tokens, 1) > context_length:
         answer = f" and an answer of {max_tokens}" if max_tokens else ""
         raise InvalidArgument(
-            f"A prompt of {num_prompt_tokens} tokens{answer} is longer than the model's context of {context_length}.",
+            f"A prompt of {num_prompt_tokens} tokens{answer} is longer than the model's context of {context_length}. "
+            "Shorten the prompt or lower max_tokens.",
             reason="PROMPT_TOO_LONG",
             field="messages",
             metadata={"prompt_tokens": str(num_prompt_tokens), "context_length": str(context_length)},
         )
 
 
-def _check_images(images: Sequence[ImageField], route: Route) -> None:
+def _check_num_images(images: Sequence[ImageField], route: Route) -> None:
     max_images = route.language.info.language.max_images
     if len(images) > max_images:
         raise InvalidArgument(
-            f"There are {len(images)} images; the model takes {max_images}.",
+            f"There are {len(images)} images. Send at most {max_images}, the model's limit.",
             reason="TOO_MANY_IMAGES",
-            field=images[max_images].path,
+            field=images[max_images].field,
             metadata={"max_images": str(max_images)},
         )

@@ -1,4 +1,4 @@
-"""When things happened to one request, and the message that tells its client so."""
+"""Record the timings and counts of one request."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 TIME_TO_FIRST_TOKEN = Histogram(
     "tandem_gateway_time_to_first_token_seconds",
-    "From the request to the first token of its answer, seconds.",
+    "Time from the request to the first token of its answer, seconds.",
     ["release"],
     buckets=_SECONDS,
 )
 INTER_TOKEN = Histogram(
     "tandem_gateway_inter_token_seconds",
-    "Between two messages of tokens of one answer, seconds.",
+    "Time between two token messages of one answer, seconds.",
     ["release"],
     buckets=_TOKEN_SECONDS,
 )
@@ -25,60 +25,69 @@ INTER_TOKEN = Histogram(
 
 @dataclass(slots=True)
 class Report:
-    """Clock readings of one request, seconds; 0 is what has not happened."""
+    """Timings and counts of one request.
 
-    started: float = field(default_factory=time.perf_counter)
-    chosen: float = field(default_factory=time.perf_counter)  # when its release was, after the wait at the door
-    is_mirrored: bool = False  # nobody waits for it, and it is last in line: its times are not its release's
-    prepared: float = 0
-    first_token: float = 0
-    last_token: float = 0
-    num_answer_tokens: int = 0  # that came so far
-    num_later_tokens: int = 0  # those of them that came after the first message
-    has_text: bool = False  # whether the client was sent more than white space
-    # One entry an image, in the order of the conversation; filled as they come.
-    images: list[gateway_pb2.ImageReport] = field(default_factory=list)
+    Fields that end in `_at_s` are readings of `time.perf_counter`, 0 until the event.
+    """
 
-    def ms_since_start(self, reading: float | None = None) -> float:
-        """Return the milliseconds from the request to `reading`, or to now; 0 for what has not happened."""
-        if reading is None:
-            reading = time.perf_counter()
-        return max(0.0, reading - self.started) * 1000
+    started_at_s: float = field(default_factory=time.perf_counter)
+    routed_at_s: float = field(default_factory=time.perf_counter)  # release chosen, after the wait in the queue
+    is_mirrored: bool = False  # at lowest priority, so its times say nothing about the release
+    prepared_at_s: float = 0
+    first_token_at_s: float = 0
+    last_token_at_s: float = 0
+    num_answer_tokens: int = 0
+    num_later_tokens: int = 0  # answer tokens after the first message
+    has_text: bool = False  # whether the client got more than white space
+    images: list[gateway_pb2.ImageReport] = field(default_factory=list)  # in the order of the conversation
+
+    def ms_since_start(self, at_s: float | None = None) -> float:
+        """Return the milliseconds from the request to a reading.
+
+        Args:
+            at_s: the reading. None means now; 0, an event that has not happened, gives 0.
+        """
+        if at_s is None:
+            at_s = time.perf_counter()
+        return max(0.0, at_s - self.started_at_s) * 1000
 
     def mark_prepared(self) -> None:
-        """Note that checks, chat template and tokenizer are done."""
-        self.prepared = time.perf_counter()
+        """Record the end of checks, chat template and tokenizer."""
+        self.prepared_at_s = time.perf_counter()
 
     def mark_tokens(self, release: str, num_tokens: int) -> None:
-        """Note that tokens came."""
-        now = time.perf_counter()
+        """Record the arrival of answer tokens."""
+        now_s = time.perf_counter()
         self.num_answer_tokens += num_tokens
         if not self.is_mirrored:
-            metric = INTER_TOKEN if self.first_token else TIME_TO_FIRST_TOKEN
-            metric.labels(release).observe(now - (self.last_token or self.started))
-        self.num_later_tokens += num_tokens if self.first_token else 0
-        self.first_token = self.first_token or now
-        self.last_token = now
+            metric = INTER_TOKEN if self.first_token_at_s else TIME_TO_FIRST_TOKEN
+            metric.labels(release).observe(now_s - (self.last_token_at_s or self.started_at_s))
+        self.num_later_tokens += num_tokens if self.first_token_at_s else 0
+        self.first_token_at_s = self.first_token_at_s or now_s
+        self.last_token_at_s = now_s
 
     def mark_text(self, text: str) -> None:
-        """Note that text became visible."""
+        """Record the text sent to the client."""
         self.has_text = self.has_text or bool(text.strip())
 
     @property
     def inter_token_s(self) -> float | None:
-        """Mean time of a token after the first message, which may bring several; None where there was no other."""
+        """Mean seconds per token after the first message, or None.
+
+        The first message is left out because it may bring several tokens.
+        """
         if not self.num_later_tokens:
             return None
-        return (self.last_token - self.first_token) / self.num_later_tokens
+        return (self.last_token_at_s - self.first_token_at_s) / self.num_later_tokens
 
     def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
-        """Return where the time went; `language` is what the language service says of its part."""
+        """Return the timings of all stages; `language` has the language service's."""
         return gateway_pb2.StageTimings(
-            prepare_ms=self.ms_since_start(self.prepared),
+            prepare_ms=self.ms_since_start(self.prepared_at_s),
             vision_ms=max((image.ready_ms for image in self.images), default=0),
             queue_ms=language.queue_ms,
             prefill_ms=language.prefill_ms,
-            first_token_ms=self.ms_since_start(self.first_token),
-            decode_ms=(self.last_token - self.first_token) * 1000,
+            first_token_ms=self.ms_since_start(self.first_token_at_s),
+            decode_ms=(self.last_token_at_s - self.first_token_at_s) * 1000,
             total_ms=self.ms_since_start(),
         )

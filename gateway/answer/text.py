@@ -1,67 +1,83 @@
-"""The text of one answer as it grows: detokenized, cut at stop strings and filtered, with its log-probabilities."""
+"""Turn an answer's tokens into text: detokenize, stop, filter."""
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from gateway.answer.stops import StopStrings
+from gateway.answer.stop_strings import StopStringMatcher
 from gateway.filters import WordFilter
 from processing import Detokenizer, Vocabulary
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 
+@dataclass(frozen=True, slots=True)
+class _TokenLogprobs:
+    """Log-probabilities of one token, with the token's place in the text."""
+
+    begin: int  # characters before the token
+    end: int
+    logprobs: sampling_pb2.PositionLogprobs
+
+
 class AnswerText:
-    """Collects the tokens of one answer and gives out the text that may be shown.
+    """Collects the tokens of one answer and returns the visible text.
 
     Attributes:
-        num_tokens: tokens taken so far; those that were cut off count, since the model made them.
-        ended_by: STOP for a stop string, FILTERED for a word that is not let out; the answer takes no more tokens then.
+        num_tokens: tokens taken so far, hidden ones included, because the model generated them too.
+        ended_by: STOP after a stop string, FILTERED after a forbidden word. The answer takes no more tokens then.
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], words: WordFilter | None = None) -> None:
         self._detokenizer = Detokenizer(vocabulary)
-        self._stops = StopStrings(stops)
+        self._stops = StopStringMatcher(stops)
         self._words = words
-        self._num_decoded = 0  # characters out of the detokenizer
-        self._num_shown = 0  # characters given out; fewer while a stop string or a word may have begun
-        # Log-probabilities not given out yet, each with the places in the text where its token begins and ends.
-        self._logprobs: deque[tuple[int, int, sampling_pb2.PositionLogprobs]] = deque()
+        self._num_decoded = 0  # characters from the detokenizer
+        self._num_shown = 0  # characters returned; fewer while a stop string or a word may have begun
+        self._pending_logprobs: deque[_TokenLogprobs] = deque()
         self.num_tokens = 0
         self.ended_by: sampling_pb2.FinishReason.ValueType | None = None
 
     def push(
         self, token_ids: Sequence[int], logprobs: Sequence[sampling_pb2.PositionLogprobs] = ()
     ) -> gateway_pb2.TextDelta | None:
-        """Take the next tokens, with one entry of `logprobs` for each or none; return what they make visible."""
+        """Take the next tokens and return the text they make visible.
+
+        Args:
+            token_ids: the tokens.
+            logprobs: one entry per token, or none at all.
+        """
         shown = ""
         for index, token_id in enumerate(token_ids):
             self.num_tokens += 1
             text = self._detokenizer.push(token_id)
             if logprobs:
-                self._logprobs.append((self._num_decoded, self._num_decoded + len(text), logprobs[index]))
+                end = self._num_decoded + len(text)
+                self._pending_logprobs.append(_TokenLogprobs(self._num_decoded, end, logprobs[index]))
             shown += self._show(text)
             if self.ended_by is not None:
                 break
         return self._delta(shown)
 
     def finish(self) -> gateway_pb2.TextDelta | None:
-        """Return what was held back; the model has ended the answer."""
+        """Return the pending text, after the model's last token."""
         if self.ended_by is not None:
             return None
         shown = self._show(self._detokenizer.finish())
         if self.ended_by is None:
-            shown += self._pass(self._stops.finish(), is_end=True)
-        return self._delta(shown, last=self.ended_by is None)
+            shown += self._filter(self._stops.finish(), is_end=True)
+        return self._delta(shown, is_last=self.ended_by is None)
 
     def _show(self, text: str) -> str:
+        """Return the visible part of `text` and of the text pending before it."""
         self._num_decoded += len(text)
-        passed, stopped = self._stops.push(text)
-        shown = self._pass(passed, is_end=stopped)
-        if stopped and self.ended_by is None:
+        text, is_stopped = self._stops.push(text)
+        shown = self._filter(text, is_end=is_stopped)
+        if is_stopped and self.ended_by is None:
             self.ended_by = sampling_pb2.FINISH_REASON_STOP
         return shown
 
-    def _pass(self, text: str, *, is_end: bool) -> str:
-        """Return what the filter lets out; all of it keeps its length, so places in the text stay what they are."""
+    def _filter(self, text: str, *, is_end: bool) -> str:
+        """Apply the word filter. Masking keeps lengths, so token places stay valid."""
         if self._words is not None:
             text = self._words.push(text)
             if is_end and not self._words.ended:
@@ -71,16 +87,17 @@ class AnswerText:
         self._num_shown += len(text)
         return text
 
-    def _delta(self, text: str, *, last: bool = False) -> gateway_pb2.TextDelta | None:
-        """Return `text` with the log-probabilities of the tokens that are visible now, or None if both are empty."""
+    def _delta(self, text: str, *, is_last: bool = False) -> gateway_pb2.TextDelta | None:
+        """Return `text` with the log-probabilities of visible tokens, or None."""
         visible: list[sampling_pb2.PositionLogprobs] = []
-        while self._logprobs and (last or self._is_visible(*self._logprobs[0][:2])):
-            visible.append(self._logprobs.popleft()[2])
+        while self._pending_logprobs and (is_last or self._is_visible(self._pending_logprobs[0])):
+            visible.append(self._pending_logprobs.popleft().logprobs)
         return gateway_pb2.TextDelta(text=text, logprobs=visible) if text or visible else None
 
-    def _is_visible(self, begin: int, end: int) -> bool:
-        """Return whether the first character of a token is out; where words are looked for, whether all of it is.
+    def _is_visible(self, token: _TokenLogprobs) -> bool:
+        """Return whether a token may be revealed.
 
-        Most tokens begin with the space before a word, and the id of one that goes on into a word would name it.
+        Its first character must be visible. With a word filter, all of it must be: most tokens begin with the space
+        before a word, so the id of a partly visible token would reveal a forbidden word.
         """
-        return begin < self._num_shown and (self._words is None or end <= self._num_shown)
+        return token.begin < self._num_shown and (self._words is None or token.end <= self._num_shown)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.api_keys import authorization, new_key, shown_key
+from chassis.api_keys import api_key_of, authorization, new_key
 from chassis.errors import Code, FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
 from gateway.admission.tenants import Callers, read_tenants
 from gateway.settings import GatewaySettings
@@ -170,9 +170,9 @@ def test_without_keys_everybody_is_what_the_settings_say() -> None:
 
 
 def test_a_key_is_shown_as_it_was_made() -> None:
-    assert shown_key([authorization(KEY)]) == KEY
+    assert api_key_of([authorization(KEY)]) == KEY
     with pytest.raises(Unauthenticated):
-        shown_key([("authorization", b"Bearer bytes")])
+        api_key_of([("authorization", b"Bearer bytes")])
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "localhost:0", "127.9.9.9:1"])

@@ -77,4 +77,7 @@ def test_everything_at_its_limit_is_taken() -> None:
     message = Message(role=ROLE_USER, parts=[IMAGE, Part(text="问" * 20), IMAGE])
     conversation = check_conversation([message], LIMITS)
     assert conversation.num_characters == 20
-    assert [image.path for image in conversation.images] == ["messages[0].parts[0].image", "messages[0].parts[2].image"]
+    assert [image.field for image in conversation.images] == [
+        "messages[0].parts[0].image",
+        "messages[0].parts[2].image",
+    ]

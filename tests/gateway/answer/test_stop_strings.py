@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.answer.stops import StopStrings
+from gateway.answer.stop_strings import StopStringMatcher
 
 # Two letters, so that stop strings overlap with each other and with themselves.
 LETTERS = st.text("ab", max_size=40)
@@ -12,7 +12,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)
 
 def run(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
     """Push `pieces`; return all that was shown, and whether a stop string was hit."""
-    watcher, shown = StopStrings(stops), ""
+    watcher, shown = StopStringMatcher(stops), ""
     for piece in pieces:
         text, hit = watcher.push(piece)
         shown += text
@@ -34,7 +34,7 @@ def test_pieces_end_where_the_whole_text_would(pieces: list[str], stops: list[st
 
 @given(pieces=st.lists(LETTERS, max_size=12), stops=STOPS)
 def test_only_what_may_become_a_stop_is_held_back(pieces: list[str], stops: list[str]) -> None:
-    watcher, shown, pushed = StopStrings(stops), "", ""
+    watcher, shown, pushed = StopStringMatcher(stops), "", ""
     for piece in pieces:
         text, hit = watcher.push(piece)
         if hit:
@@ -46,7 +46,7 @@ def test_only_what_may_become_a_stop_is_held_back(pieces: list[str], stops: list
 
 
 def test_a_false_start_is_released_with_the_character_that_breaks_it() -> None:
-    watcher = StopStrings(["\n\nUser:"])
+    watcher = StopStringMatcher(["\n\nUser:"])
     assert watcher.push("one\n\nUs") == ("one", False)
     assert watcher.push("ed") == ("\n\nUsed", False)
 

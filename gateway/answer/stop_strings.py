@@ -1,0 +1,47 @@
+"""End an answer at a stop string, however tokens cut it."""
+
+from collections.abc import Sequence
+
+
+class StopStringMatcher:
+    """Looks for stop strings in one streamed answer.
+
+    The match that ends first wins. Of two that end together, the longer wins. So the result does not depend on how the
+    text is cut into pieces, and needs no look-ahead.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Look for `stops`, each of at least 1 character. Without any, no text is held back."""
+        self._stops = tuple(stops)
+        self._prefixes = frozenset(stop[:length] for stop in stops for length in range(1, len(stop)))
+        self._longest_prefix = max(map(len, self._prefixes), default=0)
+        self._pending = ""  # the end of the text, which may begin a stop string
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take the next piece.
+
+        Returns:
+            The text that may be shown now, and whether a stop string was hit. After a hit, push no more.
+        """
+        if not self._stops:
+            return text, False
+        text = self._pending + text
+        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if matches:
+            self._pending = ""
+            return text[: min(matches)[1]], True
+        shown = len(text) - self._num_pending(text)
+        self._pending = text[shown:]
+        return text[:shown], False
+
+    def finish(self) -> str:
+        """Return the pending text, at the end of the answer."""
+        pending, self._pending = self._pending, ""
+        return pending
+
+    def _num_pending(self, text: str) -> int:
+        """Return the length of the longest suffix that may begin a stop string."""
+        for length in range(min(self._longest_prefix, len(text)), 0, -1):
+            if text[-length:] in self._prefixes:
+                return length
+        return 0
