@@ -1,1 +1,1 @@
-"""The demo model: drawn images, questions about them, training, and its measured accuracy."""
+"""The demo model: drawn images, questions, training and evaluation."""

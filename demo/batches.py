@@ -1,7 +1,7 @@
 """Training batches: images, each with several conversations about it.
 
-An image is encoded once and its tokens are shared by all of its conversations, since encoding is what training spends
-most of its time on. A batch follows from its number alone, so a run that is restarted sees what it would have seen.
+Training spends most of its time on encoding images. So each image is encoded once and all of its conversations share
+its visual tokens. The batch of a step depends only on the step's number: a restarted run sees the same batches.
 
 B images, S image side in pixels, R thirds of an image, A attributes, N conversations, L tokens of the longest
 """
@@ -18,15 +18,15 @@ from torch.utils.data import Dataset
 
 from checkpoint.config import ModelConfig
 from checkpoint.tokenizer import CHAT_TEMPLATE
+from demo.attribute_heads import labels
 from demo.drawing import draw
-from demo.probes import labels
 from demo.questions import LANGUAGES, TOPICS, Conversation, Topic, ask
 from demo.scenes import Scene, make_scene
 from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment, to_pixels
 
-IGNORED = -100  # a target that teaches nothing: cross_entropy's own mark
-PADDING = 0  # token id; what it stands after never sees it
-# What is asked once the model sees: mostly what takes two steps, to find the item and then to read or to compare.
+IGNORED = -100  # target of a token without loss: the default ignore_index of cross_entropy
+PADDING = 0  # token id. It stands last, so causal attention hides it from all real tokens.
+# Topics of the later batches. Most take two steps: find the item, then read or compare an attribute.
 LATER_TOPICS: tuple[Topic, ...] = (
     *TOPICS,
     *("kind", "colour", "colour", "material", "material"),
@@ -36,34 +36,34 @@ LATER_TOPICS: tuple[Topic, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Conversations of about the same length, so that little of the batch is padding."""
+    """Conversations of similar length, which need little padding."""
 
-    image_N: Tensor  # which image of the batch each is about
-    token_ids_NL: Tensor  # what follows the image
-    targets_NL: Tensor  # the token that comes next where it belongs to an answer, else IGNORED
+    image_N: Tensor  # index in the batch of each conversation's image
+    token_ids_NL: Tensor  # tokens after the image
+    targets_NL: Tensor  # the next token where it belongs to an answer, else IGNORED
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from."""
+    """Training data of one step."""
 
     pixels_B3SS: Tensor
-    labels_BRA: Tensor  # what there is to see, as `demo.probes` numbers it
+    labels_BRA: Tensor  # attributes of the items, as `demo.attribute_heads` numbers them
     groups: list[Group]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """The size and the mix of a batch.
+    """Size and mix of a batch.
 
-    At first a model learns to see: one of each image's conversations is a description, which names all there is.
-    Later it learns to look things up: descriptions are rare, and questions that take two steps to answer frequent.
+    In the first phase the model learns to see: each image has one description, which names every item. In the second
+    phase it learns to look things up: descriptions are rare, and most questions take two steps to answer.
     """
 
     num_images: int = 16
-    num_conversations: int = 5  # of each image
-    num_later_conversations: int = 20
-    num_described_batches: int = 2000  # how long 'at first' lasts
+    num_conversations: int = 5  # per image, in the first phase
+    num_later_conversations: int = 20  # per image, in the second phase
+    num_described_batches: int = 2000  # length of the first phase
     num_groups: int = 4
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class BatchConfig:
 
 
 class ConversationEncoder:
-    """Writes conversations as the ids that serving will ask with, the answers included."""
+    """Encodes conversations as token ids, exactly as serving does."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self._builder = PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))
@@ -83,13 +83,16 @@ class ConversationEncoder:
         self.before_image = before.token_ids  # the same for every conversation
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Return the ids after the image, and for each the next id where an answer says it, else IGNORED."""
+        """Return the token ids after the image, and their targets.
+
+        The target of a token is the next token where that belongs to an answer, else IGNORED.
+        """
         messages: list[ChatMessage] = []
         token_ids: list[int] = []
         targets: list[int] = []
         for turn in conversation.turns:
             messages.append(_user_message(turn.question, with_image=not messages))
-            # Asked exactly as in serving: each prompt is built anew from the messages so far.
+            # As in serving, each prompt is built anew from all messages so far.
             *_, after_image = self._builder.build(messages)
             assert isinstance(after_image, TextSegment)
             answer = [*self._builder.encode_text(turn.answer), self._end]
@@ -101,7 +104,7 @@ class ConversationEncoder:
 
 
 class Batches(Dataset[Batch]):
-    """Every batch of a run, by step."""
+    """All batches of a run, indexed by step."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, mix: BatchConfig, seeds: range) -> None:
         self.config = config
@@ -113,7 +116,10 @@ class Batches(Dataset[Batch]):
         return len(self.seeds) // self.mix.num_images
 
     def __getitem__(self, step: int) -> Batch:
-        """Draw the images of a step and ask about them; no image is ever shown twice."""
+        """Draw the images of a step and make their conversations.
+
+        No image appears in two steps.
+        """
         first = step * self.mix.num_images
         scenes = {seed: make_scene(seed) for seed in self.seeds[first : first + self.mix.num_images]}
         pixels = np.stack([to_pixels(draw(scene), self.config.vision) for scene in scenes.values()])
@@ -141,7 +147,7 @@ def _user_message(text: str, *, with_image: bool) -> ChatMessage:
 
 
 def _group(encoded: Sequence[tuple[int, list[int], list[int]]], num_groups: int) -> Iterator[Group]:
-    """Split conversations into groups by length, and pad each group on the right."""
+    """Group conversations by length and right-pad each group."""
     by_length = sorted(encoded, key=lambda one: len(one[1]))
     size = -(-len(by_length) // num_groups)
     for start in range(0, len(by_length), size):

@@ -1,4 +1,4 @@
-"""The training curve, as numbers and as an image."""
+"""The training curve as JSON and as a plot."""
 
 import json
 from collections.abc import Sequence
@@ -8,29 +8,29 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What was measured after a step."""
+    """Measurements after one step."""
 
     step: int
-    loss: float  # of the step's own images, mean over the answers' tokens
+    loss: float  # on the step's own images, mean over the tokens of the answers
     validation_loss: float
-    validation_probe_loss: float
-    validation_accuracy: float  # share of conversations answered to the letter
+    validation_attribute_loss: float
+    validation_accuracy: float  # share of conversations with exactly the right answers
 
 
 def write_points(points: Sequence[Point], path: Path) -> None:
-    """Write the curve as JSON, one point a line."""
+    """Write the curve as JSON, one point per line."""
     lines = ",\n".join(f"  {json.dumps(asdict(point))}" for point in points)
     path.write_text(f"[\n{lines}\n]\n")
 
 
 def read_points(path: Path) -> list[Point]:
-    """Read what `write_points` wrote."""
+    """Read a curve written by `write_points`."""
     return [Point(**point) for point in json.loads(path.read_text())]
 
 
 def plot(points_path: Path, image_path: Path) -> None:
     """Draw loss and accuracy over steps as a PNG."""
-    # Here, since training's worker processes read this module and need no plots.
+    # Imported late: the worker processes of training import this module and draw no plots.
     from matplotlib.figure import Figure
 
     points = read_points(points_path)
@@ -42,7 +42,7 @@ def plot(points_path: Path, image_path: Path) -> None:
     losses.set(xlabel="step", ylabel="loss per token of the answers", yscale="log")
     accuracy = losses.twinx()
     right = [100 * point.validation_accuracy for point in points]
-    accuracy.plot(steps, right, color="tab:green", label="answered to the letter, other images")
+    accuracy.plot(steps, right, color="tab:green", label="exactly right answers, other images")
     accuracy.set(ylabel="%", ylim=(0, 101))
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(image_path, dpi=120)

@@ -1,4 +1,7 @@
-"""A scene as an image of 224x224 pixels: the model's own input size, so resizing when served changes nothing."""
+"""Draw a scene as an image of 224x224 pixels.
+
+This is the model's input size, so serving does not resize the drawing.
+"""
 
 from functools import cache
 
@@ -8,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from demo.scenes import POSITIONS, Colour, Item, Kind, Material, Scene
 
-IMAGE_SIZE = 224  # pixels a side
-TILE_SIZE = 160  # pixels a side of a texture: the largest item and the largest offset into it
+IMAGE_SIZE = 224  # pixels per side
+TILE_SIZE = 160  # pixels per side of a texture: room for the largest item at the largest offset
 INK = (60, 60, 64)  # RGB
-SMOOTHING = 3  # silhouettes are drawn this many times larger, then reduced
+SMOOTHING = 3  # silhouettes are drawn this many times larger, then scaled down
 
 RGB: dict[Colour, tuple[int, int, int]] = {
     "red": (205, 25, 30),
@@ -26,7 +29,7 @@ RGB: dict[Colour, tuple[int, int, int]] = {
 LIGHT_COLOURS: frozenset[Colour] = frozenset({"orange", "yellow", "white"})  # their texture is darker, not lighter
 
 Polygon = list[tuple[float, float]]
-SILHOUETTES: dict[Kind, Polygon] = {  # in a unit square, y downwards; some are completed with a curve
+SILHOUETTES: dict[Kind, Polygon] = {  # in a unit square with y downwards. `silhouette` adds curves to some.
     "bag": [(0.1, 0.38), (0.9, 0.38), (1, 0.96), (0, 0.96)],
     "watch": [(0.36, 0), (0.64, 0), (0.66, 1), (0.34, 1)],
     "shirt": [
@@ -50,13 +53,16 @@ SILHOUETTES: dict[Kind, Polygon] = {  # in a unit square, y downwards; some are 
 
 
 def item_height(size: int) -> int:
-    """Count the pixels from the top to the bottom of an item `size` pixels wide."""
+    """Return an item's height from its width, in pixels."""
     return round(1.25 * size)
 
 
 @cache
 def silhouette(kind: Kind, size: int, mirrored: bool) -> Image.Image:
-    """Tell how much of each pixel an item of that kind covers, 0..255; `size` wide and `item_height(size)` high."""
+    """Return an item's coverage of each pixel, 0 to 255.
+
+    The mask is `size` pixels wide and `item_height(size)` pixels high.
+    """
     width, height = size * SMOOTHING, item_height(size) * SMOOTHING
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
@@ -79,7 +85,10 @@ def silhouette(kind: Kind, size: int, mirrored: bool) -> Image.Image:
 
 @cache
 def ink(kind: Kind, size: int, mirrored: bool) -> Image.Image:
-    """Tell where dark ink goes: the outline of the silhouette, and the hands of a watch, 0..255."""
+    """Return the mask of an item's dark lines, 0..255.
+
+    The lines are the outline of its silhouette and the hands of a watch.
+    """
     mask = silhouette(kind, size, mirrored).filter(ImageFilter.FIND_EDGES)
     if kind == "watch":
         pen = ImageDraw.Draw(mask)
@@ -90,7 +99,7 @@ def ink(kind: Kind, size: int, mirrored: bool) -> Image.Image:
 
 
 def shade(material: Material) -> NDArray[np.float32]:
-    """Tell how far each pixel of a tile lies from the item's colour, 0, to its contrast, 1."""
+    """Return a tile of blend factors: 0 colour, 1 contrast."""
     y, x = np.mgrid[0:TILE_SIZE, 0:TILE_SIZE].astype(np.float32)
     match material:
         case "leather":  # quilted: a lattice of fine diagonals
@@ -99,11 +108,11 @@ def shade(material: Material) -> NDArray[np.float32]:
             marks = (x // 4 + y // 4) % 2 > 0
         case "metal":  # smooth, slanted reflections
             marks = 0.5 + 0.5 * np.sin((x + 0.6 * y) / 5.5)
-        case "wood":  # lying, slightly wavy grain
+        case "wood":  # horizontal, slightly wavy grain
             marks = (y + 2 * np.sin(x / 8)) % 9 < 3
         case "wool":  # knitted zigzag
             marks = (y + 1.5 * np.abs(x % 14 - 7)) % 12 < 5
-        case "striped cotton":  # upright stripes
+        case "striped cotton":  # vertical stripes
             marks = x % 14 < 6
         case "dotted silk":
             marks = (x % 14 - 7) ** 2 + (y % 14 - 7) ** 2 < 16
@@ -112,7 +121,7 @@ def shade(material: Material) -> NDArray[np.float32]:
 
 @cache
 def texture(colour: Colour, material: Material) -> Image.Image:
-    """Make the tile that items of a colour and a material are cut from."""
+    """Return the texture of a colour and a material."""
     base = np.array(RGB[colour], np.float32)
     contrast = base * 0.5 if colour in LIGHT_COLOURS else base + (255 - base) * 0.5
     blend = shade(material)[:, :, None]
@@ -120,7 +129,10 @@ def texture(colour: Colour, material: Material) -> Image.Image:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Draw a scene: RGB, 224x224; the same scene gives the same pixels."""
+    """Draw a scene in RGB, 224x224.
+
+    Equal scenes give equal pixels.
+    """
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.wall)
     image.paste(scene.floor, (0, scene.horizon, IMAGE_SIZE, IMAGE_SIZE))
     for item in scene.items:
@@ -134,7 +146,7 @@ def draw(scene: Scene) -> Image.Image:
 def _paste(image: Image.Image, item: Item) -> None:
     third = IMAGE_SIZE / len(POSITIONS)
     left = round(third * (POSITIONS.index(item.position) + 0.5) + item.shift_x - item.size / 2)
-    # Nothing leaves its third: where an item stands is then never a matter of opinion.
+    # Keep the item inside its third, so that its position is unambiguous.
     left = min(max(left, round(third * POSITIONS.index(item.position))), IMAGE_SIZE - item.size)
     height = item_height(item.size)
     corner = (left, round(IMAGE_SIZE / 2 + item.shift_y - height / 2))

@@ -64,9 +64,9 @@ class Score:
 
 
 def make_cases(num_questions: int, seed: int) -> list[Case]:
-    """Make the questions of an evaluation, cycling through languages and topics.
+    """Make the questions of an evaluation.
 
-    Their images come from seeds that training never uses.
+    Languages and topics take turns. The images come from seeds that training never uses.
     """
     num_images = -(-num_questions // QUESTIONS_PER_IMAGE)
     first = seed * SEEDS_PER_EVALUATION
@@ -85,14 +85,14 @@ def make_cases(num_questions: int, seed: int) -> list[Case]:
 
 
 def to_png(scene_seed: int) -> bytes:
-    """Return the drawing of a seed's scene as a PNG file."""
+    """Draw the scene of a seed as a PNG file."""
     file = io.BytesIO()
     draw(make_scene(scene_seed)).save(file, "PNG")
     return file.getvalue()
 
 
 async def converse(client: AsyncClient, release: str, conversation: Conversation, image: bytes) -> tuple[str, ...]:
-    """Ask a conversation's questions, with the model's own answers as history."""
+    """Ask a conversation's questions, keeping the model's answers as history."""
     messages: list[Message] = []
     answers: list[str] = []
     for turn in conversation.turns:
@@ -104,7 +104,7 @@ async def converse(client: AsyncClient, release: str, conversation: Conversation
 
 
 async def evaluate(address: str, release: str, cases: Sequence[Case], progress: Progress) -> list[Outcome]:
-    """Ask every case about both of its images, `NUM_IN_FLIGHT` at a time."""
+    """Ask every case about both its images, many at once."""
     bar = progress.add_task(release, total=len(cases))
     slots = asyncio.Semaphore(NUM_IN_FLIGHT)
 
@@ -121,7 +121,7 @@ async def evaluate(address: str, release: str, cases: Sequence[Case], progress: 
 
 
 def score(outcomes: Sequence[Outcome], language: Language | None = None, topic: Topic | None = None) -> Score:
-    """Score the outcomes of a language and a topic; None stands for all."""
+    """Score the outcomes of one language and topic, or all."""
     chosen = [
         outcome
         for outcome in outcomes
@@ -194,7 +194,7 @@ def measure_at(address: str, release: str, num_questions: int, seed: int, consol
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the questions and the model store."""
+    """Add the flags that choose questions and model store."""
     most = QUESTIONS_PER_IMAGE * (SEEDS_PER_EVALUATION - 1)
     parser.add_argument(
         "--questions", type=_number_in(range(1, most + 1)), default=2000, help="number of questions (default: 2000)"

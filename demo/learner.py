@@ -1,4 +1,4 @@
-"""The whole model as training sees it: both halves in one graph, and the loss of a batch.
+"""Training graph of the whole model, and its loss.
 
 B images, K visual tokens, P tokens up to the end of the image, N conversations of a group, L tokens of its longest,
 T all tokens laid end to end, H query heads, G key-value heads, E head dim, D decoder width, V vocabulary
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoint.config import ModelConfig
+from demo.attribute_heads import AttributeHeads
 from demo.batches import IGNORED, Batch, Group
-from demo.probes import Probes
 from language_service.model import Attend, Decoder
 from vision_service.model import VisionHalf, sincos_2d
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How the answers of a batch were predicted."""
+    """Losses and exact matches of one batch."""
 
-    loss: Tensor  # mean over the answers' tokens
-    probe_loss: Tensor  # of `demo.probes`
-    right: list[Tensor]  # for each group [N]: whether greedy decoding would have said every answer to the letter
+    loss: Tensor  # mean over the tokens of the answers
+    attribute_loss: Tensor  # of `demo.attribute_heads`
+    right: list[Tensor]  # per group, bool [N]: greedy decoding would give every answer exactly
 
 
 class Learner(nn.Module):
@@ -33,30 +33,36 @@ class Learner(nn.Module):
     before_image: Tensor
 
     def __init__(self, config: ModelConfig, before_image: Sequence[int]) -> None:
-        """Make fresh halves; `before_image` are the ids before the image, the same in every conversation."""
+        """Make untrained halves.
+
+        `before_image` holds the token ids before the image, which are the same in every conversation.
+        """
         super().__init__()
         self.vision = VisionHalf(config)
         self.vision.reset_parameters()
-        self._place_patches(config)
+        self._initialise_positions(config)
         self.language = Decoder(config.language)
-        self.probes = Probes(config)
+        self.attribute_heads = AttributeHeads(config)
         self.register_buffer("before_image", torch.tensor(before_image), persistent=False)
 
-    def _place_patches(self, config: ModelConfig) -> None:
-        """Start learned positions as sines and cosines: small random ones would go unnoticed beside the patches."""
+    def _initialise_positions(self, config: ModelConfig) -> None:
+        """Initialise learned positions with sines and cosines.
+
+        Small random positions would be lost against the patch embeddings.
+        """
         if config.vision.positions == "learned":
             table_NW = sincos_2d(config.vision.grid_size, config.vision.width)
             self.vision.vision_tower.pos_embed.data.copy_(table_NW)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Return the weights by the names they have in a checkpoint."""
+        """Return the weights, by their names in a checkpoint."""
         return {**self.vision.state_dict(), **self.language.state_dict()}
 
     def forward(self, batch: Batch) -> Answers:
         """Predict every answer of a batch."""
         patches_BNW = self.vision.vision_tower(batch.pixels_B3SS)
         visual_BKD = self.vision.perceiver_resampler(patches_BNW)
-        probe_loss = self.probes(patches_BNW, visual_BKD, batch.labels_BRA)
+        attribute_loss = self.attribute_heads(patches_BNW, visual_BKD, batch.labels_BRA)
         prefix_BPD = self._embed_prefix(visual_BKD)
         num_images, prefix_length, width = prefix_BPD.shape
         shapes = [group.token_ids_NL.shape for group in batch.groups]
@@ -71,7 +77,7 @@ class Learner(nn.Module):
         attend = shared_prefix_attend(num_images, prefix_length, batch.groups)
         hidden_TD = self.language(embeddings_TD, positions_T, attend)
         loss, right = self._judge(hidden_TD[num_images * prefix_length :], batch.groups)
-        return Answers(loss, probe_loss, right)
+        return Answers(loss, attribute_loss, right)
 
     def _embed_prefix(self, visual_BKD: Tensor) -> Tensor:
         before_BTD = self.language.embed(self.before_image).expand(len(visual_BKD), -1, -1)
@@ -79,24 +85,25 @@ class Learner(nn.Module):
 
     def _judge(self, hidden_TD: Tensor, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
         targets_T = torch.cat([group.targets_NL.flatten() for group in groups])
-        # Logits are as wide as the vocabulary, so only where something is said.
-        said_T = targets_T != IGNORED
-        logits_SV = self.language.logits(hidden_TD[said_T]).float()
-        right_T = torch.ones_like(said_T)
-        right_T[said_T] = logits_SV.argmax(dim=-1) == targets_T[said_T]
+        # Logits are as wide as the vocabulary: compute them for answer tokens only.
+        is_answer_T = targets_T != IGNORED
+        logits_SV = self.language.logits(hidden_TD[is_answer_T]).float()
+        right_T = torch.ones_like(is_answer_T)
+        right_T[is_answer_T] = logits_SV.argmax(dim=-1) == targets_T[is_answer_T]
         sizes = [group.targets_NL.numel() for group in groups]
         right = [
             part.view(group.targets_NL.shape).all(dim=1)
             for part, group in zip(torch.split(right_T, sizes), groups, strict=True)
         ]
-        return functional.cross_entropy(logits_SV, targets_T[said_T]), right
+        return functional.cross_entropy(logits_SV, targets_T[is_answer_T]), right
 
 
 def shared_prefix_attend(num_images: int, prefix_length: int, groups: Sequence[Group]) -> Attend:
-    """Return attention for prefixes laid end to end, then groups of conversations that each continue one of them.
+    """Return causal attention in which conversations share their image's prefix.
 
-    Equal to causal attention over every conversation with its own copy of the prefix. Padding stands on the right, so
-    being causal hides it from all that counts.
+    The tokens are all prefixes, end to end, then the groups of conversations. Each conversation continues one prefix.
+    The result equals causal attention over every conversation with its own copy of the prefix. Padding is on the right,
+    so causal attention hides it from all real tokens.
     """
     sizes = [num_images * prefix_length, *(group.token_ids_NL.numel() for group in groups)]
 
@@ -122,13 +129,14 @@ def _by_sequence(x_THE: Tensor, num_sequences: int) -> Tensor:
 
 
 def _attend(q_NHLE: Tensor, k_NGSE: Tensor, v_NGSE: Tensor) -> Tensor:
-    """Attend causally, the last query to the last key; returns [N * L, H, E].
+    """Attend causally, with the last query at the last key.
 
-    Written out, since the backward pass of torch's own bfloat16 kernel takes five times as long on a CPU at this size.
+    Returns [N * L, H, E].
+    Written out because the backward pass of torch's bfloat16 kernel takes five times as long on a CPU at this size.
     """
     num, heads, length, head_dim = q_NHLE.shape
     kv_heads, span = k_NGSE.shape[1:3]
-    # Query heads that share a key-value head lie end to end, as if they were further queries of it.
+    # Query heads that share a key-value head are stacked as additional queries of that head.
     q_NGQE = (q_NHLE * head_dim**-0.5).reshape(num, kv_heads, -1, head_dim)
     later_LS = torch.ones(length, span, dtype=torch.bool).triu(span - length + 1)
     scores_NHLS = (q_NGQE @ k_NGSE.transpose(-1, -2)).view(num, heads, length, span)

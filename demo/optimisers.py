@@ -1,4 +1,4 @@
-"""What turns gradients into weights: Muon for matrices, AdamW for the rest, and their common schedule."""
+"""Optimisers: Muon for matrices, AdamW for the rest, one schedule."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Learning rate over a run: a linear rise, a plateau, then a fall to nothing.
+    """Learning rate: linear warm-up, plateau, linear decay to zero.
 
-    The plateau does not depend on the length of the run, so a run may be cut short or prolonged until it begins to
-    fall (Hu et al., "MiniCPM", 2024, call it warm-up, stable, decay).
+    The plateau does not depend on the length of the run, so a run may be shortened or prolonged until the decay begins
+    (warm-up, stable, decay in Hu et al., "MiniCPM", 2024).
     """
 
     num_steps: int
     peak: float = 4e-3
     num_warm_up_steps: int = 50
-    decay_share: float = 0.6  # of the run, at its end
+    decay_share: float = 0.6  # share of the run that decays
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -29,10 +29,10 @@ class Schedule:
 
 
 class Optimisers:
-    """Muon and AdamW as one.
+    """Muon and AdamW behind one interface.
 
-    Muon (Jordan, 2024) makes every direction of a matrix learn alike; scaled to the size of AdamW's updates (Liu et
-    al., "Muon is scalable", 2025), both follow one schedule, AdamW at half of its rate.
+    Muon (Jordan, 2024) makes all directions of a matrix learn at the same speed. Its updates are scaled to the size of
+    AdamW's (Liu et al., "Muon is scalable", 2025), so both follow one schedule. AdamW uses half of its rate.
     """
 
     def __init__(self, model: nn.Module, max_gradient_norm: float = 1.0) -> None:
@@ -41,13 +41,13 @@ class Optimisers:
         matrices = [parameter for name, parameter in model.named_parameters() if _is_matrix(name, parameter)]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in self._parameters if id(parameter) not in chosen]
-        self._optimisers: Sequence[tuple[torch.optim.Optimizer, float]] = (  # each with its share of the rate
+        self._optimisers: Sequence[tuple[torch.optim.Optimizer, float]] = (  # with each one's share of the rate
             (torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), 1.0),
             (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True), 0.5),
         )
 
     def step(self, rate: float) -> None:
-        """Change the weights by their gradients, and forget those."""
+        """Update the weights from their gradients, then clear the gradients."""
         nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
         for optimiser, share in self._optimisers:
             for group in optimiser.param_groups:
@@ -56,17 +56,16 @@ class Optimisers:
             optimiser.zero_grad()
 
     def state(self) -> list[dict[str, object]]:
-        """Return what `restore` takes."""
+        """Return the state for `restore`."""
         return [optimiser.state_dict() for optimiser, _ in self._optimisers]
 
     def restore(self, state: Sequence[dict[str, object]]) -> None:
-        """Go on from a state."""
+        """Continue from a saved state."""
         for (optimiser, _), one in zip(self._optimisers, state, strict=True):
             optimiser.load_state_dict(one)
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it maps one space of the model to another; tables of vectors are learnt row by row."""
-    return (
-        parameter.ndim == 2 and not name.startswith("probes.") and not name.endswith(("embed_tokens.weight", "query"))
-    )
+    """Whether a parameter is a linear map, not an embedding."""
+    is_embedding = name.endswith(("embed_tokens.weight", "query"))
+    return parameter.ndim == 2 and not is_embedding and not name.startswith("attribute_heads.")

@@ -1,7 +1,8 @@
-"""How questions and answers are worded, in any language: what a phrasebook is.
+"""Phrasebooks: the wordings of questions and answers in one language.
 
-A form names what is asked or said. A phrasebook holds several wordings of each question and exactly one of each answer,
-so that an answer is either right to the letter or wrong. English is in `demo/english.py`, Chinese in `demo/chinese.py`.
+A form names a kind of sentence, such as "colour of". A phrasebook has several wordings for each form of question, and
+exactly one for each form of answer: an answer is either exactly right or wrong. `demo/english.py` and
+`demo/chinese.py` are phrasebooks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 
 from demo.scenes import Colour, Item, Kind, Material, Position
 
-# The word of each fact in one grammatical shape, by the name that sentences call that shape by.
+# Placeholder in a sentence -> fact -> word, for example "a_kind" -> "bag" -> "a bag".
 Table = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a sentence is about; a form uses those it names."""
+    """Facts that a sentence may mention."""
 
     kind: Kind | None = None
     colour: Colour | None = None
@@ -33,20 +34,20 @@ class Phrasebook:
     by_colour: Table
     by_material: Table
     by_position: Table
-    items_by_count: Sequence[str]  # how many items there are
-    kinds_by_count: Sequence[str]  # how many of a kind there are
-    detail: str  # one item within a description
-    joins: tuple[str, str]  # between the details of a description: all but the last two, the last two
+    items_by_count: Sequence[str]  # phrase for 0, 1, 2 or 3 items
+    kinds_by_count: Sequence[str]  # phrase for 0, 1, 2 or 3 items of one kind
+    detail: str  # one item in a description
+    joins: tuple[str, str]  # separators in a description: between items, before the last item
     questions: Mapping[str, Sequence[str]]
     answers: Mapping[str, str]
 
     def question(self, form: str, wording: int, facts: Facts) -> str:
-        """Word a question; `wording` picks among its wordings, modulo their number."""
+        """Return a question in wording number `wording`, modulo their number."""
         wordings = self.questions[form]
         return self._fill(wordings[wording % len(wordings)], facts)
 
     def answer(self, form: str, facts: Facts) -> str:
-        """Word an answer, in the only right way."""
+        """Return the only right wording of an answer."""
         sentence = self._fill(self.answers[form], facts)
         return sentence[0].upper() + sentence[1:]
 

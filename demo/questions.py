@@ -1,7 +1,7 @@
-"""Questions about a scene with their one right answer, in English and Chinese.
+"""Questions about a scene and their right answers.
 
-A question is asked only where its answer is beyond doubt: of an item by its kind only where one of that kind is in the
-scene, by its colour only where one item has it.
+Every question has exactly one right answer. So "the bag" is used only if the scene has one bag, and "the red item" only
+if one item is red.
 """
 
 import random
@@ -21,7 +21,7 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 PHRASEBOOKS: dict[Language, Phrasebook] = {"english": ENGLISH, "chinese": CHINESE}
 
-ABSENT_SHARE = 0.12  # of questions about an item, those about one that is not in the image
+ABSENT_SHARE = 0.12  # share of questions about an item that is not in the image
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One question about an image, or two of which the second refers to the first."""
+    """One question about an image, or two that belong together."""
 
     language: Language
     topic: Topic
@@ -45,7 +45,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A turn before it is worded."""
+    """A turn as forms and facts, before it becomes sentences."""
 
     question: str  # form
     asked: Facts
@@ -54,7 +54,7 @@ class Exchange:
 
 
 def ask(scene: Scene, rng: random.Random, language: Language, topic: Topic) -> Conversation:
-    """Make a conversation on a topic about a scene; every scene has one on every topic."""
+    """Make a conversation about a scene. Any topic fits."""
     book = PHRASEBOOKS[language]
     turns = tuple(
         Turn(
@@ -67,12 +67,12 @@ def ask(scene: Scene, rng: random.Random, language: Language, topic: Topic) -> C
 
 
 def _same(form: str, facts: Facts) -> Exchange:
-    """Make an exchange whose question and answer share their form and their facts."""
+    """Make an exchange with the same form and facts twice."""
     return Exchange(form, facts, form, facts)
 
 
 def _unique(scene: Scene) -> list[Item]:
-    """List the items that their kind alone points out; never none but in a scene full of one kind."""
+    """List the items whose kind occurs once in the scene."""
     return [item for item in scene.items if len(scene.of_kind(item.kind)) == 1]
 
 
@@ -87,7 +87,7 @@ def _other(rng: random.Random, values: tuple[T, ...], true: T) -> T:
 
 
 def ask_kind(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask what an item is, by its place, its colour, or because it is alone."""
+    """Ask for an item's kind, by position, colour or 'this'."""
     style = rng.random()
     item = rng.choice(scene.items)
     if len(scene.items) == 1 and style < 0.4:
@@ -102,12 +102,12 @@ def ask_kind(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask for the colour of an item, by its kind or its place."""
+    """Ask for an item's colour, by kind or position."""
     return [_ask_attribute(scene, rng, "colour of", "colour at")]
 
 
 def ask_material(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask what an item is made of, by its kind or its place."""
+    """Ask for an item's material, by kind or position."""
     return [_ask_attribute(scene, rng, "material of", "material at")]
 
 
@@ -121,7 +121,7 @@ def _ask_attribute(scene: Scene, rng: random.Random, by_kind: str, by_position: 
 
 
 def ask_count(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask how many items there are, or how many of a kind."""
+    """Ask for the number of items, or of one kind."""
     if rng.random() < 0.4:
         return [_same("count items", Facts(count=len(scene.items)))]
     kind = rng.choice(scene.items).kind if rng.random() < 0.75 else rng.choice(KINDS)
@@ -129,7 +129,7 @@ def ask_count(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def ask_position(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask where an item is."""
+    """Ask for an item's position."""
     unique = _unique(scene)
     if not unique or rng.random() < ABSENT_SHARE:
         return [_absent(scene, rng, "position of")]
@@ -137,12 +137,12 @@ def ask_position(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def ask_description(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask for everything in the image."""
+    """Ask for a description of the whole image."""
     return [_same("description", Facts(count=len(scene.items), items=scene.items))]
 
 
 def ask_yes_or_no(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask whether an item is there, or whether it has a colour or a material; half of the time it is so."""
+    """Ask whether an item exists, or has a colour or material."""
     form = rng.choice(("is it there", "is it there at", "is colour", "is material"))
     item = rng.choice(_unique(scene) or scene.items)
     if form == "is it there" or not _unique(scene):
@@ -157,7 +157,10 @@ def ask_yes_or_no(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def _check_attribute(item: Item, rng: random.Random, form: str, yes: str, no: str) -> Exchange:
-    """Ask whether an item has a colour or a material; a 'no' says what it has instead."""
+    """Ask whether an item has a colour or a material.
+
+    Both answers name the true value.
+    """
     if form.endswith("colour"):
         asked = Facts(kind=item.kind, colour=_other(rng, COLOURS, item.colour))
         so = asked.colour == item.colour
@@ -168,7 +171,7 @@ def _check_attribute(item: Item, rng: random.Random, form: str, yes: str, no: st
 
 
 def ask_two_turns(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask what or where an item is, then about 'it'."""
+    """Ask for an item's kind or position, then about 'it'."""
     unique = _unique(scene)
     if unique and rng.random() < 0.5:
         item = rng.choice(unique)

@@ -1,7 +1,9 @@
-"""Publishes a snapshot of training as a release: `python -m demo.release --tag tandem-demo-v1.1.0 --step 2400`.
+"""Publish a training snapshot as a release.
 
-The release is measured through the running stack first, from the files that are then published, and its model card says
-what was measured.
+    python -m demo.release --tag tandem-demo-v1.1.0 --step 2400
+
+The script first measures the snapshot through a running stack, from the same files that it then publishes. The model
+card quotes this measurement.
 """
 
 import argparse
@@ -24,11 +26,13 @@ from tandem.stack import StackConfig
 
 RESULTS = Path(__file__).parent / "results"
 
-Scores = dict[tuple[Language | None, Topic | None], Score]  # None stands for all
+Scores = dict[tuple[Language | None, Topic | None], Score]  # None means all
 
 
 def publish(root: Path, tag: str, weights: dict[str, Tensor], tokenizer_json: str, card: str) -> Path:
-    """Write a release into the model store at `root`, in bfloat16; returns its folder.
+    """Write a release in bfloat16 to a model store.
+
+    Returns the release's folder in the store at `root`.
 
     Raises:
         FailedPrecondition: TAG_EXISTS, or the weights are not the demo model's.
@@ -41,7 +45,7 @@ def publish(root: Path, tag: str, weights: dict[str, Tensor], tokenizer_json: st
 
 
 def model_card(tag: str, step: int, scores: Scores, note: str = "") -> str:
-    """Write what a user should know of a release."""
+    """Return a release's model card in Markdown."""
     model = demo_model()
     millions = sum(math.prod(spec.shape) for spec in layout(model)) / 1e6
     vision, resampler, language = model.vision, model.resampler, model.language
@@ -56,10 +60,10 @@ def model_card(tag: str, step: int, scores: Scores, note: str = "") -> str:
     )
     return f"""# {tag}
 
-Answers questions in English and Chinese about drawn images of one to three shop items: what they are, their colour,
-their material, how many, where, yes or no, a description of all, and questions that refer to the answer before.
-It is small, so that Tandem can be tried and tested with a model that truly looks at its image; of other images, and
-of other questions, it knows nothing.
+Answers questions in English and Chinese about drawn images of one to three shop items. It names their kind, colour,
+material, number and position, answers yes or no, describes the whole image, and understands a second question that
+refers to the first. It is a small model for trying and testing Tandem, and it really reads its answers from the image.
+It does not handle other images or other questions.
 
 - {millions:.2f} million parameters, stored in bfloat16.
 - Vision transformer: {vision.num_layers} layers, width {vision.width}, {vision.num_patches} patches pooled to \
@@ -67,14 +71,15 @@ of other questions, it knows nothing.
 - Perceiver resampler: {resampler.num_layers} layers, {resampler.num_queries} visual tokens.
 - Decoder: {language.num_layers} layers, width {language.width}, {language.num_heads} query and \
 {language.num_kv_heads} key-value heads.
-- Trained by `demo/train.py` on two CPU cores; these are the weights after {step:,} steps. Images and questions are
-  made by `demo/scenes.py` and `demo/questions.py`; no other data was used.{note and f" {note}"}
+- Trained by `demo/train.py` on two CPU cores. These are the weights after {step:,} steps. `demo/scenes.py` and
+  `demo/questions.py` generate the images and questions. No other data was used.{note and f" {note}"}
 
 ## Accuracy
 
 Measured through the running stack with greedy decoding: {scores[None, None].questions:,} questions about images from
-seeds that training cannot reach. An answer counts when it is the right one to the letter; of two turns, both must be.
-'Swapped' asks the same with another image: what is right then was never read off the image.
+seeds that training never uses. An answer counts only if it matches exactly. In a conversation of two turns, both
+answers must match. "Swapped" asks the same question about a different image. An answer that is still right then did
+not come from the image.
 
 | topic | English | swapped | Chinese | swapped | both | swapped |
 |---|---|---|---|---|---|---|
@@ -84,18 +89,20 @@ seeds that training cannot reach. An answer counts when it is the right one to t
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m demo.release", description="Publish a snapshot of training.")
-    parser.add_argument("--tag", required=True)
-    parser.add_argument("--step", type=int, required=True, help="which snapshot")
-    parser.add_argument("--note", default="", help="a sentence for the model card about how it was trained")
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="of the training run")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.release", description="Publish a training snapshot as a release."
+    )
+    parser.add_argument("--tag", required=True, help="tag of the new release, for example tandem-demo-v1.2.0")
+    parser.add_argument("--step", type=int, required=True, help="training step of the snapshot")
+    parser.add_argument("--note", default="", help="a sentence about the training, for the model card")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="folder of the training run")
     add_evaluation_arguments(parser)
     arguments = parser.parse_args()
     console = Console()
     weights: dict[str, Tensor] = torch.load(arguments.folder / snapshot_name(arguments.step), weights_only=True)
     tokenizer_json = (arguments.folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
-        publish(Path(scratch), arguments.tag, weights, tokenizer_json, card="Being measured.\n")
+        publish(Path(scratch), arguments.tag, weights, tokenizer_json, card="Not measured yet.\n")
         stack = StackConfig(models=Path(scratch), release=arguments.tag)
         outcomes = measure(stack, arguments.questions, arguments.seed, console)
     console.print(table(arguments.tag, outcomes))

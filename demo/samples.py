@@ -1,6 +1,8 @@
-"""Draws the README's image: sample images, questions and what a release answers. `python -m demo.samples`.
+"""Draw the README's figure: sample images, questions and answers.
 
-The sample images come from held-out seeds and lie in `demo/images/`, so that anybody can ask about them.
+    python -m demo.samples --font FONT
+
+The sample images come from held-out seeds. The script also writes them to `demo/images/`, for you to ask about.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from tandem.stack import Stack, StackConfig
 IMAGES = Path(__file__).parent / "images"
 OUTPUT = Path(__file__).parents[1] / "docs" / "demo-answers.png"
 
-SCALE = 2  # the image is drawn twice as large, for screens with fine pixels
+SCALE = 2  # pixels per layout unit, for high-resolution screens
 MARGIN = 16 * SCALE
 TEXT_WIDTH = 470 * SCALE
 FONT_SIZE = 15 * SCALE
@@ -28,18 +30,19 @@ INK, ANSWER_INK = (70, 70, 76), (0, 92, 60)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and what is asked about it."""
+    """An image and the questions about it."""
 
     name: str
     seed: int
     questions: tuple[str, ...]
 
 
+# The model was trained on the word "picture", never on "image".
 SAMPLES = (
     Sample(
         "bag-and-bottle",
         HELD_OUT_SEEDS[-180],
-        ("Describe the image.", "Is the bag made of leather?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
+        ("Describe the picture.", "Is the bag made of leather?", "这个包是真皮的吗？", "右边的商品是什么颜色的？"),
     ),
     Sample(
         "umbrellas-and-watch",
@@ -57,7 +60,7 @@ def write_images(folder: Path) -> None:
 
 
 def ask_all(client: Client, release: str, folder: Path) -> list[list[str]]:
-    """Ask every question of every sample; returns the answers."""
+    """Ask every question of every sample and return the answers."""
     return [
         [
             client.ask(question, images=[folder / f"{sample.name}.png"], release=release, temperature=0.0).text
@@ -68,7 +71,7 @@ def ask_all(client: Client, release: str, folder: Path) -> list[list[str]]:
 
 
 def draw_answers(answers: Sequence[Sequence[str]], folder: Path, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Draw each sample image with its questions and answers beside it."""
+    """Draw each sample image next to its questions and answers."""
     side = IMAGE_SIZE * SCALE
     sheet = Image.new("RGB", (side + TEXT_WIDTH + 3 * MARGIN, (side + MARGIN) * len(SAMPLES) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
@@ -86,7 +89,10 @@ def draw_answers(answers: Sequence[Sequence[str]], folder: Path, font: ImageFont
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Break a text into lines that fit; between Chinese characters anywhere, else at blanks."""
+    """Break a text into lines that fit.
+
+    English breaks at blanks, Chinese between any two characters.
+    """
     pieces = text.split(" ") if text.isascii() else list(text)
     glue = " " if text.isascii() else ""
     lines = [pieces[0]]
@@ -101,10 +107,10 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m demo.samples", description="Draw the README's image.")
+    parser = argparse.ArgumentParser(prog="python -m demo.samples", description="Draw the README's figure.")
     parser.add_argument("--font", type=Path, required=True, help="a font with Chinese characters (.ttf, .ttc or .otf)")
     parser.add_argument("--release", default="tandem-demo-v1.1.0", help="tag of the release that answers")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="the model store")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the model store")
     arguments = parser.parse_args()
     write_images(IMAGES)
     stack = StackConfig(models=arguments.models, release=arguments.release)

@@ -1,8 +1,7 @@
-"""What an image of the demo shows: one to three shop items, as plain data made from a seed.
+"""Scenes: one to three shop items, made from a seed.
 
-Every attribute can be told from the image by construction: an item fills most of its third of the image,
-silhouettes and textures are distinct at the size of a patch, and the colours lie far apart. `demo/drawing.py` turns a
-scene into pixels.
+By construction, every attribute is visible in the image: an item fills most of its third, silhouettes and textures are
+distinct at the size of a patch, and the colours are far apart. `demo/drawing.py` turns a scene into pixels.
 """
 
 import random
@@ -19,13 +18,12 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 MATERIALS: tuple[Material, ...] = get_args(Material)
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-# Three ranges that share no number: what the model learns from, what training is watched with, and what releases are
-# judged on.
+# Three disjoint ranges: for training, for the validation curve, and for the evaluation of releases.
 TRAINING_SEEDS = range(1_000_000_000)
 VALIDATION_SEEDS = range(1_000_000_000, 2_000_000_000)
 HELD_OUT_SEEDS = range(2_000_000_000, 3_000_000_000)
 
-REPEATED_KIND_SHARE = 0.25  # of scenes with several items, so that counting a kind is a question worth asking
+REPEATED_KIND_SHARE = 0.25  # of scenes with several items. Without it, every count of a kind would be 0 or 1.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +34,11 @@ class Item:
     colour: Colour
     material: Material
     position: Position
-    size: int  # pixels from its left to its right
+    size: int  # width in pixels
     shift_x: int  # pixels from the centre of its third
     shift_y: int  # pixels from the middle of the image
     mirrored: bool
-    texture_x: int  # pixels, where its texture starts
+    texture_x: int  # offset into its texture, pixels
     texture_y: int
 
 
@@ -51,10 +49,10 @@ class Scene:
     items: tuple[Item, ...]  # from left to right
     wall: tuple[int, int, int]  # RGB
     floor: tuple[int, int, int]  # RGB
-    horizon: int  # pixels from the top, where the floor begins
-    light: float  # brightness, 1 as drawn
-    light_tilt: float  # brightness gained from the left edge to the right one
-    noise: float  # standard deviation of the grain, in 0..255
+    horizon: int  # where the floor begins, pixels from the top
+    light: float  # brightness factor
+    light_tilt: float  # change of the brightness factor from the left edge to the right
+    noise: float  # standard deviation of the grain, on the scale 0 to 255
     noise_seed: int
 
     def at(self, position: Position) -> Item | None:
@@ -67,7 +65,7 @@ class Scene:
 
 
 def make_scene(seed: int) -> Scene:
-    """Make the scene of a seed; the same one every time."""
+    """Make the scene of a seed, the same every time."""
     rng = random.Random(seed)
     positions = sorted(rng.sample(POSITIONS, rng.randint(1, 3)), key=POSITIONS.index)
     kinds: list[Kind] = rng.sample(KINDS, len(positions))
@@ -87,7 +85,7 @@ def make_scene(seed: int) -> Scene:
 
 
 def make_item(rng: random.Random, kind: Kind, position: Position) -> Item:
-    """Make an item of any colour and material, somewhere in its third."""
+    """Make an item with random colour, material and offset."""
     return Item(
         kind=kind,
         colour=rng.choice(COLOURS),
@@ -103,5 +101,8 @@ def make_item(rng: random.Random, kind: Kind, position: Position) -> Item:
 
 
 def _tint(rng: random.Random, level: int) -> tuple[int, int, int]:
-    """Pick a pale colour near a level of grey, so that no background is taken for an item's colour."""
+    """Pick a pale colour near a level of grey.
+
+    Backgrounds must not look like an item's colour.
+    """
     return (level + rng.randint(-14, 14), level + rng.randint(-14, 14), level + rng.randint(-14, 14))

@@ -1,6 +1,6 @@
-"""The demo's tokenizer: a byte-level BPE learnt from the demo's own English and Chinese.
+"""A byte-level BPE tokenizer, trained on the demo's sentences.
 
-Every text can be written with it, byte by byte where no longer token fits.
+It encodes any text, and falls back to bytes where no longer token fits.
 """
 
 import random
@@ -12,19 +12,20 @@ from checkpoint.tokenizer import SPECIAL_TOKENS
 from demo.questions import LANGUAGES, TOPICS, ask
 from demo.scenes import TRAINING_SEEDS, make_scene
 
-VOCABULARY_SIZE = 1024  # at most; all that the demo says is covered by fewer
-NUM_SCENES = 4000  # whose questions and answers are learnt from
+VOCABULARY_SIZE = 1024  # upper limit. The demo's sentences need fewer tokens.
+NUM_SCENES = 4000  # the tokenizer learns from the questions and answers about these
 
 # Chinese characters that tie words together: pronouns, numbers, measure words, particles.
 TIES = "的是有在这那它你吗和了一两三几没个件块只顶把张"
-# What a token never crosses: a word with the blank before it, one digit, one tie, at most two other Chinese characters
-# (the length of most words), a mark, blanks. Were Chinese left in one piece, frequent sentences would melt into single
-# tokens and compounds such as 真皮 would have none of their own.
+# The text is first split into pieces, and a token never crosses a border between them. A piece is a word with the blank
+# before it, one digit, one tie, up to two other Chinese characters (most words have two), a punctuation mark, or
+# blanks. Without the split of Chinese, frequent sentences would become single tokens, and compounds such as 真皮 would
+# have no token.
 PIECES = Regex(rf" ?[A-Za-z]+|\d|[{TIES}]|[\p{{Han}}&&[^{TIES}]]{{1,2}}|[^\s\w]|\s+")
 
 
 def train_tokenizer() -> Tokenizer:
-    """Learn the tokenizer; the same one every time."""
+    """Train the tokenizer. The result is always the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

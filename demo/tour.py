@@ -1,4 +1,6 @@
-"""`make demo`: start the stack, ask three questions about two images, show the cache at work, stop.
+"""Start the stack, ask three questions about two images, stop.
+
+`make demo` runs this. The last question shows the effect of the visual cache.
 
 python -m demo.tour [--models DIR] [--release TAG] [--images DIR]
 """
@@ -29,23 +31,25 @@ REPOSITORY = Path(__file__).parents[1]
 class Step:
     """One question of the tour."""
 
-    image: int  # which of the two
+    image: int  # index of the image
     question: str
 
 
 STEPS = (
-    Step(0, "Describe the image."),
+    Step(0, "Describe the picture."),  # in the training's words: the model does not know "image"
     Step(1, "请描述这张图片。"),
-    Step(0, "图里有几件商品？"),  # the first image again: no need to encode it
+    Step(0, "图里有几件商品？"),  # the first image again, now a cache hit
 )
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the tour."""
-    parser = argparse.ArgumentParser(prog="python -m demo.tour", description="Three questions about two images.")
-    parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="the model store")
+    parser = argparse.ArgumentParser(prog="python -m demo.tour", description="Ask three questions about two images.")
+    parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="folder of the model store")
     parser.add_argument("--release", default=RELEASE, help="tag of the release that answers")
-    parser.add_argument("--images", type=Path, default=REPOSITORY / "demo" / "images", help="a folder of PNG files")
+    parser.add_argument(
+        "--images", type=Path, default=REPOSITORY / "demo" / "images", help="folder with at least two PNG files"
+    )
     arguments = parser.parse_args(argv)
     interrupt_on_signals()
     try:
@@ -59,16 +63,16 @@ def find_images(folder: Path) -> tuple[Path, Path]:
     """Return the first two images of a folder.
 
     Raises:
-        NotFound: it has fewer.
+        NotFound: the folder has fewer than two PNG files.
     """
     images = sorted(folder.glob("*.png"))
     if len(images) < 2:
-        raise NotFound(f"The folder {folder} has no two PNG files.")
+        raise NotFound(f"{folder} has fewer than two PNG files; name a folder with two with --images.")
     return images[0], images[1]
 
 
 def tour(config: StackConfig, images: tuple[Path, Path]) -> None:
-    """Start the stack, ask, show and stop."""
+    """Start the stack, ask the questions and stop it again."""
     console = Console(highlight=False)
     started = time.monotonic()
     stack = Stack(config)
@@ -87,7 +91,7 @@ def tour(config: StackConfig, images: tuple[Path, Path]) -> None:
 
 
 def ask(console: Console, client: Client, image: Path, question: str) -> Answer:
-    """Ask one question, print the answer as it comes and then where the time went."""
+    """Ask one question, stream its answer and print the timings."""
     console.print(Text.assemble("\n", (image.name, "dim"), "  ", (question, "bold")), soft_wrap=True)
     stream = client.generate(question, images=[image], max_tokens=MAX_TOKENS)
     for text in stream:
@@ -98,13 +102,13 @@ def ask(console: Console, client: Client, image: Path, question: str) -> Answer:
 
 
 def cache_verdict(first: Answer, again: Answer) -> Text:
-    """Return what asking about the same image again saved."""
+    """Return a sentence about the time the cache hit saved."""
     before, after = first.images[0], again.images[0]
     if not after.cached:
-        return Text("\nThe image was not in the cache when it was asked about again.", "red")
+        return Text("\nThe last question's image was a cache miss. A hit was expected.", "red")
     return Text(
-        f"\nThe image of the last question was cached: its visual tokens were at hand after {after.ready_ms:.1f} ms, "
-        f"where encoding it had taken {before.ready_ms:.1f} ms.",
+        f"\nThe last question's image was a cache hit: its visual tokens were ready after {after.ready_ms:.1f} ms. "
+        f"Encoding it for the first question took {before.ready_ms:.1f} ms.",
         "bold",
     )
 

@@ -1,8 +1,12 @@
-"""Trains the demo model on CPU cores: `python -m demo.train`, or `make train-demo`.
+"""Train the demo model on CPU cores (`make train-demo`).
 
-Seeded and restartable: a step's images follow from its number, and the state is saved every so often, so a run that
-was stopped goes on to the very weights it would have reached. One process a core, each with its share of the images:
-on a machine that does other work too, two threads of one process would wait for each other at every operation.
+    python -m demo.train
+
+Runs are seeded and restartable. A step's images depend only on its number, and the state is saved regularly. So a
+stopped run continues to exactly the weights it would have reached.
+
+Training uses one process per core, each with its share of the images. On a busy machine, two threads of one process
+would wait for each other at every operation.
 """
 
 import argparse
@@ -36,24 +40,24 @@ DEFAULT_FOLDER = Path(".tandem/training")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """A run."""
+    """Settings of a training run."""
 
-    folder: Path  # where its state, its snapshots and its curve go
+    folder: Path  # for state, snapshots and curve
     schedule: Schedule
-    mix: BatchConfig  # of one process
+    mix: BatchConfig  # per process
     num_processes: int = 2
-    probe_weight: float = 1.0  # of the probes' loss beside that of the answers
-    report_every: int = 25  # steps, on the validation images
+    attribute_weight: float = 1.0  # weight of the attribute heads' loss. The loss of the answers has weight 1.
+    report_every: int = 25  # steps between measurements on the validation images
     save_every: int = 100  # steps
     num_validation_images: int = 32
     seed: int = 0
 
 
 class Run:
-    """One process's part of a run."""
+    """One process's share of a run."""
 
     def __init__(self, config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rank: int) -> None:
-        """Start afresh, or where the state in the folder stands."""
+        """Start a new run or continue from the saved state."""
         self.config = config
         self.rank = rank
         self.step = 0
@@ -68,17 +72,17 @@ class Run:
             self._restore()
 
     def advance(self) -> float:
-        """Take one step; returns the loss on this process's images."""
+        """Take one step and return this process's loss."""
         batch = self.batches[self.step * self.config.num_processes + self.rank]
         answers = self._answer(batch)
-        (answers.loss + self.config.probe_weight * answers.probe_loss).backward()  # type: ignore[no-untyped-call]
+        (answers.loss + self.config.attribute_weight * answers.attribute_loss).backward()  # type: ignore[no-untyped-call]
         self._share_gradients()
         self.optimisers.step(self.config.schedule.rate(self.step))
         self.step += 1
         return answers.loss.item()
 
     def report(self, loss: float) -> Point:
-        """Measure the model on images it has not learnt from, and add a point to the curve."""
+        """Measure the model on validation images and extend the curve."""
         with torch.no_grad():
             answers = self._answer(self.validation)
         right = torch.cat(answers.right).float().mean().item()
@@ -86,7 +90,7 @@ class Run:
             step=self.step,
             loss=loss,
             validation_loss=answers.loss.item(),
-            validation_probe_loss=answers.probe_loss.item(),
+            validation_attribute_loss=answers.attribute_loss.item(),
             validation_accuracy=right,
         )
         self.points.append(point)
@@ -94,7 +98,7 @@ class Run:
         return point
 
     def save(self) -> None:
-        """Write the state, whole or not at all, and the weights of this step beside it."""
+        """Save the state atomically, and a snapshot of the weights."""
         folder = self.config.folder
         state = {
             "step": self.step,
@@ -108,7 +112,7 @@ class Run:
         torch.save(weights, folder / snapshot_name(self.step))
 
     def _restore(self) -> None:
-        # Our own file: the points of the curve are objects, which the loader for strangers' files refuses.
+        # We wrote this file ourselves. The safe loader would refuse the curve's points, which are objects.
         state: dict[str, Any] = torch.load(self.config.folder / STATE_FILE, weights_only=False)
         self.step, self.points = state["step"], state["points"]
         self.learner.load_state_dict(state["learner"])
@@ -120,7 +124,7 @@ class Run:
         return answers
 
     def _share_gradients(self) -> None:
-        """Set every process's gradients to their mean."""
+        """Replace every process's gradients by their mean."""
         if self.config.num_processes == 1:
             return
         gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
@@ -132,17 +136,17 @@ class Run:
 
 
 def snapshot_name(step: int) -> str:
-    """Name the file of the weights after a step."""
+    """Return the file name of a step's weights."""
     return f"weights-{step:05d}.pt"
 
 
 def demo_model() -> ModelConfig:
-    """Return the demo model's shape."""
+    """Return the demo model's configuration."""
     return PRESETS["demo"]
 
 
 def train(config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Train to the end of the schedule, from where the state in the folder stands."""
+    """Train to the end of the schedule, from saved state."""
     config.folder.mkdir(parents=True, exist_ok=True)
     tokenizer_json = tokenizer.to_str(pretty=True)
     (config.folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
@@ -175,7 +179,7 @@ def _work(rank: int, config: TrainingConfig, model: ModelConfig, tokenizer_json:
 
 
 def _orphaned() -> bool:
-    """Whether whoever started this process is gone; training that nobody waits for would go on unseen."""
+    """Whether the parent process has died."""
     parent = parent_process()
     return parent is not None and not parent.is_alive()
 
@@ -192,20 +196,27 @@ def _progress(*, shown: bool) -> Progress:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model.")
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="state, snapshots and curve")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=DEFAULT_FOLDER,
+        help="folder for state, snapshots and curve (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=3000, help="length of the run (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=min(2, os.cpu_count() or 1), help="worker processes (default: %(default)s)"
+    )
     arguments = parser.parse_args()
-    # Memory that is given back and taken again at every operation would cost more than computing.
+    # Large pages: without them, allocating and freeing memory at every operation costs more than computing.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     config = TrainingConfig(
         folder=arguments.folder,

@@ -1,4 +1,4 @@
-"""What the demo's tests share."""
+"""Fixtures of the demo's tests."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -16,6 +16,6 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small_model() -> ModelConfig:
-    """Return the smallest model that takes the demo's images and words."""
+    """Return a tiny model with the demo's vocabulary."""
     tiny = PRESETS["tiny"]
     return tiny.model_copy(update={"language": tiny.language.model_copy(update={"vocab_size": VOCABULARY_SIZE})})

@@ -1,4 +1,4 @@
-"""What a training step sees."""
+"""Training batches: prompts, targets, images and groups."""
 
 import random
 
@@ -23,8 +23,8 @@ def two_turns() -> Conversation:
     return ask(make_scene(3), random.Random(3), "english", "two turns")
 
 
-def test_prompts_are_those_of_serving(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The ids up to the second answer are what the gateway sends when the second question is asked."""
+def test_training_prompts_equal_serving_prompts(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """A training prompt equals the gateway's prompt for the second question."""
     conversation = two_turns()
     first, second = conversation.turns
     builder = PromptBuilder(small_model, tokenizer, ChatTemplate(CHAT_TEMPLATE))
@@ -43,18 +43,18 @@ def test_prompts_are_those_of_serving(small_model: ModelConfig, tokenizer: Token
     assert tuple(token_ids[: len(after.token_ids)]) == after.token_ids
 
 
-def test_every_answer_and_its_end_is_taught_and_nothing_else(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_targets_are_the_answers_and_their_end_tokens(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     conversation = two_turns()
     token_ids, targets = ConversationEncoder(small_model, tokenizer).encode(conversation)
     assert len(token_ids) == len(targets)
-    taught = [target for target in targets if target != IGNORED]
+    learned = [target for target in targets if target != IGNORED]
     answers = "".join(f"{turn.answer}<|im_end|>" for turn in conversation.turns)
-    assert tokenizer.decode(taught, skip_special_tokens=False) == answers
-    # Each target is the next id: what is taught is what follows.
+    assert tokenizer.decode(learned, skip_special_tokens=False) == answers
+    # Each target is the next token id.
     assert all(target in (IGNORED, following) for target, following in zip(targets, token_ids[1:], strict=False))
 
 
-def test_a_step_is_the_same_every_time_and_repeats_no_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_a_step_is_reproducible_and_repeats_no_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     batches = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)
     first, again, second = batches[0], batches[0], batches[1]
     assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
@@ -63,7 +63,7 @@ def test_a_step_is_the_same_every_time_and_repeats_no_image(small_model: ModelCo
     assert np.array_equal(second.pixels_B3SS[0].numpy(), expected)
 
 
-def test_every_conversation_is_in_one_group_with_its_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_every_conversation_is_in_exactly_one_group(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
     batch = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)[0]
     images = torch.cat([group.image_N for group in batch.groups])
     assert sorted(images.tolist()) == sorted(list(range(MIX.num_images)) * MIX.num_conversations)

@@ -1,4 +1,4 @@
-"""How a release is measured and published, but for the stack itself."""
+"""Evaluation and publishing of a release, without a running stack."""
 
 import subprocess
 import sys
@@ -25,7 +25,10 @@ TAG = "tandem-demo-v9.9.9"
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
-    """Return outcomes of which all English and no Chinese answers are right, and swapped none."""
+    """Return outcomes with right English and wrong Chinese answers.
+
+    All answers about swapped images are wrong.
+    """
     return [
         Outcome(
             case, tuple(turn.answer for turn in case.conversation.turns), case.conversation.language == "english", False
@@ -34,24 +37,24 @@ def outcomes() -> list[Outcome]:
     ]
 
 
-def test_questions_are_about_held_out_images_and_cover_all() -> None:
+def test_questions_cover_all_topics_on_held_out_images() -> None:
     cases = make_cases(64, seed=3)
     assert all(case.scene_seed in HELD_OUT_SEEDS for case in cases)
     asked = [(case.conversation.language, case.conversation.topic) for case in cases]
     assert {asked.count((language, topic)) for language in LANGUAGES for topic in TOPICS} == {4}
 
 
-def test_evaluations_with_other_seeds_share_no_image() -> None:
+def test_evaluations_with_different_seeds_share_no_image() -> None:
     images = [{case.scene_seed for case in make_cases(40, seed)} for seed in (0, 1, 999)]
     assert not images[0] & images[1]
     assert len(set.union(*images)) == 30
 
 
-def test_the_swapped_image_is_another() -> None:
+def test_the_swapped_image_is_a_different_one() -> None:
     assert all(case.image != case.other_image for case in make_cases(40, seed=0))
 
 
-def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
+def test_scores_select_by_language_and_topic(outcomes: list[Outcome]) -> None:
     assert score(outcomes, "english").right == 1.0
     assert score(outcomes, "chinese", "colour").right == 0.0
     assert score(outcomes).right == 0.5
@@ -64,11 +67,11 @@ def test_scores_count_by_language_and_topic(outcomes: list[Outcome]) -> None:
     ("flags", "code", "words"),
     [
         (["--address", "127.0.0.1:1", "--questions", "4"], 1, "Cannot reach a gateway at 127.0.0.1:1; start one with"),
-        (["--seed", "1000"], 2, "argument --seed: must be 0 to 999"),  # there are no images left for it
+        (["--seed", "1000"], 2, "argument --seed: must be 0 to 999"),  # held-out images exist for these seeds only
         (["--questions", "0"], 2, "argument --questions: must be 1 to"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_a_sentence(flags: list[str], code: int, words: str) -> None:
+def test_a_failed_evaluation_prints_one_sentence_and_no_traceback(flags: list[str], code: int, words: str) -> None:
     command = [sys.executable, "-m", "demo.evaluate", *flags]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == code
@@ -76,7 +79,7 @@ def test_what_cannot_be_measured_is_told_in_a_sentence(flags: list[str], code: i
     assert "Traceback" not in done.stderr
 
 
-def test_the_report_keeps_wrong_answers_for_reading(outcomes: list[Outcome]) -> None:
+def test_the_report_includes_wrong_answers(outcomes: list[Outcome]) -> None:
     written = report(TAG, 0, outcomes)
     wrong: Any = written["wrong"]
     assert len(wrong) == 16
@@ -84,7 +87,7 @@ def test_the_report_keeps_wrong_answers_for_reading(outcomes: list[Outcome]) -> 
     assert len(table(TAG, outcomes).rows) == len(TOPICS) + 1
 
 
-def test_a_published_release_verifies_loads_and_is_small(
+def test_a_published_release_is_small_and_passes_verification_and_loading(
     tmp_path: Path, tokenizer: Tokenizer, outcomes: list[Outcome]
 ) -> None:
     weights = {spec.name: torch.randn(spec.shape) for spec in layout(demo_model())}

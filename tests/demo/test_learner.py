@@ -1,4 +1,4 @@
-"""The loss, and attention that shares an image among conversations."""
+"""The training loss, and attention with a shared image."""
 
 import torch
 from tokenizers import Tokenizer
@@ -11,8 +11,8 @@ from demo.scenes import TRAINING_SEEDS
 from language_service.model.attention import causal_attend
 
 
-def test_sharing_the_image_changes_nothing(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The slow and obvious way: every conversation alone, behind its own copy of the image, without padding."""
+def test_sharing_the_image_gives_the_same_loss(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Compare with separate conversations, each with its own image."""
     batches = Batches(
         small_model, tokenizer, BatchConfig(num_images=2, num_conversations=3, num_groups=2), TRAINING_SEEDS
     )
@@ -37,13 +37,13 @@ def test_sharing_the_image_changes_nothing(small_model: ModelConfig, tokenizer: 
     assert torch.cat(found.right).tolist() == right
 
 
-def test_both_halves_learn_from_answers_alone(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The probes are a help, not the only way by which the vision half learns."""
+def test_the_answers_alone_train_both_halves(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The vision half must learn without attribute heads, too."""
     batches = Batches(small_model, tokenizer, BatchConfig(num_images=2, num_conversations=2), TRAINING_SEEDS)
     learner = Learner(small_model, batches.encoder.before_image)
     learner(batches[0]).loss.backward()
     for name, parameter in learner.named_parameters():
-        if name.startswith("probes."):
+        if name.startswith("attribute_heads."):
             assert parameter.grad is None
         else:
             assert parameter.grad is not None, name

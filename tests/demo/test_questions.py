@@ -1,4 +1,4 @@
-"""Questions and their right answers."""
+"""Questions have answers that are true of the scene."""
 
 import random
 import re
@@ -31,8 +31,8 @@ KIND, COLOUR, MATERIAL = one_of(KINDS), one_of(COLOURS), one_of(MATERIALS)
 
 
 @given(seeds)
-def test_what_is_said_of_a_kind_is_true_of_the_only_item_of_that_kind(seed: int) -> None:
-    """'The bag' must be beyond doubt."""
+def test_answers_about_a_kind_are_true_and_unambiguous(seed: int) -> None:
+    """'The bag' requires exactly one bag in the scene."""
     for topic in TOPICS:
         scene, conversation = english(seed, topic)
         for turn in conversation.turns:
@@ -48,7 +48,7 @@ def test_what_is_said_of_a_kind_is_true_of_the_only_item_of_that_kind(seed: int)
 
 
 @given(seeds)
-def test_what_is_said_of_a_place_is_true_of_what_is_there(seed: int) -> None:
+def test_answers_about_a_position_are_true_of_the_item_there(seed: int) -> None:
     for topic in ("kind", "colour", "material"):
         scene, conversation = english(seed, topic)
         (turn,) = conversation.turns
@@ -62,7 +62,7 @@ def test_what_is_said_of_a_place_is_true_of_what_is_there(seed: int) -> None:
 
 
 @given(seeds)
-def test_counts_are_the_scenes(seed: int) -> None:
+def test_counts_match_the_scene(seed: int) -> None:
     scene, conversation = english(seed, "count")
     said = re.fullmatch(r"There (?:is|are) (no|one|two|three) (\w+)\.", conversation.turns[0].answer)
     assert said
@@ -81,7 +81,7 @@ def test_a_description_names_every_item_in_order(seed: int) -> None:
 
 
 @given(seeds)
-def test_yes_means_that_what_was_asked_is_so(seed: int) -> None:
+def test_the_answer_is_yes_exactly_if_the_fact_is_true(seed: int) -> None:
     scene, conversation = english(seed, "yes or no")
     (turn,) = conversation.turns
     if asked := re.search(rf"the {KIND} {COLOUR}\?|(?:the|this) {KIND} made of {MATERIAL}\?", turn.question):
@@ -100,7 +100,7 @@ def test_yes_means_that_what_was_asked_is_so(seed: int) -> None:
 
 
 @given(seeds)
-def test_it_means_the_item_of_the_turn_before(seed: int) -> None:
+def test_it_refers_to_the_item_of_the_previous_turn(seed: int) -> None:
     scene, conversation = english(seed, "two turns")
     opening, follow_up = conversation.turns
     place = re.search(PLACE, opening.answer)
@@ -113,8 +113,8 @@ def test_it_means_the_item_of_the_turn_before(seed: int) -> None:
 
 
 @given(seeds)
-def test_both_languages_say_the_same(seed: int) -> None:
-    """The same random numbers choose the same facts, so the truths tested in English hold in Chinese."""
+def test_both_languages_state_the_same_facts(seed: int) -> None:
+    """So the tests of English answers also cover Chinese ones."""
     scene = make_scene(seed)
     for topic in TOPICS:
         said = [ask(scene, random.Random(seed), language, topic).turns for language in LANGUAGES]
@@ -141,8 +141,8 @@ def test_every_scene_has_a_question_on_every_topic(language: Language, topic: To
             assert "{" not in turn.question + turn.answer
 
 
-def test_every_wording_comes_up() -> None:
-    """A wording that is never asked in training would be one that the model does not understand."""
+def test_training_uses_every_wording() -> None:
+    """The model understands only wordings that training uses."""
     for language in LANGUAGES:
         book = PHRASEBOOKS[language]
         asked = {

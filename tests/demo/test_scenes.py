@@ -17,8 +17,8 @@ from vision_service.image_files import ImageLimits, read_image
 SEEDS = range(200)
 
 
-def still(scene: Scene) -> Scene:
-    """Return the scene without grain, whose pixels differ everywhere."""
+def without_noise(scene: Scene) -> Scene:
+    """Return the scene without grain, which changes every pixel."""
     return dataclasses.replace(scene, noise=0.0)
 
 
@@ -33,7 +33,7 @@ def test_training_validation_and_evaluation_share_no_seed() -> None:
     assert all(before.stop <= after.start for before, after in pairwise(ranges))
 
 
-def test_scenes_hold_one_to_three_items_in_places_of_their_own() -> None:
+def test_scenes_have_one_to_three_items_at_different_positions() -> None:
     scenes = [make_scene(seed) for seed in SEEDS]
     assert {len(scene.items) for scene in scenes} == {1, 2, 3}
     for scene in scenes:
@@ -42,15 +42,15 @@ def test_scenes_hold_one_to_three_items_in_places_of_their_own() -> None:
 
 
 def test_some_scenes_repeat_a_kind() -> None:
-    """Otherwise 'how many bags' would never be two."""
+    """Otherwise 'How many bags?' would never have the answer two."""
     assert any(len(scene.of_kind(scene.items[0].kind)) == 2 for scene in map(make_scene, SEEDS))
 
 
-def test_an_item_changes_pixels_of_its_own_third_only() -> None:
-    """'On the left' is then true of every pixel of an item."""
+def test_an_item_changes_only_pixels_of_its_own_third() -> None:
+    """So a position such as 'on the left' is unambiguous."""
     third = IMAGE_SIZE / 3
     for seed in SEEDS:
-        scene = still(make_scene(seed))
+        scene = without_noise(make_scene(seed))
         for item in scene.items:
             others = tuple(other for other in scene.items if other != item)
             without = dataclasses.replace(scene, items=others)
@@ -65,7 +65,7 @@ def test_an_item_changes_pixels_of_its_own_third_only() -> None:
 
 
 def test_kinds_and_materials_look_different() -> None:
-    scene = still(next(scene for scene in map(make_scene, SEEDS) if len(scene.items) == 1))
+    scene = without_noise(next(scene for scene in map(make_scene, SEEDS) if len(scene.items) == 1))
     (item,) = scene.items
     by_kind = [dataclasses.replace(item, kind=kind) for kind in KINDS]
     by_material = [dataclasses.replace(item, material=material) for material in MATERIALS]
@@ -74,8 +74,8 @@ def test_kinds_and_materials_look_different() -> None:
         assert len(images) == len(items)
 
 
-def test_the_serving_path_sees_the_drawn_pixels() -> None:
-    """A PNG of a drawing is neither scaled nor padded, so training on drawings is training on what is served."""
+def test_serving_and_training_see_the_same_pixels() -> None:
+    """Serving neither scales nor pads the PNG of a drawing."""
     seed = HELD_OUT_SEEDS[7]
     drawn = draw(make_scene(seed))
     read = read_image(to_png(seed), ImageLimits())

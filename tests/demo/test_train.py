@@ -1,4 +1,4 @@
-"""Training runs, small ones."""
+"""Training runs of a few steps."""
 
 import dataclasses
 from pathlib import Path
@@ -35,13 +35,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_model: ModelConfig,
     return folder
 
 
-def test_learning_lowers_the_loss_on_images_it_has_not_seen(finished: Path) -> None:
+def test_training_lowers_the_validation_loss(finished: Path) -> None:
     points = read_points(finished / CURVE_FILE)
     assert [point.step for point in points] == [4, 8]
-    assert points[1].validation_loss < points[0].validation_loss < 6.9  # log of the vocabulary: knowing nothing
+    assert points[1].validation_loss < points[0].validation_loss < 6.9  # the loss of a uniform guess
 
 
-def test_a_run_that_was_stopped_ends_where_it_would_have_ended(
+def test_a_resumed_run_reaches_the_weights_of_an_uninterrupted_one(
     finished: Path, small_model: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     stopped = Run(small_run(tmp_path, 8), small_model, tokenizer, rank=0)
@@ -62,7 +62,7 @@ def test_two_processes_learn_from_the_mean_of_their_gradients(
     for run in (first, second):
         with torch.autocast("cpu", torch.bfloat16):
             answers = run.learner(run.batches[run.rank])
-        (answers.loss + config.probe_weight * answers.probe_loss).backward()
+        (answers.loss + config.attribute_weight * answers.attribute_loss).backward()
     for parameter, other in zip(first.learner.parameters(), second.learner.parameters(), strict=True):
         assert parameter.grad is not None
         assert other.grad is not None
@@ -74,20 +74,20 @@ def test_two_processes_learn_from_the_mean_of_their_gradients(
         torch.testing.assert_close(found[name], expected.bfloat16())
 
 
-def test_snapshots_hold_exactly_the_tensors_of_a_checkpoint(finished: Path, small_model: ModelConfig) -> None:
-    """Probes and constants of training must not reach a release."""
+def test_snapshots_contain_exactly_the_tensors_of_a_checkpoint(finished: Path, small_model: ModelConfig) -> None:
+    """Attribute heads and training buffers must not reach a release."""
     weights = torch.load(finished / snapshot_name(8), weights_only=True)
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
         spec.name: spec.shape for spec in layout(small_model)
     }
 
 
-def test_the_curve_is_drawn(finished: Path, tmp_path: Path) -> None:
+def test_the_curve_is_plotted_as_png(finished: Path, tmp_path: Path) -> None:
     plot(finished / CURVE_FILE, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_rate_rises_stays_and_falls_to_nearly_nothing() -> None:
+def test_the_learning_rate_warms_up_stays_and_decays() -> None:
     schedule = Schedule(num_steps=100, peak=1.0, num_warm_up_steps=10, decay_share=0.5)
     rates = [schedule.rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])

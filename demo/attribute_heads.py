@@ -1,7 +1,8 @@
-"""What the vision half is asked for directly while it learns: kind, colour and material of the item in each third.
+"""Auxiliary training loss: predict each item's attributes from vision features.
 
-Answers alone teach it through the whole decoder, which at first knows nothing itself; the probes are a short way. They
-are part of training only and of no checkpoint.
+Linear heads predict kind, colour and material of the item in each third of the image. The loss of the answers reaches
+the vision half only through the decoder, which knows nothing at first. These heads give the vision half a direct
+signal. They exist only during training and are part of no checkpoint.
 
 B images, R thirds of the image, X thirds or tokens, A attributes, S labels of all attributes, N patches,
 W vision width, K visual tokens, D decoder width
@@ -14,12 +15,12 @@ from torch.nn import functional
 from checkpoint.config import ModelConfig
 from demo.scenes import COLOURS, KINDS, MATERIALS, POSITIONS, Scene
 
-NOTHING = 0  # the label where a third is empty
-NUM_LABELS = [1 + len(KINDS), 1 + len(COLOURS), 1 + len(MATERIALS)]  # by attribute
+NOTHING = 0  # label of an empty third
+NUM_LABELS = [1 + len(KINDS), 1 + len(COLOURS), 1 + len(MATERIALS)]  # per attribute
 
 
 def labels(scene: Scene) -> list[list[int]]:
-    """Return what there is in each third, by attribute, as the probes number it."""
+    """Return the labels of each third's item, [thirds][attributes]."""
     items = [scene.at(position) for position in POSITIONS]
     return [
         [1 + KINDS.index(item.kind), 1 + COLOURS.index(item.colour), 1 + MATERIALS.index(item.material)]
@@ -29,15 +30,16 @@ def labels(scene: Scene) -> list[list[int]]:
     ]
 
 
-class Probes(nn.Module):
-    """One linear map from the patches of a third, and one from a visual token, to the labels.
+class AttributeHeads(nn.Module):
+    """Linear heads that predict labels from patches and visual tokens.
 
-    Each visual token is to tell all of one item, in the same way for every third. A decoder can then find an item by
-    its kind, by attention, and read the rest where it found it. Tokens left to themselves scatter an item's attributes,
-    and the decoder long answers questions about 'the bag' by chance.
+    The patch head reads the mean patch of a third. The token head reads one visual token, and each token is assigned to
+    one third. So each token learns to describe one whole item, in the same way for every third. The decoder's attention
+    can then find an item by its kind and read its other attributes from the same token. Without these heads the
+    attributes of an item are scattered over tokens, and the decoder long answers questions about 'the bag' by chance.
     """
 
-    third_K: Tensor  # which third each visual token is to tell of
+    third_K: Tensor  # the third that each visual token describes
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class Probes(nn.Module):
         self.register_buffer("third_K", third_K, persistent=False)
 
     def forward(self, patches_BNW: Tensor, visual_BKD: Tensor, labels_BRA: Tensor) -> Tensor:
-        """Return how far both maps are from the labels, the mean of cross-entropies."""
+        """Return the sum of both heads' cross-entropies, means over attributes."""
         columns = torch.unflatten(patches_BNW, 1, (self.side, self.side)).tensor_split(len(POSITIONS), dim=2)
         thirds_BRW = torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1)
         of_patches = _loss(self.from_patches(thirds_BRW), labels_BRA)
