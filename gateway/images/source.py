@@ -13,7 +13,7 @@ from checkpoint.identity import visual_key
 from gateway.images.entry import Entry, ForeignError, Wanted
 from gateway.images.memory_cache import Found, VisualCache
 from gateway.images.store import RequestImage
-from gateway.stages import Replica, errors_of, with_failover
+from gateway.stages import Replica, translate_errors, with_failover
 from tandem.v1 import gateway_pb2, vision_pb2
 
 ENCODE_ERRORS = Counter(
@@ -113,7 +113,7 @@ class VisualTokenSource:
         return await with_failover(
             search.replica,
             lambda replica: self._encode_at(replace(search, replica=replica)),
-            may_repeat=lambda: True,
+            may_retry=lambda: True,
         )
 
     async def _encode_at(self, search: _Search) -> Found:
@@ -141,7 +141,7 @@ async def _ask_by_digest(search: _Search) -> vision_pb2.EncodeResponse | None:
 async def _ask(search: _Search, image: bytes) -> vision_pb2.EncodeResponse:
     request = vision_pb2.EncodeRequest(image=image)
     request.MergeFrom(search.request)
-    with errors_of("vision"):
+    with translate_errors("vision"):
         return await search.replica.stub.Encode(request, timeout=search.deadline.remaining_s())
 
 

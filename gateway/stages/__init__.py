@@ -1,9 +1,9 @@
-"""Know which endpoint serves which tag, and call it."""
+"""Choose replicas of the two stages and call them."""
 
-from gateway.stages.errors import errors_of
+from gateway.stages.errors import translate_errors
 from gateway.stages.failover import with_failover
 from gateway.stages.language_call import CallEndedError, LanguageCall
-from gateway.stages.model_loading import ModelLife
+from gateway.stages.model_loading import ModelLoading
 from gateway.stages.releases import (
     SERVICE_NAME,
     LanguageStage,
@@ -20,14 +20,14 @@ __all__ = [
     "CallEndedError",
     "LanguageCall",
     "LanguageStage",
-    "ModelLife",
+    "ModelLoading",
     "Release",
     "Releases",
     "Replica",
     "Route",
     "Stage",
     "VisionStage",
-    "errors_of",
     "open_release",
+    "translate_errors",
     "with_failover",
 ]

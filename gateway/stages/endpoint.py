@@ -1,4 +1,4 @@
-"""One endpoint of a stage: what it holds, how busy it is, and whether it may be trusted with another request."""
+"""One server of a stage, its models and recent failures."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,31 +10,28 @@ import structlog
 from prometheus_client import Counter
 
 from chassis.errors import DeadlineExceeded, Internal, NotFound, ResourceExhausted, TandemError, Unavailable
-from gateway.stages.errors import errors_of, unreachable
+from gateway.stages.errors import model_absent, translate_errors, unreachable
 from tandem.v1 import model_pb2
 
 EJECTIONS = Counter(
-    "tandem_gateway_ejections", "Models left out at an endpoint for failures in a row, by stage.", ["stage"]
+    "tandem_gateway_ejections", "Models ejected at an endpoint after consecutive failures, by stage.", ["stage"]
 )
 
+_LIST_TIMEOUT_S = 1.0
 
-_ASK_TIMEOUT_S = 1.0
-# Late so often in a row, a server is asked only where there is no other: it may be busy, and it may hang.
-_LATE_TO_BE_LAST = 3
-# So many failures in a row leave it out, first for the shorter, then for twice as long each time, up to the longer.
+# After this many consecutive timeouts, use an endpoint only as a last resort. It may be busy, or it may hang.
+_MAX_TIMEOUTS = 3
+
+# This many consecutive failures eject a model from an endpoint. Each further ejection lasts twice as long, up to the
+# maximum. A success resets the time.
 _FAILURES_TO_EJECT = 3
-_SHORTEST_EJECTION_S, _LONGEST_EJECTION_S = 1.0, 30.0
+_MIN_EJECTION_S, _MAX_EJECTION_S = 1.0, 30.0
 
 _log = structlog.get_logger()
 
 
-def absent(stage: str, tag: str) -> Unavailable:
-    """Return the error of a stage that answers, and holds other models."""
-    return Unavailable(f"The {stage} service does not hold {tag}.", reason="MODEL_ABSENT", retry_after_s=1)
-
-
 class StageStub(Protocol):
-    """What the stubs of both stages have in common."""
+    """The calls that the stubs of both stages share."""
 
     ListModels: Any
 
@@ -42,34 +39,34 @@ class StageStub(Protocol):
 Stub = TypeVar("Stub", bound=StageStub)
 
 
-class _Conduct:
-    """How calls of one model at one endpoint went lately."""
+class _CallHistory:
+    """Recent results of one model's calls at one endpoint."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._num_failures = 0  # in a row
-        self._ejection_s = _SHORTEST_EJECTION_S  # how long the next one lasts
+        self._num_failures = 0  # consecutive
+        self._next_ejection_s = _MIN_EJECTION_S
         self._ejected_until_s = 0.0
 
     @property
     def is_ejected(self) -> bool:
         return self._clock() < self._ejected_until_s
 
-    def note_success(self) -> None:
-        self._num_failures, self._ejection_s = 0, _SHORTEST_EJECTION_S
+    def record_success(self) -> None:
+        self._num_failures, self._next_ejection_s = 0, _MIN_EJECTION_S
 
-    def note_refusal(self) -> None:
-        """Note that it refused what was wrong with a request, as it should."""
+    def record_rejection(self) -> None:
+        """Record that the model rightly rejected a bad request."""
         self._num_failures = 0
 
-    def note_failure(self) -> float:
-        """Note a failure; return for how many seconds it is left out from now on, 0 where it was not one too many."""
+    def record_failure(self) -> float:
+        """Record a failure. Return the seconds of the ejection it causes, 0 for none."""
         self._num_failures += 1
         if self._num_failures < _FAILURES_TO_EJECT:
             return 0.0
-        ejection_s = self._ejection_s
+        ejection_s = self._next_ejection_s
         self._ejected_until_s = self._clock() + ejection_s
-        self._num_failures, self._ejection_s = 0, min(_LONGEST_EJECTION_S, 2 * ejection_s)
+        self._num_failures, self._next_ejection_s = 0, min(_MAX_EJECTION_S, 2 * ejection_s)
         return ejection_s
 
 
@@ -78,9 +75,9 @@ class Endpoint(Generic[Stub]):
 
     Attributes:
         address: host:port.
-        answers: whether it tells what it holds when it is asked, late at most twice in a row.
-        models: what it holds, by tag, as it told last; empty once it cannot be reached.
-        num_running: calls of this gateway that run there.
+        is_responsive: whether it answers requests for its models. Fewer than three consecutive timeouts are tolerated.
+        models: its models by tag, as last listed. Empty while it cannot be reached.
+        num_in_flight: calls from this gateway that are in flight there.
     """
 
     def __init__(
@@ -94,71 +91,72 @@ class Endpoint(Generic[Stub]):
         self.address = address
         self.channel = channel
         self.stub = stub
-        self.answers = False
+        self.is_responsive = False
         self.models: dict[str, model_pb2.ModelInfo] = {}
-        self.num_running = 0
+        self.num_in_flight = 0
         self._stage = stage
         self._clock = clock
-        self._num_late = 0  # answers in a row that did not come in time
-        self._conduct: dict[str, _Conduct] = {}  # by tag: a broken canary says nothing of the stable model beside it
+        self._num_timeouts = 0  # consecutive
+        self._histories: dict[str, _CallHistory] = {}  # by tag, because a broken canary must not eject the stable model
 
     @property
-    def is_late(self) -> bool:
-        """Whether it was too busy to tell what it holds when it was last asked, or hangs."""
-        return self._num_late > 0
+    def timed_out(self) -> bool:
+        """Whether the last request for its models timed out: the server is busy or hangs."""
+        return self._num_timeouts > 0
 
     def is_ejected(self, tag: str) -> bool:
-        """Say whether the model failed here so often that other endpoints are asked while there are others."""
-        return tag in self._conduct and self._conduct[tag].is_ejected
+        """Return whether the model failed here too often, so that other endpoints come first."""
+        return tag in self._histories and self._histories[tag].is_ejected
 
-    async def ask(self) -> None:
-        """Ask which models it holds."""
+    async def refresh(self) -> None:
+        """Ask the server which models it has."""
         try:
-            with errors_of(self._stage):
-                answer = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_ASK_TIMEOUT_S)
+            with translate_errors(self._stage):
+                response = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_LIST_TIMEOUT_S)
         except DeadlineExceeded:
-            # What it holds is not forgotten: when one of two replicas dies, the other has no time to tell. A server
-            # that hangs is found out by the channel's keepalive, which then cannot reach it.
-            self._num_late += 1
-            self.answers = self.answers and self._num_late < _LATE_TO_BE_LAST
+            # Keep the models. When one of two replicas dies, the other is too busy to answer in time. The channel's
+            # keepalive detects a server that hangs, and then the server cannot be reached.
+            self._num_timeouts += 1
+            self.is_responsive = self.is_responsive and self._num_timeouts < _MAX_TIMEOUTS
         except TandemError:
-            self._forget()
+            self._mark_unreachable()
         else:
-            self._num_late = 0
-            self.answers, self.models = True, {info.tag: info for info in answer.models}
-            self._conduct = {tag: conduct for tag, conduct in self._conduct.items() if tag in self.models}
+            self._num_timeouts = 0
+            self.is_responsive, self.models = True, {info.tag: info for info in response.models}
+            self._histories = {tag: history for tag, history in self._histories.items() if tag in self.models}
 
     @contextmanager
-    def calling(self, tag: str) -> Iterator[None]:
-        """Count a call of a model for the length of the block, and note how it ended.
+    def track_call(self, tag: str) -> Iterator[None]:
+        """Count a call of a model as in flight for the block, and record its result.
 
         Raises:
-            Unavailable: reason 'MODEL_ABSENT', it does not hold the model any more.
+            Unavailable: reason 'MODEL_ABSENT', the model was unloaded here.
         """
-        conduct = self._conduct.setdefault(tag, _Conduct(self._clock))
-        self.num_running += 1
+        history = self._histories.setdefault(tag, _CallHistory(self._clock))
+        self.num_in_flight += 1
         try:
             yield
         except TandemError as error:
             if isinstance(error, NotFound) and error.reason == "UNKNOWN_TAG":
-                # It started anew, or the model was unloaded, since it was last asked. No client named that tag.
+                # The server restarted, or the model was unloaded, since the last refresh. The tag is the gateway's
+                # choice, so the client gets no NotFound.
                 self.models.pop(tag, None)
-                raise absent(self._stage, tag) from None
-            self._note_error(tag, conduct, error)
+                raise model_absent(self._stage, tag, self.models) from None
+            self._record_error(tag, history, error)
             raise
         else:
-            conduct.note_success()
+            history.record_success()
         finally:
-            self.num_running -= 1
+            self.num_in_flight -= 1
 
-    def _note_error(self, tag: str, conduct: _Conduct, error: TandemError) -> None:
+    def _record_error(self, tag: str, history: _CallHistory, error: TandemError) -> None:
         if isinstance(error, Unavailable) and error.reason == unreachable(self._stage).reason:
-            self._forget()
+            self._mark_unreachable()
         elif isinstance(error, Unavailable | Internal):
-            if ejection_s := conduct.note_failure():
+            if ejection_s := history.record_failure():
                 EJECTIONS.labels(self._stage).inc()
                 _log.warning(
-                    "model left out at an endpoint",
+                    "model ejected from endpoint",
                     stage=self._stage,
                     tag=tag,
                     address=self.address,
@@ -166,8 +164,8 @@ class Endpoint(Generic[Stub]):
                     reason=error.reason,
                 )
         elif not isinstance(error, ResourceExhausted):
-            conduct.note_refusal()
+            history.record_rejection()
 
-    def _forget(self) -> None:
-        """Take it for gone until it answers when it is asked again."""
-        self.answers, self.models, self._num_late = False, {}, 0
+    def _mark_unreachable(self) -> None:
+        """Treat the server as gone until a refresh succeeds."""
+        self.is_responsive, self.models, self._num_timeouts = False, {}, 0

@@ -1,4 +1,4 @@
-"""A call that fails on one replica is made on another, as long as nothing has come of it."""
+"""Retry a failed stage call on another replica."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -10,11 +10,10 @@ from chassis.errors import ResourceExhausted, Unavailable
 from gateway.stages.endpoint import Stub
 from gateway.stages.stage import Replica
 
-FAILOVERS = Counter("tandem_gateway_failovers", "Calls made again on another replica, by stage.", ["stage"])
+FAILOVERS = Counter("tandem_gateway_failovers", "Calls retried on another replica, by stage.", ["stage"])
 
-
-# A request that kills what answers it must not go through all replicas.
-_MAX_TRIES = 3
+# A request that crashes its replica must not reach all of them.
+_MAX_ATTEMPTS = 3
 
 _log = structlog.get_logger()
 
@@ -22,32 +21,37 @@ T = TypeVar("T")
 
 
 async def with_failover(
-    first: Replica[Stub], call: Callable[[Replica[Stub]], Awaitable[T]], *, may_repeat: Callable[[], bool]
+    first: Replica[Stub], call: Callable[[Replica[Stub]], Awaitable[T]], *, may_retry: Callable[[], bool]
 ) -> T:
-    """Return what `call` gives on `first`, or on another replica where one cannot be reached, stops or is full.
+    """Return the result of `call` on `first`, or on another replica.
+
+    Another replica is tried if one is full, stops or cannot be reached.
 
     Args:
-        first: who is asked first.
-        call: makes the call; made anew for each replica.
-        may_repeat: asked after a failure; False where something of the answer has been passed on.
+        first: the replica to try first.
+        call: makes the call, anew for each replica.
+        may_retry: asked after each failure. False once a part of the answer was passed on.
 
     Raises:
-        TandemError: the last replica's; or that of one which was full, for it is there, and waiting helps.
+        TandemError: the last replica's error. If a replica was full, its error instead, because that stage is there
+            and waiting helps.
     """
     tried = [first]
     full: ResourceExhausted | None = None
     while True:
+        replica = tried[-1]
         try:
-            with tried[-1].endpoint.calling(tried[-1].info.tag):
-                return await call(tried[-1])
+            with replica.endpoint.track_call(replica.info.tag):
+                return await call(replica)
         except (Unavailable, ResourceExhausted) as error:
-            if not may_repeat():
+            if not may_retry():
                 raise
             full = error if isinstance(error, ResourceExhausted) else full
-            stage = tried[-1].stage
-            other = await stage.another(tried) if len(tried) < _MAX_TRIES else None
-            if other is None:
+            alternative = await replica.stage.find_alternative(tried) if len(tried) < _MAX_ATTEMPTS else None
+            if alternative is None:
                 raise (full or error) from None
-            FAILOVERS.labels(stage.name).inc()
-            _log.warning("tried on another replica", stage=stage.name, reason=error.reason, tries=len(tried))
-            tried.append(other)
+            FAILOVERS.labels(replica.stage.name).inc()
+            _log.warning(
+                "retrying on another replica", stage=replica.stage.name, reason=error.reason, attempts=len(tried)
+            )
+            tried.append(alternative)

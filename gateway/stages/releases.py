@@ -1,4 +1,4 @@
-"""Releases: pairs of halves that answer together, and the replicas that serve them."""
+"""Open releases and find the replicas that serve them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from chassis.single_flight import SingleFlight
 from checkpoint.manifest import TOKENIZER_FILE, read_manifest
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag, split_release
+from gateway.stages.errors import short_list
 from gateway.stages.stage import Replica, Stage
 from processing import PromptBuilder, Vocabulary, open_prompt_builder
 from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, vision_pb2_grpc
@@ -22,7 +23,10 @@ LanguageStage = Stage["language_pb2_grpc.LanguageServiceAsyncStub"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A pair of tags with what the gateway itself needs of the language half."""
+    """A vision tag and a language tag that answer together.
+
+    The gateway itself needs the chat template, the tokenizer and the vocabulary of the language half.
+    """
 
     vision_tag: str
     language_tag: str
@@ -32,36 +36,37 @@ class Release:
 
     @property
     def name(self) -> str:
-        """The tag, or both where they differ, as in the settings."""
-        both = (self.vision_tag, self.language_tag)
-        return self.language_tag if self.vision_tag == self.language_tag else ",".join(both)
+        """The tag if both are equal, else 'vision tag,language tag'."""
+        if self.vision_tag == self.language_tag:
+            return self.language_tag
+        return f"{self.vision_tag},{self.language_tag}"
 
     def proto(self) -> gateway_pb2.Release:
-        """Return the pair as the contract has it."""
+        """Return the two tags as a message."""
         return gateway_pb2.Release(vision_tag=self.vision_tag, language_tag=self.language_tag)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one request goes; both replicas and the tokenizer come from one release."""
+    """The replicas for one request, all of one release."""
 
     release: Release
     language: Replica["language_pb2_grpc.LanguageServiceAsyncStub"]
-    vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None for a request without images
+    vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None if the request has no images
 
 
 def open_release(store: ModelStore, name: str) -> Release:
-    """Read what the gateway needs of a release.
+    """Read the gateway's part of a release from the model store.
 
     Args:
-        store: has the language half's folder; the vision half's need not be here.
+        store: contains the language half. The vision half may be missing.
         name: a tag, or 'vision tag,language tag'.
 
     Raises:
         InvalidArgument: reason 'BAD_TAG'.
         NotFound: reason 'UNKNOWN_TAG'.
-        FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'BAD_CHECKPOINT', a file is not valid.
-        DataLoss: reason 'DIGEST_MISMATCH'.
+        FailedPrecondition: reason 'RELEASE_MISMATCH' or 'BAD_CHECKPOINT'.
+        DataLoss: reason 'DIGEST_MISMATCH', a file has changed.
     """
     vision_tag, language_tag = split_release(name)
     parse_tag(vision_tag)
@@ -70,7 +75,7 @@ def open_release(store: ModelStore, name: str) -> Release:
     if vision_tag in store.tags() and read_manifest(store.folder(vision_tag)).vision.digest != (
         manifest.language.vision_digest
     ):
-        raise _do_not_fit(vision_tag, language_tag)
+        raise _mismatch(vision_tag, language_tag)
     prompts = open_prompt_builder(folder)
     return Release(
         vision_tag=vision_tag,
@@ -82,38 +87,49 @@ def open_release(store: ModelStore, name: str) -> Release:
 
 
 class Releases:
-    """The releases of this gateway by name, and where they are served."""
+    """The releases that this gateway offers."""
 
     def __init__(self, store: ModelStore, default: Release, *, vision: VisionStage, language: LanguageStage) -> None:
-        """Offer `default` alone; `store` has the language halves of others that may be offered later."""
+        """Offer `default` only.
+
+        Args:
+            store: contains the language halves of all releases that may be offered later.
+            default: the release of the settings, already open.
+            vision: the vision stage.
+            language: the language stage.
+        """
         self._store = store
         self._vision = vision
         self._language = language
         self._opened = {default.name: default}
         self._opening: SingleFlight[str, Release] = SingleFlight()
-        self.default_name = default.name  # of the release that answers requests which name none
-        self.names: tuple[str, ...] = (default.name,)  # of those a client may name
+        self.default_name = default.name  # answers requests that name no release
+        self.names: tuple[str, ...] = (default.name,)  # releases that a client may name
 
     def offer(self, names: Sequence[str], *, default_name: str) -> None:
-        """Answer with these from now on; those offered before stay open for the requests that are on them."""
+        """Replace the offered releases. Earlier ones stay open for requests in flight."""
         self.names, self.default_name = tuple(names), default_name
 
-    def pinned(self, pin: str) -> str:
-        """Return the name of the release a client asks for.
+    def resolve_pin(self, pin: str) -> str:
+        """Return the name of the release that a client asks for.
 
         Args:
             pin: a release's name or its language tag.
 
         Raises:
-            NotFound: reason 'UNKNOWN_RELEASE'.
+            NotFound: reason 'UNKNOWN_RELEASE', it is not offered.
         """
         for name in self.names:
             if pin in (name, split_release(name)[1]):
                 return name
-        raise NotFound("There is no release of that tag.", reason="UNKNOWN_RELEASE", field="x-tandem-release")
+        raise NotFound(
+            f"This release is not offered, choose one of: {short_list(self.names)}.",
+            reason="UNKNOWN_RELEASE",
+            field="x-tandem-release",
+        )
 
     async def open(self, name: str) -> Release:
-        """Return a release, read from the model store where it is not open yet.
+        """Return a release. Read it from the model store on first use.
 
         Raises:
             TandemError: as `open_release`.
@@ -123,16 +139,18 @@ class Releases:
             self._opened[name] = landed.result
         return self._opened[name]
 
-    def forget(self, name: str) -> None:
-        """Close a release no request is on any more."""
+    def drop(self, name: str) -> None:
+        """Close a release that has no requests in flight."""
         self._opened.pop(name, None)
 
     async def route(self, release: Release, *, with_images: bool) -> Route:
-        """Find replicas of the halves a request needs; text alone is answered without the vision stage.
+        """Return replicas of the halves that a request needs.
+
+        A request without images needs no vision replica.
 
         Raises:
-            Unavailable: a half is not served now.
-            FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit; 'MODEL_FAILED', one did not load.
+            Unavailable: a half is not ready now.
+            FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit, or 'MODEL_FAILED'.
         """
         language = await self._language.find(release.language_tag)
         _check_tokenizer(release, language.info)
@@ -143,7 +161,7 @@ class Releases:
         return Route(release, language, vision)
 
     async def list(self) -> list[gateway_pb2.ReleaseInfo]:
-        """Ask the stages and describe every release that is offered and open, in the order of their names."""
+        """Refresh the stages and describe all offered, open releases by name."""
         await self._refresh()
         return [
             gateway_pb2.ReleaseInfo(
@@ -158,17 +176,22 @@ class Releases:
         ]
 
     async def watch(self, health: Health, every_s: float) -> None:
-        """Keep asking the stages, and tell `health` which releases can answer; runs until cancelled."""
-        told: set[str] = set()
+        """Refresh the stages until cancelled, and report each release's health.
+
+        Args:
+            health: gets the status of '<service>/<language tag>'.
+            every_s: seconds between two refreshes.
+        """
+        reported: set[str] = set()
         while True:
             await self._refresh()
             ready = {
                 split_release(name)[1]: name in self._opened and self._is_ready(self._opened[name])
                 for name in self.names
             }
-            for tag in told | ready.keys():
+            for tag in reported | ready.keys():
                 await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
-            told |= ready.keys()
+            reported |= ready.keys()
             await asyncio.sleep(every_s)
 
     async def _refresh(self) -> None:
@@ -189,24 +212,26 @@ class Releases:
 def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:
     if language.language.tokenizer_digest != release.tokenizer_digest:
         raise FailedPrecondition(
-            f"The gateway's tokenizer of {release.language_tag} is not the language service's.",
+            f"The tokenizers of {release.language_tag} differ between gateway and language service, give both the same "
+            "checkpoint.",
             reason="RELEASE_MISMATCH",
         )
 
 
 def _check_pair(vision: model_pb2.ModelInfo, language: model_pb2.ModelInfo) -> None:
-    """Check that a decoder was trained with this encoder and takes what it makes."""
+    """Check that a decoder was trained with this encoder, and that shapes agree."""
     fits = (
         vision.half_digest == language.language.vision_digest
         and vision.vision.token_width == language.language.width
         and vision.vision.num_visual_tokens == language.language.num_visual_tokens
     )
     if not fits:
-        raise _do_not_fit(vision.tag, language.tag)
+        raise _mismatch(vision.tag, language.tag)
 
 
-def _do_not_fit(vision_tag: str, language_tag: str) -> FailedPrecondition:
+def _mismatch(vision_tag: str, language_tag: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"The language half of {language_tag} was trained with another vision half than that of {vision_tag}.",
+        f"The language half of {language_tag} was trained with another vision half than {vision_tag}, choose a pair "
+        "that fits.",
         reason="RELEASE_MISMATCH",
     )

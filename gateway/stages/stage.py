@@ -1,8 +1,7 @@
-"""The replicas of a stage: which endpoint serves which tag, learnt by asking, and which one takes the next request."""
+"""Choose the replica of a stage for each call."""
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic
@@ -10,27 +9,19 @@ from typing import Generic
 import grpc
 import structlog
 
-from chassis.channels import ChannelTls, open_channel
+from chassis.channels import ChannelTls
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
-from chassis.network import split_address
-from gateway.stages.endpoint import Endpoint, Stub, absent
-from gateway.stages.errors import errors_of, unreachable
+from gateway.stages.discovery import Discovery, Resolve, resolve_name
+from gateway.stages.endpoint import Endpoint, Stub
+from gateway.stages.errors import model_absent, unreachable
 from tandem.v1 import model_pb2
 
-__all__ = ["Endpoint", "Replica", "Stage", "errors_of", "resolve", "unreachable"]
-
-DNS = "dns:///"
-# An endpoint whose name no longer leads to it gets no new calls, and this long for those it has.
-_FAREWELL_S = 600.0
-
 _log = structlog.get_logger()
-
-Resolve = Callable[[str], Awaitable[list[str]]]  # 'name:port' -> the addresses 'host:port' it stands for
 
 
 @dataclass(frozen=True, slots=True)
 class Replica(Generic[Stub]):
-    """One model at one endpoint, ready to be called."""
+    """One model at one endpoint, ready for calls."""
 
     stage: "Stage[Stub]"
     endpoint: Endpoint[Stub]
@@ -42,20 +33,11 @@ class Replica(Generic[Stub]):
         return self.endpoint.stub
 
 
-async def resolve(name: str) -> list[str]:
-    """Return every address a name stands for now; of a headless service in Kubernetes those of its ready pods.
-
-    Raises:
-        OSError: there is no such name, or nobody to ask.
-    """
-    host, port = split_address(name)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    hosts = {str(address[0]) for *_, address in found}
-    return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
-
-
 class Stage(Generic[Stub]):
-    """All endpoints of one stage."""
+    """The replicas of one stage.
+
+    Each endpoint is asked for its models (`refresh`). A call goes to a replica that is ready, healthy and least busy.
+    """
 
     def __init__(
         self,
@@ -64,162 +46,160 @@ class Stage(Generic[Stub]):
         make_stub: Callable[[grpc.aio.Channel], Stub],
         *,
         tls: ChannelTls | None = None,
-        resolve: Resolve = resolve,
+        resolve: Resolve = resolve_name,
     ) -> None:
-        """Open the channels; nobody is asked yet.
+        """Open the channels. The first `refresh` asks for the models.
 
         Args:
-            name: what clients know it by: 'vision' or 'language'.
-            targets: host:port of each endpoint, or 'dns:///name:port' for all that the name stands for at any time.
+            name: 'vision' or 'language', as clients see it in errors.
+            targets: 'host:port' for one endpoint, or 'dns:///name:port' for all addresses of a name.
             make_stub: makes the stage's stub on a channel.
-            tls: how to secure the channels; None is plain text.
-            resolve: looks names up.
+            tls: how to secure the channels. None is plain text.
+            resolve: looks up DNS names.
 
         Raises:
             FailedPrecondition: reason 'BAD_TLS'.
         """
         self.name = name
-        self._make_stub = make_stub
-        self._tls = tls
-        self._resolve = resolve
-        self._names = [target.removeprefix(DNS) for target in targets if target.startswith(DNS)]
-        self._named: dict[tuple[str, str], Endpoint[Stub]] = {}  # by name and address
-        self._listed = [self._open(target) for target in targets if not target.startswith(DNS)]
-        if tls is not None:
-            tls.credentials()  # names are looked up later, but a bad file stops the start
-        self._turn = count()
+        self._discovery = Discovery(name, targets, make_stub, tls=tls, resolve=resolve)
+        self._round_robin = count()
         self._refreshing: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def endpoints(self) -> list[Endpoint[Stub]]:
-        """Every endpoint that may be asked now."""
-        return [*self._listed, *self._named.values()]
+        """All current endpoints."""
+        return self._discovery.endpoints
 
     async def find(self, tag: str) -> Replica[Stub]:
-        """Return the replica of `tag` that is least busy with calls from here, in turn where several are.
+        """Return the least busy replica of `tag`.
 
         Raises:
-            Unavailable: nobody serves it now, but may soon.
-            FailedPrecondition: reason 'MODEL_FAILED'.
+            Unavailable: no replica is ready now.
+            FailedPrecondition: reason 'MODEL_FAILED', the model could not be loaded.
         """
-        replicas = await self._seek(lambda: self._ready(tag))
+        replicas = await self._search(lambda: self._ready_replicas(tag))
         if not replicas:
-            raise self._missing(tag)
-        return self._choose(replicas)
+            raise self._no_replica(tag)
+        return self._least_busy(replicas)
 
-    async def another(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
-        """Return a replica of exactly the model of those in `tried`, at an endpoint not among theirs; None if none."""
-        asked = [replica.endpoint for replica in tried]
-        replicas = await self._seek(lambda: self._ready(tried[0].info.tag, like=tried[0].info, without=asked))
-        return self._choose(replicas) if replicas else None
+    async def find_alternative(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
+        """Return a replica of the same model at an endpoint not yet tried.
+
+        Args:
+            tried: replicas of one model, at least one.
+        """
+        model, tried_endpoints = tried[0].info, [replica.endpoint for replica in tried]
+        replicas = await self._search(
+            lambda: self._ready_replicas(model.tag, same_model_as=model, exclude=tried_endpoints)
+        )
+        return self._least_busy(replicas) if replicas else None
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
-        """Describe the model of `tag` as it was last seen, a ready one before others; None where nobody holds it."""
+        """Return the last known description of a model, a ready one if possible."""
         infos = [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
         return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
 
     async def refresh(self) -> bool:
-        """Look up names and ask every endpoint for its models.
+        """Resolve the names and ask every endpoint for its models.
 
-        Callers at the same time share one round; returns whether it was under way already.
+        Concurrent callers share one round. Return whether it had begun before this call.
         """
-        is_under_way = self._refreshing is not None and not self._refreshing.done()
-        if self._refreshing is None or not is_under_way:
-            self._refreshing = asyncio.create_task(self._ask_all())
+        was_running = self._refreshing is not None and not self._refreshing.done()
+        if self._refreshing is None or not was_running:
+            self._refreshing = asyncio.create_task(self._refresh_all())
         await asyncio.shield(self._refreshing)
-        return is_under_way
+        return was_running
 
     async def close(self) -> None:
-        """Close the channels; calls that still run are cancelled."""
+        """Close the channels. Calls in flight are cancelled."""
         if self._refreshing is not None:
             self._refreshing.cancel()
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*(endpoint.channel.close(None) for endpoint in self.endpoints))
+        await self._discovery.close()
 
-    async def _seek(self, seek: Callable[[], list[Replica[Stub]]]) -> list[Replica[Stub]]:
-        """Return what `seek` finds, now or else after everybody has been asked anew."""
-        replicas = seek()
-        if not replicas:
-            was_under_way = await self.refresh()
-            replicas = seek()
-            # Two answers say nothing: one that was asked for too early, and one that did not come in time.
-            if not replicas and (was_under_way or any(endpoint.is_late for endpoint in self.endpoints)):
-                await self.refresh()
-                replicas = seek()
+    async def _refresh_all(self) -> None:
+        before = self._num_responsive
+        await self._discovery.update()
+        await asyncio.gather(*(endpoint.refresh() for endpoint in self.endpoints))
+        if self._num_responsive != before:
+            _log.info(
+                "responsive endpoints changed",
+                stage=self.name,
+                responsive=self._num_responsive,
+                endpoints=len(self.endpoints),
+            )
+
+    async def _search(self, select: Callable[[], list[Replica[Stub]]]) -> list[Replica[Stub]]:
+        """Return the selected replicas. If there are none, refresh and select again."""
+        if replicas := select():
+            return replicas
+        was_running = await self.refresh()
+        replicas = select()
+        # A round that began before this call may be outdated, and a timeout proves nothing. Refresh once more then.
+        if not replicas and (was_running or any(endpoint.timed_out for endpoint in self.endpoints)):
+            await self.refresh()
+            replicas = select()
         return replicas
 
-    async def _ask_all(self) -> None:
-        before = self._reached()
-        await asyncio.gather(*(self._look_up(name) for name in self._names))
-        await asyncio.gather(*(endpoint.ask() for endpoint in self.endpoints))
-        if self._reached() != before:
-            _log.info("stage changed", stage=self.name, answering=self._reached(), endpoints=len(self.endpoints))
-
-    async def _look_up(self, name: str) -> None:
-        """Open what the name stands for anew, and leave what it no longer stands for."""
-        try:
-            addresses = await self._resolve(name)
-        except OSError as error:
-            _log.warning("name not found, its last addresses hold", stage=self.name, name=name, error=error.strerror)
-            return
-        try:
-            for address in addresses:
-                if (name, address) not in self._named:
-                    self._named[name, address] = self._open(address, authority=split_address(name)[0])
-        except FailedPrecondition as error:  # the files of TLS are being changed; the next round finds them whole
-            _log.warning("new addresses not taken over", stage=self.name, name=name, error=error.message)
-        for key in [key for key in self._named if key[0] == name and key[1] not in addresses]:
-            leaving = asyncio.create_task(self._named.pop(key).channel.close(_FAREWELL_S))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
-
-    def _open(self, address: str, authority: str | None = None) -> Endpoint[Stub]:
-        channel = open_channel(address, tls=self._tls, authority=authority)
-        return Endpoint(self.name, address, channel, self._make_stub(channel))
-
-    def _reached(self) -> int:
-        return sum(endpoint.answers for endpoint in self.endpoints)
-
-    def _ready(
-        self, tag: str, like: model_pb2.ModelInfo | None = None, without: Collection[Endpoint[Stub]] = ()
+    def _ready_replicas(
+        self,
+        tag: str,
+        *,
+        same_model_as: model_pb2.ModelInfo | None = None,
+        exclude: Collection[Endpoint[Stub]] = (),
     ) -> list[Replica[Stub]]:
-        """Return the replicas of `tag`, those of exactly the model `like` where it is given.
+        """Return the ready replicas of `tag`, only the healthy ones if there are any.
 
-        Where some are known to be well the others are left out: those that are ejected, or late with their answers.
+        A replica is unhealthy while its endpoint is unresponsive or has ejected the model.
+
+        Args:
+            tag: the model's tag.
+            same_model_as: leave out other models of the same tag, which exist during a deployment.
+            exclude: endpoints to leave out.
         """
         ready = [
             Replica(self, endpoint, info)
             for endpoint in self.endpoints
-            if endpoint not in without
+            if endpoint not in exclude
             and (info := endpoint.models.get(tag)) is not None
             and info.state == model_pb2.MODEL_STATE_READY
-            and (like is None or _is_same(info, like))
+            and (same_model_as is None or _is_same_model(info, same_model_as))
         ]
-        well = [replica for replica in ready if replica.endpoint.answers and not replica.endpoint.is_ejected(tag)]
-        return well or ready
+        healthy = [
+            replica for replica in ready if replica.endpoint.is_responsive and not replica.endpoint.is_ejected(tag)
+        ]
+        return healthy or ready
 
-    def _choose(self, replicas: Iterable[Replica[Stub]]) -> Replica[Stub]:
-        least = min(replica.endpoint.num_running for replica in replicas)
-        idlest = [replica for replica in replicas if replica.endpoint.num_running == least]
-        return idlest[next(self._turn) % len(idlest)]
+    def _least_busy(self, replicas: Sequence[Replica[Stub]]) -> Replica[Stub]:
+        """Return a replica with the fewest calls in flight, round-robin between equals."""
+        fewest = min(replica.endpoint.num_in_flight for replica in replicas)
+        idlest = [replica for replica in replicas if replica.endpoint.num_in_flight == fewest]
+        return idlest[next(self._round_robin) % len(idlest)]
 
-    def _missing(self, tag: str) -> TandemError:
-        """Say why no replica serves `tag`."""
-        if not self._reached():
+    def _no_replica(self, tag: str) -> TandemError:
+        """Return the error that explains why no replica of `tag` is ready."""
+        if not self._num_responsive:
             return unreachable(self.name)
         info = self.info(tag)
         if info is None:
-            return absent(self.name, tag)
+            served = {served for endpoint in self.endpoints for served in endpoint.models}
+            return model_absent(self.name, tag, served)
         if info.state == model_pb2.MODEL_STATE_FAILED:
-            return FailedPrecondition(f"The {self.name} service could not load {tag}.", reason="MODEL_FAILED")
+            return FailedPrecondition(
+                f"The {self.name} service could not load {tag}, its log has the cause.", reason="MODEL_FAILED"
+            )
         state = "LOADING" if info.state == model_pb2.MODEL_STATE_LOADING else "DRAINING"
         return Unavailable(
             f"The {self.name} service is {state.lower()} {tag}.", reason=f"MODEL_{state}", retry_after_s=1
         )
 
+    @property
+    def _num_responsive(self) -> int:
+        return sum(endpoint.is_responsive for endpoint in self.endpoints)
 
-def _is_same(one: model_pb2.ModelInfo, other: model_pb2.ModelInfo) -> bool:
-    """Return whether two replicas answer alike: the same weights, and for images the same encoder."""
+
+def _is_same_model(one: model_pb2.ModelInfo, other: model_pb2.ModelInfo) -> bool:
+    """Return whether two replicas give the same answers.
+
+    They need the same weights and, for images, the same encoder.
+    """
     return one.half_digest == other.half_digest and one.vision.encoder_id == other.vision.encoder_id

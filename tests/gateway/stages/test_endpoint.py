@@ -16,7 +16,7 @@ def make_endpoint(clock: Callable[[], float] = lambda: 0.0) -> Endpoint[Any]:
 
 
 def fail(endpoint: Endpoint[Any], error: TandemError, tag: str = TAG) -> None:
-    with pytest.raises(TandemError), endpoint.calling(tag):
+    with pytest.raises(TandemError), endpoint.track_call(tag):
         raise error
 
 
@@ -30,7 +30,7 @@ async def test_an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time()
         now += seconds - 0.01
         assert endpoint.is_ejected(TAG)
         now += 0.02
-    with endpoint.calling(TAG):
+    with endpoint.track_call(TAG):
         pass
     for _ in range(3):
         fail(endpoint, Internal("A bug."))
@@ -45,7 +45,7 @@ async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -
         fail(endpoint, Internal("A bug."))
         fail(endpoint, InvalidArgument("A bad image."))
     assert not endpoint.is_ejected(TAG)
-    assert endpoint.num_running == 0
+    assert endpoint.num_in_flight == 0
 
 
 async def test_a_model_that_keeps_failing_does_not_have_its_neighbours_left_out() -> None:
@@ -53,7 +53,7 @@ async def test_a_model_that_keeps_failing_does_not_have_its_neighbours_left_out(
     endpoint = make_endpoint()
     for _ in range(3):
         fail(endpoint, Internal("A bug."), "canary-v1.1.0")
-        with endpoint.calling(TAG):
+        with endpoint.track_call(TAG):
             pass
     assert endpoint.is_ejected("canary-v1.1.0")
     assert not endpoint.is_ejected(TAG)

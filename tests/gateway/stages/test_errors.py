@@ -6,7 +6,7 @@ from chassis.channels import open_channel
 from chassis.errors import InvalidArgument
 from chassis.server import Server
 from chassis.settings import ServiceSettings
-from gateway.stages.errors import errors_of
+from gateway.stages.errors import translate_errors
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 
@@ -18,9 +18,9 @@ async def test_a_message_larger_than_the_stage_takes_is_no_fault_of_the_replica(
     await server.start()
     try:
         async with open_channel(f"127.0.0.1:{server.port}") as channel:
-            with pytest.raises(InvalidArgument) as caught, errors_of("vision"):
+            with pytest.raises(InvalidArgument) as caught, translate_errors("vision"):
                 await vision_pb2_grpc.VisionServiceStub(channel).Encode(vision_pb2.EncodeRequest(image=bytes(5000)))
     finally:
         await server.stop(0)
     assert caught.value.reason == "TOO_LARGE_FOR_STAGE"
-    assert caught.value.message == "The vision service does not take so much at once."
+    assert caught.value.message == "The message is larger than the vision service accepts, send less at once."

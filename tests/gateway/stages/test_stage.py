@@ -11,8 +11,9 @@ from typing import Any
 
 from chassis.channels import ChannelTls
 from chassis.errors import Internal
+from gateway.stages.errors import translate_errors
 from gateway.stages.failover import with_failover
-from gateway.stages.stage import Replica, Stage, errors_of
+from gateway.stages.stage import Replica, Stage
 from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
 from tests.gateway.halves import TAG, vision_info
 from tests.gateway.scripted import ScriptedVision, Switch
@@ -63,7 +64,7 @@ async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there
         assert await found(stage) == {doomed.address}
         first = await stage.find(TAG)
         await doomed.switch.off()
-        other = await stage.another([first])
+        other = await stage.find_alternative([first])
         assert other is not None
         assert other.endpoint.address == busy.address
         await stage.refresh()
@@ -146,7 +147,7 @@ async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: 
             return current
 
         async def encode(replica: Replica[Any]) -> str:
-            with errors_of("vision"):
+            with translate_errors("vision"):
                 await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"an image"))
             return replica.endpoint.address
 
@@ -156,7 +157,7 @@ async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: 
             first = await stage.find(TAG)
             current = [pods[1].address]
             await stage.refresh()
-            assert await with_failover(first, encode, may_repeat=lambda: True) == pods[1].address
+            assert await with_failover(first, encode, may_retry=lambda: True) == pods[1].address
 
 
 async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) -> None:
@@ -189,7 +190,7 @@ async def test_an_ejected_endpoint_is_asked_where_there_is_no_other(store: Path)
         def eject(server: Server) -> None:
             endpoint = next(endpoint for endpoint in stage.endpoints if endpoint.address == server.address)
             for _ in range(3):
-                with suppress(Internal), endpoint.calling(TAG):
+                with suppress(Internal), endpoint.track_call(TAG):
                     raise Internal("A bug.")
 
         eject(one)
