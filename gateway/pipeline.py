@@ -9,7 +9,7 @@ from prometheus_client import Counter
 
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, TandemError
-from gateway.admission import Admission, Tenant
+from gateway.admission import AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Choice, Traffic
@@ -43,7 +43,7 @@ class Pipeline:
 
     def __init__(
         self,
-        admission: Admission,
+        admission: AdmissionController,
         traffic: Traffic,
         exchanges: ExchangeBuilder,
         mirror: Mirror,
@@ -79,7 +79,7 @@ class Pipeline:
             try:
                 async with (
                     asyncio.timeout(deadline.remaining_s()),
-                    self._admission.answering(tenant, request.ByteSize()),
+                    self._admission.admit(tenant, request.ByteSize()),
                     self._traffic.route(request.routing_key, pin, deadline=deadline, report=report) as choice,
                 ):
                     ending.release = choice.release.name
@@ -100,7 +100,7 @@ class Pipeline:
     ) -> gateway_pb2.GatewayGenerateFinished:
         """Ask the release that was chosen and pass its answer on to the end."""
         exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
-        self._admission.take_prompt(tenant, exchange.question.num_prompt_tokens)
+        self._admission.take_prompt_tokens(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
         send = self._mirror.start(choice, request, tenant, deadline, send)
         finished = await exchange.run(send)
@@ -120,7 +120,7 @@ class Pipeline:
             ending.outcome = "CANCELLED"
             raise
         finally:
-            self._admission.charge_answer(tenant, report.num_answer_tokens)
+            self._admission.charge_answer_tokens(tenant, report.num_answer_tokens)
             REQUESTS.labels(ending.release, ending.outcome).inc()
             TENANT_REQUESTS.labels(tenant.name, ending.outcome).inc()
 

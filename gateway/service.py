@@ -7,7 +7,7 @@ from functools import partial
 from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
-from gateway.admission import Admission, Callers
+from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder
 from gateway.images import ImageStore, VisualTokenSource, open_visual_tokens
 from gateway.pipeline import Pipeline
@@ -27,7 +27,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     Raises:
         TandemError: the release's files are not whole, or a file of keys, filters or TLS cannot be used.
     """
-    callers = Callers(settings.keys, without_keys=settings.role_without_keys)
+    authenticator = Authenticator(settings.keys, role_without_keys=settings.role_without_keys)
     store = ModelStore(settings.models)
     release = open_release(store, settings.release)
     async with (
@@ -42,11 +42,11 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             traffic=traffic,
             releases=releases,
             life=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
-            check_operator=partial(callers.identify, role="operator"),
+            check_operator=partial(authenticator.authenticate, role="operator"),
         )
         async with (
-            _answering(settings, server, callers, releases, traffic, visual_tokens),
-            in_background(releases.watch(server.health, settings.refresh_s), callers.watch(settings.refresh_s)),
+            _answering(settings, server, authenticator, releases, traffic, visual_tokens),
+            in_background(releases.watch(server.health, settings.refresh_s), authenticator.watch(settings.refresh_s)),
             rollouts,
         ):
             yield
@@ -56,7 +56,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
 async def _answering(
     settings: GatewaySettings,
     server: Server,
-    callers: Callers,
+    authenticator: Authenticator,
     releases: Releases,
     traffic: Traffic,
     visual_tokens: VisualTokenSource,
@@ -65,12 +65,12 @@ async def _answering(
     filters = settings.read_filters()
     images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
     questions = QuestionBuilder(releases, images, settings.limits, filters)
-    admission = Admission(settings.admission_limits)
+    admission = AdmissionController(settings.admission_limits)
     exchanges = ExchangeBuilder(questions, visual_tokens, filters)
     mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
     servicer = GatewayServicer(
         settings,
-        callers=callers,
+        authenticator=authenticator,
         admission=admission,
         pipeline=Pipeline(admission, traffic, exchanges, mirror),
         questions=questions,

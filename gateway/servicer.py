@@ -6,7 +6,7 @@ from typing import Any
 
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded
-from gateway.admission import Admission, Callers
+from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import QuestionBuilder
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
@@ -27,8 +27,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self,
         settings: GatewaySettings,
         *,
-        callers: Callers,
-        admission: Admission,
+        authenticator: Authenticator,
+        admission: AdmissionController,
         pipeline: Pipeline,
         questions: QuestionBuilder,
         traffic: Traffic,
@@ -36,7 +36,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         images: ImageStore,
     ) -> None:
         self._settings = settings
-        self._callers = callers
+        self._authenticator = authenticator
         self._admission = admission
         self._pipeline = pipeline
         self._questions = questions
@@ -50,7 +50,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request: gateway_pb2.GatewayGenerateRequest, context: Context
     ) -> None:
         """Answer a conversation about images, as a stream of text."""
-        tenant = self._callers.identify(context.invocation_metadata())
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
         deadline = Deadline.after(self._settings.deadline_s(context.time_remaining()))
         await self._pipeline.answer(request, tenant=tenant, pin=_pin(context), deadline=deadline, send=context.write)
 
@@ -58,11 +58,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request_iterator: AsyncIterable[gateway_pb2.PutImageRequest], context: Context
     ) -> gateway_pb2.PutImageResponse:
         """Take a large image in chunks."""
-        tenant = self._callers.identify(context.invocation_metadata())
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
         try:
             async with (
                 asyncio.timeout(self._settings.deadline_s(context.time_remaining())),
-                self._admission.uploading(tenant),
+                self._admission.admit_upload(tenant),
             ):
                 sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
         except TimeoutError:  # a place is not for whoever sends a byte an hour
@@ -73,14 +73,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request: gateway_pb2.CountTokensRequest, context: Context
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens a conversation would take."""
-        self._admission.count_request(self._callers.identify(context.invocation_metadata()))
+        self._admission.count_request(self._authenticator.authenticate(context.invocation_metadata()))
         return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context
     ) -> gateway_pb2.GatewayListModelsResponse:
         """List the releases, as their stages are at this moment."""
-        self._callers.identify(context.invocation_metadata())
+        self._authenticator.authenticate(context.invocation_metadata())
         return gateway_pb2.GatewayListModelsResponse(releases=await self._releases.list())
 
 

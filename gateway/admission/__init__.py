@@ -1,12 +1,13 @@
-"""Decide who may ask, how much, and when."""
+"""Authenticate callers, and limit their requests and tokens."""
 
-from gateway.admission.admission import Admission, AdmissionLimits
-from gateway.admission.tenants import Callers, Role, Tenant
+from gateway.admission.authenticator import Authenticator
+from gateway.admission.controller import AdmissionController, AdmissionLimits
+from gateway.admission.tenants import Role, Tenant
 
 __all__ = [
-    "Admission",
+    "AdmissionController",
     "AdmissionLimits",
-    "Callers",
+    "Authenticator",
     "Role",
     "Tenant",
 ]

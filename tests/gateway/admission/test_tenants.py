@@ -10,7 +10,8 @@ import pytest
 
 from chassis.api_keys import api_key_of, authorization, new_key
 from chassis.errors import Code, FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
-from gateway.admission.tenants import Callers, read_tenants
+from gateway.admission.authenticator import Authenticator
+from gateway.admission.tenants import read_tenants
 from gateway.settings import GatewaySettings
 from tandem.client.aio import AsyncClient
 from tandem.commands import app
@@ -150,23 +151,23 @@ def test_a_new_key_and_its_lines_for_the_key_file_go_together(
     printed = capsys.readouterr()
     key = printed.err.strip()
     assert key not in printed.out
-    callers = Callers(write_keys(printed.out), without_keys="client")
-    assert callers.identify([authorization(key)], role="operator").name == "ops"
+    authenticator = Authenticator(write_keys(printed.out), role_without_keys="client")
+    assert authenticator.authenticate([authorization(key)], role="operator").name == "ops"
 
 
 def test_operators_may_more(write_keys: Callable[..., Path]) -> None:
     path = write_keys(entry("acme", KEY), entry("ops", OPERATOR_KEY, role="operator"))
-    callers = Callers(path, without_keys="operator")
-    assert callers.identify([authorization(OPERATOR_KEY)], role="operator").name == "ops"
+    authenticator = Authenticator(path, role_without_keys="operator")
+    assert authenticator.authenticate([authorization(OPERATOR_KEY)], role="operator").name == "ops"
     with pytest.raises(TandemError) as raised:
-        callers.identify([authorization(KEY)], role="operator")
+        authenticator.authenticate([authorization(KEY)], role="operator")
     assert raised.value.reason == "NOT_OPERATOR"
 
 
 def test_without_keys_everybody_is_what_the_settings_say() -> None:
-    assert Callers(None, without_keys="operator").identify((), role="operator").name == "anonymous"
+    assert Authenticator(None, role_without_keys="operator").authenticate((), role="operator").name == "anonymous"
     with pytest.raises(TandemError):
-        Callers(None, without_keys="client").identify((), role="operator")
+        Authenticator(None, role_without_keys="client").authenticate((), role="operator")
 
 
 def test_a_key_is_shown_as_it_was_made() -> None:

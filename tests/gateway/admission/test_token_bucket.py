@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission.token_bucket import Bucket
+from gateway.admission.token_bucket import TokenBucket
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 def test_a_minutes_worth_at_once_and_then_one_by_one() -> None:
     clock = Clock()
-    bucket = Bucket(60, clock)
+    bucket = TokenBucket(60, clock)
     assert [bucket.take(1) for _ in range(60)] == [0.0] * 60
     assert bucket.take(1) == pytest.approx(1)
     clock.now_s = 1
@@ -27,7 +27,7 @@ def test_a_minutes_worth_at_once_and_then_one_by_one() -> None:
 
 def test_who_waits_as_long_as_it_says_is_let_in() -> None:
     clock = Clock()
-    bucket = Bucket(100, clock)
+    bucket = TokenBucket(100, clock)
     bucket.charge(130)
     clock.now_s += bucket.take(5) + 1e-6
     assert bucket.take(5) == 0
@@ -36,7 +36,7 @@ def test_who_waits_as_long_as_it_says_is_let_in() -> None:
 def test_what_is_larger_than_a_minute_is_let_in_when_the_bucket_is_full_and_paid_back() -> None:
     """Else a long prompt of a small tenant could never be asked."""
     clock = Clock()
-    bucket = Bucket(100, clock)
+    bucket = TokenBucket(100, clock)
     assert bucket.take(250) == 0
     assert bucket.take(1) == pytest.approx(151 / 100 * 60)
 
@@ -44,7 +44,7 @@ def test_what_is_larger_than_a_minute_is_let_in_when_the_bucket_is_full_and_paid
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=50))
 def test_never_more_than_the_first_fill_and_what_the_time_brought(events: list[tuple[float, int]]) -> None:
     clock = Clock()
-    bucket, taken = Bucket(50, clock), 0
+    bucket, taken = TokenBucket(50, clock), 0
     for pause_s, amount in events:
         clock.now_s += pause_s
         if bucket.take(amount) == 0:

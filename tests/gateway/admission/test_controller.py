@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chassis.errors import ResourceExhausted
-from gateway.admission.admission import Admission, AdmissionLimits
+from gateway.admission.controller import AdmissionController, AdmissionLimits
 from gateway.admission.tenants import Tenant
 
 
 def tenant(name: str = "acme", **limits: int) -> Tenant:
-    return Tenant.model_validate({"name": name, "key_sha256": ("0" * 64,), **limits})
+    return Tenant.model_validate({"name": name, **limits})
 
 
 @pytest.fixture
@@ -27,23 +27,23 @@ def often_switched() -> Iterator[None]:
 
 async def test_a_request_that_began_under_other_limits_does_not_bring_them_back() -> None:
     """A changed rate begins with a full bucket, so whoever brought it back would give tokens away."""
-    admission = Admission(AdmissionLimits())
+    admission = AdmissionController(AdmissionLimits())
     before, now = tenant(tokens_per_minute=1000), tenant(tokens_per_minute=100)
-    async with admission.answering(before, 1):
-        async with admission.answering(now, 1):
-            admission.take_prompt(now, 100)
+    async with admission.admit(before, 1):
+        async with admission.admit(now, 1):
+            admission.take_prompt_tokens(now, 100)
         with pytest.raises(ResourceExhausted):
-            admission.take_prompt(before, 10)
-    admission.charge_answer(before, 10)
+            admission.take_prompt_tokens(before, 10)
+    admission.charge_answer_tokens(before, 10)
     with pytest.raises(ResourceExhausted) as raised:
-        await admission.answering(now, 1).__aenter__()
+        await admission.admit(now, 1).__aenter__()
     assert raised.value.reason == "TOKEN_RATE"
 
 
 @pytest.mark.usefixtures("often_switched")
 def test_metrics_can_be_read_while_tenants_come_for_the_first_time() -> None:
     """They are read by a thread of their own."""
-    admission, all_came, failed = Admission(AdmissionLimits()), threading.Event(), threading.Event()
+    admission, all_came, failed = AdmissionController(AdmissionLimits()), threading.Event(), threading.Event()
 
     def read() -> None:
         while not all_came.is_set():

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import ResourceExhausted
-from gateway.admission.gate import ByteLimit, Gate
+from gateway.admission.concurrency import ByteLimit, ConcurrencyLimit
 
 
-def make_gate(max_running: int, max_waiting: int) -> Gate:
-    return Gate(max_running=max_running, max_waiting=max_waiting, who="The gateway", reason="BUSY")
+def make_gate(max_running: int, max_waiting: int) -> ConcurrencyLimit:
+    return ConcurrencyLimit(max_running=max_running, max_waiting=max_waiting, subject="The gateway", reason="BUSY")
 
 
-async def stay(gate: Gate, until: asyncio.Event, order: list[int], number: int) -> None:
-    async with gate.enter():
+async def stay(gate: ConcurrencyLimit, until: asyncio.Event, order: list[int], number: int) -> None:
+    async with gate.slot():
         order.append(number)
         await until.wait()
 
@@ -26,7 +26,7 @@ async def test_those_who_wait_get_in_by_order_of_arrival_and_one_more_is_refused
     tasks = [asyncio.create_task(stay(gate, done, order, number)) for number in range(5)]
     await asyncio.sleep(0)
     with pytest.raises(ResourceExhausted) as raised:
-        async with gate.enter():
+        async with gate.slot():
             pass
     assert (raised.value.reason, raised.value.retry_after_s is not None) == ("BUSY", True)
     assert (gate.num_running, gate.num_waiting) == (2, 3)
@@ -39,7 +39,7 @@ async def test_those_who_wait_get_in_by_order_of_arrival_and_one_more_is_refused
 async def test_a_place_given_to_one_who_leaves_in_that_moment_goes_to_the_next() -> None:
     gate, done, order = make_gate(1, 5), asyncio.Event(), list[int]()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(gate.enter())
+        await stack.enter_async_context(gate.slot())
         first = asyncio.create_task(stay(gate, done, order, 1))
         second = asyncio.create_task(stay(gate, done, order, 2))
         await asyncio.sleep(0)
@@ -89,16 +89,16 @@ def test_no_order_of_coming_and_going_loses_or_doubles_a_place(steps: list[tuple
 
 async def test_the_wait_it_names_grows_with_the_queue() -> None:
     gate = make_gate(1, 0)
-    async with gate.enter():
+    async with gate.slot():
         await asyncio.sleep(1.2)
     waits = []
     for max_waiting in (0, 4):
         gate.max_waiting = max_waiting
-        async with gate.enter():
+        async with gate.slot():
             queue = [asyncio.create_task(stay(gate, asyncio.Event(), [], 0)) for _ in range(max_waiting)]
             await asyncio.sleep(0)
             with pytest.raises(ResourceExhausted) as raised:
-                await gate.enter().__aenter__()
+                await gate.slot().__aenter__()
             waits.append(raised.value.retry_after_s)
             for task in queue:
                 task.cancel()
@@ -110,11 +110,11 @@ async def test_the_wait_it_names_grows_with_the_queue() -> None:
 
 def test_bytes_are_held_until_their_request_ends() -> None:
     limit = ByteLimit(100)
-    with limit.hold(60, retry_after_s=1):
-        with pytest.raises(ResourceExhausted) as raised, limit.hold(41, retry_after_s=1.5):
+    with limit.reserve(60, retry_after_s=1):
+        with pytest.raises(ResourceExhausted) as raised, limit.reserve(41, retry_after_s=1.5):
             pass
         assert (raised.value.reason, raised.value.retry_after_s) == ("BYTES_BUSY", 1.5)
-        with limit.hold(40, retry_after_s=1):
+        with limit.reserve(40, retry_after_s=1):
             assert limit.num_bytes == 100
         assert limit.num_bytes == 60
     assert limit.num_bytes == 0
