@@ -1,4 +1,4 @@
-"""How an endpoint's failures count against it."""
+"""Failures eject a model from an endpoint for a while."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def fail(endpoint: Endpoint[Any], error: TandemError, tag: str = TAG) -> None:
         raise error
 
 
-async def test_an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time() -> None:
+async def test_repeated_failures_eject_a_model_for_longer_each_time() -> None:
     now = 0.0
     endpoint = make_endpoint(lambda: now)
     for seconds in (1, 2, 4, 8, 16, 30, 30):
@@ -35,10 +35,10 @@ async def test_an_endpoint_that_keeps_failing_is_left_out_for_longer_each_time()
     for _ in range(3):
         fail(endpoint, Internal("A bug."))
     now += 1.01
-    assert not endpoint.is_ejected(TAG)  # a success made it start over
+    assert not endpoint.is_ejected(TAG)  # the success reset the ejection time
 
 
-async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -> None:
+async def test_a_rejected_request_resets_the_failure_count() -> None:
     endpoint = make_endpoint()
     for _ in range(10):
         fail(endpoint, Internal("A bug."))
@@ -48,8 +48,11 @@ async def test_what_is_the_requests_fault_does_not_count_against_an_endpoint() -
     assert endpoint.num_in_flight == 0
 
 
-async def test_a_model_that_keeps_failing_does_not_have_its_neighbours_left_out() -> None:
-    """A broken canary and the stable model may share an endpoint, and successes of one tell nothing of the other."""
+async def test_a_failing_model_does_not_eject_other_models_of_the_endpoint() -> None:
+    """A broken canary and the stable model may share an endpoint.
+
+    The results of one say nothing about the other.
+    """
     endpoint = make_endpoint()
     for _ in range(3):
         fail(endpoint, Internal("A bug."), "canary-v1.1.0")

@@ -1,4 +1,4 @@
-"""What calls of a stage raise, as clients see it."""
+"""Errors of stage calls, as clients see them."""
 
 import pytest
 
@@ -10,8 +10,8 @@ from gateway.stages.errors import translate_errors
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 
-async def test_a_message_larger_than_the_stage_takes_is_no_fault_of_the_replica() -> None:
-    """Where operators let larger images in at the door than the vision service takes."""
+async def test_a_message_too_large_for_the_stage_is_the_requests_fault() -> None:
+    """Operators may let the gateway accept larger images than the vision service."""
     server = Server(ServiceSettings(max_message_bytes=1000))
     vision = vision_pb2_grpc.VisionServiceServicer()  # type: ignore[abstract]
     vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server.grpc)

@@ -1,4 +1,4 @@
-"""Several replicas of a stage: who is asked, who is asked instead, and what is never asked twice."""
+"""Failover between several replicas of a stage."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,7 +57,7 @@ async def error_of(call: Any) -> TandemError:
     return from_rpc_error(raised.value)
 
 
-async def test_calls_go_to_the_idlest_replica(pair: Pair) -> None:
+async def test_calls_go_to_the_least_busy_replica(pair: Pair) -> None:
     for language in pair.languages:
         language.hangs = True
         language.starts.clear()
@@ -69,7 +69,7 @@ async def test_calls_go_to_the_idlest_replica(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("error", [DRAINING, FULL])
-async def test_an_image_a_replica_does_not_take_now_is_encoded_by_another(pair: Pair, error: TandemError) -> None:
+async def test_an_image_is_retried_on_another_replica(pair: Pair, error: TandemError) -> None:
     pair.visions[0].error = error
     for number in range(4):
         answer = await pair.world.ask(b"image %d" % number, "What?")
@@ -77,8 +77,8 @@ async def test_an_image_a_replica_does_not_take_now_is_encoded_by_another(pair: 
     assert pair.visions[0].num_encodes > 0
 
 
-async def test_an_image_that_is_refused_is_not_tried_elsewhere(pair: Pair) -> None:
-    """It is the image's fault, not the replica's."""
+async def test_a_rejected_image_is_not_retried(pair: Pair) -> None:
+    """The image is at fault, not the replica."""
     before = pair.num_encodes
     for vision in pair.visions:
         vision.error = InvalidArgument("The image is truncated.", reason="IMAGE_TRUNCATED")
@@ -87,7 +87,7 @@ async def test_an_image_that_is_refused_is_not_tried_elsewhere(pair: Pair) -> No
 
 
 @pytest.mark.parametrize("error", [DRAINING, FULL])
-async def test_a_prompt_is_replayed_while_no_token_has_come_and_images_are_not_encoded_again(
+async def test_a_prompt_is_replayed_before_its_first_token_without_encoding_images_again(
     pair: Pair, error: TandemError
 ) -> None:
     pair.say("Yes.")
@@ -99,7 +99,7 @@ async def test_a_prompt_is_replayed_while_no_token_has_come_and_images_are_not_e
     assert len(pair.languages[0].starts) > 0
 
 
-async def test_an_answer_that_has_begun_is_not_begun_again_and_ends_with_what_there_was(pair: Pair) -> None:
+async def test_an_answer_that_breaks_off_is_not_retried_and_keeps_its_text(pair: Pair) -> None:
     pair.say("A red c")
     for language in pair.languages:
         language.late_error = DRAINING
@@ -109,24 +109,24 @@ async def test_an_answer_that_has_begun_is_not_begun_again_and_ends_with_what_th
 
     async def read() -> None:
         async for response in call:
-            texts.append(response.delta.text)  # noqa: PERF401  (what came before the error counts)
+            texts.append(response.delta.text)  # noqa: PERF401  (texts before the error must be kept)
 
     error = await error_of(read())
-    assert "".join(texts) == "A red c"  # the last one, held back for the stop string, too
+    assert "".join(texts) == "A red c"  # including the last letter, which the stop string held back
     assert (error.code, error.reason) == (Code.UNAVAILABLE, "MODEL_DRAINING")
     assert error.metadata["completion_tokens"] == "7"
     assert sum(len(language.starts) for language in pair.languages) == 1
 
 
 @pytest.mark.parametrize("stage", ["vision", "language"])
-async def test_a_replica_that_is_gone_costs_no_request(pair: Pair, stage: str) -> None:
+async def test_a_dead_replica_fails_no_request(pair: Pair, stage: str) -> None:
     pair.say("Yes.")
     await pair.world.switches[stage].off()
     answers = [await pair.world.ask(b"image %d" % number, "Red?") for number in range(6)]
     assert [answer.text for answer in answers] == ["Yes."] * 6
 
 
-async def test_where_all_replicas_fail_the_last_error_is_the_answer(pair: Pair) -> None:
+async def test_if_all_replicas_fail_the_last_error_is_returned(pair: Pair) -> None:
     for language in pair.languages:
         language.error = FULL
         language.starts.clear()
@@ -135,8 +135,8 @@ async def test_where_all_replicas_fail_the_last_error_is_the_answer(pair: Pair) 
     assert [len(language.starts) for language in pair.languages] == [1, 1]
 
 
-async def test_where_one_replica_is_full_and_the_other_gone_the_client_is_told_to_come_again(pair: Pair) -> None:
-    """In whatever order they were tried: the stage is there, and waiting helps."""
+async def test_if_one_replica_is_full_and_the_other_dead_the_client_gets_a_retry_delay(pair: Pair) -> None:
+    """The order of the attempts does not matter: the stage is there, and waiting helps."""
     pair.languages[1].error = FULL
     await pair.world.switches["language"].off()
     for _ in range(3):
@@ -144,12 +144,12 @@ async def test_where_one_replica_is_full_and_the_other_gone_the_client_is_told_t
         assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 1)
 
 
-async def test_a_replica_with_other_weights_of_the_same_tag_is_not_asked_instead(pair: Pair) -> None:
-    """Amid a deployment two processes may hold different models under one name."""
+async def test_a_replica_with_other_weights_under_the_same_tag_is_no_alternative(pair: Pair) -> None:
+    """During a deployment two processes may serve different models under one tag."""
     pair.languages[1].info.half_digest = bytes(32)
     pair.languages[0].error = DRAINING
     pair.languages[1].starts.clear()
-    await asyncio.sleep(2.2)  # the gateway asks every 2 s
+    await asyncio.sleep(2.2)  # the gateway refreshes every 2 s
     for _ in range(3):
         pair.languages[1].starts.clear()
         call = asyncio.create_task(pair.world.ask("?"))

@@ -1,4 +1,4 @@
-"""A call of the language stage and its ends that grpc.aio has words of its own for."""
+"""Calls of `LanguageService.Generate` that grpc.aio itself ends."""
 
 import grpc
 import pytest
@@ -9,8 +9,8 @@ from gateway.stages.language_call import LanguageCall
 from tandem.v1 import language_pb2_grpc
 
 
-async def test_a_replica_that_left_since_it_was_found_cannot_be_reached() -> None:
-    """Its channel is closed once its name no longer leads to it; another replica can still be asked."""
+async def test_a_call_on_a_closed_channel_is_unreachable() -> None:
+    """A channel is closed once its address has left DNS. Another replica may still answer."""
     channel = grpc.aio.insecure_channel("127.0.0.1:1")
     stub = language_pb2_grpc.LanguageServiceStub(channel)
     await channel.close(None)

@@ -1,4 +1,4 @@
-"""Releases are read whole and only from halves that fit, and stages that come back are found again."""
+"""Releases open only if their files are unchanged and their halves fit."""
 
 import asyncio
 import shutil
@@ -12,7 +12,8 @@ from chassis.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFou
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
 from checkpoint.store import ModelStore
-from gateway.stages.releases import open_release
+from gateway.stages.errors import short_list
+from gateway.stages.releases import Releases, open_release
 from tandem.v1 import gateway_pb2
 from tests.gateway.halves import TAG
 from tests.gateway.scripted import World
@@ -33,7 +34,7 @@ def test_one_tag_names_both_halves(two: ModelStore) -> None:
     assert (release.vision_tag, release.language_tag, release.name) == (TAG, TAG, TAG)
 
 
-def test_the_vision_half_need_not_be_in_the_gateways_store(two: ModelStore) -> None:
+def test_the_gateways_store_needs_no_vision_half(two: ModelStore) -> None:
     release = open_release(two, f"far-v1.0.0, {TAG}")
     assert (release.vision_tag, release.language_tag, release.name) == ("far-v1.0.0", TAG, f"far-v1.0.0,{TAG}")
 
@@ -47,31 +48,44 @@ def test_the_vision_half_need_not_be_in_the_gateways_store(two: ModelStore) -> N
         (f"{OTHER},{TAG}", FailedPrecondition, "RELEASE_MISMATCH"),
     ],
 )
-def test_a_release_that_cannot_be_is_refused(two: ModelStore, name: str, kind: type[TandemError], reason: str) -> None:
+def test_an_invalid_release_is_rejected(two: ModelStore, name: str, kind: type[TandemError], reason: str) -> None:
     with pytest.raises(kind) as raised:
         open_release(two, name)
     assert raised.value.reason == reason
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "chat_template.jinja"])
-def test_a_changed_file_is_refused(two: ModelStore, file: str) -> None:
+def test_a_changed_file_is_rejected(two: ModelStore, file: str) -> None:
     with (two.folder(TAG) / file).open("a") as text:
         text.write(" ")
     with pytest.raises(DataLoss, match=file):
         open_release(two, TAG)
 
 
-async def test_a_stage_that_comes_back_is_found_again_within_seconds(world: World) -> None:
+def test_an_unknown_release_error_names_the_offered_releases(two: ModelStore) -> None:
+    releases = Releases(two, open_release(two, TAG), vision=None, language=None)  # type: ignore[arg-type]
+    releases.offer([TAG, f"{OTHER},{OTHER}"], default_name=TAG)
+    with pytest.raises(NotFound, match=f"choose one of: {OTHER},{OTHER}, {TAG}"):
+        releases.resolve_pin("absent-v1.0.0")
+
+
+def test_errors_name_a_few_of_many_choices() -> None:
+    assert short_list([]) == "none"
+    assert short_list(["b", "a"]) == "a, b"
+    assert short_list("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+async def test_a_restarted_stage_is_found_within_seconds(world: World) -> None:
     await world.ask("Hello?")
     await world.switches["language"].off()
     with pytest.raises(grpc.RpcError):
         await world.ask("Hello?")
     await world.switches["language"].on()
     async with asyncio.timeout(30):
-        while not await answers(world):  # noqa: ASYNC110  (nothing tells)
+        while not await is_ready(world):  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.1)
 
 
-async def answers(world: World) -> bool:
+async def is_ready(world: World) -> bool:
     models = await world.stub.ListModels(gateway_pb2.GatewayListModelsRequest())
     return all(release.ready for release in models.releases)

@@ -1,4 +1,4 @@
-"""Which replicas of a stage there are: some are late, ejected, gone and back, and names move."""
+"""Routing between replicas that time out, fail, die, return or move."""
 
 import asyncio
 import subprocess
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from chassis.channels import ChannelTls
-from chassis.errors import Internal
+from chassis.errors import Internal, Unavailable
 from gateway.stages.errors import translate_errors
 from gateway.stages.failover import with_failover
 from gateway.stages.stage import Replica, Stage
@@ -21,7 +23,7 @@ from tests.gateway.scripted import ScriptedVision, Switch
 
 @dataclass
 class Server:
-    """A vision service that can be busy, and switched off and on again."""
+    """A vision service that can be busy, stopped and started again."""
 
     vision: ScriptedVision
     switch: Switch
@@ -50,12 +52,15 @@ async def stage_of(*targets: str, **options: Any) -> AsyncIterator[Stage[Any]]:
 
 
 async def found(stage: Stage[Any]) -> set[str]:
-    """Return who is called; the turn goes round, so a few calls meet all."""
+    """Return the addresses that get calls. Round-robin reaches all of them in four calls."""
     return {(await stage.find(TAG)).endpoint.address for _ in range(4)}
 
 
-async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there_is_no_other(store: Path) -> None:
-    """Late is not gone: when one of two is killed, the other gets twice the work and has no time for questions."""
+async def test_a_replica_that_times_out_is_a_last_resort(store: Path) -> None:
+    """A timeout does not prove a dead replica.
+
+    When one of two replicas is killed, the other gets twice the work and may be too busy to answer.
+    """
     async with servers(store, 2) as (doomed, busy), stage_of(doomed.address, busy.address) as stage:
         await stage.refresh()
         busy.vision.is_too_busy = True
@@ -71,7 +76,7 @@ async def test_a_replica_too_busy_to_say_what_it_holds_is_asked_only_where_there
         assert await found(stage) == {busy.address}
 
 
-async def test_a_replica_that_was_too_busy_to_answer_once_is_asked_again_before_a_request_is_refused(
+async def test_a_replica_that_timed_out_once_is_asked_again_before_a_request_fails(
     store: Path,
 ) -> None:
     async with servers(store, 1) as (server,), stage_of(server.address) as stage:
@@ -82,8 +87,8 @@ async def test_a_replica_that_was_too_busy_to_answer_once_is_asked_again_before_
         assert (await finding).endpoint.address == server.address
 
 
-async def test_a_stage_that_was_gone_for_long_is_found_by_the_first_request_after_it_is_back(store: Path) -> None:
-    """However long the waits between tries to connect had become; of several stages, each amid a wait of its own."""
+async def test_the_first_request_after_a_long_outage_finds_the_stage(store: Path) -> None:
+    """The waits between connection attempts have grown by then. Several stages cover different moments of a wait."""
     async with servers(store, 6) as gone, AsyncExitStack() as stack:
         stages = [await stack.enter_async_context(stage_of(server.address)) for server in gone]
         for server, stage in zip(gone, stages, strict=True):
@@ -98,7 +103,7 @@ async def test_a_stage_that_was_gone_for_long_is_found_by_the_first_request_afte
             assert (await stage.find(TAG)).endpoint.address == server.address
 
 
-async def test_a_name_stands_for_whoever_it_leads_to_now(store: Path) -> None:
+async def test_a_dns_name_follows_its_current_addresses(store: Path) -> None:
     """Pods of a headless service come and go."""
     async with servers(store, 3) as pods:
         addresses = [pod.address for pod in pods]
@@ -115,10 +120,10 @@ async def test_a_name_stands_for_whoever_it_leads_to_now(store: Path) -> None:
             assert await found(stage) == set(addresses[1:])
 
 
-async def test_new_addresses_that_come_while_the_files_of_tls_are_being_changed_are_taken_over_after_it(
+async def test_new_addresses_are_added_once_the_tls_files_are_valid_again(
     tmp_path: Path,
 ) -> None:
-    """Who asks in the background would end with an error, and never find another pod."""
+    """An error would end the background refresh, and the gateway would never find another pod."""
     ca, current = tmp_path / "ca.pem", ["127.0.0.1:1"]
     make_authority(ca)
     good = ca.read_bytes()
@@ -139,7 +144,7 @@ def make_authority(path: Path) -> None:
     subprocess.run(["openssl", "req", "-x509", *key, "-out", path, "-subj", "/CN=ca"], check=True, capture_output=True)
 
 
-async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: Path) -> None:
+async def test_a_replica_whose_address_left_dns_is_replaced(store: Path) -> None:
     async with servers(store, 2) as pods:
         current = [pods[0].address]
 
@@ -160,7 +165,7 @@ async def test_a_replica_whose_name_moved_since_it_was_found_is_replaced(store: 
             assert await with_failover(first, encode, may_retry=lambda: True) == pods[1].address
 
 
-async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) -> None:
+async def test_a_failed_dns_lookup_keeps_the_old_addresses(store: Path) -> None:
     async with servers(store, 1) as (server,):
         answers: list[list[str] | OSError] = [[server.address], OSError(2, "no such name")]
 
@@ -176,14 +181,21 @@ async def test_a_name_that_is_not_found_keeps_its_last_addresses(store: Path) ->
             assert await found(stage) == {server.address}
 
 
-async def test_loopbacks_own_name_is_looked_up(store: Path) -> None:
+async def test_localhost_is_resolved(store: Path) -> None:
     async with servers(store, 1) as (server,):
         port = server.address.rpartition(":")[2]
         async with stage_of(f"dns:///localhost:{port}") as stage:
             assert (await stage.find(TAG)).info.state == model_pb2.MODEL_STATE_READY
 
 
-async def test_an_ejected_endpoint_is_asked_where_there_is_no_other(store: Path) -> None:
+async def test_an_absent_model_error_names_the_served_models(store: Path) -> None:
+    async with servers(store, 1) as (server,), stage_of(server.address) as stage:
+        with pytest.raises(Unavailable, match=f"does not serve other-v1.0.0, it serves {TAG}") as raised:
+            await stage.find("other-v1.0.0")
+    assert raised.value.reason == "MODEL_ABSENT"
+
+
+async def test_ejected_endpoints_are_a_last_resort(store: Path) -> None:
     async with servers(store, 2) as (one, other), stage_of(one.address, other.address) as stage:
         await stage.refresh()
 
