@@ -1,15 +1,18 @@
-"""What a person opening an unknown checkpoint wants to know, as data; from files or from a configuration alone."""
+"""Describe a model: tensors, parameters, memory.
+
+A configuration is enough. Weight files add types and statistics, which need torch.
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoint.checks import check_weights
 from checkpoint.config import ModelConfig, read_config
 from checkpoint.layout import EMBEDDING, HALVES, HEAD, QUERY, TensorSpec, layout
 from checkpoint.memory import PRECISIONS, kv_bytes_per_token, weight_bytes
-from checkpoint.weight_files import WeightFiles, dtype_name, open_folder
-from checkpoint.weights import check_weights
+from checkpoint.weight_files import WeightFiles, open_folder
 
 FIRST_Q_PROJECTION = "language_model.layers.0.self_attn.q_proj.weight"
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
@@ -22,61 +25,61 @@ _PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The tensors of one name pattern, which differ only in the layer's number."""
+    """The tensors of one name pattern, one per layer."""
 
-    pattern: str  # a layer's number is N
+    pattern: str  # N stands for the layer's number
     count: int
     shape: tuple[int, ...]
-    dtype: str | None  # as stored; several joined by '/'; None without weights
+    dtype: str | None  # as stored, several joined by '/'. None without weights.
     role: str
-    num_parameters: int  # all of them together
+    num_parameters: int  # of all these tensors
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """One tensor looked at closely."""
+    """Type, shape and statistics of one tensor."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str | None  # None, like the figures, without weights
+    dtype: str | None  # None, like mean and std, without weights
     mean: float | None
     std: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """The facts of one checkpoint or preset."""
+    """A description of one checkpoint or preset."""
 
     source: str  # tag or preset
     rows: list[Row]
-    parameters: dict[str, int]  # by part, as counted
+    parameters: dict[str, int]  # by part
     num_parameters: int
-    query: TensorFacts | None  # the resampler's; None for a model without one
+    query: TensorFacts | None  # of the resampler. None without a resampler.
     first_q_projection: TensorFacts
     num_heads: int
     num_kv_heads: int
     tied_head: bool
-    parameters_saved_by_tying: int  # 0 for a head of its own
+    parameters_saved_by_tying: int  # 0 with a separate head
     num_visual_tokens: int
     visual_token_width: int
     weight_bytes: dict[str, int]  # in memory, by precision
     kv_bytes_per_token: int
     context_length: int
-    disk_bytes: int | None  # of the weight files; None without weights
+    disk_bytes: int | None  # of the weight files. None without weights.
 
 
 def inspect_preset(name: str, config: ModelConfig) -> Inspection:
-    """Return what can be said of a model without weights."""
+    """Describe a model without weights."""
     return _inspect(name, config, None)
 
 
 def inspect_checkpoint(folder: Path) -> Inspection:
-    """Return the facts of a checkpoint, reading no more of its weights than the tensors described closely.
+    """Describe a checkpoint.
 
-    Nothing is compared with the manifest: `verify` does.
+    Reads the elements of two tensors only. Compares nothing with the manifest, see `verify`.
 
     Raises:
-        FailedPrecondition: the configuration or the weights cannot be read or do not fit each other.
+        FailedPrecondition: configuration or weights cannot be read, or do not fit together.
     """
     config, files = read_config(folder), open_folder(folder)
     check_weights(files, config, HALVES, folder.name)
@@ -119,7 +122,7 @@ def _rows(specs: Sequence[TensorSpec], files: WeightFiles | None) -> list[Row]:
             pattern=pattern,
             count=len(group),
             shape=group[0].shape,
-            dtype=None if files is None else "/".join(sorted({dtype_name(files[spec.name].dtype) for spec in group})),
+            dtype=None if files is None else "/".join(sorted({files[spec.name].dtype for spec in group})),
             role=group[0].role,
             num_parameters=sum(spec.num_parameters for spec in group),
         )
@@ -130,6 +133,8 @@ def _rows(specs: Sequence[TensorSpec], files: WeightFiles | None) -> list[Row]:
 def _facts(spec: TensorSpec, files: WeightFiles | None) -> TensorFacts:
     if files is None:
         return TensorFacts(spec.name, spec.shape, None, None, None)
+    from checkpoint.torch_tensors import as_torch  # here, because presets are described without torch
+
     tensor = files[spec.name]
-    elements = tensor.float()
-    return TensorFacts(spec.name, spec.shape, dtype_name(tensor.dtype), elements.mean().item(), elements.std().item())
+    elements = as_torch(tensor).float()
+    return TensorFacts(spec.name, spec.shape, tensor.dtype, elements.mean().item(), elements.std().item())

@@ -1,4 +1,7 @@
-"""Make a released checkpoint out of foreign files: other names, other containers, no manifest."""
+"""Make a checkpoint from foreign weight files.
+
+They may have other tensor names, another container and no manifest.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest
 from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import CHAT_TEMPLATE
+from checkpoint.torch_tensors import as_torch
 from checkpoint.weight_files import WeightFiles, open_files, open_folder
 
 
@@ -26,32 +30,32 @@ def pack(
     dtype: torch.dtype | None = None,
     **files: Unpack[FileOptions],
 ) -> Manifest:
-    """Put a checkpoint into the model store at `root`, made of foreign weights.
+    """Make a checkpoint from foreign weights in a model store.
 
     Args:
-        sources: one folder, or weight files.
+        sources: one folder or several weight files.
         root: the model store.
         tag: the new checkpoint's tag.
-        config: a file that describes the model as `config.json` does.
-        tokenizer: `tokenizer.json`; the one beside the weights where left out.
-        chat_template: the chat template; the one beside the weights where left out, else ours.
-        dtype: stored type of every tensor; each keeps its own where left out.
-        files: how the weights are written, see `FileOptions`.
+        config: the model's `config.json`.
+        tokenizer: `tokenizer.json`. Default: the one next to the weights.
+        chat_template: the chat template. Default: the one next to the weights, else ours.
+        dtype: stored type of every tensor. Default: unchanged.
+        files: layout of the weight files, see `FileOptions`.
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SHARDS, BAD_SOURCE.
         FailedPrecondition: TAG_EXISTS, BAD_CHECKPOINT, MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE.
     """
-    beside, weights = _open(sources)
-    template = chat_template or beside / TEMPLATE_FILE
+    source_folder, weights = _open(sources)
+    template = chat_template or source_folder / TEMPLATE_FILE
     model = parse_config(_read(config), config.name)
     with ModelStore(root).create(tag) as folder:
         return save(
             folder,
             model,
-            weights,
+            {name: as_torch(tensor) for name, tensor in weights.items()},
             tag,
-            tokenizer_json=_read(tokenizer or beside / TOKENIZER_FILE),
+            tokenizer_json=_read(tokenizer or source_folder / TOKENIZER_FILE),
             chat_template=_read(template) if chat_template or template.exists() else CHAT_TEMPLATE,
             dtype=dtype,
             **files,
@@ -59,7 +63,7 @@ def pack(
 
 
 def _open(sources: Sequence[Path]) -> tuple[Path, WeightFiles]:
-    """Return the folder the weights lie in and the weights."""
+    """Return the folder of the weights, and the weights."""
     if len(sources) == 1 and sources[0].is_dir():
         return sources[0], open_folder(sources[0])
     strange = [path.name for path in sources if not path.is_file() or path.suffix not in (".safetensors", ".bin")]

@@ -1,4 +1,4 @@
-"""Save a whole checkpoint: both halves, tokenizer and chat template, and the manifest that seals them."""
+"""Save a whole checkpoint and its manifest."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,10 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from checkpoint.checks import check_names, check_shapes, check_tied_head
 from checkpoint.config import ModelConfig, write_config
 from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.layout import HALVES, Half
+from checkpoint.layout import EMBEDDING, HALVES, HEAD, Half
 from checkpoint.manifest import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -20,21 +21,22 @@ from checkpoint.manifest import (
     file_sha256,
     write_manifest,
 )
+from checkpoint.stored_tensor import tensor_digest
 from checkpoint.tags import parse_tag
 from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
-from checkpoint.weight_writers import Container, Stored, write_weights
-from checkpoint.weights import check_names, check_shapes, check_tied_head, tensor_digest
+from checkpoint.torch_tensors import TorchTensor
+from checkpoint.weight_writers import Container, PlannedTensor, write_weights
 
-# Told of each tensor written: its name, the bytes written so far with it, the bytes there are to write.
+# Called for each written tensor: its name, the bytes written so far, the bytes in total.
 OnTensor = Callable[[str, int, int], None]
 
 
 class FileOptions(TypedDict, total=False):
-    """How weights are put into files."""
+    """Layout of the weight files."""
 
-    shards: int  # number of weight files; 1 where left out
-    container: Container  # kind of weight file; safetensors where left out
-    on_tensor: OnTensor | None  # shows progress
+    shards: int  # number of weight files, default 1
+    container: Container  # kind of weight file, default safetensors
+    on_tensor: OnTensor | None  # reports progress
 
 
 def save(
@@ -49,29 +51,32 @@ def save(
     dtype: torch.dtype | None = None,
     **files: Unpack[FileOptions],
 ) -> Manifest:
-    """Write a whole checkpoint into an empty folder, its manifest last; use with `ModelStore.create`.
+    """Write a whole checkpoint into an empty folder.
+
+    The manifest is written last. Use it with `ModelStore.create`.
 
     Args:
-        folder: where to.
+        folder: the empty folder.
         config: of the model.
-        tensors: by canonical name, both halves; a head equal to the embedding is left out of a tied model. It may make
-            each tensor only when it is asked for: one at a time is in memory (one shard for `.bin`).
+        tensors: both halves by canonical name. A tied model's head is not written. The mapping may make tensors on
+            demand: one is in memory at a time, or one shard for `.bin`.
         tag: the checkpoint's tag.
         tokenizer_json: content of `tokenizer.json`.
         chat_template: content of `chat_template.jinja`.
-        vision_digest: of the vision half the language half was trained with, 32 bytes; this one's where left out.
-        dtype: stored type of every tensor; each keeps its own where left out.
-        files: see `FileOptions`.
+        vision_digest: of the vision half that the language half was trained with, 32 bytes. Default: this vision half.
+        dtype: stored type of every tensor. Default: unchanged.
+        files: layout of the weight files, see `FileOptions`.
 
     Raises:
-        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, or BAD_CHECKPOINT for the tokenizer.
+        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE. BAD_CHECKPOINT for the tokenizer.
         InvalidArgument: BAD_TAG, BAD_SHARDS.
     """
     parse_tag(tag)
     check_tokenizer(tokenizer_json, config)
     specs = check_names(tensors, config, HALVES, tag)
-    check_tied_head(tensors, config, tag)
-    plan = [Stored(spec, dtype or tensors[spec.name].dtype) for spec in specs]
+    if HEAD in tensors:
+        check_tied_head({name: TorchTensor(tensors[name]) for name in (HEAD, EMBEDDING)}, config, tag)
+    plan = [PlannedTensor(spec, dtype or tensors[spec.name].dtype) for spec in specs]
     digests = _write_tensors(folder, tag, tensors, plan, files)
     write_config(config, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
@@ -82,20 +87,20 @@ def save(
 
 
 def _write_tensors(
-    folder: Path, tag: str, tensors: Mapping[str, Tensor], plan: Sequence[Stored], files: FileOptions
+    folder: Path, tag: str, tensors: Mapping[str, Tensor], plan: Sequence[PlannedTensor], files: FileOptions
 ) -> dict[Half, dict[str, TensorDigest]]:
-    """Write the weight files; return the digest of each tensor as it was written."""
-    bytes_so_far = itertools.accumulate(stored.num_bytes for stored in plan)
-    bytes_in_all = sum(stored.num_bytes for stored in plan)
+    """Write the weight files and return the digests of the tensors."""
+    bytes_so_far = itertools.accumulate(planned.num_bytes for planned in plan)
+    bytes_in_all = sum(planned.num_bytes for planned in plan)
     on_tensor = files.get("on_tensor")
     digests: dict[Half, dict[str, TensorDigest]] = {half: {} for half in HALVES}
 
-    def take(stored: Stored) -> Tensor:
-        spec = stored.spec
+    def take(planned: PlannedTensor) -> Tensor:
+        spec = planned.spec
         tensor = tensors[spec.name].detach()
-        check_shapes({spec.name: tensor}, [spec], tag)
-        tensor = tensor.to(device="cpu", dtype=stored.dtype).contiguous()
-        digests[spec.half][spec.name] = tensor_digest(tensor)
+        check_shapes({spec.name: TorchTensor(tensor)}, [spec], tag)
+        tensor = tensor.to(device="cpu", dtype=planned.dtype).contiguous()
+        digests[spec.half][spec.name] = tensor_digest(TorchTensor(tensor))
         if on_tensor:
             on_tensor(spec.name, next(bytes_so_far), bytes_in_all)
         return tensor

@@ -1,36 +1,44 @@
-"""Verify a whole checkpoint: every file and both halves against the manifest."""
+"""Verify a whole checkpoint against its manifest.
+
+Only `.bin` weights need torch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.errors import DataLoss
+from checkpoint.checks import check_weights
 from checkpoint.config import read_config
-from checkpoint.identity import half_digest
+from checkpoint.identity import TensorDigest, half_digest
 from checkpoint.layout import HALVES, Half
 from checkpoint.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
+from checkpoint.stored_tensor import num_bytes, tensor_digest
 from checkpoint.weight_files import open_folder
-from checkpoint.weights import check_weights, tensor_digest
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the answer: what was looked at and what is wrong with it, if anything is."""
+    """The result for one file or one half."""
 
-    what: str  # a file's name or '<half> half'
+    subject: str  # a file's name or '<half> half'
     num_bytes: int
-    digest: bytes | None  # as found, 32 bytes; None where there is nothing to hash
-    problem: str | None
+    digest: bytes | None  # as computed, 32 bytes. None if there is nothing to hash.
+    problem: str | None  # None if it is as in the manifest
 
 
 def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> list[Check]:
-    """Hash all files of a checkpoint, and then both halves if the files are right.
+    """Hash all files of a checkpoint, then both halves.
 
-    A problem is an entry of the list, not an exception, so that one run names them all.
+    The halves are hashed only if all files are right. Problems are part of the list, so one run names them all.
+
+    Args:
+        folder: of the checkpoint.
+        on_check: called with each result as soon as it is known.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, there is no manifest to verify against; or what `load_half` raises for
-            names and shapes, if the files are those of the manifest and yet do not make a model.
+        FailedPrecondition: BAD_CHECKPOINT, there is no manifest. NOT_INSTALLED, the weights are `.bin` files and there
+            is no torch. Also the errors of `check_weights`, if the files do not make a model.
     """
     manifest = read_manifest(folder)
     checks: list[Check] = []
@@ -52,12 +60,12 @@ def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> lis
 
 
 def raise_for_problems(tag: str, checks: list[Check]) -> None:
-    """Turn problems into one error.
+    """Raise one error that names all problems, if there are any.
 
     Raises:
-        DataLoss: DIGEST_MISMATCH, something is not what the manifest says.
+        DataLoss: DIGEST_MISMATCH.
     """
-    problems = [f"{check.what} {check.problem}" for check in checks if check.problem]
+    problems = [f"{check.subject} {check.problem}" for check in checks if check.problem]
     if problems:
         raise DataLoss(
             f"Checkpoint {tag} is not what its manifest says: {'; '.join(problems)}.", reason="DIGEST_MISMATCH"
@@ -74,9 +82,13 @@ def _check_file(folder: Path, manifest: Manifest, name: str) -> Check:
 
 def _check_half(folder: Path, manifest: Manifest, half: Half) -> Check:
     config, files = read_config(folder), open_folder(folder)
-    specs = check_weights(files, config, [half], folder.name)
-    digests = {spec.name: tensor_digest(files[spec.name].contiguous()) for spec in specs}
-    num_bytes = sum(files[spec.name].nbytes for spec in specs)
+    digests: dict[str, TensorDigest] = {}
+    size = 0
+    for spec in check_weights(files, config, [half], folder.name):
+        tensor = files[spec.name]
+        digests[spec.name] = tensor_digest(tensor)
+        size += num_bytes(tensor)
+        tensor.drop_pages()
     digest = half_digest(config, half, digests)
     problem = None if digest == manifest.half_digest(half) else "has another digest"
-    return Check(f"{half} half", num_bytes, digest, problem)
+    return Check(f"{half} half", size, digest, problem)

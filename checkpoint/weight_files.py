@@ -1,30 +1,27 @@
-"""Weight files of a checkpoint folder: safetensors or torch `.bin`, one file or shards with an index.
+"""Find and open the weight files of a checkpoint folder.
 
-Reading gives views of the mapped file, so a tensor costs nothing until its elements are touched.
+The files are safetensors or torch `.bin`: one file, or shards with an index. Tensors are views of the mapped files, so
+opening reads no elements. Only `.bin` files need torch.
 """
 
-import ctypes
 import json
-import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
-import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from chassis.errors import FailedPrecondition
 from checkpoint.manifest import is_plain_name
+from checkpoint.safetensors_file import read_safetensors
+from checkpoint.stored_tensor import ELEMENT_BYTES, StoredTensor
 
 log = structlog.get_logger(__name__)
 
 _SUFFIXES = (".safetensors", ".bin")
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_IGNORED = "language_model.embed_positions.weight"  # a static table of positions, which are rotary here
+_IGNORED = "language_model.embed_positions.weight"  # a static table of positions, unused with rotary positions
 _ALIASES = (
-    # A text decoder released on its own (Llama, Qwen2, Qwen3) calls itself 'model'.
+    # A text decoder released alone (Llama, Qwen2, Qwen3) has the prefix 'model'.
     (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"language_model.\1."),
     (re.compile(r"^(language_model\.layers\.\d+)\.attn\."), r"\1.self_attn."),
     (re.compile(r"^(language_model\.layers\.\d+\.mlp)\.gate_proj\."), r"\1.w1."),
@@ -34,31 +31,40 @@ _ALIASES = (
 
 
 def canonical_name(stored: str) -> str:
-    """Return our name of a tensor that a foreign checkpoint calls `stored`; our own names stay as they are."""
+    """Return our name of a tensor.
+
+    Args:
+        stored: the name in a weight file, ours or that of a foreign checkpoint.
+    """
     for pattern, replacement in _ALIASES:
         stored = pattern.sub(replacement, stored)
     return stored
 
 
-class WeightFiles(Mapping[str, Tensor]):
-    """The tensors of some weight files by canonical name, as views; a file is opened when first asked for.
+class WeightFiles(Mapping[str, StoredTensor]):
+    """The tensors of some weight files by canonical name.
 
-    With an index, files whose tensors nobody asks for are never opened, so they may even be absent.
+    A file is opened when one of its tensors is first used. With an index, unused files may be missing.
     """
 
     def __init__(self, paths: Mapping[str, Path], index: Mapping[str, str] | None) -> None:
-        """Take the files by name and, for shards, the index from stored tensor name to file name."""
+        """Open the files.
+
+        Args:
+            paths: the files by name.
+            index: file names by stored tensor name. None without an index.
+        """
         self._paths = dict(paths)
-        self._shards: dict[str, dict[str, Tensor]] = {}
+        self._shards: dict[str, Mapping[str, StoredTensor]] = {}
         found = index.items() if index else [(stored, file) for file in paths for stored in self._open(file)]
         self._places = _by_canonical_name(found)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> StoredTensor:
         file, stored = self._places[name]
         shard = self._open(file)
         if stored not in shard:
             raise FailedPrecondition(
-                f"The file {file} lacks the tensor {stored} that the index puts there.", reason="MISSING_TENSORS"
+                f"The file {file} lacks the tensor {stored} that the index places there.", reason="MISSING_TENSORS"
             )
         return shard[stored]
 
@@ -73,25 +79,28 @@ class WeightFiles(Mapping[str, Tensor]):
         return self._places[name][0]
 
     def num_bytes(self) -> int:
-        """Return the bytes all weight files take on disk."""
+        """Return the size of all weight files on disk, bytes."""
         return sum(path.stat().st_size for path in self._paths.values())
 
     def unindexed(self) -> list[str]:
-        """Return the tensors of the files opened so far that the index does not name, by canonical name."""
+        """Return canonical names in open files that the index lacks."""
         held = (canonical_name(stored) for shard in self._shards.values() for stored in shard)
         return sorted(name for name in held if name not in self._places and name != _IGNORED)
 
-    def _open(self, file: str) -> dict[str, Tensor]:
+    def _open(self, file: str) -> Mapping[str, StoredTensor]:
         if file not in self._shards:
             self._shards[file] = _read_file(self._paths[file])
         return self._shards[file]
 
 
 def open_folder(folder: Path) -> WeightFiles:
-    """Open the weight files of a folder; safetensors where there are both kinds, as their readers can run no code.
+    """Open the weight files of a folder.
+
+    Safetensors files win over `.bin` files, because reading them cannot run code.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, there are none, or they or their index cannot be read.
+        FailedPrecondition: BAD_CHECKPOINT, there are no weights, or a file or the index cannot be read. NOT_INSTALLED,
+            there are only `.bin` files and no torch.
     """
     for suffix in _SUFFIXES:
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))
@@ -110,7 +119,8 @@ def open_files(paths: Iterable[Path]) -> WeightFiles:
     """Open weight files without an index.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, one cannot be read, two have one name or hold the same tensor.
+        FailedPrecondition: BAD_CHECKPOINT, a file cannot be read, or two have the same name or tensor. NOT_INSTALLED,
+            a `.bin` file and no torch.
     """
     by_name: dict[str, Path] = {}
     for path in paths:
@@ -125,7 +135,7 @@ def _by_canonical_name(found: Iterable[tuple[str, str]]) -> dict[str, tuple[str,
     for stored, file in found:
         name = canonical_name(stored)
         if name == _IGNORED:
-            log.info("ignored a table of positions: positions are rotary", tensor=stored, file=file)
+            log.info("static position table ignored", tensor=stored, file=file)
         elif name in places:
             raise _bad(f"Tensor {stored} of {file} and {places[name][1]} of {places[name][0]} are the same one.")
         else:
@@ -144,65 +154,36 @@ def _read_index(path: Path) -> dict[str, str]:
     return dict(index)
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Return views of every tensor of one file."""
+def _read_file(path: Path) -> Mapping[str, StoredTensor]:
+    """Return every tensor of one file."""
+    read = read_safetensors if path.suffix == ".safetensors" else _bin_reader(path)
     try:
-        tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        tensors = read(path)
     except FileNotFoundError as error:
         raise _bad(f"The file {path.name} is missing.") from error
-    except Exception as error:  # readers raise whatever they like on damaged data
+    except Exception as error:  # readers raise any exception on damaged data
         raise _bad(
             f"The file {path.name} cannot be read: it is cut short, damaged or holds more than plain tensors."
         ) from error
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise _bad(f"Tensor {name} of {path.name} is {dtype_name(tensor.dtype)}, not bfloat16, float16 or float32.")
+        if tensor.dtype not in ELEMENT_BYTES:
+            raise _bad(f"Tensor {name} of {path.name} is {tensor.dtype}, not bfloat16, float16 or float32.")
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+def _bin_reader(path: Path) -> Callable[[Path], Mapping[str, StoredTensor]]:
+    """Return the reader of torch `.bin` files.
 
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor) for name, tensor in loaded.items()
-    ):
-        raise ValueError("not a mapping of names to plain tensors")
-    return {name: tensor.detach() for name, tensor in loaded.items()}  # a parameter would drag gradients along
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether the elements lie in memory as they are: neither sparse, nested, negated nor on another device."""
-    in_memory = tensor.device.type == "cpu" and tensor.layout is torch.strided
-    return in_memory and not tensor.is_nested and not tensor.is_neg()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype as files and digests name it: 'bfloat16'."""
-    return str(dtype).removeprefix("torch.")
-
-
-def element_bytes(tensor: Tensor) -> memoryview:
-    """Return the elements of a contiguous tensor in CPU memory as bytes, without a copy."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-def drop_pages(view: Tensor) -> None:
-    """Give back the memory that reading `view` of a mapped file took; reading it again reads the file again.
-
-    The kernel would keep the pages as long as the file is mapped, so that loading a model took its size twice.
+    Raises:
+        FailedPrecondition: NOT_INSTALLED, there is no torch.
     """
-    if not hasattr(mmap, "MADV_DONTNEED"):  # not Linux
-        return
-    if not view.is_contiguous():  # it may claim more bytes than it has: an expanded tensor repeats a few
-        return
-    first = -(-view.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the rest may be a neighbour's
-    length = (view.data_ptr() + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    try:
+        from checkpoint.torch_tensors import read_bin
+    except ImportError:
+        raise FailedPrecondition(
+            f"Reading {path.name} needs torch: pip install 'tandem-serving[stages]'.", reason="NOT_INSTALLED"
+        ) from None
+    return read_bin
 
 
 def _bad(message: str) -> FailedPrecondition:

@@ -1,4 +1,7 @@
-"""Write weight files tensor by tensor: safetensors in the memory of one tensor, torch `.bin` in that of one shard."""
+"""Write weight files tensor by tensor.
+
+Writing safetensors takes the memory of one tensor, writing torch `.bin` that of one shard.
+"""
 
 import json
 import math
@@ -12,17 +15,17 @@ from torch import Tensor
 
 from chassis.errors import InvalidArgument
 from checkpoint.layout import TensorSpec
-from checkpoint.weight_files import element_bytes
+from checkpoint.torch_tensors import TorchTensor
 
 Container = Literal["safetensors", "bin"]
 
 _SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-_HEADER_ALIGNMENT = 8  # bytes; readers map the file and want elements aligned
+_HEADER_ALIGNMENT = 8  # bytes, so that the elements of a mapped file are aligned
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor as it is going to lie in a file."""
+class PlannedTensor:
+    """A tensor that will be written, with its type."""
 
     spec: TensorSpec
     dtype: torch.dtype
@@ -36,24 +39,24 @@ class Stored:
 def write_weights(
     folder: Path,
     tag: str,
-    tensors: Sequence[Stored],
-    take: Callable[[Stored], Tensor],
+    tensors: Sequence[PlannedTensor],
+    take: Callable[[PlannedTensor], Tensor],
     *,
     shards: int = 1,
     container: Container = "safetensors",
 ) -> None:
-    """Write all weight files and, for several shards, their index.
+    """Write all weight files, and an index for several shards.
 
     Args:
-        folder: where to.
+        folder: of the checkpoint.
         tag: the checkpoint's tag, which names a single safetensors file.
-        tensors: what is written, in order.
-        take: returns one tensor, contiguous in CPU memory; called once for each, in order.
-        shards: number of files, of about the same number of bytes.
+        tensors: the tensors to write, in order.
+        take: returns a tensor, contiguous in CPU memory. Called once per tensor, in order.
+        shards: number of files, of about equal size.
         container: kind of file.
 
     Raises:
-        InvalidArgument: BAD_SHARDS, more files than tensors, or none.
+        InvalidArgument: BAD_SHARDS, there are fewer tensors than files, or no files.
     """
     plan = _split(tensors, shards)
     write = _write_safetensors if container == "safetensors" else _write_torch
@@ -70,13 +73,14 @@ def write_weights(
     (folder / f"{stem}.{container}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _split(tensors: Sequence[Stored], shards: int) -> list[list[Stored]]:
-    """Cut the list into `shards` runs of about the same number of bytes, none empty."""
+def _split(tensors: Sequence[PlannedTensor], shards: int) -> list[list[PlannedTensor]]:
+    """Split the list into `shards` parts of about equal size, none empty."""
     if not 1 <= shards <= len(tensors):
         raise InvalidArgument(
-            f"Shards are between 1 and the {len(tensors)} tensors of the model, not {shards}.", reason="BAD_SHARDS"
+            f"The number of shards must be between 1 and {len(tensors)}, the tensors of the model, not {shards}.",
+            reason="BAD_SHARDS",
         )
-    plan: list[list[Stored]] = [[]]
+    plan: list[list[PlannedTensor]] = [[]]
     bytes_left = sum(stored.num_bytes for stored in tensors)
     bytes_here, bytes_aim = 0, math.ceil(bytes_left / shards)
     for place, stored in enumerate(tensors):
@@ -91,8 +95,8 @@ def _split(tensors: Sequence[Stored], shards: int) -> list[list[Stored]]:
     return plan
 
 
-def _write_safetensors(path: Path, shard: Sequence[Stored], take: Callable[[Stored], Tensor]) -> None:
-    # The library's own writer wants every tensor of a file in memory; the format lets us pass them through.
+def _write_safetensors(path: Path, shard: Sequence[PlannedTensor], take: Callable[[PlannedTensor], Tensor]) -> None:
+    # The library's writer needs all tensors of a file in memory. The format allows writing them one by one.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for stored in shard:
@@ -108,9 +112,9 @@ def _write_safetensors(path: Path, shard: Sequence[Stored], take: Callable[[Stor
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for stored in shard:
-            file.write(element_bytes(take(stored)))
+            file.write(TorchTensor(take(stored)).elements())
 
 
-def _write_torch(path: Path, shard: Sequence[Stored], take: Callable[[Stored], Tensor]) -> None:
-    # A clone, since torch.save writes the whole storage behind a view.
+def _write_torch(path: Path, shard: Sequence[PlannedTensor], take: Callable[[PlannedTensor], Tensor]) -> None:
+    # Cloned, because torch.save writes the whole storage behind a view.
     torch.save({stored.spec.name: take(stored).clone() for stored in shard}, path)

@@ -1,6 +1,6 @@
-"""`tandem checkpoint`: make, pack, verify and inspect checkpoints of a model store.
+"""`tandem checkpoint`: list, make, pack, verify and inspect checkpoints.
 
-What needs torch is imported by the command that uses it, so that `tandem ask` starts without.
+Each command imports the libraries of its extra when it runs, so `tandem ask` starts without them.
 """
 
 import json
@@ -15,12 +15,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from checkpoint.config import ModelConfig
-from checkpoint.presets import PRESETS
 from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
+from tandem.commands.extras import require_extras
 
-app = typer.Typer(help="Make, pack, verify and inspect checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, make, pack, verify and inspect checkpoints.", no_args_is_help=True)
+
+
+class Preset(StrEnum):
+    """The names of `checkpoint.presets.PRESETS`, for `--help` without its libraries."""
+
+    full_size = "qwen3-vl-8b"
+    full_size_direct = "qwen3-vl-8b-direct"
+    tiny = "tiny"
+    demo = "demo"
 
 
 class Dtype(StrEnum):
@@ -48,10 +56,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 
 
 @app.command()
+def tags(models: Models = Path("models"), as_json: Json = False) -> None:
+    """List the checkpoints of a model store."""
+    require_extras("tandem checkpoint tags", "checkpoint")
+    from checkpoint.listing import list_store
+
+    store = ModelStore(models)
+    entries = list(list_store(store))
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2, default=bytes.hex))
+    elif entries:
+        tables.show(tables.store(entries))
+    else:
+        typer.echo(f"No checkpoint in {store.root}; `tandem checkpoint new` makes one.", err=True)
+
+
+@app.command()
 def new(
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="PRESET", help=f"Shape of the model: {', '.join(PRESETS)}.")
-    ],
+    preset: Annotated[Preset, typer.Option("--preset", help="Shape of the model.")],
     tag: NewTag,
     models: Models = Path("models"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Equal seeds give equal weights.")] = 0,
@@ -60,16 +82,17 @@ def new(
     format: WeightFormat = Format.safetensors,  # noqa: A002  (the flag's name)
 ) -> None:
     """Make a checkpoint with random weights."""
+    require_extras("tandem checkpoint new", "stages")
     import torch
 
     from checkpoint.initial import create_checkpoint
+    from checkpoint.presets import PRESETS
 
-    config = _preset(preset)
     with _progress(tag) as on_tensor:
         create_checkpoint(
             models,
             tag,
-            config,
+            PRESETS[preset],
             seed=seed,
             dtype=getattr(torch, dtype),
             shards=shards,
@@ -87,19 +110,22 @@ def pack(
     models: Models = Path("models"),
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json; the one beside the weights if left out."),
+        typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json. Default: the one next to the weights."),
     ] = None,
     chat_template: Annotated[
         Path | None,
         typer.Option(
-            "--chat-template", metavar="FILE", help="The chat template; the one beside the weights, else Tandem's own."
+            "--chat-template",
+            metavar="FILE",
+            help="The chat template. Default: the one next to the weights, else Tandem's own.",
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Stored element type; unchanged if left out.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Stored element type. Default: unchanged.")] = None,
     shards: Shards = 1,
     format: WeightFormat = Format.safetensors,  # noqa: A002  (the flag's name)
 ) -> None:
-    """Make a released checkpoint out of foreign weights."""
+    """Make a checkpoint from foreign weights."""
+    require_extras("tandem checkpoint pack", "stages")
     import torch
 
     from checkpoint.packing import pack as pack_checkpoint
@@ -124,13 +150,17 @@ def pack(
 def verify(
     tag: Annotated[str, typer.Argument(metavar="TAG", help="Tag of a checkpoint.")], models: Models = Path("models")
 ) -> None:
-    """Compare every file and both halves with the manifest."""
+    """Compare every file and both halves with the manifest.
+
+    Only .bin weights need torch.
+    """
+    require_extras("tandem checkpoint verify", "checkpoint")
     from checkpoint.verification import raise_for_problems
     from checkpoint.verification import verify as verify_checkpoint
 
     folder = ModelStore(models).folder(tag)
     with Console(stderr=True).status(f"hashing {tag}") as status:
-        checks = verify_checkpoint(folder, lambda check: status.update(f"hashed {check.what}"))
+        checks = verify_checkpoint(folder, lambda check: status.update(f"hashed {check.subject}"))
     tables.show(tables.checks(tag, checks))
     raise_for_problems(tag, checks)
 
@@ -138,19 +168,25 @@ def verify(
 @app.command()
 def inspect(
     tag: Annotated[str | None, typer.Argument(metavar="TAG", help="Tag of a checkpoint.")] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="PRESET", help=f"A shape without weights: {', '.join(PRESETS)}.")
-    ] = None,
+    preset: Annotated[Preset | None, typer.Option("--preset", help="A shape without weights.")] = None,
     models: Models = Path("models"),
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint or a preset is made of."""
-    from checkpoint.inspection import inspect_checkpoint, inspect_preset
+    """Show the tensors, parameters and memory of a checkpoint or a preset.
 
+    Only a checkpoint needs torch.
+    """
     if (tag is None) == (preset is None):
         raise typer.BadParameter("give one of the two.", param_hint="TAG or --preset")
     if preset is not None:
-        inspection = inspect_preset(preset, _preset(preset))
+        require_extras("tandem checkpoint inspect --preset", "checkpoint")
+    else:
+        require_extras("tandem checkpoint inspect TAG", "stages")
+    from checkpoint.inspection import inspect_checkpoint, inspect_preset
+    from checkpoint.presets import PRESETS
+
+    if preset is not None:
+        inspection = inspect_preset(preset.value, PRESETS[preset])
     else:
         inspection = inspect_checkpoint(ModelStore(models).folder(str(tag)))
     if as_json:
@@ -159,21 +195,15 @@ def inspect(
         tables.show(*tables.inspection(inspection))
 
 
-def _preset(name: str) -> ModelConfig:
-    if name not in PRESETS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(PRESETS)}.", param_hint="--preset")
-    return PRESETS[name]
-
-
 @contextmanager
 def _progress(tag: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show on stderr how much is written; yield what to tell of each tensor."""
+    """Show a progress bar on stderr; yield the callback that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(tag, total=None)
 
-        def on_tensor(_name: str, bytes_so_far: int, bytes_in_all: int) -> None:
-            progress.update(task, completed=bytes_so_far, total=bytes_in_all)
+        def on_tensor(_name: str, bytes_so_far: int, bytes_in_total: int) -> None:
+            progress.update(task, completed=bytes_so_far, total=bytes_in_total)
 
         yield on_tensor

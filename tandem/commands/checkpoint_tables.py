@@ -1,4 +1,4 @@
-"""How `tandem checkpoint` shows what it found."""
+"""The tables of `tandem checkpoint`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from checkpoint.memory import COUNTING_RULE
+from tandem.commands.models import short_count
 
-if TYPE_CHECKING:  # these modules need torch, and showing their answers does not
+if TYPE_CHECKING:  # these modules need an extra
     from checkpoint.inspection import Inspection, TensorFacts
+    from checkpoint.listing import StoreEntry
     from checkpoint.verification import Check
 
-_WIDTH_IN_A_FILE = 160  # columns where the output is no terminal
+_WIDTH_IN_A_FILE = 160  # characters, if the output is not a terminal
+_DIGEST_CHARS = 12  # hex digits that tell checkpoints apart
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print to stdout, wide enough for tensor names where it is no terminal."""
+    """Print to stdout, without truncating tensor names in a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_IN_A_FILE
@@ -30,23 +32,42 @@ def show(*renderables: RenderableType) -> None:
 def checks(tag: str, found: Sequence[Check]) -> Table:
     """Return the table of `verify`."""
     table = Table(title=f"{tag}", title_justify="left")
-    table.add_column("what", no_wrap=True)
+    table.add_column("subject", no_wrap=True)
     table.add_column("size", justify="right")
     table.add_column("SHA-256 as found", no_wrap=True)
     table.add_column("verdict")
     for check in found:
         verdict = f"[red]{check.problem}[/]" if check.problem else "[green]as in the manifest[/]"
-        table.add_row(Text(check.what), size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
+        table.add_row(Text(check.subject), size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
+    return table
+
+
+def store(entries: Sequence[StoreEntry]) -> Table:
+    """Return the table of `tags`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tag", no_wrap=True)
+    table.add_column("family")
+    for column in ("parameters", "size", "files"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("vision half", "language half"):
+        table.add_column(column, no_wrap=True)
+    for entry in entries:
+        if entry.problem is not None:
+            table.add_row(entry.tag, Text(entry.problem, "red"))
+            continue
+        digests = (digest.hex()[:_DIGEST_CHARS] for digest in (entry.vision_digest, entry.language_digest))
+        count = short_count(entry.num_parameters)
+        table.add_row(entry.tag, entry.family, count, size(entry.num_bytes), str(entry.num_files), *digests)
     return table
 
 
 def inspection(found: Inspection) -> list[Table]:
-    """Return the two tables of `inspect`: every module, and what to know of the whole."""
+    """Return the tables of `inspect`: tensors, and the whole model."""
     return [_modules(found), _facts(found)]
 
 
 def size(num_bytes: int) -> str:
-    """Return bytes as people read them: '13.40 GB', with powers of 1000."""
+    """Return a size such as '13.40 GB', in powers of 1000."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.2f} {unit}"
@@ -54,14 +75,14 @@ def size(num_bytes: int) -> str:
 
 
 def _modules(found: Inspection) -> Table:
-    kind = "a preset, no weights" if found.disk_bytes is None else "a checkpoint"
-    table = Table(title=f"{found.source}, {kind}; N counts layers", title_justify="left")
+    kind = "preset without weights" if found.disk_bytes is None else "checkpoint"
+    table = Table(title=f"{found.source}, {kind}; N is the layer", title_justify="left")
     table.add_column("tensor", no_wrap=True)
     table.add_column("count", justify="right")
     table.add_column("shape", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("what it does")
+    table.add_column("role")
     part = None
     for row in found.rows:
         if part not in (None, row.pattern.split(".", 1)[0]):
@@ -73,23 +94,25 @@ def _modules(found: Inspection) -> Table:
 
 
 def _facts(found: Inspection) -> Table:
-    table = Table(title="the whole", title_justify="left", show_header=False)
+    from checkpoint.memory import COUNTING_RULE
+
+    table = Table(title="whole model", title_justify="left", show_header=False)
     table.add_column("fact", no_wrap=True)
     table.add_column("value")
     for part, count in found.parameters.items():
         table.add_row(f"parameters, {part}", f"{count:,}")
-    table.add_row("parameters, total as counted", f"{found.num_parameters:,}")
+    table.add_row("parameters, total", f"{found.num_parameters:,}")
     table.add_section()
-    table.add_row("resampler's query", _tensor(found.query) if found.query else "none: the patches go to the decoder")
+    table.add_row("resampler's query", _tensor(found.query) if found.query else "none, the patches go to the decoder")
     table.add_row("first layer's Q projection", _tensor(found.first_q_projection))
     group = found.num_heads // found.num_kv_heads
     table.add_row("attention heads", f"{found.num_heads} query on {found.num_kv_heads} key-value: GQA {group} to 1")
     saved = found.parameters_saved_by_tying
     tied = f"tied to the embedding, which saves {saved:,} parameters, {size(2 * saved)} in bf16"
-    table.add_row("head", tied if found.tied_head else "a matrix of its own, not tied to the embedding")
+    table.add_row("head", tied if found.tied_head else "a separate matrix, not tied to the embedding")
     table.add_row("visual tokens of an image", f"{found.num_visual_tokens} x {found.visual_token_width}")
     table.add_section()
-    on_disk = "no weights here" if found.disk_bytes is None else size(found.disk_bytes)
+    on_disk = "no weights" if found.disk_bytes is None else size(found.disk_bytes)
     table.add_row("weights on disk", on_disk)
     for precision, num_bytes in found.weight_bytes.items():
         table.add_row(f"weights in memory, {precision}", size(num_bytes))

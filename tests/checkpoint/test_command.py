@@ -1,4 +1,4 @@
-"""`tandem checkpoint` as a person runs it, without the process around it."""
+"""`tandem checkpoint` inside this process."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from chassis.errors import TandemError
-from tandem.commands.checkpoint import app
+from checkpoint.manifest import read_manifest
+from checkpoint.presets import PRESETS
+from tandem.commands.checkpoint import Preset, app
 
 
 def run(*arguments: object) -> str:
@@ -46,27 +48,59 @@ def test_the_full_size_preset_is_shown_without_weights() -> None:
         assert fact in shown
 
 
-def test_names_of_files_are_shown_as_they_are(tmp_path: Path) -> None:
-    """Square brackets are markup to what draws the tables."""
+def test_file_names_with_markup_are_printed_unchanged(tmp_path: Path) -> None:
+    """Rich reads square brackets as markup."""
     models = tmp_path / "[/red]"
     assert str(models / "a-v1.0.0") in run("new", "--preset", "tiny", "--tag", "a-v1.0.0", "--models", models)
     (models / "a-v1.0.0" / "[red].txt").touch()
     assert "[red].txt" in CliRunner().invoke(app, ["verify", "a-v1.0.0", "--models", str(models)]).stdout
 
 
-def test_a_checkpoint_that_does_not_verify_says_so_after_the_table(tmp_path: Path) -> None:
+def test_a_failed_verification_is_an_error_after_the_table(tmp_path: Path) -> None:
     run("new", "--preset", "tiny", "--tag", "a-v1.0.0", "--models", tmp_path)
     (tmp_path / "a-v1.0.0" / "config.json").write_text("{}")
     assert "config.json was changed" in refused("verify", "a-v1.0.0", "--models", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["inspect", "a-v1.0.0"], "no a-v1.0.0"),
         (["verify", "nonsense"], "is not a tag"),
         (["new", "--preset", "tiny", "--tag", "x"], "is not a tag"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, arguments: list[str], said: str) -> None:
-    assert said in refused(*arguments, "--models", tmp_path)
+def test_user_errors_are_named(tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert words in refused(*arguments, "--models", tmp_path)
+
+
+def test_tags_lists_every_checkpoint_of_a_store(tmp_path: Path) -> None:
+    for tag in ("b-v1.0.0", "a-v1.10.0", "a-v1.9.0"):
+        run("new", "--preset", "tiny", "--tag", tag, "--models", tmp_path)
+    rows = [line.split() for line in run("tags", "--models", tmp_path).splitlines()[1:]]
+    assert [row[0] for row in rows] == ["a-v1.9.0", "a-v1.10.0", "b-v1.0.0"]
+    manifest = read_manifest(tmp_path / "b-v1.0.0")
+    assert rows[2][1:4] == ["resampler", "146", "K"]
+    assert rows[2][-2:] == [manifest.vision.digest.hex()[:12], manifest.language.digest.hex()[:12]]
+    [_, _, facts] = json.loads(run("tags", "--json", "--models", tmp_path))
+    assert facts["language_digest"] == manifest.language.digest.hex()
+    assert facts["num_bytes"] == sum(path.stat().st_size for path in (tmp_path / "b-v1.0.0").iterdir())
+    assert facts["num_files"] == len(manifest.files) + 1
+
+
+def test_tags_lists_a_broken_checkpoint_with_its_problem(tmp_path: Path) -> None:
+    run("new", "--preset", "tiny", "--tag", "a-v1.0.0", "--models", tmp_path)
+    (tmp_path / "b-v1.0.0").mkdir()
+    first, second = run("tags", "--models", tmp_path).splitlines()[1:]
+    assert first.split()[:2] == ["a-v1.0.0", "resampler"]
+    assert "no readable manifest.json" in second
+
+
+def test_tags_of_an_empty_store_say_how_to_make_one(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["tags", "--models", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == f"No checkpoint in {tmp_path}; `tandem checkpoint new` makes one.\n"
+
+
+def test_help_names_every_preset() -> None:
+    assert {preset.value for preset in Preset} == set(PRESETS)

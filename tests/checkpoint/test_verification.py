@@ -11,23 +11,23 @@ Copy = Callable[..., Path]
 
 
 def problems(folder: Path) -> dict[str, str]:
-    return {check.what: check.problem for check in verify(folder) if check.problem}
+    return {check.subject: check.problem for check in verify(folder) if check.problem}
 
 
 @pytest.mark.parametrize("stored", ["single", "shards", "bin"])
 def test_a_whole_checkpoint_has_no_problems(checkpoint: Copy, stored: str) -> None:
     folder = checkpoint(stored)
     checks = verify(folder)
-    assert {check.what for check in checks} == {*read_manifest(folder).files, "vision half", "language half"}
+    assert {check.subject for check in checks} == {*read_manifest(folder).files, "vision half", "language half"}
     raise_for_problems(folder.name, checks)
 
 
-def test_each_wrong_file_is_named_in_one_run(checkpoint: Copy) -> None:
+def test_one_run_names_every_wrong_file(checkpoint: Copy) -> None:
     folder = checkpoint("shards")
     with (folder / "model-00002-of-00003.safetensors").open("r+b") as file:
         file.truncate(1000)
     (folder / "chat_template.jinja").unlink()
-    (folder / "extra.safetensors").touch()  # a loader might take it for weights
+    (folder / "extra.safetensors").touch()  # a loader might read it as weights
     (folder / "notes").symlink_to("moved away")
     assert problems(folder) == {
         "model-00002-of-00003.safetensors": "was changed",
@@ -37,8 +37,8 @@ def test_each_wrong_file_is_named_in_one_run(checkpoint: Copy) -> None:
     }
 
 
-def test_a_half_is_hashed_whatever_the_files_say(checkpoint: Copy) -> None:
-    # Whoever edits the manifest can make files agree with it, and still not the half another tag shares.
+def test_halves_are_hashed_even_if_all_files_are_right(checkpoint: Copy) -> None:
+    # An edited manifest can agree with the files, but not with the half that another tag shares.
     folder = checkpoint()
     manifest = read_manifest(folder)
     write_manifest(
@@ -47,7 +47,7 @@ def test_a_half_is_hashed_whatever_the_files_say(checkpoint: Copy) -> None:
     assert problems(folder) == {"vision half": "has another digest"}
 
 
-def test_problems_become_one_sentence(checkpoint: Copy) -> None:
+def test_problems_become_one_error(checkpoint: Copy) -> None:
     folder = checkpoint()
     (folder / "config.json").write_text("{}")
     with pytest.raises(

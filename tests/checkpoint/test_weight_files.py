@@ -1,4 +1,4 @@
-"""Finding and reading weight files, ours and foreign ones."""
+"""Find and read weight files, ours and foreign ones."""
 
 import json
 import mmap
@@ -16,14 +16,15 @@ from structlog.testing import capture_logs
 from chassis.errors import FailedPrecondition
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import PRESETS
-from checkpoint.weight_files import canonical_name, drop_pages, open_files, open_folder
+from checkpoint.torch_tensors import TorchTensor, as_torch
+from checkpoint.weight_files import canonical_name, open_files, open_folder
 from checkpoint.weight_writers import Container
 
 ONES = torch.ones(2, 2)
 
 
 class Malicious:
-    """Runs a function when unpickled by a reader that trusts it."""
+    """Runs a function when an unsafe reader unpickles it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -53,7 +54,7 @@ def test_foreign_names_become_ours(stored: str, canonical: str) -> None:
     assert canonical_name(canonical) == canonical
 
 
-def test_a_table_of_positions_is_ignored_with_one_line(tmp_path: Path) -> None:
+def test_a_static_position_table_is_ignored_with_one_log_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"language_model.embed_positions.weight": ONES, "language_model.norm.weight": torch.ones(2)}, path)
     with capture_logs() as lines:
@@ -63,7 +64,7 @@ def test_a_table_of_positions_is_ignored_with_one_line(tmp_path: Path) -> None:
     assert len(lines) == 1
 
 
-def test_two_spellings_of_one_tensor_are_refused(tmp_path: Path) -> None:
+def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     name = "language_model.layers.0.mlp.{}.weight"
     save_file({name.format("w1"): ONES, name.format("gate_proj"): ONES.clone()}, path)
@@ -104,7 +105,7 @@ def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
         open_folder(tmp_path)
 
 
-def test_a_tensor_the_index_promises_in_vain_is_named(tmp_path: Path) -> None:
+def test_a_tensor_missing_from_its_indexed_file_is_named(tmp_path: Path) -> None:
     save_file({"x": ONES}, tmp_path / "a.safetensors")
     write_index(tmp_path, {"x": "a.safetensors", "y": "a.safetensors"})
     with pytest.raises(FailedPrecondition, match="y") as caught:
@@ -112,23 +113,23 @@ def test_a_tensor_the_index_promises_in_vain_is_named(tmp_path: Path) -> None:
     assert caught.value.reason == "MISSING_TENSORS"
 
 
-def test_a_tensor_the_index_keeps_quiet_about_is_found(tmp_path: Path) -> None:
+def test_a_tensor_missing_from_the_index_is_reported(tmp_path: Path) -> None:
     save_file({"x": ONES, "y": ONES.clone()}, tmp_path / "a.safetensors")
     write_index(tmp_path, {"x": "a.safetensors"})
     files = open_folder(tmp_path)
-    assert torch.equal(files["x"], ONES)
+    assert torch.equal(as_torch(files["x"]), ONES)
     assert files.unindexed() == ["y"]
 
 
 def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
     save_file({"x": ONES}, tmp_path / "a.safetensors")
     torch.save({"x": -ONES}, tmp_path / "pytorch_model.bin")
-    assert torch.equal(open_folder(tmp_path)["x"], ONES)
+    assert torch.equal(as_torch(open_folder(tmp_path)["x"]), ONES)
 
 
 def test_parameters_become_plain_tensors(tmp_path: Path) -> None:
     torch.save({"x": torch.nn.Parameter(ONES)}, tmp_path / "pytorch_model.bin")
-    assert not open_folder(tmp_path)["x"].requires_grad
+    assert not as_torch(open_folder(tmp_path)["x"]).requires_grad
 
 
 def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
         open_folder(tmp_path)
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # what a trusting reader would have done
+    torch.load(path, weights_only=False)  # an unsafe reader runs it
     assert trace.exists()
 
 
@@ -159,7 +160,7 @@ def test_a_pickle_of_anything_but_named_tensors_is_refused(tmp_path: Path, conte
     ],
     ids=["sparse", "without elements", "negated", "nested"],
 )
-def test_a_tensor_that_is_not_simply_its_elements_is_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
+def test_a_tensor_without_plain_elements_is_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
     torch.save({"x": make()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FailedPrecondition, match=r"pytorch_model\.bin"):
         open_folder(tmp_path)
@@ -176,26 +177,26 @@ def test_a_damaged_pickle_is_refused(tmp_path: Path, program: bytes) -> None:
 
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
 def test_dropped_pages_are_read_from_the_file_again(tmp_path: Path, container: Container) -> None:
-    # Were a view not a mapping of its file, dropping would lose the tensor: this holds the readers to mapping.
+    # If a tensor were not a mapping of its file, dropping its pages would lose it.
     create_checkpoint(tmp_path, "tiny-v1.0.0", PRESETS["tiny"], container=container)
     files = open_folder(tmp_path / "tiny-v1.0.0")
     for name in files:
-        before = files[name].clone()
-        drop_pages(files[name])
-        assert torch.equal(files[name], before)
+        before = as_torch(files[name]).clone()
+        files[name].drop_pages()
+        assert torch.equal(as_torch(files[name]), before)
 
 
-def test_a_view_of_more_than_there_is_does_not_take_other_memory_along() -> None:
-    # One number in the file, a matrix in the model: what lies behind the number belongs to somebody else.
+def test_dropping_an_expanded_view_keeps_the_memory_behind_it() -> None:
+    # One number in the file, a matrix in the model: the memory after the number belongs to something else.
     memory = torch.ones(16 * mmap.PAGESIZE, dtype=torch.uint8)
-    drop_pages(memory[:1].expand(len(memory)))
+    TorchTensor(memory[:1].expand(len(memory))).drop_pages()
     assert memory.all()
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are dropped on Linux only")
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
-def test_loading_does_not_take_the_model_twice(tmp_path: Path, container: Container) -> None:
-    # Mapped pages count as a process's memory until they are dropped; a service is sized for its weights once.
+def test_loading_does_not_take_twice_the_memory(tmp_path: Path, container: Container) -> None:
+    # Mapped pages count as memory of the process until they are dropped. A service has room for its weights once.
     language = PRESETS["tiny"].language.model_copy(update={"num_layers": 16, "mlp_width": 32_768})
     create_checkpoint(
         tmp_path, "wide-v1.0.0", PRESETS["tiny"].model_copy(update={"language": language}), container=container
@@ -204,8 +205,8 @@ def test_loading_does_not_take_the_model_twice(tmp_path: Path, container: Contai
     script = (
         "import sys, torch; from pathlib import Path; from checkpoint.weights import load_half\n"
         "def kib(name): return int(Path('/proc/self/status').read_text().split(name)[1].split()[0])\n"
-        "load_half(Path(sys.argv[1]) / 'tiny-v1.0.0', 'language', dtype=torch.bfloat16)  # imports what it takes\n"
-        "Path('/proc/self/clear_refs').write_text('5')  # the peak starts over\n"
+        "load_half(Path(sys.argv[1]) / 'tiny-v1.0.0', 'language', dtype=torch.bfloat16)  # does the imports\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # resets the peak\n"
         "before = kib('VmRSS:')\n"
         "load_half(Path(sys.argv[1]) / 'wide-v1.0.0', 'language', dtype=torch.bfloat16)\n"
         "print(kib('VmHWM:') - before)\n"

@@ -177,7 +177,7 @@ def test_what_is_not_utf8_and_cannot_be_sent_is_one_sentence(arguments: tuple[st
         (["ask", "What?", "--address", "127.0.0.1:99999"], "host:port"),
         (["checkpoint", "inspect"], "TAG or --preset: give one of the two"),
         (["checkpoint", "inspect", "a-v1.0.0", "--preset", "tiny"], "TAG or --preset: give one of the two"),
-        (["checkpoint", "inspect", "--preset", "huge"], "--preset: 'huge' is none of"),
+        (["checkpoint", "inspect", "--preset", "huge"], "'huge' is not one of 'qwen3-vl-8b'"),
         (["checkpoint", "new", "--preset", "tiny", "--tag", "a-v1.0.0", "--shards", "0"], "--shards"),
         (["keys", "new", ""], "TENANT"),
         (["keys", "new", 'a"b'], "TENANT"),

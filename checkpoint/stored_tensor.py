@@ -1,0 +1,42 @@
+"""One tensor of a weight file: type, shape and bytes. Needs no torch."""
+
+import hashlib
+from math import prod
+from typing import Protocol
+
+from checkpoint.identity import TensorDigest
+
+# The types that weights may have, with bytes per element.
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class StoredTensor(Protocol):
+    """One tensor of a weight file. Its elements are read on demand."""
+
+    @property
+    def dtype(self) -> str:
+        """Element type, such as 'bfloat16'."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each dimension, outermost first."""
+
+    def elements(self) -> memoryview:
+        """Return the elements as bytes: row-major, little-endian."""
+
+    def drop_pages(self) -> None:
+        """Free the memory that reading the elements took.
+
+        The kernel would keep the pages while the file is mapped, so loading a model would take twice its size. A later
+        read gets them from the file again.
+        """
+
+
+def num_bytes(tensor: StoredTensor) -> int:
+    """Return the bytes of the elements."""
+    return prod(tensor.shape) * ELEMENT_BYTES[tensor.dtype]
+
+
+def tensor_digest(tensor: StoredTensor) -> TensorDigest:
+    """Return the part of a half's digest that comes from one tensor."""
+    return TensorDigest(tensor.dtype, tensor.shape, hashlib.sha256(tensor.elements()).digest())
