@@ -1,7 +1,7 @@
-"""How every process lives: settings, lifecycle, health, errors, logs, metrics, TLS, channels."""
+"""Shared parts of every process: settings, server, channels, errors, logs, metrics, TLS."""
 
 import os
 
-# gRPC's core writes to stderr in a form of its own, which no log collector reads, what errors say anyway. It takes this
-# from the environment when it is first imported, so it must be set before any module of this package imports it.
+# gRPC's core writes its own log format to stderr, which log collectors cannot parse. Our errors say the same.
+# gRPC reads this variable on its first import, so set it before any module of this package imports gRPC.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,7 +1,7 @@
-"""API keys: what a caller shows to say who it is, and the digest a server keeps in its place.
+"""API keys: create them, send them and read them from a call.
 
-A key is 32 random bytes, so a plain SHA-256 protects it: slow hashes exist for passwords, which people choose and
-attackers guess, and would cost every request the time they are meant to cost the attacker.
+A server stores only the SHA-256 of a key. Slow password hashes are not needed, because a key is 32 random bytes and
+cannot be guessed.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from chassis.errors import InvalidArgument, Unauthenticated
 
 AUTHORIZATION_HEADER = "authorization"
-TENANT_NAME = r"^[A-Za-z0-9._-]{1,64}$"  # what a key file may call who has a key; it goes into logs and metrics
+TENANT_NAME = r"^[A-Za-z0-9._-]{1,64}$"  # valid tenant names in a key file. They appear in logs and metrics
 
-_PREFIX = "tandem_"  # lets scanners of leaked secrets know one when they see it
+_PREFIX = "tandem_"  # lets scanners for leaked secrets recognize a key
 _SCHEME = "Bearer "
 
 
@@ -23,31 +23,33 @@ def new_key() -> str:
 
 
 def key_sha256(key: str) -> str:
-    """Return what a server keeps of `key`: its SHA-256 as 64 hexadecimal digits."""
+    """Return the SHA-256 of `key` as 64 hexadecimal digits."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def authorization(key: str) -> tuple[str, str]:
-    """Return the entry of a call's metadata that shows `key`.
+    """Return the metadata entry that sends `key` with a call.
 
     Raises:
-        InvalidArgument: it cannot be a key; gRPC would not take it as metadata.
+        InvalidArgument: reason 'BAD_API_KEY', the key has characters that gRPC metadata cannot hold.
     """
     if not (key.isascii() and key.isprintable()):
-        raise InvalidArgument("The API key has characters that no key has.", reason="BAD_API_KEY")
+        raise InvalidArgument(
+            "The API key must be printable ASCII: copy it again, without line breaks.", reason="BAD_API_KEY"
+        )
     return AUTHORIZATION_HEADER, _SCHEME + key
 
 
-def shown_key(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """Return the key a call shows.
+def api_key_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """Return the API key in a call's metadata.
 
     Raises:
-        Unauthenticated: it shows none, several, or one in another form; the message repeats nothing of it.
+        Unauthenticated: there is no key, more than one, or another scheme. The message repeats nothing of it.
     """
     values = [value for name, value in metadata or () if name == AUTHORIZATION_HEADER]
     if not values:
-        raise Unauthenticated("An API key is needed.", reason="NO_API_KEY")
+        raise Unauthenticated("Send an API key as 'authorization: Bearer <key>'.", reason="NO_API_KEY")
     value = values[0]
     if len(values) > 1 or not isinstance(value, str) or not value.startswith(_SCHEME):
-        raise Unauthenticated("The authorization must be 'Bearer' and one API key.", reason="BAD_AUTHORIZATION")
+        raise Unauthenticated("Send exactly one API key, as 'authorization: Bearer <key>'.", reason="BAD_AUTHORIZATION")
     return value.removeprefix(_SCHEME).strip()

@@ -1,4 +1,4 @@
-"""Work that goes on beside the requests for as long as the gateway lives."""
+"""Run background tasks for the length of a block."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -11,22 +11,28 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def in_background(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run works beside the block; they are cancelled when it ends, and have let go of everything when this returns."""
-    tasks = [asyncio.create_task(_logged(work)) for work in works]
+async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines as tasks until the block ends.
+
+    They are then cancelled, and have finished their cleanup when this returns.
+    """
+    tasks = [asyncio.create_task(_log_failure(coroutine)) for coroutine in coroutines]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        for work in works:
-            work.close()  # where the block ended before it began, of which Python would warn
+        for coroutine in coroutines:
+            coroutine.close()  # Python would warn about one that never started
 
 
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    """Tell of a bug when it ends the work: nobody awaits the task before the process stops."""
+async def _log_failure(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await `coroutine` and log an exception at once.
+
+    Without this, the exception would stay hidden until the process stops and awaits the task.
+    """
     try:
-        await work
+        await coroutine
     except Exception:
-        _log.exception("background work failed")
+        _log.exception("background task failed")

@@ -1,17 +1,19 @@
-"""What Prometheus sees of the caches of visual tokens: the same names in every process, told apart by level."""
+"""Metrics of the visual-token caches, labelled by cache level."""
 
 from prometheus_client import Counter, Gauge
 
 CACHE_REQUESTS = Counter(
     "tandem_visual_cache_requests",
-    "Visual tokens asked for, by result: hit, miss, in_flight (another call was computing them), similar (those of "
-    "another image that looks the same), failed (no answer) or skipped (not asked, because it keeps failing).",
+    "Lookups of visual tokens, by result: hit, miss, in_flight (joined another call's computation), similar (answered "
+    "by an image that looks the same), failed (the cache did not answer) or skipped (the cache failed too often).",
     ["level", "result"],
 )
-CACHE_EVICTIONS = Counter("tandem_visual_cache_evictions", "Entries dropped to make room.", ["level"])
+CACHE_EVICTIONS = Counter("tandem_visual_cache_evictions", "Entries evicted to make room.", ["level"])
 CACHE_NO_ROOM = Counter(
-    "tandem_visual_cache_no_room", "Visual tokens not kept: they did not fit beside the entries in use.", ["level"]
+    "tandem_visual_cache_no_room", "Entries not stored because pinned entries left no room.", ["level"]
 )
-CACHE_CORRUPTED = Counter("tandem_visual_cache_corrupted", "Entries dropped for failing their digest.", ["level"])
+CACHE_CORRUPTED = Counter(
+    "tandem_visual_cache_corrupted", "Entries dropped because their digest did not match.", ["level"]
+)
 CACHE_PINNED = Gauge("tandem_visual_cache_pinned", "Entries in use.", ["level"])
 CACHE_BYTES = Gauge("tandem_visual_cache_bytes", "Bytes of all entries.", ["level"])

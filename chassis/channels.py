@@ -1,4 +1,4 @@
-"""Client channels: how one process calls another."""
+"""gRPC channels from one process to another."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,18 +8,19 @@ import grpc
 
 from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
 from chassis.request_id import REQUEST_ID_HEADER, current_request_id
+from chassis.spans import TRACEPARENT_HEADER
 from chassis.tls import ChannelTls
-from chassis.tracing import TRACEPARENT_HEADER, traceparent
+from chassis.tracing import traceparent
 
 __all__ = ["ChannelTls", "check_target", "open_blocking_channel", "open_channel"]
 
 _SERVICE_CONFIG = {
-    # A name that stands for several servers (dns:///name of a headless service) is used in turn, not the first only.
+    # Spread calls over all addresses of a name such as dns:///headless-service. The default uses only the first.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{}],
-            # gRPC tries again only while nothing of an answer has come, so a stream that began is never repeated.
+            # gRPC retries only until the first part of a response arrives, so a started stream is never repeated.
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -33,7 +34,9 @@ _SERVICE_CONFIG = {
 
 
 def check_target(target: str) -> None:
-    """Check that a server can be called so: gRPC takes a URL or a missing port for a server that is not there.
+    """Check that `target` names a host and a port.
+
+    gRPC itself would report a URL or a missing port as an unreachable server.
 
     Raises:
         ValueError: it is neither 'host:port' nor 'dns:///host:port'.
@@ -55,20 +58,21 @@ def open_channel(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     authority: str | None = None,
 ) -> grpc.aio.Channel:
-    """Open a channel with keepalive, retries of UNAVAILABLE and load balancing.
+    """Open a channel with keepalive, retries and load balancing.
 
-    Its calls carry the current request id, and the current span where traces are on.
+    Calls send the current request id, and the current span if tracing is on. Calls that fail with UNAVAILABLE are
+    retried.
 
-    Nothing is connected before the first call. The channel belongs to the running event loop; close it.
+    The channel connects on its first call. It belongs to the running event loop. The caller closes it.
 
     Args:
-        target: 'host:port', or 'dns:///host:port' as gRPC names things.
-        tls: how to secure it; None is plain text.
-        max_message_bytes: largest message taken, bytes.
-        authority: the name the server goes by and its certificate must bear, where `target` is one of its addresses.
+        target: 'host:port', or a gRPC name such as 'dns:///host:port'.
+        tls: TLS files. None uses plain text.
+        max_message_bytes: largest response message, bytes.
+        authority: the server's name in its certificate, if `target` is one of its addresses instead.
 
     Raises:
-        FailedPrecondition: reason 'BAD_TLS'; the TLS files cannot be used.
+        FailedPrecondition: reason 'BAD_TLS', the TLS files cannot be used.
     """
     options = _channel_options(max_message_bytes)
     if authority is not None:
@@ -77,13 +81,16 @@ def open_channel(
         channel = grpc.aio.insecure_channel(target, options=options)
     else:
         channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
-    return _RequestChannel(channel)
+    return _MetadataChannel(channel)
 
 
 def open_blocking_channel(
     target: str, *, tls: ChannelTls | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
 ) -> grpc.Channel:
-    """Open the same channel for callers without asyncio, who send a request id of their own; it is thread-safe."""
+    """Open the same channel for code without asyncio.
+
+    It is thread-safe. Callers send their own request id.
+    """
     options = _channel_options(max_message_bytes)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
@@ -94,32 +101,32 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
     return [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # the receiver says what is too large
-        # Only a request that is held can be sent again; the default, 256 KiB, would leave images without retries.
+        ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
+        # A retry needs the buffered request. The default of 256 KiB would exclude requests with images.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
-        # A peer that vanished without a word is noticed within 30 s, even while a long stream is silent.
+        # Detect a dead peer within 30 s, even while a long stream is silent.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
-        # Between two tries to connect lies less time than a call is retried for, at most 0.48 s against at least 0.56
-        # (both vary by 20 %), so that a call finds a server which is there when it begins. gRPC by itself waits up to
-        # two minutes, and calls fail meanwhile.
+        # Reconnect faster than a call gives up, so that a call finds a server that is up when the call starts.
+        # The longest pause between attempts is 0.48 s and the shortest retry time of a call is 0.56 s, including the
+        # jitter of 20 %. With gRPC's default, pauses grow to two minutes and calls fail meanwhile.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 400),
     ]
 
 
-class _RequestChannel(grpc.aio.Channel):
-    """A channel whose calls carry the current request id and span.
+class _MetadataChannel(grpc.aio.Channel):
+    """A channel that adds the current request id and span to each call.
 
-    A wrapper and not gRPC's client interceptors: those start a task a call and pass every message of a stream through
-    queues, while this adds two entries to the metadata and hands out gRPC's own call, with its own cancellation.
+    It is a wrapper because gRPC's client interceptors start one task per call and copy every stream message through
+    queues. The wrapper only adds two metadata entries. It returns gRPC's own call, which handles cancellation.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def __aenter__(self) -> "_RequestChannel":
+    async def __aenter__(self) -> "_MetadataChannel":
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -138,27 +145,27 @@ class _RequestChannel(grpc.aio.Channel):
         await self._channel.channel_ready()
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _within_request(self._channel.unary_unary(*args, **kwargs))
+        return _with_request_metadata(self._channel.unary_unary(*args, **kwargs))
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _within_request(self._channel.unary_stream(*args, **kwargs))
+        return _with_request_metadata(self._channel.unary_stream(*args, **kwargs))
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _within_request(self._channel.stream_unary(*args, **kwargs))
+        return _with_request_metadata(self._channel.stream_unary(*args, **kwargs))
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _within_request(self._channel.stream_stream(*args, **kwargs))
+        return _with_request_metadata(self._channel.stream_stream(*args, **kwargs))
 
 
-def _within_request(multicallable: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap one method of a stub, of any of the four kinds."""
+def _with_request_metadata(multicallable: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap one stub method of any of the four RPC kinds."""
 
     def call(*args: Any, metadata: Iterable[tuple[str, str | bytes]] | None = None, **kwargs: Any) -> Any:
-        ours = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}
-        known = [(name, value) for name, value in ours.items() if value is not None]
-        if known:
-            others = [pair for pair in metadata or () if ours.get(pair[0]) is None]
-            metadata = (*others, *known)
+        current = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}
+        added = [(name, value) for name, value in current.items() if value is not None]
+        if added:
+            others = [pair for pair in metadata or () if current.get(pair[0]) is None]
+            metadata = (*others, *added)
         return multicallable(*args, metadata=metadata, **kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""The one deadline of a request, handed on to both stages."""
+"""One deadline for all steps of a request."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment on the monotonic clock, seconds."""
+    """A point in time on the monotonic clock."""
 
     at_s: float
 
@@ -16,5 +16,5 @@ class Deadline:
         return cls(time.monotonic() + seconds)
 
     def remaining_s(self) -> float:
-        """Return the seconds left, 0 when it has passed."""
+        """Return the seconds left, 0 after the deadline."""
         return max(0.0, self.at_s - time.monotonic())

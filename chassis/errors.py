@@ -1,6 +1,7 @@
-"""The one exception tree. Every error carries its gRPC status; `grpc_errors` sends it.
+"""Exception tree with one class per gRPC status. `grpc_errors` sends them.
 
-A message is one sentence for the caller: it names what was wrong and never an address, a path or a secret.
+A message is one sentence for the caller. It names the problem and the remedy. It never holds an address, a path or a
+secret.
 """
 
 import enum
@@ -12,7 +13,7 @@ from typing import ClassVar
 class Code(enum.Enum):
     """gRPC status codes of our errors, by name.
 
-    An enum of our own, so that plain Python such as the rollout policy can raise errors without gRPC.
+    With this enum, plain Python such as the rollout policy can raise errors without gRPC.
     """
 
     UNKNOWN = "UNKNOWN"
@@ -34,14 +35,14 @@ class TandemError(Exception):
     """An error with a gRPC status.
 
     Attributes:
-        code: gRPC status of this kind of error.
+        code: gRPC status of this class.
         message: one sentence for the caller.
-        reason: what went wrong, UPPER_SNAKE_CASE, stable for programs (`google.rpc.ErrorInfo.reason`).
-        field: the request field at fault, dotted, if one is (`google.rpc.BadRequest`).
-        retry_after_s: seconds after which the same request may succeed, if waiting helps (`google.rpc.RetryInfo`).
-        metadata: further facts by name (`google.rpc.ErrorInfo.metadata`).
-        where: the folder or file it happened in, for logs and terminals of this machine; never sent.
-        request_id: the request it ended, as the client names it; None inside the services, whose logs carry it.
+        reason: UPPER_SNAKE_CASE name of the problem, stable for programs (`google.rpc.ErrorInfo.reason`).
+        field: dotted name of the invalid request field, or None (`google.rpc.BadRequest`).
+        retry_after_s: seconds to wait before a retry, or None if a retry cannot help (`google.rpc.RetryInfo`).
+        metadata: further details by name (`google.rpc.ErrorInfo.metadata`).
+        where: the file or folder concerned. It appears in local logs and is never sent.
+        request_id: id of the failed request. Only the client sets it, because service logs already contain it.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
@@ -67,77 +68,77 @@ class TandemError(Exception):
 
     @property
     def local_message(self) -> str:
-        """The message with the path it is about, for whoever may read this machine's logs."""
+        """The message with `where`, for local logs and terminals."""
         return f"{self.message.removesuffix('.')} ({self.where})." if self.where is not None else self.message
 
 
 class InvalidArgument(TandemError):
-    """The request itself is wrong; sending it again cannot help."""
+    """The request is invalid. A retry cannot help."""
 
     code = Code.INVALID_ARGUMENT
 
 
 class NotFound(TandemError):
-    """What the request names is not here."""
+    """The requested thing does not exist here."""
 
     code = Code.NOT_FOUND
 
 
 class Unauthenticated(TandemError):
-    """The caller did not say who it is, or not in a way that holds."""
+    """The caller sent no valid credentials."""
 
     code = Code.UNAUTHENTICATED
 
 
 class PermissionDenied(TandemError):
-    """The caller may not do this."""
+    """The caller lacks the permission."""
 
     code = Code.PERMISSION_DENIED
 
 
 class FailedPrecondition(TandemError):
-    """The system is not in the state the request needs: a checkpoint that does not fit, say."""
+    """The system is in the wrong state, for example a checkpoint does not fit."""
 
     code = Code.FAILED_PRECONDITION
 
 
 class ResourceExhausted(TandemError):
-    """A queue, quota or memory is full; `retry_after_s` says when to come again."""
+    """A queue, a quota or memory is full. Retry after `retry_after_s`."""
 
     code = Code.RESOURCE_EXHAUSTED
 
 
 class DeadlineExceeded(TandemError):
-    """The request's time ran out."""
+    """The deadline of the request has passed."""
 
     code = Code.DEADLINE_EXCEEDED
 
 
 class Cancelled(TandemError):
-    """The caller left."""
+    """The caller cancelled the request."""
 
     code = Code.CANCELLED
 
 
 class Unavailable(TandemError):
-    """A part of the system cannot be reached or is stopping; another try may succeed."""
+    """A part of the system is unreachable or stopping. A retry may help."""
 
     code = Code.UNAVAILABLE
 
 
 class Unimplemented(TandemError):
-    """The request asks for something this server does not do."""
+    """The server does not support the request."""
 
     code = Code.UNIMPLEMENTED
 
 
 class DataLoss(TandemError):
-    """Bytes are not what their digest says."""
+    """Data does not match its digest."""
 
     code = Code.DATA_LOSS
 
 
 class Internal(TandemError):
-    """A bug or a broken machine; the log has the story under the request id."""
+    """A bug or a hardware failure. The log has details under the request id."""
 
     code = Code.INTERNAL

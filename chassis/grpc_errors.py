@@ -1,4 +1,4 @@
-"""Send errors of the exception tree over gRPC, with `google.rpc` details, and rebuild them."""
+"""Convert errors to and from gRPC statuses with `google.rpc` details."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ _BY_CODE: dict[grpc.StatusCode, type[TandemError]] = {
     grpc.StatusCode[kind.code.name]: kind for kind in TandemError.__subclasses__()
 }
 
-_FROM_THE_LIBRARY = {
-    grpc.StatusCode.UNAVAILABLE: "The service cannot be reached.",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "The service did not answer in time.",
+# Messages for errors of the gRPC library. Its own contain addresses and file names.
+_MESSAGE_BY_CODE = {
+    grpc.StatusCode.UNAVAILABLE: "The service cannot be reached: check its address and that it is running.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "The service did not answer before the deadline.",
     grpc.StatusCode.CANCELLED: "The call was cancelled.",
 }
 
@@ -41,17 +42,19 @@ def to_proto(error: TandemError) -> status_pb2.Status:
 
 
 def to_grpc_status(error: TandemError) -> grpc.Status:
-    """Return `error` as what `context.abort_with_status` takes."""
+    """Return `error` as a status for `context.abort_with_status`."""
     return rpc_status.to_status(to_proto(error))
 
 
 def from_rpc_error(rpc_error: grpc.RpcError) -> TandemError:
-    """Rebuild the error a server sent, details included; the reverse of `to_grpc_status`."""
+    """Return the error that a server sent, with its details.
+
+    It reverses `to_grpc_status`.
+    """
     code: grpc.StatusCode = rpc_error.code()
     status = _embedded_status(rpc_error)
-    # Without a status of our own it was gRPC's library that spoke, whose words hold addresses and file names.
-    own = status.message if status else ""
-    message = own or _FROM_THE_LIBRARY.get(code) or rpc_error.details() or code.name
+    sent = status.message if status else ""
+    message = sent or _MESSAGE_BY_CODE.get(code) or rpc_error.details() or code.name
     error = _BY_CODE.get(code, TandemError)(message, reason=code.name)
     for detail in status.details if status else ():
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
@@ -65,12 +68,12 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> TandemError:
 
 
 def _embedded_status(rpc_error: grpc.RpcError) -> status_pb2.Status | None:
-    """Return the `google.rpc.Status` of the trailing metadata, or None where there is none that can be read."""
-    metadata: Any = rpc_error.trailing_metadata()  # pairs; the published types say one opaque object
+    """Return the `google.rpc.Status` of the trailing metadata, if any."""
+    metadata: Any = rpc_error.trailing_metadata()  # pairs. The published type is one opaque object
     for key, value in metadata or ():
         if key == "grpc-status-details-bin":
             try:
                 return status_pb2.Status.FromString(value)
-            except Exception:  # a foreign server's details are no reason to lose its status
+            except Exception:  # keep the status of another server even if its details cannot be parsed
                 return None
     return None

@@ -1,7 +1,7 @@
-"""Logs: one line an event, JSON for machines or columns for a terminal, to stderr.
+"""Log to stderr, one line per event, as JSON or for a terminal.
 
-Everything goes the same way, what libraries log with the standard `logging` and warn of included. A line of a process
-that handles a request carries its id, so one `grep` over all processes tells a request's story.
+Log records and warnings of libraries take the same path. Lines logged during a request contain its id, so one `grep`
+over all processes finds everything about a request.
 """
 
 import logging
@@ -17,16 +17,16 @@ from chassis.tracing import traceparent
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_FIRST_KEYS = ("timestamp", "level", "event", "service", "request_id")
+_LEADING_KEYS = ("timestamp", "level", "event", "service", "request_id")
 
 
 def configure_logging(service: str, log_format: LogFormat, log_level: LogLevel) -> None:
-    """Send every log line of this process to stderr.
+    """Configure the log of this process.
 
     Args:
-        service: the process's name, in every line.
-        log_format: 'auto' is columns in a terminal and JSON elsewhere.
-        log_level: lines below it are dropped before any work is done on them.
+        service: name of this process, in every line.
+        log_format: 'auto' means 'console' in a terminal and 'json' elsewhere.
+        log_level: lowest level that is logged.
     """
     level = getattr(logging, log_level.upper())
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
@@ -39,7 +39,7 @@ def configure_logging(service: str, log_format: LogFormat, log_level: LogLevel) 
     handler = logging.StreamHandler(sys.stderr)
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, *renderers]))
-    # Libraries stay out of our debug lines: gRPC alone would add several a message.
+    # Never log debug records of libraries: gRPC alone would add several per message.
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
     logging.captureWarnings(True)
 
@@ -63,13 +63,13 @@ def _shared_processors(service: str) -> list[Processor]:
 
 def _renderers(console: bool) -> list[Processor]:
     if console:
-        # The default one prints every local variable, which is slow, long and may be a secret.
+        # The default formatter prints all local variables. They are slow to print and may be secret.
         traceback = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=traceback)]
-    return [structlog.processors.format_exc_info, _in_reading_order, structlog.processors.JSONRenderer(default=str)]
+    return [structlog.processors.format_exc_info, _leading_keys_first, structlog.processors.JSONRenderer(default=str)]
 
 
-def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Put when, how bad, what, where and for whom before the rest."""
-    first = {key: event[key] for key in _FIRST_KEYS if key in event}
-    return {**first, **event}
+def _leading_keys_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Put timestamp, level, event, service and request_id first."""
+    leading = {key: event[key] for key in _LEADING_KEYS if key in event}
+    return {**leading, **event}

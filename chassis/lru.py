@@ -1,4 +1,4 @@
-"""Values by key within a budget of bytes: the least recently used leave first, those in use stay."""
+"""LRU cache bounded by bytes and age. Entries in use are never evicted."""
 
 import time
 from collections import OrderedDict
@@ -20,10 +20,10 @@ class _Entry(Generic[V]):
 
 
 class LruStore(Generic[K, V]):
-    """Keeps values while they fit; for one thread.
+    """LRU cache with a limit in bytes. Not thread-safe.
 
-    The budget is never exceeded: what finds no room beside the entries in use is not kept. An entry in use is not
-    evicted, and the end of its use makes it the most recently used.
+    The limit is never exceeded: a value that does not fit beside the entries in use is not stored. An entry in use is
+    not evicted. It becomes the most recently used one when its use ends.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class LruStore(Generic[K, V]):
         """Start empty.
 
         Args:
-            max_bytes: budget of all entries together; 0 keeps nothing.
-            ttl_s: seconds after which an entry is no longer given out; None keeps entries until they are evicted.
-            clock: seconds, never going back.
+            max_bytes: limit for all entries together. 0 stores nothing.
+            ttl_s: seconds before an entry expires. None never expires.
+            clock: monotonic clock, seconds.
         """
         self.max_bytes = max_bytes
         self.num_bytes = 0  # of all entries
         self.num_pinned_bytes = 0  # of the entries in use
-        self.num_evicted = 0  # entries that ever left to make room
-        self.num_expired = 0  # entries that ever left because of their age
+        self.num_evicted = 0  # total entries evicted to make room
+        self.num_expired = 0  # total entries dropped because of their age
         self._ttl_s = float("inf") if ttl_s is None else ttl_s
         self._clock = clock
         self._idle: OrderedDict[K, _Entry[V]] = OrderedDict()  # least recently used first
@@ -50,18 +50,18 @@ class LruStore(Generic[K, V]):
         return len(self._idle) + len(self._pinned)
 
     def __contains__(self, key: K) -> bool:
-        """Return whether `use` would find the key; changes nothing."""
+        """Return whether `use` would find `key`, without using it."""
         entry = self._pinned.get(key) or self._idle.get(key)
         return entry is not None and self._clock() < entry.expires_at
 
     @property
     def num_pinned(self) -> int:
-        """Entries in use."""
+        """Number of entries in use."""
         return len(self._pinned)
 
     @contextmanager
     def use(self, key: K) -> Iterator[V | None]:
-        """Yield the value of `key`, which stays while the block runs; None where there is none."""
+        """Yield the value of `key`, pinned for the block, or None."""
         entry = self._pin(key)
         try:
             yield None if entry is None else entry.value
@@ -70,21 +70,24 @@ class LruStore(Generic[K, V]):
                 self._unpin(key, entry)
 
     def put(self, key: K, value: V, num_bytes: int) -> bool:
-        """Keep `value`, in place of an earlier one of that key; return False where it finds no room."""
+        """Store `value` under `key`, replacing an earlier one.
+
+        Returns False if it does not fit.
+        """
         self.drop(key)
         if self.num_pinned_bytes + num_bytes > self.max_bytes:
             return False
         while self.num_bytes + num_bytes > self.max_bytes:
-            self._forget(next(iter(self._idle)))
+            self._remove_idle(next(iter(self._idle)))
             self.num_evicted += 1
         self._idle[key] = _Entry(value, num_bytes, self._clock() + self._ttl_s)
         self.num_bytes += num_bytes
         return True
 
     def drop(self, key: K) -> None:
-        """Forget the key, even in use: who uses it keeps the value, nobody else finds it."""
+        """Remove `key`. Current users keep their value."""
         if key in self._idle:
-            self._forget(key)
+            self._remove_idle(key)
         elif key in self._pinned:
             entry = self._pinned.pop(key)
             self.num_bytes -= entry.num_bytes
@@ -107,10 +110,10 @@ class LruStore(Generic[K, V]):
 
     def _unpin(self, key: K, entry: _Entry[V]) -> None:
         entry.num_pins -= 1
-        if entry.num_pins == 0 and self._pinned.get(key) is entry:  # else it was dropped meanwhile
+        if entry.num_pins == 0 and self._pinned.get(key) is entry:  # else it was dropped during its use
             del self._pinned[key]
             self.num_pinned_bytes -= entry.num_bytes
             self._idle[key] = entry
 
-    def _forget(self, key: K) -> None:
+    def _remove_idle(self, key: K) -> None:
         self.num_bytes -= self._idle.pop(key).num_bytes

@@ -1,41 +1,43 @@
-"""Metrics every server has. A service defines its own beside the code they measure."""
+"""Metrics of every server. A service defines its own beside the measured code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-from chassis.errors import FailedPrecondition
+from chassis.listening import cannot_listen
 
-RPC_REQUESTS = Counter("tandem_rpc_requests", "Calls that ended, by method and gRPC status.", ["method", "code"])
+RPC_REQUESTS = Counter("tandem_rpc_requests", "Finished RPCs, by method and gRPC status.", ["method", "code"])
 RPC_SECONDS = Histogram(
     "tandem_rpc_seconds",
-    "From the call's headers to its status, seconds.",
+    "Duration of an RPC, from its headers to its status, seconds.",
     ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
-TASKS = Gauge("tandem_tasks", "Tasks of the event loop; as many after a request as before it.")
-RPC_IN_FLIGHT = Gauge("tandem_rpc_in_flight", "Calls that are being handled.", ["method"])
+TASKS = Gauge("tandem_tasks", "Tasks of the event loop. A finished request leaves none behind.")
+RPC_IN_FLIGHT = Gauge("tandem_rpc_in_flight", "RPCs in flight.", ["method"])
 
 
 @contextmanager
-def metrics_over_http(host: str, port: int) -> Iterator[int]:
-    """Answer Prometheus at `http://host:port/metrics` while the block runs; yield the port, -1 when switched off.
+def serve_metrics(host: str, port: int) -> Iterator[int]:
+    """Serve `http://host:port/metrics` until the block ends.
+
+    Yields the port, or -1 if metrics are off.
 
     Args:
         host: address to listen on.
-        port: 0 picks a free one, -1 switches off.
+        port: 0 picks a free port, -1 turns metrics off.
 
     Raises:
-        FailedPrecondition: reason 'CANNOT_LISTEN', the port is taken or the host is not of this machine.
+        FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use.
     """
     if port < 0:
         yield -1
         return
     try:
         server, _thread = start_http_server(port, host)
-    except OSError:
-        raise FailedPrecondition(f"Cannot listen on {host}:{port} for metrics.", reason="CANNOT_LISTEN") from None
+    except OSError as error:
+        raise cannot_listen(f"{host}:{port}", error, service="metrics") from None
     try:
         yield server.server_port
     finally:

@@ -1,13 +1,15 @@
-"""Addresses and the message limit that clients and servers share."""
+"""Network addresses and the default message limit."""
 
 DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Split 'host:port' or '[::1]:port' into host, without brackets, and port.
+    """Return the host and port of 'host:port' or '[::1]:port'.
+
+    The host has no brackets.
 
     Raises:
-        ValueError: it is neither, or the port is not 0 to 65535.
+        ValueError: `address` has another form, or its port is above 65535.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):

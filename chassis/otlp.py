@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry, sent to a collector in batches by a thread of its own. Imported only where traces are on."""
+"""Send spans to an OpenTelemetry collector. Imported only if tracing is on."""
 
 import threading
 from collections.abc import Iterator
@@ -13,36 +13,34 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chassis.request_id import current_request_id
-from chassis.tracing import TRACEPARENT_HEADER, Attributes, Kind
+from chassis.spans import TRACEPARENT_HEADER, Attributes, SpanKind
 
 _KINDS = {"server": trace.SpanKind.SERVER, "client": trace.SpanKind.CLIENT, "internal": trace.SpanKind.INTERNAL}
-# How long a stopping process waits for its collector.
-_CLOSE_TIMEOUT_S = 2.0
-# How long one batch is tried, seconds; spans that came meanwhile wait, up to a bound, and then are dropped.
-_EXPORT_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 2.0  # longest wait for the collector when the process stops
+_EXPORT_TIMEOUT_S = 5.0  # per batch. Newer spans wait in a bounded queue, then they are dropped
 
 
 class OtlpSpan:
-    """One span; see `chassis.tracing.Span`."""
+    """An OpenTelemetry span; see `chassis.spans.Span`."""
 
     def __init__(self, inner: trace.Span) -> None:
         self._inner = inner
 
-    def note(self, attributes: Attributes) -> None:
-        """Add facts."""
+    def set_attributes(self, attributes: Attributes) -> None:
+        """Add attributes to the span."""
         self._inner.set_attributes(dict(attributes))
 
     def fail(self, reason: str) -> None:
-        """Say that the step failed."""
+        """Mark the span as failed, for a reason in one word."""
         self._inner.set_status(trace.StatusCode.ERROR)
         self._inner.set_attribute("error.type", reason)
 
 
-class OtlpBackend:
-    """Records spans; see `chassis.tracing.Backend`."""
+class OtlpRecorder:
+    """Sends spans by OTLP from its own thread; see `chassis.spans.SpanRecorder`."""
 
     def __init__(self, service: str, endpoint: str, sample: float) -> None:
-        """Begin to record; nothing is connected before the first batch."""
+        """Start to record. The exporter connects with its first batch."""
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample)),
             resource=Resource.create({"service.name": f"tandem-{service}", "service.namespace": "tandem"}),
@@ -55,27 +53,27 @@ class OtlpBackend:
         self._headers = TraceContextTextMapPropagator()
 
     @contextmanager
-    def span(self, name: str, kind: Kind, attributes: Attributes, parent: str | None) -> Iterator[OtlpSpan]:
-        """Record the block."""
-        around = self._headers.extract({TRACEPARENT_HEADER: parent}) if parent else context.get_current()
-        facts = dict(attributes)
+    def span(self, name: str, kind: SpanKind, attributes: Attributes, parent: str | None) -> Iterator[OtlpSpan]:
+        """Record the block as a span."""
+        surrounding = self._headers.extract({TRACEPARENT_HEADER: parent}) if parent else context.get_current()
+        recorded = dict(attributes)
         if (request_id := current_request_id()) is not None:
-            facts["tandem.request_id"] = request_id
-        # Exceptions are not recorded: their tracebacks belong into the log.
+            recorded["tandem.request_id"] = request_id
+        # Do not record exceptions: their tracebacks are in the log.
         with self._tracer.start_as_current_span(
-            name, around, _KINDS[kind], facts, record_exception=False, set_status_on_exception=False
+            name, surrounding, _KINDS[kind], recorded, record_exception=False, set_status_on_exception=False
         ) as inner:
             yield OtlpSpan(inner)
 
     def traceparent(self) -> str | None:
-        """Return the current span as the header has it."""
+        """Return the current span as a traceparent value."""
         carrier: dict[str, str] = {}
         self._headers.inject(carrier)
         return carrier.get(TRACEPARENT_HEADER)
 
     def close(self) -> None:
-        """Send what is not sent yet, and stop; a collector that is gone holds nobody up."""
-        # On a thread of its own: the library waits half a minute for a collector, whatever it is told.
+        """Send the remaining spans and stop, within `_CLOSE_TIMEOUT_S`."""
+        # In a thread, because the library waits half a minute for a missing collector and ignores its timeout.
         closing = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_TIMEOUT_S)

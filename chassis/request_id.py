@@ -1,7 +1,7 @@
-"""The request id: one name for a request in the logs of every process it passes.
+"""Request ids: one id per request, in the logs of every process.
 
-It comes in the metadata of a call, or is made where it is absent or malformed. It lives in a context variable while the
-call is handled, so log lines carry it and channels forward it without being told.
+A server takes the id from the metadata of an RPC, or creates one. A context variable holds it during the RPC. Log lines
+and outgoing channels read it from there.
 """
 
 import re
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 REQUEST_ID_HEADER = "x-request-id"
 
-# Ids go into logs and headers of others, so nothing is taken over that could break a line or a query.
+# Ids go into logs and headers, so accept no character that could break a log line or a query.
 _VALID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _current: ContextVar[str | None] = ContextVar("tandem_request_id", default=None)
 
@@ -23,7 +23,7 @@ def new_request_id() -> str:
 
 
 def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """Return the id a caller sent, or a fresh one where it sent none or one that is malformed."""
+    """Return the id in `metadata`, or a fresh one if absent or malformed."""
     for key, value in metadata or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _VALID.fullmatch(value):
             return value
@@ -31,13 +31,16 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
 
 
 def current_request_id() -> str | None:
-    """Return the id of the request that is being handled here, or None outside of one."""
+    """Return the id of the current request, or None outside of one."""
     return _current.get()
 
 
 @contextmanager
 def bound_request_id(request_id: str) -> Iterator[None]:
-    """Make `request_id` the current one in this task, and in the tasks it starts, for the length of the block."""
+    """Set the current request id until the block ends.
+
+    It applies to this task and to the tasks it starts.
+    """
     token = _current.set(request_id)
     try:
         yield

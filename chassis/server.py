@@ -1,4 +1,4 @@
-"""The life of a process that serves: start, ready, drain, stop."""
+"""Run a gRPC server process: start, ready, drain, stop."""
 
 import asyncio
 import gc
@@ -14,33 +14,32 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis.errors import FailedPrecondition, TandemError
+from chassis.errors import TandemError
 from chassis.health import Health
 from chassis.interceptor import CallInterceptor, CallsInFlight
+from chassis.listening import cannot_listen
 from chassis.logs import configure_logging
-from chassis.metrics import TASKS, metrics_over_http
+from chassis.metrics import TASKS, serve_metrics
 from chassis.network import split_address
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
 
-# After the last handler returned, how long its status may take to leave, and open health watches may stay, seconds.
-_FLUSH_S = 0.5
-# How long cancelled handlers may take to run their `finally`, seconds.
-_UNWIND_S = 5.0
+_FLUSH_S = 0.5  # grace period after the last handler, to send its status and close open health watches
+_UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
 
 _log = structlog.get_logger()
-# For the one line logged whatever the level: who started the process waits for it, and learns the ports from it.
+# The line "ready" ignores the log level: the parent process waits for it and reads the ports from it.
 _always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 class Server:
-    """A gRPC server with health, reflection, and around every call what `chassis.interceptor` does."""
+    """gRPC server with health checks, reflection and `chassis.interceptor`."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.health = Health()
-        self.port = 0  # known once it is listening
-        self.metrics_port = -1  # -1 while there are none
+        self.port = 0  # set by `start`
+        self.metrics_port = -1  # -1 means off
         self._settings = settings
         self._in_flight = CallsInFlight()
         self._service_names: list[str] = []
@@ -50,14 +49,18 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.grpc)
 
     def announce(self, service_name: str) -> None:
-        """Name a service, 'tandem.v1.VisionService', to reflection and health; it is healthy once the server is up."""
+        """Add a service to health checks and reflection.
+
+        Args:
+            service_name: full name, such as 'tandem.v1.VisionService'. It is healthy once the server has started.
+        """
         self._service_names.append(service_name)
 
     async def start(self) -> None:
-        """Listen, and tell that every announced service takes requests.
+        """Listen, and report every announced service as healthy.
 
         Raises:
-            FailedPrecondition: reason 'CANNOT_LISTEN', the address is taken or not of this machine; or 'BAD_TLS'.
+            FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use, or 'BAD_TLS'.
         """
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         names = (*self._service_names, health_name, reflection.SERVICE_NAME)
@@ -71,31 +74,31 @@ class Server:
             else:
                 self.port = self.grpc.add_secure_port(listen, credentials)
         except RuntimeError:
-            raise FailedPrecondition(f"Cannot listen on {listen}.", reason="CANNOT_LISTEN") from None
+            raise cannot_listen(listen) from None
         await self.grpc.start()
         for name in ("", *self._service_names):
             await self.health.set(name, serving=True)
 
     async def stop(self, drain_s: float, at_once: asyncio.Event | None = None) -> None:
-        """Tell that nothing takes requests, refuse new ones, let running ones end, then cancel the rest.
+        """Drain and stop: report NOT_SERVING, refuse new RPCs, finish or cancel others.
 
         Args:
-            drain_s: longest wait for running requests, seconds.
-            at_once: ends the wait when it is set.
+            drain_s: longest wait for RPCs in flight, seconds.
+            at_once: event that ends the wait.
         """
-        self._in_flight.refusing = True
+        self._in_flight.draining = True
         await self.health.stop()
-        hurry = asyncio.create_task((at_once or asyncio.Event()).wait())
-        last = asyncio.create_task(self._in_flight.none_left.wait())
-        # gRPC's own drain is not begun before: it cancels a call that arrives just then, where we refuse it in words.
-        await asyncio.wait({hurry, last}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
-        ended = last.done() and not hurry.done()
-        for task in (hurry, last):
+        interrupted = asyncio.create_task((at_once or asyncio.Event()).wait())
+        idle = asyncio.create_task(self._in_flight.idle.wait())
+        # Start gRPC's own drain only afterwards: it cancels new RPCs, while the interceptor refuses them with a reason.
+        await asyncio.wait({interrupted, idle}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        drained = idle.done() and not interrupted.done()
+        for task in (interrupted, idle):
             task.cancel()
-        await self.grpc.stop(_FLUSH_S if ended else None)
-        # What handlers hold is theirs to free, before the service closes what they hold it from.
+        await self.grpc.stop(_FLUSH_S if drained else None)
+        # Cancelled handlers must free their resources before the service closes the models they use.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._in_flight.none_left.wait(), _UNWIND_S)
+            await asyncio.wait_for(self._in_flight.idle.wait(), _UNWIND_S)
 
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -103,16 +106,17 @@ OpenService = Callable[[S, Server], AbstractAsyncContextManager[None]]
 
 
 def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain; the whole life of a process.
+    """Serve until SIGTERM or Ctrl-C, then drain and return.
 
-    The first signal drains, a second one cancels what still runs, a third one is left to the system.
+    A second signal cancels the RPCs in flight. A third one kills the process.
 
     Args:
-        name: what the process is called in its log.
-        settings: what it was told.
-        open_service: adds the servicers to the server, loads what they need, and frees it when it is left.
+        name: name of the process in its log.
+        settings: settings of the process.
+        open_service: context manager that adds the servicers to the server, loads their models and frees them.
 
-    Exits with status 1, after one line in the log, where the service could not start.
+    Raises:
+        SystemExit: status 1, the service could not start. The log says why, in one line.
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
@@ -135,39 +139,39 @@ async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
     host, _port = split_address(settings.listen)
     with (
         tracing(name, settings.trace_endpoint, settings.trace_sample),
-        metrics_over_http(host, settings.metrics_port) as server.metrics_port,
+        serve_metrics(host, settings.metrics_port) as server.metrics_port,
     ):
         async with open_service(settings, server):
             await server.start()
-            # What is here now lives as long as the process. Looked through again, which the collector does every few
-            # thousand requests, it would hold up all streams at once for tens of milliseconds.
+            # Objects of the start live as long as the process. Exclude them from garbage collection. Otherwise a full
+            # collection, every few thousand requests, would pause all streams for tens of milliseconds.
             gc.collect()
             gc.freeze()
             signals.ready = True
             _always.info("ready", port=server.port, metrics_port=server.metrics_port)
-            await signals.first.wait()
+            await signals.drain.wait()
             _log.info("stopping", drain_s=settings.drain_s)
-            await server.stop(settings.drain_s, at_once=signals.second)
+            await server.stop(settings.drain_s, at_once=signals.stop_now)
     _log.info("stopped")
 
 
 class _Signals:
-    """What SIGTERM and Ctrl-C ask for: the first to drain, the second to stop at once, the third is the system's."""
+    """Handles SIGTERM and Ctrl-C: drain, then stop now, then the system's default."""
 
     def __init__(self) -> None:
-        self.ready = False  # until then there is nothing to drain, and a signal cancels the start
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
+        self.ready = False  # until then, a signal cancels the start
+        self.drain = asyncio.Event()
+        self.stop_now = asyncio.Event()
         self._starting = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._received)
 
     def _received(self) -> None:
-        if self.ready and not self.first.is_set():
-            self.first.set()
+        if self.ready and not self.drain.is_set():
+            self.drain.set()
             return
-        self.second.set()
+        self.stop_now.set()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
@@ -177,13 +181,13 @@ class _Signals:
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # else a second process on the same port takes half of the first one's calls
-        # gRPC's own limit, 100 a connection, has further calls wait where nobody sees them; ours are refused in words.
+        ("grpc.so_reuseport", 0),  # with port reuse, a second process on this port would take half of the RPCs
+        # With gRPC's default of 100 per connection, further RPCs wait unseen. Our own limits refuse them with a reason.
         ("grpc.max_concurrent_streams", 10_000),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # the receiver says what is too large
-        # A caller that vanished without a word is noticed within 30 s, and what its calls hold is freed.
+        ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
+        # Detect a dead client within 30 s and cancel its RPCs.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # our own channels ping every 20 s
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # `chassis.channels` pings every 20 s
     ]

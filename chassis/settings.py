@@ -1,4 +1,4 @@
-"""Settings of a process: environment variables and flags, read once, checked before anything starts."""
+"""Read and check the settings of a process: flags and environment variables."""
 
 import sys
 from argparse import ArgumentParser
@@ -13,8 +13,8 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode,
 from chassis.logs import LogFormat, LogLevel
 from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
 
-# How `--help` writes what a flag takes, by how pydantic-settings does: by Python's type.
-_TYPED = {
+# Placeholder of a flag's value in `--help`, by the one of pydantic-settings, which is a Python type.
+_METAVARS = {
     "str": "TEXT",
     "SecretStr": "TEXT",
     "tuple[str,...]": "TEXT,...",
@@ -25,83 +25,86 @@ _TYPED = {
 
 
 def _split_names(value: Any) -> Any:
-    """Split 'a,b' at its commas; leave what is already a sequence."""
+    """Split 'a,b' at its commas, and return a sequence unchanged."""
     if isinstance(value, str):
         return tuple(name for part in value.split(",") if (name := part.strip()))
     return value
 
 
-# For settings such as '--tags a-v1.0.0,b-v1.0.0'; without NoDecode the environment would have to hold JSON.
+# For settings such as '--tags a-v1.0.0,b-v1.0.0'. Without NoDecode, the environment variable would need JSON.
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 class ServiceSettings(BaseSettings):
-    """What every server can be told. A service adds its own fields and its environment prefix.
+    """Settings of every server. A service adds its own fields and prefix.
 
-    Write `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")` in the subclass; a field `drain_s` is then
-    read from `--drain-s`, else `TANDEM_VISION_DRAIN_S`, else its default. A description is what `--help` says of it.
+    The subclass sets `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")`. A field `drain_s` is then read
+    from `--drain-s`, else from `TANDEM_VISION_DRAIN_S`, else it has its default. `--help` shows its description.
     """
 
     model_config = SettingsConfigDict(
         frozen=True,
-        env_ignore_empty=True,  # an empty variable in a manifest means 'not set', not the path ''
+        env_ignore_empty=True,  # an empty variable in a Kubernetes manifest means unset, not the path ''
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_exit_on_error=False,  # load_settings tells of errors, in one line
+        cli_exit_on_error=False,  # load_settings reports errors itself, in one line
         cli_show_env_vars=True,
         hide_input_in_errors=True,  # a value can be a secret
     )
 
-    listen: str = Field(default="127.0.0.1:0", description="host:port to serve gRPC on; port 0 picks a free one")
+    listen: str = Field(default="127.0.0.1:0", description="host:port to serve gRPC on. Port 0 picks a free one")
     metrics_port: int = Field(
         default=0,
         ge=-1,
         le=65535,
-        description="port of Prometheus metrics on the same host; 0 picks a free one, -1 is off",
+        description="port of Prometheus metrics on the same host. 0 picks a free one, -1 is off",
     )
     log_format: LogFormat = Field(
-        default="auto", description="form of log lines; auto is console in a terminal, else json"
+        default="auto", description="form of log lines. auto means console in a terminal, else json"
     )
-    log_level: LogLevel = Field(default="info", description="least level that is logged; 'ready' always is")
+    log_level: LogLevel = Field(default="info", description="lowest level that is logged. The line 'ready' always is")
     drain_s: float = Field(
         default=30,
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="longest wait for running requests after SIGTERM, seconds",
+        description="longest wait for requests in flight after SIGTERM, seconds",
     )
     tls_cert: Path | None = Field(
-        default=None, description="PEM file of the server's certificate chain; switches TLS on"
+        default=None, description="PEM file of the server's certificate chain, switches TLS on"
     )
     tls_key: Path | None = Field(
-        default=None, validate_default=True, description="PEM file of the certificate's private key, not encrypted"
+        default=None, validate_default=True, description="PEM file of the certificate's unencrypted private key"
     )
     tls_client_ca: Path | None = Field(
-        default=None, description="PEM file of the authorities whose client certificates are required (mutual TLS)"
+        default=None, description="PEM file of the authorities of client certificates. Requires them (mutual TLS)"
     )
     trace_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://",
-        description="http://host:port of the OpenTelemetry collector that gets traces (OTLP over gRPC); unset is off",
+        description="http://host:port of an OpenTelemetry collector for traces (OTLP over gRPC). Unset is off",
     )
     trace_sample: float = Field(
-        default=1, ge=0, le=1, description="part of the traces begun here that are recorded; others follow their caller"
+        default=1,
+        ge=0,
+        le=1,
+        description="recorded share of the traces started here. Others follow their caller",
     )
     max_message_bytes: int = Field(
-        default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest message taken, bytes"
+        default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
     )
 
     @field_validator("listen")
     @classmethod
-    def _is_address(cls, value: str) -> str:
+    def _check_address(cls, value: str) -> str:
         split_address(value)
         return value
 
     @field_validator("tls_cert", "tls_key", "tls_client_ca")
     @classmethod
-    def _is_readable(cls, path: Path | None) -> Path | None:
+    def _check_readable(cls, path: Path | None) -> Path | None:
         if path is not None:
             try:
                 path.open("rb").close()
@@ -111,16 +114,16 @@ class ServiceSettings(BaseSettings):
 
     @field_validator("tls_key")
     @classmethod
-    def _key_goes_with_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+    def _check_key_and_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if "tls_cert" in info.data and (path is None) != (info.data["tls_cert"] is None):
-            raise ValueError("the certificate and its key must be given together")
+            raise ValueError("give the certificate and its key together (tls_cert and tls_key)")
         return path
 
     @field_validator("tls_client_ca")
     @classmethod
-    def _client_ca_needs_tls(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+    def _check_client_ca(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is not None and "tls_cert" in info.data and info.data["tls_cert"] is None:
-            raise ValueError("client certificates can only be checked with a server certificate (tls_cert)")
+            raise ValueError("client certificates need a server certificate, too (tls_cert and tls_key)")
         return path
 
 
@@ -131,11 +134,12 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
     """Read settings from flags, then the environment, then defaults.
 
     Args:
-        kind: the service's settings.
-        argv: the flags, without the program's name.
+        kind: class of the settings.
+        argv: flags, without the program's name.
 
-    Exits with status 2, after one line to stderr that names the flag and the variable, where a value is not valid;
-    values are never repeated. Exits with status 0 after `--help`.
+    Raises:
+        SystemExit: status 0 after `--help`. Status 2 for an invalid value, after one line to stderr that names the flag
+            and the variable but never repeats the value.
     """
     try:
         source = CliSettingsSource[S](kind, case_sensitive=False, add_argument_method=partial(_add_flag, kind))
@@ -149,16 +153,18 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
 
 
 def _add_flag(kind: type[BaseSettings], parser: ArgumentParser, *flags: str, **options: Any) -> None:
-    """Add one flag to the parser, shown in `--help` as people type it and not as Python writes it."""
+    """Add one flag to the parser, with its help as users type values."""
     field = kind.model_fields.get(options.get("dest", ""))
     if field is not None:
-        options["help"] = options["help"].replace(f"(default: {field.default})", f"(default: {_typed(field.default)})")
+        options["help"] = options["help"].replace(
+            f"(default: {field.default})", f"(default: {_as_flag(field.default)})"
+        )
     if "metavar" in options:
-        options["metavar"] = _TYPED.get(options["metavar"], options["metavar"])
+        options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
     parser.add_argument(*flags, **options)
 
 
-def _typed(value: object) -> str:
+def _as_flag(value: object) -> str:
     if value is None:
         return "unset"
     if isinstance(value, bool):
@@ -167,7 +173,7 @@ def _typed(value: object) -> str:
 
 
 def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str) -> str:
-    text = "it must be given" if message == "Field required" else message.removeprefix("Value error, ")
+    text = "this setting is required" if message == "Field required" else message.removeprefix("Value error, ")
     if not loc:
         return text
     field = str(loc[0])
@@ -176,7 +182,7 @@ def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str
 
 
 def _without_values(message: str) -> str:
-    """Keep the names of unknown flags only: what stands after a mistyped one can be a secret, too."""
+    """Keep only the names of unknown flags: their values can be secret."""
     start, unknown, words = message.partition("unrecognized arguments: ")
     if not unknown:
         return message

@@ -1,4 +1,4 @@
-"""One computation for all who want the same thing at the same time."""
+"""Share one computation among concurrent callers with the same key."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -10,11 +10,11 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Landed(Generic[R]):
-    """What a flight brought."""
+class FlightResult(Generic[R]):
+    """Result of a shared computation."""
 
     result: R
-    joined: bool  # whether another caller had started it
+    joined: bool  # whether another caller started the computation
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +24,10 @@ class _Flight(Generic[R]):
 
 
 class SingleFlight(Generic[K, R]):
-    """Work under way by key; nothing is kept once it has ended. For one event loop."""
+    """Computations in flight, by key. For one event loop.
+
+    Results are not cached.
+    """
 
     def __init__(self) -> None:
         self._flights: dict[K, _Flight[R]] = {}
@@ -35,30 +38,30 @@ class SingleFlight(Generic[K, R]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> Landed[R]:
-        """Wait for the work of `key`, begun here with `work()` where nobody has.
+    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> FlightResult[R]:
+        """Return the result of the work of `key`, and start it if needed.
 
-        A caller that is cancelled leaves the others waiting; the last one to leave cancels the work.
+        Cancelling a caller does not affect the others. The work is cancelled with its last caller.
 
         Raises:
-            whatever the work raises, for every caller.
+            Exception: any error of the work, for every caller.
         """
         joined = key in self._flights
         flight = self._flights[key] if joined else self._start(key, work)
         flight.num_waiting += 1
         try:
-            return Landed(await asyncio.shield(flight.task), joined)
+            return FlightResult(await asyncio.shield(flight.task), joined)
         finally:
             flight.num_waiting -= 1
             if flight.num_waiting == 0 and not flight.task.done():
                 flight.task.cancel()
-                self._land(key, flight)  # at once, so that nobody joins what was cancelled
+                self._remove(key, flight)  # at once, so that no caller joins cancelled work
 
     def _start(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> _Flight[R]:
         flight = self._flights[key] = _Flight(asyncio.create_task(work()))
-        flight.task.add_done_callback(lambda _: self._land(key, flight))
+        flight.task.add_done_callback(lambda _: self._remove(key, flight))
         return flight
 
-    def _land(self, key: K, flight: _Flight[R]) -> None:
+    def _remove(self, key: K, flight: _Flight[R]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]

@@ -1,4 +1,4 @@
-"""The wire tensor, checked before anything reads it. Torch-free, so the gateway can check, too."""
+"""Validate tensors from the wire, without torch."""
 
 from collections.abc import Sequence
 from math import prod
@@ -15,15 +15,15 @@ _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 
 
 def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str) -> None:
-    """Check that `tensor` is a finite bfloat16 tensor of just this shape.
+    """Check that `tensor` is finite bfloat16 of the given shape.
 
     Args:
-        tensor: as it came over the wire.
+        tensor: the received message.
         shape: length of each dimension, outermost first.
-        field: the request field it came in, for the error.
+        field: name of the request field, for the error.
 
     Raises:
-        InvalidArgument: reason 'BAD_TENSOR'; type, shape, number of bytes or an element is wrong.
+        InvalidArgument: reason 'BAD_TENSOR', the type, the shape, the number of bytes or an element is wrong.
     """
     problem = _problem(tensor, tuple(shape))
     if problem is not None:
@@ -31,7 +31,7 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
 
 
 def is_finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
-    """Return whether bfloat16 bit patterns hold neither an infinity nor a NaN."""
+    """Return whether all bfloat16 bit patterns are finite numbers."""
     return not bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
 
 
@@ -49,6 +49,6 @@ def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
 
 
 def _short(shape: Sequence[int]) -> str:
-    """Write a shape from outside, which may have a million dimensions."""
+    """Return `shape` as text. A hostile shape can have a million dimensions."""
     head = ", ".join(str(length) for length in shape[:8])
     return f"[{head}, ...] ({len(shape)} dimensions)" if len(shape) > 8 else f"[{head}]"

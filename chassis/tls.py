@@ -1,4 +1,4 @@
-"""TLS and mutual TLS from PEM files, for servers and for channels."""
+"""TLS and mutual TLS from PEM files, for servers and channels."""
 
 import ssl
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from chassis.errors import FailedPrecondition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelTls:
-    """How a client secures its channel."""
+    """TLS files of a client."""
 
-    ca: Path | None = None  # PEM file of the authorities that may have signed the server; None takes the system's
+    ca: Path | None = None  # PEM file of the trusted authorities. None uses those of the system
     cert: Path | None = None  # PEM file of the client's own certificate chain, for mutual TLS
     key: Path | None = None  # PEM file of that certificate's private key
 
@@ -21,10 +21,10 @@ class ChannelTls:
         """Read the files.
 
         Raises:
-            FailedPrecondition: reason 'BAD_TLS'; a file cannot be read, or certificate and key do not go together.
+            FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
         """
         if (self.cert is None) != (self.key is None):
-            raise _bad("A client certificate and its key must be given together.")
+            raise _bad_tls("Give a client certificate and its key together, or neither.")
         if self.cert is not None and self.key is not None:
             _check_pair(self.cert, self.key)
         if self.ca is not None:
@@ -35,7 +35,7 @@ class ChannelTls:
 
 
 def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
-    """Return the credentials of a server, or None without a certificate.
+    """Return the credentials of a server, or None without TLS.
 
     Args:
         cert: PEM file of the server's certificate chain.
@@ -43,7 +43,7 @@ def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path |
         client_ca: PEM file of the authorities whose client certificates are required; None requires none.
 
     Raises:
-        FailedPrecondition: reason 'BAD_TLS'; the files are not a certificate and its key, or not authorities.
+        FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
     """
     if cert is None or key is None:
         return None
@@ -58,19 +58,26 @@ def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path |
 
 
 def _check_pair(cert: Path, key: Path) -> None:
-    """Check by the standard library: gRPC would fail later, at the first handshake, without saying why."""
+    """Check the pair with Python's `ssl`.
+
+    gRPC would fail later, at the first handshake, without a reason.
+    """
     try:
-        # The password function keeps OpenSSL from asking for one at the terminal.
+        # Without a password function, OpenSSL would ask for a password at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except (OSError, ValueError) as error:
-        raise _bad(f"The TLS certificate and key cannot be used together ({_reason(error)}).") from None
+        raise _bad_tls(
+            f"The TLS certificate and key cannot be used ({_reason(error)}): give PEM files of one pair."
+        ) from None
 
 
 def _check_authorities(ca: Path) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(ca)
     except (OSError, ValueError) as error:
-        raise _bad(f"The TLS authorities cannot be used ({_reason(error)}).") from None
+        raise _bad_tls(
+            f"The TLS authorities cannot be used ({_reason(error)}): give a PEM file of CA certificates."
+        ) from None
 
 
 def _read(path: Path | None) -> bytes | None:
@@ -78,11 +85,11 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong with a file without its path or content."""
+    """Describe the problem of a file without its path or content."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not PEM").replace("_", " ").lower()
     return getattr(error, "strerror", None) or "not PEM"
 
 
-def _bad(message: str) -> FailedPrecondition:
+def _bad_tls(message: str) -> FailedPrecondition:
     return FailedPrecondition(message, reason="BAD_TLS")

@@ -1,107 +1,76 @@
-"""Traces: where the time of one request went, as one tree of spans over all processes.
+"""Trace requests: one tree of spans over all processes.
 
-Off unless a collector is named; then a span costs one comparison. Spans are handed from process to process by the W3C
-header `traceparent`, and named after OpenTelemetry's conventions for RPC and generative AI.
+Tracing is off unless a collector is configured. A span then costs one comparison. The W3C header `traceparent` links
+the spans of different processes. Span names follow OpenTelemetry's conventions for RPC and generative AI.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
 
 from chassis.errors import FailedPrecondition
-
-TRACEPARENT_HEADER = "traceparent"
-
-Attributes = Mapping[str, str | int | float | bool | list[str]]
-Metadata = Iterable[tuple[str, str | bytes]]
-Kind = Literal["server", "client", "internal"]
-
-
-class Span(Protocol):
-    """One step of a request."""
-
-    def note(self, attributes: Attributes) -> None:
-        """Add facts."""
-        ...
-
-    def fail(self, reason: str) -> None:
-        """Say that the step failed, and why in one word."""
-        ...
-
-
-class Backend(Protocol):
-    """What records spans."""
-
-    def span(self, name: str, kind: Kind, attributes: Attributes, parent: str | None) -> AbstractContextManager[Span]:
-        """Record the block; `parent` is a caller's traceparent, None takes the span around it."""
-        ...
-
-    def traceparent(self) -> str | None:
-        """Return the current span as the header has it."""
-        ...
-
-    def close(self) -> None:
-        """Send what is not sent yet, and stop."""
-        ...
+from chassis.spans import TRACEPARENT_HEADER, Attributes, Span, SpanKind, SpanRecorder
 
 
 class _NoSpan:
-    def note(self, attributes: Attributes) -> None: ...
+    def set_attributes(self, attributes: Attributes) -> None: ...
 
     def fail(self, reason: str) -> None: ...
 
 
 NO_SPAN: AbstractContextManager[Span] = nullcontext(_NoSpan())
-_backend: Backend | None = None
+_recorder: SpanRecorder | None = None
 
 
 def span(
-    name: str, kind: Kind = "internal", attributes: Attributes | None = None, metadata: Metadata | None = None
+    name: str,
+    kind: SpanKind = "internal",
+    attributes: Attributes | None = None,
+    metadata: Iterable[tuple[str, str | bytes]] | None = None,
 ) -> AbstractContextManager[Span]:
-    """Return a context manager that records its block as a step of the current request.
+    """Return a context manager that records its block as a span.
 
     Args:
-        name: what is done, of few kinds: never with an id in it.
-        kind: 'server' for a call that is answered, 'client' for one that is made.
-        attributes: facts known at the start.
-        metadata: of the call that is answered; its traceparent is the span's parent.
+        name: name of the operation. It has few values, so it never contains an id.
+        kind: 'server' for an incoming RPC, 'client' for an outgoing one.
+        attributes: attributes known at the start.
+        metadata: metadata of an incoming RPC. Its traceparent is the parent of the span.
     """
-    if _backend is None:
+    if _recorder is None:
         return NO_SPAN
     parent = next((str(value) for key, value in metadata or () if key == TRACEPARENT_HEADER), None)
-    return _backend.span(name, kind, attributes or {}, parent)
+    return _recorder.span(name, kind, attributes or {}, parent)
 
 
 def traceparent() -> str | None:
-    """Return the header that makes a call part of the current trace; None while switched off or outside of one."""
-    return _backend.traceparent() if _backend is not None else None
+    """Return the traceparent value of the current span, if any."""
+    return _recorder.traceparent() if _recorder is not None else None
 
 
 @contextmanager
 def tracing(service: str, endpoint: str | None, sample: float) -> Iterator[None]:
-    """Record spans for the length of the block.
+    """Record spans until the block ends.
 
     Args:
-        service: the process's name.
-        endpoint: 'http://host:port' of an OTLP collector (gRPC); None records nothing.
-        sample: part of the traces begun here that are recorded, 0 to 1; those begun by a caller follow the caller.
+        service: name of this process.
+        endpoint: 'http://host:port' of an OTLP collector (gRPC). None records nothing.
+        sample: share of the traces started here that are recorded, 0 to 1. Other traces follow their caller's choice.
 
     Raises:
         FailedPrecondition: reason 'NOT_INSTALLED'.
     """
-    global _backend  # one for the process, like its log
+    global _recorder  # one per process, like the log
     if endpoint is None:
         yield
         return
     try:
-        from chassis.otlp import OtlpBackend
+        from chassis.otlp import OtlpRecorder
     except ImportError:
         raise FailedPrecondition(
             "Traces need OpenTelemetry: pip install 'tandem-serving[traces]'.", reason="NOT_INSTALLED"
         ) from None
-    backend = _backend = OtlpBackend(service, endpoint, sample)
+    recorder = _recorder = OtlpRecorder(service, endpoint, sample)
     try:
         yield
     finally:
-        _backend = None
-        backend.close()
+        _recorder = None
+        recorder.close()

@@ -40,4 +40,4 @@ async def test_a_bug_that_ends_the_work_is_in_the_log_at_once_and_ends_nothing_e
     with capture_logs() as lines:
         async with in_background(broken()):
             await asyncio.sleep(0)
-            assert [(line["event"], line["log_level"]) for line in lines] == [("background work failed", "error")]
+            assert [(line["event"], line["log_level"]) for line in lines] == [("background task failed", "error")]
