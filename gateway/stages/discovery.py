@@ -1,4 +1,4 @@
-"""Find the endpoints of a stage by address or DNS name."""
+"""Find a stage's endpoints by address or DNS name."""
 
 import asyncio
 import socket
@@ -49,7 +49,9 @@ class Discovery(Generic[Stub]):
         tls: ChannelTls | None,
         resolve: Resolve,
     ) -> None:
-        """Open channels to the fixed addresses. DNS names wait for `update`.
+        """Open channels to the fixed addresses.
+
+        DNS names are resolved by `update`.
 
         Args:
             stage: name of the stage, for logs and errors.
@@ -78,7 +80,7 @@ class Discovery(Generic[Stub]):
         return [*self._fixed, *self._resolved.values()]
 
     async def update(self) -> None:
-        """Resolve all DNS names. Open new endpoints and close those that left."""
+        """Resolve all DNS names, open new endpoints, close old ones."""
         await asyncio.gather(*(self._update_name(name) for name in self._names))
 
     async def close(self) -> None:
@@ -107,7 +109,7 @@ class Discovery(Generic[Stub]):
         return Endpoint(self._stage, address, channel, self._make_stub(channel))
 
     def _close_later(self, endpoint: Endpoint[Stub]) -> None:
-        """Close an endpoint in the background, once its calls in flight have ended."""
+        """Close an endpoint in the background after its last call."""
         closing = asyncio.create_task(endpoint.channel.close(_CLOSE_GRACE_S))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

@@ -60,7 +60,10 @@ class _CallHistory:
         self._num_failures = 0
 
     def record_failure(self) -> float:
-        """Record a failure. Return the seconds of the ejection it causes, 0 for none."""
+        """Record a failure and return the length of its ejection.
+
+        Seconds, 0 if the failure ejects nothing.
+        """
         self._num_failures += 1
         if self._num_failures < _FAILURES_TO_EJECT:
             return 0.0
@@ -101,11 +104,11 @@ class Endpoint(Generic[Stub]):
 
     @property
     def timed_out(self) -> bool:
-        """Whether the last request for its models timed out: the server is busy or hangs."""
+        """Whether the last `refresh` timed out: server busy or hanging."""
         return self._num_timeouts > 0
 
     def is_ejected(self, tag: str) -> bool:
-        """Return whether the model failed here too often, so that other endpoints come first."""
+        """Return whether calls of the model should avoid this endpoint."""
         return tag in self._histories and self._histories[tag].is_ejected
 
     async def refresh(self) -> None:
@@ -127,7 +130,9 @@ class Endpoint(Generic[Stub]):
 
     @contextmanager
     def track_call(self, tag: str) -> Iterator[None]:
-        """Count a call of a model as in flight for the block, and record its result.
+        """Count a call in flight and record its result.
+
+        The block is the call.
 
         Raises:
             Unavailable: reason 'MODEL_ABSENT', the model was unloaded here.

@@ -28,7 +28,7 @@ def unreachable(stage: str) -> Unavailable:
 
 
 def model_absent(stage: str, tag: str, served: Collection[str]) -> Unavailable:
-    """Return the error for a stage that answers but does not serve `tag`.
+    """Return the error for a stage that lacks a model.
 
     Args:
         stage: name of the stage.
@@ -43,14 +43,14 @@ def model_absent(stage: str, tag: str, served: Collection[str]) -> Unavailable:
 
 
 def short_list(names: Collection[str]) -> str:
-    """Return the first few names as text for an error message."""
+    """Return the first few names for an error message."""
     listed = ", ".join(sorted(names)[:_MAX_LISTED]) or "none"
     return listed if len(names) <= _MAX_LISTED else f"{listed} and {len(names) - _MAX_LISTED} more"
 
 
 @contextmanager
 def translate_errors(stage: str) -> Iterator[None]:
-    """Translate errors of stage calls into errors that clients may see.
+    """Translate errors of the block's stage calls for clients.
 
     Typed errors of the stage pass unchanged. The messages of gRPC itself contain addresses, so they are replaced.
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 async def with_failover(
     first: Replica[Stub], call: Callable[[Replica[Stub]], Awaitable[T]], *, may_retry: Callable[[], bool]
 ) -> T:
-    """Return the result of `call` on `first`, or on another replica.
+    """Return the result of `call`, with retries on other replicas.
 
     Another replica is tried if one is full, stops or cannot be reached.
 

@@ -33,10 +33,12 @@ class CallEndedError(Exception):
 
 
 class LanguageCall:
-    """A call that writes a prompt and reads its answer concurrently."""
+    """A call that writes a prompt while reading its answer."""
 
     def __init__(self, stub: "language_pb2_grpc.LanguageServiceAsyncStub", deadline: Deadline) -> None:
-        """Open the call. The service sees it with the first message.
+        """Open the call.
+
+        The service sees it with the first message.
 
         Raises:
             Unavailable: the channel is closed.
@@ -69,7 +71,7 @@ class LanguageCall:
             raise CallEndedError from None
 
     async def read(self) -> language_pb2.GenerateResponse | None:
-        """Return the next message of the answer, None at its end.
+        """Return the answer's next message, None at its end.
 
         Raises:
             TandemError: the reason for the end of the call.
@@ -83,11 +85,17 @@ class LanguageCall:
         return response or None
 
     def cancel(self) -> None:
-        """Cancel the call unless it has ended. The service then frees its resources."""
+        """Cancel the call unless it has ended.
+
+        The service then frees its resources.
+        """
         self._call.cancel()
 
     def _record_status(self, call: Any) -> None:
-        """Record the server's status, not the one that a failed write may set before or after it."""
+        """Record the server's status when the call ends.
+
+        A failed write may set a status of its own, before or after the server's. That one is ignored.
+        """
         error = grpc.aio.AioRpcError(
             _result(call.code()),
             initial_metadata=grpc.aio.Metadata(),
@@ -107,7 +115,10 @@ class LanguageCall:
 
 
 def _result(finished: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine that does not wait, as those of an ended call."""
+    """Return a coroutine's result without waiting.
+
+    The coroutines of an ended call return at once.
+    """
     try:
         finished.send(None)
     except StopIteration as stop:

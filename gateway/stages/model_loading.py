@@ -1,4 +1,4 @@
-"""Load and unload the models of a release at the stages."""
+"""Load and unload a release's models at both stages."""
 
 import asyncio
 from collections.abc import Container
@@ -15,7 +15,7 @@ _UNLOAD_TIMEOUT_S = 600.0  # as long as the longest answer may take
 
 
 class ModelLoading:
-    """Asks the endpoints of both stages to load and unload models.
+    """Loads and unloads models at the endpoints of both stages.
 
     An endpoint with a single model is a dedicated deployment of that model. The model is never unloaded there. While it
     is ready there, no other endpoint is asked to load it.
@@ -27,7 +27,7 @@ class ModelLoading:
         self._load_timeout_s = load_timeout_s
 
     async def load(self, release: Release) -> None:
-        """Load both halves of a release and return once they are ready.
+        """Load both halves of a release and await readiness.
 
         Raises:
             Unavailable: a stage cannot load its half now, but a retry may succeed.

@@ -56,7 +56,7 @@ class Route:
 
 
 def open_release(store: ModelStore, name: str) -> Release:
-    """Read the gateway's part of a release from the model store.
+    """Read the gateway's part of a release from disk.
 
     Args:
         store: contains the language half. The vision half may be missing.
@@ -107,11 +107,14 @@ class Releases:
         self.names: tuple[str, ...] = (default.name,)  # releases that a client may name
 
     def offer(self, names: Sequence[str], *, default_name: str) -> None:
-        """Replace the offered releases. Earlier ones stay open for requests in flight."""
+        """Replace the offered releases.
+
+        Earlier ones stay open for requests in flight.
+        """
         self.names, self.default_name = tuple(names), default_name
 
     def resolve_pin(self, pin: str) -> str:
-        """Return the name of the release that a client asks for.
+        """Return the name of the release that `pin` selects.
 
         Args:
             pin: a release's name or its language tag.
@@ -129,7 +132,7 @@ class Releases:
         )
 
     async def open(self, name: str) -> Release:
-        """Return a release. Read it from the model store on first use.
+        """Return a release, read from the store on first use.
 
         Raises:
             TandemError: as `open_release`.
@@ -161,7 +164,7 @@ class Releases:
         return Route(release, language, vision)
 
     async def list(self) -> list[gateway_pb2.ReleaseInfo]:
-        """Refresh the stages and describe all offered, open releases by name."""
+        """Refresh the stages and describe the offered releases by name."""
         await self._refresh()
         return [
             gateway_pb2.ReleaseInfo(
@@ -219,7 +222,7 @@ def _check_tokenizer(release: Release, language: model_pb2.ModelInfo) -> None:
 
 
 def _check_pair(vision: model_pb2.ModelInfo, language: model_pb2.ModelInfo) -> None:
-    """Check that a decoder was trained with this encoder, and that shapes agree."""
+    """Check that the decoder was trained with this encoder."""
     fits = (
         vision.half_digest == language.language.vision_digest
         and vision.vision.token_width == language.language.width

@@ -83,7 +83,7 @@ class Stage(Generic[Stub]):
         return self._least_busy(replicas)
 
     async def find_alternative(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
-        """Return a replica of the same model at an endpoint not yet tried.
+        """Return a replica of the same model at another endpoint.
 
         Args:
             tried: replicas of one model, at least one.
@@ -95,7 +95,10 @@ class Stage(Generic[Stub]):
         return self._least_busy(replicas) if replicas else None
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
-        """Return the last known description of a model, a ready one if possible."""
+        """Return the last known description of a model.
+
+        A ready replica is preferred. None if no endpoint has the model.
+        """
         infos = [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
         return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
 
@@ -129,7 +132,7 @@ class Stage(Generic[Stub]):
             )
 
     async def _search(self, select: Callable[[], list[Replica[Stub]]]) -> list[Replica[Stub]]:
-        """Return the selected replicas. If there are none, refresh and select again."""
+        """Return the selected replicas, after a refresh if none match."""
         if replicas := select():
             return replicas
         was_running = await self.refresh()
@@ -147,9 +150,10 @@ class Stage(Generic[Stub]):
         same_model_as: model_pb2.ModelInfo | None = None,
         exclude: Collection[Endpoint[Stub]] = (),
     ) -> list[Replica[Stub]]:
-        """Return the ready replicas of `tag`, only the healthy ones if there are any.
+        """Return the ready replicas of `tag`, preferably healthy ones.
 
-        A replica is unhealthy while its endpoint is unresponsive or has ejected the model.
+        A replica is unhealthy while its endpoint is unresponsive or has ejected the model. Unhealthy replicas are
+        returned only if there are no others.
 
         Args:
             tag: the model's tag.
@@ -170,13 +174,16 @@ class Stage(Generic[Stub]):
         return healthy or ready
 
     def _least_busy(self, replicas: Sequence[Replica[Stub]]) -> Replica[Stub]:
-        """Return a replica with the fewest calls in flight, round-robin between equals."""
+        """Return the replica with the fewest calls in flight.
+
+        Equals take turns (round-robin).
+        """
         fewest = min(replica.endpoint.num_in_flight for replica in replicas)
         idlest = [replica for replica in replicas if replica.endpoint.num_in_flight == fewest]
         return idlest[next(self._round_robin) % len(idlest)]
 
     def _no_replica(self, tag: str) -> TandemError:
-        """Return the error that explains why no replica of `tag` is ready."""
+        """Return the reason why no replica of `tag` is ready."""
         if not self._num_responsive:
             return unreachable(self.name)
         info = self.info(tag)

@@ -49,10 +49,7 @@ async def test_a_rejected_request_resets_the_failure_count() -> None:
 
 
 async def test_a_failing_model_does_not_eject_other_models_of_the_endpoint() -> None:
-    """A broken canary and the stable model may share an endpoint.
-
-    The results of one say nothing about the other.
-    """
+    """A broken canary may run beside the stable model."""
     endpoint = make_endpoint()
     for _ in range(3):
         fail(endpoint, Internal("A bug."), "canary-v1.1.0")

@@ -11,7 +11,7 @@ from tandem.v1 import vision_pb2, vision_pb2_grpc
 
 
 async def test_a_message_too_large_for_the_stage_is_the_requests_fault() -> None:
-    """Operators may let the gateway accept larger images than the vision service."""
+    """The gateway may accept larger images than the vision service."""
     server = Server(ServiceSettings(max_message_bytes=1000))
     vision = vision_pb2_grpc.VisionServiceServicer()  # type: ignore[abstract]
     vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server.grpc)

@@ -136,7 +136,7 @@ async def test_if_all_replicas_fail_the_last_error_is_returned(pair: Pair) -> No
 
 
 async def test_if_one_replica_is_full_and_the_other_dead_the_client_gets_a_retry_delay(pair: Pair) -> None:
-    """The order of the attempts does not matter: the stage is there, and waiting helps."""
+    """Waiting helps, in whichever order the two were tried."""
     pair.languages[1].error = FULL
     await pair.world.switches["language"].off()
     for _ in range(3):
@@ -145,7 +145,7 @@ async def test_if_one_replica_is_full_and_the_other_dead_the_client_gets_a_retry
 
 
 async def test_a_replica_with_other_weights_under_the_same_tag_is_no_alternative(pair: Pair) -> None:
-    """During a deployment two processes may serve different models under one tag."""
+    """During a deployment one tag may mean two models."""
     pair.languages[1].info.half_digest = bytes(32)
     pair.languages[0].error = DRAINING
     pair.languages[1].starts.clear()

@@ -10,7 +10,7 @@ from tandem.v1 import language_pb2_grpc
 
 
 async def test_a_call_on_a_closed_channel_is_unreachable() -> None:
-    """A channel is closed once its address has left DNS. Another replica may still answer."""
+    """A channel is closed once its address has left DNS."""
     channel = grpc.aio.insecure_channel("127.0.0.1:1")
     stub = language_pb2_grpc.LanguageServiceStub(channel)
     await channel.close(None)

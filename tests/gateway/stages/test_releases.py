@@ -1,4 +1,4 @@
-"""Releases open only if their files are unchanged and their halves fit."""
+"""Releases need unchanged files and halves that fit."""
 
 import asyncio
 import shutil

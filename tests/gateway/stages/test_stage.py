@@ -1,4 +1,4 @@
-"""Routing between replicas that time out, fail, die, return or move."""
+"""Routing between replicas that time out, fail, die or move."""
 
 import asyncio
 import subprocess
@@ -23,7 +23,7 @@ from tests.gateway.scripted import ScriptedVision, Switch
 
 @dataclass
 class Server:
-    """A vision service that can be busy, stopped and started again."""
+    """A vision service that can be busy, stopped and restarted."""
 
     vision: ScriptedVision
     switch: Switch
@@ -52,7 +52,10 @@ async def stage_of(*targets: str, **options: Any) -> AsyncIterator[Stage[Any]]:
 
 
 async def found(stage: Stage[Any]) -> set[str]:
-    """Return the addresses that get calls. Round-robin reaches all of them in four calls."""
+    """Return the addresses that get calls.
+
+    Round-robin reaches all of them within four calls.
+    """
     return {(await stage.find(TAG)).endpoint.address for _ in range(4)}
 
 
@@ -88,7 +91,10 @@ async def test_a_replica_that_timed_out_once_is_asked_again_before_a_request_fai
 
 
 async def test_the_first_request_after_a_long_outage_finds_the_stage(store: Path) -> None:
-    """The waits between connection attempts have grown by then. Several stages cover different moments of a wait."""
+    """By then the waits between connection attempts have grown.
+
+    Several stages cover different moments of a wait.
+    """
     async with servers(store, 6) as gone, AsyncExitStack() as stack:
         stages = [await stack.enter_async_context(stage_of(server.address)) for server in gone]
         for server, stage in zip(gone, stages, strict=True):
@@ -123,7 +129,7 @@ async def test_a_dns_name_follows_its_current_addresses(store: Path) -> None:
 async def test_new_addresses_are_added_once_the_tls_files_are_valid_again(
     tmp_path: Path,
 ) -> None:
-    """An error would end the background refresh, and the gateway would never find another pod."""
+    """An error would end the background refresh for good."""
     ca, current = tmp_path / "ca.pem", ["127.0.0.1:1"]
     make_authority(ca)
     good = ca.read_bytes()
