@@ -9,7 +9,7 @@ from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder
-from gateway.images import ImageStore, VisualTokenSource, open_visual_tokens
+from gateway.images import ImageStore, VisualTokenSource, open_token_source
 from gateway.pipeline import Pipeline
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Traffic
@@ -31,7 +31,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     store = ModelStore(settings.models)
     release = open_release(store, settings.release)
     async with (
-        open_visual_tokens(settings.visual_cache_config) as visual_tokens,
+        open_token_source(settings.visual_cache_config) as visual_tokens,
         _stages(settings) as (vision, language),
     ):
         releases = Releases(store, release, vision=vision, language=language)

@@ -75,7 +75,7 @@ class QuestionBuilder:
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
         self._filters.check_text(conversation.messages)
-        images = [await self._images.take(image.image, image.field, tenant.salt) for image in conversation.images]
+        images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
         num_prompt_tokens = release.prompts.count(segments)
         route = await self._releases.route(release, with_images=bool(images))

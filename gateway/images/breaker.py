@@ -1,53 +1,54 @@
-"""A circuit breaker: what keeps failing is left alone for a while, then tried once."""
+"""A circuit breaker for a service that keeps failing."""
 
 import time
 from collections.abc import Callable
 
 
-class Breaker:
-    """Counts failures in a row; for one event loop.
+class CircuitBreaker:
+    """Stops calls after failures, then allows one per pause.
 
-    Our own because the libraries do not fit: aiobreaker is no longer kept, pybreaker is not for asyncio, and purgatory
-    lets every caller try at once when a pause ends and takes a caller that leaves for a failure.
+    For one event loop. The known libraries do not fit: aiobreaker is unmaintained, pybreaker has no asyncio, and
+    purgatory allows every caller at the end of a pause and counts a cancelled caller as a failure.
     """
 
     def __init__(self, *, max_failures: int, pause_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Start closed.
 
         Args:
-            max_failures: that many in a row open it.
-            pause_s: seconds between two tries while it is open.
-            clock: seconds, never going back.
+            max_failures: consecutive failures that open the breaker.
+            pause_s: seconds between two attempts while it is open.
+            clock: monotonic seconds.
         """
         self._max_failures = max_failures
         self._pause_s = pause_s
         self._clock = clock
-        self._num_failures = 0
-        self._next_try = 0.0
+        self._num_failures = 0  # consecutive
+        self._next_attempt_s = 0.0
 
     @property
     def is_open(self) -> bool:
-        """Whether it has failed too often and not succeeded since."""
+        """Whether there were too many failures since the last success."""
         return self._num_failures >= self._max_failures
 
-    def allows(self) -> bool:
-        """Return whether to try now; while it is open, one caller a pause may.
+    def allow(self) -> bool:
+        """Return whether a call is allowed now.
 
-        Who may try and then leaves need not say so: the next pause ends as the last one did.
+        While the breaker is open, one attempt per pause is. An abandoned attempt needs no report: the next is allowed
+        after the usual pause.
         """
         if not self.is_open:
             return True
-        if self._clock() < self._next_try:
+        if self._clock() < self._next_attempt_s:
             return False
-        self._next_try = self._clock() + self._pause_s
+        self._next_attempt_s = self._clock() + self._pause_s
         return True
 
-    def succeeded(self) -> None:
-        """Close it."""
+    def record_success(self) -> None:
+        """Close the breaker."""
         self._num_failures = 0
 
-    def failed(self) -> None:
-        """Count a failure; the one that opens it starts the first pause."""
+    def record_failure(self) -> None:
+        """Count a failure. Too many open the breaker."""
         self._num_failures += 1
         if self._num_failures == self._max_failures:
-            self._next_try = self._clock() + self._pause_s
+            self._next_attempt_s = self._clock() + self._pause_s

@@ -1,4 +1,4 @@
-"""Visual tokens as the gateway's caches keep them: with a digest that proves them, checked against what is wanted."""
+"""Visual tokens as the gateway's caches store them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,38 +11,38 @@ from chassis.verified_cache import HashedData, sha256_of
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import tensor_pb2
 
-# The form of a packed entry; another form takes another mark, and the other one's entries are then no entries.
-_MARK = b"tandem visual tokens 1\n"
-_HEADER_BYTES = len(_MARK) + DIGEST_BYTES
+# Format version of packed entries. Entries with another prefix are misses.
+_PREFIX = b"tandem visual tokens 1\n"
+_HEADER_BYTES = len(_PREFIX) + DIGEST_BYTES
 
 
-class DamagedError(Exception):
-    """An entry is not the bytes that were kept."""
+class CorruptedEntryError(Exception):
+    """A stored value is not a complete, unchanged entry."""
 
 
-class ForeignError(Exception):
-    """Visual tokens are whole, but not those that are wanted."""
+class ForeignTokensError(Exception):
+    """Intact visual tokens of another image or encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which visual tokens answer for an image."""
+class ExpectedTokens:
+    """The visual tokens that may answer for an image."""
 
     visual_key: bytes
-    vision_digest: bytes  # of the vision half that makes them
+    vision_digest: bytes  # of the vision half that encodes
     shape: tuple[int, int]  # [visual tokens, token width]
 
     def check_key(self, tokens: tensor_pb2.VisualTokens) -> None:
-        """Check that visual tokens say they are these.
+        """Check the visual key and the vision digest.
 
         Raises:
-            ForeignError: they are another image's, tenant's or encoder's.
+            ForeignTokensError: the tokens belong to another image, tenant or encoder.
         """
         if tokens.visual_key != self.visual_key or tokens.vision_digest != self.vision_digest:
-            raise ForeignError("other visual tokens")
+            raise ForeignTokensError("other visual tokens")
 
     def check_embeddings(self, tokens: tensor_pb2.VisualTokens) -> None:
-        """Check that visual tokens can be given to the decoder.
+        """Check that the decoder can use the embeddings.
 
         Raises:
             InvalidArgument: reason 'BAD_TENSOR'.
@@ -59,32 +59,32 @@ class Entry(HashedData):
 
     @classmethod
     def of(cls, data: bytes) -> Self:
-        """Return serialized `VisualTokens` with their digest."""
+        """Return an entry of serialized `VisualTokens`."""
         return cls(data, sha256_of(data))
 
     def pack(self) -> bytes:
-        """Return the entry as one value."""
-        return _MARK + self.sha256 + self.data
+        """Return prefix, digest and data as one value."""
+        return _PREFIX + self.sha256 + self.data
 
     @classmethod
-    def unpack(cls, value: bytes, wanted: Wanted) -> Self:
-        """Read a packed entry and check everything it says of itself.
+    def unpack(cls, value: bytes, expected: ExpectedTokens) -> Self:
+        """Read a packed entry and verify all of it.
 
         Raises:
-            DamagedError: it is cut off, changed, or none at all.
-            ForeignError: it holds other visual tokens than are wanted.
+            CorruptedEntryError: the value is truncated, changed, or not an entry.
+            ForeignTokensError: the entry contains other visual tokens than expected.
         """
-        if not value.startswith(_MARK):
-            raise DamagedError("not an entry")
-        entry = cls(value[_HEADER_BYTES:], value[len(_MARK) : _HEADER_BYTES])
+        if not value.startswith(_PREFIX):
+            raise CorruptedEntryError("not an entry")
+        entry = cls(value[_HEADER_BYTES:], value[len(_PREFIX) : _HEADER_BYTES])
         if not entry.is_intact:
-            raise DamagedError("the digest does not hold")
+            raise CorruptedEntryError("digest mismatch")
         try:
             tokens = tensor_pb2.VisualTokens.FromString(entry.data)
-            wanted.check_key(tokens)
-            wanted.check_embeddings(tokens)
+            expected.check_key(tokens)
+            expected.check_embeddings(tokens)
         except DecodeError:
-            raise ForeignError("no visual tokens") from None
+            raise ForeignTokensError("not visual tokens") from None
         except InvalidArgument as error:
-            raise ForeignError(error.message) from None
+            raise ForeignTokensError(error.message) from None
         return entry

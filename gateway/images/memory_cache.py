@@ -1,4 +1,4 @@
-"""Memory cache of visual tokens: concurrent requests for one image share one search."""
+"""Memory cache of visual tokens with shared fetches."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
@@ -16,30 +16,33 @@ LEVEL = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Visual tokens, and the cache level or stage they came from."""
+class SourcedTokens:
+    """Visual tokens and the cache level that they came from."""
 
     entry: Entry
-    visual_key: bytes  # key of these tokens. A similar image has another key, then neither key is cached
+    visual_key: bytes  # of these tokens. It differs from the requested key for a similar image or a changed encoder
     level: gateway_pb2.CacheLevel.ValueType
-    similar: vision_pb2.SimilarImage | None = None  # the image they were made from, unless it is the requested one
+    similar: vision_pb2.SimilarImage | None = None  # the image that was encoded, unless it is the requested one
 
 
-Find = Callable[[], Coroutine[Any, Any, Found]]
+Fetch = Callable[[], Coroutine[Any, Any, SourcedTokens]]
 
 
-class VisualCache:
-    """Visual tokens by visual key, bounded by bytes and age. For one event loop."""
+class MemoryCache:
+    """Visual tokens by visual key, bounded by bytes and age.
+
+    For one event loop.
+    """
 
     def __init__(self, max_bytes: int, *, ttl_s: float | None = None) -> None:
         """Start empty.
 
         Args:
-            max_bytes: limit for all entries together. 0 stores nothing, but concurrent requests still share a search.
+            max_bytes: limit for all entries together. 0 stores nothing, but concurrent requests still share a fetch.
             ttl_s: seconds before an entry expires. None never expires.
         """
         self._cache: VerifiedCache[Entry] = VerifiedCache(LEVEL, max_bytes=max_bytes, ttl_s=ttl_s)
-        self._flights: SingleFlight[bytes, Found] = SingleFlight()
+        self._in_flight: SingleFlight[bytes, SourcedTokens] = SingleFlight()
 
     @property
     def num_bytes(self) -> int:
@@ -52,43 +55,43 @@ class VisualCache:
         return self._cache.num_pinned
 
     @asynccontextmanager
-    async def use(self, key: bytes, find: Find) -> AsyncIterator[Found]:
+    async def use(self, key: bytes, fetch: Fetch) -> AsyncIterator[SourcedTokens]:
         """Yield the visual tokens of `key`, pinned for the block.
 
-        On a miss, `find` gets them.
+        On a miss, `fetch` gets them. They are stored if their key is `key`.
 
         Raises:
-            Exception: any error of `find`, for every caller that waits for it.
+            Exception: any error of `fetch`, for every caller that waits for it.
         """
         with ExitStack() as pins:
             entry = pins.enter_context(self._cache.use(key))
             if entry is not None:
                 CACHE_REQUESTS.labels(LEVEL, "hit").inc()
-                found = Found(entry, key, gateway_pb2.CACHE_LEVEL_GATEWAY)
+                tokens = SourcedTokens(entry, key, gateway_pb2.CACHE_LEVEL_GATEWAY)
             else:
-                found = await self._find_once(key, find)
+                tokens = await self._fetch_once(key, fetch)
                 pins.enter_context(self._cache.pin(key))
-            yield found
+            yield tokens
 
-    async def _find_once(self, key: bytes, find: Find) -> Found:
-        """Run `find`, or wait for another caller's search of the same key."""
+    async def _fetch_once(self, key: bytes, fetch: Fetch) -> SourcedTokens:
+        """Fetch, or wait for another caller's fetch of `key`."""
 
-        async def find_and_store() -> Found:
-            found = await find()
-            if found.visual_key == key:  # else they belong to a similar image or to another encoder
-                self._cache.put(key, found.entry)
-            return found
+        async def fetch_and_store() -> SourcedTokens:
+            tokens = await fetch()
+            if tokens.visual_key == key:
+                self._cache.put(key, tokens.entry)
+            return tokens
 
         while True:
-            joins = key in self._flights
+            joins = key in self._in_flight
             CACHE_REQUESTS.labels(LEVEL, "in_flight" if joins else "miss").inc()
             try:
-                landed = await self._flights.run(key, find_and_store)
+                fetched = await self._in_flight.run(key, fetch_and_store)
             except DeadlineExceeded:
                 if not joins:
                     raise
-                # The deadline was that of the caller who started the search. This caller has time left: search again.
+                # This was the deadline of the caller that began the fetch. This caller has time left, so fetch again.
                 continue
-            if landed.joined and landed.result.level == gateway_pb2.CACHE_LEVEL_MISS:
-                return replace(landed.result, level=gateway_pb2.CACHE_LEVEL_IN_FLIGHT)
-            return landed.result
+            if fetched.joined and fetched.result.level == gateway_pb2.CACHE_LEVEL_MISS:
+                return replace(fetched.result, level=gateway_pb2.CACHE_LEVEL_IN_FLIGHT)
+            return fetched.result

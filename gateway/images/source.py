@@ -1,4 +1,4 @@
-"""Images to visual tokens: from the nearest cache that has them, and from the vision service where none has."""
+"""Get visual tokens from the caches or the vision service."""
 
 import secrets
 from contextlib import AsyncExitStack
@@ -10,19 +10,19 @@ from prometheus_client import Counter
 from chassis.deadline import Deadline
 from chassis.errors import Internal, InvalidArgument, NotFound, TandemError, Unavailable
 from checkpoint.identity import visual_key
-from gateway.images.entry import Entry, ForeignError, Wanted
-from gateway.images.memory_cache import Found, VisualCache
+from gateway.images.entry import Entry, ExpectedTokens, ForeignTokensError
+from gateway.images.memory_cache import MemoryCache, SourcedTokens
 from gateway.images.store import RequestImage
 from gateway.stages import Replica, translate_errors, with_failover
 from tandem.v1 import gateway_pb2, vision_pb2
 
 ENCODE_ERRORS = Counter(
-    "tandem_gateway_encode_errors", "Images the vision service did not encode, by reason.", ["reason"]
+    "tandem_gateway_encode_errors", "Images that the vision service did not encode, by reason.", ["reason"]
 )
 
 
 if TYPE_CHECKING:
-    from gateway.images.redis_cache import SharedCache  # brings the Redis client, which only some gateways need
+    from gateway.images.redis_cache import RedisCache  # imports the Redis client, which few gateways need
     from tandem.v1 import vision_pb2_grpc
 
     VisionReplica = Replica[vision_pb2_grpc.VisionServiceAsyncStub]
@@ -37,37 +37,40 @@ _LEVELS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Search:
-    """One image that is looked for."""
+class _Lookup:
+    """One image, and the replica to encode it."""
 
     image: bytes  # the file
-    request: vision_pb2.EncodeRequest  # names it by digest alone
+    request: vision_pb2.EncodeRequest  # with the digest of the image, without its bytes
     replica: "VisionReplica"
     deadline: Deadline
 
     @property
-    def wanted(self) -> Wanted:
-        """The visual tokens that answer for it."""
-        return self.tokens_of(self.request.image_sha256)
+    def expected(self) -> ExpectedTokens:
+        """The visual tokens of this image."""
+        return self.expected_for(self.request.image_sha256)
 
-    def tokens_of(self, image_sha256: bytes) -> Wanted:
-        """Return which visual tokens an image has with this encoder, for this tenant."""
+    def expected_for(self, image_sha256: bytes) -> ExpectedTokens:
+        """Return the expected visual tokens of an image."""
         info = self.replica.info
         key = visual_key(
             encoder_id=info.vision.encoder_id, cache_salt=self.request.cache_salt, image_sha256=image_sha256
         )
         shape = (info.vision.num_visual_tokens, info.vision.token_width)
-        return Wanted(visual_key=key, vision_digest=info.half_digest, shape=shape)
+        return ExpectedTokens(visual_key=key, vision_digest=info.half_digest, shape=shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualTokenSource:
-    """Looks in this process, then in Redis, then asks the vision service; who lacked them gets them on the way back."""
+    """Looks in memory, in Redis, then asks the vision service.
 
-    memory: VisualCache
-    shared: "SharedCache | None" = None
-    digest_first_bytes: int  # the vision service gets the digest of larger images first, and their bytes if it must
-    reuse: bool = True  # False has every image encoded for every request
+    Caches that missed are filled.
+    """
+
+    memory: MemoryCache
+    redis: "RedisCache | None" = None
+    digest_first_bytes: int  # images from this size are asked for by digest before their bytes are sent
+    reuse: bool = True  # False encodes every image of every request
 
     async def get(
         self,
@@ -77,87 +80,98 @@ class VisualTokenSource:
         cache_salt: bytes,
         pins: AsyncExitStack,
         deadline: Deadline,
-    ) -> Found:
-        """Return the visual tokens of an image; `pins` keeps them in memory until it is closed.
+    ) -> SourcedTokens:
+        """Return the visual tokens of an image.
+
+        Args:
+            image: the image, with its bytes.
+            replica: the vision replica to try first.
+            cache_salt: the tenant's. Tenants with different salts share no visual tokens.
+            pins: keeps the tokens in the memory cache until it is closed.
+            deadline: the request's.
 
         Raises:
-            InvalidArgument: the vision service refuses the image; `field` is where the request has it.
-            TandemError: it cannot encode it now.
+            InvalidArgument: the vision service rejects the image. `field` is the image's field in the request.
+            TandemError: the image cannot be encoded now.
         """
-        # Under a salt of its own an image is new to every cache on the way, the decoder's included.
+        # A fresh salt makes every cache miss, also the KV cache of the decoder.
         salt = cache_salt if self.reuse else secrets.token_bytes(_FRESH_SALT_BYTES)
         request = vision_pb2.EncodeRequest(tag=replica.info.tag, image_sha256=image.sha256, cache_salt=salt)
-        search = _Search(image=image.data, request=request, replica=replica, deadline=deadline)
+        lookup = _Lookup(image=image.data, request=request, replica=replica, deadline=deadline)
         try:
-            return await pins.enter_async_context(self.memory.use(search.wanted.visual_key, lambda: self._find(search)))
+            tokens = self.memory.use(lookup.expected.visual_key, lambda: self._fetch(lookup))
+            return await pins.enter_async_context(tokens)
         except InvalidArgument as error:
-            # The same error goes to every request that waits for this image, each with a place of its own for it.
+            # Several requests may wait for this image. Each has it in another field.
             raise InvalidArgument(
                 error.message, reason=error.reason, field=image.field, metadata=error.metadata
             ) from error
 
-    async def _find(self, search: _Search) -> Found:
-        """Return what is not in memory."""
-        if self.shared is None or not self.reuse:
-            return await self._encode(search)
-        entry = await self.shared.get(search.wanted)
+    async def _fetch(self, lookup: _Lookup) -> SourcedTokens:
+        """Look in Redis, then ask the vision service."""
+        if self.redis is None or not self.reuse:
+            return await self._encode(lookup)
+        expected = lookup.expected
+        entry = await self.redis.get(expected)
         if entry is not None:
-            return Found(entry, search.wanted.visual_key, gateway_pb2.CACHE_LEVEL_SHARED)
-        found = await self._encode(search)
-        if found.visual_key == search.wanted.visual_key:
-            self.shared.put(found.visual_key, found.entry)
-        return found
+            return SourcedTokens(entry, expected.visual_key, gateway_pb2.CACHE_LEVEL_SHARED)
+        tokens = await self._encode(lookup)
+        if tokens.visual_key == expected.visual_key:
+            self.redis.put(tokens.visual_key, tokens.entry)
+        return tokens
 
-    async def _encode(self, search: _Search) -> Found:
-        """Ask the vision service, one replica after the other where they fail."""
+    async def _encode(self, lookup: _Lookup) -> SourcedTokens:
+        """Ask the vision service, with failover."""
         return await with_failover(
-            search.replica,
-            lambda replica: self._encode_at(replace(search, replica=replica)),
+            lookup.replica,
+            lambda replica: self._encode_at(replace(lookup, replica=replica)),
             may_retry=lambda: True,
         )
 
-    async def _encode_at(self, search: _Search) -> Found:
-        digest_first = self.reuse and len(search.image) >= self.digest_first_bytes
+    async def _encode_at(self, lookup: _Lookup) -> SourcedTokens:
+        digest_first = self.reuse and len(lookup.image) >= self.digest_first_bytes
         try:
-            response = await _ask_by_digest(search) if digest_first else None
+            response = await _request_by_digest(lookup) if digest_first else None
             if response is None:
-                response = await _ask(search, search.image)
-            return _checked(response, search)
+                response = await _request(lookup, lookup.image)
+            return _verified(response, lookup)
         except TandemError as error:
             ENCODE_ERRORS.labels(error.reason).inc()
             raise
 
 
-async def _ask_by_digest(search: _Search) -> vision_pb2.EncodeResponse | None:
-    """Return what the vision service has without seeing the image, None where it must see it."""
+async def _request_by_digest(lookup: _Lookup) -> vision_pb2.EncodeResponse | None:
+    """Return cached tokens, None if the service needs the image."""
     try:
-        return await _ask(search, b"")
+        return await _request(lookup, b"")
     except NotFound as error:
         if error.reason != _NOT_CACHED:
             raise
         return None
 
 
-async def _ask(search: _Search, image: bytes) -> vision_pb2.EncodeResponse:
+async def _request(lookup: _Lookup, image: bytes) -> vision_pb2.EncodeResponse:
     request = vision_pb2.EncodeRequest(image=image)
-    request.MergeFrom(search.request)
+    request.MergeFrom(lookup.request)
     with translate_errors("vision"):
-        return await search.replica.stub.Encode(request, timeout=search.deadline.remaining_s())
+        return await lookup.replica.stub.Encode(request, timeout=lookup.deadline.remaining_s())
 
 
-def _checked(response: vision_pb2.EncodeResponse, search: _Search) -> Found:
-    """Check visual tokens before they may be used, kept and reused."""
+def _verified(response: vision_pb2.EncodeResponse, lookup: _Lookup) -> SourcedTokens:
+    """Return the visual tokens of a response, verified."""
     tokens = response.visual_tokens
     similar = response.similar if response.source == vision_pb2.ENCODE_SOURCE_SIMILAR else None
-    # Those of a similar image go on under that image's own key: what the decoder caches by it stays true.
-    wanted = search.wanted if similar is None else search.tokens_of(similar.image_sha256)
+    # The tokens of a similar image keep that image's key, so that the decoder's cache by this key stays correct.
+    expected = lookup.expected if similar is None else lookup.expected_for(similar.image_sha256)
     try:
-        wanted.check_key(tokens)
-        wanted.check_embeddings(tokens)
-    except ForeignError:
-        # The tag was loaded anew, from other weights, since the service was last asked what it holds.
-        raise Unavailable("The vision model has just changed.", reason="ENCODER_CHANGED", retry_after_s=1) from None
+        expected.check_key(tokens)
+        expected.check_embeddings(tokens)
+    except ForeignTokensError:
+        # The tag was reloaded with other weights since the last refresh of the stage.
+        raise Unavailable(
+            "The vision model has just changed, retry the request.", reason="ENCODER_CHANGED", retry_after_s=1
+        ) from None
     except InvalidArgument as error:
-        raise Internal("The vision service answered with a wrong tensor.", reason="BAD_TENSOR") from error
+        raise Internal("The vision service returned an invalid tensor.", reason="BAD_TENSOR") from error
     level = _LEVELS.get(response.source, gateway_pb2.CACHE_LEVEL_MISS)
-    return Found(Entry.of(tokens.SerializeToString()), wanted.visual_key, level, similar)
+    return SourcedTokens(Entry.of(tokens.SerializeToString()), expected.visual_key, level, similar)

@@ -1,4 +1,7 @@
-"""Images as clients bring them: bytes and digests. Nothing here looks inside; the vision service does."""
+"""Images of clients, by bytes or digest.
+
+Only the vision service decodes them.
+"""
 
 import asyncio
 import hashlib
@@ -12,32 +15,32 @@ from chassis.lru import LruStore
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import gateway_pb2
 
-IMAGE_STORE_BYTES = Gauge("tandem_gateway_image_store_bytes", "Bytes of the images clients put here.")
+IMAGE_STORE_BYTES = Gauge("tandem_gateway_image_store_bytes", "Bytes of all images that clients have uploaded.")
 
 
 _MAX_CHUNK_BYTES = 2**20
-# SHA-256 of this much takes well under a millisecond; more is hashed beside the event loop.
-_HASH_INLINE_BYTES = 2**18
+# SHA-256 of this many bytes takes well under a millisecond. Larger images are hashed in a thread.
+_MAX_INLINE_HASH_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
 class RequestImage:
-    """An image whose bytes are at hand."""
+    """An image of a request, with its bytes."""
 
-    field: str  # where the request has it, 'messages[0].parts[1].image'
+    field: str  # in the request, for example 'messages[0].parts[1].image'
     data: bytes
     sha256: bytes
 
 
 async def sha256_of(data: bytes) -> bytes:
-    """Return the SHA-256 (32 bytes) of `data` without holding up other requests."""
-    if len(data) <= _HASH_INLINE_BYTES:
+    """Return the SHA-256 (32 bytes) without blocking the event loop."""
+    if len(data) <= _MAX_INLINE_HASH_BYTES:
         return hashlib.sha256(data).digest()
     return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
 
 def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
-    """Check the size of an image's file.
+    """Check the size of an image file.
 
     Raises:
         InvalidArgument: reason 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'.
@@ -46,7 +49,7 @@ def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
         raise InvalidArgument("The image is empty.", reason="IMAGE_EMPTY", field=field)
     if num_bytes > max_bytes:
         raise InvalidArgument(
-            f"The image has more than {max_bytes} bytes.",
+            f"The image has more than {max_bytes} bytes, send a smaller one.",
             reason="IMAGE_TOO_LARGE",
             field=field,
             metadata={"max_bytes": str(max_bytes)},
@@ -54,27 +57,35 @@ def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
 
 
 class ImageStore:
-    """Images clients put here, by cache salt and SHA-256: an LRU bounded by bytes. For one event loop.
+    """LRU store of uploaded images by cache salt and SHA-256.
 
-    Only who has the same salt finds an image again, so nobody learns what others have put here.
+    For one event loop. An image is found with the salt of its tenant only, so no tenant learns about the images of
+    another.
     """
 
     def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:
-        """Start empty. `max_bytes` bounds all images together, `max_image_bytes` each."""
+        """Start empty.
+
+        Args:
+            max_bytes: limit for all images together.
+            max_image_bytes: limit for each image.
+        """
         self._max_image_bytes = max_image_bytes
         self._images: LruStore[tuple[bytes, bytes], bytes] = LruStore(max_bytes=max_bytes)
 
     async def put(self, chunks: AsyncIterator[bytes], salt: bytes) -> tuple[bytes, int]:
-        """Take an image piece by piece; return its SHA-256 and its size in bytes.
+        """Store an image and return its SHA-256 and size.
 
         Raises:
-            InvalidArgument: reason 'BAD_CHUNK', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'; the rest is not read.
+            InvalidArgument: reason 'BAD_CHUNK', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'. The other chunks are not read.
         """
         data = bytearray()
         max_bytes = min(self._max_image_bytes, self._images.max_bytes)
         async for chunk in chunks:
             if not 0 < len(chunk) <= _MAX_CHUNK_BYTES:
-                raise InvalidArgument(f"A chunk has 1 to {_MAX_CHUNK_BYTES} bytes.", reason="BAD_CHUNK", field="chunk")
+                raise InvalidArgument(
+                    f"A chunk has {len(chunk)} bytes, send 1 to {_MAX_CHUNK_BYTES}.", reason="BAD_CHUNK", field="chunk"
+                )
             data += chunk
             check_size(len(data), max_bytes=max_bytes, field="chunk")
         check_size(len(data), max_bytes=max_bytes, field="chunk")
@@ -84,12 +95,17 @@ class ImageStore:
         IMAGE_STORE_BYTES.set(self._images.num_bytes)
         return sha256, len(image)
 
-    async def take(self, image: gateway_pb2.Image, field: str, salt: bytes) -> RequestImage:
-        """Return the image a request brings, or names by the digest it was put here under.
+    async def resolve(self, image: gateway_pb2.Image, field: str, salt: bytes) -> RequestImage:
+        """Return a request's image, given by bytes or digest.
+
+        Args:
+            image: the image's message.
+            field: its field in the request, for errors.
+            salt: the tenant's cache salt.
 
         Raises:
             InvalidArgument: reason 'IMAGE_EMPTY', 'IMAGE_TOO_LARGE' or 'BAD_DIGEST'.
-            NotFound: reason 'IMAGE_NOT_FOUND', it never was put here, or had to make room.
+            NotFound: reason 'IMAGE_NOT_FOUND', the digest was never uploaded, or the image was evicted.
         """
         if image.HasField("sha256"):
             return RequestImage(field, self._get(image.sha256, field, salt), image.sha256)
@@ -104,6 +120,6 @@ class ImageStore:
         with self._images.use((salt, sha256)) as image:
             if image is None:
                 raise NotFound(
-                    "No image of that digest is at hand; send it again.", reason="IMAGE_NOT_FOUND", field=field
+                    "No image with this digest is stored, upload it again.", reason="IMAGE_NOT_FOUND", field=field
                 )
             return image

@@ -1,36 +1,36 @@
-"""Open the caches of visual tokens around the life of a gateway."""
+"""Open the caches of visual tokens for a gateway's lifetime."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from gateway.images.memory_cache import VisualCache
+from gateway.images.memory_cache import MemoryCache
 from gateway.images.source import VisualTokenSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualCacheConfig:
-    """Which visual tokens are kept, where, and for how long."""
+    """Sizes, lifetimes and timeouts of the gateway's caches."""
 
-    reuse: bool  # False has every image encoded for every request, to measure what the caches save
+    reuse: bool  # False encodes every image of every request, to measure the gain of the caches
     memory_bytes: int
     memory_ttl_s: float
-    digest_first_bytes: int  # from this size on, the vision service is asked by digest before it gets the bytes
-    redis_url: str | None  # cache shared by all gateways; None is none
+    digest_first_bytes: int  # images from this size are asked for by digest before their bytes are sent
+    redis_url: str | None  # None turns the Redis cache off
     redis_timeout_s: float
     redis_ttl_s: float
-    redis_pause_s: float  # how long Redis is left alone after it failed several times in a row
+    redis_pause_s: float  # between two attempts after Redis failed several times in a row
 
 
 @asynccontextmanager
-async def open_visual_tokens(config: VisualCacheConfig) -> AsyncIterator[VisualTokenSource]:
-    """Open the caches that are switched on; leaving closes them."""
-    shared = None
+async def open_token_source(config: VisualCacheConfig) -> AsyncIterator[VisualTokenSource]:
+    """Open the configured caches for the block."""
+    redis = None
     if config.redis_url is not None and config.reuse:
-        # Imported here, because the Redis client takes longer to import than all the rest.
-        from gateway.images.redis_cache import SharedCache
+        # Imported on demand, because the Redis client takes longer to import than everything else together.
+        from gateway.images.redis_cache import RedisCache
 
-        shared = SharedCache(
+        redis = RedisCache(
             config.redis_url,
             timeout_s=config.redis_timeout_s,
             ttl_s=config.redis_ttl_s,
@@ -38,11 +38,11 @@ async def open_visual_tokens(config: VisualCacheConfig) -> AsyncIterator[VisualT
         )
     try:
         yield VisualTokenSource(
-            memory=VisualCache(config.memory_bytes if config.reuse else 0, ttl_s=config.memory_ttl_s),
-            shared=shared,
+            memory=MemoryCache(config.memory_bytes if config.reuse else 0, ttl_s=config.memory_ttl_s),
+            redis=redis,
             digest_first_bytes=config.digest_first_bytes,
             reuse=config.reuse,
         )
     finally:
-        if shared is not None:
-            await shared.close()
+        if redis is not None:
+            await redis.close()

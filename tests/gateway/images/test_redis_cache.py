@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.images.entry import Entry, Wanted
-from gateway.images.redis_cache import PREFIX, SharedCache
-from tests.gateway.images.test_entry import ENTRY, WANTED, tokens_for
+from gateway.images.entry import Entry, ExpectedTokens
+from gateway.images.redis_cache import KEY_PREFIX, RedisCache
+from tests.gateway.images.test_entry import ENTRY, EXPECTED, tokens_for
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import eventually
 
@@ -19,7 +19,7 @@ PATIENT_S = 5.0
 TIMEOUT_S = 0.2  # where the server does not answer
 PAUSE_S = 0.3
 BUSY_S = 3.0  # what a busy machine may add
-NAME = PREFIX + WANTED.visual_key.hex().encode()
+NAME = KEY_PREFIX + EXPECTED.visual_key.hex().encode()
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +37,27 @@ def redis(running: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def cache(redis: RedisServer) -> AsyncIterator[SharedCache]:
+async def cache(redis: RedisServer) -> AsyncIterator[RedisCache]:
     cache = open_cache(redis)
     yield cache
     await cache.close()
 
 
 @pytest.fixture
-async def hasty(redis: RedisServer) -> AsyncIterator[SharedCache]:
+async def hasty(redis: RedisServer) -> AsyncIterator[RedisCache]:
     """Return a cache for a server that does not answer."""
     cache = open_cache(redis, timeout_s=TIMEOUT_S)
     yield cache
     await cache.close()
 
 
-def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60) -> SharedCache:
-    return SharedCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
+def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60) -> RedisCache:
+    return RedisCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
 
 
-async def keep(cache: SharedCache, redis: RedisServer) -> None:
+async def keep(cache: RedisCache, redis: RedisServer) -> None:
     """Put the entry and wait until it is there."""
-    cache.put(WANTED.visual_key, ENTRY)
+    cache.put(EXPECTED.visual_key, ENTRY)
     await eventually(lambda: redis.client.exists(NAME) == 1, within_s=PATIENT_S)
 
 
@@ -73,11 +73,11 @@ def is_left_alone() -> bool:
     return REGISTRY.get_sample_value("tandem_gateway_shared_cache_breaker_open") == 1
 
 
-async def test_what_one_gateway_puts_another_gets(cache: SharedCache, redis: RedisServer) -> None:
-    assert await cache.get(WANTED) is None
+async def test_what_one_gateway_puts_another_gets(cache: RedisCache, redis: RedisServer) -> None:
+    assert await cache.get(EXPECTED) is None
     await keep(cache, redis)
     other = open_cache(redis)
-    assert await other.get(WANTED) == ENTRY
+    assert await other.get(EXPECTED) == ENTRY
     await other.close()
 
 
@@ -88,18 +88,18 @@ async def test_an_entry_lives_as_long_as_it_was_told(redis: RedisServer) -> None
     await cache.close()
 
 
-async def test_each_part_of_what_is_wanted_counts(cache: SharedCache, redis: RedisServer) -> None:
+async def test_each_part_of_what_is_wanted_counts(cache: RedisCache, redis: RedisServer) -> None:
     """The key is looked up, the others are checked: an entry is never used for anything it was not made for."""
     others = {
-        "visual_key": replace(WANTED, visual_key=b"K" * 32),
-        "vision_digest": replace(WANTED, vision_digest=b"V" * 32),
-        "shape": replace(WANTED, shape=(4, 3)),
+        "visual_key": replace(EXPECTED, visual_key=b"K" * 32),
+        "vision_digest": replace(EXPECTED, vision_digest=b"V" * 32),
+        "shape": replace(EXPECTED, shape=(4, 3)),
     }
     for other in others.values():
         await keep(cache, redis)
         assert await cache.get(other) is None
     await keep(cache, redis)
-    assert await cache.get(WANTED) == ENTRY
+    assert await cache.get(EXPECTED) == ENTRY
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_each_part_of_what_is_wanted_counts(cache: SharedCache, redis: Red
         pytest.param(b"hello", "tandem_visual_cache_corrupted", id="not an entry"),
         pytest.param(b"", "tandem_visual_cache_corrupted", id="empty"),
         pytest.param(
-            Entry.of(tokens_for(replace(WANTED, visual_key=b"K" * 32)).SerializeToString()).pack(),
+            Entry.of(tokens_for(replace(EXPECTED, visual_key=b"K" * 32)).SerializeToString()).pack(),
             "tandem_visual_cache_foreign",
             id="another image's",
         ),
@@ -118,49 +118,49 @@ async def test_each_part_of_what_is_wanted_counts(cache: SharedCache, redis: Red
     ],
 )
 async def test_an_entry_that_does_not_hold_is_dropped_and_counted(
-    value: bytes, counter: str, cache: SharedCache, redis: RedisServer
+    value: bytes, counter: str, cache: RedisCache, redis: RedisServer
 ) -> None:
     redis.client.set(NAME, value)
     before = count(counter, level="shared")
-    assert await cache.get(WANTED) is None
+    assert await cache.get(EXPECTED) is None
     assert count(counter, level="shared") == before + 1
     assert not redis.client.exists(NAME)
 
 
-async def test_a_key_of_another_kind_is_no_hit_and_no_error(cache: SharedCache, redis: RedisServer) -> None:
+async def test_a_key_of_another_kind_is_no_hit_and_no_error(cache: RedisCache, redis: RedisServer) -> None:
     redis.client.lpush(NAME, "one")
     before = failures("get", "refused")
-    assert await cache.get(WANTED) is None
+    assert await cache.get(EXPECTED) is None
     assert failures("get", "refused") == before + 1
 
 
 async def test_a_full_server_refuses_what_is_new_and_still_gives_what_it_has(
-    cache: SharedCache, redis: RedisServer
+    cache: RedisCache, redis: RedisServer
 ) -> None:
     await keep(cache, redis)
     redis.fill()
     before = failures("set", "full")
-    other = replace(WANTED, visual_key=b"K" * 32)
+    other = replace(EXPECTED, visual_key=b"K" * 32)
     for _ in range(10):  # more often than the breaker would suffer
         cache.put(other.visual_key, Entry.of(tokens_for(other).SerializeToString()))
     await eventually(lambda: failures("set", "full") == before + 10, within_s=PATIENT_S)
-    assert await cache.get(WANTED) == ENTRY
+    assert await cache.get(EXPECTED) == ENTRY
 
 
 async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
-    cache: SharedCache, hasty: SharedCache, redis: RedisServer
+    cache: RedisCache, hasty: RedisCache, redis: RedisServer
 ) -> None:
     await keep(cache, redis)
     redis.freeze()
     before = failures("get", "timeout")
     for _ in range(5):
         started = time.perf_counter()
-        assert await hasty.get(WANTED) is None
+        assert await hasty.get(EXPECTED) is None
         assert TIMEOUT_S * 0.9 < time.perf_counter() - started < TIMEOUT_S + BUSY_S
     assert is_left_alone()
     started = time.perf_counter()
     for _ in range(100):
-        await hasty.get(WANTED)
+        await hasty.get(EXPECTED)
     num_pauses = (time.perf_counter() - started) // PAUSE_S + 1
     assert failures("get", "timeout") - before <= 5 + num_pauses
     redis.thaw()
@@ -169,10 +169,10 @@ async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
     assert not is_left_alone()
 
 
-async def eventually_found(cache: SharedCache) -> None:
+async def eventually_found(cache: RedisCache) -> None:
     """Ask until the entry is there: a server that was frozen may be late once more."""
     for _ in range(20):
-        if await cache.get(WANTED) == ENTRY:
+        if await cache.get(EXPECTED) == ENTRY:
             return
         await asyncio.sleep(PAUSE_S)
     raise AssertionError("never found again")
@@ -183,41 +183,41 @@ async def test_many_at_once_wait_no_longer_than_one(redis: RedisServer) -> None:
     cache = open_cache(redis, timeout_s=1.0)
     redis.freeze()
     started = time.perf_counter()
-    assert await asyncio.gather(*(cache.get(WANTED) for _ in range(200))) == [None] * 200
+    assert await asyncio.gather(*(cache.get(EXPECTED) for _ in range(200))) == [None] * 200
     assert time.perf_counter() - started < 1.0 + BUSY_S
     await cache.close()
 
 
-async def test_a_server_that_is_killed_and_started_again_is_found_again(cache: SharedCache, redis: RedisServer) -> None:
+async def test_a_server_that_is_killed_and_started_again_is_found_again(cache: RedisCache, redis: RedisServer) -> None:
     await keep(cache, redis)
     redis.kill()
     for _ in range(10):
-        assert await cache.get(WANTED) is None
-        cache.put(WANTED.visual_key, ENTRY)
+        assert await cache.get(EXPECTED) is None
+        cache.put(EXPECTED.visual_key, ENTRY)
     assert is_left_alone()
     redis.start()
     await asyncio.sleep(PAUSE_S)
-    assert await cache.get(WANTED) is None  # it has forgotten everything, and answers
+    assert await cache.get(EXPECTED) is None  # it has forgotten everything, and answers
     assert not is_left_alone()
     await keep(cache, redis)
-    assert await cache.get(WANTED) == ENTRY
+    assert await cache.get(EXPECTED) == ENTRY
 
 
 async def test_callers_that_leave_amid_an_answer_leave_no_answer_to_others(
-    cache: SharedCache, redis: RedisServer
+    cache: RedisCache, redis: RedisServer
 ) -> None:
     """A connection whose answer nobody read would give it to the next question."""
     await keep(cache, redis)
-    absent = replace(WANTED, visual_key=b"K" * 32)
+    absent = replace(EXPECTED, visual_key=b"K" * 32)
     for round_ in range(50):
-        leaving = [asyncio.create_task(cache.get(WANTED)) for _ in range(4)]
+        leaving = [asyncio.create_task(cache.get(EXPECTED)) for _ in range(4)]
         for _ in range(round_ % 8):
             await asyncio.sleep(0)
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
         assert await cache.get(absent) is None
-        assert await cache.get(WANTED) == ENTRY
+        assert await cache.get(EXPECTED) == ENTRY
 
 
 async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> None:
@@ -228,15 +228,15 @@ async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> N
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        cache = SharedCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60, pause_s=PAUSE_S)
-        assert await cache.get(WANTED) is None
+        cache = RedisCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60, pause_s=PAUSE_S)
+        assert await cache.get(EXPECTED) is None
         await cache.close()
 
 
 async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> None:
     cache = open_cache(redis, timeout_s=TIMEOUT_S)
     redis.freeze()
-    cache.put(WANTED.visual_key, ENTRY)
+    cache.put(EXPECTED.visual_key, ENTRY)
     started = time.perf_counter()
     await cache.close()
     assert time.perf_counter() - started < TIMEOUT_S + BUSY_S
@@ -244,4 +244,4 @@ async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> N
 
 def test_wanted_holds_every_part_of_the_key() -> None:
     """A part that is added here must be checked above, too."""
-    assert set(Wanted.__dataclass_fields__) == {"visual_key", "vision_digest", "shape"}
+    assert set(ExpectedTokens.__dataclass_fields__) == {"visual_key", "vision_digest", "shape"}

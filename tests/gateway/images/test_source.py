@@ -11,7 +11,7 @@ import pytest
 
 from chassis.grpc_errors import from_rpc_error
 from checkpoint.identity import visual_key
-from gateway.images.redis_cache import PREFIX
+from gateway.images.redis_cache import KEY_PREFIX
 from tandem.v1 import gateway_pb2, vision_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import ENCODER_ID
@@ -33,7 +33,7 @@ MISS, HERE, SHARED, VISION, IN_FLIGHT, SIMILAR = (
 def name_of(image: bytes) -> bytes:
     """Return the name Redis has an image's visual tokens under."""
     key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(image).digest())
-    return PREFIX + key.hex().encode()
+    return KEY_PREFIX + key.hex().encode()
 
 
 NAME = name_of(SMALL)

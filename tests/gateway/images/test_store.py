@@ -23,18 +23,18 @@ async def test_an_image_put_in_pieces_is_found_under_its_digest() -> None:
     store = make_store()
     sha256, num_bytes = await store.put(chunks(b"one ", b"image"), b"")
     assert (sha256, num_bytes) == (hashlib.sha256(b"one image").digest(), 9)
-    assert (await store.take(Image(sha256=sha256), "image", b"")).data == b"one image"
+    assert (await store.resolve(Image(sha256=sha256), "image", b"")).data == b"one image"
 
 
 async def test_the_oldest_image_makes_room_and_a_used_one_stays() -> None:
     store = make_store()
     first, _ = await store.put(chunks(b"a" * 40), b"")
     second, _ = await store.put(chunks(b"b" * 40), b"")
-    await store.take(Image(sha256=first), "image", b"")
+    await store.resolve(Image(sha256=first), "image", b"")
     await store.put(chunks(b"c" * 40), b"")
-    assert (await store.take(Image(sha256=first), "image", b"")).data == b"a" * 40
+    assert (await store.resolve(Image(sha256=first), "image", b"")).data == b"a" * 40
     with pytest.raises(NotFound) as raised:
-        await store.take(Image(sha256=second), "messages[0].parts[0].image", b"")
+        await store.resolve(Image(sha256=second), "messages[0].parts[0].image", b"")
     assert (raised.value.reason, raised.value.field) == ("IMAGE_NOT_FOUND", "messages[0].parts[0].image")
 
 
@@ -43,7 +43,7 @@ async def test_an_image_put_twice_takes_its_room_once() -> None:
     first, _ = await store.put(chunks(b"a" * 40), b"")
     for _ in range(5):
         await store.put(chunks(b"b" * 40), b"")
-    assert (await store.take(Image(sha256=first), "image", b"")).data == b"a" * 40
+    assert (await store.resolve(Image(sha256=first), "image", b"")).data == b"a" * 40
 
 
 async def test_an_image_that_is_too_large_is_refused_before_it_is_all_here() -> None:
@@ -71,7 +71,7 @@ async def test_an_image_that_is_too_large_is_refused_before_it_is_all_here() -> 
 )
 async def test_a_bad_image_is_refused_unread(image: Image, reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        await make_store().take(image, "image", b"")
+        await make_store().resolve(image, "image", b"")
     assert raised.value.reason == reason
 
 
