@@ -1,1 +1,1 @@
-"""The door: chat template, pipeline, visual-token cache, releases."""
+"""The gateway: answers clients' requests with the vision and language services."""

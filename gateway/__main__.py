@@ -1,4 +1,4 @@
-"""`python -m gateway`: the gateway as a process."""
+"""Run the gateway: `python -m gateway`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The eight steps of a request under its one deadline, counted however it ends."""
+"""Answer a request: admit it, choose its release, run its exchange, count it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,29 +17,29 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 
 REQUESTS = Counter(
     "tandem_gateway_requests",
-    "Answers that ended, by release and outcome: the finish reason, or the reason of the error.",
+    "Finished requests, by release and outcome: the finish reason, or the reason of the error.",
     ["release", "outcome"],
 )
 TENANT_REQUESTS = Counter(
-    "tandem_gateway_tenant_requests", "Answers that ended, by tenant and outcome.", ["tenant", "outcome"]
+    "tandem_gateway_tenant_requests", "Finished requests, by tenant and outcome.", ["tenant", "outcome"]
 )
 RELEASE_TOKENS = Counter(
     "tandem_gateway_release_tokens",
-    "Tokens of answers that were completed, by release and kind: prompt, visual, cached_prompt, completion.",
+    "Tokens of complete answers, by release and kind: prompt, visual, cached_prompt, completion.",
     ["release", "kind"],
 )
 
 
 @dataclass(slots=True)
-class _Ending:
-    """What is counted of one request."""
+class _Labels:
+    """Metric labels of one request."""
 
-    release: str = ""  # empty until one is chosen
+    release: str = ""  # empty until a release is chosen
     outcome: str = "INTERNAL"  # the finish reason, or the reason of the error
 
 
 class Pipeline:
-    """Answers requests; holds nothing of any of them once it is answered, fails or is cancelled."""
+    """Answers requests. All their resources are released when `answer` returns."""
 
     def __init__(
         self,
@@ -62,34 +62,34 @@ class Pipeline:
         deadline: Deadline,
         send: Send,
     ) -> None:
-        """Answer one request, piece by piece, the last one with how it ended.
+        """Stream the answer to one request. The last message has the finish reason.
 
         Args:
-            request: as it came.
-            tenant: who asks.
-            pin: the release the client asks for; None leaves it to the gateway.
-            deadline: when the request's time is up.
-            send: takes each message; waits while the client is slow.
+            request: the client's request.
+            tenant: owner of the request.
+            pin: the release the client asks for. None lets the gateway choose.
+            deadline: deadline of the whole request.
+            send: passes a message on to the client, and waits while the client is slow.
 
         Raises:
-            TandemError: why there is no answer, or no more of it.
+            TandemError: the request was refused, or its answer failed.
         """
         report = Report()
-        with self._counted(tenant, report) as ending:
+        with self._count_at_end(tenant, report) as labels:
             try:
                 async with (
                     asyncio.timeout(deadline.remaining_s()),
                     self._admission.admit(tenant, request.ByteSize()),
                     self._traffic.route(request.routing_key, pin, deadline=deadline, report=report) as choice,
                 ):
-                    ending.release = choice.release.name
-                    finished = await self._exchange(choice, request, tenant, deadline, report, send)
+                    labels.release = choice.release.name
+                    finished = await self._run_exchange(choice, request, tenant, deadline, report, send)
             except TimeoutError:
-                raise _too_late(report) from None
-            ending.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
-            _count_usage(ending.release, finished.usage)
+                raise _deadline_exceeded(report) from None
+            labels.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
+            _count_tokens(labels.release, finished.usage)
 
-    async def _exchange(
+    async def _run_exchange(
         self,
         choice: Choice,
         request: gateway_pb2.GatewayGenerateRequest,
@@ -98,7 +98,7 @@ class Pipeline:
         report: Report,
         send: Send,
     ) -> gateway_pb2.GatewayGenerateFinished:
-        """Ask the release that was chosen and pass its answer on to the end."""
+        """Stream the answer of the chosen release, and mirror the request if chosen."""
         exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
         self._admission.take_prompt_tokens(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
@@ -108,30 +108,33 @@ class Pipeline:
         return finished
 
     @contextmanager
-    def _counted(self, tenant: Tenant, report: Report) -> Iterator[_Ending]:
-        """Charge and count one request when the block ends, however it does."""
-        ending = _Ending()
+    def _count_at_end(self, tenant: Tenant, report: Report) -> Iterator[_Labels]:
+        """Charge and count the request at the end of the block, also after an error."""
+        labels = _Labels()
         try:
-            yield ending
+            yield labels
         except TandemError as error:
-            ending.outcome = error.reason
+            labels.outcome = error.reason
             raise
         except asyncio.CancelledError:
-            ending.outcome = "CANCELLED"
+            labels.outcome = "CANCELLED"
             raise
         finally:
             self._admission.charge_answer_tokens(tenant, report.num_answer_tokens)
-            REQUESTS.labels(ending.release, ending.outcome).inc()
-            TENANT_REQUESTS.labels(tenant.name, ending.outcome).inc()
+            REQUESTS.labels(labels.release, labels.outcome).inc()
+            TENANT_REQUESTS.labels(tenant.name, labels.outcome).inc()
 
 
-def _too_late(report: Report) -> DeadlineExceeded:
-    """Return the error of a request whose time is up; the client learns how much of the answer it paid for."""
-    produced = {"completion_tokens": str(report.num_answer_tokens)} if report.num_answer_tokens else {}
-    return DeadlineExceeded("The time of the request ran out.", metadata=produced)
+def _deadline_exceeded(report: Report) -> DeadlineExceeded:
+    """Return the error of a passed deadline, with the number of tokens charged."""
+    num_tokens = report.num_answer_tokens
+    return DeadlineExceeded(
+        "The deadline passed before the end of the answer. Set a later one, or ask for fewer tokens.",
+        metadata={"completion_tokens": str(num_tokens)} if num_tokens else {},
+    )
 
 
-def _count_usage(release: str, usage: sampling_pb2.Usage) -> None:
-    """Count the tokens of a completed answer."""
+def _count_tokens(release: str, usage: sampling_pb2.Usage) -> None:
+    """Count the tokens of a complete answer."""
     for kind in ("prompt", "visual", "cached_prompt", "completion"):
         RELEASE_TOKENS.labels(release, kind).inc(getattr(usage, f"{kind}_tokens"))

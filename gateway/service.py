@@ -1,4 +1,4 @@
-"""The gateway as a process: what is opened and closed around its life."""
+"""Create the parts of the gateway, and connect them."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,7 +9,7 @@ from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder
-from gateway.images import ImageStore, VisualTokenSource, open_token_source
+from gateway.images import ImageStore, open_token_source
 from gateway.pipeline import Pipeline
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Traffic
@@ -22,20 +22,46 @@ from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
 
 @asynccontextmanager
 async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterator[None]:
-    """Read the release and add the servicers to `server`; the stages may come up before or after.
+    """Open the gateway and add its servicers to `server`.
+
+    The stages may start before or after. Everything is closed at the end of the block, in reverse order.
 
     Raises:
-        TandemError: the release's files are not whole, or a file of keys, filters or TLS cannot be used.
+        TandemError: the release's files are damaged, or a file of keys, filters or TLS is invalid.
     """
     authenticator = Authenticator(settings.keys, role_without_keys=settings.role_without_keys)
+    filters = settings.read_filters()
     store = ModelStore(settings.models)
-    release = open_release(store, settings.release)
-    async with (
-        open_token_source(settings.visual_cache_config) as visual_tokens,
-        _stages(settings) as (vision, language),
-    ):
-        releases = Releases(store, release, vision=vision, language=language)
+    default_release = open_release(store, settings.release)
+    async with AsyncExitStack() as stack:
+        visual_tokens = await stack.enter_async_context(open_token_source(settings.visual_cache_config))
+        vision, language = _open_stages(settings, stack)
+        releases = Releases(store, default_release, vision=vision, language=language)
         traffic = Traffic(releases)
+
+        images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
+        questions = QuestionBuilder(releases, images, settings.limits, filters)
+        exchanges = ExchangeBuilder(questions, visual_tokens, filters)
+        mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
+        stack.push_async_callback(mirror.close)
+
+        admission = AdmissionController(settings.admission_limits)
+        servicer = GatewayServicer(
+            settings,
+            authenticator=authenticator,
+            admission=admission,
+            pipeline=Pipeline(admission, traffic, exchanges, mirror),
+            questions=questions,
+            traffic=traffic,
+            releases=releases,
+            images=images,
+        )
+        gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
+        server.announce(SERVICE_NAME)
+
+        watch_stages = releases.watch(server.health, settings.refresh_s)
+        watch_keys = authenticator.watch(settings.refresh_s)
+        await stack.enter_async_context(in_background(watch_stages, watch_keys))
         rollouts = open_rollouts(
             settings.rollout_config,
             server,
@@ -44,55 +70,15 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             life=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
             check_operator=partial(authenticator.authenticate, role="operator"),
         )
-        async with (
-            _answering(settings, server, authenticator, releases, traffic, visual_tokens),
-            in_background(releases.watch(server.health, settings.refresh_s), authenticator.watch(settings.refresh_s)),
-            rollouts,
-        ):
-            yield
-
-
-@asynccontextmanager
-async def _answering(
-    settings: GatewaySettings,
-    server: Server,
-    authenticator: Authenticator,
-    releases: Releases,
-    traffic: Traffic,
-    visual_tokens: VisualTokenSource,
-) -> AsyncIterator[None]:
-    """Add the servicer of `tandem.v1.Gateway`; leaving ends what runs beside its answers."""
-    filters = settings.read_filters()
-    images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
-    questions = QuestionBuilder(releases, images, settings.limits, filters)
-    admission = AdmissionController(settings.admission_limits)
-    exchanges = ExchangeBuilder(questions, visual_tokens, filters)
-    mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
-    servicer = GatewayServicer(
-        settings,
-        authenticator=authenticator,
-        admission=admission,
-        pipeline=Pipeline(admission, traffic, exchanges, mirror),
-        questions=questions,
-        traffic=traffic,
-        releases=releases,
-        images=images,
-    )
-    gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
-    server.announce(SERVICE_NAME)
-    try:
+        await stack.enter_async_context(rollouts)
         yield
-    finally:
-        await mirror.close()
 
 
-@asynccontextmanager
-async def _stages(settings: GatewaySettings) -> AsyncIterator[tuple[VisionStage, LanguageStage]]:
-    """Open channels to both stages; leaving closes them."""
-    async with AsyncExitStack() as opened:
-        tls = settings.channel_tls
-        vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
-        opened.push_async_callback(vision.close)
-        language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
-        opened.push_async_callback(language.close)
-        yield vision, language
+def _open_stages(settings: GatewaySettings, stack: AsyncExitStack) -> tuple[VisionStage, LanguageStage]:
+    """Open channels to both stages, and close them with `stack`."""
+    tls = settings.channel_tls
+    vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
+    stack.push_async_callback(vision.close)
+    language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
+    stack.push_async_callback(language.close)
+    return vision, language

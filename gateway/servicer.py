@@ -1,4 +1,4 @@
-"""`tandem.v1.Gateway`: translates between calls and the pipeline."""
+"""Serve `tandem.v1.Gateway`: translate calls for the pipeline."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
@@ -21,7 +21,7 @@ Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of it
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
-    """Answers the four calls; errors are raised and mapped by the server's interceptor."""
+    """The four calls of the gateway. The server's interceptor sends errors."""
 
     def __init__(
         self,
@@ -44,48 +44,49 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self._releases = releases
         self._images = images
 
-    # Written message by message and not as a generator: a cancelled call then unwinds the pipeline where it waits,
-    # and the task group in there may not be left suspended at a yield.
+    # Writes each message itself instead of yielding it. A cancelled call then unwinds the pipeline where it waits.
+    # A generator could leave the pipeline's task group suspended at a yield.
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: gateway_pb2.GatewayGenerateRequest, context: Context
     ) -> None:
-        """Answer a conversation about images, as a stream of text."""
+        """Answer a conversation about images with a stream of text."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
-        deadline = Deadline.after(self._settings.deadline_s(context.time_remaining()))
+        deadline = Deadline.after(self._settings.timeout_s(context.time_remaining()))
         await self._pipeline.answer(request, tenant=tenant, pin=_pin(context), deadline=deadline, send=context.write)
 
     async def PutImage(  # noqa: N802
         self, request_iterator: AsyncIterable[gateway_pb2.PutImageRequest], context: Context
     ) -> gateway_pb2.PutImageResponse:
-        """Take a large image in chunks."""
+        """Store a large image, sent in chunks."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         try:
+            # The timeout also keeps a slow client from occupying an upload slot forever.
             async with (
-                asyncio.timeout(self._settings.deadline_s(context.time_remaining())),
+                asyncio.timeout(self._settings.timeout_s(context.time_remaining())),
                 self._admission.admit_upload(tenant),
             ):
                 sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
-        except TimeoutError:  # a place is not for whoever sends a byte an hour
-            raise DeadlineExceeded("The image did not come in time.") from None
+        except TimeoutError:
+            raise DeadlineExceeded("The deadline passed before the end of the upload. Set a later one.") from None
         return gateway_pb2.PutImageResponse(sha256=sha256, num_bytes=num_bytes)
 
     async def CountTokens(  # noqa: N802
         self, request: gateway_pb2.CountTokensRequest, context: Context
     ) -> gateway_pb2.CountTokensResponse:
-        """Count the tokens a conversation would take."""
+        """Count the tokens of a conversation."""
         self._admission.count_request(self._authenticator.authenticate(context.invocation_metadata()))
         return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context
     ) -> gateway_pb2.GatewayListModelsResponse:
-        """List the releases, as their stages are at this moment."""
+        """List the releases with the current state of their stages."""
         self._authenticator.authenticate(context.invocation_metadata())
         return gateway_pb2.GatewayListModelsResponse(releases=await self._releases.list())
 
 
 def _pin(context: Context) -> str | None:
-    """Return the release the client asks for by metadata, or None."""
+    """Return the release the client asks for in the metadata, or None."""
     for key, value in context.invocation_metadata() or ():
         if key == RELEASE_HEADER:
             return str(value)

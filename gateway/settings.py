@@ -1,4 +1,4 @@
-"""What the gateway can be told: `TANDEM_GATEWAY_*` and flags."""
+"""Settings of the gateway, from flags and `TANDEM_GATEWAY_*` variables."""
 
 import ipaddress
 from pathlib import Path
@@ -12,7 +12,7 @@ from chassis.network import split_address
 from chassis.settings import CommaSeparated, ServiceSettings
 from gateway.admission import AdmissionLimits, Role
 from gateway.answer import MAX_STOP_STRINGS, Limits
-from gateway.filters import Filters, ImageFilter, read_word_lists
+from gateway.filters import FilterSet, ImageFilter, read_word_lists
 from gateway.images import VisualCacheConfig
 from gateway.rollout.wiring import RolloutConfig
 
@@ -24,139 +24,161 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", cli_prog_name="python -m gateway")
 
-    listen: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on; port 0 picks a free one")
+    # The release to serve.
     models: Path = Field(description="folder of the model store")
-    release: str = Field(
-        description="what answers: a tag, or 'vision tag,language tag' for halves of two checkpoints that fit"
+    release: str = Field(description="release to serve: one tag, or 'vision tag,language tag' of two that fit together")
+
+    # Addresses, and who may call.
+    listen: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on; port 0 picks a free one")
+    keys: Path | None = Field(None, description="TOML file of tenants with the SHA-256 of their API keys")
+    allow_plaintext: bool = Field(False, description="allow an address other than loopback without TLS")
+    allow_anonymous: bool = Field(
+        False, description="allow an address other than loopback without API keys and client certificates"
     )
+
+    # The stages.
     vision: CommaSeparated = Field(
         ("127.0.0.1:50051",), min_length=1, description="host:port of each vision service, separated by commas"
     )
     language: CommaSeparated = Field(
         ("127.0.0.1:50052",), min_length=1, description="host:port of each language service, separated by commas"
     )
-    stage_tls: bool = Field(False, description="speak TLS to the stages; implied by the three files that follow")
-    stage_ca: Path | None = Field(None, description="PEM file of the authorities that may have signed the stages")
-    stage_cert: Path | None = Field(None, description="PEM file of the certificate shown to the stages (mutual TLS)")
+    stage_tls: bool = Field(False, description="use TLS to the stages; implied by the next three flags")
+    stage_ca: Path | None = Field(None, description="PEM file of the CAs that sign the stages' certificates")
+    stage_cert: Path | None = Field(None, description="PEM file of the client certificate for the stages (mutual TLS)")
     stage_key: Path | None = Field(None, description="PEM file of that certificate's private key")
-    refresh_s: float = Field(2, gt=0, le=60, description="how often the stages are asked for their models, seconds")
-    keys: Path | None = Field(None, description="TOML file of tenants and the digests of their API keys")
-    allow_plaintext: bool = Field(False, description="serve without TLS on other addresses than loopback")
-    allow_anonymous: bool = Field(
-        False, description="serve without keys and without client certificates on other addresses than loopback"
+    refresh_s: float = Field(
+        2, gt=0, le=60, description="interval between checks of the stages' models and the key file, seconds"
     )
-    max_running: int = Field(_ADMISSION.max_running, ge=1, description="most answers given at once")
-    max_waiting: int = Field(_ADMISSION.max_waiting, ge=0, description="most requests that wait for their turn")
+
+    # Limits of all requests together.
+    max_running: int = Field(_ADMISSION.max_running, ge=1, description="most requests answered at once")
+    max_waiting: int = Field(_ADMISSION.max_waiting, ge=0, description="most requests in the queue")
     max_request_bytes: int = Field(
         _ADMISSION.max_request_bytes,
         ge=1,
-        description="most bytes of all requests that wait or are answered; they take about four times as much memory",
+        description="most bytes of all waiting and running requests; memory use is about four times as much",
     )
-    max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most images taken by PutImage at once")
-    max_images: int = Field(8, ge=0, description="most images of one request")
-    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest file of one image, bytes")
-    max_text_characters: int = Field(262_144, ge=1, description="most characters of one conversation")
+    max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most PutImage calls at once")
+
+    # Limits of one request.
+    max_images: int = Field(8, ge=0, description="most images per request")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest image file, bytes")
+    max_text_characters: int = Field(262_144, ge=1, description="most characters per conversation")
     max_stop_strings: int = Field(
-        MAX_STOP_STRINGS, ge=0, le=MAX_STOP_STRINGS, description="most stop strings of one request"
+        MAX_STOP_STRINGS, ge=0, le=MAX_STOP_STRINGS, description="most stop strings per request"
     )
     max_prompt_tokens: int = Field(
-        0, ge=0, description="most tokens of a prompt, those of images among them; 0 is the model's context"
+        0, ge=0, description="most tokens per prompt, visual tokens included; 0 allows the model's whole context"
     )
     max_output_tokens: int = Field(
         0,
         ge=0,
-        description="most tokens of an answer, also of one that names none; 0 leaves it to the language service",
+        description="most tokens per answer, and the default of a request that sets none; "
+        "0 leaves both to the language service",
     )
-    default_deadline_s: float = Field(
-        120, gt=0, le=86_400, description="time of a request that sets no deadline, seconds"
+    default_deadline_s: float = Field(120, gt=0, le=86_400, description="deadline of a request that sets none, seconds")
+    max_deadline_s: float = Field(600, gt=0, le=86_400, description="longest deadline of any request, seconds")
+
+    # Caches of images and visual tokens.
+    image_store_bytes: int = Field(
+        256 * 2**20, ge=0, description="memory for images uploaded by PutImage; 0 refuses uploads"
     )
-    max_deadline_s: float = Field(600, gt=0, le=86_400, description="longest time any request may take, seconds")
     visual_cache: bool = Field(
-        True,
-        description="reuse visual tokens; off has every image encoded for every request, to measure what it costs",
+        True, description="reuse visual tokens; off encodes every image for every request, to measure the cost"
     )
     visual_cache_bytes: int = Field(256 * 2**20, ge=0, description="memory for visual tokens; 0 keeps none")
     visual_cache_ttl_s: float = Field(
-        86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept in memory, seconds"
+        86_400, gt=0, allow_inf_nan=False, description="time visual tokens stay in memory, seconds"
     )
     digest_first_bytes: int = Field(
         64 * 2**10,
         ge=0,
-        description="an image from this size on is sent to the vision service only if it does not know its digest",
+        description="smallest image for which the vision service is asked by digest before it gets the bytes",
     )
     shared_cache_url: SecretStr | None = Field(
         None, description="redis://, rediss:// or unix:// address of a cache of visual tokens shared by all gateways"
     )
     shared_cache_timeout_ms: float = Field(
-        20, gt=0, le=1000, description="longest wait for one answer of the shared cache, milliseconds"
+        20, gt=0, le=1000, description="timeout of one call to the shared cache, milliseconds"
     )
     shared_cache_ttl_s: float = Field(
-        86_400, ge=1, allow_inf_nan=False, description="longest time visual tokens are kept in it, seconds"
+        86_400, ge=1, allow_inf_nan=False, description="time visual tokens stay in the shared cache, seconds"
     )
     shared_cache_pause_s: float = Field(
-        5, gt=0, le=3600, description="how long it is left alone after it failed five times in a row, seconds"
+        5, gt=0, le=3600, description="pause of the shared cache after five failures in a row, seconds"
     )
-    image_store_bytes: int = Field(256 * 2**20, ge=0, description="memory for images given by PutImage; 0 takes none")
 
-    text_checks: bool = Field(True, description="refuse texts with control characters and questions that say nothing")
-    image_probes: CommaSeparated = Field(
-        (), description="safetensors files of linear probes on visual tokens, which refuse images by what they show"
+    # Filters.
+    text_checks: bool = Field(True, description="refuse texts with control characters and questions without words")
+    image_classifiers: CommaSeparated = Field(
+        (), description="safetensors files of linear classifiers on visual tokens, which refuse images by content"
     )
     word_lists: CommaSeparated = Field(
-        (), description="files of words that answers must not hold, each named by its language: en.txt"
+        (), description="files of words to keep out of answers, each named by its language: en.txt"
     )
     word_action: Literal["end", "mask"] = Field(
-        "end", description="what becomes of such an answer: it ends before the word, or the word is masked"
+        "end", description="action at such a word: end the answer before it, or mask it"
     )
+
+    # Rollouts.
     rollout_file: Path | None = Field(
-        None,
-        description="file that keeps the rollout; beside --rollout-redis, the copy that is served while Redis is away",
+        None, description="file of the rollout state; with --rollout-redis, the copy used while Redis is down"
     )
     rollout_redis: SecretStr | None = Field(
-        None, description="redis:// address that keeps the rollout for several gateways, which then act as one"
+        None, description="redis:// address of the rollout state, for several gateways that act as one"
     )
     rollout_tick_s: float = Field(
-        0.2, ge=0.01, le=5, description="how often the rollout's state and numbers are looked at, seconds"
+        0.2, ge=0.01, le=5, description="interval between checks of the rollout's state and counts, seconds"
     )
     rollout_mirror_max_running: int = Field(
-        8, ge=1, description="most mirrored requests at once; those beyond are not mirrored"
+        8, ge=1, description="most mirrored requests at once; requests beyond are not mirrored"
     )
     rollout_load_timeout_s: float = Field(
-        600,
-        gt=0,
-        le=86_400,
-        description="longest time a canary's models may take to load before it is rolled back, seconds",
+        600, gt=0, le=86_400, description="time a canary's models may take to load before a rollback, seconds"
     )
 
     @field_validator("vision", "language")
     @classmethod
-    def _can_be_called(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         for target in targets:
             check_target(target)
         return targets
 
     @field_validator("shared_cache_url", "rollout_redis")
     @classmethod
-    def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
+    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
-            # Here and not above: the Redis client takes longer to import than all the rest.
+            # Imported here, because the Redis client is slow to import.
             from redis.connection import parse_url
 
             try:
                 parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]
-            except ValueError:  # whose words may hold part of a password
+            except ValueError:  # its message may contain part of the password
                 raise ValueError("must be redis://host:port/db, rediss://host:port/db or unix://path") from None
         return url
 
     @model_validator(mode="after")
-    def _has_room_for_the_largest(self) -> Self:
+    def _check_request_bytes(self) -> Self:
         if self.max_request_bytes < self.max_message_bytes:
-            raise ValueError("--max-request-bytes is less than --max-message-bytes: the largest request never fits")
+            raise ValueError(
+                "--max-request-bytes must be at least --max-message-bytes, or the largest request never fits"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Self:
+        if _is_loopback(self.listen):
+            return self
+        if self.tls_cert is None and not self.allow_plaintext:
+            raise ValueError("--listen is not loopback: set --tls-cert and --tls-key, or --allow-plaintext")
+        if self.keys is None and self.tls_client_ca is None and not self.allow_anonymous:
+            raise ValueError("--listen is not loopback: set --keys or --tls-client-ca, or --allow-anonymous")
         return self
 
     @property
     def limits(self) -> Limits:
-        """What one request may ask for."""
+        """Limits of one request."""
         return Limits(
             max_images=self.max_images,
             max_text_characters=self.max_text_characters,
@@ -168,7 +190,7 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def admission_limits(self) -> AdmissionLimits:
-        """How many requests the gateway takes at once."""
+        """Limits of all requests together."""
         return AdmissionLimits(
             max_running=self.max_running,
             max_waiting=self.max_waiting,
@@ -178,13 +200,13 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def visual_cache_config(self) -> VisualCacheConfig:
-        """Which visual tokens are kept, where, and for how long."""
+        """Configuration of the caches of visual tokens."""
         return VisualCacheConfig(
             reuse=self.visual_cache,
             memory_bytes=self.visual_cache_bytes,
             memory_ttl_s=self.visual_cache_ttl_s,
             digest_first_bytes=self.digest_first_bytes,
-            redis_url=self.shared_cache_url.get_secret_value() if self.shared_cache_url is not None else None,
+            redis_url=_secret(self.shared_cache_url),
             redis_timeout_s=self.shared_cache_timeout_ms / 1000,
             redis_ttl_s=self.shared_cache_ttl_s,
             redis_pause_s=self.shared_cache_pause_s,
@@ -192,10 +214,10 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def rollout_config(self) -> RolloutConfig:
-        """Where rollouts are kept, and how often they are looked at."""
+        """Configuration of the rollout store and its checks."""
         return RolloutConfig(
             file=self.rollout_file,
-            redis_url=self.rollout_redis.get_secret_value() if self.rollout_redis is not None else None,
+            redis_url=_secret(self.rollout_redis),
             tick_s=self.rollout_tick_s,
             refresh_s=self.refresh_s,
             load_timeout_s=self.rollout_load_timeout_s,
@@ -203,42 +225,39 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def role_without_keys(self) -> Role:
-        """What callers are where there is no key file: on loopback they are people of this machine."""
+        """Role of every caller without a key file. Callers on loopback are operators."""
         return "operator" if _is_loopback(self.listen) else "client"
-
-    def read_filters(self) -> Filters:
-        """Read the files of the filters.
-
-        Raises:
-            FailedPrecondition: reason 'BAD_PROBE' or 'BAD_WORD_LIST'.
-        """
-        return Filters(
-            texts=self.text_checks,
-            images=ImageFilter([Path(path) for path in self.image_probes]) if self.image_probes else None,
-            words=read_word_lists([Path(path) for path in self.word_lists]) if self.word_lists else None,
-            action=self.word_action,
-        )
-
-    @model_validator(mode="after")
-    def _is_not_open_by_accident(self) -> Self:
-        if _is_loopback(self.listen):
-            return self
-        if self.tls_cert is None and not self.allow_plaintext:
-            raise ValueError("--listen is not loopback: give --tls-cert and --tls-key, or say --allow-plaintext")
-        if self.keys is None and self.tls_client_ca is None and not self.allow_anonymous:
-            raise ValueError("--listen is not loopback: give --keys or --tls-client-ca, or say --allow-anonymous")
-        return self
 
     @property
     def channel_tls(self) -> ChannelTls | None:
-        """How channels to the stages are secured; None is plain text."""
+        """TLS settings of the channels to the stages, or None for plain text."""
         if self.stage_tls or self.stage_ca or self.stage_cert or self.stage_key:
             return ChannelTls(ca=self.stage_ca, cert=self.stage_cert, key=self.stage_key)
         return None
 
-    def deadline_s(self, asked_s: float | None) -> float:
-        """Return the time of a request whose client gave it `asked_s`, None for no limit."""
-        return min(self.default_deadline_s if asked_s is None else asked_s, self.max_deadline_s)
+    def read_filters(self) -> FilterSet:
+        """Read the files of the filters.
+
+        Raises:
+            FailedPrecondition: reason 'BAD_CLASSIFIER' or 'BAD_WORD_LIST'.
+        """
+        return FilterSet(
+            text_checks=self.text_checks,
+            image_filter=ImageFilter([Path(path) for path in self.image_classifiers])
+            if self.image_classifiers
+            else None,
+            word_list=read_word_lists([Path(path) for path in self.word_lists]) if self.word_lists else None,
+            word_action=self.word_action,
+        )
+
+    def timeout_s(self, client_timeout_s: float | None) -> float:
+        """Return a request's timeout; None is a client without a deadline."""
+        timeout_s = self.default_deadline_s if client_timeout_s is None else client_timeout_s
+        return min(timeout_s, self.max_deadline_s)
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value is not None else None
 
 
 def _is_loopback(listen: str) -> bool:

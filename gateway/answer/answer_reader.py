@@ -8,7 +8,7 @@ from chassis.errors import Internal, TandemError
 from gateway.answer.question import Question
 from gateway.answer.report import Report
 from gateway.answer.text import AnswerText
-from gateway.filters import Filters
+from gateway.filters import FilterSet
 from gateway.stages import LanguageCall
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
 
@@ -20,7 +20,7 @@ class AnswerReader:
     """Reads the answer of one language call."""
 
     question: Question
-    filters: Filters
+    filters: FilterSet
     report: Report
     send: Send  # passes a message on to the client, and waits while the client is slow
 
@@ -35,7 +35,7 @@ class AnswerReader:
             TandemError: the language call failed, before or within the answer.
         """
         release = self.question.route.release
-        with self.filters.watching() as words:
+        with self.filters.word_filter() as words:
             text = AnswerText(release.vocabulary, self.question.stops, words)
             finished = language_pb2.GenerateFinished()
             while text.ended_by is None:

@@ -14,7 +14,7 @@ from gateway.answer.answer_reader import AnswerReader, Send
 from gateway.answer.question import Question, QuestionBuilder
 from gateway.answer.report import Report
 from gateway.answer.span_attributes import request_attributes, response_attributes
-from gateway.filters import Filters
+from gateway.filters import FilterSet
 from gateway.images import RequestImage, VisualTokenSource
 from gateway.stages import CallEndedError, LanguageCall, Release, Replica, with_failover
 from processing import Segment, TextSegment
@@ -36,7 +36,7 @@ class _EncodingFailedError(Exception):
 class ExchangeBuilder:
     """Builds exchanges, for real requests and for mirrored ones."""
 
-    def __init__(self, questions: QuestionBuilder, visual_tokens: VisualTokenSource, filters: Filters) -> None:
+    def __init__(self, questions: QuestionBuilder, visual_tokens: VisualTokenSource, filters: FilterSet) -> None:
         self._questions = questions
         self._visual_tokens = visual_tokens
         self._filters = filters
@@ -80,7 +80,7 @@ class Exchange:
     question: Question
     deadline: Deadline
     visual_tokens: VisualTokenSource
-    filters: Filters
+    filters: FilterSet
     report: Report
 
     async def run(self, send: Send) -> gateway_pb2.GatewayGenerateFinished:

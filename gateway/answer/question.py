@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
-from gateway.filters import Filters
+from gateway.filters import FilterSet
 from gateway.images import ImageStore, RequestImage
 from gateway.stages import Release, Releases, Route
 from processing import Segment
@@ -50,7 +50,7 @@ class Question:
 class QuestionBuilder:
     """Checks requests and builds their prompts."""
 
-    def __init__(self, releases: Releases, images: ImageStore, limits: Limits, filters: Filters) -> None:
+    def __init__(self, releases: Releases, images: ImageStore, limits: Limits, filters: FilterSet) -> None:
         self._releases = releases
         self._images = images
         self._limits = limits
@@ -77,7 +77,7 @@ class QuestionBuilder:
         self._filters.check_text(conversation.messages)
         images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
-        num_prompt_tokens = release.prompts.count(segments)
+        num_prompt_tokens = release.prompts.count_tokens(segments)
         route = await self._releases.route(release, with_images=bool(images))
         self._check_prompt_length(num_prompt_tokens)
         _check_context(num_prompt_tokens, request.sampling.max_tokens, route)
@@ -100,7 +100,7 @@ class QuestionBuilder:
             InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `build`.
         """
         conversation = check_conversation(messages, self._limits)
-        num_prompt_tokens = release.prompts.count(await build_segments(release, conversation))
+        num_prompt_tokens = release.prompts.count_tokens(await build_segments(release, conversation))
         route = await self._releases.route(release, with_images=False)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
@@ -135,8 +135,8 @@ async def build_segments(release: Release, conversation: Conversation) -> list[S
     """Build the prompt without blocking the event loop."""
     num_parts = sum(len(message["content"]) for message in conversation.messages)
     if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
-        return release.prompts.build(conversation.messages)
-    return await asyncio.to_thread(release.prompts.build, conversation.messages)
+        return release.prompts.build_segments(conversation.messages)
+    return await asyncio.to_thread(release.prompts.build_segments, conversation.messages)
 
 
 def _check_context(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:

@@ -1,11 +1,11 @@
-"""Refuse, end or mask texts, images and answers."""
+"""Filter the texts and images of requests, and the words of answers."""
 
-from gateway.filters.filters import Filters
+from gateway.filters.filter_set import FilterSet
 from gateway.filters.image_filter import ImageFilter
 from gateway.filters.word_filter import WordFilter, read_word_lists
 
 __all__ = [
-    "Filters",
+    "FilterSet",
     "ImageFilter",
     "WordFilter",
     "read_word_lists",

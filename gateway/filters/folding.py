@@ -1,8 +1,10 @@
-"""Text as it is compared: NFKC, without case and invisible characters, with the way back to what it came from.
+"""Fold text for comparison, and map it back to its source.
 
-Full-width letters, ligatures and composed accents are then what they look like, and a zero-width space amid a word is
-nothing. Folding goes cluster by cluster, a character with the marks and the invisible ones that follow it: nothing that
-is folded depends on what stands in another cluster.
+Folding ignores case and invisible characters, and normalizes to NFKC. So full-width letters, ligatures and composed
+accents equal their plain forms, and a zero-width space within a word has no effect.
+
+Text is folded cluster by cluster. A cluster is a character with the marks and invisible characters after it. Its folded
+form depends on no other cluster.
 """
 
 import re
@@ -10,10 +12,10 @@ import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
-# Vowels and final consonants that Hangul composes with what stands before them.
+# Hangul vowels and final consonants, which compose with the characters before them.
 _HANGUL_FOLLOWERS = range(0x1160, 0x1200)
 _CACHED_CHARACTERS = 8192
-# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), which NFKC_Casefold leaves out as we do.
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt). NFKC_Casefold removes the same characters.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -21,51 +23,51 @@ _INVISIBLE = re.compile(
 
 
 def fold(text: str) -> str:
-    """Return what is compared in place of `text`."""
+    """Return the folded form of `text`."""
     visible = _INVISIBLE.sub("", text)
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
 
 
 @lru_cache(_CACHED_CHARACTERS)
 def begins_cluster(character: str) -> bool:
-    """Return whether a character is on its own, and never becomes one with what stands before it."""
-    first = base(character)
+    """Return whether a character never combines with the one before it."""
+    first = base_character(character)
     return not (is_mark(first) or ord(first) in _HANGUL_FOLLOWERS or _INVISIBLE.match(character))
 
 
 @lru_cache(_CACHED_CHARACTERS)
-def base(character: str) -> str:
-    """Return what remains of a character without its marks, and for Hangul its first consonant."""
+def base_character(character: str) -> str:
+    """Return a character without its marks; for Hangul, its first consonant."""
     return unicodedata.normalize("NFKD", character)[0]
 
 
 def is_mark(character: str) -> bool:
-    """Return whether a character is an accent, a vowel sign or another mark on the one before it."""
+    """Return whether a character is a combining mark, such as an accent."""
     return unicodedata.category(character).startswith("M")
 
 
-class Folded:
+class FoldedText:
     """A text with its folded form.
 
     Attributes:
-        raw: the text.
+        source: the text.
         folded: its folded form.
-        origins: for each folded character the (begin, end) of its cluster in `raw`.
-        last_begins: where the last cluster begins in `folded`.
+        source_spans: for each folded character, the (begin, end) of its cluster in `source`.
+        last_cluster: index in `folded` at which the last cluster begins.
     """
 
-    def __init__(self, raw: str) -> None:
-        self.raw = raw
-        begins = [index for index, character in enumerate(raw) if index == 0 or begins_cluster(character)]
+    def __init__(self, source: str) -> None:
+        self.source = source
+        begins = [index for index, character in enumerate(source) if index == 0 or begins_cluster(character)]
         pieces: list[str] = []
-        self.origins: list[tuple[int, int]] = []
-        self.last_begins = 0
-        for begin, end in pairwise([*begins, len(raw)]):
-            self.last_begins = len(self.origins)
-            pieces.append(fold(raw[begin:end]))
-            self.origins += [(begin, end)] * len(pieces[-1])
+        self.source_spans: list[tuple[int, int]] = []
+        self.last_cluster = 0
+        for begin, end in pairwise([*begins, len(source)]):
+            self.last_cluster = len(self.source_spans)
+            pieces.append(fold(source[begin:end]))
+            self.source_spans += [(begin, end)] * len(pieces[-1])
         self.folded = "".join(pieces)
 
-    def before(self, cut: int) -> str:
-        """Return the folded form of the clusters before `raw[cut]`, where one begins."""
-        return self.folded[: sum(begin < cut for begin, _ in self.origins)]
+    def folded_before(self, cut: int) -> str:
+        """Return the folded form of the clusters that begin before `source[cut]`."""
+        return self.folded[: sum(begin < cut for begin, _ in self.source_spans)]

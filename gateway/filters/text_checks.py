@@ -1,4 +1,4 @@
-"""What is refused of the text people send, before any model sees it."""
+"""Refuse texts with control characters, and questions without words."""
 
 import re
 import unicodedata
@@ -6,39 +6,42 @@ import unicodedata
 from chassis.errors import InvalidArgument
 from processing import ChatMessage
 
-# Of the control characters only tab and the ends of lines mean something in a text.
+# Every control character except tab, line feed and carriage return.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-# Shorter than this, '???' and '...' are questions.
-_NOISE_CHARACTERS = 16
+# Shorter texts such as '???' and '...' are questions, not noise.
+_MIN_NOISE_CHARACTERS = 16
 
 
 def check_text(messages: list[ChatMessage]) -> None:
-    """Check every text of a conversation for control characters, and that the last turn says something.
+    """Check every text of a conversation, and the last message for noise.
 
     Raises:
-        InvalidArgument: reason 'CONTROL_CHARACTER' or 'ONLY_NOISE'; `field` says where.
+        InvalidArgument: reason 'CONTROL_CHARACTER' or 'ONLY_NOISE'. `field` names the text.
     """
     for index, message in enumerate(messages):
-        for place, part in enumerate(message["content"]):
-            if part["type"] == "text" and (found := _CONTROL.search(part["text"])):
+        for part_index, part in enumerate(message["content"]):
+            if part["type"] == "text" and (match := _CONTROL.search(part["text"])):
                 raise InvalidArgument(
-                    f"The text has the control character U+{ord(found[0]):04X}.",
+                    f"Remove the control character U+{ord(match[0]):04X} from the text.",
                     reason="CONTROL_CHARACTER",
-                    field=f"messages[{index}].parts[{place}].text",
+                    field=f"messages[{index}].parts[{part_index}].text",
                 )
     question = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
     if _is_noise(question):
         raise InvalidArgument(
-            "The last message says nothing: it has neither words nor numbers.",
+            "The last message has neither words nor numbers. Ask a question in it.",
             reason="ONLY_NOISE",
             field=f"messages[{len(messages) - 1}].parts",
         )
 
 
 def _is_noise(text: str) -> bool:
-    """Return whether a text is long and holds no letter, number or pictograph, or one of them over and over."""
+    """Return whether a long text has no meaning.
+
+    That is a text without a letter, digit or pictograph, or one character repeated.
+    """
     text = "".join(text.split())
-    if len(text) < _NOISE_CHARACTERS:
+    if len(text) < _MIN_NOISE_CHARACTERS:
         return False
     if any(map(str.isalnum, text)):
         return len(set(text)) == 1

@@ -1,7 +1,8 @@
-"""Words an answer must not hold, found however tokens and capitals cut them; as little as possible is held back.
+"""End or mask an answer at forbidden words, however tokens cut them.
 
-Text is compared folded (see `folding`). A word of letters that have capitals counts only where it stands alone, so
-'ass' is not found in 'class'; scripts without capitals, such as Chinese, put no spaces between words.
+Text is compared in its folded form (see `folding`). A word of cased letters matches only as a whole word, so 'ass' is
+not found in 'class'. Scripts without case, such as Chinese, have no spaces between words, so their words match
+anywhere. No more text is held back than a match can need.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,45 +12,52 @@ from typing import Literal
 from ahocorasick_rs import AhoCorasick
 
 from chassis.errors import FailedPrecondition
-from gateway.filters.folding import Folded, base, begins_cluster, fold, is_mark
+from gateway.filters.folding import FoldedText, base_character, begins_cluster, fold, is_mark
 
 Action = Literal["end", "mask"]
 MASK = "*"
 
 
 class WordList:
-    """All words of all languages in one automaton; shared by all answers."""
+    """The words of all languages in one automaton, shared by all answers."""
 
     def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
-        """Compile `words`, by language.
+        """Compile `words`, given by language.
 
         Raises:
-            FailedPrecondition: reason 'BAD_WORD_LIST'; a word is empty or begins with a mark, which has no place of
-                its own in a text.
+            FailedPrecondition: reason 'BAD_WORD_LIST', a word is empty or begins with a combining mark, which belongs
+                to the character before it.
         """
         language_of: dict[str, str] = {}
         for language, entries in words.items():
             for entry in entries:
                 word = fold(entry)
                 if not word or not begins_cluster(word[0]):
-                    raise _bad(f"The word list {language!r} has an entry that is empty or begins with a mark.")
+                    raise FailedPrecondition(
+                        f"Remove {entry!a} from the word list {language!r}: "
+                        "a word must have visible characters and not begin with a combining mark.",
+                        reason="BAD_WORD_LIST",
+                    )
                 language_of.setdefault(word, language)
         self._languages = list(language_of.values())
         self._automaton = AhoCorasick(list(language_of))
-        self.longest = max(map(len, language_of), default=0)  # folded characters
-        # Every way a word can have begun, its last character by its base: marks may still follow and change it.
-        self.beginnings = frozenset(
-            word[:length] + base(word[length]) for word in language_of for length in range(len(word))
+        self.longest_word = max(map(len, language_of), default=0)  # folded characters
+        # All proper prefixes of all words, and the words themselves. Each ends in a base character without marks,
+        # because marks may still follow and change it.
+        self.prefixes = frozenset(
+            word[:length] + base_character(word[length]) for word in language_of for length in range(len(word))
         )
 
     def find(self, folded: str) -> Iterator[tuple[int, int, str]]:
-        """Yield (start, end, language) of every word in a folded text, those that overlap others, too."""
+        """Yield (start, end, language) of every word in a folded text, overlapping ones too."""
         for index, start, end in self._automaton.find_matches_as_indexes(folded, overlapping=True):
             yield start, end, self._languages[index]
 
 
 def read_word_lists(paths: Sequence[Path]) -> WordList:
-    """Read one word or phrase a line; a file is named by its language: 'en.txt'. Lines that begin with '#' are notes.
+    """Read word lists, named by language, such as 'en.txt'.
+
+    A line is one word or phrase. Empty lines, and lines that begin with '#', are ignored.
 
     Raises:
         FailedPrecondition: reason 'BAD_WORD_LIST'.
@@ -58,94 +66,100 @@ def read_word_lists(paths: Sequence[Path]) -> WordList:
     for path in paths:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError):
-            raise _bad(f"The word list {path.name!r} cannot be read as UTF-8.") from None
+        except OSError as error:
+            raise _bad_file(path, f"it cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise _bad_file(path, "it is not UTF-8") from None
         words.setdefault(path.stem, []).extend(line for line in lines if line and not line.startswith("#"))
     return WordList(words)
 
 
-class WordFilter:
-    """Watches one answer.
+def _bad_file(path: Path, problem: str) -> FailedPrecondition:
+    return FailedPrecondition(f"Fix the word list {path.name!r}: {problem}.", reason="BAD_WORD_LIST", where=path)
 
-    Words that overlap are all masked; where one ends the answer, it is the one whose end comes first. Neither depends
-    on how the text is cut into pieces.
+
+class WordFilter:
+    """Filters the words of one answer.
+
+    Overlapping words are all masked. Where a word ends the answer, the word that ends first does. Neither depends on
+    how the text is cut into pieces.
 
     Attributes:
-        languages: the lists whose words were found so far.
-        ended: whether a word ended the answer; it takes no more text then.
+        languages: languages whose words were found so far.
+        ended: whether a word ended the answer. It takes no more text then.
     """
 
     def __init__(self, words: WordList, action: Action) -> None:
-        """Watch for `words`; `action` says whether one ends the answer before itself or is masked."""
+        """Look for `words`; `action` ends the answer before a word, or masks it."""
         self.languages: set[str] = set()
         self.ended = False
         self._words = words
         self._action = action
-        self._held = ""
-        self._num_masked = 0  # characters at the start of what is held that belong to a word that began before
-        self._left = ""  # the last folded character before what is held, marks aside
+        self._pending = ""  # text held back, because it may begin a word
+        self._num_masked = 0  # leading characters of the pending text that belong to a word found before
+        self._last_letter = ""  # the last folded character before the pending text, marks ignored
 
     def push(self, text: str) -> str:
-        """Take the next piece; return what may be shown now."""
-        return self._scan(Folded(self._held + text), is_end=False) if text else ""
+        """Take the next piece and return the text that may be shown now."""
+        return self._scan(FoldedText(self._pending + text), is_end=False) if text else ""
 
     def finish(self) -> str:
-        """Return what was held back; nothing follows."""
-        return self._scan(Folded(self._held), is_end=True)
+        """Return the pending text, at the end of the answer."""
+        return self._scan(FoldedText(self._pending), is_end=True)
 
-    def _scan(self, text: Folded, *, is_end: bool) -> str:
-        # A mark may still follow the last cluster and make it another character.
-        num_settled = len(text.folded) if is_end else text.last_begins
-        found = [
+    def _scan(self, text: FoldedText, *, is_end: bool) -> str:
+        # A mark may still follow the last cluster and change it, so a match within it does not count yet.
+        num_settled = len(text.folded) if is_end else text.last_cluster
+        matches = [
             (end, start, language)
             for start, end, language in self._words.find(text.folded)
-            if end <= num_settled and self._stands_alone(text.folded, start, end)
+            if end <= num_settled and self._is_whole_word(text.folded, start, end)
         ]
-        if found and self._action == "end":
-            _, start, language = min(found)
+        if matches and self._action == "end":
+            _, start, language = min(matches)
             self.ended = True
             self.languages.add(language)
-            return self._release(text, [], text.origins[start][0])
-        self.languages.update(language for _, _, language in found)
-        words = [(text.origins[start][0], text.origins[end - 1][1]) for end, start, _ in found]
-        return self._release(text, words, len(text.raw) if is_end else self._first_undecided(text))
+            return self._emit(text, [], text.source_spans[start][0])
+        self.languages.update(language for _, _, language in matches)
+        spans = [(text.source_spans[start][0], text.source_spans[end - 1][1]) for end, start, _ in matches]
+        return self._emit(text, spans, len(text.source) if is_end else self._first_undecided(text))
 
-    def _release(self, text: Folded, words: Sequence[tuple[int, int]], cut: int) -> str:
-        """Return the first `cut` characters with the words among them masked, and hold the rest."""
-        masked = [index < self._num_masked for index in range(cut)]
+    def _emit(self, text: FoldedText, spans: Sequence[tuple[int, int]], cut: int) -> str:
+        """Return the first `cut` characters with `spans` masked, and hold back the rest."""
+        is_masked = [index < self._num_masked for index in range(cut)]
         num_masked = self._num_masked - cut
-        for begin, end in words:
-            masked[begin:end] = [True] * (min(end, cut) - begin)
-            if begin < cut:  # else it is found again with what is held
+        for begin, end in spans:
+            is_masked[begin:end] = [True] * (min(end, cut) - begin)
+            if begin < cut:  # other spans are found again in the pending text
                 num_masked = max(num_masked, end - cut)
-        self._left = next((letter for letter in reversed(text.before(cut)) if not is_mark(letter)), self._left)
-        self._held, self._num_masked = text.raw[cut:], max(0, num_masked)
-        return "".join(MASK if hidden else character for character, hidden in zip(text.raw[:cut], masked, strict=True))
+        self._last_letter = next(
+            (letter for letter in reversed(text.folded_before(cut)) if not is_mark(letter)), self._last_letter
+        )
+        self._pending, self._num_masked = text.source[cut:], max(0, num_masked)
+        return "".join(
+            MASK if masked else character for character, masked in zip(text.source[:cut], is_masked, strict=True)
+        )
 
-    def _first_undecided(self, text: Folded) -> int:
-        """Return where the first cluster stands with which a word may have begun that is not complete."""
-        last = text.last_begins
-        for start in range(max(0, last - self._words.longest), len(text.folded)):
-            beginning = text.folded[start:last] + base(text.folded[max(start, last)])
-            if beginning in self._words.beginnings and not self._joins(text.folded, start):
-                return text.origins[start][0]
-        return len(text.raw)
+    def _first_undecided(self, text: FoldedText) -> int:
+        """Return the index in the source of the first cluster that may begin an unfinished word."""
+        last = text.last_cluster
+        for start in range(max(0, last - self._words.longest_word), len(text.folded)):
+            beginning = text.folded[start:last] + base_character(text.folded[max(start, last)])
+            if beginning in self._words.prefixes and not self._continues_word(text.folded, start):
+                return text.source_spans[start][0]
+        return len(text.source)
 
-    def _stands_alone(self, folded: str, start: int, end: int) -> bool:
-        return not self._joins(folded, start) and not (end < len(folded) and self._joins(folded, end))
+    def _is_whole_word(self, folded: str, start: int, end: int) -> bool:
+        return not self._continues_word(folded, start) and not (end < len(folded) and self._continues_word(folded, end))
 
-    def _joins(self, folded: str, at: int) -> bool:
-        """Return whether the letter there goes on with a word that began before it; marks belong to what they mark."""
+    def _continues_word(self, folded: str, at: int) -> bool:
+        """Return whether a cased letter at `at` follows a cased letter, marks between them ignored."""
         if not _has_case(folded[at]):
             return False
         while at and is_mark(folded[at - 1]):
             at -= 1
-        return _has_case(folded[at - 1] if at else self._left)
+        return _has_case(folded[at - 1] if at else self._last_letter)
 
 
 def _has_case(letter: str) -> bool:
     return letter.lower() != letter.upper()
-
-
-def _bad(message: str) -> FailedPrecondition:
-    return FailedPrecondition(message, reason="BAD_WORD_LIST")

@@ -17,7 +17,7 @@ def settings(**fields: Any) -> GatewaySettings:
 
 @pytest.mark.parametrize(("asked_s", "given_s"), [(None, 30), (5, 5), (1000, 60)])
 def test_a_request_gets_its_own_time_up_to_the_longest(asked_s: float | None, given_s: float) -> None:
-    assert settings(default_deadline_s=30, max_deadline_s=60).deadline_s(asked_s) == given_s
+    assert settings(default_deadline_s=30, max_deadline_s=60).timeout_s(asked_s) == given_s
 
 
 def test_a_file_for_tls_to_the_stages_switches_it_on() -> None:

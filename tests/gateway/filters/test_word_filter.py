@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chassis.errors import FailedPrecondition
-from gateway.filters.folding import Folded, begins_cluster, fold, is_mark
+from gateway.filters.folding import FoldedText, begins_cluster, fold, is_mark
 from gateway.filters.word_filter import Action, WordFilter, WordList, read_word_lists
 
 # Letters that fold together, accents composed and not, ligatures, full width, Hangul in pieces, Chinese, spaces, and
@@ -66,14 +66,14 @@ def has_case(letter: str) -> bool:
 
 @given(text=TEXTS)
 def test_folding_by_cluster_is_folding_the_whole(text: str) -> None:
-    folded = Folded(text)
+    folded = FoldedText(text)
     assert folded.folded == fold(text)
-    assert len(folded.origins) == len(folded.folded)
+    assert len(folded.source_spans) == len(folded.folded)
 
 
 @given(text=st.text(max_size=12))
 def test_folding_by_cluster_is_folding_the_whole_in_every_script(text: str) -> None:
-    assert Folded(text).folded == fold(text)
+    assert FoldedText(text).folded == fold(text)
 
 
 @given(pieces=st.lists(TEXTS, max_size=6), words=WORDS)
@@ -153,7 +153,7 @@ def test_a_list_an_editor_began_with_a_byte_order_mark_is_read_from_its_first_li
     path = tmp_path / "en.txt"
     for content in ("bad\n", "# a note\nbad\n"):
         path.write_text(content, encoding="utf-8-sig")
-        assert read_word_lists([path]).beginnings == {"b", "ba", "bad"}
+        assert read_word_lists([path]).prefixes == {"b", "ba", "bad"}
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", "\u0301x".encode(), "\u200b".encode()])

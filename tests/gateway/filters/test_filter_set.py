@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from chassis.errors import Code, FailedPrecondition, Internal, TandemError
 from chassis.grpc_errors import from_rpc_error
 from checkpoint.manifest import read_manifest
-from gateway.filters.image_filter import ImageFilter, Probe, read_probe, write_probe
+from gateway.filters.image_filter import ImageClassifier, ImageFilter, read_classifier, write_classifier
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import TAG, WIDTH
@@ -31,7 +31,7 @@ _HEADER = json.dumps(
         "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
     }
 ).encode()
-BFLOAT16_PROBE = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(12)
+BFLOAT16_CLASSIFIER = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(12)
 
 
 async def error_of(call: Any) -> TandemError:
@@ -123,9 +123,9 @@ async def test_text_checks_can_be_switched_off(make_world: MakeWorld) -> None:
         await world.ask("\x1b[31m" + "#" * 40)
 
 
-def probe(threshold: float, *, width: int = WIDTH) -> Probe:
+def classifier(threshold: float, *, width: int = WIDTH) -> ImageClassifier:
     """Return a probe whose one class holds for what the scripted vision stage makes of every image: ones."""
-    return Probe(
+    return ImageClassifier(
         weight_CW=np.full((1, width), 2 / width, np.float32),
         bias_C=np.zeros(1, np.float32),
         classes=("weapon",),
@@ -137,9 +137,9 @@ def probe(threshold: float, *, width: int = WIDTH) -> Probe:
 async def test_an_image_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
     threshold: float, is_refused: bool, make_world: MakeWorld, store: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "probe.safetensors"
-    write_probe(path, probe(threshold), read_manifest(store / TAG).vision.digest)
-    async with make_world(image_probes=(str(path),)) as world:
+    path = tmp_path / "classifier.safetensors"
+    write_classifier(path, classifier(threshold), read_manifest(store / TAG).vision.digest)
+    async with make_world(image_classifiers=(str(path),)) as world:
         for _ in range(2):  # a cached image is looked at, too
             if is_refused:
                 error = await error_of(world.ask("Look:", IMAGE, "What is it?"))
@@ -153,31 +153,31 @@ async def test_an_image_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
 
 
 async def test_an_image_no_probe_can_look_at_is_not_let_through(make_world: MakeWorld, tmp_path: Path) -> None:
-    path = tmp_path / "probe.safetensors"
-    write_probe(path, probe(0.5), DIGEST)
-    async with make_world(image_probes=(str(path),)) as world:
+    path = tmp_path / "classifier.safetensors"
+    write_classifier(path, classifier(0.5), DIGEST)
+    async with make_world(image_classifiers=(str(path),)) as world:
         error = await error_of(world.ask(IMAGE, "What is it?"))
-        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_PROBE")
+        assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "NO_CLASSIFIER")
         await world.ask("And without an image?")
 
 
 def test_a_probe_computes_what_numpy_says_in_float32(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     weight_CW, bias_C = generator.normal(size=(3, 8)).astype(np.float32), generator.normal(size=3).astype(np.float32)
-    written = Probe(
+    written = ImageClassifier(
         weight_CW=weight_CW, bias_C=bias_C, classes=("a", "b", "c"), thresholds_C=np.full(3, 0.5, np.float32)
     )
-    write_probe(tmp_path / "probe.safetensors", written, DIGEST)
-    digest, read = read_probe(tmp_path / "probe.safetensors")
+    write_classifier(tmp_path / "classifier.safetensors", written, DIGEST)
+    digest, read = read_classifier(tmp_path / "classifier.safetensors")
     tokens_ND = (generator.normal(size=(5, 8)).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     data = (tokens_ND.view(np.uint32) >> 16).astype("<u2").tobytes()
     tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=(5, 8), data=data)
     scores_C = weight_CW @ tokens_ND.mean(axis=0) + bias_C
-    assert read.found(tensor) == [name for name, score in zip("abc", scores_C, strict=True) if score >= 0]
+    assert read.detect(tensor) == [name for name, score in zip("abc", scores_C, strict=True) if score >= 0]
     assert digest == DIGEST
 
 
-def broken_probes() -> dict[str, Callable[[Path], object]]:
+def broken_classifiers() -> dict[str, Callable[[Path], object]]:
     metadata = {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()}
     ones = {"weight": np.ones((1, 4), np.float32), "bias": np.ones(1, np.float32)}
     return {
@@ -188,7 +188,7 @@ def broken_probes() -> dict[str, Callable[[Path], object]]:
         "weights without numbers": lambda path: save_file({**ones, "weight": ones["weight"] * np.nan}, path, metadata),
         "a threshold without a number": lambda path: save_file(ones, path, {**metadata, "thresholds": "[NaN]"}),
         "other numbers": lambda path: save_file({**ones, "weight": np.ones((1, 4), np.float16)}, path, metadata),
-        "numbers numpy lacks": lambda path: path.write_bytes(BFLOAT16_PROBE),
+        "numbers numpy lacks": lambda path: path.write_bytes(BFLOAT16_CLASSIFIER),
         "bias of two dimensions": lambda path: save_file({**ones, "bias": np.ones((1, 1), np.float32)}, path, metadata),
         "a class too many": lambda path: save_file(ones, path, {**metadata, "classes": '["a", "b"]'}),
         "thresholds are no list": lambda path: save_file(ones, path, {**metadata, "thresholds": "0.5"}),
@@ -196,10 +196,10 @@ def broken_probes() -> dict[str, Callable[[Path], object]]:
     }
 
 
-@pytest.mark.parametrize("case", list(broken_probes()))
+@pytest.mark.parametrize("case", list(broken_classifiers()))
 def test_a_broken_probe_stops_the_start(case: str, tmp_path: Path) -> None:
-    path = tmp_path / "probe.safetensors"
-    broken_probes()[case](path)
+    path = tmp_path / "classifier.safetensors"
+    broken_classifiers()[case](path)
     with pytest.raises(FailedPrecondition) as raised:
         ImageFilter([path])
-    assert raised.value.reason == "BAD_PROBE"
+    assert raised.value.reason == "BAD_CLASSIFIER"
