@@ -4,13 +4,12 @@ The safetensors library opens a file for a framework only. Its smallest one, num
 format is simple: 8 bytes of header length (little-endian), a JSON header, then the elements of all tensors.
 """
 
-import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -43,6 +42,7 @@ class _Entry(BaseModel):
     data_offsets: tuple[_Count, _Count]  # bytes, from the end of the header
 
 
+_HEADER = TypeAdapter(dict[str, Any])
 _ENTRIES = TypeAdapter(dict[str, _Entry])
 
 
@@ -83,9 +83,7 @@ def read_safetensors(path: Path) -> dict[str, MappedTensor]:
     start = _LENGTH_BYTES + int.from_bytes(mapped[:_LENGTH_BYTES], "little")
     if not _LENGTH_BYTES < start <= min(len(mapped), _LENGTH_BYTES + _MAX_HEADER_BYTES):
         raise ValueError("the header is longer than the file")
-    header = json.loads(mapped[_LENGTH_BYTES:start])
-    if not isinstance(header, dict):
-        raise ValueError("the header is not an object")
+    header = _HEADER.validate_json(mapped[_LENGTH_BYTES:start])
     header.pop("__metadata__", None)
     entries = _ENTRIES.validate_python(header)
     _check_offsets(entries, len(mapped) - start)

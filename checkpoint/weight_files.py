@@ -5,18 +5,17 @@ opening reads no elements. Only `.bin` files need torch.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-
-import structlog
 
 from chassis.errors import FailedPrecondition
 from checkpoint.manifest import is_plain_name
 from checkpoint.safetensors_file import read_safetensors
 from checkpoint.stored_tensor import ELEMENT_BYTES, StoredTensor
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)  # the plain install has no structlog
 
 _SUFFIXES = (".safetensors", ".bin")
 _IGNORED = "language_model.embed_positions.weight"  # a static table of positions, unused with rotary positions
@@ -135,7 +134,7 @@ def _by_canonical_name(found: Iterable[tuple[str, str]]) -> dict[str, tuple[str,
     for stored, file in found:
         name = canonical_name(stored)
         if name == _IGNORED:
-            log.info("static position table ignored", tensor=stored, file=file)
+            log.info("static position table ignored: %s of %s", stored, file)
         elif name in places:
             raise _bad(f"Tensor {stored} of {file} and {places[name][1]} of {places[name][0]} are the same one.")
         else:

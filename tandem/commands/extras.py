@@ -4,20 +4,14 @@ from importlib.util import find_spec
 
 from tandem.errors import FailedPrecondition
 
-# The modules of each extra in pyproject.toml, those of the extras it includes left out.
+_SERVICE = (
+    *("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop"),
+    *("numpy", "PIL", "jinja2", "tokenizers"),
+)
+# The modules that an extra of pyproject.toml installs.
 MODULES = {
-    "checkpoint": ("pydantic", "structlog"),
-    "service": (
-        *("grpc_health", "grpc_reflection", "pydantic_settings", "uvloop"),
-        *("numpy", "PIL", "jinja2", "tokenizers"),
-    ),
-    "gateway": ("redis", "ahocorasick_rs", "safetensors"),
-    "stages": ("torch", "llguidance"),
-}
-INCLUDES = {
-    "checkpoint": ("checkpoint",),
-    "gateway": ("checkpoint", "service", "gateway"),
-    "stages": ("checkpoint", "service", "stages"),
+    "gateway": (*_SERVICE, "redis", "ahocorasick_rs", "safetensors"),
+    "stages": (*_SERVICE, "torch", "llguidance"),
 }
 
 
@@ -31,8 +25,7 @@ def require_extras(command: str, *extras: str) -> None:
     Raises:
         FailedPrecondition: reason 'NOT_INSTALLED', with the line that installs them.
     """
-    modules = {module for extra in extras for part in INCLUDES[extra] for module in MODULES[part]}
-    if all(find_spec(module) is not None for module in modules):
+    if all(find_spec(module) is not None for extra in extras for module in MODULES[extra]):
         return
     names = f"the extra{'s' * (len(extras) > 1)} {' and '.join(extras)}"
     raise FailedPrecondition(

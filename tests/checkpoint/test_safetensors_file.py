@@ -104,7 +104,7 @@ def test_verifying_and_listing_safetensors_load_no_torch(pristine: Path, stored:
     """In a fresh interpreter where importing torch and numpy fails."""
     program = """
 import sys
-sys.modules["torch"] = sys.modules["numpy"] = None
+sys.modules["torch"] = sys.modules["numpy"] = sys.modules["structlog"] = None
 from pathlib import Path
 from checkpoint.inspection import inspect_preset
 from checkpoint.listing import list_store
