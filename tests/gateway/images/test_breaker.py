@@ -1,4 +1,4 @@
-"""The circuit breaker, on a clock of the test's own."""
+"""The circuit breaker, on a fake clock."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def open_breaker(clock: Clock) -> CircuitBreaker:
     return breaker
 
 
-def test_failures_in_a_row_open_it_and_others_do_not() -> None:
+def test_only_consecutive_failures_open_the_breaker() -> None:
     breaker = CircuitBreaker(max_failures=3, pause_s=5, clock=Clock())
     for _ in range(5):
         breaker.record_failure()
@@ -33,7 +33,7 @@ def test_failures_in_a_row_open_it_and_others_do_not() -> None:
     assert (breaker.is_open, breaker.allow()) == (True, False)
 
 
-def test_after_a_pause_one_may_try_and_the_others_wait_for_what_becomes_of_it() -> None:
+def test_after_a_pause_one_attempt_is_allowed_until_its_result_is_known() -> None:
     clock = Clock()
     breaker = open_breaker(clock)
     clock.now += 5
@@ -42,7 +42,7 @@ def test_after_a_pause_one_may_try_and_the_others_wait_for_what_becomes_of_it() 
     assert [breaker.allow() for _ in range(4)] == [True] * 4
 
 
-def test_a_try_that_fails_costs_another_pause() -> None:
+def test_a_failed_attempt_starts_another_pause() -> None:
     clock = Clock()
     breaker = open_breaker(clock)
     clock.now += 5
@@ -54,8 +54,8 @@ def test_a_try_that_fails_costs_another_pause() -> None:
     assert breaker.allow()
 
 
-def test_a_try_nobody_speaks_of_again_does_not_keep_it_open_for_ever() -> None:
-    """Its caller left; that says nothing about the other side."""
+def test_an_abandoned_attempt_does_not_keep_the_breaker_open_forever() -> None:
+    """Its caller was cancelled, which says nothing about the service."""
     clock = Clock()
     breaker = open_breaker(clock)
     clock.now += 5
@@ -65,7 +65,7 @@ def test_a_try_nobody_speaks_of_again_does_not_keep_it_open_for_ever() -> None:
 
 
 @given(st.lists(st.sampled_from(["fail", "succeed", "wait", "ask"]), max_size=60))
-def test_while_open_tries_are_a_pause_apart_and_while_closed_all_may(steps: list[str]) -> None:
+def test_attempts_are_a_pause_apart_while_open_and_unlimited_while_closed(steps: list[str]) -> None:
     clock, num_failures, last = Clock(), 0, 0.0
     breaker = CircuitBreaker(max_failures=3, pause_s=5, clock=clock)
     for step in steps:

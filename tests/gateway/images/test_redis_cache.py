@@ -1,4 +1,4 @@
-"""The cache in Redis against a real server that is slow, killed, frozen, full, or holds what nobody put there."""
+"""The Redis cache against a real server with every kind of failure."""
 
 import asyncio
 import time
@@ -14,12 +14,12 @@ from tests.gateway.images.test_entry import ENTRY, EXPECTED, tokens_for
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import eventually
 
-# Both longer than in production, and the first as long as needed: the machine of the tests is busy.
+# Both timeouts are longer than in production, because the machine of the tests is busy.
 PATIENT_S = 5.0
-TIMEOUT_S = 0.2  # where the server does not answer
+TIMEOUT_S = 0.2  # for servers that do not answer
 PAUSE_S = 0.3
-BUSY_S = 3.0  # what a busy machine may add
-NAME = KEY_PREFIX + EXPECTED.visual_key.hex().encode()
+BUSY_S = 3.0  # delay that a busy machine may add
+REDIS_KEY = KEY_PREFIX + EXPECTED.visual_key.hex().encode()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis(running: RedisServer) -> RedisServer:
-    """Return the server, running and empty, whatever the last test did to it."""
+    """Return the server, restarted and empty."""
     running.kill()
     running.start()
     return running
@@ -45,7 +45,7 @@ async def cache(redis: RedisServer) -> AsyncIterator[RedisCache]:
 
 @pytest.fixture
 async def hasty(redis: RedisServer) -> AsyncIterator[RedisCache]:
-    """Return a cache for a server that does not answer."""
+    """Yield a cache with a short timeout."""
     cache = open_cache(redis, timeout_s=TIMEOUT_S)
     yield cache
     await cache.close()
@@ -55,10 +55,10 @@ def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float
     return RedisCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
 
 
-async def keep(cache: RedisCache, redis: RedisServer) -> None:
-    """Put the entry and wait until it is there."""
+async def store(cache: RedisCache, redis: RedisServer) -> None:
+    """Put the entry and wait until it is stored."""
     cache.put(EXPECTED.visual_key, ENTRY)
-    await eventually(lambda: redis.client.exists(NAME) == 1, within_s=PATIENT_S)
+    await eventually(lambda: redis.client.exists(REDIS_KEY) == 1, within_s=PATIENT_S)
 
 
 def count(name: str, **labels: str) -> float:
@@ -69,36 +69,36 @@ def failures(operation: str, kind: str) -> float:
     return count("tandem_gateway_shared_cache_failures", operation=operation, kind=kind)
 
 
-def is_left_alone() -> bool:
+def is_breaker_open() -> bool:
     return REGISTRY.get_sample_value("tandem_gateway_shared_cache_breaker_open") == 1
 
 
-async def test_what_one_gateway_puts_another_gets(cache: RedisCache, redis: RedisServer) -> None:
+async def test_gateways_share_entries(cache: RedisCache, redis: RedisServer) -> None:
     assert await cache.get(EXPECTED) is None
-    await keep(cache, redis)
+    await store(cache, redis)
     other = open_cache(redis)
     assert await other.get(EXPECTED) == ENTRY
     await other.close()
 
 
-async def test_an_entry_lives_as_long_as_it_was_told(redis: RedisServer) -> None:
+async def test_an_entry_has_the_configured_lifetime(redis: RedisServer) -> None:
     cache = open_cache(redis, ttl_s=60)
-    await keep(cache, redis)
-    assert 0 < redis.client.pttl(NAME) <= 60_000
+    await store(cache, redis)
+    assert 0 < redis.client.pttl(REDIS_KEY) <= 60_000
     await cache.close()
 
 
-async def test_each_part_of_what_is_wanted_counts(cache: RedisCache, redis: RedisServer) -> None:
-    """The key is looked up, the others are checked: an entry is never used for anything it was not made for."""
+async def test_every_expected_property_is_checked(cache: RedisCache, redis: RedisServer) -> None:
+    """An entry never answers for another image or encoder."""
     others = {
         "visual_key": replace(EXPECTED, visual_key=b"K" * 32),
         "vision_digest": replace(EXPECTED, vision_digest=b"V" * 32),
         "shape": replace(EXPECTED, shape=(4, 3)),
     }
     for other in others.values():
-        await keep(cache, redis)
+        await store(cache, redis)
         assert await cache.get(other) is None
-    await keep(cache, redis)
+    await store(cache, redis)
     assert await cache.get(EXPECTED) == ENTRY
 
 
@@ -114,50 +114,48 @@ async def test_each_part_of_what_is_wanted_counts(cache: RedisCache, redis: Redi
             "tandem_visual_cache_foreign",
             id="another image's",
         ),
-        pytest.param(Entry.of(b"hello").pack(), "tandem_visual_cache_foreign", id="no visual tokens"),
+        pytest.param(Entry.of(b"hello").pack(), "tandem_visual_cache_foreign", id="not visual tokens"),
     ],
 )
-async def test_an_entry_that_does_not_hold_is_dropped_and_counted(
+async def test_an_invalid_entry_is_dropped_and_counted(
     value: bytes, counter: str, cache: RedisCache, redis: RedisServer
 ) -> None:
-    redis.client.set(NAME, value)
+    redis.client.set(REDIS_KEY, value)
     before = count(counter, level="shared")
     assert await cache.get(EXPECTED) is None
     assert count(counter, level="shared") == before + 1
-    assert not redis.client.exists(NAME)
+    assert not redis.client.exists(REDIS_KEY)
 
 
-async def test_a_key_of_another_kind_is_no_hit_and_no_error(cache: RedisCache, redis: RedisServer) -> None:
-    redis.client.lpush(NAME, "one")
+async def test_a_redis_key_of_another_type_is_a_miss(cache: RedisCache, redis: RedisServer) -> None:
+    redis.client.lpush(REDIS_KEY, "one")
     before = failures("get", "refused")
     assert await cache.get(EXPECTED) is None
     assert failures("get", "refused") == before + 1
 
 
-async def test_a_full_server_refuses_what_is_new_and_still_gives_what_it_has(
-    cache: RedisCache, redis: RedisServer
-) -> None:
-    await keep(cache, redis)
+async def test_a_full_server_rejects_writes_and_serves_reads(cache: RedisCache, redis: RedisServer) -> None:
+    await store(cache, redis)
     redis.fill()
     before = failures("set", "full")
     other = replace(EXPECTED, visual_key=b"K" * 32)
-    for _ in range(10):  # more often than the breaker would suffer
+    for _ in range(10):  # more than the failures that open the breaker
         cache.put(other.visual_key, Entry.of(tokens_for(other).SerializeToString()))
     await eventually(lambda: failures("set", "full") == before + 10, within_s=PATIENT_S)
     assert await cache.get(EXPECTED) == ENTRY
 
 
-async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
+async def test_a_frozen_server_costs_a_few_timeouts_until_the_breaker_opens(
     cache: RedisCache, hasty: RedisCache, redis: RedisServer
 ) -> None:
-    await keep(cache, redis)
+    await store(cache, redis)
     redis.freeze()
     before = failures("get", "timeout")
     for _ in range(5):
         started = time.perf_counter()
         assert await hasty.get(EXPECTED) is None
         assert TIMEOUT_S * 0.9 < time.perf_counter() - started < TIMEOUT_S + BUSY_S
-    assert is_left_alone()
+    assert is_breaker_open()
     started = time.perf_counter()
     for _ in range(100):
         await hasty.get(EXPECTED)
@@ -166,20 +164,23 @@ async def test_a_frozen_server_costs_its_time_a_few_times_and_then_nothing(
     redis.thaw()
     await asyncio.sleep(PAUSE_S)
     await eventually_found(hasty)
-    assert not is_left_alone()
+    assert not is_breaker_open()
 
 
 async def eventually_found(cache: RedisCache) -> None:
-    """Ask until the entry is there: a server that was frozen may be late once more."""
+    """Retry until found: a thawed server may be slow once."""
     for _ in range(20):
         if await cache.get(EXPECTED) == ENTRY:
             return
         await asyncio.sleep(PAUSE_S)
-    raise AssertionError("never found again")
+    raise AssertionError("the entry was never found again")
 
 
-async def test_many_at_once_wait_no_longer_than_one(redis: RedisServer) -> None:
-    """Waiting for a connection of the pool is part of the time; in turn these would take six seconds."""
+async def test_concurrent_calls_wait_no_longer_than_one(redis: RedisServer) -> None:
+    """The timeout includes the wait for a connection.
+
+    One after the other, these calls would take six seconds.
+    """
     cache = open_cache(redis, timeout_s=1.0)
     redis.freeze()
     started = time.perf_counter()
@@ -188,26 +189,24 @@ async def test_many_at_once_wait_no_longer_than_one(redis: RedisServer) -> None:
     await cache.close()
 
 
-async def test_a_server_that_is_killed_and_started_again_is_found_again(cache: RedisCache, redis: RedisServer) -> None:
-    await keep(cache, redis)
+async def test_a_restarted_server_is_used_again(cache: RedisCache, redis: RedisServer) -> None:
+    await store(cache, redis)
     redis.kill()
     for _ in range(10):
         assert await cache.get(EXPECTED) is None
         cache.put(EXPECTED.visual_key, ENTRY)
-    assert is_left_alone()
+    assert is_breaker_open()
     redis.start()
     await asyncio.sleep(PAUSE_S)
-    assert await cache.get(EXPECTED) is None  # it has forgotten everything, and answers
-    assert not is_left_alone()
-    await keep(cache, redis)
+    assert await cache.get(EXPECTED) is None  # it is empty now, but it answers
+    assert not is_breaker_open()
+    await store(cache, redis)
     assert await cache.get(EXPECTED) == ENTRY
 
 
-async def test_callers_that_leave_amid_an_answer_leave_no_answer_to_others(
-    cache: RedisCache, redis: RedisServer
-) -> None:
-    """A connection whose answer nobody read would give it to the next question."""
-    await keep(cache, redis)
+async def test_a_cancelled_call_leaves_no_reply_for_the_next_call(cache: RedisCache, redis: RedisServer) -> None:
+    """An unread reply would answer the connection's next call."""
+    await store(cache, redis)
     absent = replace(EXPECTED, visual_key=b"K" * 32)
     for round_ in range(50):
         leaving = [asyncio.create_task(cache.get(EXPECTED)) for _ in range(4)]
@@ -220,7 +219,7 @@ async def test_callers_that_leave_amid_an_answer_leave_no_answer_to_others(
         assert await cache.get(EXPECTED) == ENTRY
 
 
-async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> None:
+async def test_a_server_with_another_protocol_is_a_miss(redis: RedisServer) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -233,7 +232,7 @@ async def test_a_server_of_another_protocol_is_no_error(redis: RedisServer) -> N
         await cache.close()
 
 
-async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> None:
+async def test_a_frozen_server_does_not_delay_closing(redis: RedisServer) -> None:
     cache = open_cache(redis, timeout_s=TIMEOUT_S)
     redis.freeze()
     cache.put(EXPECTED.visual_key, ENTRY)
@@ -242,6 +241,6 @@ async def test_a_frozen_server_does_not_hold_up_the_end(redis: RedisServer) -> N
     assert time.perf_counter() - started < TIMEOUT_S + BUSY_S
 
 
-def test_wanted_holds_every_part_of_the_key() -> None:
-    """A part that is added here must be checked above, too."""
+def test_expected_tokens_have_no_unchecked_property() -> None:
+    """Add a check above for every new property."""
     assert set(ExpectedTokens.__dataclass_fields__) == {"visual_key", "vision_digest", "shape"}

@@ -1,4 +1,4 @@
-"""Where visual tokens come from: memory, Redis, the vision service by digest or by bytes, another image."""
+"""Visual tokens come from memory, Redis or the vision service."""
 
 import asyncio
 import hashlib
@@ -18,9 +18,9 @@ from tests.gateway.halves import ENCODER_ID
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import World, eventually
 
-BUSY_S = 3.0  # what a busy machine may add
+BUSY_S = 3.0  # delay that a busy machine may add
 SMALL, LARGE = b"an image", b"a large image" * 10_000
-MISS, HERE, SHARED, VISION, IN_FLIGHT, SIMILAR = (
+MISS, MEMORY, REDIS, VISION, IN_FLIGHT, SIMILAR = (
     gateway_pb2.CACHE_LEVEL_MISS,
     gateway_pb2.CACHE_LEVEL_GATEWAY,
     gateway_pb2.CACHE_LEVEL_SHARED,
@@ -30,13 +30,13 @@ MISS, HERE, SHARED, VISION, IN_FLIGHT, SIMILAR = (
 )
 
 
-def name_of(image: bytes) -> bytes:
-    """Return the name Redis has an image's visual tokens under."""
+def redis_key(image: bytes) -> bytes:
+    """Return the Redis key of an image's visual tokens."""
     key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(image).digest())
     return KEY_PREFIX + key.hex().encode()
 
 
-NAME = name_of(SMALL)
+SMALL_KEY = redis_key(SMALL)
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ async def report(world: World, image: bytes) -> gateway_pb2.ImageReport:
 
 
 def shared(redis: RedisServer, **settings: Any) -> dict[str, Any]:
-    """Return settings of a gateway that shares its cache and has the patience a busy machine takes."""
+    """Return gateway settings with Redis and a patient timeout."""
     return {"shared_cache_url": redis.url, "shared_cache_timeout_ms": 1000, "shared_cache_pause_s": 0.3, **settings}
 
 
 async def test_a_small_image_is_sent_at_once(world: World) -> None:
-    """Asking first would cost more than its bytes."""
+    """A request by digest would cost more than the bytes."""
     assert await level(world, SMALL) == MISS
     assert [request.image for request in world.vision.requests] == [SMALL]
 
@@ -71,16 +71,16 @@ async def test_a_large_image_is_asked_for_by_digest_and_then_sent(world: World) 
     assert {request.image_sha256 for request in world.vision.requests} == {hashlib.sha256(LARGE).digest()}
 
 
-async def test_a_large_image_the_vision_service_knows_is_never_sent(world: World) -> None:
+async def test_a_large_image_in_the_vision_services_cache_is_not_sent(world: World) -> None:
     world.vision.known.add(hashlib.sha256(LARGE).digest())
     world.vision.source = vision_pb2.ENCODE_SOURCE_CACHED
     assert await level(world, LARGE) == VISION
     assert [request.image for request in world.vision.requests] == [b""]
-    assert await level(world, LARGE) == HERE
+    assert await level(world, LARGE) == MEMORY
 
 
 @pytest.mark.parametrize(("limit", "asks_first"), [(len(SMALL), True), (len(SMALL) + 1, False)])
-async def test_the_size_from_which_the_digest_goes_first_is_a_setting(
+async def test_the_minimum_size_for_requests_by_digest_is_a_setting(
     limit: int, asks_first: bool, make_world: MakeWorld
 ) -> None:
     async with make_world(digest_first_bytes=limit) as world:
@@ -88,13 +88,13 @@ async def test_the_size_from_which_the_digest_goes_first_is_a_setting(
         assert (world.vision.requests[0].image == b"") == asks_first
 
 
-async def test_what_another_gateway_had_encoded_at_that_moment_says_so(world: World) -> None:
+async def test_an_encoding_shared_with_another_gateway_is_reported_as_in_flight(world: World) -> None:
     world.vision.source = vision_pb2.ENCODE_SOURCE_IN_FLIGHT
     assert await level(world, SMALL) == IN_FLIGHT
 
 
-async def test_a_similar_images_tokens_keep_that_images_key_and_answer_once(world: World) -> None:
-    """The decoder caches by the key it is given, so it must be that of the image that was encoded."""
+async def test_tokens_of_a_similar_image_keep_its_key_and_are_not_cached(world: World) -> None:
+    """The decoder caches by the key of the encoded image."""
     twin = hashlib.sha256(b"its twin").digest()
     world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
     world.vision.similar = vision_pb2.SimilarImage(image_sha256=twin, similarity=0.97)
@@ -107,7 +107,7 @@ async def test_a_similar_images_tokens_keep_that_images_key_and_answer_once(worl
     assert keys == {visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=twin)}
 
 
-async def test_a_similar_image_under_a_key_that_is_not_its_own_is_refused(world: World) -> None:
+async def test_a_similar_image_with_a_wrong_key_is_rejected(world: World) -> None:
     world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
     world.vision.similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     world.vision.change = lambda tokens: setattr(tokens, "visual_key", b"k" * 32)
@@ -116,8 +116,8 @@ async def test_a_similar_image_under_a_key_that_is_not_its_own_is_refused(world:
     assert from_rpc_error(raised.value).reason == "ENCODER_CHANGED"
 
 
-async def test_with_reuse_off_every_request_has_its_images_encoded(make_world: MakeWorld) -> None:
-    """Measurements compare with this, so not even requests at the same time may share."""
+async def test_without_reuse_every_request_encodes_its_images(make_world: MakeWorld) -> None:
+    """Benchmarks compare with this, so concurrent requests must not share."""
     async with make_world(visual_cache=False) as world:
         world.vision.known.add(hashlib.sha256(LARGE).digest())
         answers = await asyncio.gather(*(world.ask(LARGE, "What is it?") for _ in range(5)))
@@ -127,56 +127,56 @@ async def test_with_reuse_off_every_request_has_its_images_encoded(make_world: M
         assert len({tokens.visual_key for tokens in world.language.images}) == 5
 
 
-async def test_one_gateway_finds_in_redis_what_another_had_encoded(make_world: MakeWorld, redis: RedisServer) -> None:
+async def test_gateways_share_visual_tokens_through_redis(make_world: MakeWorld, redis: RedisServer) -> None:
     async with make_world(**shared(redis)) as one, make_world(**shared(redis)) as other:
         assert await level(one, SMALL) == MISS
-        await eventually(lambda: redis.client.exists(NAME) == 1)
-        assert await level(other, SMALL) == SHARED
-        assert await level(other, SMALL) == HERE
+        await eventually(lambda: redis.client.exists(SMALL_KEY) == 1)
+        assert await level(other, SMALL) == REDIS
+        assert await level(other, SMALL) == MEMORY
         assert other.vision.num_encodes == 0
         assert one.language.images[0] == other.language.images[0]
 
 
-@pytest.mark.parametrize("spoil", ["changed", "truncated", "foreign"])
-async def test_what_redis_holds_wrongly_is_encoded_again_and_put_right(
-    spoil: str, make_world: MakeWorld, redis: RedisServer
+@pytest.mark.parametrize("damage", ["changed", "truncated", "foreign"])
+async def test_a_bad_redis_entry_is_encoded_again_and_replaced(
+    damage: str, make_world: MakeWorld, redis: RedisServer
 ) -> None:
     async with make_world(**shared(redis)) as world:
         await world.ask(SMALL, "What is it?")
         await world.ask(b"another image", "What is it?")
         await eventually(lambda: redis.client.dbsize() == 2)
-        good = redis.value(NAME)
-        another = redis.value(name_of(b"another image"))
+        good = redis.value(SMALL_KEY)
+        another = redis.value(redis_key(b"another image"))
         bad = {"changed": good[:-1] + b"!", "truncated": good[:-1], "foreign": another}
-        redis.client.set(NAME, bad[spoil])
+        redis.client.set(SMALL_KEY, bad[damage])
     async with make_world(**shared(redis)) as world:
         assert await level(world, SMALL) == MISS
-        await eventually(lambda: redis.value(NAME) == good)
+        await eventually(lambda: redis.value(SMALL_KEY) == good)
 
 
-async def test_similar_images_are_not_shared(make_world: MakeWorld, redis: RedisServer) -> None:
+async def test_similar_images_are_not_written_to_redis(make_world: MakeWorld, redis: RedisServer) -> None:
     async with make_world(**shared(redis)) as world:
         world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
         world.vision.similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
         assert await level(world, SMALL) == SIMILAR
-    assert redis.client.dbsize() == 0  # the gateway has ended, and its writes with it
+    assert redis.client.dbsize() == 0  # the gateway and its writes have ended
 
 
-@pytest.mark.parametrize("trouble", ["killed", "frozen", "full"])
-async def test_trouble_with_redis_costs_its_time_at_most_and_never_an_answer(
-    trouble: str, make_world: MakeWorld, redis: RedisServer
+@pytest.mark.parametrize("failure", ["killed", "frozen", "full"])
+async def test_a_failing_redis_costs_at_most_its_timeout_and_no_answer(
+    failure: str, make_world: MakeWorld, redis: RedisServer
 ) -> None:
     async with make_world(**shared(redis, shared_cache_timeout_ms=100)) as world:
         assert await level(world, b"before") == MISS
-        {"killed": redis.kill, "frozen": redis.freeze, "full": redis.fill}[trouble]()
+        {"killed": redis.kill, "frozen": redis.freeze, "full": redis.fill}[failure]()
         for number in range(10):
             started = time.perf_counter()
             assert await level(world, b"image %d" % number) == MISS
             assert time.perf_counter() - started < 0.1 + BUSY_S
-        assert await level(world, b"before") == HERE
+        assert await level(world, b"before") == MEMORY
 
 
-async def test_a_redis_that_comes_back_is_used_again(make_world: MakeWorld, redis: RedisServer) -> None:
+async def test_a_restarted_redis_is_used_again(make_world: MakeWorld, redis: RedisServer) -> None:
     async with make_world(**shared(redis)) as world:
         redis.kill()
         for number in range(10):
@@ -184,4 +184,4 @@ async def test_a_redis_that_comes_back_is_used_again(make_world: MakeWorld, redi
         redis.start()
         await asyncio.sleep(0.35)
         await world.ask(SMALL, "What is it?")
-        await eventually(lambda: redis.client.exists(NAME) == 1)
+        await eventually(lambda: redis.client.exists(SMALL_KEY) == 1)

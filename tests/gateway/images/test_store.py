@@ -1,4 +1,4 @@
-"""Images by bytes and by digest."""
+"""The store of uploaded images."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -19,14 +19,14 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_an_image_put_in_pieces_is_found_under_its_digest() -> None:
+async def test_an_image_uploaded_in_chunks_is_found_by_its_digest() -> None:
     store = make_store()
     sha256, num_bytes = await store.put(chunks(b"one ", b"image"), b"")
     assert (sha256, num_bytes) == (hashlib.sha256(b"one image").digest(), 9)
     assert (await store.resolve(Image(sha256=sha256), "image", b"")).data == b"one image"
 
 
-async def test_the_oldest_image_makes_room_and_a_used_one_stays() -> None:
+async def test_the_least_recently_used_image_is_evicted() -> None:
     store = make_store()
     first, _ = await store.put(chunks(b"a" * 40), b"")
     second, _ = await store.put(chunks(b"b" * 40), b"")
@@ -38,7 +38,7 @@ async def test_the_oldest_image_makes_room_and_a_used_one_stays() -> None:
     assert (raised.value.reason, raised.value.field) == ("IMAGE_NOT_FOUND", "messages[0].parts[0].image")
 
 
-async def test_an_image_put_twice_takes_its_room_once() -> None:
+async def test_an_image_uploaded_twice_is_stored_once() -> None:
     store = make_store()
     first, _ = await store.put(chunks(b"a" * 40), b"")
     for _ in range(5):
@@ -46,7 +46,7 @@ async def test_an_image_put_twice_takes_its_room_once() -> None:
     assert (await store.resolve(Image(sha256=first), "image", b"")).data == b"a" * 40
 
 
-async def test_an_image_that_is_too_large_is_refused_before_it_is_all_here() -> None:
+async def test_an_image_that_is_too_large_is_rejected_before_its_end() -> None:
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -69,7 +69,7 @@ async def test_an_image_that_is_too_large_is_refused_before_it_is_all_here() -> 
         (Image(sha256=b"short"), "BAD_DIGEST"),
     ],
 )
-async def test_a_bad_image_is_refused_unread(image: Image, reason: str) -> None:
+async def test_an_invalid_image_is_rejected(image: Image, reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         await make_store().resolve(image, "image", b"")
     assert raised.value.reason == reason
@@ -78,7 +78,7 @@ async def test_a_bad_image_is_refused_unread(image: Image, reason: str) -> None:
 @pytest.mark.parametrize(
     ("pieces", "reason"), [([], "IMAGE_EMPTY"), ([b"a", b""], "BAD_CHUNK"), ([b"a" * (2**20 + 1)], "BAD_CHUNK")]
 )
-async def test_a_bad_upload_is_refused(pieces: list[bytes], reason: str) -> None:
+async def test_an_invalid_upload_is_rejected(pieces: list[bytes], reason: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         await make_store(max_bytes=2**22, max_image_bytes=2**22).put(chunks(*pieces), b"")
     assert raised.value.reason == reason
