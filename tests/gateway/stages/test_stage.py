@@ -1,7 +1,6 @@
 """Routing between replicas that time out, fail, die or move."""
 
 import asyncio
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from chassis.channels import ChannelTls
 from chassis.errors import Internal, Unavailable
@@ -18,7 +18,7 @@ from gateway.stages.failover import with_failover
 from gateway.stages.stage import Replica, Stage
 from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
 from tests.gateway.halves import TAG, vision_info
-from tests.gateway.scripted import ScriptedVision, Switch
+from tests.gateway.scripted import ScriptedVision, StageServer
 
 
 @dataclass
@@ -26,11 +26,11 @@ class Server:
     """A vision service that can be busy, stopped and restarted."""
 
     vision: ScriptedVision
-    switch: Switch
+    process: StageServer
 
     @property
     def address(self) -> str:
-        return self.switch.address
+        return self.process.address
 
 
 @asynccontextmanager
@@ -39,8 +39,8 @@ async def servers(store: Path, count: int) -> AsyncIterator[list[Server]]:
         running = []
         for _ in range(count):
             vision = ScriptedVision(vision_info(store), [])  # type: ignore[abstract]
-            switch = Switch(vision, vision_pb2_grpc, "VisionService")
-            running.append(Server(vision, await stack.enter_async_context(switch)))
+            process = StageServer(vision, vision_pb2_grpc, "VisionService")
+            running.append(Server(vision, await stack.enter_async_context(process)))
         yield running
 
 
@@ -66,12 +66,12 @@ async def test_a_replica_that_times_out_is_a_last_resort(store: Path) -> None:
     """
     async with servers(store, 2) as (doomed, busy), stage_of(doomed.address, busy.address) as stage:
         await stage.refresh()
-        busy.vision.is_too_busy = True
+        busy.vision.hangs_on_list = True
         for _ in range(3):
             await stage.refresh()
         assert await found(stage) == {doomed.address}
         first = await stage.find(TAG)
-        await doomed.switch.off()
+        await doomed.process.stop()
         other = await stage.find_alternative([first])
         assert other is not None
         assert other.endpoint.address == busy.address
@@ -83,10 +83,10 @@ async def test_a_replica_that_timed_out_once_is_asked_again_before_a_request_fai
     store: Path,
 ) -> None:
     async with servers(store, 1) as (server,), stage_of(server.address) as stage:
-        server.vision.is_too_busy = True
+        server.vision.hangs_on_list = True
         finding = asyncio.create_task(stage.find(TAG))
         await asyncio.sleep(0.5)
-        server.vision.is_too_busy = False
+        server.vision.hangs_on_list = False
         assert (await finding).endpoint.address == server.address
 
 
@@ -99,13 +99,13 @@ async def test_the_first_request_after_a_long_outage_finds_the_stage(store: Path
         stages = [await stack.enter_async_context(stage_of(server.address)) for server in gone]
         for server, stage in zip(gone, stages, strict=True):
             await stage.refresh()
-            await server.switch.off()
+            await server.process.stop()
         end = time.monotonic() + 4
         while time.monotonic() < end:
             await asyncio.gather(*(stage.refresh() for stage in stages))
             await asyncio.sleep(0.1)
         for server, stage in zip(gone, stages, strict=True):
-            await server.switch.on()
+            await server.process.start()
             assert (await stage.find(TAG)).endpoint.address == server.address
 
 
@@ -131,7 +131,7 @@ async def test_new_addresses_are_added_once_the_tls_files_are_valid_again(
 ) -> None:
     """An error would end the background refresh for good."""
     ca, current = tmp_path / "ca.pem", ["127.0.0.1:1"]
-    make_authority(ca)
+    trustme.CA().cert_pem.write_to_path(ca)
     good = ca.read_bytes()
 
     async def resolve(name: str) -> list[str]:
@@ -143,11 +143,6 @@ async def test_new_addresses_are_added_once_the_tls_files_are_valid_again(
             await stage.refresh()
             assert len(stage.endpoints) == expected
             current = ["127.0.0.1:1", "127.0.0.1:2"]
-
-
-def make_authority(path: Path) -> None:
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path.with_suffix(".key"))
-    subprocess.run(["openssl", "req", "-x509", *key, "-out", path, "-subj", "/CN=ca"], check=True, capture_output=True)
 
 
 async def test_a_replica_whose_address_left_dns_is_replaced(store: Path) -> None:
