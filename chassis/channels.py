@@ -117,7 +117,7 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
 
 
 class _MetadataChannel(grpc.aio.Channel):
-    """A channel that adds the current request id and span to each call.
+    """A channel that sends request id and span with calls.
 
     It is a wrapper because gRPC's client interceptors start one task per call and copy every stream message through
     queues. The wrapper only adds two metadata entries. It returns gRPC's own call, which handles cancellation.
@@ -158,7 +158,7 @@ class _MetadataChannel(grpc.aio.Channel):
 
 
 def _with_request_metadata(multicallable: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap one stub method of any of the four RPC kinds."""
+    """Wrap one stub method, of any RPC kind."""
 
     def call(*args: Any, metadata: Iterable[tuple[str, str | bytes]] | None = None, **kwargs: Any) -> Any:
         current = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}

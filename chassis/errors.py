@@ -97,13 +97,16 @@ class PermissionDenied(TandemError):
 
 
 class FailedPrecondition(TandemError):
-    """The system is in the wrong state, for example a checkpoint does not fit."""
+    """The system is in the wrong state for the request."""
 
     code = Code.FAILED_PRECONDITION
 
 
 class ResourceExhausted(TandemError):
-    """A queue, a quota or memory is full. Retry after `retry_after_s`."""
+    """A queue, a quota or memory is full.
+
+    The client should retry after `retry_after_s`.
+    """
 
     code = Code.RESOURCE_EXHAUSTED
 
@@ -121,7 +124,10 @@ class Cancelled(TandemError):
 
 
 class Unavailable(TandemError):
-    """A part of the system is unreachable or stopping. A retry may help."""
+    """A part of the system is unreachable or stopping.
+
+    A retry may help.
+    """
 
     code = Code.UNAVAILABLE
 
@@ -139,6 +145,9 @@ class DataLoss(TandemError):
 
 
 class Internal(TandemError):
-    """A bug or a hardware failure. The log has details under the request id."""
+    """A bug or a hardware failure.
+
+    The log has details under the request id.
+    """
 
     code = Code.INTERNAL

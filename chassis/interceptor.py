@@ -1,4 +1,4 @@
-"""Server interceptor: request ids, error mapping, metrics and one log line per RPC."""
+"""Server interceptor: request ids, error mapping, metrics, spans and log lines."""
 
 import asyncio
 import re
@@ -30,13 +30,13 @@ _DEADLINE_TOLERANCE_S = 0.05
 
 _log = structlog.get_logger()
 
-Context = Any  # grpc.aio.ServicerContext; its published type lacks half of its methods
-MethodHandler = Any  # grpc.RpcMethodHandler; generic in its published type, but not at run time
+Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
+MethodHandler = Any  # grpc.RpcMethodHandler, which is generic in its published type but not at run time
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
 
 class CallsInFlight:
-    """Number of RPCs in flight, so that a draining server can wait for the last one."""
+    """Counts RPCs in flight, for draining."""
 
     def __init__(self) -> None:
         self.draining = False  # True refuses new RPCs
@@ -117,7 +117,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
 
 class _RpcRecord:
-    """Records one RPC in metrics, log and span when it ends."""
+    """Records one finished RPC in metrics, log and span."""
 
     def __init__(self, method: str, background: bool, rpc_span: Span) -> None:
         self.code = grpc.StatusCode.OK
@@ -152,7 +152,7 @@ def _level(code: grpc.StatusCode, background: bool) -> Callable[..., None]:
 
 
 async def _run_or_abort(handler: Handler, request: Any, context: Context, record: _RpcRecord) -> Any:
-    """Run `handler`, and abort the RPC with the status of its exception."""
+    """Run `handler`, and turn its exception into the RPC's status."""
     try:
         return await handler(request, context)
     except TandemError as raised:
@@ -184,13 +184,16 @@ async def _run_or_abort(handler: Handler, request: Any, context: Context, record
 
 
 def _log_bug() -> Internal:
-    """Log the current exception and return the error for the client."""
+    """Log the current exception and return the client's error."""
     _log.exception("unexpected error")
     return Internal(f"The server failed unexpectedly: search its log for request id {current_request_id()}.")
 
 
 def _adapt(handler: Any) -> tuple[Handler, Callable[[bytes], Any]]:
-    """Return `handler` with a request id added, and its request parser."""
+    """Return `handler` with the request id sent, and its parser.
+
+    The parser reads one request of a client stream.
+    """
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     parse = _parser(handler.request_deserializer)
     read = _unchanged if handler.request_streaming else parse

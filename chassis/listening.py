@@ -15,7 +15,7 @@ _UNKNOWN_HOST = "the host name is unknown, so check its spelling or use an IP ad
 
 
 def cannot_listen(address: str, error: OSError | None = None, *, service: str = "gRPC") -> FailedPrecondition:
-    """Return the error of a server that cannot listen on `address`.
+    """Return an error with the cause and the remedy.
 
     Args:
         address: 'host:port'.
@@ -27,7 +27,7 @@ def cannot_listen(address: str, error: OSError | None = None, *, service: str = 
 
 
 def _bind_error(address: str) -> OSError | None:
-    """Return the error of binding a socket to `address`, if any."""
+    """Return the error of binding a socket, if any."""
     host, port = split_address(address)
     try:
         for family, kind, protocol, _, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):

@@ -1,4 +1,4 @@
-"""Log to stderr, one line per event, as JSON or for a terminal.
+"""Log one line per event to stderr, as JSON or columns.
 
 Log records and warnings of libraries take the same path. Lines logged during a request contain its id, so one `grep`
 over all processes finds everything about a request.

@@ -1,4 +1,4 @@
-"""LRU cache bounded by bytes and age. Entries in use are never evicted."""
+"""LRU cache bounded by bytes and age, with pinned entries."""
 
 import time
 from collections import OrderedDict
@@ -61,7 +61,7 @@ class LruStore(Generic[K, V]):
 
     @contextmanager
     def use(self, key: K) -> Iterator[V | None]:
-        """Yield the value of `key`, pinned for the block, or None."""
+        """Yield the pinned value of `key`, or None."""
         entry = self._pin(key)
         try:
             yield None if entry is None else entry.value

@@ -1,4 +1,7 @@
-"""Metrics of every server. A service defines its own beside the measured code."""
+"""Metrics of every server.
+
+A service defines its own metrics beside the code that they measure.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,7 +21,7 @@ _EXPORT_TIMEOUT_S = 5.0  # per batch. Newer spans wait in a bounded queue, then 
 
 
 class OtlpSpan:
-    """An OpenTelemetry span; see `chassis.spans.Span`."""
+    """An OpenTelemetry span. See `chassis.spans.Span`."""
 
     def __init__(self, inner: trace.Span) -> None:
         self._inner = inner
@@ -31,13 +31,13 @@ class OtlpSpan:
         self._inner.set_attributes(dict(attributes))
 
     def fail(self, reason: str) -> None:
-        """Mark the span as failed, for a reason in one word."""
+        """Mark the span as failed. The reason is one word."""
         self._inner.set_status(trace.StatusCode.ERROR)
         self._inner.set_attribute("error.type", reason)
 
 
 class OtlpRecorder:
-    """Sends spans by OTLP from its own thread; see `chassis.spans.SpanRecorder`."""
+    """Sends spans to a collector, from its own thread."""
 
     def __init__(self, service: str, endpoint: str, sample: float) -> None:
         """Start to record. The exporter connects with its first batch."""

@@ -23,7 +23,7 @@ def new_request_id() -> str:
 
 
 def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """Return the id in `metadata`, or a fresh one if absent or malformed."""
+    """Return the valid id in `metadata`, or a fresh one."""
     for key, value in metadata or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _VALID.fullmatch(value):
             return value
@@ -31,7 +31,7 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
 
 
 def current_request_id() -> str | None:
-    """Return the id of the current request, or None outside of one."""
+    """Return the id of the current request, if any."""
     return _current.get()
 
 

@@ -80,7 +80,9 @@ class Server:
             await self.health.set(name, serving=True)
 
     async def stop(self, drain_s: float, at_once: asyncio.Event | None = None) -> None:
-        """Drain and stop: report NOT_SERVING, refuse new RPCs, finish or cancel others.
+        """Drain the server and stop it.
+
+        It reports NOT_SERVING, refuses new RPCs, waits for those in flight and cancels the rest.
 
         Args:
             drain_s: longest wait for RPCs in flight, seconds.
@@ -156,7 +158,10 @@ async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
 
 
 class _Signals:
-    """Handles SIGTERM and Ctrl-C: drain, then stop now, then the system's default."""
+    """Handles SIGTERM and Ctrl-C.
+
+    The first signal drains, the second stops now, and the third has its default effect.
+    """
 
     def __init__(self) -> None:
         self.ready = False  # until then, a signal cancels the start

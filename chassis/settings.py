@@ -36,10 +36,11 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_nam
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of every server. A service adds its own fields and prefix.
+    """Settings of every server.
 
-    The subclass sets `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")`. A field `drain_s` is then read
-    from `--drain-s`, else from `TANDEM_VISION_DRAIN_S`, else it has its default. `--help` shows its description.
+    A service adds its own fields in a subclass, with `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")`.
+    A field `drain_s` is then read from `--drain-s`, else from `TANDEM_VISION_DRAIN_S`, else it has its default.
+    `--help` shows its description.
     """
 
     model_config = SettingsConfigDict(
@@ -153,7 +154,7 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
 
 
 def _add_flag(kind: type[BaseSettings], parser: ArgumentParser, *flags: str, **options: Any) -> None:
-    """Add one flag to the parser, with its help as users type values."""
+    """Add one flag, with its default as users type it."""
     field = kind.model_fields.get(options.get("dest", ""))
     if field is not None:
         options["help"] = options["help"].replace(
@@ -182,7 +183,7 @@ def _describe(kind: type[BaseSettings], loc: tuple[int | str, ...], message: str
 
 
 def _without_values(message: str) -> str:
-    """Keep only the names of unknown flags: their values can be secret."""
+    """Remove the values of unknown flags, which can be secret."""
     start, unknown, words = message.partition("unrecognized arguments: ")
     if not unknown:
         return message

@@ -39,7 +39,7 @@ class SingleFlight(Generic[K, R]):
         return len(self._flights)
 
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> FlightResult[R]:
-        """Return the result of the work of `key`, and start it if needed.
+        """Await the work of `key`, and start it if needed.
 
         Cancelling a caller does not affect the others. The work is cancelled with its last caller.
 

@@ -18,7 +18,7 @@ class Span(Protocol):
         ...
 
     def fail(self, reason: str) -> None:
-        """Mark the span as failed, for a reason in one word."""
+        """Mark the span as failed. The reason is one word."""
         ...
 
 

@@ -49,6 +49,9 @@ def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
 
 
 def _short(shape: Sequence[int]) -> str:
-    """Return `shape` as text. A hostile shape can have a million dimensions."""
+    """Return `shape` as text of bounded length.
+
+    A hostile tensor can have a million dimensions.
+    """
     head = ", ".join(str(length) for length in shape[:8])
     return f"[{head}, ...] ({len(shape)} dimensions)" if len(shape) > 8 else f"[{head}]"

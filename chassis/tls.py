@@ -40,7 +40,7 @@ def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path |
     Args:
         cert: PEM file of the server's certificate chain.
         key: PEM file of the certificate's private key.
-        client_ca: PEM file of the authorities whose client certificates are required; None requires none.
+        client_ca: PEM file of the authorities of client certificates, which are then required. None requires none.
 
     Raises:
         FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
@@ -85,7 +85,7 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _reason(error: Exception) -> str:
-    """Describe the problem of a file without its path or content."""
+    """Describe a file's problem without its path or content."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not PEM").replace("_", " ").lower()
     return getattr(error, "strerror", None) or "not PEM"

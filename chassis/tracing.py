@@ -27,7 +27,7 @@ def span(
     attributes: Attributes | None = None,
     metadata: Iterable[tuple[str, str | bytes]] | None = None,
 ) -> AbstractContextManager[Span]:
-    """Return a context manager that records its block as a span.
+    """Record a `with` block as a span.
 
     Args:
         name: name of the operation. It has few values, so it never contains an id.

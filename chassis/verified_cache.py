@@ -33,10 +33,10 @@ V = TypeVar("V", bound=HashedData)
 
 
 class VerifiedCache(Generic[V]):
-    """LRU cache by visual key, bounded by bytes and age. For one event loop.
+    """LRU cache by visual key, bounded by bytes and age.
 
-    The visual key is a digest over everything the visual tokens depend on. So an entry never answers for another
-    image, another tenant or other vision weights.
+    It belongs to one event loop. The visual key is a digest over everything the visual tokens depend on. So an entry
+    never answers for another image, another tenant or other vision weights.
 
     The cache keeps the metrics of `chassis.cache_metrics` for its level, except the number of requests.
     """
@@ -67,7 +67,7 @@ class VerifiedCache(Generic[V]):
 
     @contextmanager
     def use(self, key: bytes) -> Iterator[V | None]:
-        """Yield the entry of `key`, pinned for the block, or None on a miss.
+        """Yield the pinned entry of `key`, or None.
 
         A corrupted entry is dropped, counted and logged, and is a miss.
         """
@@ -81,7 +81,7 @@ class VerifiedCache(Generic[V]):
             yield entry
 
     def pin(self, key: bytes) -> AbstractContextManager[object]:
-        """Return a context manager that pins the entry of `key` without reading it."""
+        """Pin the entry of `key` without reading it."""
         return self._store.use(key)
 
     def put(self, key: bytes, entry: V) -> None:

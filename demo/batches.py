@@ -78,7 +78,7 @@ class ConversationEncoder:
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self._builder = PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))
         (self._end,) = config.language.eos_token_ids
-        before, _, _ = self._builder.build([_user_message("", with_image=True)])
+        before, _, _ = self._builder.build_segments([_user_message("", with_image=True)])
         assert isinstance(before, TextSegment)
         self.before_image = before.token_ids  # the same for every conversation
 
@@ -93,7 +93,7 @@ class ConversationEncoder:
         for turn in conversation.turns:
             messages.append(_user_message(turn.question, with_image=not messages))
             # As in serving, each prompt is built anew from all messages so far.
-            *_, after_image = self._builder.build(messages)
+            *_, after_image = self._builder.build_segments(messages)
             assert isinstance(after_image, TextSegment)
             answer = [*self._builder.encode_text(turn.answer), self._end]
             targets += [IGNORED] * (len(after_image.token_ids) - len(token_ids) - 1)

@@ -1,10 +1,6 @@
-"""A model's life inside a stage: settings, load, ready, drain."""
+"""Load, lease and drain the models of a stage, with its settings."""
 
 from hosting.models import ModelCalls, ModelHost
 from hosting.settings import StageSettings
 
-__all__ = [
-    "ModelCalls",
-    "ModelHost",
-    "StageSettings",
-]
+__all__ = ["ModelCalls", "ModelHost", "StageSettings"]

@@ -1,4 +1,4 @@
-"""The models of one process: loaded once, leased to requests, unloaded after the last of them."""
+"""Load the models of a process, lease them and unload them."""
 
 import asyncio
 import time
@@ -17,21 +17,21 @@ READY = model_pb2.MODEL_STATE_READY
 DRAINING = model_pb2.MODEL_STATE_DRAINING
 FAILED = model_pb2.MODEL_STATE_FAILED
 
-# A tag that names nothing leaves nothing behind: else asking for a million of them would fill the table.
-_NAMES_NOTHING = frozenset({"UNKNOWN_TAG", "BAD_TAG"})
+# Do not list tags that failed for these reasons. Otherwise requests for unknown tags would fill the table.
+_NOT_LISTED = frozenset({"UNKNOWN_TAG", "BAD_TAG"})
 
 _log = structlog.get_logger()
 
 
 class HostedModel(Protocol):
-    """What a service loads: something that describes itself and can be closed."""
+    """A loaded model that can describe itself and close."""
 
     def info(self) -> model_pb2.ModelInfo:
-        """Describe the model; the host fills in `tag`, `state` and `load_s`."""
+        """Describe the model. The host sets `tag`, `state` and `load_s`."""
         ...
 
     async def close(self) -> None:
-        """Free what the model holds. Called once, when no request uses it."""
+        """Free the model's memory. Called once, after the last lease."""
         ...
 
 
@@ -39,7 +39,7 @@ M = TypeVar("M", bound=HostedModel)
 
 
 class _Slot(Generic[M]):
-    """One tag of the table."""
+    """State of one tag."""
 
     def __init__(self, tag: str) -> None:
         self.info = model_pb2.ModelInfo(tag=tag, state=LOADING)
@@ -53,15 +53,15 @@ class _Slot(Generic[M]):
 
 
 class ModelHost(Generic[M]):
-    """The models of one process by tag. For one event loop; every method is called on it."""
+    """Models of one process, by tag. For one event loop."""
 
     def __init__(self, *, load: Callable[[str], Awaitable[M]], health: Health, service_name: str) -> None:
         """Start empty.
 
         Args:
-            load: reads the model of a tag; raises a TandemError that says why it cannot.
-            health: told of every model as `<service_name>/<tag>`.
-            service_name: full name of the service, 'tandem.v1.VisionService'.
+            load: loads the model of a tag, or raises a TandemError.
+            health: reports each model as `<service_name>/<tag>`.
+            service_name: full name of the service, such as 'tandem.v1.VisionService'.
         """
         self._load_model = load
         self._health = health
@@ -70,16 +70,16 @@ class ModelHost(Generic[M]):
         self._closed = False
 
     async def load(self, tag: str) -> model_pb2.ModelInfo:
-        """Load the model of `tag` and return it ready; callers at the same time share one load.
+        """Load the model of `tag` and return its description.
 
-        A caller that is cancelled leaves the load running.
+        Concurrent callers share one load. Cancelling a caller does not stop the load.
 
         Raises:
-            TandemError: what kept the model from loading; it stays listed as failed, and the next call tries again.
-            Unavailable: reason 'MODEL_DRAINING', the model is being unloaded; 'STOPPING', the process is.
+            TandemError: the load failed. The model is listed as failed, and the next call retries.
+            Unavailable: reason 'MODEL_DRAINING' while the model is unloaded, 'STOPPING' while the process stops.
         """
         if self._closed:
-            raise Unavailable("The process is stopping.", reason="STOPPING")
+            raise Unavailable("The process is stopping: load the model on another replica.", reason="STOPPING")
         slot = self._slots.get(tag)
         if slot is not None and slot.info.state == DRAINING:
             raise _draining(tag)
@@ -93,23 +93,23 @@ class ModelHost(Generic[M]):
         return _copy(slot.info)
 
     async def unload(self, tag: str) -> None:
-        """Refuse new leases of `tag`, wait until the last one ends, close the model and forget it.
+        """Drain the leases of `tag`, then remove its model.
 
-        A model that is loading is waited for first. A caller that is cancelled leaves the unloading running.
+        A load in flight is finished first. Cancelling a caller does not stop the unloading.
 
         Raises:
-            NotFound: reason 'UNKNOWN_TAG', the process holds no such model.
+            NotFound: reason 'UNKNOWN_TAG', this process has no such model.
         """
         await self._retire(tag, self._slot(tag))
 
     @contextmanager
     def lease(self, tag: str) -> Iterator[M]:
-        """Hold the model of `tag` for the length of the block; it is not closed before.
+        """Yield the model of `tag`, loaded until the block ends.
 
         Raises:
-            NotFound: reason 'UNKNOWN_TAG', the process holds no such model.
+            NotFound: reason 'UNKNOWN_TAG', this process has no such model.
             Unavailable: reason 'MODEL_LOADING' or 'MODEL_DRAINING', with a retry delay.
-            FailedPrecondition: reason 'MODEL_FAILED', the model could not be loaded.
+            FailedPrecondition: reason 'MODEL_FAILED', the model failed to load.
         """
         slot = self._slot(tag)
         model = _usable(tag, slot)
@@ -126,27 +126,32 @@ class ModelHost(Generic[M]):
         """Describe the model of `tag`.
 
         Raises:
-            NotFound: reason 'UNKNOWN_TAG', the process holds no such model.
+            NotFound: reason 'UNKNOWN_TAG', this process has no such model.
         """
         return _copy(self._slot(tag).info)
 
     def list(self) -> list[model_pb2.ModelInfo]:
-        """Describe every model, in the order of their tags."""
+        """Describe all models, sorted by tag."""
         return [_copy(self._slots[tag].info) for tag in sorted(self._slots)]
 
     async def close(self) -> None:
-        """Refuse further loads and unload every model."""
+        """Refuse new loads and unload every model."""
         self._closed = True
         await asyncio.gather(*(self._retire(tag, slot) for tag, slot in list(self._slots.items())))
 
     def _slot(self, tag: str) -> _Slot[M]:
         slot = self._slots.get(tag)
         if slot is None:
-            raise NotFound("This process holds no model of that tag.", reason="UNKNOWN_TAG", field="tag")
+            choices = f", or use {' or '.join(sorted(self._slots))}" if self._slots else ""
+            message = f"This process has no model of that tag: load it{choices}."
+            raise NotFound(message, reason="UNKNOWN_TAG", field="tag")
         return slot
 
     async def _run_load(self, tag: str, slot: _Slot[M]) -> None:
-        """Bring `slot` from LOADING to READY or FAILED. Never raises: the error is kept for those who wait."""
+        """Bring `slot` from LOADING to READY or FAILED.
+
+        It never raises. `slot` keeps the error for the callers.
+        """
         started = time.perf_counter()
         await self._set_health(tag, serving=False)
         try:
@@ -159,29 +164,32 @@ class ModelHost(Generic[M]):
             slot.error = error
         except Exception:
             _log.exception("model failed to load", tag=tag)
-            slot.error = Internal("The model could not be loaded; the log says why.", reason="MODEL_LOAD_FAILED")
+            slot.error = Internal("The model failed to load: see the log of the service.", reason="MODEL_LOAD_FAILED")
         slot.loading = None
         if slot.error is None:
             _log.info("model ready", tag=tag, load_s=round(slot.info.load_s, 3))
             await self._set_health(tag, serving=True)
-        elif slot.error.reason in _NAMES_NOTHING:
+        elif slot.error.reason in _NOT_LISTED:
             del self._slots[tag]
         else:
             slot.info.state = FAILED
 
     async def _retire(self, tag: str, slot: _Slot[M]) -> None:
-        """Drain `slot` and wait for it, with whoever else does."""
+        """Drain `slot` and wait for the end.
+
+        Concurrent callers share one drain.
+        """
         if slot.loading is not None:
             await asyncio.shield(slot.loading)
         if self._slots.get(tag) is not slot:
-            return  # its load failed and left nothing, or another caller retired it meanwhile
+            return  # its load failed, or another caller has unloaded it
         if slot.draining is None:
             slot.info.state = DRAINING
             slot.draining = asyncio.create_task(self._run_drain(tag, slot))
         await asyncio.shield(slot.draining)
 
     async def _run_drain(self, tag: str, slot: _Slot[M]) -> None:
-        """Wait for the leases of `slot`, close its model, and drop it from the table."""
+        """Close and remove `slot` after its last lease."""
         await self._set_health(tag, serving=False)
         await slot.unused.wait()
         try:
@@ -198,7 +206,7 @@ class ModelHost(Generic[M]):
 
 
 class ModelCalls(Generic[M]):
-    """The four model calls of a service, over `self.models`; mixed into both stages' servicers."""
+    """Mixin with the four model RPCs, served from `self.models`."""
 
     models: ModelHost[M]
 
@@ -207,33 +215,38 @@ class ModelCalls(Generic[M]):
         return model_pb2.GetModelResponse(model=self.models.get(request.tag))
 
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
-        """Describe every model."""
+        """Describe all models."""
         return model_pb2.ListModelsResponse(models=self.models.list())
 
     async def LoadModel(self, request: model_pb2.LoadModelRequest, context: object) -> model_pb2.LoadModelResponse:  # noqa: N802
-        """Load a model and answer when it is ready."""
+        """Load a model and respond when it is ready."""
         return model_pb2.LoadModelResponse(model=await self.models.load(request.tag))
 
     async def UnloadModel(  # noqa: N802
         self, request: model_pb2.UnloadModelRequest, context: object
     ) -> model_pb2.UnloadModelResponse:
-        """Unload a model and answer when its memory is free."""
+        """Unload a model and respond when its memory is free."""
         await self.models.unload(request.tag)
         return model_pb2.UnloadModelResponse()
 
 
 def _usable(tag: str, slot: _Slot[M]) -> M:
     if slot.info.state == LOADING:
-        raise Unavailable("The model is being loaded.", reason="MODEL_LOADING", retry_after_s=1)
+        raise Unavailable(f"The model {tag} is still loading: retry soon.", reason="MODEL_LOADING", retry_after_s=1)
     if slot.info.state == DRAINING:
         raise _draining(tag)
     if slot.model is None:
-        raise FailedPrecondition("The model could not be loaded.", reason="MODEL_FAILED", field="tag")
+        cause = "" if slot.error is None else f" ({slot.error.message.removesuffix('.')})"
+        raise FailedPrecondition(
+            f"The model {tag} failed to load{cause}: load it again.", reason="MODEL_FAILED", field="tag"
+        )
     return slot.model
 
 
 def _draining(tag: str) -> Unavailable:
-    return Unavailable(f"The model {tag} is being unloaded.", reason="MODEL_DRAINING", retry_after_s=1)
+    return Unavailable(
+        f"The model {tag} is being unloaded: retry on another replica.", reason="MODEL_DRAINING", retry_after_s=1
+    )
 
 
 def _copy(info: model_pb2.ModelInfo) -> model_pb2.ModelInfo:

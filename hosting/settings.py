@@ -1,4 +1,4 @@
-"""What both stages can be told: which models to serve, and how to compute."""
+"""Settings of both stages: which models to serve and how to compute."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,29 +10,31 @@ from chassis.settings import CommaSeparated, ServiceSettings
 
 
 class StageSettings(ServiceSettings):
-    """Settings of a service that runs one half of models out of a store."""
+    """Settings of a stage, which runs half of each model."""
 
     models: Path = Field(description="folder of the model store")
     tags: CommaSeparated = Field((), description="tags to load at start, separated by commas")
     precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="type of weights and arithmetic, and of a KV cache"
+        "bfloat16", description="data type of weights, arithmetic and KV cache"
     )
     device: str = Field(
-        "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda, or cuda:<index>"
+        "cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="device of the model: cpu, cuda or cuda:<index>"
     )
-    threads: int = Field(0, ge=0, description="threads of one forward pass on the processor; 0 is one a core")
+    threads: int = Field(0, ge=0, description="threads of one forward pass on the CPU. 0 is one per core")
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision as torch names it."""
+        """The precision as a torch type."""
         return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     @field_validator("device")
     @classmethod
-    def _is_here(cls, device: str) -> str:
+    def _check_device(cls, device: str) -> str:
         if device == "cpu":
             return device
         index = int(device.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise ValueError(f"there is no such device here; torch sees {torch.cuda.device_count()} GPUs")
+        num_gpus = torch.cuda.device_count()
+        if index >= num_gpus:
+            choices = "cpu" if num_gpus == 0 else f"cpu or cuda:0 to cuda:{num_gpus - 1}"
+            raise ValueError(f"torch sees {num_gpus} GPUs here, so choose {choices}")
         return f"cuda:{index}"

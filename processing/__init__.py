@@ -1,4 +1,4 @@
-"""Turn text and images into what a checkpoint expects, before the model."""
+"""Turn messages and images into model input, and tokens into text."""
 
 from processing.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
 from processing.detokenizer import Detokenizer, Vocabulary

@@ -1,7 +1,7 @@
-"""A checkpoint's chat template, rendered so that what people wrote stays apart from what the template wrote.
+"""Render a chat template, and keep message text apart from template text.
 
-The template runs in Jinja2's immutable sandbox and never sees a word of the conversation: every text is replaced by a
-mark that stands for it, and the rendered string is split at the marks. So no text can pass for the template's own.
+The template runs in Jinja2's immutable sandbox. It never sees the texts of a conversation: a placeholder replaces each
+text, and the rendered string is split at the placeholders. So message text cannot imitate template text.
 """
 
 import re
@@ -14,26 +14,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 
-# From Unicode's private use area; a template that contains one of these itself is refused.
+# Placeholders use Unicode's private use area. A template that contains these characters is refused.
 _OPEN, _CLOSE = "\ue000", "\ue001"
-_MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 class TextPart(TypedDict):
-    """Words of a message."""
+    """Text in a message."""
 
     type: Literal["text"]
     text: str
 
 
 class ImagePart(TypedDict):
-    """The place of an image in a message."""
+    """An image in a message. Its data is kept elsewhere."""
 
     type: Literal["image"]
 
 
 class ChatMessage(TypedDict):
-    """One turn, as templates expect it."""
+    """One message, in the form that templates expect."""
 
     role: Literal["system", "user", "assistant"]
     content: list[TextPart | ImagePart]
@@ -41,14 +41,14 @@ class ChatMessage(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class TemplateText:
-    """A piece the template wrote: its special tokens count as such."""
+    """Text that the template wrote. It may contain special tokens."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class SpokenText:
-    """A piece somebody wrote: nothing in it is a special token."""
+class MessageText:
+    """Text of a message. It never becomes a special token."""
 
     text: str
 
@@ -60,11 +60,13 @@ class ChatTemplate:
         """Compile `source`.
 
         Raises:
-            FailedPrecondition: it is not a template, or it contains the characters that mark texts here.
+            FailedPrecondition: it is no valid template, or it contains the placeholder characters.
         """
         if _OPEN in source or _CLOSE in source:
-            raise FailedPrecondition("The chat template contains U+E000 or U+E001.", reason="BAD_CHECKPOINT")
-        # The block options and loop controls are those released templates are written for.
+            raise FailedPrecondition(
+                "The chat template contains U+E000 or U+E001, which are reserved: remove them.", reason="BAD_CHECKPOINT"
+            )
+        # Released templates expect these block options and loop controls.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -74,41 +76,43 @@ class ChatTemplate:
         except TemplateError as error:
             raise FailedPrecondition(f"The chat template is not valid: {error}", reason="BAD_CHECKPOINT") from error
 
-    def render(self, messages: Sequence[ChatMessage]) -> list[TemplateText | SpokenText]:
-        """Return the prompt for the next answer, in order, as pieces by author.
+    def render(self, messages: Sequence[ChatMessage]) -> list[TemplateText | MessageText]:
+        """Return the prompt as pieces of template and message text.
 
         Raises:
-            InvalidArgument: the template refuses this conversation (two user turns in a row, say).
-            FailedPrecondition: the template fails, or does not place every text exactly once.
+            InvalidArgument: the template refuses this conversation, for example two user messages in a row.
+            FailedPrecondition: the template fails, or does not output every text exactly once.
         """
         texts: list[str] = []
-        marked = [_mark_texts(message, texts) for message in messages]
+        replaced = [_replace_texts(message, texts) for message in messages]
         try:
-            rendered = self._template.render(messages=marked, add_generation_prompt=True)
+            rendered = self._template.render(messages=replaced, add_generation_prompt=True)
         except _RefusedError as error:
             raise InvalidArgument(
                 f"The model's chat template refuses this conversation: {error}",
                 reason="TEMPLATE_REFUSED",
                 field="messages",
             ) from error
-        except Exception as error:  # what a template does is Python: it adds a text to a list, or divides by zero
+        except Exception as error:  # a template runs Python expressions, which can raise anything
             raise FailedPrecondition(f"The chat template failed: {error}", reason="BAD_CHECKPOINT") from error
-        placed = [int(index) for index in _MARK.findall(rendered)]
-        if sorted(placed) != list(range(len(texts))):
-            raise FailedPrecondition("The chat template drops or repeats a text.", reason="BAD_CHECKPOINT")
+        positions = [int(index) for index in _PLACEHOLDER.findall(rendered)]
+        if sorted(positions) != list(range(len(texts))):
+            raise FailedPrecondition(
+                "The chat template must output every text of a message exactly once.", reason="BAD_CHECKPOINT"
+            )
         return list(_pieces(rendered, texts))
 
 
 class _RefusedError(TemplateError):
-    """Raised by a template's own `raise_exception(...)`."""
+    """Raised by a template that calls `raise_exception(...)`."""
 
 
 def _refuse(message: str) -> NoReturn:
     raise _RefusedError(message)
 
 
-def _mark_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
-    """Return `message` with a mark for every text, and append the texts to `texts`."""
+def _replace_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
+    """Return `message` with placeholders, and append its texts to `texts`."""
     content: list[TextPart | ImagePart] = []
     for part in message["content"]:
         if part["type"] == "text":
@@ -119,10 +123,10 @@ def _mark_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
     return {"role": message["role"], "content": content}
 
 
-def _pieces(rendered: str, texts: Sequence[str]) -> Iterator[TemplateText | SpokenText]:
+def _pieces(rendered: str, texts: Sequence[str]) -> Iterator[TemplateText | MessageText]:
     # Splitting at a pattern with one group alternates: template text, index, template text, index, ...
-    for position, piece in enumerate(_MARK.split(rendered)):
+    for position, piece in enumerate(_PLACEHOLDER.split(rendered)):
         if position % 2:
-            yield SpokenText(texts[int(piece)])
+            yield MessageText(texts[int(piece)])
         elif piece:
             yield TemplateText(piece)

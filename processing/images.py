@@ -1,6 +1,6 @@
-"""Turn a decoded image into the pixels a model takes.
+"""Turn a decoded image into the input of a vision model.
 
-S side of the model's square, in pixels
+S side of the model's square input, in pixels
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 
 from checkpoint.config import VisionConfig
 
-# Part of every encoder id: change it whenever the same bytes would become other pixels.
+# Part of every encoder id. Change it whenever the same file would become other pixels.
 PREPROCESSING = "pad-square-bicubic-v1"
 
 _ORIENTATION_TAG = 0x0112
@@ -27,7 +27,7 @@ _UPRIGHT = {
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the loaded image as 8-bit RGB."""
     if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
+        # 16-bit grey. Pillow's own conversion would clip all values above 255 to white.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -38,21 +38,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the rotation a camera noted in EXIF."""
+    """Undo the rotation that a camera recorded in EXIF."""
     try:
         orientation = source.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged EXIF leaves the image as it was stored, as in a browser
+    except Exception:  # ignore damaged EXIF, as browsers do
         return rgb
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return rgb if method is None else rgb.transpose(method)
 
 
 def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
-    """Return the model's input, [3, S, S], of an RGB image.
+    """Return an RGB image as model input, [3, S, S].
 
-    The image is scaled (bicubic) until its longer side is S and centred on a square of the mean colour, as LLaVA-1.5
-    does (Liu et al. 2023, arXiv:2310.03744): nothing is cut away and shapes keep their proportions. Colours in 0..1
-    are then normalised by the configuration's mean and standard deviation, so the border is about 0.
+    The image is scaled (bicubic) until its longer side is S, and centred on a square of the mean colour, as in
+    LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744). So nothing is cropped and proportions stay. Colours in 0..1 are then
+    normalised by the configuration's mean and standard deviation, so the border is about 0.
     """
     side = config.image_size
     scale = side / max(image.size)

@@ -1,6 +1,6 @@
-"""From a conversation to the segments of a prompt: token ids, and places for images.
+"""Turn chat messages into segments: token ids and image slots.
 
-Training and serving both build prompts here, so that a model is asked with the very ids it was trained with.
+Training and serving both use this module, so prompts have the same token ids in both.
 """
 
 import json
@@ -14,52 +14,52 @@ from tokenizers import Tokenizer
 from chassis.errors import FailedPrecondition, Internal
 from checkpoint.config import ModelConfig
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified, read_verified_config
-from processing.chat_template import ChatMessage, ChatTemplate, SpokenText, TemplateText
+from processing.chat_template import ChatMessage, ChatTemplate, MessageText, TemplateText
 
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """A stretch of text."""
+    """Token ids between two images."""
 
     token_ids: tuple[int, ...]  # at least 1
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """The place of one image."""
+    """The position of one image in a prompt."""
 
-    index: int  # which image of the conversation, from 0
+    index: int  # number of the image in the conversation, from 0
 
 
 Segment = TextSegment | ImageSlot
 
-# What a template writes around turns is the same few texts for every conversation.
-_CACHED_TEMPLATE_TEXTS = 256
+_CACHED_TEMPLATE_TEXTS = 256  # a template writes the same few texts for every conversation
 
 
 class PromptBuilder:
-    """Builds prompts for one checkpoint."""
+    """Turns messages into segments, for one checkpoint."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        """Prepare the two encoders, one that knows the special tokens and one that does not.
+        """Prepare two encoders, one with and one without special tokens.
 
         Raises:
-            FailedPrecondition: the tokenizer does not fit the configuration.
+            FailedPrecondition: reason 'BAD_CHECKPOINT', the tokenizer does not fit the configuration.
         """
         image_id = tokenizer.token_to_id(config.image_token)
         if image_id is None:
             raise FailedPrecondition(
-                f"The tokenizer has no token {config.image_token!r}, which stands for an image.",
+                f"The tokenizer lacks the image token {config.image_token!r} of the configuration.",
                 reason="BAD_CHECKPOINT",
             )
         highest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
-        if highest_id >= config.language.vocab_size:
+        vocab_size = config.language.vocab_size
+        if highest_id >= vocab_size:
             raise FailedPrecondition(
-                f"The tokenizer has the token id {highest_id}, the model's vocabulary ends before.",
+                f"The tokenizer has token id {highest_id}, but the model's vocabulary has {vocab_size} tokens.",
                 reason="BAD_CHECKPOINT",
             )
         self.tokenizer = tokenizer
-        self.num_visual_tokens = config.num_visual_tokens  # positions one image takes
+        self.num_visual_tokens = config.num_visual_tokens  # tokens per image
         self._image_id = image_id
         self._template = template
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
@@ -67,12 +67,14 @@ class PromptBuilder:
         self._without_specials = _copy(tokenizer, keep_added_tokens=False)
         self._encode_template = lru_cache(_CACHED_TEMPLATE_TEXTS)(self._encode_with_specials)
 
-    def build(self, messages: Sequence[ChatMessage]) -> list[Segment]:
-        """Return the prompt for the next answer to `messages`; no two text segments stand side by side.
+    def build_segments(self, messages: Sequence[ChatMessage]) -> list[Segment]:
+        """Return the prompt for the next answer to `messages`.
+
+        Adjacent texts share one segment.
 
         Raises:
             InvalidArgument: the template refuses the conversation.
-            FailedPrecondition: the template fails, or does not place every text and image exactly once.
+            FailedPrecondition: the template fails, or does not output every text and image exactly once.
         """
         segments: list[Segment] = []
         token_ids: list[int] = []
@@ -91,20 +93,21 @@ class PromptBuilder:
         expected = sum(part["type"] == "image" for message in messages for part in message["content"])
         if num_images != expected:
             raise FailedPrecondition(
-                f"The chat template placed {num_images} images of {expected}.", reason="BAD_CHECKPOINT"
+                f"The chat template must output every image once, but it output {num_images} of {expected}.",
+                reason="BAD_CHECKPOINT",
             )
         return segments
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of text somebody wrote; whatever it says, none is a special token."""
+        """Return the token ids of message text, without special tokens."""
         token_ids: list[int] = self._without_specials.encode(text, add_special_tokens=False).ids
         if not self._special_ids.isdisjoint(token_ids):
-            # A vocabulary that spells a special token out of ordinary pieces; better no answer than a forged turn.
+            # This vocabulary can merge ordinary pieces into a special token. Fail rather than accept a forged message.
             raise Internal("The tokenizer turned plain text into a special token.", reason="BAD_CHECKPOINT")
         return token_ids
 
-    def count(self, segments: Sequence[Segment]) -> int:
-        """Return the positions `segments` take in the model's context."""
+    def count_tokens(self, segments: Sequence[Segment]) -> int:
+        """Return the number of tokens of `segments`, visual tokens included."""
         return sum(
             len(segment.token_ids) if isinstance(segment, TextSegment) else self.num_visual_tokens
             for segment in segments
@@ -115,43 +118,48 @@ class PromptBuilder:
             match piece:
                 case TemplateText(text):
                     yield from self._encode_template(text)
-                case SpokenText(text):
+                case MessageText(text):
                     yield from self.encode_text(text)
 
     def _encode_with_specials(self, text: str) -> tuple[int, ...]:
-        # 'add_special_tokens' is about a frame around the whole text, which the template already wrote.
+        # 'add_special_tokens' would add start and end tokens, which the template already wrote.
         return tuple(self._with_specials.encode(text, add_special_tokens=False).ids)
 
 
 def open_prompt_builder(folder: Path) -> PromptBuilder:
-    """Read the configuration, the tokenizer and the chat template of a checkpoint folder.
+    """Return the prompt builder of a checkpoint folder.
 
     Raises:
-        FailedPrecondition: reason 'BAD_CHECKPOINT', one of the files is missing or not valid.
-        DataLoss: reason 'DIGEST_MISMATCH', one of them is not what the manifest says.
+        FailedPrecondition: reason 'BAD_CHECKPOINT', the configuration, tokenizer or template is missing or invalid.
+        DataLoss: reason 'DIGEST_MISMATCH', one of them does not match the manifest.
     """
     manifest = read_manifest(folder)
     tokenizer_json, template = (read_verified(folder, manifest, name) for name in (TOKENIZER_FILE, TEMPLATE_FILE))
     try:
         tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        source = template.decode()
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise FailedPrecondition(
-            f"{TOKENIZER_FILE} or {TEMPLATE_FILE} of {folder.name} cannot be read.", reason="BAD_CHECKPOINT"
-        ) from error
+        raise _invalid(TOKENIZER_FILE, folder, error) from error
+    try:
+        source = template.decode()
+    except UnicodeDecodeError as error:
+        raise _invalid(TEMPLATE_FILE, folder, error) from error
     return PromptBuilder(read_verified_config(folder, manifest), tokenizer, ChatTemplate(source))
 
 
-def _copy(tokenizer: Tokenizer, *, keep_added_tokens: bool) -> Tokenizer:
-    """Return a copy that neither cuts nor pads; without its added tokens they are spelled out like any text.
+def _invalid(name: str, folder: Path, error: Exception) -> FailedPrecondition:
+    return FailedPrecondition(f"The file {name} of {folder.name} is not valid: {error}.", reason="BAD_CHECKPOINT")
 
-    Dropping them does more than the library's own `encode_special_tokens`, which leaves the added tokens that are not
-    marked special (tool calls, thinking) in force.
+
+def _copy(tokenizer: Tokenizer, *, keep_added_tokens: bool) -> Tokenizer:
+    """Return a copy of `tokenizer` without truncation and padding.
+
+    Without its added tokens, their spelling is encoded as ordinary text. The library's own option for this,
+    `encode_special_tokens`, does not cover added tokens that are not marked special (tool calls, thinking).
     """
     state = json.loads(tokenizer.to_str())
     if not keep_added_tokens:
         state["added_tokens"] = []
-        state["post_processor"] = None  # may name added tokens, and frames nothing here
+        state["post_processor"] = None  # it may refer to added tokens, and is not needed here
     copy = Tokenizer.from_str(json.dumps(state))
     copy.no_truncation()
     copy.no_padding()

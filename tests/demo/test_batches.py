@@ -28,7 +28,7 @@ def test_training_prompts_equal_serving_prompts(small_model: ModelConfig, tokeni
     conversation = two_turns()
     first, second = conversation.turns
     builder = PromptBuilder(small_model, tokenizer, ChatTemplate(CHAT_TEMPLATE))
-    before, _, after = builder.build(
+    before, _, after = builder.build_segments(
         [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": first.question}]},
             {"role": "assistant", "content": [{"type": "text", "text": first.answer}]},

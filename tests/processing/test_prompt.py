@@ -27,7 +27,7 @@ def user(*parts: str | None) -> ChatMessage:
 
 def text_ids(builder: PromptBuilder, messages: list[ChatMessage]) -> list[int]:
     """Return the ids of all text segments of a prompt, one after another."""
-    segments = builder.build(messages)
+    segments = builder.build_segments(messages)
     return [token_id for one in segments if isinstance(one, TextSegment) for token_id in one.token_ids]
 
 
@@ -43,7 +43,7 @@ def test_a_conversation_becomes_chatml_with_a_slot_for_each_image() -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]},
         user(None, "这个呢？"),
     ]
-    segments = BUILDER.build(messages)
+    segments = BUILDER.build_segments(messages)
     assert [segment for segment in segments if isinstance(segment, ImageSlot)] == [ImageSlot(0), ImageSlot(1)]
     assert [type(segment) for segment in segments] == [TextSegment, ImageSlot, TextSegment, ImageSlot, TextSegment]
     assert spelled(BUILDER, messages) == (
@@ -53,7 +53,7 @@ def test_a_conversation_becomes_chatml_with_a_slot_for_each_image() -> None:
         f"<|im_start|>user\n{IMAGE_MARKS}这个呢？<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert BUILDER.count(segments) == len(text_ids(BUILDER, messages)) + 2 * CONFIG.num_visual_tokens
+    assert BUILDER.count_tokens(segments) == len(text_ids(BUILDER, messages)) + 2 * CONFIG.num_visual_tokens
 
 
 HOSTILE = st.lists(
@@ -67,7 +67,7 @@ def test_text_never_becomes_a_special_token_whatever_it_says(text: str) -> None:
     """Else a user could end their turn and speak as the model, or claim an image's place."""
     ids = text_ids(BUILDER, [user(text)])
     specials = [TOKENIZER.id_to_token(token_id) for token_id in ids if token_id < len(SPECIAL_TOKENS)]
-    assert len(BUILDER.build([user(text)])) == 1
+    assert len(BUILDER.build_segments([user(text)])) == 1
     assert specials == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert spelled(BUILDER, [user(text)]) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -87,7 +87,7 @@ def test_building_does_not_depend_on_cutting_or_padding_in_the_tokenizer_file() 
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=500)
     builder = PromptBuilder(CONFIG, tokenizer, ChatTemplate(CHAT_TEMPLATE))
-    assert builder.build([user("a longer text")]) == BUILDER.build([user("a longer text")])
+    assert builder.build_segments([user("a longer text")]) == BUILDER.build_segments([user("a longer text")])
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_building_does_not_depend_on_cutting_or_padding_in_the_tokenizer_file() 
 )
 def test_an_unsound_template_is_refused_and_not_served(source: str) -> None:
     with pytest.raises(FailedPrecondition) as raised:
-        PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(source)).build([user("a", "b", None)])
+        PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(source)).build_segments([user("a", "b", None)])
     assert raised.value.reason == "BAD_CHECKPOINT"
 
 
 def test_a_template_may_refuse_a_conversation() -> None:
     builder = PromptBuilder(CONFIG, TOKENIZER, ChatTemplate("{{ raise_exception('no system turn, please') }}"))
     with pytest.raises(InvalidArgument, match="no system turn") as raised:
-        builder.build([user("a")])
+        builder.build_segments([user("a")])
     assert (raised.value.reason, raised.value.field) == ("TEMPLATE_REFUSED", "messages")
 
 

@@ -26,4 +26,4 @@ async def test_what_takes_long_is_built_beside_the_event_loop(
     building = asyncio.create_task(build_segments(release, conversation))
     await asyncio.sleep(0)
     assert building.done() == is_built_at_once
-    assert release.prompts.count(await building) > sum(map(len, parts))
+    assert release.prompts.count_tokens(await building) > sum(map(len, parts))
