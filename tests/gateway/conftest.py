@@ -1,4 +1,4 @@
-"""A gateway between scripted stages, and images to send."""
+"""Fixtures: a gateway with scripted stages, images and key files."""
 
 import io
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def make_world(store: Path, tokenizer: Tokenizer) -> MakeWorld:
-    """Return `make_world(**settings)`: a context manager around a gateway and its scripted stages."""
+    """Return `make_world(**settings)`, which runs a gateway with scripted stages for a block."""
     return partial(scripted_world, store, tokenizer)
 
 
@@ -35,7 +35,7 @@ async def world(make_world: MakeWorld) -> AsyncIterator[World]:
 
 @pytest.fixture(scope="session")
 def make_image() -> Callable[[int], bytes]:
-    """Return `make_image(n)`: the PNG file of the n-th of many different images."""
+    """Return `make_image(n)`, which makes a PNG file that differs for each n."""
 
     def make(number: int) -> bytes:
         file = io.BytesIO()
@@ -47,7 +47,7 @@ def make_image() -> Callable[[int], bytes]:
 
 @pytest.fixture
 def write_keys(tmp_path: Path) -> Callable[..., Path]:
-    """Return `write_keys(entries...)`, which writes the key file and returns its path."""
+    """Return `write_keys(*entries)`, which writes a key file and returns its path."""
 
     def write(*entries: str) -> Path:
         path = tmp_path / "keys.toml"

@@ -1,4 +1,4 @@
-"""Both halves of the tiny checkpoint as the scripted stages describe them."""
+"""Model info of the tiny checkpoint, as scripted stages report it."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ NUM_VISUAL_TOKENS, WIDTH = 32, 64
 
 
 def vision_info(store: Path) -> model_pb2.ModelInfo:
-    """Describe a vision half that fits the language half of `language_info`."""
+    """Return the info of a vision half that fits `language_info`."""
     return model_pb2.ModelInfo(
         tag=TAG,
         state=model_pb2.MODEL_STATE_READY,
@@ -24,7 +24,7 @@ def vision_info(store: Path) -> model_pb2.ModelInfo:
 
 
 def language_info(store: Path) -> model_pb2.ModelInfo:
-    """Describe the language half of the tiny checkpoint."""
+    """Return the info of the tiny checkpoint's language half."""
     manifest = read_manifest(store / TAG)
     return model_pb2.ModelInfo(
         tag=TAG,

@@ -1,11 +1,11 @@
-"""Stages that do as a test tells them, behind real servers on loopback, and a gateway in front of them.
+"""Run a real gateway with scripted stages, over real sockets on loopback.
 
-What the real stages cannot show on demand (an encoder that waits, an answer in chosen tokens, a reply that is wrong)
-these can; the gateway and the wire are the real ones.
+Scripted stages behave as a test tells them: an encoder that waits, an answer of chosen tokens, a wrong reply. Real
+stages cannot do this on demand.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import NotFound, TandemError
+from chassis.grpc_errors import from_rpc_error
 from chassis.server import Server
 from chassis.settings import ServiceSettings
 from checkpoint.identity import visual_key
@@ -37,24 +39,24 @@ from tests.gateway.halves import ENCODER_ID, TAG, language_info, vision_info
 
 @dataclass
 class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
-    """Encodes every image into ones, once `go` is set."""
+    """Encodes every image into ones, after `go` is set."""
 
     info: model_pb2.ModelInfo
     events: list[str]
     go: asyncio.Event = field(default_factory=asyncio.Event)
-    error: TandemError | None = None  # raised instead of an answer
-    change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # spoils an answer
+    error: TandemError | None = None  # raised instead of a reply
+    change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # modifies a reply
     source: vision_pb2.EncodeSource.ValueType = vision_pb2.ENCODE_SOURCE_ENCODED
-    similar: vision_pb2.SimilarImage | None = None  # whose visual tokens every answer brings
-    known: set[bytes] = field(default_factory=set)  # digests that are answered without the image
+    similar: vision_pb2.SimilarImage | None = None  # every reply has the visual tokens of this image
+    known: set[bytes] = field(default_factory=set)  # digests of images that need not be sent
     requests: list[vision_pb2.EncodeRequest] = field(default_factory=list)
     num_encodes: int = 0
     num_cancelled: int = 0
-    is_too_busy: bool = False  # to say in time what it holds
+    hangs_on_list: bool = False  # ListModels never returns
     deadlines_s: list[float] = field(default_factory=list)
 
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
-        if self.is_too_busy:
+        if self.hangs_on_list:
             await asyncio.Event().wait()
         return model_pb2.ListModelsResponse(models=[self.info])
 
@@ -88,19 +90,19 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
 
 @dataclass
 class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
-    """Answers every prompt with `answer`, and then finishes unless it is told to hang."""
+    """Answers every prompt with `answer`, then finishes or hangs."""
 
     info: model_pb2.ModelInfo
     events: list[str]
     answer: Sequence[int] = ()
-    tokens_a_message: int = 1
+    tokens_per_message: int = 1
     hangs: bool = False
     error: TandemError | None = None  # raised at the first message
     late_error: TandemError | None = None  # raised after the answer's tokens
     num_running: int = 0
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
     images: list[tensor_pb2.VisualTokens] = field(default_factory=list)
-    prefilled: language_pb2.Prefilled | None = None  # told before the first token
+    prefilled: language_pb2.Prefilled | None = None  # sent before the first token
     deadlines_s: list[float] = field(default_factory=list)
 
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: object) -> model_pb2.ListModelsResponse:  # noqa: N802
@@ -123,8 +125,8 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
             self.events.append("prompt ends")
             if self.prefilled is not None:
                 yield language_pb2.GenerateResponse(prefilled=self.prefilled)
-            for first in range(0, len(self.answer), self.tokens_a_message):
-                token_ids = self.answer[first : first + self.tokens_a_message]
+            for first in range(0, len(self.answer), self.tokens_per_message):
+                token_ids = self.answer[first : first + self.tokens_per_message]
                 chosen = [sampling_pb2.TokenLogprob(token_id=token_id, logprob=-0.5) for token_id in token_ids]
                 logprobs = [sampling_pb2.PositionLogprobs(chosen=one) for one in chosen]
                 asked = self.starts[-1].sampling.HasField("num_logprobs")
@@ -141,57 +143,57 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
             self.num_running -= 1
 
 
-class Switch:
-    """A stage's server, which can be switched off and on again at the same address."""
+class StageServer:
+    """A server of a scripted stage, which can restart at the same address."""
 
     def __init__(self, servicer: object, module: Any, service: str) -> None:
         self._add = partial(getattr(module, f"add_{service}Servicer_to_server"), servicer)
         self._server: Server | None = None
         self.address = "127.0.0.1:0"
 
-    async def on(self) -> None:
+    async def start(self) -> None:
         self._server = Server(ServiceSettings(listen=self.address))
         self._add(self._server.grpc)
         await self._server.start()
         self.address = f"127.0.0.1:{self._server.port}"
 
-    async def off(self) -> None:
+    async def stop(self) -> None:
         if self._server is not None:
             await self._server.stop(0)
             self._server = None
 
-    async def __aenter__(self) -> "Switch":
-        await self.on()
+    async def __aenter__(self) -> "StageServer":
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.off()
+        await self.stop()
 
 
 @dataclass
 class World:
-    """A gateway between a client and two scripted stages."""
+    """A client's stub, a gateway and two scripted stages."""
 
     stub: Any  # of tandem.v1.Gateway
     vision: ScriptedVision
     language: ScriptedLanguage
     events: list[str]
     tokenizer: Tokenizer
-    switches: dict[str, Switch]  # 'vision' and 'language'
-    address: str  # of the gateway
+    stage_servers: dict[str, StageServer]  # 'vision' and 'language'
+    address: str  # the gateway's
 
     def say(self, text: str) -> None:
-        """Have the language stage answer with the tokens of `text`."""
+        """Make the language stage answer with the tokens of `text`."""
         self.language.answer = self.tokenizer.encode(text, add_special_tokens=False).ids
 
     async def ask(self, *parts: str | bytes, **options: Any) -> "Answer":
-        """Ask one question of texts and images and read the whole answer."""
+        """Ask a question of texts and images; return the whole answer."""
         return await read(self.stub.Generate(ask(*parts, **options)))
 
 
 @dataclass
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     pieces: list[str]
     logprobs: list[sampling_pb2.PositionLogprobs]
@@ -203,7 +205,7 @@ class Answer:
 
 
 def ask(*parts: str | bytes, **options: Any) -> gateway_pb2.GatewayGenerateRequest:
-    """Return a request of one turn: a str is a text, bytes are an image's."""
+    """Return a request of one message; a str is a text, bytes are an image."""
     content = [
         gateway_pb2.Part(text=part) if isinstance(part, str) else gateway_pb2.Part(image=gateway_pb2.Image(data=part))
         for part in parts
@@ -213,7 +215,7 @@ def ask(*parts: str | bytes, **options: Any) -> gateway_pb2.GatewayGenerateReque
 
 
 async def read(call: Any) -> Answer:
-    """Read a call to its end."""
+    """Read a call to its end and return the answer."""
     responses = [response async for response in call]
     deltas = [response.delta for response in responses[:-1]]
     assert responses[-1].WhichOneof("event") == "finished"
@@ -230,40 +232,52 @@ async def scripted_world(
     more_language: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """Run a gateway with `settings` over the tiny checkpoint in `store`, between scripted stages that fit it.
+    """Run a gateway with scripted stages that fit the tiny checkpoint.
 
-    `more_vision` and `more_language` are addresses of further replicas of the stages.
+    Args:
+        store: model store with the tiny checkpoint.
+        tokenizer: its tokenizer.
+        more_vision: addresses of further vision replicas.
+        more_language: addresses of further language replicas.
+        settings: further settings of the gateway.
     """
     events: list[str] = []
-    # Abstract are only the calls a gateway never makes.
+    # Only calls the gateway never makes are abstract.
     vision = ScriptedVision(vision_info(store), events)  # type: ignore[abstract]
     language = ScriptedLanguage(language_info(store), events)  # type: ignore[abstract]
     vision.go.set()
     async with (
-        Switch(vision, vision_pb2_grpc, "VisionService") as vision_switch,
-        Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
+        StageServer(vision, vision_pb2_grpc, "VisionService") as vision_server,
+        StageServer(language, language_pb2_grpc, "LanguageService") as language_server,
     ):
         chosen = GatewaySettings(
             listen="127.0.0.1:0",
             models=store,
             release=TAG,
-            vision=(vision_switch.address, *more_vision),
-            language=(language_switch.address, *more_language),
+            vision=(vision_server.address, *more_vision),
+            language=(language_server.address, *more_language),
             **settings,
         )
         server = Server(chosen)
-        switches = {"vision": vision_switch, "language": language_switch}
+        stage_servers = {"vision": vision_server, "language": language_server}
         async with open_service(chosen, server):
             await server.start()
             address = f"127.0.0.1:{server.port}"
             async with grpc.aio.insecure_channel(address) as channel:
                 stub: Any = gateway_pb2_grpc.GatewayStub(channel)
-                yield World(stub, vision, language, events, tokenizer, switches, address)
+                yield World(stub, vision, language, events, tokenizer, stage_servers, address)
             await server.stop(0)
 
 
-async def eventually(holds: Callable[[], bool], within_s: float = 20.0) -> None:
-    """Wait until `holds`, for what the other side of a socket does a moment later."""
+async def error_of(call: Awaitable[Any]) -> TandemError:
+    """Await a call that must fail; return its error."""
+    with pytest.raises(grpc.RpcError) as raised:
+        await call
+    return from_rpc_error(raised.value)
+
+
+async def eventually(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
+    """Wait until a condition on the other side of a socket is true."""
     async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110  (nothing tells)
+        while not is_true():  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Settings the gateway combines from several fields."""
+"""Settings of the gateway: derived values and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,24 @@ def settings(**fields: Any) -> GatewaySettings:
     return GatewaySettings(models=Path("models"), release="demo-v1.0.0", **fields)
 
 
-@pytest.mark.parametrize(("asked_s", "given_s"), [(None, 30), (5, 5), (1000, 60)])
-def test_a_request_gets_its_own_time_up_to_the_longest(asked_s: float | None, given_s: float) -> None:
-    assert settings(default_deadline_s=30, max_deadline_s=60).timeout_s(asked_s) == given_s
+@pytest.mark.parametrize(("client_timeout_s", "timeout_s"), [(None, 30), (5, 5), (1000, 60)])
+def test_a_clients_deadline_is_capped_and_has_a_default(client_timeout_s: float | None, timeout_s: float) -> None:
+    assert settings(default_deadline_s=30, max_deadline_s=60).timeout_s(client_timeout_s) == timeout_s
 
 
-def test_a_file_for_tls_to_the_stages_switches_it_on() -> None:
-    """Half a configuration must not mean plain text."""
+def test_any_tls_file_enables_tls_to_the_stages() -> None:
+    """A partial configuration must not mean plain text."""
     assert settings().channel_tls is None
     assert settings(stage_ca=Path("ca.pem")).channel_tls is not None
     assert settings(stage_tls=True).channel_tls is not None
 
 
-def test_several_endpoints_are_separated_by_commas() -> None:
+def test_commas_separate_endpoints() -> None:
     loaded = load_settings(GatewaySettings, [*REQUIRED, "--vision", "a:1,dns:///b:2", "--language", "c:3"])
     assert (loaded.vision, loaded.language) == (("a:1", "dns:///b:2"), ("c:3",))
 
 
-def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() -> None:
+def test_the_shared_cache_is_off_by_default_and_its_password_is_never_printed() -> None:
     assert settings().shared_cache_url is None
     loaded = load_settings(GatewaySettings, [*REQUIRED, "--shared-cache-url", "redis://:secret@host:6379/0"])
     assert loaded.shared_cache_url is not None
@@ -43,7 +43,10 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
     ("flag", "value"),
     [
         ("--shared-cache-url", "http://:secret@host"),
-        ("--shared-cache-url", "redis://:secret/word@host"),  # a slash ends the host, so this is a port
+        (
+            "--shared-cache-url",
+            "redis://:secret/word@host",
+        ),  # the slash turns the password into a port
         ("--rollout-redis", "redis://host:port"),
         ("--max-stop-strings", "17"),
         ("--max-request-bytes", "1000"),
@@ -52,15 +55,35 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_shown() ->
         ("--language", "http://a:1"),
         ("--language", "dns:///language..svc:50052"),
         ("--max-deadline-s", "0"),
-        ("--max-deadline-s", "inf"),  # gRPC would take it for long past
+        ("--max-deadline-s", "inf"),  # gRPC would treat it as expired
         ("--default-deadline-s", "inf"),
         ("--refresh-s", "no"),
     ],
 )
-def test_a_bad_value_stops_the_process_and_is_named(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_value_stops_the_process_and_the_error_names_the_flag(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as raised:
         load_settings(GatewaySettings, [*REQUIRED, flag, value])
     assert raised.value.code == 2
-    complaint = capsys.readouterr().err
-    assert flag in complaint
-    assert "secret" not in complaint
+    printed = capsys.readouterr().err
+    assert flag in printed
+    assert "secret" not in printed
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "localhost:0", "127.9.9.9:1"])
+def test_loopback_needs_neither_tls_nor_keys(listen: str) -> None:
+    assert settings(listen=listen).role_without_keys == "operator"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:50050", "gateway.example:1"])
+def test_other_addresses_need_tls_and_keys_or_an_explicit_flag(listen: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(ValueError, match="--allow-plaintext"):
+        settings(listen=listen, keys=path)
+    with pytest.raises(ValueError, match="--allow-anonymous"):
+        settings(listen=listen, tls_cert=path, tls_key=path)
+    settings(listen=listen, tls_cert=path, tls_key=path, keys=path)
+    settings(listen=listen, tls_cert=path, tls_key=path, tls_client_ca=path)
+    assert settings(listen=listen, allow_plaintext=True, allow_anonymous=True).role_without_keys == "client"

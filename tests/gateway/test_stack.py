@@ -1,4 +1,4 @@
-"""The three real processes on a tiny random checkpoint: what only they together can show."""
+"""The three real processes together, on a tiny random checkpoint."""
 
 import struct
 import subprocess
@@ -44,33 +44,33 @@ def text_of(responses: list[gateway_pb2.GatewayGenerateResponse]) -> str:
     return "".join(response.delta.text for response in responses[:-1])
 
 
-def gauges(stack: Stack, service: str, prefix: str) -> dict[str, float]:
-    """Return the metrics of a service whose names begin with `prefix`."""
+def metrics_of(stack: Stack, service: str, prefix: str) -> dict[str, float]:
+    """Return a service's metrics whose names begin with `prefix`."""
     with urllib.request.urlopen(stack.metrics_url(service)) as page:
         lines = page.read().decode().splitlines()
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefix)}
 
 
-def test_a_question_about_an_image_is_answered_and_the_next_finds_it_cached(
+def test_a_question_about_an_image_is_answered_and_the_next_is_a_cache_hit(
     stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
     answers = [list(stub.Generate(ask(make_image(1), "这是什么？", sampling=GREEDY))) for _ in range(2)]
-    ends = [responses[-1].finished for responses in answers]
+    finished = [responses[-1].finished for responses in answers]
     assert text_of(answers[0]) == text_of(answers[1])
-    assert [end.images[0].cache_level for end in ends] == [
+    assert [one.images[0].cache_level for one in finished] == [
         gateway_pb2.CACHE_LEVEL_MISS,
         gateway_pb2.CACHE_LEVEL_GATEWAY,
     ]
-    for end in ends:
-        assert end.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
-        assert (end.usage.completion_tokens, end.usage.visual_tokens) == (24, 32)
-        assert end.release == gateway_pb2.Release(vision_tag=TAG, language_tag=TAG)
+    for one in finished:
+        assert one.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
+        assert (one.usage.completion_tokens, one.usage.visual_tokens) == (24, 32)
+        assert one.release == gateway_pb2.Release(vision_tag=TAG, language_tag=TAG)
 
 
-def test_streamed_text_is_what_decoding_all_tokens_at_once_gives(
+def test_streamed_text_equals_all_tokens_decoded_at_once(
     stub: gateway_pb2_grpc.GatewayStub, tokenizer: Tokenizer
 ) -> None:
-    """Random bytes, so that characters break off and bytes that start nothing come in every mixture."""
+    """Random bytes, so that incomplete characters and invalid bytes occur in every combination."""
     for seed in range(5):
         sampling = sampling_pb2.SamplingOptions(
             max_tokens=100, ignore_eos=True, temperature=1.5, seed=seed, num_logprobs=0
@@ -82,7 +82,7 @@ def test_streamed_text_is_what_decoding_all_tokens_at_once_gives(
         assert text_of(responses) == tokenizer.decode(known, skip_special_tokens=True)
 
 
-def test_a_stop_string_cuts_the_real_answer_where_it_begins(stub: gateway_pb2_grpc.GatewayStub) -> None:
+def test_a_stop_string_cuts_a_real_answer_before_it(stub: gateway_pb2_grpc.GatewayStub) -> None:
     sampling = sampling_pb2.SamplingOptions(max_tokens=100, ignore_eos=True, temperature=1.5, seed=3)
     whole = text_of(list(stub.Generate(ask("Speak.", sampling=sampling))))
     stop = whole[40:43]
@@ -91,37 +91,41 @@ def test_a_stop_string_cuts_the_real_answer_where_it_begins(stub: gateway_pb2_gr
     assert responses[-1].finished.finish_reason == sampling_pb2.FINISH_REASON_STOP
 
 
-def test_counted_tokens_are_those_the_decoder_sees(stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage) -> None:
+def test_counted_tokens_equal_the_usage_of_the_decoder(
+    stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
+) -> None:
     request = ask(make_image(2), "What is it?", sampling=GREEDY)
     counted = stub.CountTokens(gateway_pb2.CountTokensRequest(messages=request.messages))
     usage = list(stub.Generate(request))[-1].finished.usage
     assert (counted.prompt_tokens, counted.visual_tokens) == (usage.prompt_tokens, usage.visual_tokens)
 
 
-def test_a_client_that_leaves_gives_back_everything(
+def test_cancelled_calls_release_all_resources(
     stack: Stack, stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
     list(stub.Generate(ask("Warm up.", sampling=GREEDY)))
-    baseline = gauges(stack, "language", "tandem_language_kv_blocks_used")
+    baseline = metrics_of(stack, "language", "tandem_language_kv_blocks_used")
     long = sampling_pb2.SamplingOptions(max_tokens=900, ignore_eos=True)
     for number in range(10):
         call: Any = stub.Generate(ask(make_image(100 + number), "Go on.", sampling=long))
         if number % 2:
-            next(call)  # amid the answer; the others leave amid the prompt
+            next(call)  # cancelled during the answer; the others, during the prompt
         call.cancel()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        running = gauges(stack, "language", "tandem_language_running") | gauges(stack, "gateway", "tandem_gateway_run")
-        if not any(running.values()) and gauges(stack, "language", "tandem_language_kv_blocks_used") == baseline:
+        running = metrics_of(stack, "language", "tandem_language_running") | metrics_of(
+            stack, "gateway", "tandem_gateway_run"
+        )
+        if not any(running.values()) and metrics_of(stack, "language", "tandem_language_kv_blocks_used") == baseline:
             return
         time.sleep(0.05)
-    pytest.fail(f"still held: {running}")
+    pytest.fail(f"not released: {running}")
 
 
-async def test_a_gateway_that_has_just_started_finds_what_the_vision_service_encoded(
+async def test_a_new_gateway_gets_cached_visual_tokens_from_the_vision_service(
     stack: Stack, store: Path, make_image: MakeImage
 ) -> None:
-    """It asks by digest; the image itself is not sent again."""
+    """It asks by digest and does not send the image again."""
     with grpc.insecure_channel(stack.address) as channel:
         first = list(
             gateway_pb2_grpc.GatewayStub(channel).Generate(ask(make_image(77), "What is it?", sampling=GREEDY))
@@ -144,7 +148,7 @@ async def test_a_gateway_that_has_just_started_finds_what_the_vision_service_enc
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a small PNG file that claims any size."""
+    """Return a small PNG file whose header claims the given size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -155,7 +159,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def bad_requests(image: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateRequest, str, str]]:
-    """Return requests by what is wrong with them, each with the status and the reason it must get."""
+    """Return bad requests by name, each with the expected status and reason."""
     invalid = "INVALID_ARGUMENT"
     warm = sampling_pb2.SamplingOptions(temperature=-1)
     long = sampling_pb2.SamplingOptions(max_tokens=2000)
@@ -168,32 +172,32 @@ def bad_requests(image: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateReq
         "30,000 x 30,000 pixels": (ask(png(30_000, 30_000), "What?"), invalid, "IMAGE_TOO_MANY_PIXELS"),
         "25 MB of bytes": (ask(bytes(25_000_000), "What?"), invalid, "IMAGE_TOO_LARGE"),
         "0 bytes": (ask(b"", "What?"), invalid, "IMAGE_EMPTY"),
-        "a digest nobody knows": (unknown, "NOT_FOUND", "IMAGE_NOT_FOUND"),
+        "an unknown digest": (unknown, "NOT_FOUND", "IMAGE_NOT_FOUND"),
         "empty question": (ask(image, "  "), invalid, "EMPTY_QUESTION"),
         "too many images": (ask(*[image] * 9, "Which?"), invalid, "TOO_MANY_IMAGES"),
         "a prompt longer than the context": (ask("word " * 400), invalid, "PROMPT_TOO_LONG"),
         "an answer longer than the context": (ask("Hi.", sampling=long), invalid, "PROMPT_TOO_LONG"),
-        "more text than is taken": (ask("word " * 100_000), invalid, "TEXT_TOO_LONG"),
+        "too much text": (ask("word " * 100_000), invalid, "TEXT_TOO_LONG"),
         "a temperature below 0": (ask("Hi.", sampling=warm), invalid, "BAD_SAMPLING"),
     }
 
 
 @pytest.mark.parametrize("case", list(bad_requests(b"")))
-def test_bad_input_is_a_typed_error_at_once_and_the_next_request_works(
+def test_bad_input_is_refused_at_once_with_a_typed_error_and_the_next_request_works(
     case: str, stub: gateway_pb2_grpc.GatewayStub, make_image: MakeImage
 ) -> None:
     request, code, reason = bad_requests(make_image(3))[case]
     started = time.monotonic()
     error = error_of(lambda: list(stub.Generate(request)))
     assert (error.code.name, error.reason) == (code, reason)
-    assert time.monotonic() - started < 10  # and not the two minutes a request may take
+    assert time.monotonic() - started < 10  # not the deadline of two minutes
     assert list(stub.Generate(ask("Hi.", sampling=GREEDY)))[-1].finished.usage.completion_tokens == 24
 
 
-def test_text_that_is_not_utf8_is_the_callers_mistake(
+def test_text_that_is_not_utf8_is_an_invalid_argument(
     channel: grpc.Channel, stub: gateway_pb2_grpc.GatewayStub
 ) -> None:
-    """Python's own messages cannot hold such text, other clients' can."""
+    """Python's messages cannot contain such text. Those of other languages can."""
     request = ask("MARK").SerializeToString().replace(b"MARK", b"\xff\xfe\xff\xfe")
     generate = channel.unary_stream("/tandem.v1.Gateway/Generate", _unchanged, _unchanged)
     error = error_of(lambda: list(generate(request)))
@@ -211,7 +215,7 @@ def error_of(call: Callable[[], object]) -> TandemError:
     return from_rpc_error(raised.value)
 
 
-def test_a_gateway_that_cannot_serve_its_release_says_why_and_stops(store: Path) -> None:
+def test_a_gateway_without_its_release_stops_with_the_reason(store: Path) -> None:
     flags = ["--models", str(store), "--release", "other-v1.0.0", "--listen", "127.0.0.1:0"]
     ended = subprocess.run([sys.executable, "-m", "gateway", *flags], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
@@ -220,6 +224,6 @@ def test_a_gateway_that_cannot_serve_its_release_says_why_and_stops(store: Path)
 
 
 def test_the_gateway_needs_no_torch() -> None:
-    """It runs where only clients' packages are, and starts in a second."""
+    """The gateway's image has no torch, and it starts within a second."""
     program = "import sys, gateway.service, gateway.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

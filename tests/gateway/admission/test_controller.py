@@ -1,4 +1,4 @@
-"""What tenants use, counted while their limits change and while metrics are read."""
+"""Admission control while limits change and metrics are read."""
 
 import sys
 import threading
@@ -17,16 +17,16 @@ def tenant(name: str = "acme", **limits: int) -> Tenant:
 
 
 @pytest.fixture
-def often_switched() -> Iterator[None]:
-    """Have threads take turns as often as they can."""
-    usual_s = sys.getswitchinterval()
+def frequent_thread_switches() -> Iterator[None]:
+    """Switch between threads as often as possible."""
+    default_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
-    sys.setswitchinterval(usual_s)
+    sys.setswitchinterval(default_s)
 
 
-async def test_a_request_that_began_under_other_limits_does_not_bring_them_back() -> None:
-    """A changed rate begins with a full bucket, so whoever brought it back would give tokens away."""
+async def test_a_request_admitted_under_old_limits_does_not_restore_them() -> None:
+    """A changed rate starts with a full bucket, so restoring the old one would give tokens away."""
     admission = AdmissionController(AdmissionLimits())
     before, now = tenant(tokens_per_minute=1000), tenant(tokens_per_minute=100)
     async with admission.admit(before, 1):
@@ -40,13 +40,13 @@ async def test_a_request_that_began_under_other_limits_does_not_bring_them_back(
     assert raised.value.reason == "TOKEN_RATE"
 
 
-@pytest.mark.usefixtures("often_switched")
-def test_metrics_can_be_read_while_tenants_come_for_the_first_time() -> None:
-    """They are read by a thread of their own."""
-    admission, all_came, failed = AdmissionController(AdmissionLimits()), threading.Event(), threading.Event()
+@pytest.mark.usefixtures("frequent_thread_switches")
+def test_metrics_can_be_read_while_new_tenants_arrive() -> None:
+    """Metrics are read by another thread."""
+    admission, all_arrived, failed = AdmissionController(AdmissionLimits()), threading.Event(), threading.Event()
 
     def read() -> None:
-        while not all_came.is_set():
+        while not all_arrived.is_set():
             try:
                 REGISTRY.get_sample_value("tandem_gateway_waiting")
             except RuntimeError:
@@ -56,6 +56,6 @@ def test_metrics_can_be_read_while_tenants_come_for_the_first_time() -> None:
     reader.start()
     for number in range(2000):
         admission.count_request(tenant(f"tenant-{number}"))
-    all_came.set()
+    all_arrived.set()
     reader.join()
     assert not failed.is_set()

@@ -1,9 +1,8 @@
-"""Keys and what their tenants may do, over real sockets."""
+"""API keys, roles and cache salts of tenants, over real sockets."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -12,13 +11,12 @@ from chassis.api_keys import api_key_of, authorization, new_key
 from chassis.errors import Code, FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
 from gateway.admission.authenticator import Authenticator
 from gateway.admission.tenants import read_tenants
-from gateway.settings import GatewaySettings
 from tandem.client.aio import AsyncClient
 from tandem.commands import app
 from tandem.v1 import gateway_pb2
+from tests.gateway.api_keys import ask_with_key, tenant_entry
 from tests.gateway.conftest import MakeWorld
-from tests.gateway.keyed import asked, entry, refused
-from tests.gateway.scripted import World, ask, read
+from tests.gateway.scripted import World, ask, error_of, read
 
 KEY, OTHER_KEY, OPERATOR_KEY = new_key(), new_key(), new_key()
 IMAGE = b"an image"
@@ -34,11 +32,11 @@ IMAGE = b"an image"
         ([("authorization", f"Basic {KEY}")], "BAD_AUTHORIZATION"),
     ],
 )
-async def test_every_call_needs_a_good_key_and_no_error_repeats_one(
+async def test_every_call_needs_a_valid_key_and_no_error_contains_one(
     metadata: list[tuple[str, str]], reason: str, make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """Every method of the contract is tried, so that a new one cannot be forgotten."""
-    async with make_world(keys=write_keys(entry("acme", KEY))) as world:
+    """Tries every method of the contract, so that a new one cannot be missed."""
+    async with make_world(keys=write_keys(tenant_entry("acme", KEY))) as world:
         service = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"]
         for method in service.methods:
             request = (
@@ -49,30 +47,30 @@ async def test_every_call_needs_a_good_key_and_no_error_repeats_one(
             call = getattr(world.stub, method.name)(
                 iter([request]) if method.client_streaming else request, metadata=metadata
             )
-            error = await refused(call.read() if method.server_streaming else call)
+            error = await error_of(call.read() if method.server_streaming else call)
             assert (error.code, error.reason) == (Code.UNAUTHENTICATED, reason)
             assert not any(key in error.message for key in (KEY, OTHER_KEY))
-        assert (await asked(world, KEY, "Hi.")).finished
+        assert (await ask_with_key(world, KEY, "Hi.")).finished
 
 
-async def test_a_changed_file_counts_without_a_restart_and_a_bad_one_changes_nothing(
+async def test_a_changed_key_file_applies_without_a_restart_and_an_invalid_one_is_ignored(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    path = write_keys(entry("acme", KEY))
+    path = write_keys(tenant_entry("acme", KEY))
     async with make_world(keys=path, refresh_s=0.02) as world:
-        write_keys(entry("acme", OTHER_KEY))
-        await eventually_known(world, OTHER_KEY)
-        assert (await refused(asked(world, KEY, "Hi."))).reason == "UNKNOWN_API_KEY"
+        write_keys(tenant_entry("acme", OTHER_KEY))
+        await wait_until_known(world, OTHER_KEY)
+        assert (await error_of(ask_with_key(world, KEY, "Hi."))).reason == "UNKNOWN_API_KEY"
         path.write_text(f'[[tenants]]\nname = "acme"\nkey_sha256 = ["{KEY}"]')
         await asyncio.sleep(0.2)
-        await asked(world, OTHER_KEY, "Hi.")
+        await ask_with_key(world, OTHER_KEY, "Hi.")
 
 
-async def eventually_known(world: World, key: str) -> None:
+async def wait_until_known(world: World, key: str) -> None:
     async with asyncio.timeout(30):
         while True:
             try:
-                await asked(world, key, "Hi.")
+                await ask_with_key(world, key, "Hi.")
             except grpc.RpcError:
                 await asyncio.sleep(0.02)
             else:
@@ -80,59 +78,68 @@ async def eventually_known(world: World, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "problem"),
     [
         (f'tenants = [{{name = "a", key_sha256 = ["{KEY}"]}}]', "tenants.0.key_sha256.0"),
-        (entry("a", KEY, max_runing=3), "max_runing"),
-        (entry("a", KEY, cache_salt="é" * 40), "cache_salt"),
-        (entry("a\nb", KEY), "tenants.0.name"),
-        (entry("a", KEY) + entry("b", KEY), "twice"),
-        (entry("a", KEY) + entry("a", OTHER_KEY), "same name"),
-        (entry("a"), "key_sha256"),
-        (KEY, "not TOML"),
+        (tenant_entry("a", KEY, max_runing=3), "max_runing"),
+        (tenant_entry("a", KEY, cache_salt="é" * 40), "cache_salt"),
+        (tenant_entry("a\nb", KEY), "tenants.0.name"),
+        (tenant_entry("a", KEY) + tenant_entry("b", KEY), "twice"),
+        (tenant_entry("a", KEY) + tenant_entry("a", OTHER_KEY), "same name"),
+        (tenant_entry("a"), "key_sha256"),
+        (KEY, "not TOML (at "),
         ("", "tenants"),
     ],
 )
-def test_a_bad_file_is_refused_by_place_without_its_content(
-    content: str, place: str, write_keys: Callable[..., Path]
+def test_an_invalid_key_file_is_refused_with_its_path_and_field_but_no_value(
+    content: str, problem: str, write_keys: Callable[..., Path]
 ) -> None:
-    """Somebody will paste a key where its digest belongs."""
+    """Someone will paste a key where its SHA-256 belongs."""
+    path = write_keys(content)
     with pytest.raises(FailedPrecondition) as raised:
-        read_tenants(write_keys(content))
-    assert place in raised.value.message
-    assert KEY not in raised.value.message
+        read_tenants(path)
+    assert problem in raised.value.message
+    assert str(path) in raised.value.local_message
+    assert KEY not in raised.value.local_message
 
 
-async def test_salts_keep_images_and_prefixes_apart(make_world: MakeWorld, write_keys: Callable[..., Path]) -> None:
-    keys = write_keys(entry("acme", KEY, cache_salt="acme"), entry("other", OTHER_KEY, cache_salt="other"))
+async def test_tenants_with_different_salts_share_no_image_and_no_prefix(
+    make_world: MakeWorld, write_keys: Callable[..., Path]
+) -> None:
+    keys = write_keys(
+        tenant_entry("acme", KEY, cache_salt="acme"), tenant_entry("other", OTHER_KEY, cache_salt="other")
+    )
     async with make_world(keys=keys) as world:
         levels = [
-            (await asked(world, key, IMAGE, "What?")).finished.images[0].cache_level for key in (KEY, OTHER_KEY, KEY)
+            (await ask_with_key(world, key, IMAGE, "What?")).finished.images[0].cache_level
+            for key in (KEY, OTHER_KEY, KEY)
         ]
         miss, hit = gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_GATEWAY
         assert levels == [miss, miss, hit]
         assert [start.cache_salt for start in world.language.starts] == [b"acme", b"other", b"acme"]
 
 
-async def test_an_image_put_by_one_tenant_is_not_there_for_another(
+async def test_an_uploaded_image_is_invisible_to_tenants_with_another_salt(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """Else a digest would tell whether somebody else has an image."""
-    keys = write_keys(entry("acme", KEY, cache_salt="acme"), entry("other", OTHER_KEY, cache_salt="other"))
+    """Otherwise a digest would reveal whether another tenant has an image."""
+    keys = write_keys(
+        tenant_entry("acme", KEY, cache_salt="acme"), tenant_entry("other", OTHER_KEY, cache_salt="other")
+    )
     async with make_world(keys=keys) as world:
         chunks = iter([gateway_pb2.PutImageRequest(chunk=IMAGE)])
         put = await world.stub.PutImage(chunks, metadata=[authorization(KEY)])
         request = ask("What?")
         request.messages[0].parts.add(image=gateway_pb2.Image(sha256=put.sha256))
         await read(world.stub.Generate(request, metadata=[authorization(KEY)]))
-        error = await refused(read(world.stub.Generate(request, metadata=[authorization(OTHER_KEY)])))
+        error = await error_of(read(world.stub.Generate(request, metadata=[authorization(OTHER_KEY)])))
         assert error.reason == "IMAGE_NOT_FOUND"
 
 
-async def test_the_client_shows_its_key_and_keeps_it_out_of_what_it_prints(
+async def test_the_client_sends_its_key_and_never_prints_it(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    async with make_world(keys=write_keys(entry("acme", KEY))) as world:
+    async with make_world(keys=write_keys(tenant_entry("acme", KEY))) as world:
         world.say("Yes.")
         async with AsyncClient(world.address, api_key=KEY) as client:
             assert (await client.ask("Are you there?")).text == "Yes."
@@ -144,7 +151,7 @@ async def test_the_client_shows_its_key_and_keeps_it_out_of_what_it_prints(
             AsyncClient(world.address, api_key="schlüssel").generate("?")
 
 
-def test_a_new_key_and_its_lines_for_the_key_file_go_together(
+def test_a_new_key_matches_its_printed_key_file_entry(
     write_keys: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     app(["keys", "new", "ops", "--role", "operator"], standalone_mode=False)
@@ -155,8 +162,8 @@ def test_a_new_key_and_its_lines_for_the_key_file_go_together(
     assert authenticator.authenticate([authorization(key)], role="operator").name == "ops"
 
 
-def test_operators_may_more(write_keys: Callable[..., Path]) -> None:
-    path = write_keys(entry("acme", KEY), entry("ops", OPERATOR_KEY, role="operator"))
+def test_only_operators_pass_an_operator_check(write_keys: Callable[..., Path]) -> None:
+    path = write_keys(tenant_entry("acme", KEY), tenant_entry("ops", OPERATOR_KEY, role="operator"))
     authenticator = Authenticator(path, role_without_keys="operator")
     assert authenticator.authenticate([authorization(OPERATOR_KEY)], role="operator").name == "ops"
     with pytest.raises(TandemError) as raised:
@@ -164,36 +171,13 @@ def test_operators_may_more(write_keys: Callable[..., Path]) -> None:
     assert raised.value.reason == "NOT_OPERATOR"
 
 
-def test_without_keys_everybody_is_what_the_settings_say() -> None:
+def test_without_keys_every_caller_has_the_role_of_the_settings() -> None:
     assert Authenticator(None, role_without_keys="operator").authenticate((), role="operator").name == "anonymous"
     with pytest.raises(TandemError):
         Authenticator(None, role_without_keys="client").authenticate((), role="operator")
 
 
-def test_a_key_is_shown_as_it_was_made() -> None:
+def test_a_key_is_read_from_metadata_as_it_was_sent() -> None:
     assert api_key_of([authorization(KEY)]) == KEY
     with pytest.raises(Unauthenticated):
         api_key_of([("authorization", b"Bearer bytes")])
-
-
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "localhost:0", "127.9.9.9:1"])
-def test_loopback_needs_neither_tls_nor_keys(listen: str) -> None:
-    fields: dict[str, Any] = {"models": Path(), "release": "x-v1.0.0", "listen": listen}
-    settings = GatewaySettings(**fields)
-    assert settings.role_without_keys == "operator"
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:50050", "gateway.example:1"])
-def test_other_addresses_need_both_or_an_explicit_word(listen: str, write_keys: Callable[..., Path]) -> None:
-    path = write_keys(entry("acme", KEY))
-
-    def start(**fields: Any) -> GatewaySettings:
-        return GatewaySettings(models=Path(), release="x-v1.0.0", listen=listen, **fields)
-
-    with pytest.raises(ValueError, match="--allow-plaintext"):
-        start(keys=path)
-    with pytest.raises(ValueError, match="--allow-anonymous"):
-        start(tls_cert=path, tls_key=path)
-    start(tls_cert=path, tls_key=path, keys=path)
-    start(tls_cert=path, tls_key=path, tls_client_ca=path)
-    assert start(allow_plaintext=True, allow_anonymous=True).role_without_keys == "client"

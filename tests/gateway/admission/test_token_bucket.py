@@ -1,4 +1,4 @@
-"""Rates: what a minute allows, exactly."""
+"""Token bucket: exact amounts and waits."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ class Clock:
         return self.now_s
 
 
-def test_a_minutes_worth_at_once_and_then_one_by_one() -> None:
+def test_a_full_bucket_grants_one_minutes_worth_and_then_refills() -> None:
     clock = Clock()
     bucket = TokenBucket(60, clock)
     assert [bucket.take(1) for _ in range(60)] == [0.0] * 60
@@ -25,7 +25,7 @@ def test_a_minutes_worth_at_once_and_then_one_by_one() -> None:
     assert bucket.take(1) > 0
 
 
-def test_who_waits_as_long_as_it_says_is_let_in() -> None:
+def test_the_returned_wait_is_long_enough() -> None:
     clock = Clock()
     bucket = TokenBucket(100, clock)
     bucket.charge(130)
@@ -33,8 +33,8 @@ def test_who_waits_as_long_as_it_says_is_let_in() -> None:
     assert bucket.take(5) == 0
 
 
-def test_what_is_larger_than_a_minute_is_let_in_when_the_bucket_is_full_and_paid_back() -> None:
-    """Else a long prompt of a small tenant could never be asked."""
+def test_an_amount_above_the_capacity_is_granted_from_a_full_bucket_and_leaves_a_debt() -> None:
+    """Otherwise a small tenant could never send a long prompt."""
     clock = Clock()
     bucket = TokenBucket(100, clock)
     assert bucket.take(250) == 0
@@ -42,7 +42,7 @@ def test_what_is_larger_than_a_minute_is_let_in_when_the_bucket_is_full_and_paid
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=50))
-def test_never_more_than_the_first_fill_and_what_the_time_brought(events: list[tuple[float, int]]) -> None:
+def test_the_total_never_exceeds_the_initial_fill_plus_refills(events: list[tuple[float, int]]) -> None:
     clock = Clock()
     bucket, taken = TokenBucket(50, clock), 0
     for pause_s, amount in events:

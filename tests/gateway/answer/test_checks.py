@@ -1,4 +1,4 @@
-"""Every way a request can be wrong names its reason and the field at fault."""
+"""Checks of requests: each error has the right reason and field."""
 
 import pytest
 
@@ -13,27 +13,27 @@ TEXT, IMAGE = Part(text="What?"), Part(image=Image(data=b"x"))
 BAD_CONVERSATIONS = {
     "no messages": ([], "NO_MESSAGES", "messages"),
     "no role": ([Message(parts=[TEXT])], "BAD_ROLE", "messages[0].role"),
-    "a role of the future": ([Message(role=9, parts=[TEXT])], "BAD_ROLE", "messages[0].role"),  # type: ignore[arg-type]
+    "unknown role": ([Message(role=9, parts=[TEXT])], "BAD_ROLE", "messages[0].role"),  # type: ignore[arg-type]
     "no parts": ([Message(role=ROLE_USER)], "EMPTY_MESSAGE", "messages[0].parts"),
-    "a part of nothing": ([Message(role=ROLE_USER, parts=[TEXT, Part()])], "EMPTY_PART", "messages[0].parts[1]"),
+    "empty part": ([Message(role=ROLE_USER, parts=[TEXT, Part()])], "EMPTY_PART", "messages[0].parts[1]"),
     "empty text": ([Message(role=ROLE_USER, parts=[Part(text="")])], "EMPTY_PART", "messages[0].parts[0]"),
-    "the model speaks last": (
+    "the last message is the model's": (
         [Message(role=ROLE_USER, parts=[TEXT]), Message(role=ROLE_ASSISTANT, parts=[TEXT])],
         "LAST_NOT_USER",
         "messages[1].role",
     ),
-    "an image without a question": ([Message(role=ROLE_USER, parts=[IMAGE])], "EMPTY_QUESTION", "messages[0].parts"),
+    "an image without text": ([Message(role=ROLE_USER, parts=[IMAGE])], "EMPTY_QUESTION", "messages[0].parts"),
     "a blank question": (
         [Message(role=ROLE_USER, parts=[IMAGE, Part(text=" \n\u3000")])],
         "EMPTY_QUESTION",
         "messages[0].parts",
     ),
-    "too many images in one turn": (
+    "too many images in one message": (
         [Message(role=ROLE_USER, parts=[IMAGE, IMAGE, TEXT, IMAGE])],
         "TOO_MANY_IMAGES",
         "messages[0].parts[3].image",
     ),
-    "too many images over all turns": (
+    "too many images over all messages": (
         [
             Message(role=ROLE_USER, parts=[IMAGE, TEXT, IMAGE]),
             Message(role=ROLE_ASSISTANT, parts=[TEXT]),
@@ -42,7 +42,7 @@ BAD_CONVERSATIONS = {
         "TOO_MANY_IMAGES",
         "messages[2].parts[0].image",
     ),
-    "too much text over all turns": (
+    "too much text over all messages": (
         [Message(role=ROLE_SYSTEM, parts=[Part(text="a" * 18)]), Message(role=ROLE_USER, parts=[TEXT])],
         "TEXT_TOO_LONG",
         "messages[1].parts[0].text",
@@ -72,7 +72,7 @@ def test_bad_options_are_refused_at_their_field(options: dict[str, str | list[st
     assert (raised.value.reason, raised.value.field) == (reason, field)
 
 
-def test_everything_at_its_limit_is_taken() -> None:
+def test_everything_at_its_limit_is_accepted() -> None:
     check_options(gateway_pb2.GatewayGenerateRequest(stop=["字" * 128] * 16, routing_key="k" * 256), LIMITS)
     message = Message(role=ROLE_USER, parts=[IMAGE, Part(text="问" * 20), IMAGE])
     conversation = check_conversation([message], LIMITS)

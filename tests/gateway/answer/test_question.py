@@ -1,4 +1,4 @@
-"""Prompts are built where they hold up nobody."""
+"""Building prompts without blocking the event loop."""
 
 import asyncio
 from pathlib import Path
@@ -14,16 +14,14 @@ from tests.processing.test_prompt import user
 
 
 @pytest.mark.parametrize(
-    ("parts", "is_built_at_once"),
+    ("parts", "is_inline"),
     [(["a"] * 64, True), (["a"] * 65, False), (["a" * 4096], True), (["a" * 4097], False)],
 )
-async def test_what_takes_long_is_built_beside_the_event_loop(
-    parts: list[str], is_built_at_once: bool, store: Path
-) -> None:
-    """Thousands of texts of one character take as long as a text of a hundred thousand."""
+async def test_a_large_prompt_is_built_in_a_thread(parts: list[str], is_inline: bool, store: Path) -> None:
+    """Thousands of one-character texts take as long as one text of 100,000 characters."""
     release = open_release(ModelStore(store), TAG)
     conversation = Conversation([user(*parts)], num_characters=sum(map(len, parts)))
     building = asyncio.create_task(build_segments(release, conversation))
     await asyncio.sleep(0)
-    assert building.done() == is_built_at_once
+    assert building.done() == is_inline
     assert release.prompts.count_tokens(await building) > sum(map(len, parts))

@@ -1,55 +1,55 @@
-"""Stop strings across the borders of pieces."""
+"""Stop strings that cross the borders of pieces."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.answer.stop_strings import StopStringMatcher
 
-# Two letters, so that stop strings overlap with each other and with themselves.
+# Two letters only, so that stop strings overlap each other and themselves.
 LETTERS = st.text("ab", max_size=40)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)
 
 
 def run(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
-    """Push `pieces`; return all that was shown, and whether a stop string was hit."""
-    watcher, shown = StopStringMatcher(stops), ""
+    """Push `pieces`; return the visible text, and whether a stop string was hit."""
+    matcher, shown = StopStringMatcher(stops), ""
     for piece in pieces:
-        text, hit = watcher.push(piece)
+        text, hit = matcher.push(piece)
         shown += text
         if hit:
             return shown, True
-    return shown + watcher.finish(), False
+    return shown + matcher.finish(), False
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, bool]:
-    """Return the same by `str.find` on the whole text."""
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    return (text[: min(found)[1]], True) if found else (text, False)
+    """Return the same result by `str.find` on the whole text."""
+    matches = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    return (text[: min(matches)[1]], True) if matches else (text, False)
 
 
 @given(pieces=st.lists(LETTERS, max_size=12), stops=STOPS)
-def test_pieces_end_where_the_whole_text_would(pieces: list[str], stops: list[str]) -> None:
+def test_pieces_end_at_the_same_stop_string_as_the_whole_text(pieces: list[str], stops: list[str]) -> None:
     assert run(pieces, stops) == expected("".join(pieces), stops)
 
 
 @given(pieces=st.lists(LETTERS, max_size=12), stops=STOPS)
-def test_only_what_may_become_a_stop_is_held_back(pieces: list[str], stops: list[str]) -> None:
-    watcher, shown, pushed = StopStringMatcher(stops), "", ""
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back(pieces: list[str], stops: list[str]) -> None:
+    matcher, shown, pushed = StopStringMatcher(stops), "", ""
     for piece in pieces:
-        text, hit = watcher.push(piece)
+        text, hit = matcher.push(piece)
         if hit:
             return
         shown, pushed = shown + text, pushed + piece
-        held = pushed[len(shown) :]
-        assert pushed == shown + held
-        assert not held or any(stop != held and stop.startswith(held) for stop in stops)
+        pending = pushed[len(shown) :]
+        assert pushed == shown + pending
+        assert not pending or any(stop != pending and stop.startswith(pending) for stop in stops)
 
 
-def test_a_false_start_is_released_with_the_character_that_breaks_it() -> None:
-    watcher = StopStringMatcher(["\n\nUser:"])
-    assert watcher.push("one\n\nUs") == ("one", False)
-    assert watcher.push("ed") == ("\n\nUsed", False)
+def test_a_partial_match_is_shown_with_the_character_that_breaks_it() -> None:
+    matcher = StopStringMatcher(["\n\nUser:"])
+    assert matcher.push("one\n\nUs") == ("one", False)
+    assert matcher.push("ed") == ("\n\nUsed", False)
 
 
-def test_of_two_stops_that_end_together_the_longer_wins() -> None:
+def test_the_longer_of_two_stop_strings_that_end_together_wins() -> None:
     assert run(["x", "ab", "c"], ["bc", "abc"]) == ("x", True)

@@ -1,4 +1,4 @@
-"""Detokenized text against decoding everything at once, alone and behind stop strings."""
+"""Streamed text equals the text decoded at once, also with stop strings."""
 
 import codecs
 
@@ -14,7 +14,7 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 
 
 def make_tokenizer() -> Tokenizer:
-    """Return bytes, special tokens, and added tokens that are not special, one of them spelled outside the table."""
+    """Return a byte tokenizer with two added tokens that are not special."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("好 的", special=False)])
     return tokenizer
@@ -23,8 +23,8 @@ def make_tokenizer() -> Tokenizer:
 TOKENIZER = make_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
 TOKEN_IDS = st.lists(st.integers(0, TOKENIZER.get_vocab_size() + 3), max_size=60)
-# Random bytes rarely make a character; these do, and are cut anywhere.
-SPOKEN_IDS = st.text(max_size=20).map(lambda text: TOKENIZER.encode(text, add_special_tokens=False).ids)
+# Tokens of valid text. Random tokens rarely form a character.
+TEXT_TOKEN_IDS = st.text(max_size=20).map(lambda text: TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
 def pieces_of(token_ids: list[int]) -> list[str]:
@@ -35,35 +35,35 @@ def pieces_of(token_ids: list[int]) -> list[str]:
 @given(
     st.one_of(
         TOKEN_IDS,
-        SPOKEN_IDS,
-        st.tuples(SPOKEN_IDS, TOKEN_IDS, SPOKEN_IDS).map(lambda parts: [*parts[0], *parts[1], *parts[2]]),
+        TEXT_TOKEN_IDS,
+        st.tuples(TEXT_TOKEN_IDS, TOKEN_IDS, TEXT_TOKEN_IDS).map(lambda parts: [*parts[0], *parts[1], *parts[2]]),
     )
 )
-def test_pieces_together_are_the_whole_decoded_at_once(token_ids: list[int]) -> None:
+def test_the_joined_pieces_equal_the_text_decoded_at_once(token_ids: list[int]) -> None:
     known = [token_id for token_id in token_ids if token_id < TOKENIZER.get_vocab_size()]
     assert "".join(pieces_of(token_ids)) == TOKENIZER.decode(known, skip_special_tokens=True)
 
 
 @given(TOKEN_IDS)
 def test_only_an_unfinished_character_is_held_back(token_ids: list[int]) -> None:
-    detokenizer, said, shown = Detokenizer(VOCABULARY), b"", ""
+    detokenizer, encoded, shown = Detokenizer(VOCABULARY), b"", ""
     for token_id in token_ids:
-        said += VOCABULARY.bytes_of(token_id)
+        encoded += VOCABULARY.bytes_of(token_id)
         shown += detokenizer.push(token_id)
-        # What a strict reader would still wait for is at most three bytes of one character.
-        waiting, _ = codecs.getincrementaldecoder("utf-8")("replace"), shown
-        assert shown == waiting.decode(said)
-        assert len(waiting.getstate()[0]) <= 3
+        # At most three bytes of one character are pending.
+        reference = codecs.getincrementaldecoder("utf-8")("replace")
+        assert shown == reference.decode(encoded)
+        assert len(reference.getstate()[0]) <= 3
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_no_piece_of_valid_text_has_a_broken_character(text: str) -> None:
+def test_no_piece_of_valid_text_has_a_replacement_character(text: str) -> None:
     token_ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces_of(token_ids))
 
 
 def test_invalid_bytes_do_not_hold_text_back() -> None:
-    """A run of bytes that start nothing would stall a decoder that waits for a clean end."""
+    """A decoder that waits for valid UTF-8 would never continue after such bytes."""
     bad = next(token_id for token_id in range(300) if VOCABULARY.bytes_of(token_id) == b"\xff")
     assert pieces_of([bad, bad, bad])[:3] == ["\ufffd"] * 3
 
@@ -84,15 +84,15 @@ def answer(token_ids: list[int], stops: list[str]) -> tuple[list[gateway_pb2.Tex
     return [delta for delta in deltas if delta is not None], text
 
 
-@given(st.one_of(TOKEN_IDS, SPOKEN_IDS), st.lists(st.text("ab的", min_size=1, max_size=3), max_size=3))
-def test_every_visible_token_brings_its_logprobs_once_and_in_order(token_ids: list[int], stops: list[str]) -> None:
+@given(st.one_of(TOKEN_IDS, TEXT_TOKEN_IDS), st.lists(st.text("ab的", min_size=1, max_size=3), max_size=3))
+def test_every_visible_token_has_its_logprobs_once_and_in_order(token_ids: list[int], stops: list[str]) -> None:
     deltas, text = answer(token_ids, stops)
     reported = [entry.chosen.token_id for delta in deltas for entry in delta.logprobs]
     assert reported == token_ids[: len(reported)]
     assert text.ended_by or len(reported) == len(token_ids)
 
 
-def test_tokens_a_stop_string_cut_off_bring_no_logprobs() -> None:
+def test_tokens_cut_off_by_a_stop_string_have_no_logprobs() -> None:
     token_ids = TOKENIZER.encode("okSTOPno", add_special_tokens=False).ids
     deltas, text = answer(token_ids, ["STOP"])
     assert "".join(delta.text for delta in deltas) == "ok"
@@ -100,8 +100,8 @@ def test_tokens_a_stop_string_cut_off_bring_no_logprobs() -> None:
     assert (text.ended_by, text.num_tokens) == (sampling_pb2.FINISH_REASON_STOP, 6)
 
 
-def test_a_token_that_reaches_into_a_word_brings_no_logprobs() -> None:
-    """Most tokens begin with the space before a word: that space is shown, but the token's id would name the word."""
+def test_a_token_that_overlaps_a_forbidden_word_has_no_logprobs() -> None:
+    """Most tokens begin with the space before a word. The space is visible, but the token id would reveal the word."""
     token_ids = [*TOKENIZER.encode("ok", add_special_tokens=False).ids, TOKENIZER.get_vocab()["好 的"]]
     text = AnswerText(VOCABULARY, [], WordFilter(WordList({"zh": ["的"]}), "end"))
     deltas = [text.push([token_id], logprobs_of([token_id])) for token_id in token_ids] + [text.finish()]
@@ -111,7 +111,7 @@ def test_a_token_that_reaches_into_a_word_brings_no_logprobs() -> None:
     assert reported == token_ids[:2]
 
 
-def test_a_character_cut_by_the_end_of_the_answer_shows_as_replacement() -> None:
+def test_a_character_cut_by_the_end_of_the_answer_becomes_a_replacement_character() -> None:
     token_ids = TOKENIZER.encode("好", add_special_tokens=False).ids
     assert len(token_ids) == 3
     deltas, _ = answer(token_ids[:2], [])

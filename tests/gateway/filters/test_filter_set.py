@@ -1,29 +1,26 @@
-"""The filters in the path of a request: what they refuse, end and mask, and that they tell without repeating it."""
+"""Filters within a request: decisions, counts, and logs without content."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
-from chassis.errors import Code, FailedPrecondition, Internal, TandemError
-from chassis.grpc_errors import from_rpc_error
+from chassis.errors import Code, FailedPrecondition, Internal
 from checkpoint.manifest import read_manifest
 from gateway.filters.image_filter import ImageClassifier, ImageFilter, read_classifier, write_classifier
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import TAG, WIDTH
-from tests.gateway.scripted import World, eventually
+from tests.gateway.scripted import World, error_of, eventually
 
 IMAGE = b"an image"
 DIGEST = bytes(range(32))
-# A safetensors file is the length of its header, the header, and the data.
+# A safetensors file: length of the header, header, data. safetensors cannot write bfloat16 from numpy.
 _HEADER = json.dumps(
     {
         "__metadata__": {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()},
@@ -32,12 +29,6 @@ _HEADER = json.dumps(
     }
 ).encode()
 BFLOAT16_CLASSIFIER = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(12)
-
-
-async def error_of(call: Any) -> TandemError:
-    with pytest.raises(grpc.RpcError) as raised:
-        await call
-    return from_rpc_error(raised.value)
 
 
 def count(kind: str, rule: str, action: str) -> float:
@@ -52,8 +43,8 @@ def word_list(tmp_path: Path) -> str:
     return str(path)
 
 
-async def test_an_answer_ends_before_a_word_cut_over_tokens(make_world: MakeWorld, word_list: str) -> None:
-    """The tiny tokenizer makes a token of every letter."""
+async def test_an_answer_ends_before_a_word_split_over_tokens(make_world: MakeWorld, word_list: str) -> None:
+    """The tiny tokenizer makes one token per letter."""
     async with make_world(word_lists=(word_list,)) as world:
         world.say("Well, BLAST! And so on")
         world.language.hangs = True
@@ -79,7 +70,7 @@ async def test_a_word_is_masked_and_the_answer_goes_on(make_world: MakeWorld, wo
         assert error.reason == "LOGPROBS_FILTERED"
 
 
-async def test_what_was_masked_counts_in_an_answer_that_breaks_off(make_world: MakeWorld, word_list: str) -> None:
+async def test_masked_words_of_a_broken_off_answer_are_counted(make_world: MakeWorld, word_list: str) -> None:
     async with make_world(word_lists=(word_list,), word_action="mask") as world:
         world.say("A blast and")
         world.language.late_error = Internal("A bug.")
@@ -88,43 +79,48 @@ async def test_what_was_masked_counts_in_an_answer_that_breaks_off(make_world: M
         assert count("answer", "en", "mask") == before + 1
 
 
-async def test_a_stop_string_and_a_word_together_end_at_the_first(make_world: MakeWorld, word_list: str) -> None:
+async def test_an_answer_ends_at_the_stop_string_or_the_word_that_comes_first(
+    make_world: MakeWorld, word_list: str
+) -> None:
     async with make_world(word_lists=(word_list,)) as world:
         world.say("a blast STOP")
         assert (await world.ask("?", stop=["STOP"])).finished.finish_reason == sampling_pb2.FINISH_REASON_FILTERED
         world.say("a STOP blast")
         answer = await world.ask("?", stop=["STOP"])
         assert (answer.text, answer.finished.finish_reason) == ("a ", sampling_pb2.FINISH_REASON_STOP)
-        world.say("a blasSTOP")  # what was held back is not a word after all
+        world.say("a blasSTOP")  # the pending text is not a word after all
         assert (await world.ask("?", stop=["STOP"])).text == "a blas"
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f", "\x85"])
-async def test_control_characters_are_refused_by_place(world: World, text: str) -> None:
+async def test_a_control_character_is_refused_with_its_field(world: World, text: str) -> None:
     error = await error_of(world.ask(IMAGE, "What is it?", text))
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "CONTROL_CHARACTER")
     assert error.field == "messages[0].parts[2].text"
 
 
 @pytest.mark.parametrize("text", ["#" * 40, "!?.," * 10, "a" * 100, "... ... ... ... ... ..."])
-async def test_only_noise_is_refused(world: World, text: str) -> None:
+async def test_noise_is_refused(world: World, text: str) -> None:
     assert (await error_of(world.ask(text))).reason == "ONLY_NOISE"
 
 
 @pytest.mark.parametrize(
     "text", ["???", "👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍", "1111111111111112", "what\tis\r\nit?", "这是什么？"]
 )
-async def test_what_may_be_a_question_is_not_noise(world: World, text: str) -> None:
+async def test_a_possible_question_is_not_noise(world: World, text: str) -> None:
     await world.ask(text)
 
 
-async def test_text_checks_can_be_switched_off(make_world: MakeWorld) -> None:
+async def test_text_checks_can_be_disabled(make_world: MakeWorld) -> None:
     async with make_world(text_checks=False) as world:
         await world.ask("\x1b[31m" + "#" * 40)
 
 
 def classifier(threshold: float, *, width: int = WIDTH) -> ImageClassifier:
-    """Return a probe whose one class holds for what the scripted vision stage makes of every image: ones."""
+    """Return a classifier with one class.
+
+    Its score is sigmoid(2) for visual tokens of ones, which the scripted vision stage returns.
+    """
     return ImageClassifier(
         weight_CW=np.full((1, width), 2 / width, np.float32),
         bias_C=np.zeros(1, np.float32),
@@ -134,13 +130,13 @@ def classifier(threshold: float, *, width: int = WIDTH) -> ImageClassifier:
 
 
 @pytest.mark.parametrize(("threshold", "is_refused"), [(0.88, True), (0.89, False)])  # sigmoid(2) is 0.881
-async def test_an_image_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
+async def test_an_image_is_refused_if_a_class_is_detected_in_its_visual_tokens(
     threshold: float, is_refused: bool, make_world: MakeWorld, store: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "classifier.safetensors"
     write_classifier(path, classifier(threshold), read_manifest(store / TAG).vision.digest)
     async with make_world(image_classifiers=(str(path),)) as world:
-        for _ in range(2):  # a cached image is looked at, too
+        for _ in range(2):  # a cached image is checked too
             if is_refused:
                 error = await error_of(world.ask("Look:", IMAGE, "What is it?"))
                 assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "IMAGE_FILTERED")
@@ -152,7 +148,7 @@ async def test_an_image_is_refused_by_what_the_probe_sees_in_its_visual_tokens(
         assert world.vision.num_encodes == 1
 
 
-async def test_an_image_no_probe_can_look_at_is_not_let_through(make_world: MakeWorld, tmp_path: Path) -> None:
+async def test_an_image_without_a_matching_classifier_is_refused(make_world: MakeWorld, tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     write_classifier(path, classifier(0.5), DIGEST)
     async with make_world(image_classifiers=(str(path),)) as world:
@@ -161,7 +157,7 @@ async def test_an_image_no_probe_can_look_at_is_not_let_through(make_world: Make
         await world.ask("And without an image?")
 
 
-def test_a_probe_computes_what_numpy_says_in_float32(tmp_path: Path) -> None:
+def test_a_classifier_equals_the_same_computation_in_numpy(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     weight_CW, bias_C = generator.normal(size=(3, 8)).astype(np.float32), generator.normal(size=3).astype(np.float32)
     written = ImageClassifier(
@@ -177,29 +173,30 @@ def test_a_probe_computes_what_numpy_says_in_float32(tmp_path: Path) -> None:
     assert digest == DIGEST
 
 
-def broken_classifiers() -> dict[str, Callable[[Path], object]]:
+def invalid_classifiers() -> dict[str, Callable[[Path], object]]:
     metadata = {"classes": '["a"]', "thresholds": "[0.5]", "vision_digest": DIGEST.hex()}
     ones = {"weight": np.ones((1, 4), np.float32), "bias": np.ones(1, np.float32)}
     return {
-        "no safetensors": lambda path: path.write_bytes(b"nothing"),
-        "not there": lambda path: None,
+        "not safetensors": lambda path: path.write_bytes(b"nothing"),
+        "missing file": lambda path: None,
         "no metadata": lambda path: save_file(ones, path),
         "no bias": lambda path: save_file({"weight": ones["weight"]}, path, metadata),
-        "weights without numbers": lambda path: save_file({**ones, "weight": ones["weight"] * np.nan}, path, metadata),
-        "a threshold without a number": lambda path: save_file(ones, path, {**metadata, "thresholds": "[NaN]"}),
-        "other numbers": lambda path: save_file({**ones, "weight": np.ones((1, 4), np.float16)}, path, metadata),
-        "numbers numpy lacks": lambda path: path.write_bytes(BFLOAT16_CLASSIFIER),
-        "bias of two dimensions": lambda path: save_file({**ones, "bias": np.ones((1, 1), np.float32)}, path, metadata),
-        "a class too many": lambda path: save_file(ones, path, {**metadata, "classes": '["a", "b"]'}),
-        "thresholds are no list": lambda path: save_file(ones, path, {**metadata, "thresholds": "0.5"}),
+        "weights of NaN": lambda path: save_file({**ones, "weight": ones["weight"] * np.nan}, path, metadata),
+        "a threshold of NaN": lambda path: save_file(ones, path, {**metadata, "thresholds": "[NaN]"}),
+        "float16": lambda path: save_file({**ones, "weight": np.ones((1, 4), np.float16)}, path, metadata),
+        "bfloat16": lambda path: path.write_bytes(BFLOAT16_CLASSIFIER),
+        "two-dimensional bias": lambda path: save_file({**ones, "bias": np.ones((1, 1), np.float32)}, path, metadata),
+        "one class too many": lambda path: save_file(ones, path, {**metadata, "classes": '["a", "b"]'}),
+        "thresholds not a list": lambda path: save_file(ones, path, {**metadata, "thresholds": "0.5"}),
         "no digest": lambda path: save_file(ones, path, {**metadata, "vision_digest": "abc"}),
     }
 
 
-@pytest.mark.parametrize("case", list(broken_classifiers()))
-def test_a_broken_probe_stops_the_start(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", list(invalid_classifiers()))
+def test_an_invalid_classifier_is_refused_with_its_path(case: str, tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
-    broken_classifiers()[case](path)
+    invalid_classifiers()[case](path)
     with pytest.raises(FailedPrecondition) as raised:
         ImageFilter([path])
     assert raised.value.reason == "BAD_CLASSIFIER"
+    assert raised.value.where == path

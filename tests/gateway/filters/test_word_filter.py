@@ -1,4 +1,4 @@
-"""The output filter: the same however the text is cut, and never more held back than it takes."""
+"""Word filter: independent of the cuts, with no more delay than needed."""
 
 import unicodedata
 from pathlib import Path
@@ -11,9 +11,9 @@ from chassis.errors import FailedPrecondition
 from gateway.filters.folding import FoldedText, begins_cluster, fold, is_mark
 from gateway.filters.word_filter import Action, WordFilter, WordList, read_word_lists
 
-# Letters that fold together, accents composed and not, ligatures, full width, Hangul in pieces, Chinese, spaces, and
-# what nobody sees (a soft hyphen, a zero-width space, a variation selector, Hangul's filler); but not U+0345, a mark
-# that folds to a letter: every letter would have to be held back for it.
+# Letters that fold together, composed and separate accents, ligatures, full-width letters, parts of Hangul syllables,
+# Chinese, spaces, and invisible characters (soft hyphen, zero-width space, variation selector, Hangul filler).
+# Without U+0345, a mark that folds to a letter: the filter would have to hold back every letter for it.
 ALPHABET = (
     "abAB\uff41 .e\u00e9\u00c9\u0301\u0323\ufb01fi\ufb03\u00df\u0130\u03b1"
     "\u4e2d\u56fd\u337f\u682a\u1100\u1161\u11a8\uac00\uac01"
@@ -28,17 +28,17 @@ WORDS = st.lists(
 
 
 def run(pieces: list[str], words: list[str], action: Action) -> tuple[str, bool]:
-    """Push `pieces`; return all that was shown, and whether a word ended it."""
-    watcher, shown = WordFilter(WordList({"xx": words}), action), ""
+    """Push `pieces`; return the visible text, and whether a word ended it."""
+    word_filter, shown = WordFilter(WordList({"xx": words}), action), ""
     for piece in pieces:
-        shown += watcher.push(piece)
-        if watcher.ended:
+        shown += word_filter.push(piece)
+        if word_filter.ended:
             return shown, True
-    return shown + watcher.finish(), watcher.ended
+    return shown + word_filter.finish(), word_filter.ended
 
 
-def found(text: str, words: list[str]) -> list[tuple[int, int]]:
-    """Return (end, begin) of every word in the text, by folding every stretch of whole clusters and comparing."""
+def find_words(text: str, words: list[str]) -> list[tuple[int, int]]:
+    """Return the (begin, end) of every word in the text, by a slow and obvious search."""
     bounds = [index for index in range(len(text)) if index == 0 or begins_cluster(text[index])] + [len(text)]
     lengths = [len(fold(text[:bound])) for bound in bounds]
     whole, places = fold(text), []
@@ -53,7 +53,7 @@ def found(text: str, words: list[str]) -> list[tuple[int, int]]:
 
 
 def joined(whole: str, at: int) -> bool:
-    """Return whether letters with case stand on both sides of a place."""
+    """Return whether cased letters are on both sides of a position."""
     if at == len(whole):
         return False
     left = next((letter for letter in reversed(whole[:at]) if not is_mark(letter)), "")
@@ -65,31 +65,31 @@ def has_case(letter: str) -> bool:
 
 
 @given(text=TEXTS)
-def test_folding_by_cluster_is_folding_the_whole(text: str) -> None:
+def test_folding_by_cluster_equals_folding_the_whole_text(text: str) -> None:
     folded = FoldedText(text)
     assert folded.folded == fold(text)
     assert len(folded.source_spans) == len(folded.folded)
 
 
 @given(text=st.text(max_size=12))
-def test_folding_by_cluster_is_folding_the_whole_in_every_script(text: str) -> None:
+def test_folding_by_cluster_equals_folding_the_whole_text_in_every_script(text: str) -> None:
     assert FoldedText(text).folded == fold(text)
 
 
 @given(pieces=st.lists(TEXTS, max_size=6), words=WORDS)
 @example(pieces=["caf", "e", "\u0301"], words=["cafe"])
 @example(pieces=["e", "\u0301bad"], words=["bad"])
-def test_an_answer_ends_where_a_search_over_the_whole_text_would_end_it(pieces: list[str], words: list[str]) -> None:
+def test_an_answer_ends_at_the_first_word_of_the_whole_text(pieces: list[str], words: list[str]) -> None:
     text = "".join(pieces)
-    places = found(text, words)
+    places = find_words(text, words)
     assert run(pieces, words, "end") == ((text[: places[0][0]], True) if places else (text, False))
 
 
 @given(pieces=st.lists(TEXTS, max_size=6), words=WORDS)
-def test_what_is_masked_is_what_a_search_over_the_whole_text_would_mask(pieces: list[str], words: list[str]) -> None:
+def test_every_word_of_the_whole_text_is_masked(pieces: list[str], words: list[str]) -> None:
     text = "".join(pieces)
     expected = list(text)
-    for begin, end in found(text, words):
+    for begin, end in find_words(text, words):
         expected[begin:end] = "*" * (end - begin)
     assert run(pieces, words, "mask") == ("".join(expected), False)
 
@@ -98,22 +98,22 @@ def test_what_is_masked_is_what_a_search_over_the_whole_text_would_mask(pieces: 
     pieces=st.lists(st.text("abc ", max_size=5), max_size=8),
     words=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1),
 )
-def test_only_what_may_become_a_word_is_held_back(pieces: list[str], words: list[str]) -> None:
-    watcher, shown, pushed = WordFilter(WordList({"en": words}), "end"), "", ""
+def test_only_a_possible_beginning_of_a_word_is_held_back(pieces: list[str], words: list[str]) -> None:
+    word_filter, shown, pushed = WordFilter(WordList({"en": words}), "end"), "", ""
     for piece in pieces:
-        shown += watcher.push(piece)
+        shown += word_filter.push(piece)
         pushed += piece
-        if watcher.ended:
+        if word_filter.ended:
             return
-        held = pushed[len(shown) :]
-        assert not held or any(word.startswith(held) for word in words)
+        pending = pushed[len(shown) :]
+        assert not pending or any(word.startswith(pending) for word in words)
 
 
-def test_plain_text_is_not_delayed() -> None:
-    watcher = WordFilter(WordList({"en": ["secret"]}), "end")
+def test_text_without_a_beginning_of_a_word_is_not_delayed() -> None:
+    word_filter = WordFilter(WordList({"en": ["secret"]}), "end")
     text = "The class of the bag is red."
-    # An 's' amid a word begins none.
-    assert [watcher.push(letter) for letter in text] == list(text)
+    # An 's' within a word cannot begin 'secret'.
+    assert [word_filter.push(letter) for letter in text] == list(text)
 
 
 @pytest.mark.parametrize(
@@ -131,25 +131,25 @@ def test_plain_text_is_not_delayed() -> None:
         ("bad\u200dly", "bad\u200dly"),
     ],
 )
-def test_words_are_found_in_any_form_and_letter_by_letter(text: str, shown: str) -> None:
+def test_words_are_found_in_every_form_at_once_and_letter_by_letter(text: str, shown: str) -> None:
     words = ["bad", "\u574f\u4eba"]
     assert run(list(text), words, "mask")[0] == run([text], words, "mask")[0] == shown
 
 
-def test_the_list_that_was_hit_is_named() -> None:
-    watcher = WordFilter(WordList({"en": ["bad"], "zh": ["\u574f"]}), "mask")
-    watcher.push("so bad, ")
-    assert watcher.languages == {"en"}
+def test_the_language_of_a_found_word_is_recorded() -> None:
+    word_filter = WordFilter(WordList({"en": ["bad"], "zh": ["\u574f"]}), "mask")
+    word_filter.push("so bad, ")
+    assert word_filter.languages == {"en"}
 
 
-def test_lists_are_read_from_files_named_by_language(tmp_path: Path) -> None:
+def test_word_lists_are_files_named_by_language(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("# a note\nbad\n\nvery bad thing\n")
     (tmp_path / "zh.txt").write_text("\u574f\u4eba\n", encoding="utf-8")
     words = read_word_lists([tmp_path / "en.txt", tmp_path / "zh.txt"])
     assert {language for *_, language in words.find("a very bad thing \u574f\u4eba")} == {"en", "zh"}
 
 
-def test_a_list_an_editor_began_with_a_byte_order_mark_is_read_from_its_first_line_on(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "en.txt"
     for content in ("bad\n", "# a note\nbad\n"):
         path.write_text(content, encoding="utf-8-sig")
@@ -157,14 +157,14 @@ def test_a_list_an_editor_began_with_a_byte_order_mark_is_read_from_its_first_li
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", "\u0301x".encode(), "\u200b".encode()])
-def test_a_bad_list_stops_the_start(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_word_list_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_bytes(content)
     with pytest.raises(FailedPrecondition):
         read_word_lists([tmp_path / "en.txt"])
 
 
-def test_every_character_that_composes_backwards_is_known_for_one() -> None:
-    """Else a word could change under the filter's hands after it was shown."""
+def test_no_character_that_composes_with_the_one_before_begins_a_cluster() -> None:
+    """Otherwise a character could change after the filter has shown it."""
     for code in range(0x110000):
         decomposition = unicodedata.decomposition(chr(code))
         if decomposition and not decomposition.startswith("<"):
