@@ -1,14 +1,16 @@
-"""How often the guard of a rollout errs: real decisions on simulated traffic, many rollouts of each kind of canary.
+"""Measure how often the guard of a rollout errs.
 
-Time and traffic are simulated (a minute of 50 requests a second passes in a blink), the decisions are those the
-gateway takes: `gateway.rollout.policy.tick` on the counts a gateway would have. A canary that is within its bounds
-and is rolled back is a false rollback; one that is beyond a bound and is promoted is a false promotion. Harmed are the
-requests a bad canary got wrong: failed, empty, or answered late or never. Requests that hang become known when they are
-overdue, and wait until then.
+Time and traffic are simulated, so a minute with 50 requests per second takes milliseconds. The decisions are real: they
+come from `gateway.rollout.policy.controller.tick`, on the counts that a gateway would have. Each kind of canary is
+rolled out many times.
+
+A false rollback is the rollback of a canary within its bounds. A false promotion is the promotion of a canary beyond a
+bound. Harmed requests are those that a bad canary failed, left empty, or answered late or never. A hanging request
+waits until it is overdue, and is counted then.
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,24 +22,16 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from benchmarks.tools.report import Report, parse_arguments
-from gateway.rollout.policy import (
-    Arm,
-    Counts,
-    Phase,
-    Plan,
-    State,
-    begin,
-    bucket_of,
-    p_above,
-    read_plan,
-    seconds_of,
-    start,
-    tick,
-)
+from gateway.rollout.policy.controller import begin, start, tick
+from gateway.rollout.policy.counts import Arm, Counts, Timing
+from gateway.rollout.policy.histograms import bucket_of, seconds_of
+from gateway.rollout.policy.plan import Plan, read_plan
+from gateway.rollout.policy.significance import p_above
+from gateway.rollout.policy.state import Phase, State
 
-REQUESTS_A_S = 50.0
+REQUESTS_PER_S = 50.0
 LOOK_EVERY_S = 1.0
-GIVE_UP_S = 3600.0  # a canary exactly at a bound may be held for ever; counted as neither
+GIVE_UP_S = 3600.0  # a canary exactly at a bound may be held forever, which counts as neither error
 STEPS = ((1, 60.0), (5, 60.0), (25, 60.0), (50, 60.0), (100, 0.0))  # percent, seconds
 GUARD = {
     "max_error_rate_increase": 0.02,
@@ -53,13 +47,13 @@ class Behaviour:
 
     error_rate: float = 0.005
     empty_rate: float = 0.002
-    first_token_s: float = 0.2  # medians; spread log-normally
+    first_token_s: float = 0.2  # median of a log-normal distribution, as of inter_token_s
     inter_token_s: float = 0.03
     hang_rate: float = 0.0
 
 
 STABLE = Behaviour()
-# Each with what it is: within its bounds, beyond one, or exactly at one, where either answer is right.
+# Each with its kind: good is within all bounds, bad is beyond one. At a bound, both decisions are right.
 CANARIES: dict[str, tuple[Behaviour, str]] = {
     "equal": (STABLE, "good"),
     "errors +1 point": (Behaviour(error_rate=0.015), "good"),
@@ -84,13 +78,13 @@ class Outcome:
     phase: str
     seconds: float
     num_canary: int  # requests the canary answered
-    num_harmed: int  # of them, worse than stable would have answered
+    num_harmed: int  # of these, answered worse than stable would have
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate, print and publish."""
+    """Simulate, and publish the results."""
     options = parse_arguments(
-        "How often the guard of a rollout errs.",
+        "Measure how often the guard of a rollout errs.",
         arguments,
         repetitions={"type": int, "default": 200, "help": "rollouts of each kind of canary"},
     )
@@ -111,18 +105,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def simulate(task: tuple[str, int]) -> Outcome:
-    """Roll one canary out."""
+    """Simulate the rollout of one canary."""
     name, seed = task
     behaviour, kind = CANARIES[name]
     random = np.random.default_rng([seed, list(CANARIES).index(name)])
     state = start(begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0), 0)
-    counts: Counts = Counter()
-    hanging: deque[tuple[float, int]] = deque()  # when they began, and how many
+    counts = Counts()
+    hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
     now_s, num_canary, num_harmed = 0.0, 0, 0
     while state.phase is Phase.RUNNING and now_s < GIVE_UP_S:
         now_s += LOOK_EVERY_S
         window = state.window
-        total = random.poisson(REQUESTS_A_S * LOOK_EVERY_S)
+        total = random.poisson(REQUESTS_PER_S * LOOK_EVERY_S)
         on_canary = int(random.binomial(total, state.weight_percent / 100))
         answer(counts, "stable", STABLE, total - on_canary, random)
         num_hanging = int(random.binomial(on_canary, behaviour.hang_rate))
@@ -130,44 +124,49 @@ def simulate(task: tuple[str, int]) -> Outcome:
         hanging.append((now_s, num_hanging))
         count_overdue(counts, hanging, now_s, state.plan.guard.overdue_s)
         in_time = random.poisson((on_canary - num_hanging) / LOOK_EVERY_S * behaviour.first_token_s)
-        counts["canary/waiting"] = in_time + sum(number for _, number in hanging)
+        waiting = Counts()
+        waiting.add("canary", "waiting", int(in_time) + sum(number for _, number in hanging))
         num_canary += on_canary
         num_harmed += harmed(behaviour, on_canary, bad) if kind == "bad" else 0
-        state = tick(state, counts, now_s) or state
+        state = tick(state, counts + waiting, now_s) or state
         if state.window != window:
-            counts = Counter()
+            counts = Counts()
             hanging.clear()
     return Outcome(phase_of(state), now_s, num_canary, num_harmed)
 
 
 def plan() -> Plan:
-    """Return the rollout every canary goes through."""
+    """Return the plan of every simulated rollout."""
     steps = [{"weight_percent": weight, "seconds": seconds} for weight, seconds in STEPS]
     return read_plan({"stable": "demo-v1.0.0", "canary": "demo-v1.1.0", "steps": steps, "guard": GUARD})
 
 
 def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random: np.random.Generator) -> int:
-    """Add `requests` answers to the counts; return how many failed or were empty."""
+    """Add answers to the counts, and return how many failed or were empty."""
     draws = random.random(requests)
     errors = int((draws < behaviour.error_rate).sum())
     empty = int(((draws >= behaviour.error_rate) & (draws < behaviour.error_rate + behaviour.empty_rate)).sum())
-    counts[f"{arm}/requests"] += requests
-    counts[f"{arm}/errors"] += errors
-    counts[f"{arm}/empty"] += empty
-    for timing, median_s, spread in (
+    counts.add(arm, "requests", requests)
+    counts.add(arm, "errors", errors)
+    counts.add(arm, "empty", empty)
+    timings: tuple[tuple[Timing, float, float], ...] = (
         ("first_token", behaviour.first_token_s, 0.5),
         ("inter_token", behaviour.inter_token_s, 0.2),
-    ):
+    )
+    for timing, median_s, spread in timings:
         buckets, shares = spread_over_buckets(median_s, spread)
         drawn = random.multinomial(requests - errors, shares)
         for index in np.flatnonzero(drawn):
-            counts[f"{arm}/{timing}/text/{buckets[index]}"] += int(drawn[index])
+            counts.add_time(arm, timing, "text", buckets[index], int(drawn[index]))
     return errors + empty
 
 
 @cache
 def spread_over_buckets(median_s: float, spread: float) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the buckets of log-normal times and the share of each; drawn so, a million answers take no longer."""
+    """Return the buckets of log-normal times, and the share of each.
+
+    Drawing counts of buckets takes the same time for any number of answers.
+    """
     reach = 6 * spread
     buckets = list(range(bucket_of(median_s * math.exp(-reach)), bucket_of(median_s * math.exp(reach)) + 1))
     middles = np.log([seconds_of(bucket) for bucket in range(buckets[0] - 1, buckets[-1] + 2)])
@@ -178,27 +177,28 @@ def spread_over_buckets(median_s: float, spread: float) -> tuple[list[int], NDAr
 
 
 def count_overdue(counts: Counts, hanging: deque[tuple[float, int]], now_s: float, overdue_s: float) -> None:
-    """Count those of the canary's hanging requests that are overdue by now."""
+    """Count the hanging requests that are overdue by now."""
     while hanging and hanging[0][0] + overdue_s <= now_s:
         _, number = hanging.popleft()
-        for name in ("requests", "errors", "overdue"):
-            counts[f"canary/{name}"] += number
-        counts[f"canary/first_token/text/{bucket_of(overdue_s)}"] += number
+        counts.add("canary", "requests", number)
+        counts.add("canary", "errors", number)
+        counts.add("canary", "overdue", number)
+        counts.add_time("canary", "first_token", "text", bucket_of(overdue_s), number)
 
 
 def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
-    """Return how many of the canary's requests it served worse: all of them where it is slow."""
+    """Return the number of harmed requests. A slow canary harms all of them."""
     is_slow = behaviour.first_token_s > STABLE.first_token_s or behaviour.inter_token_s > STABLE.inter_token_s
     return requests if is_slow else bad
 
 
 def phase_of(state: State) -> str:
-    """Return how a rollout ended; 'held' is one that had not."""
+    """Return how a rollout ended, or 'held' if it did not."""
     return "held" if state.phase is Phase.RUNNING else str(state.phase)
 
 
 def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> None:
-    """Add what became of one kind of canary."""
+    """Add the figures of one kind of canary."""
     share = {phase: sum(one.phase == phase for one in ended) / len(ended) for phase in ("promoted", "rolled_back")}
     back, promoted = share["rolled_back"], share["promoted"]
     if kind != "bad":
@@ -214,7 +214,7 @@ def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> N
 
 
 def summary(ended: list[Outcome]) -> dict[str, dict[str, float]]:
-    """Return what became of one kind of canary, with the spread of its numbers."""
+    """Return phases and percentiles for one kind of canary."""
     phases = {phase: sum(one.phase == phase for one in ended) for phase in ("promoted", "rolled_back", "held")}
     numbers = {
         "seconds": [one.seconds for one in ended],
@@ -230,7 +230,7 @@ def summary(ended: list[Outcome]) -> dict[str, dict[str, float]]:
 
 
 def plot(axes: Axes, outcomes: dict[str, list[Outcome]]) -> None:
-    """Draw what became of every kind of canary, with the requests a bad one harmed."""
+    """Draw how the rollouts of each kind of canary ended."""
     names = list(outcomes)
     left = np.zeros(len(names))
     for phase, colour in (("promoted", "tab:green"), ("held", "tab:gray"), ("rolled_back", "tab:red")):

@@ -67,7 +67,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             server,
             traffic=traffic,
             releases=releases,
-            life=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
+            loading=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
             check_operator=partial(authenticator.authenticate, role="operator"),
         )
         await stack.enter_async_context(rollouts)

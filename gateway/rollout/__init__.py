@@ -1,5 +1,5 @@
-"""Move traffic between releases, watch a canary, and roll it back by itself.
+"""Move traffic between releases, watch a canary and roll it back.
 
-Others use `traffic` (which release answers a request), `mirror` (ask both releases) and `wiring` (open it all).
-This file imports nothing, so that `policy` stays free of what its neighbours need.
+The rest of the gateway uses three modules: `traffic` routes a request to a release, `mirror` also sends it to the
+canary, and `wiring` opens everything. This file imports nothing, so that `policy` loads without its neighbours.
 """

@@ -1,49 +1,56 @@
-"""Mirrored requests: a candidate release is asked the same, nobody sees its answer, and what it did is counted.
+"""Mirror requests to the canary, count how it does and show its answers to nobody.
 
-A mirrored request never holds up or fails the real one: it runs beside it as a task of its own, last in line at the
-decoder, in one of a few places; where all are taken it is dropped and counted as that.
+A mirrored request never delays or fails the real one. It runs as its own task, at the lowest priority of the decoder,
+and at most `max_running` run at once. Requests beyond this limit are dropped and counted.
 """
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
+from prometheus_client import Counter
 
 from chassis.deadline import Deadline
 from chassis.errors import TandemError
 from gateway.admission import Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
-from gateway.rollout import metrics
-from gateway.rollout.tally import outcome_of
-from gateway.rollout.traffic import Choice, Traffic, is_clients_own
+from gateway.rollout.counted_request import outcome_of
+from gateway.rollout.policy import Counts
+from gateway.rollout.traffic import Choice, Traffic, is_client_error
 from tandem.v1 import gateway_pb2
 
-_LAST_IN_LINE = -100  # the contract's lowest priority
+MIRRORED_REQUESTS = Counter(
+    "tandem_rollout_shadow_requests",
+    "Mirrored requests by outcome: answered, failed or dropped. Of the answered greedy ones: compared and equal.",
+    ["release", "outcome"],
+)
+
+_LOWEST_PRIORITY = -100  # in the contract
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class _Answer:
-    """The text of one answer as it comes."""
+    """The text of one answer so far."""
 
-    pieces: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     is_complete: bool = False
 
-    def see(self, response: gateway_pb2.GatewayGenerateResponse) -> None:
+    def add(self, response: gateway_pb2.GatewayGenerateResponse) -> None:
         if response.HasField("finished"):
             self.is_complete = True
         else:
-            self.pieces.append(response.delta.text)
+            self.texts.append(response.delta.text)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Pair:
-    """The real answer and the mirrored one, compared by whichever ends last."""
+    """The real and the mirrored answer. They are compared once both are complete."""
 
     choice: Choice
-    is_greedy: bool  # else two answers differ by chance
+    is_greedy: bool  # sampled answers differ by chance
     real: _Answer = field(default_factory=_Answer)
     mirrored: _Answer = field(default_factory=_Answer)
 
@@ -51,13 +58,7 @@ class _Pair:
 class Mirror:
     """The mirrored requests of this gateway. For one event loop."""
 
-    def __init__(
-        self,
-        traffic: Traffic,
-        exchanges: ExchangeBuilder,
-        *,
-        max_running: int,
-    ) -> None:
+    def __init__(self, traffic: Traffic, exchanges: ExchangeBuilder, *, max_running: int) -> None:
         self._traffic = traffic
         self._exchanges = exchanges
         self._max_running = max_running
@@ -71,32 +72,36 @@ class Mirror:
         deadline: Deadline,
         send: Send,
     ) -> Send:
-        """Begin to mirror a request where that was chosen; return what to send the real answer with."""
+        """Start to mirror a request, if it was chosen for this.
+
+        Returns:
+            The function to send the real answer with. It calls `send` and compares the answers.
+        """
         if choice.mirror_to is None:
             return send
         if len(self._tasks) >= self._max_running:
             self._count(choice, "dropped")
             return send
         pair = _Pair(choice=choice, is_greedy=request.sampling.temperature == 0)
-        task = asyncio.create_task(self._mirror(choice.mirror_to, request, tenant, deadline, pair))
+        task = asyncio.create_task(self._run(choice.mirror_to, request, tenant, deadline, pair))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-        async def send_and_keep(response: gateway_pb2.GatewayGenerateResponse) -> None:
+        async def send_and_compare(response: gateway_pb2.GatewayGenerateResponse) -> None:
             await send(response)
-            pair.real.see(response)
+            pair.real.add(response)
             if pair.real.is_complete:
                 self._compare(pair)
 
-        return send_and_keep
+        return send_and_compare
 
     async def close(self) -> None:
-        """End what is being mirrored."""
+        """Cancel the mirrored requests in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _mirror(
+    async def _run(
         self,
         name: str,
         request: gateway_pb2.GatewayGenerateRequest,
@@ -104,28 +109,28 @@ class Mirror:
         deadline: Deadline,
         pair: _Pair,
     ) -> None:
-        """Ask the candidate and count how it did. Never raises, but when it is cancelled."""
+        """Send a request to the release `name` and count how it ended. Raises nothing except cancellation."""
         report = Report(is_mirrored=True)
 
         async def keep(response: gateway_pb2.GatewayGenerateResponse) -> None:
-            pair.mirrored.see(response)
+            pair.mirrored.add(response)
 
         try:
             async with asyncio.timeout(deadline.remaining_s()), self._traffic.keep_open(name) as release:
                 exchange = await self._exchanges.build(
-                    request, release, tenant, deadline=deadline, report=report, priority=_LAST_IN_LINE
+                    request, release, tenant, deadline=deadline, report=report, priority=_LOWEST_PRIORITY
                 )
                 await exchange.run(keep)
         except Exception as error:
-            if isinstance(error, TandemError) and is_clients_own(error):
+            if isinstance(error, TandemError) and is_client_error(error):
                 return
             if not isinstance(error, TandemError | TimeoutError):
                 _log.exception("mirrored request failed")
             self._traffic.count("shadow", pair.choice.window, outcome_of(report, failed=True))
-            metrics.SHADOW_REQUESTS.labels(name, "failed").inc()
+            MIRRORED_REQUESTS.labels(name, "failed").inc()
             return
         self._traffic.count("shadow", pair.choice.window, outcome_of(report, failed=False))
-        metrics.SHADOW_REQUESTS.labels(name, "answered").inc()
+        MIRRORED_REQUESTS.labels(name, "answered").inc()
         pair.mirrored.is_complete = True
         self._compare(pair)
 
@@ -133,9 +138,11 @@ class Mirror:
         if not (pair.is_greedy and pair.real.is_complete and pair.mirrored.is_complete):
             return
         self._count(pair.choice, "compared")
-        if "".join(pair.real.pieces) == "".join(pair.mirrored.pieces):
+        if "".join(pair.real.texts) == "".join(pair.mirrored.texts):
             self._count(pair.choice, "equal")
 
-    def _count(self, choice: Choice, number: str) -> None:
-        self._traffic.add(choice.window, Counter({f"shadow/{number}": 1}))
-        metrics.SHADOW_REQUESTS.labels(choice.mirror_to, number).inc()
+    def _count(self, choice: Choice, number: Literal["compared", "equal", "dropped"]) -> None:
+        counts = Counts()
+        counts.add("shadow", number)
+        self._traffic.add_counts(choice.window, counts)
+        MIRRORED_REQUESTS.labels(choice.mirror_to, number).inc()

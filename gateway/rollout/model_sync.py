@@ -1,4 +1,4 @@
-"""Has the stages hold the releases a rollout needs before they take requests, and drop them when they have left."""
+"""Load the releases a rollout needs at the stages, and unload those it no longer needs."""
 
 import asyncio
 import time
@@ -17,50 +17,53 @@ _log = structlog.get_logger()
 
 
 class ModelSync:
-    """One gateway's part in it; several do the same side by side, and the stages load each model once."""
+    """Keeps the models at the stages in sync with the rollout.
+
+    All gateways do this side by side. A stage loads each model once, whoever asks first.
+    """
 
     def __init__(
         self,
         store_sync: StoreSync,
         traffic: Traffic,
         releases: Releases,
-        life: ModelLoading,
+        loading: ModelLoading,
         *,
         every_s: float,
         load_timeout_s: float,
     ) -> None:
-        """Do nothing yet.
+        """Start nothing yet.
 
         Args:
-            store_sync: says what is needed, and takes the news that it is there.
-            traffic: says what is in use.
-            releases: opens what is needed.
-            life: asks the stages.
-            every_s: how often stages are looked after, seconds.
-            load_timeout_s: longest wait for stages that cannot be reached before a rollout is given up, seconds.
+            store_sync: knows the state and changes it once the models are loaded.
+            traffic: knows the releases in use.
+            releases: opens releases by name.
+            loading: loads and unloads models at the stages.
+            every_s: time between two checks of the stages, seconds.
+            load_timeout_s: a rollout is rolled back after waiting so long for unreachable stages, seconds.
         """
         self._store_sync = store_sync
         self._traffic = traffic
         self._releases = releases
-        self._life = life
+        self._loading = loading
         self._every_s = every_s
         self._load_timeout_s = load_timeout_s
-        self._dismissed: set[tuple[str, str]] = set()  # rollout and release
-        self._trouble = ""  # logged last
+        self._unloaded: set[tuple[str, str]] = set()  # pairs of rollout and release
+        self._last_error = ""  # logged last, to log each error once
 
     async def run(self) -> None:
-        """Look after the stages at every change, and every so often, until cancelled."""
+        """Sync the models after every change and every `every_s`, until cancelled."""
         while True:
             state = self._store_sync.view.state
             if state is not None:
-                await self._while_needed(state)
+                await self._sync_until_needs_change(state)
             await self._store_sync.wait_for_change(self._every_s)
 
-    async def _while_needed(self, state: State) -> None:
-        """Look after the stages until something else is needed: what hangs holds up no rollout that comes after it."""
-        work = asyncio.create_task(self._look_after(state))
+    async def _sync_until_needs_change(self, state: State) -> None:
+        """Sync the models, but stop when other releases are needed, so that a hanging load blocks no new rollout."""
+        work = asyncio.create_task(self._sync_and_log(state))
         try:
-            while not work.done() and _same_need(state, self._store_sync.view.state):
+            while not work.done() and _has_same_needs(state, self._store_sync.view.state):
                 change = asyncio.create_task(self._store_sync.wait_for_change(self._every_s))
                 await asyncio.wait({work, change}, return_when=asyncio.FIRST_COMPLETED)
                 change.cancel()
@@ -68,77 +71,77 @@ class ModelSync:
             work.cancel()
             await asyncio.wait({work})
 
-    async def _look_after(self, state: State) -> None:
+    async def _sync_and_log(self, state: State) -> None:
         try:
-            await self._settle(state)
-        except Exception:  # the next round may do better, and a rollout must not wait for ever
+            await self._sync(state)
+        except Exception:  # never let this loop die: the next round may succeed
             _log.exception("rollout model sync failed")
 
-    async def _settle(self, state: State) -> None:
+    async def _sync(self, state: State) -> None:
         try:
-            await self._hold(state)
-            self._trouble = ""
+            await self._ensure_loaded(state)
+            self._last_error = ""
         except TandemError as error:
-            await self._failed(state, error)
+            await self._handle_load_error(state, error)
             return
         if state.phase is Phase.PREPARING:
             await self._change(state, controller.start)
-        await self._dismiss(state)
+        await self._unload_departed(state)
 
-    async def _hold(self, state: State) -> None:
-        """Open what the rollout needs here, and have the stages hold it: also after one of them started anew."""
+    async def _ensure_loaded(self, state: State) -> None:
+        """Open the needed releases here and load them at the stages. Stages that restarted load them again."""
         for name in state.needed:
             release = await self._releases.open(name)
-            if name != self._traffic.own_name:  # which the stages' own settings name, too
-                await self._life.load(release)
+            if name != self._traffic.configured_name:  # the stages load that one by their own settings
+                await self._loading.load(release)
             await self._releases.route(release, with_images=True)  # checks that the halves fit
 
-    async def _failed(self, state: State, error: TandemError) -> None:
-        """Give a rollout up whose canary cannot be loaded; what is in force already is tried again."""
-        if error.message != self._trouble:
+    async def _handle_load_error(self, state: State, error: TandemError) -> None:
+        """Roll back if the canary cannot be loaded. Retry later if a stage is unreachable or the rollout runs."""
+        if error.message != self._last_error:
             _log.warning("release not loaded", reason=error.reason, error=error.local_message, phase=state.phase)
-            self._trouble = error.message
+            self._last_error = error.message
         waited_s = time.time() - state.step_started_s
         if state.phase is Phase.PREPARING and (not isinstance(error, Unavailable) or waited_s > self._load_timeout_s):
-            why = f"The canary could not be loaded: {error.message}"
-            await self._change(state, lambda now, now_s: controller.roll_back(now, why, now_s))
+            reason = f"The canary could not be loaded: {error.message}"
+            await self._change(state, lambda now, now_s: controller.roll_back(now, reason, now_s))
 
     async def _change(self, prepared: State, transition: Callable[[State, float], State]) -> None:
-        """Start the rollout, or roll it back, unless another gateway or an operator was faster."""
+        """Start or roll back a rollout that is still preparing. Do nothing if someone else was faster."""
 
         def if_still_preparing(state: State | None, now_s: float) -> State:
             if state is None or state.id != prepared.id or state.phase is not Phase.PREPARING:
-                raise FailedPrecondition("The rollout has gone on.", reason="ROLLOUT_CHANGED")
+                raise FailedPrecondition("The rollout is no longer preparing.", reason="ROLLOUT_CHANGED")
             return transition(state, now_s)
 
         try:
             await self._store_sync.change(if_still_preparing)
         except TandemError as error:
             if error.reason != "ROLLOUT_CHANGED":
-                _log.warning("rollout not changed, trying again", reason=error.reason, error=error.message)
+                _log.warning("rollout not changed, will retry", reason=error.reason, error=error.local_message)
 
-    async def _dismiss(self, state: State) -> None:
-        """Drop what has left, once no gateway can put a request on it any more and none is under way."""
+    async def _unload_departed(self, state: State) -> None:
+        """Unload releases that no gateway routes to any more and that have no requests in flight."""
         offered = self._traffic.offered
         keep = {tag for name in offered for tag in split_release(name)}
         for name in {state.plan.stable, state.plan.canary}.difference(offered):
-            if (state.id, name) in self._dismissed or not self._is_left(name):
+            if (state.id, name) in self._unloaded or not self._is_unused_everywhere(name):
                 continue
             try:
-                await self._life.unload(*split_release(name), keep=keep)
+                await self._loading.unload(*split_release(name), keep=keep)
             except TandemError as error:
-                _log.warning("release not unloaded", release=name, reason=error.reason, error=error.message)
+                _log.warning("release not unloaded", release=name, reason=error.reason, error=error.local_message)
                 continue
             self._releases.drop(name)
-            self._dismissed.add((state.id, name))
-            _log.info("release dismissed", release=name, rollout=state.id)
+            self._unloaded.add((state.id, name))
+            _log.info("release unloaded", release=name, rollout=state.id)
 
-    def _is_left(self, name: str) -> bool:
-        """Say whether every gateway knows that the release has left, and has answered its last request on it."""
+    def _is_unused_everywhere(self, name: str) -> bool:
+        """Return whether all gateways have the current state and no request on the release."""
         version = self._store_sync.version
-        gateways = self._store_sync.gateways
-        return bool(gateways) and all(one.version >= version and name not in one.in_use for one in gateways)
+        heartbeats = self._store_sync.heartbeats
+        return bool(heartbeats) and all(one.version >= version and name not in one.in_use for one in heartbeats)
 
 
-def _same_need(one: State, other: State | None) -> bool:
+def _has_same_needs(one: State, other: State | None) -> bool:
     return other is not None and (one.id, one.needed) == (other.id, other.needed)

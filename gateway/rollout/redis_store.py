@@ -1,28 +1,29 @@
-"""The store of several gateways: Redis, where a compare-and-set lets exactly one of them decide."""
+"""The store of several gateways: Redis, with a compare-and-set so that exactly one of them decides."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from chassis.errors import Unavailable
 from gateway.rollout.policy import Counts, State
-from gateway.rollout.store import Document, Presence, bad_state
+from gateway.rollout.store import Document, Heartbeat, bad_state
 
-_COUNTS_KEPT_S = 7 * 24 * 3600  # after the last request of a step
-SILENT_AFTER_S = 10  # a gateway that has not told of itself for so long is gone; the settings keep ticks shorter
+# A gateway without a heartbeat for so long is dead. The settings keep ticks shorter than this.
+HEARTBEAT_TIMEOUT_S = 10
+_COUNTS_TTL_S = 7 * 24 * 3600  # after the last request of a step
 
-# Version and state change together or not at all, and only from the version that was read.
-_SWAP = """
+# Version and state change together, and only from the expected version.
+_COMPARE_AND_SET = """
 if (redis.call('HGET', KEYS[1], 'version') or '0') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'state', ARGV[3])
 return 1
 """
-# By the clock of Redis, the one clock all gateways share.
-_REPORT = """
+# Uses the clock of Redis, the one clock that all gateways share.
+_HEARTBEAT = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('HSET', KEYS[1], ARGV[1], now .. ' ' .. ARGV[2])
 local living = {}
@@ -38,59 +39,65 @@ end
 return living
 """
 
+_STATE = TypeAdapter(State)
+
 
 class RedisStore:
-    """Keeps the document, the counts of each step and who is there under keys with one prefix."""
+    """Keeps the document, the counts of each step and the heartbeats, under keys with one prefix."""
 
     def __init__(self, url: str, *, prefix: str = "tandem:rollout", timeout_s: float = 1.0) -> None:
-        """Connect with the first call.
+        """Prepare a client, which connects on the first call.
 
         Args:
             url: 'redis://host:port/db', or rediss:// for TLS.
-            timeout_s: longest wait for one answer, seconds.
-            prefix: of every key; gateways with the same one act as one. The braces keep them in one cluster slot.
+            prefix: of every key. Gateways with the same prefix act as one.
+            timeout_s: longest wait for one reply, seconds.
         """
         self._redis: Any = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-        self._prefix = f"{{{prefix}}}"
-        self._swap = self._redis.register_script(_SWAP)
-        self._report = self._redis.register_script(_REPORT)
+        self._prefix = f"{{{prefix}}}"  # the braces keep all keys in one slot of a cluster
+        self._compare_and_set_script = self._redis.register_script(_COMPARE_AND_SET)
+        self._heartbeat_script = self._redis.register_script(_HEARTBEAT)
 
     async def read(self) -> Document:
-        """Return what is kept."""
-        with _reaching():
+        """Return the document."""
+        with _translate_errors():
             version, state = await self._redis.hmget(f"{self._prefix}:state", "version", "state")
         if version is None:
             return Document()
         try:
-            return Document(version=int(version), state=State.model_validate_json(state or b""))
+            return Document(version=int(version), state=_STATE.validate_json(state or b""))
         except (ValueError, ValidationError) as error:
-            raise bad_state("The rollout state in Redis cannot be read") from error
+            raise bad_state("The rollout state in Redis") from error
 
-    async def swap(self, expected_version: int, document: Document) -> bool:
-        """Keep `document` if what is kept has `expected_version`; say whether it did."""
-        assert document.state is not None, "a store never goes back to before the first rollout"
-        arguments: list[str | int] = [expected_version, document.version, document.state.model_dump_json()]
-        with _reaching():
-            return bool(await self._swap(keys=[f"{self._prefix}:state"], args=arguments))
+    async def compare_and_set(self, expected_version: int, document: Document) -> bool:
+        """Replace the document if it has `expected_version`, and return whether it had."""
+        assert document.state is not None, "a store never returns to the time before the first rollout"
+        state = _STATE.dump_json(document.state)
+        with _translate_errors():
+            return bool(
+                await self._compare_and_set_script(
+                    keys=[f"{self._prefix}:state"], args=[expected_version, document.version, state]
+                )
+            )
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a window; return the sums of all gateways."""
+        """Add to the counts of a step and return the sums of all gateways."""
         key = f"{self._prefix}:counts:{window}"
-        with _reaching():
+        with _translate_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
-                for name, count in counts.items():
-                    pipeline.hincrby(key, name, count)
-                pipeline.expire(key, _COUNTS_KEPT_S)
+                for path, count in counts.to_paths().items():
+                    pipeline.hincrby(key, path, count)
+                pipeline.expire(key, _COUNTS_TTL_S)
                 pipeline.hgetall(key)
                 *_, total = await pipeline.execute()
-        return Counts({name.decode(): int(count) for name, count in total.items()})
+        return Counts.from_paths({path.decode(): int(count) for path, count in total.items()})
 
-    async def report(self, presence: Presence) -> list[Presence]:
-        """Tell of this gateway; return all that told of themselves within the last seconds."""
-        arguments: list[str | int] = [presence.gateway, presence.model_dump_json(), SILENT_AFTER_S]
-        with _reaching():
-            living = await self._report(keys=[f"{self._prefix}:gateways"], args=arguments)
-        return [Presence.model_validate_json(text) for text in living]
+    async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
+        """Report that this gateway lives and return the recent heartbeats, its own included."""
+        arguments: list[str | int] = [own.gateway, own.model_dump_json(), HEARTBEAT_TIMEOUT_S]
+        with _translate_errors():
+            living = await self._heartbeat_script(keys=[f"{self._prefix}:gateways"], args=arguments)
+        return [Heartbeat.model_validate_json(text) for text in living]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -98,10 +105,10 @@ class RedisStore:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
         raise Unavailable(
-            "The store of the rollout cannot be reached.", reason="ROLLOUT_STORE_UNREACHABLE", retry_after_s=1
+            "The rollout store cannot be reached. Try again.", reason="ROLLOUT_STORE_UNREACHABLE", retry_after_s=1
         ) from error

@@ -1,13 +1,13 @@
-"""`tandem.v1.Rollouts`: what operators ask of rollouts, and who may."""
+"""`tandem.v1.Rollouts`: the calls of operators."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
 from chassis.errors import FailedPrecondition, InvalidArgument
-from gateway.rollout.policy import State, controller, read_plan
+from gateway.rollout.policy import State, controller, with_releases
 from gateway.rollout.store_sync import StoreSync
-from gateway.rollout.wire import plan_of, rollout_message
+from gateway.rollout.wire import plan_from_message, rollout_message
 from gateway.stages import Releases
 from tandem.v1 import rollout_pb2, rollout_pb2_grpc
 
@@ -16,12 +16,12 @@ SERVICE_NAME = rollout_pb2.DESCRIPTOR.services_by_name["Rollouts"].full_name
 _MAX_REASON_CHARACTERS = 256
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
-# Raises Unauthenticated or PermissionDenied unless the caller, known by its metadata, is an operator.
+# Takes a call's metadata. Raises Unauthenticated or PermissionDenied unless the caller is an operator.
 CheckOperator = Callable[[Iterable[tuple[str, str | bytes]]], object]
 
 
 class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
-    """Answers the five calls; errors are raised and mapped by the server's interceptor."""
+    """Answers the five calls. The server's interceptor sends raised errors."""
 
     def __init__(self, store_sync: StoreSync, releases: Releases, check_operator: CheckOperator) -> None:
         self._store_sync = store_sync
@@ -38,55 +38,57 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     async def Set(  # noqa: N802
         self, request: rollout_pb2.RolloutsSetRequest, context: Context
     ) -> rollout_pb2.RolloutsSetResponse:
-        """Check a plan and begin it; nothing changes where it is refused."""
+        """Validate a plan and begin it. A refused plan changes nothing."""
         self._check_operator(context.invocation_metadata())
-        plan = plan_of(request.plan, in_force=self._store_sync.view.in_force)
-        # Read from the model store: a tag nobody has, a pair that does not fit and a broken file are refused here.
+        plan = plan_from_message(request.plan, in_force=self._store_sync.view.in_force)
+        # Opening both releases refuses unknown tags, pairs that do not fit and broken files.
         stable, canary = [await self._releases.open(name) for name in (plan.stable, plan.canary)]
-        plan = read_plan({**plan.model_dump(), "stable": stable.name, "canary": canary.name})
+        plan = with_releases(plan, stable=stable.name, canary=canary.name)
         return rollout_pb2.RolloutsSetResponse(rollout=rollout_message(await self._store_sync.set(plan)))
 
     async def Promote(  # noqa: N802
         self, request: rollout_pb2.RolloutsPromoteRequest, context: Context
     ) -> rollout_pb2.RolloutsPromoteResponse:
-        """Send everything to the canary."""
+        """Send all requests to the canary."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator promoted it.")
-        view = await self._store_sync.change(lambda state, now_s: controller.promote(_running(state), reason, now_s))
+        view = await self._store_sync.change(lambda state, now_s: controller.promote(_existing(state), reason, now_s))
         return rollout_pb2.RolloutsPromoteResponse(rollout=rollout_message(view))
 
     async def Rollback(  # noqa: N802
         self, request: rollout_pb2.RolloutsRollbackRequest, context: Context
     ) -> rollout_pb2.RolloutsRollbackResponse:
-        """Send everything to stable."""
+        """Send all new requests to the stable release."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator rolled it back.")
-        view = await self._store_sync.change(lambda state, now_s: controller.roll_back(_running(state), reason, now_s))
+        view = await self._store_sync.change(lambda state, now_s: controller.roll_back(_existing(state), reason, now_s))
         return rollout_pb2.RolloutsRollbackResponse(rollout=rollout_message(view))
 
     async def Watch(  # noqa: N802
         self, request: rollout_pb2.RolloutsWatchRequest, context: Context
     ) -> AsyncIterator[rollout_pb2.RolloutsWatchResponse]:
-        """Send the rollout now, and after every change."""
+        """Send the rollout now and after every change."""
         self._check_operator(context.invocation_metadata())
         last: int | None = None
         async with aclosing(self._store_sync.watch()) as views:
             async for view in views:
                 number = view.state.changes[-1].number if view.state is not None else 0
-                if number != last:  # a look that changed nothing is no news
+                if number != last:  # a new document may only record a look of the guard
                     last = number
                     yield rollout_pb2.RolloutsWatchResponse(rollout=rollout_message(view))
 
 
-def _running(state: State | None) -> State:
+def _existing(state: State | None) -> State:
     if state is None:
-        raise FailedPrecondition("No rollout runs.", reason="NO_ROLLOUT")
+        raise FailedPrecondition("No rollout runs. Set one first.", reason="NO_ROLLOUT")
     return state
 
 
 def _reason(text: str, default: str) -> str:
     if len(text) > _MAX_REASON_CHARACTERS:
         raise InvalidArgument(
-            f"The reason has more than {_MAX_REASON_CHARACTERS} characters.", reason="BAD_REASON", field="reason"
+            f"The reason has {len(text)} characters, at most {_MAX_REASON_CHARACTERS} are allowed.",
+            reason="BAD_REASON",
+            field="reason",
         )
     return text or default

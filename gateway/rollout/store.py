@@ -1,85 +1,91 @@
-"""Where the state of a rollout lives: what every store does, and the one for a single gateway."""
+"""Stores of the rollout's state: the interface, and the store of a single gateway."""
 
 import asyncio
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
-from gateway.rollout.policy import Counts, State
+from gateway.rollout.policy import Arm, Counts, State
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class Document(BaseModel):
-    """A state and its version, which rises by one with each that replaces another."""
+    """A state with its version. Every new document has the next version."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     version: int = Field(default=0, ge=0)
     state: State | None = None  # None before the first rollout
 
 
-class Presence(BaseModel):
-    """What one gateway tells the others about itself."""
+class Heartbeat(BaseModel):
+    """One gateway's report to the others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     gateway: str
     version: int  # of the document it acts on
-    in_use: tuple[str, ...]  # releases with requests under way there
-    waiting: dict[str, int] = {}  # requests of the running step without a first token so far, by arm
+    in_use: tuple[str, ...]  # releases with requests in flight
+    waiting: dict[Arm, int] = {}  # requests of the running step without a first token, by arm
 
 
 class RolloutStore(Protocol):
-    """Keeps one document and the counts of the step that runs.
+    """Keeps one document, the counts of the running step, and the heartbeats of gateways.
 
-    Every method raises Unavailable, reason 'ROLLOUT_STORE_UNREACHABLE', where the store cannot be reached, and
-    FailedPrecondition, reason 'BAD_ROLLOUT_STATE', where it holds something that is no state.
+    Every method raises Unavailable, reason 'ROLLOUT_STORE_UNREACHABLE', if the store cannot be reached. Reading raises
+    FailedPrecondition, reason 'BAD_ROLLOUT_STATE', if the stored state is not valid.
     """
 
     async def read(self) -> Document:
-        """Return what is kept."""
+        """Return the document."""
         ...
 
-    async def swap(self, expected_version: int, document: Document) -> bool:
-        """Keep `document` if what is kept has `expected_version`; say whether it did."""
+    async def compare_and_set(self, expected_version: int, document: Document) -> bool:
+        """Replace the document if it has `expected_version`, and return whether it had."""
         ...
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a window; return the sums of all gateways."""
+        """Add to the counts of a step and return the sums of all gateways."""
         ...
 
-    async def report(self, presence: Presence) -> list[Presence]:
-        """Tell of this gateway; return all that told of themselves within the last seconds, this one among them."""
+    async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
+        """Report that this gateway lives and return the recent heartbeats, its own included."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
 
 class _File(BaseModel):
-    """The whole of a state file."""
+    """The content of a state file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     document: Document
     window: str = ""
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = {}  # by path, see `Counts`
 
 
 class FileStore:
-    """The store of a single gateway: memory, and a file that is replaced as a whole, so that no crash halves it."""
+    """The store of a single gateway: memory, and optionally a file.
+
+    The file is always replaced as a whole, so a crash never leaves half a state.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Read the file.
 
         Args:
-            path: need not exist yet; None keeps everything in memory, for as long as the process lives.
+            path: of the file, which need not exist yet. None keeps everything in memory.
 
         Raises:
-            FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the file is not what a store wrote.
+            FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the file is not valid.
         """
         self._path = path
         self._file = _File(document=Document())
@@ -88,37 +94,39 @@ class FileStore:
             try:
                 self._file = _File.model_validate_json(path.read_bytes())
             except FileNotFoundError:
-                pass  # it need not be there yet
+                pass  # the first write creates it
             except (OSError, ValidationError) as error:
-                raise bad_state(f"The rollout state file {path.name} cannot be read") from error
+                raise bad_state(f"The rollout state file {path.name}") from error
 
     async def read(self) -> Document:
-        """Return what is kept."""
+        """Return the document."""
         return self._file.document
 
-    async def swap(self, expected_version: int, document: Document) -> bool:
-        """Keep `document` if what is kept has `expected_version`; say whether it did."""
+    async def compare_and_set(self, expected_version: int, document: Document) -> bool:
+        """Replace the document if it has `expected_version`, and return whether it had."""
         async with self._writing:
             if self._file.document.version != expected_version:
                 return False
-            await self._replace(self._file.model_copy(update={"document": document}))
+            await self._replace(_File(document=document, window=self._file.window, counts=self._file.counts))
             return True
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a window, the newest one; return the sums."""
+        """Add to the counts of a step and return the sums. Only one step is kept."""
         async with self._writing:
-            total = Counts(self._file.counts) if window == self._file.window else Counts()
-            if counts or window != self._file.window:
-                total.update(counts)
-                await self._replace(self._file.model_copy(update={"window": window, "counts": dict(total)}))
-            return total
+            is_new = window != self._file.window
+            total = Counter({} if is_new else self._file.counts)
+            added = counts.to_paths()
+            if added or is_new:
+                total.update(added)
+                await self._replace(_File(document=self._file.document, window=window, counts=dict(total)))
+            return Counts.from_paths(total)
 
-    async def report(self, presence: Presence) -> list[Presence]:
-        """Return this gateway, which is the only one."""
-        return [presence]
+    async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
+        """Return the heartbeat of this gateway, the only one."""
+        return [own]
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, as there are no connections."""
 
     async def _replace(self, file: _File) -> None:
         if self._path is not None:
@@ -126,19 +134,23 @@ class FileStore:
                 await asyncio.to_thread(_write, self._path, file.model_dump_json().encode())
             except OSError as error:
                 raise Unavailable(
-                    f"The rollout state file {self._path.name} cannot be written ({error.strerror}).",
+                    f"The rollout state file cannot be written: {error.strerror}.",
                     reason="ROLLOUT_STORE_UNREACHABLE",
+                    where=self._path,
                 ) from error
-        self._file = file  # only what is on disk counts
+        self._file = file  # only after the write, so memory is never ahead of the disk
 
 
-def bad_state(what: str) -> FailedPrecondition:
-    """Return the error of a store whose content is no state; nobody guesses which release was meant."""
-    return FailedPrecondition(f"{what}; repair or remove it.", reason="BAD_ROLLOUT_STATE")
+def bad_state(subject: str) -> FailedPrecondition:
+    """Return the error of a store whose state is not valid.
+
+    A gateway does not start with it, as it never guesses which release to serve.
+    """
+    return FailedPrecondition(f"{subject} cannot be read: repair or remove it.", reason="BAD_ROLLOUT_STATE")
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file so that after a crash either the old or the new one is there, whole."""
+    """Replace a file atomically. After a crash it is whole, either old or new."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content)
@@ -147,6 +159,6 @@ def _write(path: Path, content: bytes) -> None:
     partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself
+        os.fsync(folder)  # makes the rename durable
     finally:
         os.close(folder)

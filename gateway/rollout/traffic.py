@@ -1,4 +1,4 @@
-"""Puts every request on one release for the whole of its life, and counts how it went there."""
+"""Route every request to one release and count how it ended."""
 
 import asyncio
 import random
@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
+
+from prometheus_client import Gauge
 
 from chassis.deadline import Deadline
 from chassis.errors import (
@@ -21,98 +23,108 @@ from chassis.errors import (
 )
 from chassis.request_id import current_request_id, new_request_id
 from gateway.answer import Report
-from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, counts_of, takes_canary
-from gateway.rollout.tally import Tally
+from gateway.rollout.counted_request import CountedRequest
+from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, takes_canary
 from gateway.stages import Release, Releases
 
-# How early the event loop's timers may ring, seconds.
-_TIMER_S = 0.01
-# What a client did wrong says nothing about the release it was put on.
-_CLIENTS_OWN = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, Cancelled)
+WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations that each release answers.", ["release"])
+PHASE = Gauge("tandem_rollout_phase", "1 for the current phase of the rollout, else 0.", ["phase"])
+
+# Timers of the event loop may fire this early, seconds.
+_TIMER_PRECISION_S = 0.01
+# Errors that the client caused. They say nothing about the release.
+_CLIENT_ERRORS = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, Cancelled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The release of one request."""
+    """The release chosen for one request."""
 
     release: Release
-    arm: Literal["stable", "canary"] | None  # None for a pinned request, and where no rollout runs: it counts nowhere
-    window: str = ""  # the stretch of the rollout it counts in
-    mirror_to: str | None = None  # the release that is asked the same without showing its answer
+    arm: Literal["stable", "canary"] | None  # None if it is not counted: a pinned request, or no rollout
+    window: str = ""  # the step of the rollout it counts in
+    mirror_to: str | None = None  # the release that also gets the request, without showing its answer
 
 
 class Traffic:
-    """The requests of this gateway by release. For one event loop."""
+    """The requests of this gateway, by release. For one event loop."""
 
     def __init__(self, releases: Releases, draw: Callable[[], float] = random.random) -> None:
-        """Put everything on the default release until a rollout says otherwise.
+        """Route everything to the default release until there is a rollout.
 
         Args:
-            releases: opens what is chosen.
-            draw: a number in [0, 1) for what is left to chance, which requests are mirrored.
+            releases: opens releases by name.
+            draw: returns a random number in [0, 1), which decides whether a request is mirrored.
         """
         self._releases = releases
         self._draw = draw
-        self.own_name = releases.default_name  # the release of the settings, which always stays
+        self.configured_name = releases.default_name  # the release of the settings. It always stays.
         self._state: State | None = None
-        self._counts: Counts = Counter()
-        self._num_on: Counter[str] = Counter()
-        self._tallies: set[Tally] = set()  # of the requests under way that will count
+        self._counts = Counts()
+        self._num_in_flight: Counter[str] = Counter()  # by release
+        self._counted_requests: set[CountedRequest] = set()
 
     @property
     def in_force(self) -> str:
-        """The release that answers what no canary takes."""
-        return self._state.in_force if self._state is not None else self.own_name
+        """The release that answers all requests the canary does not take."""
+        return self._state.in_force if self._state is not None else self.configured_name
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The releases a request can be on: those of the rollout, and the one of the settings."""
+        """The releases that can answer: those of the rollout and of the settings."""
         needed = self._state.needed if self._state is not None else ()
-        return tuple(dict.fromkeys((*needed, self.own_name)))
+        return tuple(dict.fromkeys((*needed, self.configured_name)))
 
     @property
     def in_use(self) -> tuple[str, ...]:
-        """The releases that requests are on."""
-        return tuple(sorted(name for name, count in self._num_on.items() if count))
+        """The releases with requests in flight."""
+        return tuple(sorted(name for name, count in self._num_in_flight.items() if count))
 
     @property
-    def waiting(self) -> dict[str, int]:
-        """The requests of the running step that have no first token yet, by arm."""
+    def waiting(self) -> dict[Arm, int]:
+        """Number of requests of the running step without a first token, by arm."""
         window = self._state.window if self._state is not None else ""
-        return dict(Counter(one.arm for one in self._tallies if one.is_waiting and one.window == window))
+        return dict(Counter(one.arm for one in self._counted_requests if one.is_waiting and one.window == window))
 
     def adopt(self, state: State | None) -> None:
-        """Act on `state` from the next request on; requests under way stay where they are."""
+        """Route new requests by `state`. Requests in flight stay on their release."""
         if state is None or self._state is None or state.window != self._state.window:
-            self._counts = Counter()
+            self._counts = Counts()
         self._state = state
         self._releases.offer(self.offered, default_name=self.in_force)
+        self._set_gauges()
 
-    def take_counts(self) -> Counts:
-        """Return what was counted since the last call."""
-        taken, self._counts = self._counts, Counter()
-        return taken
+    def drain_counts(self) -> Counts:
+        """Return the counts since the last call."""
+        drained, self._counts = self._counts, Counts()
+        return drained
 
-    def add(self, window: str, counts: Counts) -> None:
-        """Add to what is counted, unless its window is over."""
+    def add_counts(self, window: str, counts: Counts) -> None:
+        """Add counts, unless their step is over."""
         if self._state is not None and self._state.window == window:
             self._counts.update(counts)
+
+    def count(self, arm: Arm, window: str, outcome: Outcome) -> None:
+        """Count how a request ended, unless its step is over."""
+        counts = Counts()
+        counts.add_outcome(arm, outcome)
+        self.add_counts(window, counts)
 
     @asynccontextmanager
     async def keep_open(self, name: str) -> AsyncIterator[Release]:
         """Yield a release that stays open for the block.
 
         Raises:
-            TandemError: it cannot be read here.
+            TandemError: this gateway cannot read the release.
         """
-        self._num_on[name] += 1
+        self._num_in_flight[name] += 1
         try:
             yield await self._open(name)
         finally:
-            self._num_on[name] -= 1
+            self._num_in_flight[name] -= 1
 
     async def release_for(self, pin: str | None) -> Release:
-        """Return the release that answers a question about prompts.
+        """Return the release for a request that needs no answer, such as counting tokens.
 
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE'.
@@ -123,12 +135,12 @@ class Traffic:
     async def route(
         self, routing_key: str, pin: str | None, *, deadline: Deadline, report: Report
     ) -> AsyncIterator[Choice]:
-        """Choose the release of a request, hold it open for the block, and count how the block ends.
+        """Choose the release of a request, keep it open for the block, and count how the block ends.
 
         Args:
-            routing_key: the client's; empty stands for a conversation of this one request.
-            pin: the release the client asks for; None leaves it to the rollout.
-            deadline: the request's; passing it is the release's fault, leaving early is not.
+            routing_key: names a conversation. An empty one makes the request a conversation of its own.
+            pin: the release the client asks for, or None to let the rollout choose.
+            deadline: of the request. A passed deadline counts as an error of the release, a cancellation does not.
             report: filled in while the request runs.
 
         Raises:
@@ -140,46 +152,42 @@ class Traffic:
             async with self.keep_open(name) as release:
                 yield Choice(release=release, arm=None)
             return
-        mirror_to = self._mirror(arm, state)
+        mirror_to = self._mirror_target(arm, state)
         with self._counted(arm, state, report, deadline):
             async with self.keep_open(name) as release:
                 yield Choice(release=release, arm=arm, window=state.window, mirror_to=mirror_to)
 
-    def count(self, arm: Arm, window: str, outcome: Outcome) -> None:
-        """Count how a request went, unless its window is over."""
-        self.add(window, counts_of(arm, outcome))
-
     @contextmanager
     def _counted(self, arm: Arm, state: State, report: Report, deadline: Deadline) -> Iterator[None]:
-        """Count how the block ends, or that it hangs."""
-        tally = Tally(
+        """Count how the block ends, or that it is overdue."""
+        request = CountedRequest(
             partial(self.count, arm, state.window),
             report,
             arm=arm,
             window=state.window,
             overdue_s=state.plan.guard.overdue_s,
         )
-        self._tallies.add(tally)
+        self._counted_requests.add(request)
         try:
             yield
         except asyncio.CancelledError:
-            if deadline.remaining_s() < _TIMER_S:
-                tally.end(failed=True)
+            if deadline.remaining_s() < _TIMER_PRECISION_S:
+                request.end(failed=True)
             raise
         except Exception as error:
-            if not isinstance(error, _CLIENTS_OWN):
-                tally.end(failed=True)
+            if not isinstance(error, _CLIENT_ERRORS):
+                request.end(failed=True)
             raise
         else:
-            tally.end(failed=False)
+            request.end(failed=False)
         finally:
-            tally.close()
-            self._tallies.discard(tally)
+            request.close()
+            self._counted_requests.discard(request)
 
     async def _open(self, name: str) -> Release:
         try:
             return await self._releases.open(name)
-        except (InvalidArgument, NotFound) as error:  # whoever set the rollout named it, and no client
+        except (InvalidArgument, NotFound) as error:  # an operator named the release, so it is no client error
             raise FailedPrecondition(error.message, reason=error.reason, where=error.where) from error
 
     def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
@@ -193,12 +201,22 @@ class Traffic:
             return state.plan.canary, "canary"
         return state.plan.stable, "stable"
 
-    def _mirror(self, arm: Arm, state: State) -> str | None:
-        """Return where a request is mirrored to, where chance and the plan will have it."""
+    def _mirror_target(self, arm: Arm, state: State) -> str | None:
+        """Return the canary for the planned share of stable's requests."""
         is_drawn = arm == "stable" and self._draw() * 100 < state.plan.shadow_percent
         return state.plan.canary if is_drawn else None
 
+    def _set_gauges(self) -> None:
+        state = self._state
+        canary = state.weight_percent if state is not None and state.phase is Phase.RUNNING else 0.0
+        WEIGHT.clear()
+        WEIGHT.labels(self.in_force).set(100 - canary)
+        if state is not None and state.phase is Phase.RUNNING:
+            WEIGHT.labels(state.plan.canary).set(canary)
+        for phase in Phase:
+            PHASE.labels(phase).set(state is not None and state.phase is phase)
 
-def is_clients_own(error: TandemError) -> bool:
-    """Say whether an error is its client's doing, and no release's."""
-    return isinstance(error, _CLIENTS_OWN)
+
+def is_client_error(error: TandemError) -> bool:
+    """Return whether the client caused an error, and not the release."""
+    return isinstance(error, _CLIENT_ERRORS)

@@ -1,37 +1,22 @@
-"""Between the plain data of rollouts and the messages of the contract."""
+"""Convert between rollouts and the messages of the contract."""
 
-from typing import Any
+from dataclasses import asdict
 
-from gateway.rollout.policy import (
-    Arm,
-    Change,
-    Counts,
-    Finding,
-    Guard,
-    Phase,
-    Plan,
-    histograms,
-    median_s,
-    merged,
-    number,
-    preview,
-    read_plan,
-)
+from gateway.rollout.policy import Arm, Change, Counts, Finding, Guard, Phase, Plan, controller, read_plan
 from gateway.rollout.store_sync import View
 from tandem.v1 import rollout_pb2
 
 
-def plan_of(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Plan:
-    """Return a plan, checked.
+def plan_from_message(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Plan:
+    """Return a validated plan.
 
     Args:
-        message: as an operator sent it; without a stable release it means the one in force.
-        in_force: that one.
+        message: as an operator sent it.
+        in_force: the release that answers now. It replaces an empty stable release.
 
     Raises:
         InvalidArgument: as `read_plan`.
     """
-    guard: dict[str, Any] = {field.name: value for field, value in message.guard.ListFields()}
     return read_plan(
         {
             "stable": message.stable or in_force,
@@ -40,14 +25,15 @@ def plan_of(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Plan:
                 {"weight_percent": step.weight_percent, "seconds": step.seconds, "requests": step.requests}
                 for step in message.steps
             ],
-            "guard": guard,  # what is not set keeps its default
+            # Only fields that are set, so that the others get their defaults.
+            "guard": {field.name: value for field, value in message.guard.ListFields()},
             "shadow_percent": message.shadow_percent,
         }
     )
 
 
 def rollout_message(view: View) -> rollout_pb2.Rollout:
-    """Return what a gateway knows of the rollout."""
+    """Return the rollout as this gateway knows it."""
     message = rollout_pb2.Rollout(in_force=view.in_force, store_reachable=view.store_reachable)
     state = view.state
     if state is None:
@@ -61,9 +47,9 @@ def rollout_message(view: View) -> rollout_pb2.Rollout:
     message.stable.CopyFrom(_counts_message(view.counts, "stable"))
     message.canary.CopyFrom(_counts_message(view.counts, "canary"))
     if state.phase is Phase.RUNNING:
-        message.findings.extend(map(_finding_message, preview(state, view.counts)))
+        message.findings.extend(map(_finding_message, controller.preview(state, view.counts)))
     if state.plan.shadow_percent:
-        message.shadow.CopyFrom(_shadow_message(view.counts))
+        message.shadow.CopyFrom(_mirrored_message(view.counts))
     return message
 
 
@@ -71,14 +57,14 @@ def _plan_message(plan: Plan) -> rollout_pb2.RolloutPlan:
     return rollout_pb2.RolloutPlan(
         stable=plan.stable,
         canary=plan.canary,
-        steps=[rollout_pb2.RolloutStep(**step.model_dump()) for step in plan.steps],
+        steps=[rollout_pb2.RolloutStep(**asdict(step)) for step in plan.steps],
         guard=_guard_message(plan.guard),
         shadow_percent=plan.shadow_percent,
     )
 
 
 def _guard_message(guard: Guard) -> rollout_pb2.RolloutGuard:
-    return rollout_pb2.RolloutGuard(**guard.model_dump(exclude_none=True))
+    return rollout_pb2.RolloutGuard(**{name: value for name, value in asdict(guard).items() if value is not None})
 
 
 def _change_message(change: Change) -> rollout_pb2.RolloutChange:
@@ -107,20 +93,20 @@ def _finding_message(finding: Finding) -> rollout_pb2.RolloutFinding:
 
 def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
     return rollout_pb2.RolloutCounts(
-        requests=number(counts, arm, "requests"),
-        errors=number(counts, arm, "errors"),
-        empty=number(counts, arm, "empty"),
-        overdue=number(counts, arm, "overdue"),
-        waiting=number(counts, arm, "waiting"),
+        requests=counts.number(arm, "requests"),
+        errors=counts.number(arm, "errors"),
+        empty=counts.number(arm, "empty"),
+        overdue=counts.number(arm, "overdue"),
+        waiting=counts.number(arm, "waiting"),
     )
 
 
-def _shadow_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
+def _mirrored_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
     return rollout_pb2.RolloutShadowCounts(
         counts=_counts_message(counts, "shadow"),
-        first_token_s=median_s(merged(histograms(counts, "shadow", "first_token"))),
-        inter_token_s=median_s(merged(histograms(counts, "shadow", "inter_token"))),
-        compared=number(counts, "shadow", "compared"),
-        equal=number(counts, "shadow", "equal"),
-        dropped=number(counts, "shadow", "dropped"),
+        first_token_s=counts.median_s("shadow", "first_token"),
+        inter_token_s=counts.median_s("shadow", "inter_token"),
+        compared=counts.number("shadow", "compared"),
+        equal=counts.number("shadow", "equal"),
+        dropped=counts.number("shadow", "dropped"),
     )

@@ -1,4 +1,4 @@
-"""Opens and closes what rollouts need around the life of a gateway."""
+"""Open everything a gateway needs for rollouts, and close it again."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,13 +18,13 @@ from tandem.v1 import rollout_pb2_grpc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
-    """Where a gateway keeps rollouts, and how often it looks at them."""
+    """Where a gateway stores rollouts, and how often it checks them."""
 
-    file: Path | None  # without Redis the store itself, else the copy that is served while Redis is away
+    file: Path | None  # the store itself, or with Redis a local copy for a start while Redis is unreachable
     redis_url: str | None  # the store of several gateways
-    tick_s: float  # between two looks at the state and the numbers
-    refresh_s: float  # between two looks at which models the stages hold
-    load_timeout_s: float  # longest time a canary's models may take to load
+    tick_s: float  # between two reads of the store
+    refresh_s: float  # between two checks of the models at the stages
+    load_timeout_s: float  # longest time to load a canary's models
 
 
 @asynccontextmanager
@@ -34,28 +34,28 @@ async def open_rollouts(
     *,
     traffic: Traffic,
     releases: Releases,
-    life: ModelLoading,
+    loading: ModelLoading,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
-    """Take over the rollout in force, serve `tandem.v1.Rollouts`, and act on rollouts for the length of the block.
+    """Adopt the stored rollout, serve `tandem.v1.Rollouts`, and keep in sync for the length of the block.
 
     Raises:
-        FailedPrecondition: reason 'BAD_ROLLOUT_STATE', what is kept of rollouts cannot be read.
-        TandemError: a release that is in force cannot be opened.
+        FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid.
+        TandemError: a release in force cannot be opened.
     """
-    store, last_known = _stores(config)
-    store_sync = StoreSync(store, traffic, last_known=last_known, tick_s=config.tick_s)
+    store, local_copy = _stores(config)
+    store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s)
     model_sync = ModelSync(
         store_sync,
         traffic,
         releases,
-        life,
+        loading,
         every_s=config.refresh_s,
         load_timeout_s=config.load_timeout_s,
     )
     try:
         await store_sync.open()
-        for name in traffic.offered:  # before the first request, so that none waits for a tokenizer
+        for name in traffic.offered:  # before the first request, which would wait for a tokenizer
             await releases.open(name)
         servicer = RolloutsServicer(store_sync, releases, check_operator)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
@@ -67,11 +67,11 @@ async def open_rollouts(
 
 
 def _stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
-    """Return the store, and where a copy of what is elsewhere is kept."""
-    here = FileStore(config.file)
+    """Return the store, and for a remote store the local copy."""
+    file_store = FileStore(config.file)
     if config.redis_url is None:
-        return here, None
-    # Here and not above: the Redis client takes longer to import than all the rest.
+        return file_store, None
+    # Imported only if used: the Redis client takes longer to import than everything else.
     from gateway.rollout.redis_store import RedisStore
 
-    return RedisStore(config.redis_url), here if config.file else None
+    return RedisStore(config.redis_url), file_store if config.file else None

@@ -1,24 +1,16 @@
-"""Pure rollout decisions: no I/O, no asyncio, no gRPC."""
+"""Decide on rollouts: pure functions of state, counts and time.
+
+An operator sets a `Plan`. `controller` makes a `State` of it and decides its next state from the `Counts` of the
+running step. For this it asks the guard, which compares both releases with the tests in `significance` and reports a
+`Finding` for each metric. Between decisions `takes_canary` chooses the release of each conversation. Nothing here does
+I/O or reads a clock: `gateway.rollout` brings the time, counts requests and keeps the state in a store.
+"""
 
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
-from gateway.rollout.policy.controller import begin, preview, start, tick
-from gateway.rollout.policy.counts import (
-    Arm,
-    Counts,
-    Kind,
-    Outcome,
-    bucket_of,
-    counts_of,
-    histograms,
-    median_s,
-    merged,
-    number,
-    seconds_of,
-)
+from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome
 from gateway.rollout.policy.guard import Finding
-from gateway.rollout.policy.plan import Guard, Plan, read_plan
-from gateway.rollout.policy.significance import p_above
+from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
 from gateway.rollout.policy.state import Change, Phase, State
 
 __all__ = [
@@ -32,19 +24,8 @@ __all__ = [
     "Phase",
     "Plan",
     "State",
-    "begin",
-    "bucket_of",
     "controller",
-    "counts_of",
-    "histograms",
-    "median_s",
-    "merged",
-    "number",
-    "p_above",
-    "preview",
     "read_plan",
-    "seconds_of",
-    "start",
     "takes_canary",
-    "tick",
+    "with_releases",
 ]

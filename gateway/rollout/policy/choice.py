@@ -1,19 +1,25 @@
-"""Which conversations a canary answers: a pure function, so that every gateway decides alike without talking."""
+"""Choose the conversations that a canary answers.
+
+The choice is a pure function, so all gateways choose alike without talking to each other.
+"""
 
 import hashlib
 
-_POINTS = 2**53  # as many as a float tells apart in [0, 1)
+_POINTS = 2**53  # distinct floats in [0, 1)
 
 
 def point(routing_key: str, rollout_id: str) -> float:
-    """Return where a conversation stands in a rollout, spread evenly over [0, 1).
+    """Return the point of a conversation in [0, 1), evenly spread.
 
-    Another rollout puts it elsewhere, so it is not always the same people who meet a new release first.
+    Each rollout gives a conversation another point. So it is not always the same users who get a new release first.
     """
     digest = hashlib.sha256(f"{rollout_id}\0{routing_key}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / _POINTS
 
 
 def takes_canary(routing_key: str, rollout_id: str, weight_percent: float) -> bool:
-    """Say whether the canary answers a conversation; raising the weight moves conversations one way only."""
+    """Return whether the canary answers a conversation.
+
+    A higher weight only moves conversations from stable to the canary, never back.
+    """
     return point(routing_key, rollout_id) * 100 < weight_percent

@@ -1,28 +1,24 @@
-"""What releases did in one step of a rollout, as sums: those of several gateways are added, and none grows with time.
+"""Counts of requests in one step of a rollout, by arm.
 
-Times are kept as counts by logarithmic bucket, 16 a doubling: a value is known to 2.2 %, ranks and medians follow from
-the counts, and two gateways' counts add up exactly, which samples drawn by chance would not. (The idea of DDSketch:
-Masson, Rim and Lee, VLDB 2019.)
+Counts are sums, so those of several gateways add up, and their size does not grow with traffic. In code each sum has a
+typed key. Stores and logs write a key as a path: 'arm/number' or 'arm/timing/kind/bucket'.
 """
 
-import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product, starmap
+from typing import Literal, NamedTuple, get_args
 
+from gateway.rollout.policy.histograms import bucket_of, median_s
+
+# The side of the comparison a request is on. 'shadow' is the canary with mirrored requests. Stores have this word.
 Arm = Literal["stable", "canary", "shadow"]
-# Requests that may be compared with one another. A canary with a vision half of its own begins with a cold cache, so
-# its first tokens are compared kind by kind; else its misses would count against it.
+# Only requests of one kind are compared. A canary with its own vision half starts with a cold cache, so it encodes
+# more images than stable. Without kinds this would look like a slower canary.
 Kind = Literal["text", "images at hand", "images encoded"]
 Timing = Literal["first_token", "inter_token"]
 Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped"]
-
-# Sums by 'arm/number' and 'arm/timing/kind/bucket'; flat, as stores take them.
-Counts = Counter[str]
-
-_PER_DOUBLING = 16
-_LEAST_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,86 +27,116 @@ class Outcome:
 
     kind: Kind
     failed: bool
-    empty: bool  # it ended well, but without a word
-    first_token_s: float | None  # None where none came; of an overdue one, how long it has waited
-    inter_token_s: float | None  # mean of this answer; None with fewer than two messages of tokens
-    overdue: bool = False  # it has failed by hanging, and may not have ended yet
+    empty: bool  # ended well, but without text
+    first_token_s: float | None  # None without a first token. For an overdue request, its waiting time so far.
+    inter_token_s: float | None  # mean of this answer. None with fewer than two messages of tokens.
+    overdue: bool = False  # failed by hanging, and may still be in flight
 
 
-def counts_of(arm: Arm, outcome: Outcome) -> Counts:
-    """Return one request as counts."""
-    counts: Counts = Counter({f"{arm}/requests": 1})
-    counts[f"{arm}/errors"] += outcome.failed
-    counts[f"{arm}/overdue"] += outcome.overdue
-    counts[f"{arm}/empty"] += outcome.empty
-    if outcome.first_token_s is not None:
-        counts[f"{arm}/first_token/{outcome.kind}/{bucket_of(outcome.first_token_s)}"] += 1
-    if outcome.inter_token_s is not None:
-        counts[f"{arm}/inter_token/{outcome.kind}/{bucket_of(outcome.inter_token_s)}"] += 1
-    return counts
+class NumberKey(NamedTuple):
+    """The key of one sum."""
+
+    arm: Arm
+    number: Number
+
+    @property
+    def path(self) -> str:
+        """The key as stores and logs write it."""
+        return f"{self.arm}/{self.number}"
 
 
-def number(counts: Counts, arm: Arm, name: Number) -> int:
-    """Return one sum."""
-    return counts[f"{arm}/{name}"]
+class HistogramKey(NamedTuple):
+    """The key of one histogram."""
+
+    arm: Arm
+    timing: Timing
+    kind: Kind
+
+    @property
+    def path(self) -> str:
+        """The key as stores write it. The bucket follows after another slash."""
+        return f"{self.arm}/{self.timing}/{self.kind}"
 
 
-def histograms(counts: Counts, arm: Arm, timing: Timing) -> dict[str, dict[int, int]]:
-    """Return counts by bucket, by kind of request."""
-    prefix = f"{arm}/{timing}/"
-    found: dict[str, dict[int, int]] = {}
-    for key, count in counts.items():
-        if key.startswith(prefix):
-            kind, _, bucket = key.removeprefix(prefix).partition("/")
-            found.setdefault(kind, {})[int(bucket)] = count
-    return found
+_NUMBERS = {key.path: key for key in starmap(NumberKey, product(get_args(Arm), get_args(Number)))}
+_HISTOGRAMS = {key.path: key for key in starmap(HistogramKey, product(get_args(Arm), get_args(Timing), get_args(Kind)))}
 
 
-def bucket_of(seconds: float) -> int:
-    """Return the bucket of a time."""
-    return math.floor(math.log2(max(seconds, _LEAST_S)) * _PER_DOUBLING)
+class Counts:
+    """Sums and histograms of the requests of one step."""
 
+    def __init__(self) -> None:
+        self._numbers: Counter[NumberKey] = Counter()
+        self._histograms: defaultdict[HistogramKey, Counter[int]] = defaultdict(Counter)
 
-def seconds_of(bucket: int) -> float:
-    """Return the middle of a bucket, seconds."""
-    return float(2 ** ((bucket + 0.5) / _PER_DOUBLING))
+    @classmethod
+    def from_paths(cls, paths: Mapping[str, int]) -> "Counts":
+        """Return the counts that a store has. Skip paths of another version."""
+        counts = cls()
+        for path, count in paths.items():
+            start, _, bucket = path.rpartition("/")
+            if path in _NUMBERS:
+                counts._numbers[_NUMBERS[path]] += count
+            elif start in _HISTOGRAMS and bucket.removeprefix("-").isdecimal():
+                counts._histograms[_HISTOGRAMS[start]][int(bucket)] += count
+        return counts
 
+    def to_paths(self) -> dict[str, int]:
+        """Return every count by its path, for a store."""
+        buckets = {
+            f"{key.path}/{bucket}": count
+            for key, histogram in self._histograms.items()
+            for bucket, count in histogram.items()
+        }
+        return {key.path: count for key, count in self._numbers.items()} | buckets
 
-def multiplied(histogram: Mapping[int, int], factor: float) -> dict[int, float]:
-    """Return the histogram of all times multiplied by `factor`.
+    def totals(self) -> dict[str, int]:
+        """Return the sums by path, without the histograms, for a log."""
+        return {key.path: count for key, count in sorted(self._numbers.items())}
 
-    A bucket seldom lands on another one; its count is shared between the two it lands on. Rounded to one of them, a
-    factor of 1.5 would be one of 1.51, which many thousands of requests tell apart.
-    """
-    whole, part = divmod(math.log2(factor) * _PER_DOUBLING, 1)
-    moved: dict[int, float] = {}
-    for bucket, count in histogram.items():
-        for target, share in ((bucket + int(whole), 1 - part), (bucket + int(whole) + 1, part)):
-            moved[target] = moved.get(target, 0) + share * count
-    return moved
+    def add(self, arm: Arm, number: Number, count: int = 1) -> None:
+        """Add to one sum."""
+        self._numbers[NumberKey(arm, number)] += count
 
+    def add_time(self, arm: Arm, timing: Timing, kind: Kind, bucket: int, count: int = 1) -> None:
+        """Add to one bucket of a histogram. See `bucket_of`."""
+        self._histograms[HistogramKey(arm, timing, kind)][bucket] += count
 
-def cut_off(histogram: Mapping[int, float], longest: int) -> dict[int, float]:
-    """Return a histogram in which everything beyond the bucket `longest` is in it."""
-    kept: dict[int, float] = {}
-    for bucket, count in histogram.items():
-        kept[min(bucket, longest)] = kept.get(min(bucket, longest), 0) + count
-    return kept
+    def add_outcome(self, arm: Arm, outcome: Outcome) -> None:
+        """Add one request that ended."""
+        self.add(arm, "requests")
+        self.add(arm, "errors", int(outcome.failed))
+        self.add(arm, "overdue", int(outcome.overdue))
+        self.add(arm, "empty", int(outcome.empty))
+        if outcome.first_token_s is not None:
+            self.add_time(arm, "first_token", outcome.kind, bucket_of(outcome.first_token_s))
+        if outcome.inter_token_s is not None:
+            self.add_time(arm, "inter_token", outcome.kind, bucket_of(outcome.inter_token_s))
 
+    def update(self, other: "Counts") -> None:
+        """Add all counts of `other`."""
+        self._numbers.update(other._numbers)
+        for key, histogram in other._histograms.items():
+            self._histograms[key].update(histogram)
 
-def median_s(histogram: Mapping[int, int]) -> float | None:
-    """Return the median time of a histogram, seconds; None where it is empty."""
-    half, below = sum(histogram.values()) / 2, 0
-    for bucket in sorted(histogram):
-        below += histogram[bucket]
-        if below >= half:
-            return seconds_of(bucket)
-    return None
+    def number(self, arm: Arm, number: Number) -> int:
+        """Return one sum."""
+        return self._numbers[NumberKey(arm, number)]
 
+    def histograms(self, arm: Arm, timing: Timing) -> dict[Kind, Counter[int]]:
+        """Return the histograms of one timing, by kind of request."""
+        return {key.kind: found for key, found in self._histograms.items() if (key.arm, key.timing) == (arm, timing)}
 
-def merged(by_kind: Mapping[str, Mapping[int, int]]) -> Counter[int]:
-    """Return the histogram of all kinds together."""
-    total: Counter[int] = Counter()
-    for histogram in by_kind.values():
-        total.update(histogram)
-    return total
+    def median_s(self, arm: Arm, timing: Timing) -> float | None:
+        """Return the median over all kinds of requests, seconds, or None without requests."""
+        return median_s(sum(self.histograms(arm, timing).values(), Counter()))
+
+    def __add__(self, other: "Counts") -> "Counts":
+        total = Counts()
+        total.update(self)
+        total.update(other)
+        return total
+
+    def __eq__(self, other: object) -> bool:
+        # As with a Counter, an absent count equals 0.
+        return isinstance(other, Counts) and Counter(self.to_paths()) == Counter(other.to_paths())

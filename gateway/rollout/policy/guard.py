@@ -1,43 +1,34 @@
-"""Judges a canary: each metric against stable over the same window, at a level that pays for repeated looks.
+"""Judge a canary: compare each metric with stable over the same step, with bounded error chances.
 
-Looks. A guard that looks at growing numbers again and again would sooner or later see something by chance. So it looks
-only when the numbers have grown by a fifth or a step ends, and its k-th look spends 1 / (k (k + 1)) of the allowance:
-over any number of looks that adds up to 1 (alpha spending, Lan and DeMets, Biometrika 70, 1983, by the union bound).
-Rolling back takes one metric, so its level is divided among metrics and steps (Bonferroni); promoting takes all of
-them, so it is not (intersection-union, Berger 1982).
+Looks. A guard that tests growing numbers again and again would find a difference by chance. So it looks only when the
+numbers have grown by a fifth or a step ends. Its k-th look spends 1 / (k (k + 1)) of the allowed error chance, which
+adds up to 1 over any number of looks (alpha spending, Lan and DeMets, Biometrika 70, 1983, with the union bound). One
+bad metric is enough for a rollback, so that chance is divided among metrics and steps (Bonferroni). A promotion needs
+all metrics, so its chance is not divided (intersection-union test, Berger 1982).
 
-Hangs. A request to which nothing comes for `overdue_s` counts as failed at that moment, on both sides alike. What has
-waited for less is not known yet; in favour of a canary it must not speak, so for its promotion it counts as failed.
+Hanging requests. A request that gets no token for `overdue_s` counts as failed from then on, for both releases alike.
+A request that has waited for less is unknown. It must not help a canary, so for a promotion it counts as failed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+import pydantic.dataclasses
 
-from gateway.rollout.policy.counts import (
-    Counts,
-    Number,
-    Timing,
-    bucket_of,
-    cut_off,
-    histograms,
-    median_s,
-    merged,
-    multiplied,
-    number,
-)
-from gateway.rollout.policy.plan import Guard, Plan
+from gateway.rollout.policy.counts import Counts, Kind, Number, Timing
+from gateway.rollout.policy.histograms import Histogram, bucket_of, capped, median_s, scaled
+from gateway.rollout.policy.plan import STRICT, Guard, Plan
 from gateway.rollout.policy.significance import p_above, p_rate_above, p_rate_below, rank_sum_z
 
 # How much the numbers must grow before the next look.
 LOOK_GROWTH = 1.2
-_NO_CUT = bucket_of(1e9)  # seconds
+_NO_CAP = bucket_of(1e9)  # seconds
 
 
 class Verdict(StrEnum):
-    """What the numbers of one metric show."""
+    """What the numbers of one metric show: nothing yet, within the bound, or beyond it."""
 
     OPEN = "open"
     WITHIN = "within"
@@ -45,7 +36,7 @@ class Verdict(StrEnum):
 
 
 class Metric(StrEnum):
-    """What is compared."""
+    """A metric that is compared."""
 
     ERROR_RATE = "error_rate"
     EMPTY_RATE = "empty_rate"
@@ -53,138 +44,129 @@ class Metric(StrEnum):
     INTER_TOKEN = "inter_token"
 
 
-class Finding(BaseModel):
-    """One metric of both releases side by side."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Finding:
+    """One metric of both releases."""
 
     metric: Metric
-    stable: float | None  # rate, or median seconds; None while there is none
+    stable: float | None  # rate, or median in seconds. None without requests.
     canary: float | None
     effect: float | None  # difference of rates, or ratio of times among requests of one kind
-    bound: float  # most the effect may be
+    bound: float  # highest effect that is allowed
     p_beyond: float  # chance of numbers this bad from a canary within the bound
     p_within: float  # chance of numbers this good from a canary beyond the bound
     verdict: Verdict
 
 
-class Levels(BaseModel):
-    """How small a p-value must be at one look."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """The highest p-values that decide at one look."""
 
     beyond: float
     within: float
 
 
-def levels(plan: Plan, look: int, final_look: int) -> Levels:
-    """Return the levels of the `look`-th look of a step, and of the `final_look`-th after the step is over; from 1."""
+def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
+    """Return the levels of one look.
+
+    Args:
+        plan: the rollout, which divides the chance of a false rollback among its tests.
+        look: number of the look in its step, from 1.
+        final_look: number of the look after the end of the step, from 1.
+    """
     guard = plan.guard
-    tests = plan.num_judged_steps * guard.num_bounds
+    num_tests = plan.num_judged_steps * guard.num_bounds
     return Levels(
-        beyond=guard.false_rollback / tests / (look * (look + 1)),
+        beyond=guard.false_rollback / num_tests / (look * (look + 1)),
         within=guard.false_promotion / (final_look * (final_look + 1)),
     )
 
 
 def num_comparable(counts: Counts) -> int:
-    """Return the number of requests of the release that has fewer; looks are due by it."""
-    return min(number(counts, "stable", "requests"), number(counts, "canary", "requests"))
+    """Return the requests of the release that has fewer. Looks are due by this number."""
+    return min(counts.number("stable", "requests"), counts.number("canary", "requests"))
 
 
-def judge(counts: Counts, guard: Guard, at: Levels) -> tuple[Finding, ...]:
+def judge(counts: Counts, guard: Guard, levels: Levels) -> tuple[Finding, ...]:
     """Compare every metric that has a bound."""
-    return tuple(_findings(counts, guard, at))
+    return tuple(_findings(counts, guard, levels))
 
 
-def _findings(counts: Counts, guard: Guard, at: Levels) -> Iterator[Finding]:
+def _findings(counts: Counts, guard: Guard, levels: Levels) -> Iterator[Finding]:
     if guard.max_error_rate_increase is not None:
-        yield _compare_rates(Metric.ERROR_RATE, "errors", counts, guard.max_error_rate_increase, at)
+        yield _compare_rates(Metric.ERROR_RATE, "errors", counts, guard.max_error_rate_increase, levels)
     if guard.max_empty_rate_increase is not None:
-        yield _compare_rates(Metric.EMPTY_RATE, "empty", counts, guard.max_empty_rate_increase, at)
+        yield _compare_rates(Metric.EMPTY_RATE, "empty", counts, guard.max_empty_rate_increase, levels)
     if guard.max_first_token_ratio is not None:
-        # Nothing waits longer than until it is overdue; both sides are cut off there, so the comparison stays fair.
+        # No counted request waits longer than `overdue_s`. To stay fair, the scaled times of stable end there too.
         longest = bucket_of(guard.overdue_s)
-        yield _compare_times(Metric.FIRST_TOKEN, "first_token", counts, guard.max_first_token_ratio, longest, at)
+        yield _compare_times(Metric.FIRST_TOKEN, "first_token", counts, guard.max_first_token_ratio, longest, levels)
     if guard.max_inter_token_ratio is not None:
-        yield _compare_times(Metric.INTER_TOKEN, "inter_token", counts, guard.max_inter_token_ratio, _NO_CUT, at)
+        yield _compare_times(Metric.INTER_TOKEN, "inter_token", counts, guard.max_inter_token_ratio, _NO_CAP, levels)
 
 
-def _compare_rates(metric: Metric, name: Number, counts: Counts, bound: float, at: Levels) -> Finding:
-    stable = number(counts, "stable", name), number(counts, "stable", "requests")
-    canary = number(counts, "canary", name), number(counts, "canary", "requests")
+def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float, levels: Levels) -> Finding:
+    """Test whether the canary's rate is above or below stable's plus the bound."""
+    stable = counts.number("stable", number), counts.number("stable", "requests")
+    canary = counts.number("canary", number), counts.number("canary", "requests")
     stable_rate = stable[0] / stable[1] if stable[1] else None
     canary_rate = canary[0] / canary[1] if canary[1] else None
-    both = stable_rate is not None and canary_rate is not None
-    waiting = number(counts, "canary", "waiting") if metric is Metric.ERROR_RATE else 0
-    at_worst = canary[0] + waiting, canary[1] + waiting
-    return _finding(
-        metric,
-        stable_rate,
-        canary_rate,
-        canary_rate - stable_rate if stable_rate is not None and canary_rate is not None else None,
-        bound,
-        p_rate_above(stable, canary, bound, at.beyond) if both else 1.0,
-        p_rate_below(stable, at_worst, bound, at.within) if both else 1.0,
-        at,
-    )
-
-
-def _compare_times(metric: Metric, timing: Timing, counts: Counts, bound: float, longest: int, at: Levels) -> Finding:
-    """Test whether the canary's times lie above or below stable's multiplied by the bound, up to bucket `longest`."""
-    stable, canary = histograms(counts, "stable", timing), histograms(counts, "canary", timing)
-    z = rank_sum_z(
-        [
-            (cut_off(multiplied(stable[kind], bound), longest), cut_off(canary[kind], longest))
-            for kind in sorted(stable.keys() & canary.keys())
-        ]
-    )
-    return _finding(
-        metric,
-        median_s(merged(stable)),
-        median_s(merged(canary)),
-        _ratio(stable, canary),
-        bound,
-        p_above(z),
-        p_above(-z),
-        at,
-    )
-
-
-def _ratio(stable: dict[str, dict[int, int]], canary: dict[str, dict[int, int]]) -> float | None:
-    """Return the ratio of medians, averaged over kinds of requests by how much each has to say."""
-    total = weight = 0.0
-    for kind in stable.keys() & canary.keys():
-        of_stable, of_canary = median_s(stable[kind]), median_s(canary[kind])
-        if of_stable is not None and of_canary is not None:
-            num_stable, num_canary = sum(stable[kind].values()), sum(canary[kind].values())
-            says = num_stable * num_canary / (num_stable + num_canary)
-            total, weight = total + says * math.log(of_canary / of_stable), weight + says
-    return math.exp(total / weight) if weight else None
-
-
-def _finding(
-    metric: Metric,
-    stable: float | None,
-    canary: float | None,
-    effect: float | None,
-    bound: float,
-    p_beyond: float,
-    p_within: float,
-    at: Levels,
-) -> Finding:
-    verdict = Verdict.OPEN
-    if p_beyond <= at.beyond:
-        verdict = Verdict.BEYOND
-    elif p_within <= at.within:
-        verdict = Verdict.WITHIN
+    effect, p_beyond, p_within = None, 1.0, 1.0
+    if stable_rate is not None and canary_rate is not None:
+        effect = canary_rate - stable_rate
+        waiting = counts.number("canary", "waiting") if metric is Metric.ERROR_RATE else 0
+        worst_case = canary[0] + waiting, canary[1] + waiting
+        p_beyond = p_rate_above(stable, canary, bound, levels.beyond)
+        p_within = p_rate_below(stable, worst_case, bound, levels.within)
     return Finding(
         metric=metric,
-        stable=stable,
-        canary=canary,
+        stable=stable_rate,
+        canary=canary_rate,
         effect=effect,
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=verdict,
+        verdict=_verdict(p_beyond, p_within, levels),
     )
+
+
+def _compare_times(
+    metric: Metric, timing: Timing, counts: Counts, bound: float, longest: int, levels: Levels
+) -> Finding:
+    """Test whether the canary's times are above or below stable's times the bound, up to bucket `longest`."""
+    stable, canary = counts.histograms("stable", timing), counts.histograms("canary", timing)
+    z = rank_sum_z(
+        [
+            (capped(scaled(stable[kind], bound), longest), capped(canary[kind], longest))
+            for kind in sorted(stable.keys() & canary.keys())
+        ]
+    )
+    p_beyond, p_within = p_above(z), p_above(-z)
+    return Finding(
+        metric=metric,
+        stable=counts.median_s("stable", timing),
+        canary=counts.median_s("canary", timing),
+        effect=_ratio_of_medians(stable, canary),
+        bound=bound,
+        p_beyond=p_beyond,
+        p_within=p_within,
+        verdict=_verdict(p_beyond, p_within, levels),
+    )
+
+
+def _ratio_of_medians(stable: Mapping[Kind, Histogram], canary: Mapping[Kind, Histogram]) -> float | None:
+    """Return the geometric mean over kinds, weighted by the information each holds."""
+    total = total_weight = 0.0
+    for kind in stable.keys() & canary.keys():
+        stable_s, canary_s = median_s(stable[kind]), median_s(canary[kind])
+        if stable_s is not None and canary_s is not None:
+            num_stable, num_canary = sum(stable[kind].values()), sum(canary[kind].values())
+            weight = num_stable * num_canary / (num_stable + num_canary)
+            total, total_weight = total + weight * math.log(canary_s / stable_s), total_weight + weight
+    return math.exp(total / total_weight) if total_weight else None
+
+
+def _verdict(p_beyond: float, p_within: float, levels: Levels) -> Verdict:
+    if p_beyond <= levels.beyond:
+        return Verdict.BEYOND
+    return Verdict.WITHIN if p_within <= levels.within else Verdict.OPEN

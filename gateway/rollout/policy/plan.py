@@ -1,49 +1,54 @@
-"""What an operator asks for: the releases, the steps, and the guard. Plain data that checks itself."""
+"""The plan of a rollout, as an operator sets it: releases, steps and guard.
 
-from collections.abc import Mapping
+Plain data that validates itself when it is made.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from chassis.errors import InvalidArgument
 
 MAX_STEPS = 32
 FULL = 100.0  # percent
+STRICT = ConfigDict(extra="forbid")  # of everything that is stored
 
-# A fraction of requests, and a multiple of a time; neither bound means anything at its ends.
+# A difference of rates, and a ratio of times. Neither bound means anything at its limits.
 _Increase = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
 _Ratio = Field(default=None, gt=1, allow_inf_nan=False)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Step(_Record):
-    """One stretch of a rollout; it ends when both of its lengths are reached."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Step:
+    """One step of a rollout. It ends once both of its lengths are reached."""
 
     weight_percent: float = Field(ge=0, le=FULL, allow_inf_nan=False)  # share of conversations the canary answers
     seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
-    requests: int = Field(default=0, ge=0)  # answers of the canary; mirrored ones where the weight is 0
+    requests: int = Field(default=0, ge=0)  # answers of the canary, or mirrored requests in a step of weight 0
 
 
-class Guard(_Record):
-    """How much worse than stable a canary may be; a metric without a bound is not judged."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Guard:
+    """How much worse than stable a canary may be. A metric without a bound is not judged."""
 
     max_error_rate_increase: float | None = _Increase
     max_empty_rate_increase: float | None = _Increase
     max_first_token_ratio: float | None = _Ratio
     max_inter_token_ratio: float | None = _Ratio
-    min_requests: int = Field(default=50, ge=10)  # of each release in a step, before anything is judged
-    overdue_s: float = Field(default=10, gt=0, le=600)  # a request to which nothing comes for so long counts as failed
-    false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # of a canary within its bounds, over the whole rollout
-    false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # of a canary beyond a bound
+    min_requests: int = Field(default=50, ge=10)  # of each release in a step, before the first look
+    overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
+    false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
+    false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # chance for a canary beyond a bound
 
     @property
     def num_bounds(self) -> int:
-        """How many metrics are judged."""
+        """Number of metrics that are judged."""
         bounds = (
             self.max_error_rate_increase,
             self.max_empty_rate_increase,
@@ -53,55 +58,78 @@ class Guard(_Record):
         return sum(bound is not None for bound in bounds)
 
     @model_validator(mode="after")
-    def _judges_something(self) -> Self:
+    def _require_a_bound(self) -> Self:
         if self.num_bounds == 0:
-            raise PydanticCustomError("EMPTY_GUARD", "it sets no bound; a canary would be promoted whatever it does")
+            raise PydanticCustomError("EMPTY_GUARD", "set at least one bound, or every canary would be promoted")
         return self
 
 
-class Plan(_Record):
-    """One rollout as it was asked for."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Plan:
+    """One rollout, as an operator set it."""
 
-    stable: str  # a release's name: a tag, or 'vision tag,language tag'
+    stable: str  # name of a release: a tag, or 'vision tag,language tag'
     canary: str
     steps: tuple[Step, ...] = Field(max_length=MAX_STEPS)
     guard: Guard
-    shadow_percent: float = Field(default=0, ge=0, le=FULL, allow_inf_nan=False)  # of stable's requests
+    shadow_percent: float = Field(default=0, ge=0, le=FULL, allow_inf_nan=False)  # of stable's requests, mirrored
 
     @property
     def num_judged_steps(self) -> int:
-        """Steps in which both releases answer, so that there is something to compare."""
+        """Number of steps in which both releases answer and can be compared."""
         return sum(0 < step.weight_percent < FULL for step in self.steps)
 
     @model_validator(mode="after")
-    def _is_a_way_from_one_to_another(self) -> Self:
+    def _require_two_releases(self) -> Self:
         if self.stable == self.canary:
-            raise PydanticCustomError("SAME_RELEASE", "the canary is the stable release itself")
+            raise PydanticCustomError("SAME_RELEASE", "name a canary other than the stable release")
+        return self
+
+    @model_validator(mode="after")
+    def _require_rising_steps(self) -> Self:
         weights = [step.weight_percent for step in self.steps]
         if any(later <= earlier for earlier, later in pairwise(weights)):
             raise PydanticCustomError("BAD_STEPS", "the weights must rise from step to step")
         if not weights or weights[-1] != FULL:
             raise PydanticCustomError("BAD_STEPS", "the last step must have a weight of 100 percent")
         if self.num_judged_steps == 0:
-            raise PydanticCustomError("BAD_STEPS", "no step lets both releases answer, so nothing could be compared")
+            raise PydanticCustomError("BAD_STEPS", "add a step between 0 and 100 percent, or nothing can be compared")
         if weights[0] == 0 and self.shadow_percent == 0:
-            raise PydanticCustomError(
-                "BAD_STEPS", "a first step of 0 percent does nothing unless requests are mirrored"
-            )
+            raise PydanticCustomError("BAD_STEPS", "a first step of 0 percent needs mirrored requests: set a share")
         return self
 
 
+_PLAN = TypeAdapter(Plan)
+
+
 def read_plan(fields: Mapping[str, Any]) -> Plan:
-    """Check a plan.
+    """Return a validated plan.
 
     Raises:
         InvalidArgument: reason 'EMPTY_GUARD', 'BAD_STEPS', 'SAME_RELEASE', or 'BAD_PLAN' for a single value.
     """
+    with _invalid_plan():
+        return _PLAN.validate_python(fields)
+
+
+def with_releases(plan: Plan, *, stable: str, canary: str) -> Plan:
+    """Return a plan for other releases, validated again.
+
+    Raises:
+        InvalidArgument: reason 'SAME_RELEASE'.
+    """
+    with _invalid_plan():
+        return replace(plan, stable=stable, canary=canary)
+
+
+@contextmanager
+def _invalid_plan() -> Iterator[None]:
+    """Raise a pydantic error as an InvalidArgument."""
     try:
-        return Plan.model_validate(fields)
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        # Our own kinds are written in capitals, pydantic's are not.
+        # Our own kinds of errors are upper case, those of pydantic are not.
         reason = first["type"] if first["type"].isupper() else _reason_of(first["loc"])
         path = ".".join(("plan", *map(str, first["loc"])))
         raise InvalidArgument(f"The plan is not valid: {path}: {first['msg']}.", reason=reason, field=path) from None

@@ -1,59 +1,65 @@
-"""The tests behind the guard, as small exact formulas.
+"""The significance tests of the guard, as small exact formulas.
 
-Rates: the binomial distribution itself (no normal approximation: rare errors are exactly where it is wrong), with the
-limits of Clopper and Pearson (Biometrika 26, 1934) for stable's unknown rate, combined as Berger and Boos propose
-(JASA 89, 1994). Times: the rank-sum test of Mann and Whitney (1947), kind by kind as van Elteren combines it (1960).
+Rates are tested with the exact binomial distribution. The normal approximation is wrong for rare events, and errors are
+rare. Stable's unknown rate is bounded by the limits of Clopper and Pearson (Biometrika 26, 1934), combined as proposed
+by Berger and Boos (JASA 89, 1994). Times are tested with the rank-sum test of Mann and Whitney (1947), combined over
+kinds of requests as proposed by van Elteren (1960).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-# Of the level of a test of rates, what is spent on not knowing stable's own rate.
+from gateway.rollout.policy.histograms import Histogram
+
+# Share of a test's level that is spent on the uncertainty of stable's rate.
 _NUISANCE_SHARE = 0.1
-_BISECTIONS = 60  # halvings of [0, 1]: beyond what a float holds near the answers
-_MAX_TERMS = 100_000  # of the continued fraction; it takes about the square root of the number of trials
-
-Histogram = Mapping[int, float]  # counts by value; a count may be shared between two values
+_NUM_BISECTIONS = 60  # enough for the precision of a float
+_MAX_TERMS = 100_000  # of the continued fraction, which needs about the square root of the number of trials
 
 
 def p_rate_above(stable: tuple[int, int], canary: tuple[int, int], increase: float, level: float) -> float:
-    """Return a p-value against 'the canary's rate is at most stable's plus `increase`'; valid at `level`.
+    """Return a p-value for a canary whose rate is too high.
+
+    It tests the hypothesis 'the canary's rate is at most stable's plus `increase`'.
 
     Args:
         stable: (events, trials) of the stable release.
-        canary: those of the canary.
-        increase: the difference of rates that is still fine.
-        level: what the result will be compared with.
+        canary: (events, trials) of the canary.
+        increase: highest difference of rates that is allowed.
+        level: the level that the p-value will be compared with. It is valid for this level only.
     """
     nuisance = level * _NUISANCE_SHARE
     highest = min(1.0, upper_limit(*stable, nuisance) + increase)
-    return min(1.0, at_least(*canary, highest) + nuisance)
+    return min(1.0, binomial_tail(*canary, highest) + nuisance)
 
 
 def p_rate_below(stable: tuple[int, int], canary: tuple[int, int], increase: float, level: float) -> float:
-    """Return a p-value against 'the canary's rate is at least stable's plus `increase`'; valid at `level`."""
+    """Return a p-value for a canary whose rate is low enough.
+
+    It tests the hypothesis 'the canary's rate is at least stable's plus `increase`'. Arguments as of `p_rate_above`.
+    """
     nuisance = level * _NUISANCE_SHARE
     events, trials = stable
     lowest = min(1.0, 1 - upper_limit(trials - events, trials, nuisance) + increase)
     events, trials = canary
-    return min(1.0, at_least(trials - events, trials, 1 - lowest) + nuisance)
+    return min(1.0, binomial_tail(trials - events, trials, 1 - lowest) + nuisance)
 
 
-def at_least(events: int, trials: int, rate: float) -> float:
-    """Return the chance of `events` or more in `trials` independent ones of probability `rate`."""
+def binomial_tail(events: int, trials: int, rate: float) -> float:
+    """Return the probability of `events` or more in `trials` trials of probability `rate`."""
     if events <= 0:
         return 1.0
     if events > trials or rate <= 0:
         return 0.0
-    return 1.0 if rate >= 1 else _beta_share(events, trials - events + 1, rate)
+    return 1.0 if rate >= 1 else _regularized_beta(events, trials - events + 1, rate)
 
 
 def upper_limit(events: int, trials: int, level: float) -> float:
-    """Return the highest rate at which as few as `events` in `trials` still have a chance of `level`."""
+    """Return the highest rate at which `events` or fewer still have probability `level`."""
     low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
+    for _ in range(_NUM_BISECTIONS):
         middle = (low + high) / 2
-        if 1 - at_least(events + 1, trials, middle) > level:
+        if 1 - binomial_tail(events + 1, trials, middle) > level:
             low = middle
         else:
             high = middle
@@ -61,10 +67,12 @@ def upper_limit(events: int, trials: int, level: float) -> float:
 
 
 def rank_sum_z(strata: Sequence[tuple[Histogram, Histogram]]) -> float:
-    """Return how far the second of each pair lies above the first, in standard deviations of chance; 0 without pairs.
+    """Return the z-score of the stratified rank-sum test.
+
+    It is positive if the canary's values are higher than stable's, and 0 without pairs.
 
     Args:
-        strata: (stable, canary) as counts by value; only values of one pair are compared with one another.
+        strata: pairs of histograms (stable, canary). Values are only compared within a pair.
     """
     excess = variance = 0.0
     for stable, canary in strata:
@@ -85,32 +93,33 @@ def rank_sum_z(strata: Sequence[tuple[Histogram, Histogram]]) -> float:
 
 
 def p_above(z: float) -> float:
-    """Return the chance of a standard normal value of `z` or more."""
+    """Return the probability of a standard normal value of `z` or more."""
     return math.erfc(z / math.sqrt(2)) / 2
 
 
-def _beta_share(a: float, b: float, x: float) -> float:
-    """Return the regularized incomplete beta function I_x(a, b), a binomial tail: P(X >= a) of a + b - 1 trials.
+def _regularized_beta(a: float, b: float, x: float) -> float:
+    """Return the regularized incomplete beta function I_x(a, b).
 
-    By its continued fraction (DLMF 8.17.22), evaluated as Lentz does it, on the side where it converges fast.
+    It is the binomial tail P(X >= a) of a + b - 1 trials. The continued fraction (DLMF 8.17.22) is evaluated by the
+    method of Lentz, on the side where it converges fast.
     """
     if x > (a + 1) / (a + b + 2):
-        return 1 - _beta_share(b, a, 1 - x)
+        return 1 - _regularized_beta(b, a, 1 - x)
     front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    c, d = 1.0, 1 / _away_from_0(1 - (a + b) * x / (a + 1))
+    c, d = 1.0, 1 / _nonzero(1 - (a + b) * x / (a + 1))
     fraction = d
     for m in range(1, _MAX_TERMS):
         for term in (
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
             -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
         ):
-            d = 1 / _away_from_0(1 + term * d)
-            c = _away_from_0(1 + term / c)
+            d = 1 / _nonzero(1 + term * d)
+            c = _nonzero(1 + term / c)
             fraction *= c * d
         if abs(c * d - 1) < 1e-14:
             break
     return math.exp(front) * fraction / a
 
 
-def _away_from_0(value: float) -> float:
+def _nonzero(value: float) -> float:
     return value if abs(value) > 1e-300 else 1e-300

@@ -1,26 +1,27 @@
-"""What stores keep of rollouts: plain frozen data that reads itself back from JSON."""
+"""The state of a rollout, as stores keep it. Plain frozen data that is written and read as JSON."""
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from gateway.rollout.policy.guard import Finding, Metric
-from gateway.rollout.policy.plan import FULL, Plan, Step
+from gateway.rollout.policy.plan import FULL, STRICT, Plan, Step
 
 MAX_CHANGES = 64
 
 
 class Phase(StrEnum):
-    """Where a rollout stands."""
+    """Phase of a rollout."""
 
-    PREPARING = "preparing"  # the canary's models are being loaded
+    PREPARING = "preparing"  # the canary's models are loading
     RUNNING = "running"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
 
 
 class Event(StrEnum):
-    """What happened to a rollout."""
+    """Kind of a change."""
 
     SET = "set"
     STARTED = "started"
@@ -30,38 +31,37 @@ class Event(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Change(_Record):
-    """One thing that happened, and why."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Change:
+    """One change of a rollout, and its reason."""
 
     number: int  # from 1, over all rollouts of the store
     at_s: float  # Unix time
     event: Event
     reason: str
-    weight_percent: float  # from then on
+    weight_percent: float  # after the change
     findings: tuple[Finding, ...] = ()
 
 
-class Looks(_Record):
-    """How often the guard has looked at the numbers of one step, and when it looks again."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Looks:
+    """The guard's looks at the running step. Each look tests every metric once."""
 
     taken: int = 0
-    next_at: int = 0  # comparable requests
-    final_taken: int = 0  # after the step was over, for promotion
+    next_at: int = 0  # comparable requests at which the next look is due
+    final_taken: int = 0  # looks after the end of the step, which decide on promotion
     final_next_at: int = 0
-    within: tuple[Metric, ...] = ()  # shown so far to be within their bounds
+    within: tuple[Metric, ...] = ()  # metrics shown to be within their bounds
 
 
-class State(_Record):
-    """A rollout and what has become of it."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class State:
+    """A rollout, from its plan to its end."""
 
     id: str = Field(min_length=1)
     plan: Plan
     phase: Phase
-    in_force: str  # the release that answers what no canary takes
+    in_force: str  # the release that answers all requests the canary does not take
     step: int = Field(default=0, ge=0)
     step_started_s: float  # Unix time
     looks: Looks = Looks()
@@ -69,12 +69,12 @@ class State(_Record):
 
     @property
     def is_live(self) -> bool:
-        """Whether it can still go either way."""
+        """Whether the rollout is neither promoted nor rolled back."""
         return self.phase in (Phase.PREPARING, Phase.RUNNING)
 
     @property
     def current_step(self) -> Step:
-        """The step that runs, or ran last."""
+        """The running step, or the last one of a rollout that ended."""
         return self.plan.steps[self.step]
 
     @property
@@ -86,10 +86,10 @@ class State(_Record):
 
     @property
     def window(self) -> str:
-        """Name of the stretch whose requests are counted together."""
+        """Name of the running step. Its requests are counted together."""
         return f"{self.id}/{self.step}"
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The releases that answer requests, or soon will."""
+        """The releases that answer requests now or will soon."""
         return (self.plan.stable, self.plan.canary) if self.is_live else (self.in_force,)

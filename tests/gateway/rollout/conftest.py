@@ -1,4 +1,4 @@
-"""A store of two releases, and a gateway between stages that can hold both."""
+"""A model store with two releases, and a gateway with stages that can load both."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -8,13 +8,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from checkpoint.manifest import read_manifest, write_manifest
-from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door
+from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 
 
 @pytest.fixture(scope="module")
-def two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store that has the same checkpoint under two tags."""
-    folder = tmp_path_factory.mktemp("two")
+def two_releases(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model store with the same checkpoint under two tags."""
+    folder = tmp_path_factory.mktemp("two_releases")
     for tag in (STABLE, CANARY):
         shutil.copytree(store / STABLE, folder / tag)
         write_manifest(read_manifest(store / STABLE).model_copy(update={"tag": tag}), folder / tag)
@@ -22,6 +22,6 @@ def two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def door(two: Path, tokenizer: Tokenizer) -> AsyncIterator[Door]:
-    async with open_door(two, tokenizer) as door:
-        yield door
+async def live(two_releases: Path, tokenizer: Tokenizer) -> AsyncIterator[LiveGateway]:
+    async with open_gateway(two_releases, tokenizer) as live:
+        yield live

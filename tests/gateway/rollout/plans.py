@@ -1,9 +1,8 @@
-"""Plans and numbers that several tests start from."""
+"""Plans and counts for several tests."""
 
-from collections import Counter
 from typing import Any
 
-from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome, counts_of
+from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome
 from gateway.rollout.policy.plan import Plan, read_plan
 
 STABLE, CANARY = "demo-v1.0.0", "demo-v1.1.0"
@@ -16,7 +15,7 @@ GUARD = {
 
 
 def plan(*weights: float, seconds: float = 10, requests: int = 0, **further: Any) -> Plan:
-    """Return a plan with these weights (1, 25 and 100 where none are given), each step of the same length."""
+    """Return a plan with these weights, by default 1, 25 and 100. All steps have the same length."""
     steps = [{"weight_percent": w, "seconds": seconds, "requests": requests} for w in weights or (1, 25, 100)]
     return read_plan({"stable": STABLE, "canary": CANARY, "steps": steps, "guard": GUARD, **further})
 
@@ -31,10 +30,10 @@ def numbers(
     inter_token_s: float = 0.01,
     kind: Kind = "text",
 ) -> Counts:
-    """Return the counts of so many alike requests."""
-    counts: Counts = Counter()
+    """Return the counts of similar requests."""
+    counts = Counts()
     for index in range(requests):
-        # Spread by a factor of about two, as latencies are.
+        # Latencies vary by a factor of about two.
         spread = 2 ** ((index % 16) / 16)
         outcome = Outcome(
             kind=kind,
@@ -43,5 +42,5 @@ def numbers(
             first_token_s=first_token_s * spread,
             inter_token_s=inter_token_s * spread,
         )
-        counts.update(counts_of(arm, outcome))
+        counts.add_outcome(arm, outcome)
     return counts

@@ -1,4 +1,4 @@
-"""Mirrored requests: what a candidate does with them is counted, and noticed by nobody who asks."""
+"""Mirrored requests are counted for the canary and invisible to clients."""
 
 import asyncio
 from pathlib import Path
@@ -7,55 +7,55 @@ from tokenizers import Tokenizer
 
 from chassis.errors import Internal
 from tandem.v1 import rollout_pb2
-from tests.gateway.rollout.door import CANARY, STABLE, Door, open_door
+from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 
 RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 
 
-async def test_mirrored_requests_are_compared_and_their_answers_not_shown(door: Door) -> None:
-    await door.set(0, 50, 100, shadow_percent=100)
-    await door.phase(RUNNING)
-    assert {(await door.ask(f"user-{number}")).text for number in range(5)} == {"stable"}
-    door.language.answers[CANARY] = door.language.answers[STABLE]
-    assert {(await door.ask(f"user-{number}")).text for number in range(7)} == {"stable"}
-    await mirrored(door, compared=12, equal=7, dropped=0)
-    assert {start.priority for start in door.language.starts if start.tag == CANARY} == {-100}
-    rollout = await door.get()
+async def test_mirrored_answers_are_compared_but_not_sent_to_the_client(live: LiveGateway) -> None:
+    await live.set(0, 50, 100, shadow_percent=100)
+    await live.wait_for_phase(RUNNING)
+    assert {(await live.ask(f"user-{number}")).text for number in range(5)} == {"stable"}
+    live.language.answers[CANARY] = live.language.answers[STABLE]
+    assert {(await live.ask(f"user-{number}")).text for number in range(7)} == {"stable"}
+    await wait_for_mirrored(live, compared=12, equal=7, dropped=0)
+    assert {start.priority for start in live.language.starts if start.tag == CANARY} == {-100}
+    rollout = await live.get()
     assert (rollout.shadow.counts.requests, rollout.stable.requests, rollout.canary.requests) == (12, 12, 0)
     assert rollout.shadow.first_token_s > rollout.shadow.inter_token_s > 0
 
 
-async def mirrored(door: Door, **expected: int) -> None:
-    """Wait until these numbers of mirrored requests are reached."""
-    await door.until(lambda rollout: {name: getattr(rollout.shadow, name) for name in expected} == expected)
+async def wait_for_mirrored(live: LiveGateway, **expected: int) -> None:
+    """Wait until the counts of mirrored requests are as expected."""
+    await live.wait_until(lambda rollout: {name: getattr(rollout.shadow, name) for name in expected} == expected)
 
 
-async def test_a_candidate_that_fails_or_hangs_is_not_noticed_by_those_it_mirrors(
-    two: Path, tokenizer: Tokenizer
+async def test_a_canary_that_fails_or_hangs_does_not_affect_the_real_requests(
+    two_releases: Path, tokenizer: Tokenizer
 ) -> None:
-    async with open_door(two, tokenizer, rollout_mirror_max_running=3) as door:
-        await door.set(0, 50, 100, shadow_percent=100)
-        await door.phase(RUNNING)
-        door.language.errors[CANARY] = Internal("The decoder failed.")
-        assert (await door.ask("user")).text == "stable"
-        await one_mirrored_error(door)
-        del door.language.errors[CANARY]
-        door.language.go[CANARY].clear()
+    async with open_gateway(two_releases, tokenizer, rollout_mirror_max_running=3) as live:
+        await live.set(0, 50, 100, shadow_percent=100)
+        await live.wait_for_phase(RUNNING)
+        live.language.errors[CANARY] = Internal("The decoder failed.")
+        assert (await live.ask("user")).text == "stable"
+        await wait_for_one_mirrored_error(live)
+        del live.language.errors[CANARY]
+        live.language.go[CANARY].clear()
         async with asyncio.timeout(20):
-            assert {(await door.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
-        await mirrored(door, dropped=7, compared=0)
-        assert (await door.get()).shadow.counts.errors == 1
+            assert {(await live.ask(f"user-{number}")).text for number in range(10)} == {"stable"}
+        await wait_for_mirrored(live, dropped=7, compared=0)
+        assert (await live.get()).shadow.counts.errors == 1
 
 
-async def test_a_candidate_whose_answers_make_no_sense_is_counted_as_failing(door: Door) -> None:
-    """As the real requests are: one that fails in a way nobody thought of must not pass for one that was never made."""
-    await door.set(0, 50, 100, shadow_percent=100)
-    await door.phase(RUNNING)
-    door.language.nonsense.add(CANARY)
-    assert (await door.ask("user")).text == "stable"
-    await one_mirrored_error(door)
+async def test_a_malformed_mirrored_answer_counts_as_an_error(live: LiveGateway) -> None:
+    """An unexpected failure must not look as if the request was never mirrored."""
+    await live.set(0, 50, 100, shadow_percent=100)
+    await live.wait_for_phase(RUNNING)
+    live.language.malformed.add(CANARY)
+    assert (await live.ask("user")).text == "stable"
+    await wait_for_one_mirrored_error(live)
 
 
-async def one_mirrored_error(door: Door) -> None:
+async def wait_for_one_mirrored_error(live: LiveGateway) -> None:
     """Wait until one mirrored request has failed."""
-    await door.until(lambda rollout: rollout.shadow.counts.errors == 1)
+    await live.wait_until(lambda rollout: rollout.shadow.counts.errors == 1)

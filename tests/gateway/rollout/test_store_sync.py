@@ -1,10 +1,11 @@
-"""Several gateways on one store: they act as one, whoever is first, and none forgets what is in force."""
+"""Several gateways on one store act as one, and none loses the rollout."""
 
 import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import numbers, plan
 
 CANARY = "tiny-v1.1.0"
-ASKED = plan(50, 100, seconds=0).model_copy(update={"stable": TAG, "canary": CANARY})
+PLAN = replace(plan(50, 100, seconds=0), stable=TAG, canary=CANARY)
 
-PATIENCE_S = 20.0  # a busy machine is no fault of the store
+PATIENCE_S = 20.0  # for a busy machine
 
 
 @pytest.fixture
@@ -44,18 +45,17 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-def gateway(store: Path, rollouts: RolloutStore, last_known: FileStore | None = None) -> tuple[StoreSync, Traffic]:
-    """Return what a gateway has of rollouts, without its stages."""
+def gateway(store: Path, rollouts: RolloutStore, local_copy: FileStore | None = None) -> tuple[StoreSync, Traffic]:
+    """Return the rollout parts of a gateway without stages."""
     models = ModelStore(store)
     traffic = Traffic(Releases(models, open_release(models, TAG), vision=None, language=None))  # type: ignore[arg-type]
-    return StoreSync(rollouts, traffic, last_known=last_known, tick_s=0.01), traffic
+    return StoreSync(rollouts, traffic, local_copy=local_copy, tick_s=0.01), traffic
 
 
-async def run(sync: StoreSync, stack: AsyncExitStack) -> asyncio.Task[None]:
-    """Run a sync until the test ends; return its task."""
+async def run(sync: StoreSync, stack: AsyncExitStack) -> None:
+    """Run a sync until the test ends."""
     task = asyncio.create_task(sync.run())
     stack.callback(task.cancel)
-    return task
 
 
 def started(state: State | None, now_s: float) -> State:
@@ -63,40 +63,40 @@ def started(state: State | None, now_s: float) -> State:
     return start(state, now_s)
 
 
-async def until(sync: StoreSync, phase: Phase) -> None:
+async def wait_for_phase(sync: StoreSync, phase: Phase) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while sync.view.state is None or sync.view.state.phase is not phase:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def test_five_gateways_count_together_and_one_decides(
+async def test_five_gateways_add_up_their_counts_and_one_decides(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    """None of them has seen enough by itself; together they have, and each decision is taken once."""
+    """No gateway has enough requests of its own. Together they have, and each decision is made once."""
     gateways = [gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(5)]
     with structlog.testing.capture_logs() as logs:
         for sync, _ in gateways:
             await run(sync, stack)
-        await gateways[0][0].set(ASKED)
+        await gateways[0][0].set(PLAN)
         await gateways[1][0].change(started)
-        await asyncio.gather(*(until(sync, Phase.RUNNING) for sync, _ in gateways))
+        await asyncio.gather(*(wait_for_phase(sync, Phase.RUNNING) for sync, _ in gateways))
         for sync, traffic in gateways:
             state = sync.view.state
             assert state is not None
-            traffic.add(state.window, numbers("stable", 300) + numbers("canary", 300))
-        await asyncio.gather(*(until(sync, Phase.PROMOTED) for sync, _ in gateways))
+            traffic.add_counts(state.window, numbers("stable", 300) + numbers("canary", 300))
+        await asyncio.gather(*(wait_for_phase(sync, Phase.PROMOTED) for sync, _ in gateways))
     decided = [line["event_kind"] for line in logs if line["event"] == "rollout decision"]
     assert [kind for kind in decided if kind != "held"] == ["set", "started", "advanced", "promoted"]
     assert {traffic.in_force for _, traffic in gateways} == {CANARY}
 
 
-async def test_what_waits_at_one_gateway_is_known_to_the_others(
+async def test_requests_that_wait_at_one_gateway_are_counted_at_the_others(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     (one, traffic), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
     for sync in (one, other):
         await run(sync, stack)
-    await one.set(ASKED)
+    await one.set(PLAN)
     state = (await one.change(started)).state
     assert state is not None
     keys = (f"user-{number}" for number in range(1000))
@@ -105,17 +105,17 @@ async def test_what_waits_at_one_gateway_is_known_to_the_others(
         traffic.route(on_stable, None, deadline=Deadline.after(60), report=Report()),
         asyncio.timeout(PATIENCE_S),
     ):
-        while other.view.counts["stable/waiting"] != 1:  # noqa: ASYNC110
+        while other.view.counts.number("stable", "waiting") != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     async with asyncio.timeout(PATIENCE_S):
-        while other.view.counts["stable/waiting"] or other.view.counts["stable/requests"] != 1:  # noqa: ASYNC110
+        while [other.view.counts.number("stable", number) for number in ("waiting", "requests")] != [0, 1]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def test_a_canary_that_one_gateway_cannot_read_fails_there_and_is_counted(store: Path) -> None:
-    """Its model store may lack what another gateway's has; no client named the release, so none is to blame."""
+async def test_a_canary_that_one_gateway_cannot_read_counts_as_an_error(store: Path) -> None:
+    """Its model store may lack a release that another gateway has. No client named it, so it is no client error."""
     sync, traffic = gateway(store, FileStore(None))
-    await sync.set(ASKED)
+    await sync.set(PLAN)
     state = (await sync.change(started)).state
     assert state is not None
     keys = (f"user-{number}" for number in range(1000))
@@ -124,14 +124,14 @@ async def test_a_canary_that_one_gateway_cannot_read_fails_there_and_is_counted(
         async with traffic.route(on_canary, None, deadline=Deadline.after(60), report=Report()):
             pass
     assert raised.value.reason == "UNKNOWN_TAG"
-    assert traffic.take_counts()["canary/errors"] == 1
+    assert traffic.drain_counts().number("canary", "errors") == 1
 
 
-async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(
+async def test_of_a_concurrent_promotion_and_rollback_one_is_refused(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
-    await one.set(ASKED)
+    await one.set(PLAN)
     await one.change(started)
 
     def forward(state: State | None, now_s: float) -> State:
@@ -148,12 +148,12 @@ async def test_of_a_promotion_and_a_rollback_at_once_one_is_refused(
     assert len(last) == 3
 
 
-async def test_a_store_that_lost_its_data_gets_it_back_and_nothing_changes_meanwhile(
+async def test_a_store_that_lost_its_data_is_restored_and_the_rollout_stays(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
     await run(sync, stack)
-    await sync.set(ASKED)
+    await sync.set(PLAN)
     await sync.change(started)
     before = sync.view.state
     redis.client.flushall()
@@ -164,24 +164,24 @@ async def test_a_store_that_lost_its_data_gets_it_back_and_nothing_changes_meanw
     assert traffic.offered == (TAG, CANARY)
 
 
-async def test_of_two_states_of_one_version_the_one_in_the_store_counts(
+async def test_of_two_states_with_one_version_the_stored_one_wins(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    """A store that lost its last change may take another one before it gets that back; gateways must not differ."""
+    """A store that lost its last change may get another one before it is restored. All gateways must adopt it."""
     (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
-    await one.set(ASKED)
+    await one.set(PLAN)
     redis.client.flushall()
-    await other.set(ASKED)
+    await other.set(PLAN)
     await run(one, stack)
     async with asyncio.timeout(PATIENCE_S):
         while one.view.state != other.view.state:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def test_a_command_whose_caller_leaves_while_the_disk_is_slow_is_done_all_the_same(
+async def test_a_command_completes_although_its_caller_is_cancelled(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of it, the file changed and the gateway not, would come into force with the next start."""
+    """Else the file would have the change and the gateway would not, until its next start."""
     writing, go_on = threading.Event(), threading.Event()
 
     def slow_fsync(_descriptor: int) -> None:
@@ -190,21 +190,21 @@ async def test_a_command_whose_caller_leaves_while_the_disk_is_slow_is_done_all_
 
     monkeypatch.setattr("os.fsync", slow_fsync)
     sync, _ = gateway(store, FileStore(tmp_path / "rollout.json"))
-    command = asyncio.create_task(sync.set(ASKED))
+    command = asyncio.create_task(sync.set(PLAN))
     await asyncio.to_thread(writing.wait, PATIENCE_S)
     command.cancel()
     await asyncio.wait([command])
     go_on.set()
-    await until(sync, Phase.PREPARING)
+    await wait_for_phase(sync, Phase.PREPARING)
     assert (await FileStore(tmp_path / "rollout.json").read()).state == sync.view.state
 
 
-async def test_a_store_that_is_away_keeps_the_rollout_and_refuses_commands(
+async def test_while_the_store_is_unreachable_the_rollout_stays_and_commands_fail(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
     await run(sync, stack)
-    await sync.set(ASKED)
+    await sync.set(PLAN)
     await sync.change(started)
     redis.kill()
     async with asyncio.timeout(PATIENCE_S):
@@ -213,22 +213,22 @@ async def test_a_store_that_is_away_keeps_the_rollout_and_refuses_commands(
     state = sync.view.state
     assert state is not None
     assert state.phase is Phase.RUNNING
-    traffic.add(state.window, numbers("canary", 5))
+    traffic.add_counts(state.window, numbers("canary", 5))
     with pytest.raises(Unavailable):
         await sync.change(started)
     redis.start()
     async with asyncio.timeout(PATIENCE_S):
-        while sync.view.counts["canary/requests"] != 5:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # what was counted meanwhile is not lost
+        while sync.view.counts.number("canary", "requests") != 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # counts from before are not lost
 
 
-async def test_without_its_store_a_gateway_starts_with_what_was_known_last(
+async def test_without_its_store_a_gateway_starts_with_its_local_copy(
     store: Path, redis: RedisServer, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.json"
     first, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S), FileStore(copy))
     await run(first, stack)
-    await first.set(ASKED)
+    await first.set(PLAN)
     await first.change(started)
     async with asyncio.timeout(PATIENCE_S):
         while (await FileStore(copy).read()).version != first.version:  # noqa: ASYNC110
@@ -242,12 +242,12 @@ async def test_without_its_store_a_gateway_starts_with_what_was_known_last(
     assert traffic.offered == (TAG, CANARY)
 
 
-async def test_corrupt_state_in_the_store_changes_nothing_for_who_runs(
+async def test_corrupt_state_in_the_store_changes_nothing_for_running_gateways(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     sync, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
     await run(sync, stack)
-    await sync.set(ASKED)
+    await sync.set(PLAN)
     before = sync.view.state
     redis.client.hset("{tandem:rollout}:state", "state", "nonsense")
     async with asyncio.timeout(PATIENCE_S):

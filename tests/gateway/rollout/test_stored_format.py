@@ -1,11 +1,12 @@
-"""The stored format of rollouts stays readable: documents of earlier versions, byte for byte."""
+"""Stored rollouts of earlier versions stay readable, and the format does not change."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
+from gateway.rollout.policy.counts import Counts
 from gateway.rollout.redis_store import RedisStore
-from gateway.rollout.store import Document, FileStore, Presence
+from gateway.rollout.store import Document, FileStore, Heartbeat
 from tests.gateway.redis_server import RedisServer
 
 # As version 0.1 wrote them.
@@ -37,7 +38,7 @@ async def test_a_file_of_an_earlier_version_is_read_and_written_unchanged(tmp_pa
     path.write_text(FILE)
     store = FileStore(path)
     document = await store.read()
-    assert await store.swap(7, Document(version=8, state=document.state))
+    assert await store.compare_and_set(7, Document(version=8, state=document.state))
     assert path.read_text() == FILE.replace('"version":7', '"version":8')
 
 
@@ -45,7 +46,7 @@ async def test_counts_of_an_earlier_version_are_added_to(tmp_path: Path) -> None
     path = tmp_path / "rollout.json"
     path.write_text(FILE)
     added = {"shadow/dropped": 3, "canary/first_token/images at hand/-54": 1, "canary/errors": 1}
-    await FileStore(path).add("1f3a/1", Counter(added))
+    await FileStore(path).add("1f3a/1", Counts.from_paths(added))
     assert Counter(json.loads(path.read_text())["counts"]) == Counter(json.loads(COUNTS)) + Counter(added)
 
 
@@ -56,14 +57,21 @@ async def test_redis_keys_of_an_earlier_version_are_read_and_written_unchanged(t
         server.client.hset("{tandem:rollout}:gateways", "a", f"{server.client.time()[0]} {HEARTBEAT}")
         store = RedisStore(server.url, timeout_s=20)
         document = await store.read()
-        assert await store.swap(7, Document(version=8, state=document.state))
+        assert await store.compare_and_set(7, Document(version=8, state=document.state))
         assert server.client.hgetall("{tandem:rollout}:state") == {b"version": b"8", b"state": STATE.encode()}
-        await store.add("1f3a/1", Counter({"shadow/dropped": 3}))
-        counts = {
-            name.decode(): int(count) for name, count in server.client.hgetall("{tandem:rollout}:counts:1f3a/1").items()
-        }
-        assert counts == {**json.loads(COUNTS), "shadow/dropped": 5}
-        other = Presence(gateway="b", version=8, in_use=())
-        first, second = sorted(await store.report(other), key=lambda one: one.gateway)
+        await store.add("1f3a/1", Counts.from_paths({"shadow/dropped": 3}))
+        counts = {**json.loads(COUNTS), "shadow/dropped": 5}
+        stored = {path.encode(): str(count).encode() for path, count in counts.items()}
+        assert server.client.hgetall("{tandem:rollout}:counts:1f3a/1") == stored
+        other = Heartbeat(gateway="b", version=8, in_use=())
+        first, second = sorted(await store.heartbeat(other), key=lambda one: one.gateway)
         assert (first.model_dump_json(), second) == (HEARTBEAT, other)
         await store.close()
+
+
+async def test_a_file_keeps_counts_of_a_newer_version(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.json"
+    path.write_text(FILE.replace('"stable/requests":2', '"stable/requests":2,"stable/retries":9'))
+    await FileStore(path).add("1f3a/1", Counts.from_paths({"stable/requests": 1}))
+    counts = json.loads(path.read_text())["counts"]
+    assert (counts["stable/requests"], counts["stable/retries"]) == (3, 9)

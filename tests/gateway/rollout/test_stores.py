@@ -1,10 +1,9 @@
-"""Both stores: one document that only one may replace, sums of counts, and who is there."""
+"""Both stores: compare-and-set of the document, sums of counts, and heartbeats."""
 
 import asyncio
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from pydantic import ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
 from gateway.rollout.policy.controller import begin, start
+from gateway.rollout.policy.counts import Counts
 from gateway.rollout.policy.state import State
-from gateway.rollout.redis_store import SILENT_AFTER_S, RedisStore
-from gateway.rollout.store import Document, FileStore, Presence, RolloutStore
+from gateway.rollout.redis_store import HEARTBEAT_TIMEOUT_S, RedisStore
+from gateway.rollout.store import Document, FileStore, Heartbeat, RolloutStore
 from gateway.settings import GatewaySettings
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import STABLE, numbers, plan
 
-PATIENCE_S = 20.0  # a busy machine is no fault of the store
+PATIENCE_S = 20.0  # for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -47,74 +47,74 @@ def some_state() -> State:
     return begin(None, plan(), in_force=STABLE, rollout_id="r", now_s=1.5)
 
 
-async def test_a_store_begins_empty_and_gives_back_what_it_keeps(store: RolloutStore) -> None:
+async def test_a_store_is_empty_at_first_and_returns_the_document_it_got(store: RolloutStore) -> None:
     assert await store.read() == Document()
     document = Document(version=1, state=start(some_state(), 2.5))
-    assert await store.swap(0, document)
+    assert await store.compare_and_set(0, document)
     assert await store.read() == document
 
 
-async def test_of_many_at_once_exactly_one_replaces_a_document(store: RolloutStore) -> None:
+async def test_exactly_one_of_many_concurrent_writes_replaces_a_document(store: RolloutStore) -> None:
     document = Document(version=1, state=some_state())
-    assert sum(await asyncio.gather(*(store.swap(0, document) for _ in range(20)))) == 1
-    assert not await store.swap(0, document)
+    assert sum(await asyncio.gather(*(store.compare_and_set(0, document) for _ in range(20)))) == 1
+    assert not await store.compare_and_set(0, document)
 
 
-async def test_counts_of_one_window_are_added_and_another_begins_anew(store: RolloutStore) -> None:
+async def test_counts_of_one_step_add_up_and_the_next_step_starts_at_zero(store: RolloutStore) -> None:
     one, other = numbers("stable", 30, errors=2), numbers("canary", 7)
-    assert await store.add("r/0", one) == +one
-    assert await store.add("r/0", other) == +(one + other)
-    assert await store.add("r/0", Counter()) == +(one + other)
-    assert await store.add("r/1", other) == +other
+    assert await store.add("r/0", one) == one
+    assert await store.add("r/0", other) == one + other
+    assert await store.add("r/0", Counts()) == one + other
+    assert await store.add("r/1", other) == other
 
 
-async def test_a_gateway_finds_itself_among_those_that_are_there(store: RolloutStore) -> None:
-    presence = Presence(gateway="a", version=3, in_use=("demo-v1.0.0",))
-    assert await store.report(presence) == [presence]
+async def test_a_gateway_gets_its_own_heartbeat_back(store: RolloutStore) -> None:
+    heartbeat = Heartbeat(gateway="a", version=3, in_use=("demo-v1.0.0",))
+    assert await store.heartbeat(heartbeat) == [heartbeat]
 
 
-async def test_two_gateways_add_to_the_same_counts_and_see_one_another(server: RedisServer) -> None:
+async def test_two_gateways_share_counts_and_see_each_others_heartbeats(server: RedisServer) -> None:
     server.client.flushall()
     one, other = RedisStore(server.url, timeout_s=PATIENCE_S), RedisStore(server.url, timeout_s=PATIENCE_S)
     counts = numbers("canary", 10)
     await asyncio.gather(*(store.add("r/0", counts) for store in (one, other) for _ in range(25)))
-    total = await one.add("r/0", Counter())
-    assert total["canary/requests"] == 500
-    first, second = (Presence(gateway=name, version=1, in_use=()) for name in "ab")
-    await one.report(first)
-    assert sorted(await other.report(second), key=lambda presence: presence.gateway) == [first, second]
+    total = await one.add("r/0", Counts())
+    assert total.number("canary", "requests") == 500
+    first, second = (Heartbeat(gateway=name, version=1, in_use=()) for name in "ab")
+    await one.heartbeat(first)
+    assert sorted(await other.heartbeat(second), key=lambda heartbeat: heartbeat.gateway) == [first, second]
     await one.close()
     await other.close()
 
 
-def test_no_gateway_is_taken_for_gone_between_two_of_its_reports() -> None:
-    """Else the others would unload a release under the requests it still puts there."""
-    settings: dict[str, Any] = {"models": Path(), "release": STABLE, "rollout_tick_s": SILENT_AFTER_S}
+def test_the_heartbeat_timeout_is_longer_than_the_longest_tick() -> None:
+    """Else other gateways would unload a release that still has requests in flight."""
+    settings: dict[str, Any] = {"models": Path(), "release": STABLE, "rollout_tick_s": HEARTBEAT_TIMEOUT_S}
     with pytest.raises(ValidationError, match="rollout_tick_s"):
         GatewaySettings(**settings)
 
 
-async def test_a_file_survives_the_process_counts_included(tmp_path: Path) -> None:
+async def test_a_file_keeps_state_and_counts_over_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "rollout.json"
     document = Document(version=1, state=some_state())
     first = FileStore(path)
-    await first.swap(0, document)
+    await first.compare_and_set(0, document)
     await first.add("r/0", numbers("stable", 5))
     second = FileStore(path)
     assert await second.read() == document
-    assert (await second.add("r/0", Counter()))["stable/requests"] == 5
+    assert (await second.add("r/0", Counts())).number("stable", "requests") == 5
     assert os.listdir(tmp_path) == ["rollout.json"]
 
 
-async def test_whoever_reads_the_file_finds_a_whole_one_at_every_moment(tmp_path: Path) -> None:
-    """Else a crash at the wrong moment would leave half a state."""
+async def test_the_file_is_whole_at_every_moment(tmp_path: Path) -> None:
+    """Else a crash could leave half a state."""
     path = tmp_path / "rollout.json"
     store = FileStore(path)
-    counts = Counter({f"canary/first_token/text/{bucket}": 1 for bucket in range(2000)})
+    counts = Counts.from_paths({f"canary/first_token/text/{bucket}": 1 for bucket in range(2000)})
     await store.add("r/0", counts)
     ended = threading.Event()
 
-    reads: list[int] = []  # how many counts each found
+    reads: list[int] = []  # number of counts of each read
 
     def read_on() -> None:
         while not ended.is_set():
@@ -125,13 +125,13 @@ async def test_whoever_reads_the_file_finds_a_whole_one_at_every_moment(tmp_path
         await store.add("r/0", counts)
     ended.set()
     await reading
-    assert set(reads) == {len(counts)}
+    assert set(reads) == {2000}
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", '{"document": {"version": -1}}', '{"document": {"version": 1, "state": {}}}']
 )
-def test_a_corrupt_file_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_file_is_rejected_and_not_changed(tmp_path: Path, content: str) -> None:
     path = tmp_path / "rollout.json"
     path.write_text(content)
     with pytest.raises(FailedPrecondition) as raised:
@@ -140,16 +140,16 @@ def test_a_corrupt_file_is_refused_and_left_as_it_is(tmp_path: Path, content: st
     assert path.read_text() == content
 
 
-def test_a_file_that_cannot_even_be_looked_for_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_the_system_refuses_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition) as raised:
         FileStore(tmp_path / ("x" * 300))
     assert raised.value.reason == "BAD_ROLLOUT_STATE"
 
 
-async def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path) -> None:
+async def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "absent" / "rollout.json")
     with pytest.raises(Unavailable) as raised:
-        await store.swap(0, Document(version=1, state=some_state()))
+        await store.compare_and_set(0, Document(version=1, state=some_state()))
     assert raised.value.reason == "ROLLOUT_STORE_UNREACHABLE"
     assert await store.read() == Document()
 
@@ -164,7 +164,7 @@ async def test_corrupt_state_in_redis_is_a_typed_error(server: RedisServer) -> N
     await store.close()
 
 
-async def test_a_redis_that_hangs_is_unreachable_within_seconds(server: RedisServer) -> None:
+async def test_a_hanging_redis_counts_as_unreachable_within_seconds(server: RedisServer) -> None:
     store = RedisStore(server.url)
     server.freeze()
     try:

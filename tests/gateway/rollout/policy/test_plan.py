@@ -1,4 +1,4 @@
-"""What is no way from one release to another is refused with a reason and the field at fault."""
+"""An invalid plan is refused with a reason and the field at fault."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ from tests.gateway.rollout.plans import CANARY, GUARD, STABLE, plan
         ({"canary": STABLE}, "SAME_RELEASE", "plan"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(change: dict[str, Any], reason: str, field: str) -> None:
+def test_an_invalid_plan_is_refused(change: dict[str, Any], reason: str, field: str) -> None:
     steps = [{"weight_percent": weight} for weight in (5, 100)]
     with pytest.raises(InvalidArgument) as raised:
         read_plan({"stable": STABLE, "canary": CANARY, "steps": steps, "guard": GUARD, **change})
     assert (raised.value.reason, raised.value.field) == (reason, field)
 
 
-def test_a_first_step_of_0_percent_only_mirrors() -> None:
+def test_a_first_step_of_0_percent_is_not_judged() -> None:
     assert plan(0, 5, 100, shadow_percent=10).num_judged_steps == 1

@@ -1,4 +1,4 @@
-"""The formulas behind the guard, against slow and obvious ones."""
+"""The guard's formulas, compared with slow and obvious ones."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.rollout.policy.significance import (
-    at_least,
+    binomial_tail,
     p_above,
     p_rate_above,
     p_rate_below,
@@ -20,7 +20,7 @@ from gateway.rollout.policy.significance import (
 
 
 def summed(events: int, trials: int, rate: Fraction) -> float:
-    """Return P(X >= events), added up exactly."""
+    """Return P(X >= events) as an exact sum."""
     return float(sum(math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in range(events, trials + 1)))
 
 
@@ -29,24 +29,28 @@ def summed(events: int, trials: int, rate: Fraction) -> float:
     st.integers(1, 60), st.integers(0, 60), st.fractions(Fraction(1, 1000), Fraction(999, 1000), max_denominator=1000)
 )
 def test_binomial_tails_are_the_exact_sums(trials: int, events: int, rate: Fraction) -> None:
-    assert at_least(events, trials, float(rate)) == pytest.approx(summed(events, trials, rate), rel=1e-9, abs=1e-300)
+    assert binomial_tail(events, trials, float(rate)) == pytest.approx(
+        summed(events, trials, rate), rel=1e-9, abs=1e-300
+    )
 
 
 @pytest.mark.parametrize(("events", "trials", "rate"), [(10_200, 1_000_000, 0.01), (990_200, 1_000_000, 0.99)])
-def test_binomial_tails_of_a_million_trials_follow_the_normal_curve(events: int, trials: int, rate: float) -> None:
+def test_binomial_tails_of_a_million_trials_match_the_normal_approximation(
+    events: int, trials: int, rate: float
+) -> None:
     z = (events - 0.5 - trials * rate) / math.sqrt(trials * rate * (1 - rate))
-    assert at_least(events, trials, rate) == pytest.approx(p_above(z), rel=0.05)
+    assert binomial_tail(events, trials, rate) == pytest.approx(p_above(z), rel=0.05)
 
 
-def test_no_event_in_n_trials_bounds_the_rate_as_the_rule_of_three_says() -> None:
+def test_no_event_in_n_trials_bounds_the_rate_by_the_rule_of_three() -> None:
     assert upper_limit(0, 300, 0.05) == pytest.approx(1 - 0.05 ** (1 / 300), rel=1e-9)
     assert upper_limit(300, 300, 0.05) == 1
     assert upper_limit(0, 0, 0.05) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("stable_rate", "increase"), [(0.0, 0.1), (0.1, 0.1), (0.3, 0.05)])
-def test_tests_of_rates_err_no_more_often_than_their_level(stable_rate: float, increase: float) -> None:
-    """Exactly, by adding up every outcome at the worst canary that is still fine (and the best that is not)."""
+def test_tests_of_rates_err_at_most_as_often_as_their_level(stable_rate: float, increase: float) -> None:
+    """Sum all outcomes of the worst canary that is allowed, which is also the best that is not."""
     level, stable_trials, canary_trials = 0.05, 60, 40
     canary_rate = stable_rate + increase
     above = below = 0.0
@@ -65,7 +69,7 @@ values = st.lists(st.integers(0, 6), min_size=1, max_size=12)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=3))
-def test_rank_sums_are_those_of_comparing_every_pair(strata: list[tuple[list[int], list[int]]]) -> None:
+def test_rank_sums_equal_a_comparison_of_every_pair(strata: list[tuple[list[int], list[int]]]) -> None:
     excess = variance = 0.0
     for stable, canary in strata:
         n, m, total = len(stable), len(canary), len(stable) + len(canary)
@@ -78,9 +82,9 @@ def test_rank_sums_are_those_of_comparing_every_pair(strata: list[tuple[list[int
     assert rank_sum_z(counted) == pytest.approx(expected, abs=1e-9)
 
 
-def test_rank_sums_of_nothing_say_nothing() -> None:
+def test_rank_sums_without_pairs_are_zero() -> None:
     assert rank_sum_z([]) == rank_sum_z([({}, {1: 3})]) == rank_sum_z([({1: 5}, {1: 3})]) == 0.0
 
 
-def test_the_normal_tail_is_that_of_the_tables() -> None:
+def test_the_normal_tail_matches_the_tables() -> None:
     assert [round(p_above(z), 4) for z in (0, 1.6449, 2.3263)] == [0.5, 0.05, 0.01]

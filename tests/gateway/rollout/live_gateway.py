@@ -1,4 +1,4 @@
-"""A gateway between two stages that hold several releases and do as a test tells them, release by release."""
+"""A real gateway with scripted stages, whose behaviour a test sets per release."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -25,23 +25,23 @@ from tandem.v1 import (
     vision_pb2_grpc,
 )
 from tests.gateway.halves import language_info, vision_info
-from tests.gateway.scripted import Answer, Switch, ask, read
+from tests.gateway.scripted import Answer, StageServer, ask, read
 
 STABLE, CANARY = "tiny-v1.0.0", "tiny-v1.1.0"
 
 
 @dataclass
-class Holder:
-    """The four model calls of a stage, over infos a test may change."""
+class ScriptedModels:
+    """The model calls of a stage, answered from a dict that tests may change."""
 
     template: model_pb2.ModelInfo
     models: dict[str, model_pb2.ModelInfo] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     load_error: TandemError | None = None
     may_load: asyncio.Event = field(default_factory=asyncio.Event)
-    num_hanging_loads: int = 0  # of those to come
+    num_hanging_loads: int = 0  # the next loads, which hang
 
-    def hold(self, tag: str) -> None:
+    def add_model(self, tag: str) -> None:
         info = model_pb2.ModelInfo()
         info.CopyFrom(self.template)
         info.tag = tag
@@ -57,29 +57,29 @@ class Holder:
             await asyncio.Event().wait()
         if self.load_error is not None:
             raise self.load_error
-        self.hold(request.tag)
+        self.add_model(request.tag)
         self.events.append(f"loaded {request.tag}")
         return model_pb2.LoadModelResponse(model=self.models[request.tag])
 
     async def UnloadModel(self, request: Any, context: Any) -> model_pb2.UnloadModelResponse:  # noqa: N802
         if self.models.pop(request.tag, None) is None:
-            raise _not_held()
+            raise _unknown_tag()
         self.events.append(f"unloaded {request.tag}")
         return model_pb2.UnloadModelResponse()
 
 
-class HoldingVision(Holder, vision_pb2_grpc.VisionServiceServicer):
-    """A vision stage nobody asks for images."""
+class RolloutVision(ScriptedModels, vision_pb2_grpc.VisionServiceServicer):
+    """A vision stage that loads models. These tests send it no images."""
 
 
 @dataclass
-class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
-    """Answers as its release does; waits at the first token while `go` of that release is clear."""
+class RolloutLanguage(ScriptedModels, language_pb2_grpc.LanguageServiceServicer):
+    """A language stage with one answer per release. It waits before the first token while `go` is clear."""
 
     answers: dict[str, list[int]] = field(default_factory=dict)
     errors: dict[str, TandemError] = field(default_factory=dict)
     go: dict[str, asyncio.Event] = field(default_factory=dict)
-    nonsense: set[str] = field(default_factory=set)  # releases whose tokens come with a log-probability too few
+    malformed: set[str] = field(default_factory=set)  # releases that send too few log-probabilities
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
 
     async def Generate(  # noqa: N802
@@ -89,11 +89,11 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
         start = requests[0].start
         self.starts.append(start)
         if start.tag not in self.models:
-            raise _not_held()
+            raise _unknown_tag()
         if start.tag in self.errors:
             raise self.errors[start.tag]
         await self.go[start.tag].wait()
-        if start.tag in self.nonsense:
+        if start.tag in self.malformed:
             short = language_pb2.TokenChunk(token_ids=[65, 65], logprobs=[sampling_pb2.PositionLogprobs()])
             yield language_pb2.GenerateResponse(tokens=short)
         for token_id in self.answers[start.tag]:
@@ -102,25 +102,25 @@ class HoldingLanguage(Holder, language_pb2_grpc.LanguageServiceServicer):
         yield language_pb2.GenerateResponse(finished=finished)
 
 
-def _not_held() -> NotFound:
-    return NotFound("This process holds no model of that tag.", reason="UNKNOWN_TAG", field="tag")
+def _unknown_tag() -> NotFound:
+    return NotFound("This process has no model of that tag.", reason="UNKNOWN_TAG", field="tag")
 
 
 @dataclass
-class Door:
-    """The gateway and what stands behind it."""
+class LiveGateway:
+    """A gateway, with stubs to call it and the stages behind it."""
 
     gateway: Any  # stub of tandem.v1.Gateway
     operator: Any  # stub of tandem.v1.Rollouts
-    vision: HoldingVision
-    language: HoldingLanguage
+    vision: RolloutVision
+    language: RolloutLanguage
 
     async def ask(self, key: str = "", pin: str | None = None) -> Answer:
         metadata = (("x-tandem-release", pin),) if pin else ()
         return await read(self.gateway.Generate(ask("What is it?", routing_key=key), metadata=metadata))
 
     async def set(self, *weights: float, overdue_s: float = 60, **further: Any) -> rollout_pb2.Rollout:
-        """Begin a rollout to the canary whose first step lasts for ever."""
+        """Begin a rollout whose first step does not end during a test."""
         steps = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in weights]
         guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20, overdue_s=overdue_s)
         plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard, **further)
@@ -131,48 +131,52 @@ class Door:
         response: rollout_pb2.RolloutsGetResponse = await self.operator.Get(rollout_pb2.RolloutsGetRequest())
         return response.rollout
 
-    async def phase(self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 20) -> rollout_pb2.Rollout:
-        """Wait until the rollout is in a phase."""
-        return await self.until(lambda rollout: rollout.phase == wanted, within_s)
+    async def wait_for_phase(
+        self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 20
+    ) -> rollout_pb2.Rollout:
+        """Wait until the rollout is in a phase, and return it."""
+        return await self.wait_until(lambda rollout: rollout.phase == wanted, within_s)
 
-    async def until(self, holds: Callable[[rollout_pb2.Rollout], bool], within_s: float = 20) -> rollout_pb2.Rollout:
-        """Wait until something holds for the rollout."""
+    async def wait_until(
+        self, is_true: Callable[[rollout_pb2.Rollout], bool], within_s: float = 20
+    ) -> rollout_pb2.Rollout:
+        """Wait until `is_true` of the rollout, and return it."""
         async with asyncio.timeout(within_s):
-            while not holds(rollout := await self.get()):  # noqa: ASYNC110  (nothing tells)
+            while not is_true(rollout := await self.get()):  # noqa: ASYNC110  (no event to wait for)
                 await asyncio.sleep(0.01)
         return rollout
 
 
 @asynccontextmanager
-async def open_door(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[Door]:
-    """Run a gateway on `store`, which has both releases, with stages that hold the stable one."""
-    # Abstract are only the calls a gateway never makes here.
-    vision = HoldingVision(vision_info(store))  # type: ignore[abstract]
-    language = HoldingLanguage(language_info(store))  # type: ignore[abstract]
+async def open_gateway(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[LiveGateway]:
+    """Run a gateway on a store of both releases. The stages have loaded the stable one."""
+    # The abstract methods are calls that a gateway never makes here.
+    vision = RolloutVision(vision_info(store))  # type: ignore[abstract]
+    language = RolloutLanguage(language_info(store))  # type: ignore[abstract]
     for stage in (vision, language):
-        stage.hold(STABLE)
+        stage.add_model(STABLE)
         stage.may_load.set()
     for tag, text in ((STABLE, "stable"), (CANARY, "canary")):
         language.answers[tag] = tokenizer.encode(text, add_special_tokens=False).ids
         language.go[tag] = asyncio.Event()
         language.go[tag].set()
     async with (
-        Switch(vision, vision_pb2_grpc, "VisionService") as vision_switch,
-        Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
+        StageServer(vision, vision_pb2_grpc, "VisionService") as vision_server,
+        StageServer(language, language_pb2_grpc, "LanguageService") as language_server,
     ):
         chosen = GatewaySettings(
             listen="127.0.0.1:0",
             models=store,
             release=STABLE,
-            vision=(vision_switch.address,),
-            language=(language_switch.address,),
+            vision=(vision_server.address,),
+            language=(language_server.address,),
             **{"rollout_tick_s": 0.02, "refresh_s": 0.1, **settings},
         )
         server = Server(chosen)
         async with open_service(chosen, server):
             await server.start()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-                yield Door(
+                yield LiveGateway(
                     gateway_pb2_grpc.GatewayStub(channel), rollout_pb2_grpc.RolloutsStub(channel), vision, language
                 )
             await server.stop(0)
