@@ -1,1 +1,1 @@
-"""Each module here is one script that measures and prints figures."""
+"""Benchmarks: each module here is one script."""

@@ -1,15 +1,17 @@
-"""How fast the decoder is beside what a user would pick instead: same weights, same machine, same run.
+"""Decoding speed compared with other engines on the same machine.
 
-    make peers                                                  # once: an environment for each peer, under .peers/
-    python -m benchmarks.decode                                 # everything installed, five rounds
-    python -m benchmarks.decode --peers vllm --rounds 3         # less of it
+    make peers                                                  # once: installs each peer under .peers/
+    python -m benchmarks.decode                                 # all installed peers, five rounds
+    python -m benchmarks.decode --peers vllm --rounds 3         # one peer, three rounds
     python -m benchmarks.decode --quick                         # small batches, one round
 
-Qwen3 0.6B's shape with random bfloat16 weights, two threads, greedy, the end of sequence ignored. Each engine is a
-process of its own that loads once and then answers in turn (`benchmarks/peers/protocol.py`); in every round each
-workload goes to one engine after the other, so that a machine that drifts is fair to all. A peer that is far behind
-another in a workload's first round is not asked again, and one hopelessly behind at a smaller batch not about a larger
-one: it cannot be the best, and would take most of the time. Read bandwidth is measured before every round.
+All engines decode the same weights: Qwen3 0.6B's shape, random, in bfloat16. They use two threads, decode greedily and
+ignore the end of sequence. Each engine runs in a process of its own (`benchmarks/peers/protocol.py`). In every round
+the engines take turns on each workload, so a change of the machine's speed affects all of them.
+
+A slow peer cannot be the best and would take most of the time. So a peer that is far slower than another in the first
+round of a workload skips the other rounds, and a very slow one also skips larger batches. The script measures the read
+bandwidth before every round.
 """
 
 import time
@@ -22,70 +24,79 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.peers.checkpoints import make_checkpoints
-from benchmarks.peers.comparison import Contest, Results
+from benchmarks.peers.comparison import Comparison, Results
 from benchmarks.peers.engines import ENGINES, THREADS, EngineKind
 from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.workloads import BATCHES, PREFILL, Workload
 from benchmarks.tools.machine import matmul_peak, read_bandwidth
 from benchmarks.tools.report import Report, parse_arguments
 
-SEQUENCES = (1, 2, 4, 8, 16, 32, 64)  # of a step, at a context of 128
-CONTEXTS = (128, 256, 512, 1024, 2048, 4096)  # of a step of one sequence
+SEQUENCES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes of a step, with 128 tokens of context
+CONTEXTS = (128, 256, 512, 1024, 2048, 4096)  # context lengths of a step with one sequence
 STEPS = 12
 
 
-def compare(contest: Contest, workloads: Sequence[Workload], rounds: int, end_s: float) -> None:
-    """Run workloads, one after the other, each round by round; after `end_s` of the clock but one round of each."""
+def compare(comparison: Comparison, workloads: Sequence[Workload], rounds: int, end_s: float) -> None:
+    """Run all rounds of each workload.
+
+    After `end_s` of the monotonic clock, each workload has only one round.
+    """
     with Progress(console=Console(stderr=True)) as progress:
         for workload in workloads:
-            for number in progress.track(range(1, rounds + 1), description=workload.name):  # round 0 warmed
+            for number in progress.track(range(1, rounds + 1), description=workload.name):  # round 0 was the warm-up
                 bandwidth = read_bandwidth(repetitions=3)
-                contest.results.read_bandwidth.setdefault(workload.name, []).append(bandwidth)
-                contest.run(workload, number)
+                comparison.results.read_bandwidth.setdefault(workload.name, []).append(bandwidth)
+                comparison.run(workload, number)
                 if time.monotonic() > end_s:
                     break
 
 
-def compare_shared_prefix(contest: Contest, rounds: int) -> None:
-    """Let engines meet a prefix and then meet it again and again."""
+def compare_shared_prefix(comparison: Comparison, rounds: int) -> None:
+    """Measure prompts with a common prefix, new in every round."""
     with Progress(console=Console(stderr=True)) as progress:
         for number in progress.track(range(1, rounds + 1), description="shared prefix"):
-            contest.share_prefix(number)
+            comparison.share_prefix(number)
 
 
-def look_at_steps(contest: Contest, rounds: int) -> None:
-    """Measure what a step of ours takes as sequences and context grow."""
+def measure_step_times(comparison: Comparison, rounds: int) -> None:
+    """Measure our engine's step time over batch size and context."""
     points = [*((count, CONTEXTS[0]) for count in SEQUENCES), *((1, context) for context in CONTEXTS[1:])]
     with Progress(console=Console(stderr=True)) as progress:
         for _ in progress.track(range(rounds + 1), description="steps"):
             for num_sequences, context in points:
-                contest.step(num_sequences, context, STEPS)
-    for taken in contest.results.step_s.values():
-        del taken[0]  # it computed the prompt, which later ones found cached
+                comparison.step(num_sequences, context, STEPS)
+    for samples in comparison.results.step_s.values():
+        del samples[0]  # includes the prefill, which is cached in later rounds
 
 
 def choose(names: str) -> list[EngineKind]:
-    """Return our engines and the peers named, separated by commas; all peers for an empty text.
+    """Return our engines and the named peers.
+
+    `names` are separated by commas. An empty text means all peers.
 
     Raises:
-        SystemExit: there is no such peer.
+        SystemExit: a name is unknown.
     """
     peers = [kind.name for kind in ENGINES if not kind.is_ours]
     wanted = names.split(",") if names else peers
     if unknown := set(wanted) - set(peers):
-        raise SystemExit(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(peers)}")
+        raise SystemExit(f"there is no peer {', '.join(sorted(unknown))}; choose among {', '.join(peers)}")
     return [kind for kind in ENGINES if kind.is_ours or kind.name in wanted]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "Our decoder beside what a user would pick instead.",
+        "Compare the speed of our decoder with other engines.",
         arguments,
-        peers={"default": "", "help": "peers by name, separated by commas; all that are installed where left out"},
-        rounds={"type": int, "default": 0, "help": "how often each workload is run; 5, or 1 with --quick"},
-        minutes={"type": float, "default": 60, "help": "after which a workload gets no second round"},
-        checkpoints={"type": Path, "default": Path(".tandem/decode"), "help": "where the model is kept (3.6 GB)"},
+        peers={"default": "", "help": "names of peers, separated by commas (default: all that are installed)"},
+        rounds={"type": int, "default": 0, "help": "rounds per workload (default: 5, or 1 with --quick)"},
+        minutes={"type": float, "default": 60, "help": "after this time, run one round per workload (default: 60)"},
+        checkpoints={
+            "type": Path,
+            "default": Path(".tandem/decode"),
+            "help": "folder for the model, 3.6 GB (default: .tandem/decode)",
+        },
     )
     end_s = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(THREADS)
@@ -94,19 +105,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_checkpoints(options.checkpoints, with_peers=any(kind.installed and not kind.is_ours for kind in kinds))
     rounds = options.rounds or (1 if options.quick else 5)
     with ExitStack() as stack:
-        contest = Contest(kinds, options.checkpoints.absolute(), stack)
-        contest.results.matmul_peak = matmul_peak(torch.bfloat16)
-        compare(contest, [*BATCHES[:2], PREFILL], rounds, end_s)
-        compare_shared_prefix(contest, rounds)
+        comparison = Comparison(kinds, options.checkpoints.absolute(), stack)
+        comparison.results.matmul_peak = matmul_peak(torch.bfloat16)
+        compare(comparison, [*BATCHES[:2], PREFILL], rounds, end_s)
+        compare_shared_prefix(comparison, rounds)
         if not options.quick:
-            look_at_steps(contest, rounds)
-            compare(contest, BATCHES[2:], rounds, end_s)
-    publish(contest.results, options.json)
+            measure_step_times(comparison, rounds)
+            compare(comparison, BATCHES[2:], rounds, end_s)
+    publish(comparison.results, options.json)
 
 
 def publish(results: Results, json_path: Path | None) -> None:
-    """Print the figures and write them down."""
-    report = Report("decode", "Decoding beside other engines: Qwen3 0.6B's shape, bfloat16, two threads")
+    """Print the figures and write the files."""
+    report = Report("decode", "Decoding compared with other engines: Qwen3 0.6B's shape, bfloat16, two threads")
     fill(report, results)
     report.publish(lambda axes: plot(axes, results), json_path)
 

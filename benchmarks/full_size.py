@@ -1,7 +1,8 @@
-"""The full-size model for real: both stages serve `qwen3-vl-8b` on one machine, and each holds only its own half.
+"""Memory and latency of the full-size model on one machine.
 
-Makes the preset with random bfloat16 weights in four shards (13 GB on disk, once; --models says where), starts vision
-service, language service and gateway on it, sends a JPEG, checks what comes back, and prints what it took.
+Creates `qwen3-vl-8b` with random bfloat16 weights in four shards (13 GB on disk). `--models` names a folder to keep it
+in. Starts vision service, language service and gateway, and sends a JPEG. Checks the visual tokens, and that each stage
+loads only its own half of the model.
 """
 
 import hashlib
@@ -30,26 +31,29 @@ from tandem.v1 import language_pb2_grpc, model_pb2, vision_pb2, vision_pb2_grpc
 
 TAG = "qwen3-vl-8b-v1.1.0"
 GIB = 1 << 30
-ALLOWANCE_BYTES = 2 * GIB  # what a language process may hold beside its weights
-KV_CACHE_BYTES = GIB  # of those; the rest is for activations, Python and torch
+ALLOWANCE_BYTES = 2 * GIB  # memory that a stage may use in addition to its weights
+KV_CACHE_BYTES = GIB  # part of this allowance. The rest is for activations, Python and torch.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one run saw."""
+    """Measurements of one run."""
 
     vision: model_pb2.ModelInfo
     language: model_pb2.ModelInfo
     token_shape: tuple[int, ...]
     num_token_bytes: int
     encode_s: float
-    first_token_s: list[float]  # of the same question about the same image, asked again and again
+    first_token_s: list[float]  # of one question about one image, asked several times
     between_tokens_s: list[float]
     peak_bytes: dict[str, int]  # by service
 
 
 def photograph(seed: int) -> bytes:
-    """Return a JPEG of 1200 x 900 pixels with smooth light, shapes and noise, as cameras make them."""
+    """Return a JPEG of 1200 x 900 pixels.
+
+    It has smooth light, shapes and noise, like a camera's photograph.
+    """
     rows, columns = np.mgrid[0:900, 0:1200]
     light = np.stack([columns / 1200, rows / 900, 1 - columns / 1200], axis=-1) * 200
     noise = np.random.default_rng(seed).normal(0, 8, light.shape)
@@ -61,7 +65,7 @@ def photograph(seed: int) -> bytes:
 
 
 def make_checkpoint(models: Path) -> None:
-    """Write the preset into the store, unless it is there."""
+    """Write the preset into the store, unless it exists."""
     if (models / TAG).exists():
         return
     command = [sys.executable, "-m", "tandem", "checkpoint", "new", "--preset", "qwen3-vl-8b", "--tag", TAG]
@@ -70,17 +74,20 @@ def make_checkpoint(models: Path) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the most memory a process ever held, weights it maps from disk included."""
+    """Return a process's peak memory, including mapped weights."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"process {pid} shows no peak")
+    raise RuntimeError(f"/proc/{pid}/status has no line VmHWM")
 
 
-def ask_stages(
+def query_stages(
     stack: Stack, jpegs: Sequence[bytes]
 ) -> tuple[model_pb2.ModelInfo, model_pb2.ModelInfo, vision_pb2.EncodeResponse, float]:
-    """Return what the stages say of themselves, an image's visual tokens and the median seconds to encode one."""
+    """Return both models, an image's visual tokens and encoding time.
+
+    The encoding time is the median over `jpegs`, seconds.
+    """
     with (
         grpc.insecure_channel(stack.address_of("vision")) as vision_channel,
         grpc.insecure_channel(stack.address_of("language")) as language_channel,
@@ -88,7 +95,7 @@ def ask_stages(
         vision = vision_pb2_grpc.VisionServiceStub(vision_channel)
         language = language_pb2_grpc.LanguageServiceStub(language_channel)
         samples = []
-        for jpeg in jpegs:  # each new to the service: it remembers what it has seen
+        for jpeg in jpegs:  # all different, since the service caches results
             request = vision_pb2.EncodeRequest(tag=TAG, image=jpeg, image_sha256=hashlib.sha256(jpeg).digest())
             start = time.perf_counter()
             response = vision.Encode(request)
@@ -98,13 +105,16 @@ def ask_stages(
 
 
 def stream_tokens(stack: Stack, jpeg: bytes, num_tokens: int) -> tuple[list[float], list[float]]:
-    """Return seconds to the first token, and the mean seconds between tokens, of each of three answers."""
+    """Ask one question three times and measure the answers.
+
+    Returns the times to first token and the mean times between tokens, seconds.
+    """
     first_token_s, gaps = [], []
     with Client(stack.address) as client:
         for _ in range(3):
             answer = client.ask("Describe it.", images=[jpeg], max_tokens=num_tokens, ignore_eos=True)
             if answer.usage.completion_tokens != num_tokens:
-                raise RuntimeError(f"{answer.usage.completion_tokens} tokens came instead of {num_tokens}")
+                raise RuntimeError(f"the answer has {answer.usage.completion_tokens} tokens instead of {num_tokens}")
             gaps.append(answer.timings.decode_ms / 1000 / (num_tokens - 1))
             first_token_s.append(answer.timings.first_token_ms / 1000)
     return first_token_s, gaps
@@ -120,7 +130,7 @@ def measure(models: Path, num_tokens: int) -> Measured:
         language_flags=["--kv-cache-bytes", str(KV_CACHE_BYTES)],
     )
     with Stack(config) as stack:
-        vision, language, response, encode_s = ask_stages(stack, [photograph(seed) for seed in range(5)])
+        vision, language, response, encode_s = query_stages(stack, [photograph(seed) for seed in range(5)])
         first_token_s, gaps = stream_tokens(stack, photograph(5), num_tokens)
         peaks = {name: peak_bytes(pid) for name, pid in stack.pids.items()}
     tokens = response.visual_tokens.embeddings
@@ -151,7 +161,7 @@ def fill(report: Report, seen: Measured, bandwidth: float) -> None:
     report.add("vision service: weights", vision_weights / GIB, "GiB")
     vision_peak, language_peak = seen.peak_bytes["vision"], seen.peak_bytes["language"]
     is_small = vision_peak < vision_weights + ALLOWANCE_BYTES
-    report.add("vision service: peak memory", vision_peak / GIB, "GiB", aim="no decoder in it", met=is_small)
+    report.add("vision service: peak memory", vision_peak / GIB, "GiB", aim="no decoder loaded", met=is_small)
     report.add("language service: weights", weights / GIB, "GiB")
     report.add("language service: KV cache", seen.language.language.num_cache_bytes / GIB, "GiB")
     is_within = language_peak <= weights + ALLOWANCE_BYTES
@@ -159,23 +169,23 @@ def fill(report: Report, seen: Measured, bandwidth: float) -> None:
     report.add("gateway: peak memory", seen.peak_bytes["gateway"] / GIB, "GiB")
     report.add("encode one image p50", seen.encode_s * 1000, "ms")
     report.add("time to first token, new image", seen.first_token_s[0] * 1000, "ms")
-    report.add("time to first token, asked again", min(seen.first_token_s[1:]) * 1000, "ms")
+    report.add("time to first token, known image", min(seen.first_token_s[1:]) * 1000, "ms")
     report.add("time per token p50", gap_s * 1000, "ms")
     report.add("read bandwidth of this machine", bandwidth / 1e9, "GB/s")
-    report.add("weights read per second / bandwidth", 100 * weights / gap_s / bandwidth, "%")
+    report.add("weights read per second, share of the read bandwidth", 100 * weights / gap_s / bandwidth, "%")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "The full-size preset, served by both stages.",
+        "Measure memory and latency of the full-size model.",
         arguments,
-        models={"type": Path, "help": "keep the checkpoint in this store; a temporary one where left out"},
+        models={"type": Path, "help": "keep the checkpoint in this model store (default: a temporary one)"},
     )
     models = options.models or Path(tempfile.mkdtemp(prefix="tandem-full-size-"))
     try:
         make_checkpoint(models)
-        # Machines that others share drift: the limit is the best that was seen around the run.
+        # The speed of a shared machine changes. Take the better of two measurements as its limit.
         before = read_bandwidth()
         seen = measure(models, num_tokens=8 if options.quick else 32)
         bandwidth = max(before, read_bandwidth())

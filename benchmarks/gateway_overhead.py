@@ -1,10 +1,10 @@
-"""What the gateway adds to calling a stage directly: to the first token of a request, and to every token after it.
+"""Latency and CPU time added by the gateway.
 
-The language stage answers by the clock (`benchmarks.tools.paced_language`), faster than people read, and stamps each token
-when it is sent; so the figures are the gateway's and the wire's, and no decoder's. Three paths are asked in turn: the
-stage itself, a relay that passes bytes on unread (`benchmarks.tools.bare_relay`, the limit of whatever stands in between and
-speaks gRPC here), and the gateway. What is added is the difference of the same percentile of two paths. Client, stage
-and what stands in between share this machine's cores, so the processor time of a token says how far a gateway goes.
+A fake language service sends tokens at a fixed pace and marks each with its send time
+(`benchmarks.tools.paced_language`). So the figures do not depend on a decoder. Three paths take turns: a direct call of
+the stage, a minimal relay of bytes (`benchmarks.tools.bare_relay`, the lower limit for a gRPC process in between), and
+the gateway. The added latency is the difference between the same percentiles of two paths. Client, services and gateway
+share the machine's cores. The CPU time per token tells how many streams a gateway can serve.
 """
 
 import asyncio
@@ -24,41 +24,41 @@ from matplotlib.axes import Axes
 from rich.progress import Progress
 
 from benchmarks.tools import bare_relay
+from benchmarks.tools.models import RELEASE_OPTIONS, chosen_release
 from benchmarks.tools.paced_language import since_ms
 from benchmarks.tools.processes import address_of, running
 from benchmarks.tools.report import Report, parse_arguments
 from chassis.channels import open_channel
-from checkpoint.store import ModelStore
 from tandem.stack import ServiceProcess
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, language_pb2_grpc, sampling_pb2
 
 STREAMS = (1, 16, 64, 256)
 AIM_STREAMS, AIM_REQUEST_MS, AIM_TOKEN_MS = 16, 2.0, 1.0
-TOKENS = 10  # of an answer
+TOKENS = 10  # length of an answer
 DIRECT, RELAY, GATEWAY = "direct", "relay", "gateway"
 PATHS = (DIRECT, RELAY, GATEWAY)
 
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured of all requests on one path at one number of streams."""
+    """Samples of one path at one number of streams."""
 
-    first_token: list[float] = field(default_factory=list)  # from the call to its first token, milliseconds
-    token: list[float] = field(default_factory=list)  # from the stage's hands to the client's, milliseconds
-    processor_s: float = 0.0  # of what stands in between
+    first_token: list[float] = field(default_factory=list)  # from the call to the first token, milliseconds
+    token: list[float] = field(default_factory=list)  # from sending at the stage to receiving at the client, ms
+    cpu_s: float = 0.0  # CPU time of the process in between
 
 
 Measured = dict[tuple[str, int], Samples]
 
 
 class Paths:
-    """The ways to ask the same question; a connection each."""
+    """Sends the same question on every path."""
 
     def __init__(self, tag: str, channels: dict[str, Any]) -> None:
         sampling = sampling_pb2.SamplingOptions(max_tokens=TOKENS, num_logprobs=1, ignore_eos=True)
         message = gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=[gateway_pb2.Part(text="What is this?")])
         self._question = gateway_pb2.GatewayGenerateRequest(messages=[message], sampling=sampling)
-        # What the gateway makes of the question is known to whoever calls the stage directly.
+        # A direct caller of the stage builds the prompt itself.
         self._start = language_pb2.GenerateRequest(start=language_pb2.GenerateStart(tag=tag, sampling=sampling))
         self._language: Any = language_pb2_grpc.LanguageServiceStub(channels[DIRECT])
         self._relay: Any = channels[RELAY].unary_stream(
@@ -67,19 +67,19 @@ class Paths:
             response_deserializer=language_pb2.GenerateResponse.FromString,
         )
         self._gateway: Any = gateway_pb2_grpc.GatewayStub(channels[GATEWAY])
-        self._ways = {DIRECT: self._directly, RELAY: self._relayed, GATEWAY: self._through_gateway}
+        self._calls = {DIRECT: self._call_stage, RELAY: self._call_relay, GATEWAY: self._call_gateway}
 
     async def ask(self, path: str, samples: Samples) -> None:
-        """Ask once and note what it took."""
+        """Send one request and record its times."""
         started = time.perf_counter()
         is_first = True
-        async for position in self._ways[path]():
+        async for position in self._calls[path]():
             samples.token.append(since_ms(position.top[0].token_id))
             if is_first:
                 samples.first_token.append(1000 * (time.perf_counter() - started))
                 is_first = False
 
-    async def _directly(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
+    async def _call_stage(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
         call = self._language.Generate()
         await call.write(self._start)
         await call.write(bare_relay.PROMPT)
@@ -88,19 +88,22 @@ class Paths:
             for position in response.tokens.logprobs:
                 yield position
 
-    async def _relayed(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
+    async def _call_relay(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
         async for response in self._relay(self._start):
             for position in response.tokens.logprobs:
                 yield position
 
-    async def _through_gateway(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
+    async def _call_gateway(self) -> AsyncIterator[sampling_pb2.PositionLogprobs]:
         async for response in self._gateway.Generate(self._question):
             for position in response.delta.logprobs:
                 yield position
 
 
 async def measure(tag: str, services: dict[str, ServiceProcess], rounds: int) -> Measured:
-    """Return the samples by path and number of streams, taken in turn so that a drifting machine is fair to all."""
+    """Return samples by path and number of streams.
+
+    The paths take turns, so a change of the machine's speed affects all of them.
+    """
     samples = {(path, streams): Samples() for streams in STREAMS for path in PATHS}
     async with AsyncExitStack() as stack:
         channels = {
@@ -108,36 +111,39 @@ async def measure(tag: str, services: dict[str, ServiceProcess], rounds: int) ->
             for path, service in services.items()
         }
         paths = Paths(tag, channels)
-        for path in PATHS:  # connections, and code that is read from disk when it first runs
+        for path in PATHS:  # warm up: open connections and load code
             await asyncio.gather(*(paths.ask(path, Samples()) for _ in range(max(STREAMS))))
         gc.collect()
-        gc.freeze()  # else the client's own collector holds everything up for tens of milliseconds now and then
+        gc.freeze()  # otherwise the client's garbage collector pauses for tens of milliseconds at times
         with Progress() as progress:
             task = progress.add_task("asking", total=rounds * len(samples))
             for number in range(rounds):
                 for (path, streams), taken in samples.items():
-                    moments = random.Random(number)  # the same on all paths
-                    before_s = processor_s(services[path].pid)
-                    await asyncio.gather(*(_ask_later(paths, path, taken, moments.random()) for _ in range(streams)))
-                    taken.processor_s += processor_s(services[path].pid) - before_s
+                    rng = random.Random(number)  # equal delays on all paths
+                    before_s = cpu_s(services[path].pid)
+                    await asyncio.gather(*(_ask_later(paths, path, taken, rng.random()) for _ in range(streams)))
+                    taken.cpu_s += cpu_s(services[path].pid) - before_s
                     progress.advance(task)
     return samples
 
 
 async def _ask_later(paths: Paths, path: str, taken: Samples, delay_s: float) -> None:
-    """Ask at a moment of its own: people do not press return together, and all first tokens at once are a queue."""
+    """Ask after a delay, so that requests do not queue."""
     await asyncio.sleep(delay_s)
     await paths.ask(path, taken)
 
 
-def processor_s(pid: int) -> float:
-    """Return the processor time a process has taken, all threads together, seconds."""
+def cpu_s(pid: int) -> float:
+    """Return a process's CPU time, all threads together, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 def add_figures(report: Report, samples: Measured) -> dict[str, list[float]]:
-    """Put the differences into the table; return the p99 by curve of the plot."""
+    """Add the differences between paths to the report.
+
+    Returns the curves of the plot: p99 over the number of streams.
+    """
     curves: dict[str, list[float]] = {}
     for streams in STREAMS:
         for kind, attribute, aim_ms in (
@@ -163,21 +169,24 @@ def add_figures(report: Report, samples: Measured) -> dict[str, list[float]]:
                         curves.setdefault(f"{path}, to a {kind}", []).append(added)
         for path in (RELAY, GATEWAY):
             taken = samples[path, streams]
-            per_token_us = 1e6 * taken.processor_s / len(taken.token)
-            report.add(f"{streams} streams: processor time of the {path}", per_token_us, "us/token")
+            per_token_us = 1e6 * taken.cpu_s / len(taken.token)
+            report.add(f"{streams} streams: CPU time of the {path}", per_token_us, "us/token")
     return curves
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments(
-        "What the gateway adds to calling a stage directly.",
+        "Measure the latency that the gateway adds to a direct call of a stage.",
         arguments,
-        models={"type": Path, "default": Path("models"), "help": "the model store"},
-        release={"default": "", "help": "tag of the release; the newest of the store where left out"},
-        pace_ms={"type": float, "default": 100.0, "help": "time between two tokens of a stream, milliseconds"},
+        **RELEASE_OPTIONS,
+        pace_ms={
+            "type": float,
+            "default": 100.0,
+            "help": "time between the tokens of a stream, milliseconds (default: 100)",
+        },
     )
-    tag = options.release or ModelStore(options.models).tags()[-1]
+    tag = chosen_release(options)
     models = ["--models", str(options.models)]
     with running(
         "benchmarks.tools.paced_language", [*models, "--tag", tag, "--pace-ms", str(options.pace_ms)]
@@ -187,7 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with running("benchmarks.tools.bare_relay", to_language) as relay, running("gateway", gateway_flags) as gateway:
             services = {DIRECT: language, RELAY: relay, GATEWAY: gateway}
             samples = uvloop.run(measure(tag, services, 1 if options.quick else 5))
-    report = Report("gateway_overhead", f"What the gateway adds, one token a stream every {options.pace_ms:g} ms")
+    report = Report(
+        "gateway_overhead", f"Latency added by the gateway, a token every {options.pace_ms:g} ms per stream"
+    )
     curves = add_figures(report, samples)
 
     def plot(axes: Axes) -> None:

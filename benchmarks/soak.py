@@ -1,11 +1,11 @@
-"""Does memory stay flat? Mixed traffic on the whole stack for twenty minutes, while the memory of each process is read.
-
-Requests come at random times and are of six kinds: text alone, an image nobody has seen, a known one, a conversation
-of three turns, a question whose client leaves amid the answer, and what is refused. Every kind must end as it should.
-The caches are made small, so that they are full within the first minutes and what grows after that is a leak. Flat is
-judged by a straight line through the second half of the samples.
+"""Memory growth of every process under mixed traffic.
 
     python -m benchmarks.soak --minutes 20
+
+Requests arrive at random times. There are six kinds: text only, a new image, a known image, a conversation of three
+turns, a request that the client cancels during the answer, and an invalid request. Each must end as expected. The
+caches are small, so they are full within the first minutes and later growth is a leak. The growth is the slope of a
+linear fit to the second half of the samples.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.progress import Progress
 
-from benchmarks.latency import make_image
+from benchmarks.tools.images import mosaic
+from benchmarks.tools.models import RELEASE_OPTIONS, chosen_release
 from benchmarks.tools.report import Report, parse_arguments
-from checkpoint.store import ModelStore
 from tandem.client import AsyncClient, Image, assistant, user
 from tandem.errors import InvalidArgument, TandemError
 from tandem.stack import Stack, StackConfig
 
-MOST_GROWTH_PERCENT = 1.0  # over the second half, for memory to count as flat
-SMALL_CACHE_BYTES = 2**20  # of visual tokens, in each process that keeps them: some eighty images of the demo model
+MAX_GROWTH_PERCENT = 1.0  # over the second half
+SMALL_CACHE_BYTES = 2**20  # of each visual-token cache: about eighty images of the demo model
 KV_CACHE_BYTES = 16 * 2**20
 KNOWN_IMAGES = 20
 TIMEOUT_S = 120.0
@@ -38,7 +38,7 @@ TIMEOUT_S = 120.0
 
 @dataclass(slots=True)
 class Memory:
-    """Samples of every process, taken at the same moments."""
+    """Memory samples of every process."""
 
     at_s: list[float] = field(default_factory=list)
     mib: dict[str, list[float]] = field(default_factory=dict)  # resident, by process
@@ -52,7 +52,10 @@ class Memory:
             self.files.setdefault(name, []).append(len(os.listdir(f"/proc/{pid}/fd")))
 
     def second_half(self, name: str) -> tuple[float, float]:
-        """Return how memory grew in the second half: MiB an hour, and percent over its length."""
+        """Return a process's growth in the second half.
+
+        The values are MiB/h, and percent over the length of the second half.
+        """
         middle = len(self.at_s) // 2
         times, sizes = np.array(self.at_s[middle:]), np.array(self.mib[name][middle:])
         mib_per_s = float(np.polyfit(times, sizes, 1)[0])
@@ -60,21 +63,21 @@ class Memory:
 
 
 def resident_mib(pid: int) -> float:
-    """Return the memory of a process that is in RAM, MiB."""
+    """Return the resident memory of a process, MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Traffic:
-    """Requests of every kind.
+    """Random requests of every kind.
 
     Attributes:
-        ends: how often each kind ended in which way: 'as it should', or the reason of the error.
+        ends: the number of requests by kind and end, which is 'expected' or the reason of an error.
     """
 
     def __init__(self, client: AsyncClient, seed: int = 0) -> None:
         self._client = client
-        self._draw = random.Random(seed)
+        self._rng = random.Random(seed)
         self._numbers = itertools.count(KNOWN_IMAGES)
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "text": self._text,
@@ -87,43 +90,46 @@ class Traffic:
         self.ends: Counter[tuple[str, str]] = Counter()
 
     async def run(self, rate: float, until_s: float) -> None:
-        """Send requests at random times, `rate` a second on average, until `until_s` of the monotonic clock."""
+        """Send requests at random times, on average `rate` per second.
+
+        Ends at `until_s` of the monotonic clock, when all requests have ended.
+        """
         async with asyncio.TaskGroup() as running:
             while time.monotonic() < until_s:
-                running.create_task(self._one(self._draw.choice(list(self._kinds))))
-                await asyncio.sleep(self._draw.expovariate(rate))
+                running.create_task(self._send(self._rng.choice(list(self._kinds))))
+                await asyncio.sleep(self._rng.expovariate(rate))
 
-    async def _one(self, kind: str) -> None:
+    async def _send(self, kind: str) -> None:
         try:
             await self._kinds[kind]()
         except TandemError as error:
             self.ends[kind, error.reason] += 1
         else:
-            self.ends[kind, "as it should"] += 1
+            self.ends[kind, "expected"] += 1
 
     async def _text(self) -> None:
         await self._ask(f"What is {next(self._numbers)} good for?")
 
     async def _new_image(self) -> None:
-        await self._ask("What colour is the bag?", make_image(next(self._numbers)))
+        await self._ask("What colour is the bag?", mosaic(next(self._numbers)))
 
     async def _known_image(self) -> None:
-        await self._ask("Is it made of leather?", make_image(self._draw.randrange(KNOWN_IMAGES)))
+        await self._ask("Is it made of leather?", mosaic(self._rng.randrange(KNOWN_IMAGES)))
 
     async def _ask(self, text: str, *images: bytes) -> None:
-        await self._client.ask(text, images=images, max_tokens=self._draw.randrange(1, 48), ignore_eos=True)
+        await self._client.ask(text, images=images, max_tokens=self._rng.randrange(1, 48), ignore_eos=True)
 
     async def _conversation(self) -> None:
-        turns = [user(Image(make_image(next(self._numbers))), "What is this?")]
+        turns = [user(Image(mosaic(next(self._numbers))), "What is this?")]
         for text in ("And what colour has it?", "Who is it for?"):
             answer = await self._client.ask(turns, max_tokens=16, min_tokens=1)
             turns += [assistant(answer.text or "A bag."), user(text)]
         await self._client.ask(turns, max_tokens=16)
 
     async def _cancelled(self) -> None:
-        images = [make_image(next(self._numbers))] * self._draw.randrange(2)
+        images = [mosaic(next(self._numbers))] * self._rng.randrange(2)
         stream = self._client.generate("Tell me all about it.", images=images, max_tokens=200, ignore_eos=True)
-        num_pieces = self._draw.randrange(1, 30)
+        num_pieces = self._rng.randrange(1, 30)
         async for _ in stream:
             num_pieces -= 1
             if num_pieces == 0:
@@ -131,17 +137,17 @@ class Traffic:
         stream.close()
 
     async def _refused(self) -> None:
-        whole = make_image(next(self._numbers))
-        text, images = self._draw.choice([("What?", [whole[: len(whole) // 2]]), ("What?", [b"no image"]), (" ", [])])
+        whole = mosaic(next(self._numbers))
+        text, images = self._rng.choice([("What?", [whole[: len(whole) // 2]]), ("What?", [b"no image"]), (" ", [])])
         try:
             await self._client.ask(text, images=images)
         except InvalidArgument:
             return
-        raise AssertionError("it was answered")
+        raise AssertionError("an invalid request was answered")
 
 
 async def soak(stack: Stack, *, minutes: float, rate: float) -> tuple[Memory, Traffic]:
-    """Send traffic for so long, and return what the processes took and how the requests ended."""
+    """Send traffic and sample the memory of every process."""
     memory = Memory()
     every_s = min(5.0, minutes * 60 / 40)
     began_s = time.monotonic()
@@ -161,15 +167,15 @@ async def soak(stack: Stack, *, minutes: float, rate: float) -> tuple[Memory, Tr
 def publish(memory: Memory, traffic: Traffic, title: str, json_path: Path | None) -> None:
     """Print the table and write the files."""
     report = Report("soak", title)
-    wrong = sum(count for (_kind, end), count in traffic.ends.items() if end != "as it should")
+    unexpected = sum(count for (_kind, end), count in traffic.ends.items() if end != "expected")
     report.add("requests", traffic.ends.total(), "")
-    report.add("requests that did not end as they should", wrong, "", aim="none", met=wrong == 0)
+    report.add("requests with an unexpected end", unexpected, "", aim="none", met=unexpected == 0)
     for name in memory.mib:
         mib_per_hour, percent = memory.second_half(name)
         report.add(f"{name}: memory at the end", memory.mib[name][-1], "MiB")
         report.add(f"{name}: growth in the second half", mib_per_hour, "MiB/h")
-        aim = f"at most {MOST_GROWTH_PERCENT:g} %"
-        report.add(f"{name}: growth over it", percent, "%", aim=aim, met=percent <= MOST_GROWTH_PERCENT)
+        aim = f"at most {MAX_GROWTH_PERCENT:g} %"
+        report.add(f"{name}: relative growth", percent, "%", aim=aim, met=percent <= MAX_GROWTH_PERCENT)
     report.details["ends"] = {f"{kind}: {end}": count for (kind, end), count in sorted(traffic.ends.items())}
     report.details["memory"] = {"at_s": memory.at_s, "mib": memory.mib, "open_files": memory.files}
 
@@ -185,15 +191,14 @@ def publish(memory: Memory, traffic: Traffic, title: str, json_path: Path | None
 def main(arguments: Sequence[str] | None = None) -> None:
     """Soak, print and publish."""
     options = parse_arguments(
-        "Memory of every process under mixed traffic.",
+        "Measure the memory of every process under mixed traffic.",
         arguments,
-        minutes={"type": float, "help": "how long; twenty where left out, half a one with --quick"},
-        rate={"type": float, "default": 4.0, "help": "requests a second; a conversation counts as one"},
-        models={"type": Path, "default": Path("models"), "help": "the model store"},
-        release={"default": "", "help": "tag of the release; the newest of the store where left out"},
+        minutes={"type": float, "help": "duration (default: 20, or 0.5 with --quick)"},
+        rate={"type": float, "default": 4.0, "help": "requests per second; a conversation counts as one (default: 4)"},
+        **RELEASE_OPTIONS,
     )
     minutes = options.minutes or (0.5 if options.quick else 20.0)
-    tag = options.release or ModelStore(options.models).tags()[-1]
+    tag = chosen_release(options)
     config = StackConfig(
         models=options.models,
         release=tag,

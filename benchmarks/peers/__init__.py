@@ -1,1 +1,1 @@
-"""Every engine of the decoding benchmark as a process that speaks one plain protocol, ours among them."""
+"""Engines of the decoding benchmark, one process each."""

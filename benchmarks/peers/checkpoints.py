@@ -1,7 +1,8 @@
-"""The one model all engines decode: Qwen3 0.6B's shape with random bfloat16 weights, in the forms they read.
+"""The model of the comparison, in each engine's format.
 
-A folder of checkpoints holds `tandem/` (a model store) and `huggingface/`, both with the same tensors;
-the llama.cpp runner, whose environment has the library for it, adds `model.gguf` from the latter.
+It has Qwen3 0.6B's shape and random bfloat16 weights. The folder contains `tandem/` (a model store) and `huggingface/`,
+both with the same tensors. The llama.cpp runner converts `huggingface/` to `model.gguf`, since only its environment has
+the library for that.
 """
 
 import json
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from checkpoint.config import LanguageConfig, ModelConfig
+from checkpoint.families import LanguageConfig, ResamplerModelConfig
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from checkpoint.weights import load_half
 
@@ -29,10 +30,10 @@ SHAPE = LanguageConfig(
     qk_norm=True,
     eos_token_ids=(2,),
 )
-WEIGHT_BYTES = 1_192_099_840  # of the decoder in bfloat16; a tied head reads the embedding once a step
+WEIGHT_BYTES = 1_192_099_840  # decoder in bfloat16. The tied head reads the embedding once per step.
 CACHE_BYTES_PER_TOKEN = 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * 2  # keys and values, bfloat16
 
-# Ours -> theirs. What a layer's part is not listed under here has the same name in both.
+# Our part of a name -> Hugging Face's. All other parts are equal.
 _RENAMED = {
     "language_model.": "model.",
     ".mlp.w1.": ".mlp.gate_proj.",
@@ -42,10 +43,10 @@ _RENAMED = {
 
 
 def make_checkpoints(root: Path, *, with_peers: bool) -> None:
-    """Write what is not there yet of our form (1.2 GB) and of the peers'; each appears whole or not at all."""
+    """Write the missing checkpoints, each 1.2 GB, atomically."""
     if TAG not in ModelStore(root / "tandem").tags():
-        vision = PRESETS["tiny"]  # a checkpoint has two halves; this one's is never read
-        config = ModelConfig(vision=vision.vision, resampler=vision.resampler, language=SHAPE)
+        vision = RESAMPLER_PRESETS["tiny"]  # a checkpoint needs a vision half, which nothing reads here
+        config = ResamplerModelConfig(vision=vision.vision, resampler=vision.resampler, language=SHAPE)
         create_checkpoint(root / "tandem", TAG, config)
     if with_peers and not (root / "huggingface").exists():
         partial = root / "huggingface.partial"

@@ -1,4 +1,7 @@
-"""Which engines there are, what they may use, and how each is started. Needs no more than the standard library."""
+"""The engines of the comparison and how to start them.
+
+Runs in every peer's environment, so it imports only the standard library.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -8,9 +11,9 @@ from types import MappingProxyType
 
 from benchmarks.peers.process import EngineProcess
 
-ENVIRONMENTS = Path(__file__).parents[2] / ".peers"  # made by `make peers`, one a peer
-THREADS = 2  # of every engine
-CACHE_BYTES = 3 << 29  # of our KV cache: room for 64 sequences of 192 tokens, and little more beside five other engines
+ENVIRONMENTS = Path(__file__).parents[2] / ".peers"  # `make peers` creates one environment per peer
+THREADS = 2  # for every engine
+CACHE_BYTES = 3 << 29  # our KV cache: just 64 sequences of 192 tokens, since all engines share the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,15 +21,15 @@ class EngineKind:
     """One engine of the comparison."""
 
     name: str
-    module: str  # of its runner, under benchmarks.peers
-    environment: str = ""  # folder under ENVIRONMENTS; empty is the environment that runs the benchmark
-    preload: tuple[str, ...] = ()  # libraries, by file name without ".so", loaded first where found
-    keeps_prefixes: bool = True  # whether a prompt's beginning can be found computed
+    module: str  # its runner in benchmarks.peers
+    environment: str = ""  # folder in ENVIRONMENTS, or empty for the benchmark's own environment
+    preload: tuple[str, ...] = ()  # file names without ".so" of libraries to load first, if present
+    has_prefix_cache: bool = True
     settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # environment variables
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is what the others are compared with."""
+        """Whether it is one of our engines."""
         return not self.environment
 
     @property
@@ -35,7 +38,7 @@ class EngineKind:
         return self.is_ours or (ENVIRONMENTS / self.environment / "ready").exists()
 
     def start(self, checkpoints: Path) -> EngineProcess:
-        """Start its process; nothing but waiting for it loads it."""
+        """Start its process, which loads the model in the background."""
         python = sys.executable if self.is_ours else str(ENVIRONMENTS / self.environment / "bin" / "python")
         command = [python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints)]
         settings = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", **self.settings}
@@ -56,18 +59,18 @@ ENGINES = (
         name="vllm",
         module="vllm_cpu",
         environment="vllm",
-        preload=("libtcmalloc_minimal", "libiomp5"),  # as its manual advises
+        preload=("libtcmalloc_minimal", "libiomp5"),  # recommended by its manual
         settings=MappingProxyType(
             {
-                "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, whole ones
+                "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, must be an integer
                 "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_USE_AOT_COMPILE": "0",  # it cannot read back what it keeps, and compiles for a minute every time
+                "VLLM_USE_AOT_COMPILE": "0",  # it fails to load its own cache and compiles for a minute on every start
             }
         ),
     ),
     EngineKind(name="llama.cpp", module="llama_cpp_python", environment="llama_cpp"),
-    EngineKind(name="transformers", module="transformers_generate", environment="transformers", keeps_prefixes=False),
+    EngineKind(name="transformers", module="transformers_generate", environment="transformers", has_prefix_cache=False),
     EngineKind(name="transformers batching", module="transformers_continuous", environment="transformers"),
 )

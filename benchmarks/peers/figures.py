@@ -1,4 +1,4 @@
-"""What a run of the decoding benchmark comes to: figures against aims, and a plot."""
+"""Figures, aims and plot of the decoding benchmark."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,18 +14,18 @@ from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, Workload
 from benchmarks.tools.report import Report
 
-AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # speed against the best peer, by engine of ours
-BANDWIDTH_AIM = 0.85  # of what memory gives, with one sequence
-SHARED_AIM = 0.90  # of the time to first token, saved
-STRAIGHT = 0.10  # how far a step's cost may lie off a straight line
-_STEP_CONTEXT = 128  # tokens before each sequence's next where the number of sequences is what varies
+AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # our engine -> speed relative to the best peer
+BANDWIDTH_AIM = 0.85  # share of the read bandwidth, with one sequence
+SHARED_AIM = 0.90  # share of the time to first token that a cached prefix saves
+LINEARITY_AIM = 0.10  # largest deviation of a step time above the linear fit, as share of the step time
+_STEP_CONTEXT = 128  # tokens of context per sequence, in the figures over the number of sequences
 
 Value = Callable[[Sample], float]
 T = TypeVar("T")
 
 
 def fill(report: Report, results: Results) -> None:
-    """Add all figures and the samples behind them."""
+    """Add all figures and their samples to the report."""
     for name, state in results.states.items():
         if not results.samples or all(name not in taken for taken in results.samples.values()):
             report.add(f"{name}: {state.splitlines()[0]}", 0, "tokens/s")
@@ -46,7 +46,7 @@ def fill(report: Report, results: Results) -> None:
 
 
 def _in_order(taken: Mapping[str, T]) -> list[tuple[str, T]]:
-    """Return what engines did in the order of the table, whoever came first in the rounds."""
+    """Return engines and values in the order of the table."""
     return [(kind.name, taken[kind.name]) for kind in ENGINES if kind.name in taken]
 
 
@@ -55,13 +55,19 @@ def _plain(taken: Mapping[str, Iterable[object]]) -> dict[str, list[dict[str, ob
 
 
 def rate_of(workload: Workload) -> Value:
-    """Return how to tell a sample's speed: tokens/s of the answers, of the prompts where an answer is one token."""
+    """Return a function that gives a sample's speed in tokens/s.
+
+    It counts tokens of the answers, or of the prompts if each answer has one token.
+    """
     length = workload.prompt_length if workload.num_tokens == 1 else workload.num_tokens
     return lambda sample: workload.num_prompts * length / sample.elapsed_s
 
 
 def _compare(report: Report, workload: Workload, taken: Mapping[str, Sequence[Sample]]) -> None:
-    """Add every engine's speed, and ours over the best peer's, from prompts to last token and for decoding alone."""
+    """Add every engine's speed, and ours against the best peer's.
+
+    The ratio is added for the whole request and for decoding alone.
+    """
     rate = rate_of(workload)
     report.add(f"{workload.name}: rounds", max(map(len, taken.values())), "")
     for name, samples in _in_order(taken):
@@ -78,7 +84,7 @@ def _compare(report: Report, workload: Workload, taken: Mapping[str, Sequence[Sa
         for name in AIMS:
             if name in taken:
                 ratio = _ratio(taken[name], taken[best], decoding)
-                report.add(f"{workload.name}, once all decode: {name} / {best}", ratio, "x")
+                report.add(f"{workload.name}, decoding only: {name} / {best}", ratio, "x")
 
 
 def _best_peer(taken: Mapping[str, Sequence[Sample]], value: Value) -> str | None:
@@ -87,7 +93,10 @@ def _best_peer(taken: Mapping[str, Sequence[Sample]], value: Value) -> str | Non
 
 
 def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Value) -> float:
-    """Return the median of ratios within a round, which a machine that drifts between rounds leaves alone."""
+    """Return the median ratio of samples from the same round.
+
+    Ratios within a round do not depend on how the machine's speed changes between rounds.
+    """
     return statistics.median(value(one) / value(other) for one, other in zip(ours, theirs, strict=False))
 
 
@@ -96,14 +105,14 @@ def _add_bandwidth(report: Report, results: Results) -> None:
     report.add("read bandwidth", statistics.median(everything) / 1e9, "GB/s")
     report.add("bfloat16 matrix products", results.matmul_peak / 1e12, "TFLOP/s")
     alone = BATCHES[0]
-    # What one step reads: every weight, and the keys and values of all tokens before, on average half of the answer.
+    # A step reads all weights, and the keys and values of the prompt and (on average) half of the answer.
     step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
     for name, samples in _in_order(results.samples[alone.name]):
         pairs = zip(samples, results.read_bandwidth[alone.name], strict=False)
         used = statistics.median((sample.decode_rate or 0) * step_bytes / bandwidth for sample, bandwidth in pairs)
         aim = f"at least {100 * BANDWIDTH_AIM:g}" if name == "tandem" else ""
         met = used >= BANDWIDTH_AIM if aim else None
-        report.add(f"{alone.name}: {name} reads of the bandwidth", 100 * used, "%", aim=aim, met=met)
+        report.add(f"{alone.name}: {name}, share of the read bandwidth", 100 * used, "%", aim=aim, met=met)
 
 
 def _add_shared_prefix(report: Report, results: Results) -> None:
@@ -111,40 +120,38 @@ def _add_shared_prefix(report: Report, results: Results) -> None:
         first_s = statistics.median(sample.first_s for sample in samples)
         later_s = statistics.median(sample.later_s for sample in samples)
         saved = 1 - later_s / first_s
-        report.add(f"shared prefix: {name}, first token of the first sequence", 1000 * first_s, "ms")
+        report.add(f"shared prefix: {name}, time to first token when new", 1000 * first_s, "ms")
         aim = f"at least {100 * SHARED_AIM:g}" if name in AIMS else ""
         met = saved >= SHARED_AIM if aim else None
-        report.add(f"shared prefix: {name}, saved by later ones", 100 * saved, "%", aim=aim, met=met)
+        report.add(f"shared prefix: {name}, time saved when cached", 100 * saved, "%", aim=aim, met=met)
 
 
 def _add_steps(report: Report, results: Results) -> None:
-    """Add what a step costs as sequences and context grow, and how far that lies off a straight line."""
+    """Add step times over sequences and context, and their linearity."""
     costs = {key: 1000 * statistics.median(taken) for key, taken in results.step_s.items()}
     by_sequences = {count: cost for (count, context), cost in costs.items() if context == _STEP_CONTEXT}
     by_context = {context: cost for (count, context), cost in costs.items() if count == 1}
-    for what, points in (("sequences", by_sequences), ("context", by_context)):
+    for axis, points in (("sequences", by_sequences), ("context", by_context)):
         for size, cost in points.items():
-            report.add(f"step, {what} {size}", cost, "ms")
-    # Up to some 8 sequences a step costs the reading of the weights, beyond them its arithmetic: two lines.
-    late = {count: cost for count, cost in by_sequences.items() if count >= 8}
-    for what, points in (("over sequences", by_sequences), ("from 8 sequences on", late), ("over context", by_context)):
+            report.add(f"step time, {axis} {size}", cost, "ms")
+    # Below about 8 sequences a step is bound by reading the weights, above by arithmetic. So there are two lines.
+    large = {count: cost for count, cost in by_sequences.items() if count >= 8}
+    ranges = (("over sequences", by_sequences), ("from 8 sequences on", large), ("over context", by_context))
+    for name, points in ranges:
         if len(points) > 2:
-            off = _off_a_line(points)
-            aim, met = f"at most {100 * STRAIGHT:g}", off <= STRAIGHT
-            report.add(f"step, above a straight line {what}", 100 * off, "%", aim=aim, met=met)
+            above = _above_linear_fit(points)
+            aim, met = f"at most {100 * LINEARITY_AIM:g}", above <= LINEARITY_AIM
+            report.add(f"step time {name}, above linear fit", 100 * above, "%", aim=aim, met=met)
     if len(by_sequences) > 2:
-        ideal = {count: _least_step_s(results, count) for count in by_sequences}
-        report.add(
-            "step, above a straight line over sequences if it took no longer than it must",
-            100 * _off_a_line(ideal),
-            "%",
-        )
+        roofline = {count: _roofline_step_s(results, count) for count in by_sequences}
+        report.add("roofline step time over sequences, above linear fit", 100 * _above_linear_fit(roofline), "%")
 
 
-def _least_step_s(results: Results, num_sequences: int) -> float:
-    """Return what a step must take that reads and multiplies at once, each at the speed measured for it alone.
+def _roofline_step_s(results: Results, num_sequences: int) -> float:
+    """Return a step's least time with perfect overlap, seconds.
 
-    The roofline of Williams, Waterman and Patterson (2009).
+    Reading and arithmetic each run at the speed measured for it alone (the roofline of Williams, Waterman and
+    Patterson, 2009).
     """
     bandwidth = statistics.median(value for values in results.read_bandwidth.values() for value in values)
     cache_bytes = num_sequences * _STEP_CONTEXT * CACHE_BYTES_PER_TOKEN
@@ -152,15 +159,18 @@ def _least_step_s(results: Results, num_sequences: int) -> float:
     return max((WEIGHT_BYTES + cache_bytes) / bandwidth, num_operations / results.matmul_peak)
 
 
-def _off_a_line(points: Mapping[int, float]) -> float:
-    """Return by how much of itself the worst cost lies above the straight line that fits all best."""
+def _above_linear_fit(points: Mapping[int, float]) -> float:
+    """Return the largest deviation above the linear fit, a share."""
     sizes, costs = np.array(list(points)), np.array(list(points.values()))
     slope, start = np.polyfit(sizes, costs, 1)
     return float(np.max((costs - (start + slope * sizes)) / costs))
 
 
 def _add_agreement(report: Report, results: Results) -> None:
-    """Add how often engines begin an answer alike: they compute the same model, each with roundings of its own."""
+    """Add how often each engine's first token equals ours.
+
+    All engines compute the same model, but round differently.
+    """
     counts: dict[str, list[bool]] = {}
     for taken in results.samples.values():
         for name, samples in _in_order(taken):
@@ -170,11 +180,11 @@ def _add_agreement(report: Report, results: Results) -> None:
                 counts.setdefault(name, []).extend(same)
     for name, same in counts.items():
         share = 100 * statistics.mean(same)
-        report.add(f"first tokens: {name} as tandem", share, "%", aim="most", met=share > 50)
+        report.add(f"first tokens: {name} equal to tandem", share, "%", aim="more than 50", met=share > 50)
 
 
 def plot(axes: Axes, results: Results) -> None:
-    """Draw tokens a second over the number of sequences, one line an engine."""
+    """Plot tokens/s over the number of sequences, per engine."""
     for kind in ENGINES:
         points = {
             workload.num_prompts: statistics.median(map(rate_of(workload), results.samples[workload.name][kind.name]))

@@ -1,4 +1,4 @@
-"""The model as a GGUF file, made from the Hugging Face form without a copy in memory; runs beside llama.cpp."""
+"""Convert the Hugging Face checkpoint to GGUF, in llama.cpp's environment."""
 
 import json
 from collections.abc import Iterator
@@ -25,13 +25,16 @@ _NAMES = {
 
 
 def write_gguf(source: Path, target: Path) -> None:
-    """Write `target` from `model.safetensors` and `config.json` of `source`, matrices as the bfloat16 they are."""
+    """Convert a Hugging Face folder to a GGUF file.
+
+    Matrices stay bfloat16 and are mapped from disk, without a copy in memory.
+    """
     config = json.loads((source / "config.json").read_text())
     partial = target.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "qwen3")
     _describe(writer, config)
     for name, values in _bfloat16_tensors(source / "model.safetensors"):
-        if values.ndim == 1:  # norms are float32 there
+        if values.ndim == 1:  # GGUF stores norms as float32
             writer.add_tensor(_their_name(name), (values.astype(np.uint32) << 16).view(np.float32))
         else:
             raw = values.view(np.uint8)
@@ -55,12 +58,15 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")  # the benchmark speaks token ids
+    writer.add_tokenizer_model("none")  # the benchmark uses token ids
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
 
 
 def _bfloat16_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors of a safetensors file by name, mapped, bfloat16 as the uint16 of the same bits."""
+    """Yield names and values of a safetensors file's tensors.
+
+    The values are mapped from the file. They contain the bits of bfloat16 as uint16.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,7 @@
-"""llama.cpp through its Python bindings' C interface, which alone continues many sequences at once."""
+"""llama.cpp, through the C interface of its Python bindings.
+
+Only this interface decodes several sequences in one batch.
+"""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -11,13 +14,14 @@ from benchmarks.peers.engines import THREADS
 from benchmarks.peers.gguf_file import write_gguf
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
-_BATCH = 2048  # tokens handed to one call, llama.cpp's default
+_BATCH = 2048  # tokens per call, llama.cpp's default
 
 
-class Sequences:
-    """A context for a number of sequences, each with room for `length` tokens, and what it holds."""
+class Context:
+    """A llama.cpp context for several sequences, with their cached tokens."""
 
     def __init__(self, model: llama_cpp.llama_model_p, num_sequences: int, length: int) -> None:
+        """Make room for `num_sequences` sequences of `length` tokens."""
         options = llama_cpp.llama_context_default_params()
         options.n_ctx = num_sequences * length
         options.n_seq_max = num_sequences
@@ -25,74 +29,82 @@ class Sequences:
         options.n_threads = options.n_threads_batch = THREADS
         self.num_sequences = num_sequences
         self.length = length
-        self.held: list[list[int]] = [[] for _ in range(num_sequences)]
+        self.cached: list[list[int]] = [[] for _ in range(num_sequences)]
         self._context = llama_cpp.llama_init_from_model(model, options)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
     def begin(self, index: int, prompt: Sequence[int]) -> list[int]:
-        """Keep what sequence `index` shares with a new prompt; return the tokens left to compute, one at least."""
-        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self.held[index], prompt[:-1], strict=False))))
+        """Start a prompt and return its tokens to compute.
+
+        Sequence `index` reuses the prefix it has in the cache. At least one token is left to compute.
+        """
+        pairs = zip(self.cached[index], prompt[:-1], strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         llama_cpp.llama_memory_seq_rm(self._memory, index, shared, -1)
-        self.held[index] = list(prompt[:shared])
+        self.cached[index] = list(prompt[:shared])
         return list(prompt[shared:])
 
     def decode(self, pending: dict[int, list[int]]) -> list[tuple[int, int]]:
-        """Compute tokens by sequence; return (sequence, next token) of each, the likeliest."""
-        rows = [(index, token, place) for index, tokens in pending.items() for place, token in enumerate(tokens)]
+        """Compute tokens by sequence and return each (sequence, next token).
+
+        The next token is the most likely one.
+        """
+        rows = [(index, token, offset) for index, tokens in pending.items() for offset, token in enumerate(tokens)]
         chosen = []
         for first in range(0, len(rows), _BATCH):
             part = rows[first : first + _BATCH]
             ends = []
-            for row, (index, token, place) in enumerate(part):
-                ends += [(row, index)] if place == len(pending[index]) - 1 else []
-                self._put(row, token, index, wanted=place == len(pending[index]) - 1)
+            for row, (index, token, offset) in enumerate(part):
+                is_last = offset == len(pending[index]) - 1
+                ends += [(row, index)] if is_last else []
+                self._put(row, token, index, needs_logits=is_last)
             self._batch.n_tokens = len(part)
             if llama_cpp.llama_decode(self._context, self._batch):
                 raise RuntimeError("llama_decode failed")
-            chosen += [(index, self._likeliest(row)) for row, index in ends]
+            chosen += [(index, self._most_likely(row)) for row, index in ends]
         return chosen
 
     def free(self) -> None:
-        """Give its memory back."""
+        """Free the memory of the context."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
 
-    def _put(self, row: int, token: int, index: int, *, wanted: bool) -> None:
+    def _put(self, row: int, token: int, index: int, *, needs_logits: bool) -> None:
         self._batch.token[row] = token
-        self._batch.pos[row] = len(self.held[index])
+        self._batch.pos[row] = len(self.cached[index])
         self._batch.n_seq_id[row] = 1
         self._batch.seq_id[row][0] = index
-        self._batch.logits[row] = wanted
-        self.held[index].append(token)
+        self._batch.logits[row] = needs_logits
+        self.cached[index].append(token)
 
-    def _likeliest(self, row: int) -> int:
+    def _most_likely(self, row: int) -> int:
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
 
 
 def load(root: Path) -> tuple[str, Complete]:
-    """Load the model; its file is written the first time."""
+    """Load the model, and convert it first if necessary."""
     path = root / "model.gguf"
     if not path.exists():
         write_gguf(root / "huggingface", path)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     if not model:
-        raise RuntimeError(f"llama.cpp does not read {path}")
-    sequences = Sequences(model, 1, 256)
+        raise RuntimeError(f"llama.cpp cannot read {path}; delete it to convert the model again")
+    context = Context(model, 1, 256)
 
     def complete(prompts: Prompts, num_tokens: int) -> Recording:
-        nonlocal sequences
+        nonlocal context
         length = -(-(max(map(len, prompts)) + num_tokens) // 256) * 256
-        if (sequences.num_sequences, sequences.length) != (len(prompts), length):  # the size of a context is fixed
-            sequences.free()
-            sequences = Sequences(model, len(prompts), length)
+        if (context.num_sequences, context.length) != (len(prompts), length):  # a context cannot be resized
+            context.free()
+            context = Context(model, len(prompts), length)
         recorder = Recorder(len(prompts))
-        pending = {index: sequences.begin(index, prompt) for index, prompt in enumerate(prompts)}
+        pending = {index: context.begin(index, prompt) for index, prompt in enumerate(prompts)}
         for _ in range(num_tokens):
-            chosen = sequences.decode(pending)
+            chosen = context.decode(pending)
             for index, token in chosen:
                 recorder.add(index, [token])
             pending = {index: [token] for index, token in chosen}

@@ -1,4 +1,4 @@
-"""The benchmark's side of the protocol: an engine's process, asked and answered."""
+"""The benchmark's side of the protocol: one engine's process."""
 
 import json
 import os
@@ -16,16 +16,16 @@ _LOG_TAIL = 2000  # characters of a log that an error quotes
 
 
 class EngineFailed(RuntimeError):
-    """An engine ended, or does not answer."""
+    """An engine stopped, timed out or gave a wrong answer."""
 
 
 class EngineProcess:
-    """One engine in a process of its own. Everything it prints goes to a log beside the checkpoints."""
+    """One engine in its own process, with a log file."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start it; `wait` tells when it has loaded."""
+        """Start the process. `wait` waits until it is ready."""
         self.name = name
-        self.version = ""  # what it says it is, once it has loaded
+        self.version = ""  # reported by the engine when it is ready
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -34,22 +34,22 @@ class EngineProcess:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env={**os.environ, **environment},
-                process_group=0,  # a Ctrl-C is the benchmark's: closing the input ends the engine
+                process_group=0,  # Ctrl-C reaches only the benchmark, which then closes the engine's input
             )
 
     def wait(self) -> None:
-        """Wait until it has loaded.
+        """Wait until the engine has loaded its model.
 
         Raises:
-            EngineFailed: it ended, or took too long.
+            EngineFailed: it stopped or timed out.
         """
         self.version = self._read(_READY_S)["ready"]
 
     def complete(self, prompts: Prompts, num_tokens: int) -> Recording:
-        """Continue `prompts`, handed over at once, by `num_tokens` each.
+        """Send all prompts at once and continue each by `num_tokens`.
 
         Raises:
-            EngineFailed: it ended, took too long, or sent another number of tokens.
+            EngineFailed: it stopped, timed out, or sent another number of tokens.
         """
         assert self._process.stdin is not None
         request = {"prompts": prompts, "num_tokens": num_tokens}
@@ -65,7 +65,7 @@ class EngineProcess:
         return recording
 
     def close(self) -> None:
-        """End it and wait until it is gone."""
+        """Stop the process and wait for its end."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -83,6 +83,6 @@ class EngineProcess:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _failed(self, what: str) -> EngineFailed:
+    def _failed(self, reason: str) -> EngineFailed:
         tail = self._log.read_text(errors="replace")[-_LOG_TAIL:]
-        return EngineFailed(f"{self.name} {what}; the end of {self._log}:\n{tail}")
+        return EngineFailed(f"{self.name} {reason}. The last lines of {self._log}:\n{tail}")

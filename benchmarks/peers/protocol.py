@@ -1,11 +1,11 @@
-"""The protocol between the benchmark and one engine, and the engine's side of it.
+"""The protocol between benchmark and engine, and the engine's side.
 
-A runner is a process: `python -m benchmarks.peers.NAME CHECKPOINTS`, run with the interpreter of the environment that
-holds its engine, so nothing here needs more than the standard library. It loads once and writes `{"ready": "what it
-is"}`; then it answers every line on its standard input with one on its standard output, and ends with its input.
+A runner is a process: `python -m benchmarks.peers.NAME CHECKPOINTS`. It runs in the environment of its engine, so this
+module imports only the standard library. The runner loads the model and writes `{"ready": "name and version"}`. It then
+answers each line on standard input with one line on standard output. It ends when its input is closed.
 
-A request is `{"prompts": [[token ids], ...], "num_tokens": N}`: hand over all prompts at once, continue each greedily
-by exactly N tokens, whatever the model would end with. The answer is a `Recording` as JSON.
+A request is `{"prompts": [[token ids], ...], "num_tokens": N}`. The engine gets all prompts at once, and continues each
+greedily by exactly N tokens, ignoring the end of sequence. The answer is a `Recording` as JSON.
 """
 
 import json
@@ -21,35 +21,38 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What came back, and when; one list a prompt, in the order of the prompts."""
+    """Generated tokens and their times, one list per prompt."""
 
     token_ids: list[list[int]]
-    token_s: list[list[float]]  # seconds from handing over the prompts to having each token
+    token_s: list[list[float]]  # seconds since the engine got the prompts
 
 
 class Recorder:
-    """Collects the tokens of one request as they come."""
+    """Records the tokens of one request and their times."""
 
     def __init__(self, num_prompts: int) -> None:
-        """Start the clock: the prompts are handed over now."""
+        """Start the clock, just before the engine gets the prompts."""
         self.recording = Recording([[] for _ in range(num_prompts)], [[] for _ in range(num_prompts)])
         self.start_s = time.perf_counter()
 
     def add(self, index: int, token_ids: Sequence[int], at_s: float | None = None) -> None:
-        """Note the next tokens of prompt `index`, which came at `at_s` of `time.perf_counter`, or just now."""
+        """Record the next tokens of prompt `index`.
+
+        `at_s` is their time by `time.perf_counter`, by default now.
+        """
         passed_s = (time.perf_counter() if at_s is None else at_s) - self.start_s
         self.recording.token_ids[index] += token_ids
         self.recording.token_s[index] += [passed_s] * len(token_ids)
 
 
-# Continues prompts by a number of tokens each.
+# Continues prompts by a number of tokens.
 Complete = Callable[[Prompts, int], Recording]
 
 
 def serve(load: Callable[[Path], tuple[str, Complete]]) -> None:
-    """Load an engine from the folder the command line names, say what it is, and answer until the input ends."""
+    """Load an engine and answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print belongs to the log, not between the answers
+    os.dup2(2, 1)  # output of libraries goes to the log, not between the answers
     name, complete = load(Path(sys.argv[1]))
     print(json.dumps({"ready": name}), file=answers)
     for line in sys.stdin:

@@ -1,7 +1,6 @@
-"""Our engine, in one process with who asks it."""
+"""Our engine, called directly in its process."""
 
 import asyncio
-import threading
 from pathlib import Path
 
 import torch
@@ -11,26 +10,27 @@ from benchmarks.peers.checkpoints import TAG
 from benchmarks.peers.engines import CACHE_BYTES, THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 from checkpoint.store import ModelStore
-from language_service.engine import Engine, Tokens
+from language_service.engine import Engine, EngineConfig, Tokens
 from language_service.loader import LanguageLoader
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import SchedulerConfig
 
 
 def load(root: Path) -> tuple[str, Complete]:
-    """Load the model with the language service's own defaults."""
+    """Load the model with the language service's defaults."""
     torch.set_num_threads(THREADS)
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loader = LanguageLoader(
         store=ModelStore(root / "tandem"),
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-        scheduling=SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512),
-        cache_bytes=CACHE_BYTES,
-        cache_fraction=0.5,
+        engine="tandem",
+        config=EngineConfig(
+            dtype=torch.bfloat16,
+            device=torch.device("cpu"),
+            scheduling=SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512),
+            cache_bytes=CACHE_BYTES,
+        ),
         max_images=8,
         default_max_tokens=256,
-        turn=threading.Lock(),
     )
     hosted = runner.run(loader.load(TAG))
 

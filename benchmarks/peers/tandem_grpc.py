@@ -1,4 +1,4 @@
-"""Our language service as a process of its own, asked over gRPC; the time is the caller's."""
+"""Our language service, measured by a gRPC client."""
 
 import asyncio
 import atexit
@@ -17,7 +17,7 @@ from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
 
 def load(root: Path) -> tuple[str, Complete]:
-    """Start the service, which ends with this process, and connect to it."""
+    """Start the service, to be stopped with this process."""
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     flags = ["--models", str(root / "tandem"), "--tags", TAG, "--threads", str(THREADS)]
     service = ExitStack()

@@ -1,4 +1,4 @@
-"""`transformers` with its continuous batching: paged cache, shared prefixes, requests that join as they come."""
+"""`transformers` with its continuous batching and paged cache."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from benchmarks.peers.engines import THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
-_PAGES = 64  # of 256 tokens, its default: one for each sequence of the largest batch
+_PAGES = 64  # one page for each sequence of the largest batch. A page has 256 tokens by default.
 
 
 def load(root: Path) -> tuple[str, Complete]:
@@ -32,7 +32,7 @@ def load(root: Path) -> tuple[str, Complete]:
         for _ in names:
             result = manager.get_result(timeout=600)
             if result is None or result.timestamps is None or result.error:
-                raise RuntimeError(f"continuous batching failed: {result.error if result else 'it stopped'}")
+                raise RuntimeError(f"continuous batching failed: {result.error if result else 'the manager stopped'}")
             for token_id, at_s in zip(result.generated_tokens, result.timestamps, strict=True):
                 recorder.add(names.index(result.request_id), [token_id], at_s)
         return recorder.recording

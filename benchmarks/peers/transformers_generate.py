@@ -1,4 +1,7 @@
-"""`transformers` as most people run it: `generate` on one batch, eager, with its default attention (SDPA)."""
+"""`transformers` with `generate` on one batch, eager, with SDPA attention.
+
+Most users run it like this.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,14 @@ from benchmarks.peers.engines import THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
 
-class Watch(StoppingCriteria):
-    """Stops nothing: it is called once a step, when every sequence has gained a token."""
+class TokenRecorder(StoppingCriteria):
+    """Records the tokens after every step and never stops."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Note the last token of each of the batch's sequences [B, T]."""
+        """Record the last token of every sequence [B, T]."""
         for index, token_id in enumerate(input_ids[:, -1].tolist()):
             self._recorder.add(index, [token_id])
         return torch.zeros(len(input_ids), dtype=torch.bool)
@@ -40,11 +43,11 @@ def load(root: Path) -> tuple[str, Complete]:
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList([Watch(recorder)]),
+            stopping_criteria=StoppingCriteriaList([TokenRecorder(recorder)]),
         )
         return recorder.recording
 
-    # `generate` takes what its configuration leaves out from the model's, the end of sequence too.
+    # Without this, `generate` would use the end of sequence from the model's own configuration.
     model.generation_config.eos_token_id = None
     return f"transformers {transformers.__version__}, generate", complete
 

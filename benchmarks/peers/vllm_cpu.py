@@ -1,4 +1,4 @@
-"""vLLM's build for processors, with the defaults it comes with."""
+"""vLLM's CPU build with its default settings."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, se
 
 
 def load(root: Path) -> tuple[str, Complete]:
-    """Load the model; its kernels for the shapes of this run are compiled here."""
+    """Load the model and compile its kernels for this run."""
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(root / "huggingface"),

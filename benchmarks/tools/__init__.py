@@ -1,1 +1,1 @@
-"""Shared by the benchmarks: reports, simulated users, stand-in services, machine limits."""
+"""Tools of the benchmarks: reports, simulated users, stand-in services."""

@@ -1,7 +1,8 @@
-"""The least a gateway can be: one gRPC call in, one out, bytes passed on unread. What it adds is gRPC's own.
+"""A minimal gateway, as the lower limit of gRPC overhead.
 
-It takes the first message of a language call, sends it on with a prompt of forty tokens, and passes the answer back; no
-checks, no text, no log, no metrics. `benchmarks.gateway_overhead` measures the real gateway beside it.
+It receives the first message of a language call, forwards it with a prompt of forty tokens, and passes the answer back
+as bytes. It has no checks, no detokenizer, no logs and no metrics. `benchmarks.gateway_overhead` compares the real
+gateway with it.
 """
 
 import argparse
@@ -22,15 +23,15 @@ PROMPT = language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=ra
 
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
-    """Serves the one method."""
+    """Serves the relay's only method."""
 
     def __init__(self, channel: Any) -> None:
-        # Without serializers gRPC hands bytes through.
+        # Without serializers, gRPC passes messages as bytes.
         self._generate: Any = channel.stream_stream(_LANGUAGE_METHOD)
         self._handler = grpc.unary_stream_rpc_method_handler(self._relay)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler."""
+        """Return the handler of the method."""
         return self._handler if handler_call_details.method == METHOD else None
 
     async def _relay(self, start: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -54,10 +55,11 @@ async def serve(listen: str, language: str) -> None:
 
 
 def main() -> None:
-    """Read the flags and serve; of those every service of a benchmark gets, only --listen counts."""
-    parser = argparse.ArgumentParser(description="A gateway that does nothing.")
-    parser.add_argument("--listen", required=True)
-    parser.add_argument("--language", required=True)
+    """Serve until the process ends."""
+    parser = argparse.ArgumentParser(description="Serve a minimal gateway that only relays bytes.")
+    parser.add_argument("--listen", required=True, help="HOST:PORT to serve on")
+    parser.add_argument("--language", required=True, help="HOST:PORT of the language service")
+    # `running` passes flags for real services, which the relay ignores.
     options, _ = parser.parse_known_args()
     uvloop.run(serve(options.listen, options.language))
 

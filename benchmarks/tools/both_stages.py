@@ -1,4 +1,7 @@
-"""Both stages in one process, the very code they run as two: what `benchmarks.isolation` compares them with."""
+"""Serve both stages from one process.
+
+The code is that of the two services. `benchmarks.isolation` compares separate processes with it.
+"""
 
 import sys
 from collections.abc import AsyncIterator
@@ -17,14 +20,14 @@ from vision_service.service import open_service as open_vision
 
 
 class BothSettings(ServiceSettings):
-    """What both stages are told; the rest is as each takes it by itself."""
+    """Settings of both stages. All others keep their defaults."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_BOTH_")
 
     models: Path = Field(description="folder of the model store")
-    tag: str = Field(description="tag both halves of which are loaded")
-    threads: int = Field(1, ge=1, description="threads of one forward pass of either stage")
-    cache_bytes: int = Field(0, ge=0, description="most bytes of visual tokens kept")
+    tag: str = Field(description="tag of the checkpoint to serve")
+    threads: int = Field(1, ge=1, description="threads per forward pass, in each stage")
+    cache_bytes: int = Field(0, ge=0, description="size of the visual-token cache, bytes")
     kv_cache_bytes: int = Field(2**26, ge=1, description="size of the KV cache, bytes")
 
 

@@ -1,8 +1,9 @@
-"""A language service that answers by the clock, so that what is measured around it is not a decoder's mood.
+"""A fake language service that sends tokens at fixed pace.
 
-It speaks the real protocol on the real server, takes any prompt, and sends one token every `pace_ms`. With
-log-probabilities asked for, each token says when it was sent: `top[0].token_id` is the system's monotonic clock in
-microseconds, modulo 2**32, which every process of a machine reads alike.
+It lets a benchmark measure the gateway without the variance of a decoder. It implements the real protocol on the real
+server, accepts any prompt and sends one token every `pace_ms`. If the request asks for log-probabilities, each token
+contains its send time: `top[0].token_id` is the system's monotonic clock in microseconds, modulo 2**32. All processes
+of a machine share this clock.
 
     python -m benchmarks.tools.paced_language --models models --tag tandem-demo-v1.1.0
 """
@@ -29,23 +30,23 @@ CLOCK_RANGE = 2**32
 
 
 def now_us() -> int:
-    """Return the machine's monotonic clock, microseconds modulo 2**32."""
+    """Return the system's monotonic clock, microseconds modulo 2**32."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 % CLOCK_RANGE
 
 
 def since_ms(sent_us: int) -> float:
-    """Return the milliseconds since a reading of `now_us`."""
+    """Return the milliseconds since an earlier `now_us`."""
     return (now_us() - sent_us) % CLOCK_RANGE / 1000
 
 
 class PacedSettings(ServiceSettings):
-    """What it can be told."""
+    """Settings of the paced language service."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_PACED_")
 
     models: Path = Field(description="folder of the model store")
-    tag: str = Field(description="tag it claims to serve")
-    pace_ms: float = Field(50, ge=0, description="time between two tokens of an answer, milliseconds")
+    tag: str = Field(description="tag that the service reports")
+    pace_ms: float = Field(50, ge=0, description="time between the tokens of an answer, milliseconds")
 
 
 class PacedLanguage(language_pb2_grpc.LanguageServiceServicer):
@@ -59,13 +60,13 @@ class PacedLanguage(language_pb2_grpc.LanguageServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: model_pb2.ListModelsRequest, context: object
     ) -> model_pb2.ListModelsResponse:
-        """Describe the one model."""
+        """Describe the only model."""
         return model_pb2.ListModelsResponse(models=[self._info])
 
     async def Generate(  # noqa: N802
         self, request_iterator: AsyncIterator[language_pb2.GenerateRequest], context: Any
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
-        """Read the prompt, then send tokens at the pace, the first at once."""
+        """Read the prompt, then send tokens at the fixed pace."""
         sampling = sampling_pb2.SamplingOptions()
         async for request in request_iterator:
             if request.HasField("start"):
@@ -87,7 +88,7 @@ class PacedLanguage(language_pb2_grpc.LanguageServiceServicer):
 
 @asynccontextmanager
 async def open_service(settings: PacedSettings, server: Server) -> AsyncIterator[None]:
-    """Add the servicer to `server`."""
+    """Add the servicer to a server."""
     from tokenizers import Tokenizer
 
     folder = ModelStore(settings.models).folder(settings.tag)

@@ -1,4 +1,4 @@
-"""Processes of a benchmark that are no whole stack: started by module and flags, ready when the block begins."""
+"""Single service processes, for benchmarks that need no whole stack."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,12 @@ _READY_S = 120.0
 
 @contextmanager
 def running(module: str, flags: Sequence[str]) -> Iterator[ServiceProcess]:
-    """Run `python -m MODULE FLAGS` on a free port of loopback while the block runs; it is ready when yielded.
+    """Run `python -m MODULE FLAGS` on a free loopback port.
+
+    Yields the process once it is ready, and kills it when the block ends.
 
     Raises:
-        Unavailable: it stopped, or was not ready in time; the message says why.
+        Unavailable: it stopped, or was not ready in time. The message quotes its last output.
     """
     changed = threading.Condition()
     common = ["--listen", "127.0.0.1:0", "--log-format", "json", "--drain-s", "0"]
@@ -32,5 +34,5 @@ def running(module: str, flags: Sequence[str]) -> Iterator[ServiceProcess]:
 
 
 def address_of(service: ServiceProcess) -> str:
-    """Return where a running service listens, host:port."""
+    """Return the address of a running service, HOST:PORT."""
     return f"127.0.0.1:{service.ready['port']}"

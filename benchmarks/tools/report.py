@@ -1,8 +1,10 @@
-"""What every benchmark prints and leaves behind: a table with aims, a JSON file and a plot beside it."""
+"""A benchmark's report: table with aims, JSON file, plot."""
 
 import argparse
 import json
 import platform
+import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,9 +15,9 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
-mpl.use("Agg")  # no window: plots go to files
+mpl.use("Agg")  # renders to files, without a window
 
-import matplotlib.pyplot as plt  # the backend must be chosen first
+import matplotlib.pyplot as plt  # after the choice of the backend
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -24,32 +26,32 @@ QUICK_RESULTS = Path(__file__).parents[2] / ".tandem" / "benchmarks"  # ignored 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One measured number, and what it was meant to be."""
+    """One measured number and its aim."""
 
     name: str
     value: float
     unit: str
-    aim: str = ""  # in words, empty where there is none
-    met: bool | None = None  # None where there is no aim
+    aim: str = ""  # in words, empty without an aim
+    met: bool | None = None  # None without an aim
 
 
 @dataclass(slots=True)
 class Report:
-    """Figures of one benchmark run, collected while it runs and published at its end."""
+    """Figures of one benchmark run."""
 
-    name: str  # also the name of the files under results/
+    name: str  # also the name of the files in results/
     title: str
     figures: list[Figure] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # raw samples and settings, for the JSON file
 
     def add(self, name: str, value: float, unit: str, *, aim: str = "", met: bool | None = None) -> None:
-        """Add one figure; the table keeps the order of adding."""
+        """Add one figure at the end of the table."""
         self.figures.append(Figure(name=name, value=value, unit=unit, aim=aim, met=met))
 
     def publish(self, plot: Callable[[Axes], None], json_path: Path | None = None) -> None:
-        """Print the table, write the JSON file and the PNG beside it.
+        """Print the table and write JSON file and plot.
 
-        `json_path`, a file or a folder, says where instead of `results/`.
+        They go to `results/`, or to the file or folder `json_path`.
         """
         Console().print(self.table())
         target = json_path or RESULTS
@@ -88,18 +90,19 @@ class Report:
 def parse_arguments(
     description: str, arguments: Sequence[str] | None = None, **options: dict[str, Any]
 ) -> argparse.Namespace:
-    """Parse what every benchmark takes (`--quick`, `--json PATH`) and its own `options` (name -> add_argument's).
+    """Parse the flags of a benchmark.
 
-    A quick run keeps its results apart, so that published figures stay those of full runs.
+    Every benchmark has `--quick` and `--json PATH`. `options` adds its own flags: name -> keywords of `add_argument`.
+    Quick runs write to a folder of their own, so they never overwrite the published figures of full runs.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; ends within a minute")
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}", description=description)
+    parser.add_argument("--quick", action="store_true", help="measure less, in at most a minute")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="PATH",
-        help="file or folder for the JSON file and the plot beside it; left out, benchmarks/results, "
-        "of a quick run .tandem/benchmarks",
+        help="file or folder for the results: a JSON file and a plot "
+        "(default: benchmarks/results, or .tandem/benchmarks with --quick)",
     )
     for name, keywords in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
@@ -107,3 +110,8 @@ def parse_arguments(
     if parsed.quick and parsed.json is None:
         parsed.json = QUICK_RESULTS
     return parsed
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median ratio of samples from the same round."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))

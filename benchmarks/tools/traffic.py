@@ -1,4 +1,4 @@
-"""Users of a stack: they ask about images, one after the other or at given times, and note when each token came."""
+"""Simulated users that ask about images and measure every token."""
 
 import asyncio
 import itertools
@@ -20,53 +20,53 @@ QUESTIONS = ("What colour is the bag?", "Is it made of leather?", "Who is this f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One request as its user saw it."""
+    """One request as its client measured it."""
 
-    first_s: float  # to the first piece of text
-    gaps_s: list[float]  # between two pieces, each one token
-    level: str  # where its image's visual tokens came from
+    first_s: float  # time to the first token
+    gaps_s: list[float]  # times between tokens
+    level: str  # cache level that had the image's visual tokens
 
     @property
     def is_hit(self) -> bool:
-        """Whether the image had been encoded before the request."""
+        """Whether the image was already encoded."""
         return self.level not in ("miss", "in_flight")
 
 
 @dataclass(slots=True)
-class Taken:
-    """What was measured of one setting, one entry a round."""
+class Measurements:
+    """Measurements of one setting, one entry per round."""
 
     requests_per_s: list[float] = field(default_factory=list)
-    best_per_s: list[float] = field(default_factory=list)  # where all ask about one image, which is known
+    one_image_per_s: list[float] = field(default_factory=list)  # requests/s if all are about one cached image
     samples: list[list[Sample]] = field(default_factory=list)
 
     def first_ms(self, percent: float, *, hits_only: bool = False) -> float:
-        """Return a percentile of the time to the first token."""
+        """Return a percentile of the time to first token, milliseconds."""
         rounds = [[one.first_s for one in each if one.is_hit or not hits_only] for each in self.samples]
         return percentile_ms(rounds, percent)
 
     def gap_ms(self, percent: float) -> float:
-        """Return a percentile of the time between two tokens."""
+        """Return a percentile of the time between tokens, milliseconds."""
         return percentile_ms([[gap for one in each for gap in one.gaps_s] for each in self.samples], percent)
 
     def share_of_hits(self) -> float:
-        """Return which share of the images had been encoded before, percent."""
+        """Return the share of cache hits, percent."""
         hits = [one.is_hit for each in self.samples for one in each]
         return 100 * sum(hits) / len(hits)
 
 
-class Asker:
-    """Sends questions to one gateway."""
+class LoadGenerator:
+    """Sends questions about images to one gateway."""
 
     def __init__(self, client: AsyncClient, *, answer_tokens: int, bias: dict[int, float]) -> None:
-        """Ask for answers of `answer_tokens`; `bias` as `readable_only` gives it."""
+        """Use a logit bias from `printable_only`, for answers of `answer_tokens`."""
         self._client = client
         self._answer_tokens = answer_tokens
         self._bias = bias
         self._questions = itertools.cycle(QUESTIONS)
 
     async def ask(self, image: bytes) -> Sample:
-        """Ask about an image and read the answer as it comes."""
+        """Ask one question about an image and measure its answer."""
         started = time.perf_counter()
         stream = self._client.generate(
             next(self._questions),
@@ -82,19 +82,22 @@ class Asker:
             level=stream.final.images[0].cache_level,
         )
 
-    async def ask_in_turn(self, images: Iterable[bytes], users: int) -> float:
-        """Let `users` ask one question after the other until none is left; return requests a second of all together."""
-        left = iter(images)
+    async def closed_loop(self, images: Iterable[bytes], users: int) -> float:
+        """Ask about all images with a fixed number of users.
+
+        Each user asks the next question when the answer is complete. Returns requests/s of all users together.
+        """
+        queue = iter(images)
 
         async def user() -> int:
-            return len([await self.ask(image) for image in left])
+            return len([await self.ask(image) for image in queue])
 
         started = time.perf_counter()
-        asked = await asyncio.gather(*(user() for _ in range(users)))
-        return sum(asked) / (time.perf_counter() - started)
+        num_asked = await asyncio.gather(*(user() for _ in range(users)))
+        return sum(num_asked) / (time.perf_counter() - started)
 
-    async def ask_at(self, times_s: Sequence[float], images: Sequence[bytes]) -> list[Sample]:
-        """Ask each question at its time, whatever became of the others."""
+    async def open_loop(self, times_s: Sequence[float], images: Sequence[bytes]) -> list[Sample]:
+        """Ask about each image at its time, regardless of answers."""
 
         async def later(at_s: float, image: bytes) -> Sample:
             await asyncio.sleep(at_s)
@@ -103,21 +106,27 @@ class Asker:
         return await asyncio.gather(*(later(*each) for each in zip(times_s, images, strict=True)))
 
 
-def readable_only(folder: Path) -> dict[int, float]:
-    """Return a bias that leaves tokens of plain characters alone, so that every token shows when it comes."""
+def printable_only(folder: Path) -> dict[int, float]:
+    """Return a logit bias that allows only printable ASCII tokens.
+
+    The gateway sends such a token as text at once, so the client can measure it.
+    """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     texts = {token: tokenizer.decode([token]) for token in range(read_config(folder).language.vocab_size)}
     return {token: -100.0 for token, text in texts.items() if not (text and text.isascii() and text.isprintable())}
 
 
-def arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Return random times of requests that come independently of one another, `rate` a second on average."""
+def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """Return `count` random request times, on average `rate` per second."""
     rng = random.Random(seed)
     return list(itertools.accumulate(rng.expovariate(rate) for _ in range(count)))
 
 
 def percentile_ms(rounds: Iterable[Sequence[float]], percent: float) -> float:
-    """Return the median of the rounds' percentiles, milliseconds; above 95 that of all, for which one has too few."""
+    """Return the median of the rounds' percentiles, milliseconds.
+
+    A round has too few values for percentiles above 95: those are taken over all rounds together.
+    """
     filled = [values for values in rounds if values]
     if percent > 95:
         filled = [list(itertools.chain(*filled))]

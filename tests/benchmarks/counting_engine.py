@@ -1,4 +1,7 @@
-"""An engine that counts on from the last token of a prompt, and ends where a prompt begins with 0."""
+"""A fake engine that counts from a prompt's last token.
+
+It stops if a prompt begins with 0, and loses the first token of a prompt that begins with 1.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,7 @@ from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, se
 
 
 def load(folder: Path) -> tuple[str, Complete]:
-    print("a library's words on standard output")
+    print("output of a library")
 
     def complete(prompts: Prompts, num_tokens: int) -> Recording:
         recorder = Recorder(len(prompts))
@@ -14,11 +17,11 @@ def load(folder: Path) -> tuple[str, Complete]:
             for index, prompt in enumerate(prompts):
                 if prompt[0] == 0:
                     raise SystemExit("a prompt began with 0")
-                if prompt[0] != step:  # one that begins with 1 misses its first token
+                if prompt[0] != step:
                     recorder.add(index, [prompt[-1] + step])
         return recorder.recording
 
-    return f"counts, told {folder}", complete
+    return f"counting engine, {folder}", complete
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from benchmarks.peers.process import EngineFailed, EngineProcess
 from benchmarks.peers.protocol import Recording
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, SharedPrefix, decode_rate
 from benchmarks.tools.report import Report
-from checkpoint.config import ModelConfig
-from checkpoint.layout import layout
-from checkpoint.presets import PRESETS
+from checkpoint.families import ResamplerModelConfig, layout
+from checkpoint.presets import RESAMPLER_PRESETS
 
 
 @pytest.fixture
@@ -26,53 +25,53 @@ def engine(tmp_path: Path) -> Iterator[EngineProcess]:
     process.close()
 
 
-def test_an_engine_answers_request_after_request(engine: EngineProcess, tmp_path: Path) -> None:
+def test_an_engine_answers_several_requests(engine: EngineProcess, tmp_path: Path) -> None:
     engine.wait()
-    assert engine.version == f"counts, told {tmp_path}"
+    assert engine.version == f"counting engine, {tmp_path}"
     assert engine.complete([[7, 8], [9, 20]], 2).token_ids == [[9, 10], [21, 22]]
     assert engine.complete([[7]], 1).token_ids == [[8]]
-    assert "a library's words" in (tmp_path / "log").read_text()  # and not between the answers
+    assert "output of a library" in (tmp_path / "log").read_text()  # not among the answers
 
 
-def test_an_engine_that_ends_says_why(engine: EngineProcess) -> None:
+def test_the_error_of_a_stopped_engine_quotes_its_log(engine: EngineProcess) -> None:
     engine.wait()
     with pytest.raises(EngineFailed, match=r"ended(.|\n)*a prompt began with 0"):
         engine.complete([[0]], 1)
 
 
-def test_a_token_too_few_is_no_answer(engine: EngineProcess) -> None:
+def test_an_answer_with_a_missing_token_is_an_error(engine: EngineProcess) -> None:
     engine.wait()
     with pytest.raises(EngineFailed, match=r"\[1\] tokens instead of 2"):
         engine.complete([[1]], 2)
 
 
-def test_decoding_is_measured_while_all_sequences_decode() -> None:
-    # The second begins when the first has two tokens; the first ends when the second has two.
+def test_the_decode_rate_counts_only_while_all_sequences_decode() -> None:
+    # The second sequence starts when the first has two tokens. The first ends when the second has two.
     recording = Recording([[1, 2, 3, 4], [1, 2, 3, 4]], [[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]])
     assert decode_rate(recording) == 4 / 2.0
     sample = Sample.of(recording)
     assert (sample.elapsed_s, sample.first_token_s) == (5.0, 2.0)
 
 
-def test_sequences_that_follow_one_another_never_decode_side_by_side() -> None:
+def test_sequences_without_overlap_have_no_decode_rate() -> None:
     assert decode_rate(Recording([[1, 2], [1, 2]], [[1.0, 2.0], [3.0, 4.0]])) is None
     assert decode_rate(Recording([[1]], [[1.0]])) is None
 
 
-def test_every_round_has_prompts_of_its_own_that_all_engines_share() -> None:
+def test_every_round_has_its_own_prompts_shared_by_all_engines() -> None:
     workload = BATCHES[1]
     assert workload.prompts(0) == workload.prompts(0)
     first, second = (set(map(tuple, workload.prompts(number))) for number in (0, 1))
     assert not first & second
 
 
-def test_the_weights_a_step_reads_are_those_of_the_shape() -> None:
-    tiny = PRESETS["tiny"]
-    config = ModelConfig(vision=tiny.vision, resampler=tiny.resampler, language=SHAPE)
+def test_weight_bytes_match_the_checkpoint_layout() -> None:
+    tiny = RESAMPLER_PRESETS["tiny"]
+    config = ResamplerModelConfig(vision=tiny.vision, resampler=tiny.resampler, language=SHAPE)
     assert sum(2 * spec.num_parameters for spec in layout(config) if spec.half == "language") == WEIGHT_BYTES
 
 
-def test_peers_are_chosen_by_name_and_ours_are_always_there() -> None:
+def test_peers_are_chosen_by_name_and_our_engines_are_always_included() -> None:
     assert [kind.name for kind in choose("vllm")] == ["tandem", "tandem gRPC", "vllm"]
     with pytest.raises(SystemExit, match="no peer nobody"):
         choose("nobody")
@@ -82,10 +81,10 @@ def sample(elapsed_s: float, decode_rate: float | None = 10.0) -> Sample:
     return Sample(elapsed_s=elapsed_s, first_token_s=0.1, decode_rate=decode_rate, first_token_ids=[1])
 
 
-def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> None:
+def test_figures_compare_with_the_best_peer_within_each_round(tmp_path: Path) -> None:
     results = Results(states={"tandem": "ours", "vllm": "theirs", "llama.cpp": "not installed", "transformers": "slow"})
     results.read_bandwidth, results.matmul_peak = {"batch 1": [2.5e10, 1.25e10]}, 3e11
-    # The machine slowed down twofold between the rounds: only a ratio within a round shows that ours is the faster.
+    # The machine became twice as slow between the rounds. Only ratios within a round show that ours is faster.
     results.samples["batch 1"] = {
         "tandem": [sample(2.0), sample(4.0)],
         "vllm": [sample(3.0), sample(6.0)],
@@ -102,10 +101,10 @@ def test_figures_compare_with_the_best_peer_round_by_round(tmp_path: Path) -> No
     assert figures["batch 1: tandem / vllm"].met
     assert figures["prefill of 1024: tandem / vllm"].value == 0.5
     assert not figures["prefill of 1024: tandem / vllm"].met
-    assert figures["shared prefix: tandem, saved by later ones"].met
-    assert not figures["step, above a straight line from 8 sequences on"].met  # 0.4 would be straight
-    bound = figures["step, above a straight line over sequences if it took no longer than it must"].value
-    assert 10 < bound < 50  # reading up to about 16 sequences, then arithmetic
+    assert figures["shared prefix: tandem, time saved when cached"].met
+    assert not figures["step time from 8 sequences on, above linear fit"].met  # 0.4 would be linear
+    bound = figures["roofline step time over sequences, above linear fit"].value
+    assert 10 < bound < 50  # bound by reading up to about 16 sequences, then by arithmetic
     assert "llama.cpp: not installed" in figures
     report.publish(lambda axes: plot(axes, results), tmp_path / "decode.json")
     assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == results.read_bandwidth

@@ -1,4 +1,4 @@
-"""Where results go: quick runs never write over published figures, and `make bench` forgets no benchmark."""
+"""Reports, their files, and the benchmarks of `make bench`."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def plot(axes: Axes) -> None:
     axes.plot([1, 2])
 
 
-def test_a_quick_run_keeps_its_results_apart_unless_told_where() -> None:
+def test_a_quick_run_never_overwrites_published_results_by_default() -> None:
     quick = parse_arguments("A benchmark.", ["--quick"]).json
     assert quick is not None
     assert not quick.is_relative_to(RESULTS)
@@ -29,7 +29,7 @@ def test_a_quick_run_keeps_its_results_apart_unless_told_where() -> None:
 
 
 @pytest.mark.parametrize(("given", "written"), [("folder", "folder/speed.json"), ("other.json", "other.json")])
-def test_results_go_to_a_file_or_into_a_folder(given: str, written: str, tmp_path: Path) -> None:
+def test_results_go_to_the_given_file_or_folder(given: str, written: str, tmp_path: Path) -> None:
     report = Report("speed", "How fast it is")
     report.add("speed", 3.0, "m/s", aim="at least 2", met=True)
     report.publish(plot, tmp_path / given)
@@ -38,8 +38,8 @@ def test_results_go_to_a_file_or_into_a_folder(given: str, written: str, tmp_pat
     assert (tmp_path / written).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_make_bench_runs_every_benchmark_quickly() -> None:
-    """One that no target runs is broken by some change, and nobody sees it."""
+def test_make_bench_runs_every_benchmark_with_quick() -> None:
+    """A benchmark that no target runs would break unnoticed."""
     steps = subprocess.run(["make", "-n", "bench"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     sources = {path.stem: path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py")}
     programs = {name for name, source in sources.items() if " = parse_arguments(" in source}
