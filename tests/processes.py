@@ -1,4 +1,4 @@
-"""One stage as a real process, for the tests that call it over gRPC."""
+"""Run one stage as a real process for tests over gRPC."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ import grpc
 
 @dataclass(frozen=True)
 class StageProcess:
-    """A process that is ready; each stage's tests add what they ask it."""
+    """A ready process. Subclasses add the RPCs of their stage."""
 
     module: ClassVar[str]
 
@@ -31,7 +31,7 @@ class StageProcess:
 
     @classmethod
     def command(cls, models: Path, *flags: str) -> list[str]:
-        """Return the command that starts it."""
+        """Return the command that starts the process."""
         return [
             *(sys.executable, "-m", cls.module, "--models", str(models), "--listen", "127.0.0.1:0"),
             *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
@@ -43,12 +43,12 @@ P = TypeVar("P", bound=StageProcess)
 
 @contextmanager
 def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
-    """Run a stage while the block runs; it is ready when yielded, and killed at the end."""
+    """Yield a ready stage, killed when the block ends."""
     process = subprocess.Popen(kind.command(models, *flags), stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
-        # The pipe must not fill up while the process logs.
+        # Read the log, so that the pipe never fills up and blocks the process.
         threading.Thread(target=process.stderr.read, daemon=True).start()
         with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
             yield kind(process, models, ready["port"], ready["metrics_port"], channel)

@@ -1,4 +1,4 @@
-"""Serve single handlers on a real loopback server, with stubs to call them."""
+"""Serve single handlers on a real server, with client stubs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -18,7 +18,7 @@ Handlers = dict[str, Callable[..., Any]]
 
 @dataclass
 class Running:
-    """A server that runs, and stubs of a channel to it."""
+    """A running server, a channel to it and stubs."""
 
     server: Server
     channel: grpc.aio.Channel
@@ -31,7 +31,7 @@ class Running:
 async def serve() -> AsyncIterator[Callable[..., Awaitable[Running]]]:
     """Return `serve(gateway={"Generate": handler}, language=..., vision=..., settings=..., tls=...)`.
 
-    Handlers are written as methods; all three services are there, whatever is not given is UNIMPLEMENTED.
+    Handlers are methods, with `self` as their first parameter. Methods without a handler are UNIMPLEMENTED.
     """
     async with AsyncExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Log lines as JSON, TLS certificates, and single handlers on a real server."""
+"""Fixtures: JSON log lines, TLS certificates and a real server."""
 
 import io
 import json
@@ -21,7 +21,7 @@ __all__ = ["serve"]
 
 @pytest.fixture
 def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Log as JSON, and yield a function that gives the lines so far."""
+    """Return a function that reads the JSON log so far."""
     stderr, root = io.StringIO(), logging.getLogger()
     handlers, level = list(root.handlers), root.level
     monkeypatch.setattr(sys, "stderr", stderr)

@@ -1,4 +1,4 @@
-"""How channels behave toward real servers."""
+"""Channels against real servers."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, vision_pb2
 COUNT = gateway_pb2.CountTokensRequest()
 
 
-async def test_the_current_request_id_travels_with_all_four_kinds_of_calls(serve: Any) -> None:
+async def test_all_four_rpc_kinds_send_the_current_request_id(serve: Any) -> None:
     seen = []
 
     async def one(self: Any, request: Any, context: Any) -> Any:
@@ -46,7 +46,7 @@ async def test_the_current_request_id_travels_with_all_four_kinds_of_calls(serve
     assert seen == ["story-7"] * 4
 
 
-async def test_a_call_is_tried_again_while_the_server_is_unavailable(serve: Any) -> None:
+async def test_a_call_is_retried_while_the_server_is_unavailable(serve: Any) -> None:
     attempts = []
 
     async def late(self: Any, request: Any, context: Any) -> Any:
@@ -61,8 +61,8 @@ async def test_a_call_is_tried_again_while_the_server_is_unavailable(serve: Any)
     assert attempts == ["same"] * 3
 
 
-async def test_a_request_of_the_size_of_an_image_is_tried_again_too(serve: Any) -> None:
-    """Left to itself, gRPC gives up on requests above 256 KiB."""
+async def test_a_request_with_an_image_is_retried(serve: Any) -> None:
+    """By default, gRPC does not retry requests above 256 KiB."""
     sizes = []
 
     async def late(self: Any, request: Any, context: Any) -> Any:
@@ -76,7 +76,7 @@ async def test_a_request_of_the_size_of_an_image_is_tried_again_too(serve: Any) 
     assert sizes == [3_000_000] * 2
 
 
-async def test_other_errors_are_not_tried_again(serve: Any) -> None:
+async def test_other_errors_are_not_retried(serve: Any) -> None:
     attempts = []
 
     async def refuse(self: Any, request: Any, context: Any) -> Any:
@@ -89,8 +89,8 @@ async def test_other_errors_are_not_tried_again(serve: Any) -> None:
     assert len(attempts) == 1
 
 
-async def test_a_stream_that_began_is_never_repeated(serve: Any) -> None:
-    """Its first tokens are on somebody's screen."""
+async def test_a_started_stream_is_never_retried(serve: Any) -> None:
+    """The user already sees its first tokens."""
     attempts = []
 
     async def break_off(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -104,7 +104,7 @@ async def test_a_stream_that_began_is_never_repeated(serve: Any) -> None:
     assert len(attempts) == 1
 
 
-async def test_a_server_that_is_not_there_is_unavailable_soon_and_its_address_is_not_told() -> None:
+async def test_a_missing_server_is_unavailable_within_seconds_and_the_error_hides_its_address() -> None:
     async with open_channel("127.0.0.1:1") as channel:
         started = time.perf_counter()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -116,7 +116,7 @@ async def test_a_server_that_is_not_there_is_unavailable_soon_and_its_address_is
 
 
 async def test_cancelling_the_task_that_reads_a_stream_cancels_the_call(serve: Any) -> None:
-    """A gateway passes on in this way that its client left."""
+    """A gateway forwards a client's cancellation this way."""
     freed, began = asyncio.Event(), asyncio.Event()
 
     async def silent(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -151,27 +151,29 @@ async def test_channels_connect_under_tls_and_mutual_tls(serve: Any, certificate
         assert (await run.gateway.CountTokens(COUNT)).prompt_tokens == 1
 
 
-@pytest.mark.parametrize("who", ["plain text", "no certificate", "a stranger's certificate", "another authority"])
-async def test_mutual_tls_refuses_who_it_does_not_know(serve: Any, certificates: Any, who: str) -> None:
+@pytest.mark.parametrize(
+    "client", ["plain text", "no certificate", "another authority's certificate", "another server authority"]
+)
+async def test_mutual_tls_refuses_unknown_clients(serve: Any, certificates: Any, client: str) -> None:
     cert, key = certificates.server
     settings = ServiceSettings(tls_cert=cert, tls_key=key, tls_client_ca=certificates.ca)
     tls = {
         "plain text": None,
         "no certificate": ChannelTls(ca=certificates.ca),
-        "a stranger's certificate": ChannelTls(
+        "another authority's certificate": ChannelTls(
             ca=certificates.ca, cert=certificates.stranger[0], key=certificates.stranger[1]
         ),
-        "another authority": ChannelTls(
+        "another server authority": ChannelTls(
             ca=certificates.other_ca, cert=certificates.client[0], key=certificates.client[1]
         ),
-    }[who]
+    }[client]
     run = await serve(settings=settings, tls=tls)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await run.gateway.CountTokens(COUNT, timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_tls_files_that_cannot_be_used_are_refused_when_the_channel_is_opened(certificates: Any) -> None:
+def test_invalid_tls_files_are_refused_when_the_channel_opens(certificates: Any) -> None:
     cert, key = certificates.client
     for tls in (
         ChannelTls(cert=cert),

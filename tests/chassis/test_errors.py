@@ -1,4 +1,4 @@
-"""Errors between processes, both ends of the wire included that are not ours."""
+"""Errors sent between processes, also by other servers and by gRPC."""
 
 from pathlib import Path
 
@@ -13,24 +13,24 @@ def rpc_error(code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, by
     return grpc.aio.AioRpcError(code, empty, grpc.aio.Metadata(*trailing), details=details, debug_error_string=None)
 
 
-def test_every_status_has_one_error() -> None:
+def test_every_status_has_one_error_class() -> None:
     codes = [kind.code for kind in errors.TandemError.__subclasses__()]
     assert len(codes) == len(set(codes))
     assert {code.name for code in errors.Code} < {code.name for code in grpc.StatusCode}
 
 
-def test_a_foreign_servers_error_keeps_its_status_and_words() -> None:
+def test_an_error_of_another_server_keeps_its_status_and_message() -> None:
     error = grpc_errors.from_rpc_error(rpc_error(grpc.StatusCode.NOT_FOUND, "No such row."))
     assert isinstance(error, errors.NotFound)
     assert (error.message, error.reason) == ("No such row.", "NOT_FOUND")
 
 
-def test_a_status_without_an_error_of_its_own_is_kept_by_name() -> None:
+def test_a_status_without_an_error_class_keeps_its_name() -> None:
     error = grpc_errors.from_rpc_error(rpc_error(grpc.StatusCode.ABORTED, ""))
     assert (type(error), error.message, error.reason) == (errors.TandemError, "ABORTED", "ABORTED")
 
 
-def test_where_it_happened_is_told_on_this_machine_and_never_sent() -> None:
+def test_the_path_appears_in_the_local_message_and_is_never_sent() -> None:
     error = errors.NotFound("The model store has no a-v1.0.0.", where=Path("/srv/models"))
     assert error.local_message == "The model store has no a-v1.0.0 (/srv/models)."
     assert b"/srv" not in grpc_errors.to_proto(error).SerializeToString()
@@ -38,7 +38,7 @@ def test_where_it_happened_is_told_on_this_machine_and_never_sent() -> None:
 
 
 @pytest.mark.parametrize("details", [b"\xff\xff", b""])
-def test_details_that_cannot_be_read_do_not_hide_the_status(details: bytes) -> None:
+def test_unreadable_details_do_not_hide_the_status(details: bytes) -> None:
     raised = rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED, "Full.", (("grpc-status-details-bin", details),))
     error = grpc_errors.from_rpc_error(raised)
     assert isinstance(error, errors.ResourceExhausted)
@@ -48,7 +48,7 @@ def test_details_that_cannot_be_read_do_not_hide_the_status(details: bytes) -> N
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED]
 )
-def test_the_librarys_own_words_with_their_addresses_stay_inside(code: grpc.StatusCode) -> None:
+def test_messages_of_grpc_itself_with_addresses_are_replaced(code: grpc.StatusCode) -> None:
     error = grpc_errors.from_rpc_error(rpc_error(code, "failed to connect to all addresses; ipv4:10.1.2.3:50051"))
     assert error.code.name == code.name
     assert "10.1.2.3" not in error.message

@@ -1,4 +1,4 @@
-"""What surrounds a call, seen by a client of a real server."""
+"""The server interceptor, tested through a real server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ def text(*token_ids: int) -> language_pb2.GenerateRequest:
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
-    """Wait for a call of any kind to fail."""
+    """Return the error of an RPC of any kind."""
 
     async def finish() -> None:
         if hasattr(call, "__await__"):
@@ -56,7 +56,7 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-async def test_all_four_kinds_of_calls_answer_and_echo_the_request_id(serve: Any) -> None:
+async def test_all_four_rpc_kinds_respond_and_return_the_request_id(serve: Any) -> None:
     run = await serve(
         gateway={"CountTokens": count, "Generate": stream_ids, "PutImage": measure}, language={"Generate": echo}
     )
@@ -78,7 +78,7 @@ async def test_all_four_kinds_of_calls_answer_and_echo_the_request_id(serve: Any
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'x"}', "café"])
 async def test_a_malformed_request_id_is_replaced(serve: Any, sent: str) -> None:
-    """It goes into the logs of every process, so it must not be able to break a line."""
+    """A request id must never break a log line."""
     run = await serve(gateway={"CountTokens": count})
     metadata = (
         (("x-request-id", sent.encode("ascii", "replace").decode()),)
@@ -91,7 +91,7 @@ async def test_a_malformed_request_id_is_replaced(serve: Any, sent: str) -> None
 
 
 @pytest.mark.parametrize("kind", errors.TandemError.__subclasses__())
-async def test_an_error_arrives_as_it_was_raised(serve: Any, kind: type[errors.TandemError]) -> None:
+async def test_the_client_gets_the_error_with_all_its_details(serve: Any, kind: type[errors.TandemError]) -> None:
     async def fail(self: Any, request: Any, context: Any) -> Any:
         raise kind("Schade, 遗憾.", reason="WHY_NOT", field="messages[0]", retry_after_s=1.5, metadata={"limit": "3"})
 
@@ -105,7 +105,7 @@ async def test_an_error_arrives_as_it_was_raised(serve: Any, kind: type[errors.T
     assert trailing["x-request-id"] == "abc-1.2_3"
 
 
-async def test_an_error_inside_a_stream_follows_what_was_sent(serve: Any) -> None:
+async def test_an_error_in_a_stream_follows_the_sent_messages(serve: Any) -> None:
     async def fail(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
         yield delta("a")
         raise errors.DataLoss("Broken.", reason="BROKEN")
@@ -117,8 +117,8 @@ async def test_an_error_inside_a_stream_follows_what_was_sent(serve: Any) -> Non
 
 
 @pytest.mark.parametrize("method", ["CountTokens", "Generate", "PutImage"])
-async def test_a_bug_is_told_by_its_request_id_only(serve: Any, log_lines: Any, method: str) -> None:
-    """Its message may hold anything; the log has it, with the traceback, and the caller a name to ask for it."""
+async def test_a_bug_is_reported_by_its_request_id_only(serve: Any, log_lines: Any, method: str) -> None:
+    """The message may be secret and belongs into the log."""
 
     async def broken(self: Any, request: Any, context: Any) -> Any:
         raise RuntimeError("secret")
@@ -142,8 +142,8 @@ async def test_a_bug_is_told_by_its_request_id_only(serve: Any, log_lines: Any, 
     assert {line["request_id"] for line in lines if line["event"] in ("rpc", "unexpected error")} == {"abc-1.2_3"}
 
 
-async def test_an_awaited_cancellation_that_is_not_the_callers_is_a_bug(serve: Any) -> None:
-    """Nobody cancelled the call, so without an answer its caller would wait for ever."""
+async def test_a_cancellation_that_did_not_come_from_the_client_is_a_bug(serve: Any) -> None:
+    """Without a response, the client would wait forever."""
 
     async def broken(self: Any, request: Any, context: Any) -> Any:
         other = asyncio.ensure_future(asyncio.sleep(60))
@@ -155,7 +155,7 @@ async def test_an_awaited_cancellation_that_is_not_the_callers_is_a_bug(serve: A
     assert raised.code() == grpc.StatusCode.INTERNAL
 
 
-async def test_a_handlers_own_abort_passes(serve: Any, log_lines: Any) -> None:
+async def test_a_handler_may_abort_the_rpc_itself(serve: Any, log_lines: Any) -> None:
     async def abort(self: Any, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.OUT_OF_RANGE, "Too far.")
 
@@ -165,15 +165,13 @@ async def test_a_handlers_own_abort_passes(serve: Any, log_lines: Any) -> None:
     assert [line["code"] for line in log_lines() if line["event"] == "rpc"] == ["OUT_OF_RANGE"]
 
 
-# A string field of each request (routing_key is number 4, tag number 1) that holds one byte, which is not UTF-8.
+# A string field of each request (routing_key is number 4, tag is number 1) with one byte that is not UTF-8.
 NOT_UTF8 = {"/tandem.v1.Gateway/Generate": b"\x22\x01\xff", "/tandem.v1.VisionService/Encode": b"\x0a\x01\xff"}
 
 
 @pytest.mark.parametrize("data", [None, b"\xff", b"\x0a\x7f"], ids=["not UTF-8", "not a tag", "cut off"])
 @pytest.mark.parametrize("path", NOT_UTF8)
-async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
-    serve: Any, path: str, data: bytes | None
-) -> None:
+async def test_an_unparsable_request_is_an_invalid_argument(serve: Any, path: str, data: bytes | None) -> None:
     async def encode(self: Any, request: Any, context: Any) -> Any:
         return vision_pb2.EncodeResponse()
 
@@ -185,7 +183,7 @@ async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(
 
 
 @pytest.mark.parametrize("path", ["/tandem.v1.Gateway/PutImage", "/tandem.v1.LanguageService/Generate"])
-async def test_a_message_of_a_stream_that_cannot_be_parsed_is_the_callers_mistake(serve: Any, path: str) -> None:
+async def test_an_unparsable_message_of_a_client_stream_is_an_invalid_argument(serve: Any, path: str) -> None:
     run = await serve(gateway={"PutImage": measure}, language={"Generate": echo})
     method = run.channel.stream_unary if path.endswith("PutImage") else run.channel.stream_stream
     error = grpc_errors.from_rpc_error(await failure(method(path)(iter([b"", b"\x0a\x7f"]))))
@@ -193,7 +191,7 @@ async def test_a_message_of_a_stream_that_cannot_be_parsed_is_the_callers_mistak
     assert error.reason == "BAD_MESSAGE"
 
 
-async def test_a_message_above_the_limit_is_refused_and_the_next_call_works(serve: Any) -> None:
+async def test_a_message_above_the_limit_is_refused_and_the_next_rpc_works(serve: Any) -> None:
     run = await serve(gateway={"PutImage": measure}, settings=ServiceSettings(max_message_bytes=1000))
     small, large = (gateway_pb2.PutImageRequest(chunk=bytes(size)) for size in (900, 1001))
     raised = await failure(run.gateway.PutImage(iter([large])))
@@ -207,7 +205,7 @@ async def test_an_unknown_method_is_unimplemented(serve: Any) -> None:
     assert raised.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_method_that_is_not_written_is_unimplemented_and_a_bug_by_that_name_is_a_bug(serve: Any) -> None:
+async def test_a_missing_method_is_unimplemented_but_a_raised_not_implemented_error_is_a_bug(serve: Any) -> None:
     async def broken(self: Any, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
@@ -218,8 +216,8 @@ async def test_a_method_that_is_not_written_is_unimplemented_and_a_bug_by_that_n
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "disconnect"])
-async def test_a_caller_that_leaves_frees_what_the_handler_holds(serve: Any, log_lines: Any, how: str) -> None:
-    """The handler sits in the middle of a stream; its `finally` must run now, not when it is collected."""
+async def test_a_client_that_leaves_frees_the_handlers_resources(serve: Any, log_lines: Any, how: str) -> None:
+    """Its `finally` must run at once, not at garbage collection."""
     freed = asyncio.Event()
 
     async def endless(self: Any, requests: Any, context: Any) -> AsyncIterator[Any]:
@@ -244,7 +242,7 @@ async def test_a_caller_that_leaves_frees_what_the_handler_holds(serve: Any, log
     assert codes == ["DEADLINE_EXCEEDED" if how == "deadline" else "CANCELLED"]
 
 
-async def test_one_line_is_logged_for_a_call(serve: Any, log_lines: Any) -> None:
+async def test_each_rpc_is_logged_in_one_line(serve: Any, log_lines: Any) -> None:
     async def refuse(self: Any, request: Any, context: Any) -> Any:
         raise errors.ResourceExhausted("Full.", reason="QUEUE_FULL", retry_after_s=1)
 
@@ -259,7 +257,7 @@ async def test_one_line_is_logged_for_a_call(serve: Any, log_lines: Any) -> None
     assert list(answered)[:5] == ["timestamp", "level", "event", "service", "request_id"]
 
 
-async def test_calls_side_by_side_keep_their_own_request_ids(serve: Any) -> None:
+async def test_concurrent_rpcs_keep_their_own_request_ids(serve: Any) -> None:
     run = await serve(gateway={"Generate": stream_ids})
 
     async def ask(request_id: str) -> list[str]:

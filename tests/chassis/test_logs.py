@@ -1,4 +1,4 @@
-"""What a log collector and a person read."""
+"""The log, as a collector and a person read it."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from chassis.logs import configure_logging
 from chassis.request_id import bound_request_id
 
 
-def test_a_line_says_when_how_bad_what_where_and_for_whom_first(log_lines: Any) -> None:
+def test_a_line_starts_with_timestamp_level_event_service_and_request_id(log_lines: Any) -> None:
     with bound_request_id("mine"):
         structlog.get_logger().warning("queue full", depth=3)
     (line,) = log_lines()
@@ -27,16 +27,16 @@ def test_a_line_says_when_how_bad_what_where_and_for_whom_first(log_lines: Any) 
     assert line["timestamp"].endswith("Z")
 
 
-def test_libraries_log_the_same_way(log_lines: Any) -> None:
+def test_log_records_of_libraries_have_the_same_form(log_lines: Any) -> None:
     with bound_request_id("mine"):
         logging.getLogger("library").warning("%d files are missing", 3)
-        logging.getLogger("library").debug("not for us")
+        logging.getLogger("library").debug("below the level")
     (line,) = log_lines()
     assert (line["event"], line["service"], line["request_id"]) == ("3 files are missing", "test", "mine")
 
 
 def test_a_traceback_stays_in_its_line(log_lines: Any) -> None:
-    """Collectors read line by line; a traceback of twenty lines is twenty events to them."""
+    """A log collector reads each line as one event."""
     try:
         raise ValueError("wrong\nin two lines")
     except ValueError:
@@ -47,13 +47,13 @@ def test_a_traceback_stays_in_its_line(log_lines: Any) -> None:
     assert "ValueError: wrong" in theirs["exception"]
 
 
-def test_what_json_does_not_know_is_written_as_text(log_lines: Any) -> None:
+def test_values_that_json_lacks_are_written_as_text(log_lines: Any) -> None:
     structlog.get_logger().info("odd", value=b"\xff", text="图片")
     (line,) = log_lines()
     assert (line["value"], line["text"]) == ("b'\\xff'", "图片")
 
 
-@pytest.mark.usefixtures("log_lines")  # which puts the log's configuration back
+@pytest.mark.usefixtures("log_lines")  # it restores the log's configuration
 def test_lines_below_the_level_are_dropped() -> None:
     with redirect_stderr(io.StringIO()) as stderr:
         configure_logging("test", "json", "error")
@@ -65,7 +65,7 @@ def test_lines_below_the_level_are_dropped() -> None:
 
 
 @pytest.mark.usefixtures("log_lines")
-def test_outside_a_terminal_auto_is_json() -> None:
+def test_auto_means_json_outside_a_terminal() -> None:
     with redirect_stderr(io.StringIO()) as stderr:
         configure_logging("test", "auto", "info")
     structlog.get_logger().info("hello")
@@ -73,8 +73,8 @@ def test_outside_a_terminal_auto_is_json() -> None:
 
 
 @pytest.mark.usefixtures("log_lines")
-def test_the_console_form_shows_no_local_variables() -> None:
-    """They may hold a key or somebody's image."""
+def test_the_console_format_shows_no_local_variables() -> None:
+    """Local variables can hold a key or a user's image."""
     with redirect_stderr(io.StringIO()) as stderr:
         configure_logging("test", "console", "info")
     key = "".join(["hunt", "er2"])

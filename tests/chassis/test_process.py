@@ -1,4 +1,4 @@
-"""Whole processes: what a supervisor, a terminal and a log collector see of them."""
+"""Whole processes, as supervisors, terminals and log collectors see them."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
-# A service as ours are written: settings, open_service, run_service. Generate streams until its client leaves.
+# A service like the real ones: settings, open_service, run_service. Generate streams the requested number of deltas.
 PROGRAM = '''
 import asyncio, sys, logging, warnings
 from contextlib import asynccontextmanager
@@ -69,7 +69,7 @@ run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_servic
 
 
 class Process:
-    """One process of PROGRAM and its log."""
+    """A process that runs PROGRAM, and its log."""
 
     def __init__(self, *flags: str) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -86,7 +86,10 @@ class Process:
         self._queue.put(None)
 
     def wait_for(self, event: str, timeout_s: float = 60) -> dict[str, Any]:
-        """Read the log up to the next such event; every line on the way must be JSON."""
+        """Return the next log line of `event`.
+
+        Every line on the way must be JSON.
+        """
         while True:
             line = self._queue.get(timeout=timeout_s)
             assert line is not None, f"the process ended without {event!r}: {self.lines}"
@@ -95,7 +98,7 @@ class Process:
                 return self.lines[-1]
 
     def end(self, timeout_s: float = 60) -> int:
-        """Wait for the process's end, read the rest of its log and return its exit status."""
+        """Wait until the process ends and return its status."""
         code = self.popen.wait(timeout_s)
         while (line := self._queue.get(timeout=60)) is not None:
             self.lines.append(json.loads(line))
@@ -148,7 +151,7 @@ async def test_a_process_serves_drains_on_sigterm_and_exits_cleanly(start: Any) 
     assert {line["service"] for line in process.lines} == {"example"}
 
 
-def test_what_libraries_log_and_warn_of_is_in_the_log_like_the_rest(start: Any) -> None:
+def test_log_records_and_warnings_of_libraries_are_log_lines_too(start: Any) -> None:
     process = start()
     process.wait_for("ready")
     speaks, warns, _ready = process.lines
@@ -157,8 +160,8 @@ def test_what_libraries_log_and_warn_of_is_in_the_log_like_the_rest(start: Any) 
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
-def test_a_process_says_that_it_is_ready_whatever_the_log_level(level: str, start: Any) -> None:
-    """Whoever started it waits for this line and learns the ports from it alone."""
+def test_the_ready_line_ignores_the_log_level(level: str, start: Any) -> None:
+    """The parent process reads the ports from this line."""
     process = start("--log-level", level)
     assert process.wait_for("ready")["port"] > 0
     process.popen.send_signal(signal.SIGTERM)
@@ -179,7 +182,7 @@ async def test_metrics_count_calls_over_http(start: Any) -> None:
     assert 'tandem_rpc_in_flight{method="tandem.v1.Gateway/Generate"} 0.0' in text
 
 
-async def test_a_second_signal_stops_at_once(start: Any) -> None:
+async def test_a_second_signal_stops_without_draining(start: Any) -> None:
     process = start("--metrics-port", "-1")
     ready = process.wait_for("ready")
     assert ready["metrics_port"] == -1
@@ -191,13 +194,13 @@ async def test_a_second_signal_stops_at_once(start: Any) -> None:
         started = time.perf_counter()
         process.popen.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(process.end) == 0
-    assert time.perf_counter() - started < 20  # and not the 30 s of a drain
+    assert time.perf_counter() - started < 20  # less than the 30 s of a drain
     assert "freed" in process.events()
     assert process.events()[-2:] == ["closed", "stopped"]
 
 
-async def test_a_client_that_is_killed_frees_its_call(start: Any) -> None:
-    """A killed process closes its sockets without a word of gRPC."""
+async def test_killing_a_client_cancels_its_rpc(start: Any) -> None:
+    """A killed process closes its sockets without a gRPC message."""
     process = start()
     ready = process.wait_for("ready")
     code = f"""
@@ -217,7 +220,7 @@ for _ in stub.Generate(gateway_pb2.GatewayGenerateRequest(routing_key="100000"))
     assert process.wait_for("rpc")["code"] == "CANCELLED"
 
 
-def test_a_signal_while_the_service_is_starting_stops_it(start: Any) -> None:
+def test_a_signal_during_the_start_stops_the_process(start: Any) -> None:
     process = start("--start", "slowly")
     process.wait_for("loading")
     process.popen.send_signal(signal.SIGTERM)
@@ -225,7 +228,7 @@ def test_a_signal_while_the_service_is_starting_stops_it(start: Any) -> None:
     assert process.events()[-1] == "stopped before it was ready"
 
 
-def test_a_service_that_cannot_start_says_so_in_one_line(start: Any) -> None:
+def test_a_service_that_cannot_start_logs_one_line(start: Any) -> None:
     process = start("--start", "refused")
     assert process.end() == 1
     (line,) = process.lines
@@ -241,16 +244,16 @@ def test_a_bug_at_start_is_logged_with_its_traceback(start: Any) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-port"])
-def test_a_port_that_is_taken_is_named(start: Any, flag: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_named(start: Any, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
         process = start(flag, f"127.0.0.1:{port}" if flag == "--listen" else str(port))
         assert process.end() == 1
     assert process.lines[-1]["reason"] == "CANNOT_LISTEN"
     assert str(port) in process.lines[-1]["error"]
 
 
-def test_a_bad_setting_ends_the_process_with_status_2() -> None:
+def test_an_invalid_setting_ends_the_process_with_status_2() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TANDEM_EXAMPLE_DRAIN_S": "soon"}
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=120)
     assert run.returncode == 2
@@ -258,7 +261,7 @@ def test_a_bad_setting_ends_the_process_with_status_2() -> None:
     assert "--drain-s (TANDEM_EXAMPLE_DRAIN_S)" in run.stderr
 
 
-def test_the_console_form_is_for_reading(start: Any) -> None:
+def test_the_console_format_is_not_json(start: Any) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     flags = ["--log-format", "console", "--start", "refused"]
     run = subprocess.run([sys.executable, "-c", PROGRAM, *flags], capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""A server's outside: health, reflection, draining, addresses."""
+"""The server: health, reflection, draining and addresses."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ async def health_of(run: Any, name: str) -> Any:
 
 
 class Slow:
-    """A Generate that streams until it is told to end, and tells when it is over."""
+    """A Generate handler that streams until `end` is set."""
 
     def __init__(self) -> None:
         self.end = end = asyncio.Event()
@@ -44,7 +44,7 @@ class Slow:
         self.handlers = {"Generate": generate}
 
 
-async def test_health_is_told_of_process_service_and_model(serve: Any) -> None:
+async def test_health_covers_process_service_and_model(serve: Any) -> None:
     run = await serve()
     await run.server.health.set("tandem.v1.VisionService/tiny-v1.0.0", serving=False)
     assert await health_of(run, "") == SERVING
@@ -55,7 +55,7 @@ async def test_health_is_told_of_process_service_and_model(serve: Any) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_watcher_hears_of_changes(serve: Any) -> None:
+async def test_a_health_watch_reports_changes(serve: Any) -> None:
     run = await serve()
     stub: Any = health_pb2_grpc.HealthStub(run.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="tandem.v1.Gateway"))
@@ -83,7 +83,7 @@ async def test_reflection_lists_every_service_and_describes_it(serve: Any) -> No
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-async def test_draining_lets_a_running_stream_end_and_refuses_new_calls(serve: Any) -> None:
+async def test_draining_finishes_a_stream_in_flight_and_refuses_new_rpcs(serve: Any) -> None:
     slow = Slow()
     run = await serve(gateway=slow.handlers)
     stub: Any = health_pb2_grpc.HealthStub(run.channel)
@@ -93,7 +93,7 @@ async def test_draining_lets_a_running_stream_end_and_refuses_new_calls(serve: A
     assert (await call.read()).delta.text == "first"
 
     stopping = asyncio.create_task(run.server.stop(drain_s=20))
-    assert (await watch.read()).status == NOT_SERVING  # balancers look elsewhere first
+    assert (await watch.read()).status == NOT_SERVING  # so that load balancers choose another replica
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await run.gateway.CountTokens(gateway_pb2.CountTokensRequest(), timeout=20)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -104,11 +104,11 @@ async def test_draining_lets_a_running_stream_end_and_refuses_new_calls(serve: A
     assert (await call.read()).delta.text == "last"
     assert await call.code() == grpc.StatusCode.OK
     await stopping
-    assert time.perf_counter() - started < 10  # an open health watch does not hold the process
+    assert time.perf_counter() - started < 10  # an open health watch does not delay the stop
 
 
-async def test_what_outlives_the_drain_is_cancelled_and_freed_before_stop_returns(serve: Any) -> None:
-    """The service closes its models right after; a handler may not still use them then."""
+async def test_after_the_drain_handlers_are_cancelled_before_stop_returns(serve: Any) -> None:
+    """The service closes its models right after the stop."""
     slow = Slow()
     run = await serve(gateway=slow.handlers)
     call = run.gateway.Generate(REQUEST)
@@ -121,7 +121,7 @@ async def test_what_outlives_the_drain_is_cancelled_and_freed_before_stop_return
         await call.read()
 
 
-async def test_a_drain_can_be_cut_short(serve: Any) -> None:
+async def test_a_drain_can_be_interrupted(serve: Any) -> None:
     slow, at_once = Slow(), asyncio.Event()
     run = await serve(gateway=slow.handlers)
     call = run.gateway.Generate(REQUEST)
@@ -134,8 +134,8 @@ async def test_a_drain_can_be_cut_short(serve: Any) -> None:
     assert slow.freed.is_set()
 
 
-async def test_an_answer_that_is_just_being_sent_is_not_lost_to_the_stop(serve: Any) -> None:
-    """The handler has returned, but its 2 MB are still on their way through a slow reader."""
+async def test_a_response_in_flight_survives_the_stop(serve: Any) -> None:
+    """The handler has returned, but gRPC is still sending."""
 
     async def large(self: Any, request: Any, context: Any) -> Any:
         return gateway_pb2.GatewayListModelsResponse(
@@ -152,8 +152,8 @@ async def test_an_answer_that_is_just_being_sent_is_not_lost_to_the_stop(serve: 
     await stopping
 
 
-async def test_a_taken_port_is_an_error_that_names_it(serve: Any) -> None:
-    """Not a second server that silently takes half of the first one's calls."""
+async def test_the_error_for_a_port_in_use_names_it(serve: Any) -> None:
+    """A second server must not take half of the RPCs."""
     run = await serve()
     second = Server(ServiceSettings(listen=f"127.0.0.1:{run.server.port}"))
     with pytest.raises(FailedPrecondition, match=str(run.server.port)) as caught:
@@ -170,22 +170,22 @@ async def test_ipv6_addresses_are_served(serve: Any) -> None:
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_tls_files_that_are_no_pair_are_refused_at_start(certificates: Any) -> None:
-    """Left to itself, gRPC would start and fail at every handshake."""
+async def test_mismatched_tls_files_are_refused_at_start(certificates: Any) -> None:
+    """Without this check, gRPC would start and fail every handshake."""
     settings = ServiceSettings(tls_cert=certificates.server[0], tls_key=certificates.client[1])
     with pytest.raises(FailedPrecondition) as caught:
         await Server(settings).start()
     assert caught.value.reason == "BAD_TLS"
 
 
-async def test_one_connection_carries_more_calls_than_grpcs_own_limit(serve: Any) -> None:
-    """A gateway sends all its calls of a stage over one; from the 101st on they would wait where nobody sees them."""
-    inside, all_inside = 0, asyncio.Event()
+async def test_one_connection_takes_more_rpcs_than_grpcs_default(serve: Any) -> None:
+    """By default, gRPC queues RPCs from the 101st on."""
+    num_inside, all_inside = 0, asyncio.Event()
 
     async def meet(self: object, request: object, context: object) -> gateway_pb2.CountTokensResponse:
-        nonlocal inside
-        inside += 1
-        if inside == 300:
+        nonlocal num_inside
+        num_inside += 1
+        if num_inside == 300:
             all_inside.set()
         await all_inside.wait()
         return gateway_pb2.CountTokensResponse()

@@ -1,4 +1,4 @@
-"""Settings as a person at a terminal, or a manifest, gives them."""
+"""Settings from flags and environment variables."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ class ExampleSettings(ServiceSettings):
     listen: str = Field(default="127.0.0.1:50099", description="host:port to serve gRPC on")
     models: Path = Field(default=Path("models"), description="folder of the model store")
     tags: CommaSeparated = Field(default=(), description="tags to load, separated by commas")
-    names: CommaSeparated = Field(default=("a", "b"), description="who may call, separated by commas")
+    names: CommaSeparated = Field(default=("a", "b"), description="allowed callers, separated by commas")
     plain: bool = Field(default=False, description="without ornaments")
-    api_key: SecretStr = Field(default=SecretStr(""), max_length=8, description="what callers must know")
+    api_key: SecretStr = Field(default=SecretStr(""), max_length=8, description="key of the callers")
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment_which_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_EXAMPLE_DRAIN_S", "5")
     monkeypatch.setenv("TANDEM_EXAMPLE_METRICS_PORT", "9100")
     settings = load_settings(ExampleSettings, ["--drain-s", "7.5"])
@@ -36,13 +36,13 @@ def test_lists_are_separated_by_commas_in_flags_and_environment(monkeypatch: pyt
     assert load_settings(ExampleSettings, []).tags == ("c-v1.0.0",)
 
 
-def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Manifests write `value: ""`; an empty path would be the working folder."""
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty path would be the working folder."""
     monkeypatch.setenv("TANDEM_EXAMPLE_TLS_CERT", "")
     assert load_settings(ExampleSettings, []).tls_cert is None
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_frozen() -> None:
     settings = load_settings(ExampleSettings, [])
     with pytest.raises(ValidationError):
         settings.drain_s = 1
@@ -61,7 +61,7 @@ def test_help_documents_every_setting_with_its_variable(capsys: pytest.CaptureFi
         assert "".join(field.description.split()) in squeezed
 
 
-def test_help_shows_what_people_type_and_not_what_python_writes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_values_as_users_type_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_settings(ExampleSettings, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -74,7 +74,7 @@ def test_help_shows_what_people_type_and_not_what_python_writes(capsys: pytest.C
         "switches TLS on (default: unset)",
         "--log-level {debug,info,warning,error}",
         "--plain, --no-plain without ornaments (default: off)",
-        "--names TEXT,... who may call, separated by commas (default: a,b)",
+        "--names TEXT,... allowed callers, separated by commas (default: a,b)",
     ):
         assert shown in text
     assert not [name for name in ("SecretStr", "tuple", "None", "False", "()") if name in text]
@@ -102,7 +102,7 @@ def test_help_shows_what_people_type_and_not_what_python_writes(capsys: pytest.C
         (["hunter2-hunter2"], "unrecognized"),
     ],
 )
-def test_a_bad_value_stops_the_process_with_one_line_that_names_it(
+def test_an_invalid_flag_stops_the_process_with_one_line_that_names_it(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -111,12 +111,10 @@ def test_a_bad_value_stops_the_process_with_one_line_that_names_it(
     out, err = capsys.readouterr()
     assert said in err
     assert err.count("\n") == 1
-    assert "hunter2" not in out + err  # a value may be a secret
+    assert "hunter2" not in out + err  # a value can be a secret
 
 
-def test_a_bad_variable_is_named_as_a_bad_flag_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TANDEM_EXAMPLE_MAX_MESSAGE_BYTES", "lots")
     with pytest.raises(SystemExit) as stop:
         load_settings(ExampleSettings, [])
@@ -133,6 +131,6 @@ def test_addresses_are_split_into_host_and_port(address: str, parts: tuple[str, 
 
 
 @pytest.mark.parametrize("address", ["", ":", "host", "host:", ":80", "host:-1", "host:65536", "host:８０", "host:1 "])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         split_address(address)

@@ -1,4 +1,4 @@
-"""One computation for all who ask at the same time, and none for those who left."""
+"""Concurrent callers share one computation, cancelled with the last caller."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from chassis.single_flight import SingleFlight
 
 
 class Work:
-    """Counts its runs; ends when `gate` opens."""
+    """Work that counts its runs and waits for `gate`."""
 
     def __init__(self) -> None:
         self.num_started = 0
@@ -35,7 +35,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_callers_at_the_same_time_share_one_run_and_later_ones_do_not() -> None:
+async def test_concurrent_callers_share_one_run_and_later_ones_do_not() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     work = Work()
     tasks = [asyncio.create_task(flights.run("a", work)) for _ in range(5)]
@@ -51,7 +51,7 @@ async def test_callers_at_the_same_time_share_one_run_and_later_ones_do_not() ->
     assert (await flights.run("a", work)).result == 3
 
 
-async def test_one_who_leaves_cancels_nobody_else() -> None:
+async def test_cancelling_one_caller_does_not_affect_the_others() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     work = Work()
     first, second = (asyncio.create_task(flights.run("a", work)) for _ in range(2))
@@ -63,21 +63,21 @@ async def test_one_who_leaves_cancels_nobody_else() -> None:
     assert work.num_cancelled == 0
 
 
-async def test_the_last_to_leave_cancels_the_work_and_the_next_begins_anew() -> None:
+async def test_cancelling_the_last_caller_cancels_the_work_and_the_next_caller_restarts_it() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     work = Work()
     tasks = [asyncio.create_task(flights.run("a", work)) for _ in range(2)]
     await settle()
     for task in tasks:
         task.cancel()
-    again = asyncio.create_task(flights.run("a", work))  # just when the work is being cancelled
+    again = asyncio.create_task(flights.run("a", work))  # while the work is being cancelled
     await settle()
     assert (work.num_started, work.num_cancelled) == (2, 1)
     work.gate.set()
     assert (await again).result == 2
 
 
-async def test_a_failure_reaches_everyone_and_is_not_kept() -> None:
+async def test_an_error_reaches_all_callers_and_is_not_cached() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     work = Work()
     work.error = Internal("broken", reason="BROKEN")
@@ -88,8 +88,8 @@ async def test_a_failure_reaches_everyone_and_is_not_kept() -> None:
     assert (await flights.run("a", work)).result == 2
 
 
-async def test_a_failure_nobody_waits_for_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Else asyncio complains of an exception that was never retrieved."""
+async def test_an_error_without_callers_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """By default, asyncio logs exceptions that are never retrieved."""
     flights: SingleFlight[str, int] = SingleFlight()
     work = Work()
     work.error = Internal("broken", reason="BROKEN")

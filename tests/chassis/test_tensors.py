@@ -1,4 +1,4 @@
-"""The check of a wire tensor, against one made element by element."""
+"""The tensor check against a simple check of each element."""
 
 import math
 import struct
@@ -20,13 +20,13 @@ def wire(bits: list[int], shape: tuple[int, ...]) -> tensor_pb2.Tensor:
 
 
 def as_float(bits: int) -> float:
-    """Read a bfloat16, which is the upper half of a float32."""
+    """Return a bfloat16, the upper half of a float32."""
     value: float = struct.unpack("<f", struct.pack("<I", bits << 16))[0]
     return value
 
 
 @given(st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=40))
-def test_just_the_tensors_of_finite_numbers_pass(bits: list[int]) -> None:
+def test_only_finite_tensors_pass(bits: list[int]) -> None:
     tensor = wire(bits, (1, len(bits)))
     if all(math.isfinite(as_float(one)) for one in bits):
         check_tensor(tensor, shape=[1, len(bits)], field="t")
@@ -35,8 +35,8 @@ def test_just_the_tensors_of_finite_numbers_pass(bits: list[int]) -> None:
             check_tensor(tensor, shape=[1, len(bits)], field="t")
 
 
-def test_every_bit_pattern_is_judged_as_float32_is() -> None:
-    for bits in range(0, 0x10000, 0x80):  # sign and exponent take all values; the mantissa is zero here, one below
+def test_every_exponent_is_finite_exactly_if_it_is_in_float32() -> None:
+    for bits in range(0, 0x10000, 0x80):  # all signs and exponents, with mantissa 0 and 1
         for pattern in (bits, bits | 1):
             finite = bool(np.isfinite(np.array([pattern << 16], dtype=np.uint32).view(np.float32))[0])
             try:
@@ -61,7 +61,7 @@ def test_every_bit_pattern_is_judged_as_float32_is() -> None:
         (tensor_pb2.Tensor(data_type=BF16, shape=[2, 3], data=bytes(11)), "12 bytes"),
     ],
 )
-def test_a_tensor_that_is_not_what_was_asked_for_is_refused_by_name(tensor: tensor_pb2.Tensor, word: str) -> None:
+def test_the_error_for_an_invalid_tensor_names_the_problem_and_the_field(tensor: tensor_pb2.Tensor, word: str) -> None:
     with pytest.raises(InvalidArgument, match=word) as caught:
         check_tensor(tensor, shape=(2, 3), field="visual_tokens.embeddings")
     assert (caught.value.reason, caught.value.field) == ("BAD_TENSOR", "visual_tokens.embeddings")

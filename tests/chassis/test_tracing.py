@@ -1,4 +1,4 @@
-"""Spans while they are switched off, and headers that are not ours."""
+"""Spans without tracing, and traceparent headers of callers."""
 
 import time
 
@@ -8,7 +8,7 @@ from chassis import tracing
 from chassis.tracing import NO_SPAN, span, traceparent
 
 
-def test_switched_off_a_span_is_one_shared_object_and_takes_no_time_to_speak_of() -> None:
+def test_without_tracing_a_span_is_one_shared_object_and_costs_almost_nothing() -> None:
     assert span("a") is span("b", "server", {"x": 1}, [("traceparent", "00-0-0-01")]) is NO_SPAN
     assert traceparent() is None
     started = time.process_time()
@@ -19,7 +19,7 @@ def test_switched_off_a_span_is_one_shared_object_and_takes_no_time_to_speak_of(
 
 
 @pytest.mark.parametrize("header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "ff-1-2-3"])
-def test_a_malformed_header_begins_a_trace_of_its_own(header: str) -> None:
+def test_a_malformed_header_starts_a_new_trace(header: str) -> None:
     with tracing.tracing("test", "http://127.0.0.1:1", 1.0):
         with span("a", "server", metadata=[("traceparent", header)]):
             inside = traceparent()
@@ -28,7 +28,7 @@ def test_a_malformed_header_begins_a_trace_of_its_own(header: str) -> None:
     assert traceparent() is None
 
 
-def test_a_part_of_the_traces_is_recorded_and_callers_decide_for_theirs() -> None:
+def test_sampling_applies_to_new_traces_and_callers_decide_about_theirs() -> None:
     with tracing.tracing("test", "http://127.0.0.1:1", 0.0):
         with span("a"):
             header = traceparent()

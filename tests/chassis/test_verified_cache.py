@@ -1,4 +1,4 @@
-"""The verified cache checks every entry it returns and counts every entry it drops."""
+"""The verified cache: reads, evictions, pins and corrupted entries."""
 
 import pytest
 from prometheus_client import REGISTRY

@@ -1,4 +1,4 @@
-"""Single handlers on a real server."""
+"""The fixture that serves handlers on a real server."""
 
 from tests.serving import serve
 

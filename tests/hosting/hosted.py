@@ -1,4 +1,4 @@
-"""A model host over models that load when the test says so."""
+"""A model host whose loads wait for the test."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ TAG = "tiny-v1.0.0"
 
 
 class Model:
-    """A model that only remembers what was done to it."""
+    """A fake model that counts calls of `close`."""
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
@@ -26,7 +26,7 @@ class Model:
 
 
 class Loader:
-    """Loads when it is told to: `finish` lets the oldest load that waits end, well or with an error."""
+    """A loader that waits. `finish` ends the oldest load."""
 
     def __init__(self) -> None:
         self.made: list[Model] = []
@@ -50,7 +50,7 @@ class Loader:
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Run all tasks until they wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 

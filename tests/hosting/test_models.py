@@ -1,4 +1,4 @@
-"""The models of a process: loading, leasing, unloading, and what the model calls say of it."""
+"""Loading, leasing and unloading models, and the model RPCs."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from tandem.v1 import model_pb2
 from tests.hosting.hosted import TAG, Model, loaded, make_host, serving, settle
 
 
-async def test_a_model_is_loaded_once_for_all_who_ask_at_the_same_time() -> None:
+async def test_concurrent_callers_share_one_load() -> None:
     host, loader, health = make_host()
     loads = [asyncio.create_task(host.load(TAG)) for _ in range(5)]
     await settle()
@@ -28,11 +28,11 @@ async def test_a_model_is_loaded_once_for_all_who_ask_at_the_same_time() -> None
     assert infos[0].num_parameters == 7
     assert infos[0].load_s > 0
     assert serving(health) == SERVING
-    assert (await host.load(TAG)).tag == TAG  # one that is ready is not loaded again
+    assert (await host.load(TAG)).tag == TAG  # a ready model is not loaded again
     assert len(loader.made) == 1
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_load_others_wait_for() -> None:
+async def test_cancelling_one_caller_does_not_stop_the_load_of_others() -> None:
     host, loader, _ = make_host()
     first, second = (asyncio.create_task(host.load(TAG)) for _ in range(2))
     await settle()
@@ -46,7 +46,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_load_others_wait_for() -> 
     ("raised", "kind", "reason"),
     [(DataLoss("Broken.", reason="DIGEST"), DataLoss, "DIGEST"), (OSError("/secret"), Internal, "MODEL_LOAD_FAILED")],
 )
-async def test_a_failed_load_stays_visible_and_can_be_tried_again(
+async def test_a_failed_load_stays_listed_and_can_be_retried(
     raised: Exception, kind: type[TandemError], reason: str
 ) -> None:
     host, loader, health = make_host()
@@ -60,15 +60,16 @@ async def test_a_failed_load_stays_visible_and_can_be_tried_again(
         assert "/secret" not in caught.value.message
     assert host.get(TAG).state == model_pb2.MODEL_STATE_FAILED
     assert serving(health) == NOT_SERVING
-    with pytest.raises(FailedPrecondition), host.lease(TAG):
+    with pytest.raises(FailedPrecondition, match=caught.value.message.removesuffix(".")) as failed, host.lease(TAG):
         pass
+    assert (failed.value.reason, "/secret" in failed.value.message) == ("MODEL_FAILED", False)
     assert (await loaded(host, loader)).state == model_pb2.MODEL_STATE_READY
     assert serving(health) == SERVING
 
 
 @pytest.mark.parametrize("error", [NotFound("None.", reason="UNKNOWN_TAG"), InvalidArgument("No.", reason="BAD_TAG")])
-async def test_a_tag_that_names_nothing_leaves_nothing(error: TandemError) -> None:
-    """Else a caller could fill the table, and every ListModels, with names of its own."""
+async def test_an_unknown_tag_is_not_listed_as_failed(error: TandemError) -> None:
+    """Otherwise callers could fill ListModels with invented tags."""
     host, loader, _ = make_host()
     loading = asyncio.create_task(host.load(TAG))
     await settle()
@@ -80,7 +81,7 @@ async def test_a_tag_that_names_nothing_leaves_nothing(error: TandemError) -> No
         host.get(TAG)
 
 
-async def test_unloading_waits_for_the_last_lease_and_takes_no_new_one() -> None:
+async def test_unloading_waits_for_the_last_lease_and_refuses_new_ones() -> None:
     host, loader, health = make_host()
     await loaded(host, loader)
     with host.lease(TAG) as model, host.lease(TAG):
@@ -106,7 +107,7 @@ async def test_a_lease_ends_with_its_block_even_when_the_block_fails() -> None:
     await asyncio.wait_for(host.unload(TAG), 20)
 
 
-async def test_unloading_what_is_still_loading_waits_for_it() -> None:
+async def test_unloading_waits_for_a_load_in_flight() -> None:
     host, loader, _ = make_host()
     loading = asyncio.create_task(host.load(TAG))
     await settle()
@@ -118,7 +119,7 @@ async def test_unloading_what_is_still_loading_waits_for_it() -> None:
     assert host.list() == []
 
 
-async def test_closing_unloads_all_and_refuses_further_loads() -> None:
+async def test_closing_unloads_all_models_and_refuses_new_loads() -> None:
     host, loader, _ = make_host()
     await loaded(host, loader)
     await loaded(host, loader, "other-v1.0.0")
@@ -128,7 +129,7 @@ async def test_closing_unloads_all_and_refuses_further_loads() -> None:
         await host.load(TAG)
 
 
-async def test_a_model_that_fails_to_close_is_gone_all_the_same() -> None:
+async def test_a_model_that_fails_to_close_is_still_removed() -> None:
     host, loader, _ = make_host()
     await loaded(host, loader)
     loader.made[0].close = fail_to_close  # type: ignore[method-assign]
@@ -140,7 +141,7 @@ async def fail_to_close() -> None:
     raise RuntimeError("stuck")
 
 
-async def test_the_model_calls_answer_from_the_host(serve: Any) -> None:
+async def test_the_model_rpcs_use_the_host(serve: Any) -> None:
     host, loader, _ = make_host()
 
     class Calls(ModelCalls[Model]):
@@ -156,3 +157,12 @@ async def test_the_model_calls_answer_from_the_host(serve: Any) -> None:
     assert [model.tag for model in (await run.vision.ListModels(model_pb2.ListModelsRequest())).models] == [TAG]
     await run.vision.UnloadModel(model_pb2.UnloadModelRequest(tag=TAG))
     assert not (await run.vision.ListModels(model_pb2.ListModelsRequest())).models
+
+
+async def test_the_error_for_a_missing_model_lists_the_loaded_ones() -> None:
+    host, loader, _ = make_host()
+    with pytest.raises(NotFound, match=r"no model of that tag: load it\."):
+        host.get("other-v1.0.0")
+    await loaded(host, loader)
+    with pytest.raises(NotFound, match=f"load it, or use {TAG}"):
+        host.get("other-v1.0.0")

@@ -1,4 +1,4 @@
-"""The models of a process: every order of loading, leasing, unloading, failing and leaving keeps the rules."""
+"""Random orders of loads, leases, unloads, failures and cancellations."""
 
 import asyncio
 import logging
@@ -19,14 +19,17 @@ from tests.hosting.hosted import Model, make_host, serving, settle
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Drop the log: loads fail by the hundred here."""
+    """Silence the log, because hundreds of loads fail here."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.reset_defaults()
 
 
 class HostMachine(RuleBasedStateMachine):
-    """Any order of calls on two tags: a leased model is never closed, every other one in the end exactly once."""
+    """Random calls on two tags.
+
+    A leased model is never closed. In the end, every model is closed exactly once.
+    """
 
     tags = st.sampled_from(["a-v1.0.0", "b-v1.0.0"])
 
@@ -50,7 +53,8 @@ class HostMachine(RuleBasedStateMachine):
 
     async def start(self, call: Any) -> None:
         task = asyncio.ensure_future(call)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # a refusal is an answer, too
+        # Read the exception, so that asyncio does not log it.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.calls.append(task)
 
     @rule(tag=tags)
@@ -83,11 +87,11 @@ class HostMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.leases)
     @rule()
-    def release(self) -> None:
-        async def give_back() -> None:
+    def end_lease(self) -> None:
+        async def end() -> None:
             self.leases.pop(0)[0].__exit__(None, None, None)
 
-        self.run(give_back())
+        self.run(end())
 
     @precondition(lambda self: self.calls)
     @rule()
@@ -102,17 +106,17 @@ class HostMachine(RuleBasedStateMachine):
         assert all(model.num_closed == 0 for _, model in self.leases)
 
     @invariant()
-    def one_load_a_tag(self) -> None:
+    def one_load_per_tag(self) -> None:
         waiting = [tag for tag, _ in self.loader.waiting]
         assert len(waiting) == len(set(waiting))
 
     @invariant()
-    def health_says_ready_just_for_the_ready(self) -> None:
+    def only_ready_models_are_healthy(self) -> None:
         for info in self.host.list():
             assert (serving(self.health, info.tag) == SERVING) == (info.state == model_pb2.MODEL_STATE_READY)
 
     @invariant()
-    def open_models_are_just_those_of_the_table(self) -> None:
+    def open_models_are_exactly_the_listed_ones(self) -> None:
         holding = {model_pb2.MODEL_STATE_READY, model_pb2.MODEL_STATE_DRAINING}
         held = [info.tag for info in self.host.list() if info.state in holding]
         assert sorted(model.tag for model in self.loader.made if model.num_closed == 0) == held
