@@ -13,7 +13,7 @@ from chassis.grpc_errors import from_rpc_error
 from tandem.v1 import language_pb2_grpc, vision_pb2_grpc
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import language_info, vision_info
-from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, Switch, World, ask, eventually
+from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, StageServer, World, ask, eventually
 
 IMAGE = b"an image"
 DRAINING = Unavailable("The model is being unloaded.", reason="MODEL_DRAINING")
@@ -43,9 +43,9 @@ async def pair(make_world: MakeWorld, store: Path) -> AsyncIterator[Pair]:
     language = ScriptedLanguage(language_info(store), [])  # type: ignore[abstract]
     vision.go.set()
     async with (
-        Switch(vision, vision_pb2_grpc, "VisionService") as vision_switch,
-        Switch(language, language_pb2_grpc, "LanguageService") as language_switch,
-        make_world(more_vision=[vision_switch.address], more_language=[language_switch.address]) as world,
+        StageServer(vision, vision_pb2_grpc, "VisionService") as vision_server,
+        StageServer(language, language_pb2_grpc, "LanguageService") as language_server,
+        make_world(more_vision=[vision_server.address], more_language=[language_server.address]) as world,
     ):
         await world.ask(b"another image", "Warm up?")
         yield Pair(world, vision, language)
@@ -121,7 +121,7 @@ async def test_an_answer_that_breaks_off_is_not_retried_and_keeps_its_text(pair:
 @pytest.mark.parametrize("stage", ["vision", "language"])
 async def test_a_dead_replica_fails_no_request(pair: Pair, stage: str) -> None:
     pair.say("Yes.")
-    await pair.world.switches[stage].off()
+    await pair.world.stage_servers[stage].stop()
     answers = [await pair.world.ask(b"image %d" % number, "Red?") for number in range(6)]
     assert [answer.text for answer in answers] == ["Yes."] * 6
 
@@ -138,7 +138,7 @@ async def test_if_all_replicas_fail_the_last_error_is_returned(pair: Pair) -> No
 async def test_if_one_replica_is_full_and_the_other_dead_the_client_gets_a_retry_delay(pair: Pair) -> None:
     """Waiting helps, in whichever order the two were tried."""
     pair.languages[1].error = FULL
-    await pair.world.switches["language"].off()
+    await pair.world.stage_servers["language"].stop()
     for _ in range(3):
         error = await error_of(pair.world.ask("?"))
         assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 1)

@@ -10,7 +10,7 @@ import torch
 
 from chassis.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, TandemError
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from gateway.stages.errors import short_list
 from gateway.stages.releases import Releases, open_release
@@ -25,7 +25,7 @@ OTHER = "other-v1.0.0"
 def two(store: Path, tmp_path: Path) -> ModelStore:
     """Return a store of two checkpoints with different weights."""
     shutil.copytree(store / TAG, tmp_path / TAG)
-    create_checkpoint(tmp_path, OTHER, PRESETS["tiny"], seed=1, dtype=torch.bfloat16, shards=1, container="safetensors")
+    create_checkpoint(tmp_path, OTHER, RESAMPLER_PRESETS["tiny"], seed=1, dtype=torch.bfloat16, shards=1, container="safetensors")
     return ModelStore(tmp_path)
 
 
@@ -77,10 +77,10 @@ def test_errors_name_a_few_of_many_choices() -> None:
 
 async def test_a_restarted_stage_is_found_within_seconds(world: World) -> None:
     await world.ask("Hello?")
-    await world.switches["language"].off()
+    await world.stage_servers["language"].stop()
     with pytest.raises(grpc.RpcError):
         await world.ask("Hello?")
-    await world.switches["language"].on()
+    await world.stage_servers["language"].start()
     async with asyncio.timeout(30):
         while not await is_ready(world):  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.1)
