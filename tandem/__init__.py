@@ -61,16 +61,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use (PEP 562).
+if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
 
-    The services import `tandem.v1` through this package. They must not load the clients with it.
-    """
-    if name == "errors":
-        return import_module("tandem.errors")
-    if name in __all__:
-        return getattr(import_module("tandem.client"), name)
-    raise AttributeError(f"module 'tandem' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import a public name at its first use (PEP 562).
+
+        The services import `tandem.v1` through this package. They must not load the clients with it.
+        """
+        if name == "errors":
+            return import_module("tandem.errors")
+        if name in __all__:
+            return getattr(import_module("tandem.client"), name)
+        raise AttributeError(f"module 'tandem' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
