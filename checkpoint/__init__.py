@@ -1,1 +1,1 @@
-"""A model on disk: tags, configuration, manifest, weights, presets, inspection."""
+"""Read, write and check models on disk. Only weights in memory need torch."""

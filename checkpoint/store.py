@@ -1,4 +1,4 @@
-"""The model store: a folder of checkpoint folders, each named by its tag."""
+"""The model store: a folder of checkpoints, named by tag."""
 
 import shutil
 import tempfile
@@ -11,13 +11,13 @@ from checkpoint.tags import Tag, parse_tag
 
 
 class ModelStore:
-    """The checkpoints under one folder, by tag."""
+    """The checkpoints in one folder, by tag."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
     def tags(self) -> list[str]:
-        """Return the tags of the store, by name and then by version."""
+        """Return the tags of the store, sorted by name and version."""
         return [str(tag) for tag in sorted(self._tags())]
 
     def folder(self, tag: str) -> Path:
@@ -34,13 +34,14 @@ class ModelStore:
 
     @contextmanager
     def create(self, tag: str) -> Iterator[Path]:
-        """Yield an empty folder that becomes the checkpoint `tag` if the block ends without an error.
+        """Yield an empty folder that becomes a checkpoint.
 
-        A checkpoint appears whole or not at all: the folder is filled under a name that is no tag and then renamed.
+        A checkpoint appears complete or not at all. The folder has a temporary name, and gets its tag as its name only if
+        the block ends without an error.
 
         Raises:
             InvalidArgument: BAD_TAG, the text is not a tag.
-            FailedPrecondition: TAG_EXISTS, a release is never overwritten.
+            FailedPrecondition: TAG_EXISTS, releases are never overwritten.
         """
         target = self.root / str(parse_tag(tag))
         self._refuse_existing(target)
@@ -48,7 +49,7 @@ class ModelStore:
         partial = Path(tempfile.mkdtemp(prefix=f".{tag}.", suffix=".partial", dir=self.root))
         try:
             yield partial
-            partial.chmod(0o755)  # mkdtemp leaves it readable by its owner alone
+            partial.chmod(0o755)  # mkdtemp makes it readable by its owner only
             self._refuse_existing(target)
             partial.rename(target)
         finally:
@@ -59,7 +60,7 @@ class ModelStore:
             try:
                 tag = parse_tag(entry.name)
             except InvalidArgument:
-                continue  # a store may hold a README, and a checkpoint that is being written
+                continue  # a README, or a checkpoint that is being written
             if entry.is_dir():
                 yield tag
 
@@ -67,7 +68,7 @@ class ModelStore:
     def _refuse_existing(target: Path) -> None:
         if target.exists():
             raise FailedPrecondition(
-                f"The model store has a {target.name} already; releases are never overwritten, choose another tag.",
+                f"The model store has a {target.name} already: releases are never overwritten, so choose another tag.",
                 reason="TAG_EXISTS",
                 field="tag",
                 where=target.parent,

@@ -1,4 +1,4 @@
-"""Tags: how a released checkpoint is called, `<name>-v<major>.<minor>.<patch>`."""
+"""Tags of released checkpoints: `<name>-v<major>.<minor>.<patch>`."""
 
 import re
 from dataclasses import dataclass
@@ -7,15 +7,18 @@ from chassis.errors import InvalidArgument
 
 MAX_TAG_CHARS = 128
 
-# A tag is also a folder's name, so it can hold no separator and cannot start with a dot. A number has no leading
-# zero: two spellings of one version would be two tags.
+# A tag is also a folder's name, so it has no separator and does not start with a dot. A number has no leading zero,
+# because two spellings of one version would be two tags.
 _NUMBER = r"(0|[1-9][0-9]{0,8})"
 _TAG = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]*)-v{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Tag:
-    """A name and a version; tags of one name sort by version as numbers (v1.10.0 after v1.9.0)."""
+    """A name and a version.
+
+    Versions sort as numbers: v1.10.0 comes after v1.9.0.
+    """
 
     name: str
     major: int
@@ -37,7 +40,7 @@ def split_release(name: str) -> tuple[str, str]:
 
 
 def parse_tag(text: str) -> Tag:
-    """Read a tag.
+    """Parse a tag.
 
     Raises:
         InvalidArgument: BAD_TAG, the text is not a tag.
