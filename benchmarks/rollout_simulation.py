@@ -142,7 +142,10 @@ def plan() -> Plan:
 
 
 def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random: np.random.Generator) -> int:
-    """Add answers to the counts, and return how many failed or were empty."""
+    """Add answers to the counts.
+
+    Return how many failed or were empty.
+    """
     draws = random.random(requests)
     errors = int((draws < behaviour.error_rate).sum())
     empty = int(((draws >= behaviour.error_rate) & (draws < behaviour.error_rate + behaviour.empty_rate)).sum())
@@ -163,7 +166,7 @@ def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random
 
 @cache
 def spread_over_buckets(median_s: float, spread: float) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the buckets of log-normal times, and the share of each.
+    """Return the buckets of log-normal times with their shares.
 
     Drawing counts of buckets takes the same time for any number of answers.
     """
@@ -187,13 +190,16 @@ def count_overdue(counts: Counts, hanging: deque[tuple[float, int]], now_s: floa
 
 
 def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
-    """Return the number of harmed requests. A slow canary harms all of them."""
+    """Return the number of harmed requests.
+
+    A slow canary harms all of them.
+    """
     is_slow = behaviour.first_token_s > STABLE.first_token_s or behaviour.inter_token_s > STABLE.inter_token_s
     return requests if is_slow else bad
 
 
 def phase_of(state: State) -> str:
-    """Return how a rollout ended, or 'held' if it did not."""
+    """Return the phase a rollout ended in, or 'held'."""
     return "held" if state.phase is Phase.RUNNING else str(state.phase)
 
 

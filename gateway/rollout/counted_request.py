@@ -1,4 +1,4 @@
-"""Count each request once: when it ends, or when it is overdue.
+"""Count each request once, at its end or when overdue.
 
 Without the second case, a release that hangs would look like one without traffic until the deadlines of its requests.
 """
@@ -16,7 +16,10 @@ _ENCODED = (gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_UNSPECIFIED)
 
 
 class CountedRequest:
-    """A request in flight that is counted once. For one event loop."""
+    """A request in flight that is counted once.
+
+    For one event loop.
+    """
 
     def __init__(
         self, count: Callable[[Outcome], None], report: Report, *, arm: Arm, window: str, overdue_s: float
@@ -42,7 +45,7 @@ class CountedRequest:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is not counted yet and has no first token."""
+        """Whether it is uncounted and has no first token."""
         return self._is_open and not self._report.first_token_at_s
 
     def end(self, *, failed: bool) -> None:
@@ -58,7 +61,10 @@ class CountedRequest:
             self._timer.cancel()
 
     def _check_overdue(self) -> None:
-        """Count the request as failed if it is overdue, else check again when it may be."""
+        """Count the request as failed if it is overdue.
+
+        Otherwise check again at the earliest time it can be.
+        """
         last_progress_at_s = self._report.last_token_at_s or self._report.routed_at_s
         left_s = last_progress_at_s + self._overdue_s - time.perf_counter()
         if left_s > 0:

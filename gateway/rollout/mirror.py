@@ -1,4 +1,4 @@
-"""Mirror requests to the canary, count how it does and show its answers to nobody.
+"""Mirror requests to the canary without showing its answers.
 
 A mirrored request never delays or fails the real one. It runs as its own task, at the lowest priority of the decoder,
 and at most `max_running` run at once. Requests beyond this limit are dropped and counted.
@@ -47,7 +47,7 @@ class _Answer:
 
 @dataclass(slots=True, kw_only=True)
 class _Pair:
-    """The real and the mirrored answer. They are compared once both are complete."""
+    """The real and the mirrored answer of one request."""
 
     choice: Choice
     is_greedy: bool  # sampled answers differ by chance
@@ -72,7 +72,7 @@ class Mirror:
         deadline: Deadline,
         send: Send,
     ) -> Send:
-        """Start to mirror a request, if it was chosen for this.
+        """Mirror a request if it was chosen for this.
 
         Returns:
             The function to send the real answer with. It calls `send` and compares the answers.
@@ -109,7 +109,10 @@ class Mirror:
         deadline: Deadline,
         pair: _Pair,
     ) -> None:
-        """Send a request to the release `name` and count how it ended. Raises nothing except cancellation."""
+        """Send a request to a release and count the outcome.
+
+        Raises nothing except cancellation.
+        """
         report = Report(is_mirrored=True)
 
         async def keep(response: gateway_pb2.GatewayGenerateResponse) -> None:

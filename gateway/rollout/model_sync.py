@@ -1,4 +1,4 @@
-"""Load the releases a rollout needs at the stages, and unload those it no longer needs."""
+"""Load and unload the stages' models as a rollout needs."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 
 
 class ModelSync:
-    """Keeps the models at the stages in sync with the rollout.
+    """Keeps the stages' models in sync with the rollout.
 
     All gateways do this side by side. A stage loads each model once, whoever asks first.
     """
@@ -52,7 +52,7 @@ class ModelSync:
         self._last_error = ""  # logged last, to log each error once
 
     async def run(self) -> None:
-        """Sync the models after every change and every `every_s`, until cancelled."""
+        """Sync after every change and every `every_s`, until cancelled."""
         while True:
             state = self._store_sync.view.state
             if state is not None:
@@ -60,7 +60,10 @@ class ModelSync:
             await self._store_sync.wait_for_change(self._every_s)
 
     async def _sync_until_needs_change(self, state: State) -> None:
-        """Sync the models, but stop when other releases are needed, so that a hanging load blocks no new rollout."""
+        """Sync until done, or until other releases are needed.
+
+        So a hanging load does not block the next rollout.
+        """
         work = asyncio.create_task(self._sync_and_log(state))
         try:
             while not work.done() and _has_same_needs(state, self._store_sync.view.state):
@@ -89,7 +92,10 @@ class ModelSync:
         await self._unload_departed(state)
 
     async def _ensure_loaded(self, state: State) -> None:
-        """Open the needed releases here and load them at the stages. Stages that restarted load them again."""
+        """Open the needed releases and load them at the stages.
+
+        Stages that restarted load them again.
+        """
         for name in state.needed:
             release = await self._releases.open(name)
             if name != self._traffic.configured_name:  # the stages load that one by their own settings
@@ -97,7 +103,10 @@ class ModelSync:
             await self._releases.route(release, with_images=True)  # checks that the halves fit
 
     async def _handle_load_error(self, state: State, error: TandemError) -> None:
-        """Roll back if the canary cannot be loaded. Retry later if a stage is unreachable or the rollout runs."""
+        """Roll back a rollout whose canary cannot be loaded.
+
+        While a stage is unreachable, or once the rollout runs, only wait for the next round.
+        """
         if error.message != self._last_error:
             _log.warning("release not loaded", reason=error.reason, error=error.local_message, phase=state.phase)
             self._last_error = error.message
@@ -107,7 +116,10 @@ class ModelSync:
             await self._change(state, lambda now, now_s: controller.roll_back(now, reason, now_s))
 
     async def _change(self, prepared: State, transition: Callable[[State, float], State]) -> None:
-        """Start or roll back a rollout that is still preparing. Do nothing if someone else was faster."""
+        """Start or roll back a rollout that is still preparing.
+
+        Do nothing if another gateway or an operator was faster.
+        """
 
         def if_still_preparing(state: State | None, now_s: float) -> State:
             if state is None or state.id != prepared.id or state.phase is not Phase.PREPARING:
@@ -121,7 +133,7 @@ class ModelSync:
                 _log.warning("rollout not changed, will retry", reason=error.reason, error=error.local_message)
 
     async def _unload_departed(self, state: State) -> None:
-        """Unload releases that no gateway routes to any more and that have no requests in flight."""
+        """Unload releases that are unused at every gateway."""
         offered = self._traffic.offered
         keep = {tag for name in offered for tag in split_release(name)}
         for name in {state.plan.stable, state.plan.canary}.difference(offered):
@@ -137,7 +149,10 @@ class ModelSync:
             _log.info("release unloaded", release=name, rollout=state.id)
 
     def _is_unused_everywhere(self, name: str) -> bool:
-        """Return whether all gateways have the current state and no request on the release."""
+        """Return whether no gateway needs the release any more.
+
+        Every gateway must act on the current state and have no request in flight on the release.
+        """
         version = self._store_sync.version
         heartbeats = self._store_sync.heartbeats
         return bool(heartbeats) and all(one.version >= version and name not in one.in_use for one in heartbeats)

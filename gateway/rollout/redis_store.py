@@ -1,4 +1,7 @@
-"""The store of several gateways: Redis, with a compare-and-set so that exactly one of them decides."""
+"""The rollout store of several gateways, in Redis.
+
+A compare-and-set lets exactly one of them decide.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +46,7 @@ _STATE = TypeAdapter(State)
 
 
 class RedisStore:
-    """Keeps the document, the counts of each step and the heartbeats, under keys with one prefix."""
+    """Keeps document, counts and heartbeats under one prefix."""
 
     def __init__(self, url: str, *, prefix: str = "tandem:rollout", timeout_s: float = 1.0) -> None:
         """Prepare a client, which connects on the first call.
@@ -70,7 +73,7 @@ class RedisStore:
             raise bad_state("The rollout state in Redis") from error
 
     async def compare_and_set(self, expected_version: int, document: Document) -> bool:
-        """Replace the document if it has `expected_version`, and return whether it had."""
+        """Replace a document of `expected_version`. Return whether it did."""
         assert document.state is not None, "a store never returns to the time before the first rollout"
         state = _STATE.dump_json(document.state)
         with _translate_errors():
@@ -81,7 +84,7 @@ class RedisStore:
             )
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a step and return the sums of all gateways."""
+        """Add counts of a step. Return all gateways' sums."""
         key = f"{self._prefix}:counts:{window}"
         with _translate_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -93,7 +96,7 @@ class RedisStore:
         return Counts.from_paths({path.decode(): int(count) for path, count in total.items()})
 
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
-        """Report that this gateway lives and return the recent heartbeats, its own included."""
+        """Report this gateway as alive. Return all living gateways."""
         arguments: list[str | int] = [own.gateway, own.model_dump_json(), HEARTBEAT_TIMEOUT_S]
         with _translate_errors():
             living = await self._heartbeat_script(keys=[f"{self._prefix}:gateways"], args=arguments)

@@ -38,7 +38,10 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     async def Set(  # noqa: N802
         self, request: rollout_pb2.RolloutsSetRequest, context: Context
     ) -> rollout_pb2.RolloutsSetResponse:
-        """Validate a plan and begin it. A refused plan changes nothing."""
+        """Validate a plan and begin it.
+
+        A refused plan changes nothing.
+        """
         self._check_operator(context.invocation_metadata())
         plan = plan_from_message(request.plan, in_force=self._store_sync.view.in_force)
         # Opening both releases refuses unknown tags, pairs that do not fit and broken files.

@@ -1,4 +1,4 @@
-"""Stores of the rollout's state: the interface, and the store of a single gateway."""
+"""The interface of rollout stores, and a local store."""
 
 import asyncio
 import os
@@ -15,7 +15,10 @@ _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class Document(BaseModel):
-    """A state with its version. Every new document has the next version."""
+    """A state with its version.
+
+    Every new document has the next version.
+    """
 
     model_config = _STRICT
 
@@ -35,7 +38,7 @@ class Heartbeat(BaseModel):
 
 
 class RolloutStore(Protocol):
-    """Keeps one document, the counts of the running step, and the heartbeats of gateways.
+    """Keeps document, counts of the running step, and heartbeats.
 
     Every method raises Unavailable, reason 'ROLLOUT_STORE_UNREACHABLE', if the store cannot be reached. Reading raises
     FailedPrecondition, reason 'BAD_ROLLOUT_STATE', if the stored state is not valid.
@@ -46,15 +49,15 @@ class RolloutStore(Protocol):
         ...
 
     async def compare_and_set(self, expected_version: int, document: Document) -> bool:
-        """Replace the document if it has `expected_version`, and return whether it had."""
+        """Replace a document of `expected_version`. Return whether it did."""
         ...
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a step and return the sums of all gateways."""
+        """Add counts of a step. Return all gateways' sums."""
         ...
 
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
-        """Report that this gateway lives and return the recent heartbeats, its own included."""
+        """Report this gateway as alive. Return all living gateways."""
         ...
 
     async def close(self) -> None:
@@ -73,7 +76,7 @@ class _File(BaseModel):
 
 
 class FileStore:
-    """The store of a single gateway: memory, and optionally a file.
+    """The store of a single gateway, in memory or file.
 
     The file is always replaced as a whole, so a crash never leaves half a state.
     """
@@ -103,7 +106,7 @@ class FileStore:
         return self._file.document
 
     async def compare_and_set(self, expected_version: int, document: Document) -> bool:
-        """Replace the document if it has `expected_version`, and return whether it had."""
+        """Replace a document of `expected_version`. Return whether it did."""
         async with self._writing:
             if self._file.document.version != expected_version:
                 return False
@@ -111,7 +114,10 @@ class FileStore:
             return True
 
     async def add(self, window: str, counts: Counts) -> Counts:
-        """Add to the counts of a step and return the sums. Only one step is kept."""
+        """Add counts of a step. Return the sums.
+
+        Only the counts of one step are kept.
+        """
         async with self._writing:
             is_new = window != self._file.window
             total = Counter({} if is_new else self._file.counts)
@@ -142,7 +148,7 @@ class FileStore:
 
 
 def bad_state(subject: str) -> FailedPrecondition:
-    """Return the error of a store whose state is not valid.
+    """Return the error of a store with invalid state.
 
     A gateway does not start with it, as it never guesses which release to serve.
     """
@@ -150,7 +156,10 @@ def bad_state(subject: str) -> FailedPrecondition:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file atomically. After a crash it is whole, either old or new."""
+    """Replace a file atomically.
+
+    After a crash it is whole, either old or new.
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Keep one gateway and the rollout store in sync: read the state, act on it, add counts and decide."""
+"""Keep one gateway and the rollout store in sync."""
 
 import asyncio
 import secrets
@@ -37,7 +37,10 @@ class View:
 
 
 class StoreSync:
-    """Keeps this gateway and the store in sync. For one event loop."""
+    """Keeps this gateway and the store in sync.
+
+    It reads the state, acts on it, adds counts and decides. For one event loop.
+    """
 
     def __init__(self, store: RolloutStore, traffic: Traffic, *, local_copy: FileStore | None, tick_s: float) -> None:
         """Start nothing yet.
@@ -75,7 +78,9 @@ class StoreSync:
         return self._document.version
 
     async def open(self) -> None:
-        """Adopt the stored state, or the local copy while the store is unreachable.
+        """Adopt the stored state.
+
+        While the store is unreachable, adopt the local copy.
 
         Raises:
             FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid.
@@ -115,7 +120,7 @@ class StoreSync:
         )
 
     async def change(self, transition: Transition) -> View:
-        """Apply a transition to the stored state and adopt the result.
+        """Apply a transition to the state and adopt the result.
 
         A cancelled caller does not stop it: this gateway must act on whatever the store accepted.
 
@@ -136,7 +141,7 @@ class StoreSync:
         )
 
     async def watch(self) -> AsyncGenerator[View, None]:
-        """Yield the current view, and a new one after every change."""
+        """Yield the view now and after every change."""
         while True:
             changed = self._changed
             yield self.view
@@ -148,7 +153,7 @@ class StoreSync:
             await asyncio.wait_for(self._changed.wait(), within_s)
 
     async def _tick(self, now_s: float) -> None:
-        """Read and adopt the state, exchange heartbeats and counts, and decide."""
+        """Adopt the state, exchange heartbeats and counts, and decide."""
         document = await self._read()
         self._mark_reachable()
         self._adopt(document)
@@ -168,7 +173,10 @@ class StoreSync:
             await self._commit(document, following)
 
     async def _read(self) -> Document:
-        """Return the stored document. Restore a store that lost its data, so that the rollout stays."""
+        """Return the stored document.
+
+        A store that lost its data is restored first, so the rollout stays.
+        """
         document = await self._store.read()
         if document.version < self._document.version:
             await self._store.compare_and_set(document.version, self._document)
@@ -177,7 +185,7 @@ class StoreSync:
         return document
 
     async def _exchange_counts(self, state: State) -> None:
-        """Add the counts of this gateway to the store and get the sums of all."""
+        """Add own counts to the store and get the sums."""
         counts = self._traffic.drain_counts()
         try:
             total = await self._store.add(state.window, counts)
@@ -190,7 +198,10 @@ class StoreSync:
         self._counts = total
 
     async def _commit(self, document: Document, following: State) -> bool:
-        """Store and adopt the next state, unless another gateway was faster. The winner logs the decision."""
+        """Store and adopt a state, unless another gateway was faster.
+
+        The gateway that stores it logs the decision.
+        """
         successor = Document(version=document.version + 1, state=following)
         if not await self._store.compare_and_set(document.version, successor):
             return False

@@ -1,4 +1,4 @@
-"""Route every request to one release and count how it ended."""
+"""Route every request to one release, and count its outcome."""
 
 import asyncio
 import random
@@ -47,10 +47,13 @@ class Choice:
 
 
 class Traffic:
-    """The requests of this gateway, by release. For one event loop."""
+    """The requests of this gateway, by release.
+
+    For one event loop.
+    """
 
     def __init__(self, releases: Releases, draw: Callable[[], float] = random.random) -> None:
-        """Route everything to the default release until there is a rollout.
+        """Route everything to the default release.
 
         Args:
             releases: opens releases by name.
@@ -66,12 +69,12 @@ class Traffic:
 
     @property
     def in_force(self) -> str:
-        """The release that answers all requests the canary does not take."""
+        """The release that answers, unless the canary does."""
         return self._state.in_force if self._state is not None else self.configured_name
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The releases that can answer: those of the rollout and of the settings."""
+        """The releases of the rollout and of the settings."""
         needed = self._state.needed if self._state is not None else ()
         return tuple(dict.fromkeys((*needed, self.configured_name)))
 
@@ -82,12 +85,15 @@ class Traffic:
 
     @property
     def waiting(self) -> dict[Arm, int]:
-        """Number of requests of the running step without a first token, by arm."""
+        """Requests of the running step without a first token."""
         window = self._state.window if self._state is not None else ""
         return dict(Counter(one.arm for one in self._counted_requests if one.is_waiting and one.window == window))
 
     def adopt(self, state: State | None) -> None:
-        """Route new requests by `state`. Requests in flight stay on their release."""
+        """Route new requests by `state`.
+
+        Requests in flight stay on their release.
+        """
         if state is None or self._state is None or state.window != self._state.window:
             self._counts = Counts()
         self._state = state
@@ -124,7 +130,7 @@ class Traffic:
             self._num_in_flight[name] -= 1
 
     async def release_for(self, pin: str | None) -> Release:
-        """Return the release for a request that needs no answer, such as counting tokens.
+        """Return the release that counts tokens of a prompt.
 
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE'.
@@ -135,7 +141,9 @@ class Traffic:
     async def route(
         self, routing_key: str, pin: str | None, *, deadline: Deadline, report: Report
     ) -> AsyncIterator[Choice]:
-        """Choose the release of a request, keep it open for the block, and count how the block ends.
+        """Choose a request's release and count how the block ends.
+
+        The release stays open for the block.
 
         Args:
             routing_key: names a conversation. An empty one makes the request a conversation of its own.
@@ -218,5 +226,5 @@ class Traffic:
 
 
 def is_client_error(error: TandemError) -> bool:
-    """Return whether the client caused an error, and not the release."""
+    """Return whether the client caused an error."""
     return isinstance(error, _CLIENT_ERRORS)

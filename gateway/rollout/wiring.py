@@ -1,4 +1,4 @@
-"""Open everything a gateway needs for rollouts, and close it again."""
+"""Open and close the rollout parts of a gateway."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ from tandem.v1 import rollout_pb2_grpc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
-    """Where a gateway stores rollouts, and how often it checks them."""
+    """Where rollouts are stored, and how often they are checked."""
 
     file: Path | None  # the store itself, or with Redis a local copy for a start while Redis is unreachable
     redis_url: str | None  # the store of several gateways
@@ -37,7 +37,7 @@ async def open_rollouts(
     loading: ModelLoading,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
-    """Adopt the stored rollout, serve `tandem.v1.Rollouts`, and keep in sync for the length of the block.
+    """Serve `tandem.v1.Rollouts` and sync the rollout within the block.
 
     Raises:
         FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid.
@@ -67,7 +67,7 @@ async def open_rollouts(
 
 
 def _stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
-    """Return the store, and for a remote store the local copy."""
+    """Return the store, and a remote store's local copy."""
     file_store = FileStore(config.file)
     if config.redis_url is None:
         return file_store, None

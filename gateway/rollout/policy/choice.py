@@ -9,7 +9,9 @@ _POINTS = 2**53  # distinct floats in [0, 1)
 
 
 def point(routing_key: str, rollout_id: str) -> float:
-    """Return the point of a conversation in [0, 1), evenly spread.
+    """Return the point of a conversation in [0, 1).
+
+    Points of different keys are spread evenly.
 
     Each rollout gives a conversation another point. So it is not always the same users who get a new release first.
     """

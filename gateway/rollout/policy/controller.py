@@ -1,4 +1,4 @@
-"""Decide the next state of a rollout, from its state, the counts and the time.
+"""Decide the next state of a rollout.
 
 Every function is pure and returns a new state. A store keeps it by compare-and-set, so exactly one of several gateways
 decides.
@@ -15,7 +15,7 @@ from gateway.rollout.policy.state import MAX_CHANGES, Change, Event, Looks, Phas
 
 
 def begin(previous: State | None, plan: Plan, *, in_force: str, rollout_id: str, now_s: float) -> State:
-    """Return the state of a new rollout. Its models are not loaded yet.
+    """Return the state of a rollout before its models load.
 
     Args:
         previous: the last rollout, whose history goes on.
@@ -57,7 +57,7 @@ def begin(previous: State | None, plan: Plan, *, in_force: str, rollout_id: str,
 
 
 def start(state: State, now_s: float) -> State:
-    """Return the state in which the canary is loaded and the first step runs."""
+    """Return the state in which the first step runs."""
     started = replace(state, phase=Phase.RUNNING, step_started_s=now_s)
     return _with_change(started, Event.STARTED, "The canary's models are ready.", now_s)
 
@@ -89,7 +89,7 @@ def roll_back(state: State, reason: str, now_s: float, findings: tuple[Finding, 
 
 
 def tick(state: State, counts: Counts, now_s: float) -> State | None:
-    """Return the state that follows from the counts of the running step, or None for no change."""
+    """Return the next state, or None for no change."""
     if state.phase is not Phase.RUNNING:
         return None
     is_over = _is_over(state, counts, now_s)
@@ -107,7 +107,10 @@ def preview(state: State, counts: Counts) -> tuple[Finding, ...]:
 
 
 def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State | None:
-    """Take a look if one is due, then roll back, advance, hold the step or only record the look."""
+    """Take a look if due, and act on it.
+
+    The result is a rollback, the next step, a held step, or only a record of the look.
+    """
     comparable, looks = num_comparable(counts), state.looks
     if comparable < state.plan.guard.min_requests:
         return None
@@ -129,7 +132,7 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
 
 
 def _advance_or_hold(state: State, findings: tuple[Finding, ...], comparable: int, now_s: float) -> State:
-    """Advance to 100 % if every metric was shown to be within its bound, else hold the step."""
+    """Advance if every metric is within its bound, else hold."""
     looks = state.looks
     within = {*looks.within, *(finding.metric for finding in findings if finding.verdict is Verdict.WITHIN)}
     missing = [finding.metric for finding in findings if finding.metric not in within]

@@ -1,4 +1,4 @@
-"""Counts of requests in one step of a rollout, by arm.
+"""Counts of the requests in one rollout step, by arm.
 
 Counts are sums, so those of several gateways add up, and their size does not grow with traffic. In code each sum has a
 typed key. Stores and logs write a key as a path: 'arm/number' or 'arm/timing/kind/bucket'.
@@ -54,7 +54,7 @@ class HistogramKey(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The key as stores write it. The bucket follows after another slash."""
+        """The key as stores write it, without the bucket."""
         return f"{self.arm}/{self.timing}/{self.kind}"
 
 
@@ -71,7 +71,10 @@ class Counts:
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, int]) -> "Counts":
-        """Return the counts that a store has. Skip paths of another version."""
+        """Return the counts that a store has.
+
+        Paths of a newer version are skipped.
+        """
         counts = cls()
         for path, count in paths.items():
             start, _, bucket = path.rpartition("/")
@@ -91,7 +94,7 @@ class Counts:
         return {key.path: count for key, count in self._numbers.items()} | buckets
 
     def totals(self) -> dict[str, int]:
-        """Return the sums by path, without the histograms, for a log."""
+        """Return the sums by path, for a log."""
         return {key.path: count for key, count in sorted(self._numbers.items())}
 
     def add(self, arm: Arm, number: Number, count: int = 1) -> None:
@@ -128,7 +131,10 @@ class Counts:
         return {key.kind: found for key, found in self._histograms.items() if (key.arm, key.timing) == (arm, timing)}
 
     def median_s(self, arm: Arm, timing: Timing) -> float | None:
-        """Return the median over all kinds of requests, seconds, or None without requests."""
+        """Return the median over all kinds of requests, seconds.
+
+        None without requests.
+        """
         return median_s(sum(self.histograms(arm, timing).values(), Counter()))
 
     def __add__(self, other: "Counts") -> "Counts":

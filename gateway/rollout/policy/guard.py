@@ -1,4 +1,4 @@
-"""Judge a canary: compare each metric with stable over the same step, with bounded error chances.
+"""Compare canary and stable, with bounded chances of error.
 
 Looks. A guard that tests growing numbers again and again would find a difference by chance. So it looks only when the
 numbers have grown by a fifth or a step ends. Its k-th look spends 1 / (k (k + 1)) of the allowed error chance, which
@@ -28,7 +28,7 @@ _NO_CAP = bucket_of(1e9)  # seconds
 
 
 class Verdict(StrEnum):
-    """What the numbers of one metric show: nothing yet, within the bound, or beyond it."""
+    """The conclusion about one metric, so far."""
 
     OPEN = "open"
     WITHIN = "within"
@@ -83,7 +83,10 @@ def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
 
 
 def num_comparable(counts: Counts) -> int:
-    """Return the requests of the release that has fewer. Looks are due by this number."""
+    """Return the requests of the release that has fewer.
+
+    This number decides when looks are due.
+    """
     return min(counts.number("stable", "requests"), counts.number("canary", "requests"))
 
 
@@ -106,7 +109,7 @@ def _findings(counts: Counts, guard: Guard, levels: Levels) -> Iterator[Finding]
 
 
 def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float, levels: Levels) -> Finding:
-    """Test whether the canary's rate is above or below stable's plus the bound."""
+    """Test the canary's rate against stable's plus the bound."""
     stable = counts.number("stable", number), counts.number("stable", "requests")
     canary = counts.number("canary", number), counts.number("canary", "requests")
     stable_rate = stable[0] / stable[1] if stable[1] else None
@@ -133,7 +136,10 @@ def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float,
 def _compare_times(
     metric: Metric, timing: Timing, counts: Counts, bound: float, longest: int, levels: Levels
 ) -> Finding:
-    """Test whether the canary's times are above or below stable's times the bound, up to bucket `longest`."""
+    """Test the canary's times against stable's times the bound.
+
+    Times are compared up to bucket `longest`.
+    """
     stable, canary = counts.histograms("stable", timing), counts.histograms("canary", timing)
     z = rank_sum_z(
         [
@@ -155,7 +161,10 @@ def _compare_times(
 
 
 def _ratio_of_medians(stable: Mapping[Kind, Histogram], canary: Mapping[Kind, Histogram]) -> float | None:
-    """Return the geometric mean over kinds, weighted by the information each holds."""
+    """Return the weighted geometric mean over kinds of requests.
+
+    The weight of a kind is the information its requests hold.
+    """
     total = total_weight = 0.0
     for kind in stable.keys() & canary.keys():
         stable_s, canary_s = median_s(stable[kind]), median_s(canary[kind])

@@ -14,7 +14,10 @@ _SHORTEST_S = 1e-6
 
 
 def bucket_of(seconds: float) -> int:
-    """Return the bucket of a time. Times below 1 µs share one bucket."""
+    """Return the bucket of a time.
+
+    Times below 1 µs share one bucket.
+    """
     return math.floor(math.log2(max(seconds, _SHORTEST_S)) * _BUCKETS_PER_DOUBLING)
 
 
@@ -24,7 +27,7 @@ def seconds_of(bucket: int) -> float:
 
 
 def median_s(histogram: Histogram) -> float | None:
-    """Return the median time, seconds, or None for an empty histogram."""
+    """Return the median, seconds, or None for an empty histogram."""
     half, below = sum(histogram.values()) / 2, 0.0
     for bucket in sorted(histogram):
         below += histogram[bucket]
@@ -48,7 +51,7 @@ def scaled(histogram: Histogram, factor: float) -> dict[int, float]:
 
 
 def capped(histogram: Histogram, longest: int) -> dict[int, float]:
-    """Return the histogram with every bucket above `longest` moved to it."""
+    """Move the counts of buckets above `longest` into it."""
     kept: dict[int, float] = {}
     for bucket, count in histogram.items():
         kept[min(bucket, longest)] = kept.get(min(bucket, longest), 0) + count

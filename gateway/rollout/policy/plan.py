@@ -1,4 +1,4 @@
-"""The plan of a rollout, as an operator sets it: releases, steps and guard.
+"""The plan of a rollout: releases, steps and guard.
 
 Plain data that validates itself when it is made.
 """
@@ -26,7 +26,10 @@ _Ratio = Field(default=None, gt=1, allow_inf_nan=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Step:
-    """One step of a rollout. It ends once both of its lengths are reached."""
+    """One step of a rollout.
+
+    It ends once both of its lengths are reached.
+    """
 
     weight_percent: float = Field(ge=0, le=FULL, allow_inf_nan=False)  # share of conversations the canary answers
     seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
@@ -35,7 +38,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Guard:
-    """How much worse than stable a canary may be. A metric without a bound is not judged."""
+    """How much worse than stable a canary may be.
+
+    A metric without a bound is not judged.
+    """
 
     max_error_rate_increase: float | None = _Increase
     max_empty_rate_increase: float | None = _Increase
@@ -76,7 +82,7 @@ class Plan:
 
     @property
     def num_judged_steps(self) -> int:
-        """Number of steps in which both releases answer and can be compared."""
+        """Number of steps in which both releases answer."""
         return sum(0 < step.weight_percent < FULL for step in self.steps)
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ _MAX_TERMS = 100_000  # of the continued fraction, which needs about the square 
 
 
 def p_rate_above(stable: tuple[int, int], canary: tuple[int, int], increase: float, level: float) -> float:
-    """Return a p-value for a canary whose rate is too high.
+    """Return a p-value for a rate that is too high.
 
     It tests the hypothesis 'the canary's rate is at most stable's plus `increase`'.
 
@@ -34,7 +34,7 @@ def p_rate_above(stable: tuple[int, int], canary: tuple[int, int], increase: flo
 
 
 def p_rate_below(stable: tuple[int, int], canary: tuple[int, int], increase: float, level: float) -> float:
-    """Return a p-value for a canary whose rate is low enough.
+    """Return a p-value for a rate that is low enough.
 
     It tests the hypothesis 'the canary's rate is at least stable's plus `increase`'. Arguments as of `p_rate_above`.
     """
@@ -46,7 +46,10 @@ def p_rate_below(stable: tuple[int, int], canary: tuple[int, int], increase: flo
 
 
 def binomial_tail(events: int, trials: int, rate: float) -> float:
-    """Return the probability of `events` or more in `trials` trials of probability `rate`."""
+    """Return the probability of `events` or more.
+
+    Each of `trials` independent trials has an event with probability `rate`.
+    """
     if events <= 0:
         return 1.0
     if events > trials or rate <= 0:
@@ -55,7 +58,10 @@ def binomial_tail(events: int, trials: int, rate: float) -> float:
 
 
 def upper_limit(events: int, trials: int, level: float) -> float:
-    """Return the highest rate at which `events` or fewer still have probability `level`."""
+    """Return the upper Clopper-Pearson limit of a rate.
+
+    At this rate, `events` or fewer in `trials` still have probability `level`.
+    """
     low, high = 0.0, 1.0
     for _ in range(_NUM_BISECTIONS):
         middle = (low + high) / 2
@@ -93,7 +99,7 @@ def rank_sum_z(strata: Sequence[tuple[Histogram, Histogram]]) -> float:
 
 
 def p_above(z: float) -> float:
-    """Return the probability of a standard normal value of `z` or more."""
+    """Return P(Z >= z) of a standard normal Z."""
     return math.erfc(z / math.sqrt(2)) / 2
 
 

@@ -1,4 +1,4 @@
-"""The state of a rollout, as stores keep it. Plain frozen data that is written and read as JSON."""
+"""The state of a rollout, which stores keep as JSON."""
 
 from enum import StrEnum
 
@@ -45,7 +45,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Looks:
-    """The guard's looks at the running step. Each look tests every metric once."""
+    """The guard's looks at the running step.
+
+    Each look tests every metric once.
+    """
 
     taken: int = 0
     next_at: int = 0  # comparable requests at which the next look is due
@@ -74,7 +77,7 @@ class State:
 
     @property
     def current_step(self) -> Step:
-        """The running step, or the last one of a rollout that ended."""
+        """The running step, or the last one that ran."""
         return self.plan.steps[self.step]
 
     @property

@@ -1,4 +1,4 @@
-"""A model store with two releases, and a gateway with stages that can load both."""
+"""A gateway whose stages can load two releases."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open
 
 @pytest.fixture(scope="module")
 def two_releases(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model store with the same checkpoint under two tags."""
+    """Return a store with one checkpoint under two tags."""
     folder = tmp_path_factory.mktemp("two_releases")
     for tag in (STABLE, CANARY):
         shutil.copytree(store / STABLE, folder / tag)

@@ -1,4 +1,4 @@
-"""A real gateway with scripted stages, whose behaviour a test sets per release."""
+"""A real gateway with stages scripted per release."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +32,7 @@ STABLE, CANARY = "tiny-v1.0.0", "tiny-v1.1.0"
 
 @dataclass
 class ScriptedModels:
-    """The model calls of a stage, answered from a dict that tests may change."""
+    """The model calls of a stage, with models tests change."""
 
     template: model_pb2.ModelInfo
     models: dict[str, model_pb2.ModelInfo] = field(default_factory=dict)
@@ -69,12 +69,18 @@ class ScriptedModels:
 
 
 class RolloutVision(ScriptedModels, vision_pb2_grpc.VisionServiceServicer):
-    """A vision stage that loads models. These tests send it no images."""
+    """A vision stage that loads models.
+
+    These tests send it no images.
+    """
 
 
 @dataclass
 class RolloutLanguage(ScriptedModels, language_pb2_grpc.LanguageServiceServicer):
-    """A language stage with one answer per release. It waits before the first token while `go` is clear."""
+    """A language stage with one answer per release.
+
+    It waits before the first token while `go` of the release is clear.
+    """
 
     answers: dict[str, list[int]] = field(default_factory=dict)
     errors: dict[str, TandemError] = field(default_factory=dict)
@@ -108,7 +114,7 @@ def _unknown_tag() -> NotFound:
 
 @dataclass
 class LiveGateway:
-    """A gateway, with stubs to call it and the stages behind it."""
+    """Stubs of a gateway, and the stages behind it."""
 
     gateway: Any  # stub of tandem.v1.Gateway
     operator: Any  # stub of tandem.v1.Rollouts
@@ -120,7 +126,7 @@ class LiveGateway:
         return await read(self.gateway.Generate(ask("What is it?", routing_key=key), metadata=metadata))
 
     async def set(self, *weights: float, overdue_s: float = 60, **further: Any) -> rollout_pb2.Rollout:
-        """Begin a rollout whose first step does not end during a test."""
+        """Begin a rollout whose first step outlasts the test."""
         steps = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in weights]
         guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20, overdue_s=overdue_s)
         plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard, **further)
@@ -134,7 +140,7 @@ class LiveGateway:
     async def wait_for_phase(
         self, wanted: "rollout_pb2.RolloutPhase.ValueType", within_s: float = 20
     ) -> rollout_pb2.Rollout:
-        """Wait until the rollout is in a phase, and return it."""
+        """Wait for a phase, and return the rollout."""
         return await self.wait_until(lambda rollout: rollout.phase == wanted, within_s)
 
     async def wait_until(
@@ -149,7 +155,10 @@ class LiveGateway:
 
 @asynccontextmanager
 async def open_gateway(store: Path, tokenizer: Tokenizer, **settings: Any) -> AsyncIterator[LiveGateway]:
-    """Run a gateway on a store of both releases. The stages have loaded the stable one."""
+    """Run a gateway on a store of both releases.
+
+    The stages have loaded the stable one.
+    """
     # The abstract methods are calls that a gateway never makes here.
     vision = RolloutVision(vision_info(store))  # type: ignore[abstract]
     language = RolloutLanguage(language_info(store))  # type: ignore[abstract]

@@ -15,7 +15,10 @@ GUARD = {
 
 
 def plan(*weights: float, seconds: float = 10, requests: int = 0, **further: Any) -> Plan:
-    """Return a plan with these weights, by default 1, 25 and 100. All steps have the same length."""
+    """Return a plan with these weights.
+
+    The default weights are 1, 25 and 100. All steps have the same length.
+    """
     steps = [{"weight_percent": w, "seconds": seconds, "requests": requests} for w in weights or (1, 25, 100)]
     return read_plan({"stable": STABLE, "canary": CANARY, "steps": steps, "guard": GUARD, **further})
 

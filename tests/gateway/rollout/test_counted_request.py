@@ -1,4 +1,4 @@
-"""Each request is counted once: when it ends, or when it is overdue."""
+"""Requests are counted once, at their end or when overdue."""
 
 import asyncio
 import time
@@ -63,7 +63,7 @@ async def test_an_answer_that_stalls_is_overdue_and_keeps_its_first_token() -> N
 
 
 async def test_time_in_the_admission_queue_makes_no_request_overdue_or_slow() -> None:
-    """Queueing affects both releases alike and would hide the canary's own latency."""
+    """Queueing is the same for both and would hide differences."""
     report = Report()
     report.started_at_s -= 1000
     report.routed_at_s -= 1000
@@ -85,7 +85,7 @@ async def test_a_closed_request_is_not_counted() -> None:
 
 
 def test_tokens_of_one_message_have_no_inter_token_time() -> None:
-    """Counting them as 0 s would hide a canary whose longer answers are slow."""
+    """Counting 0 s would hide slow tokens in longer answers."""
     report = Report()
     report.mark_tokens("r", 5)
     assert outcome_of(report, failed=False).inter_token_s is None

@@ -1,4 +1,4 @@
-"""Mirrored requests are counted for the canary and invisible to clients."""
+"""Mirrored requests are counted and invisible to clients."""
 
 import asyncio
 from pathlib import Path
@@ -48,7 +48,7 @@ async def test_a_canary_that_fails_or_hangs_does_not_affect_the_real_requests(
 
 
 async def test_a_malformed_mirrored_answer_counts_as_an_error(live: LiveGateway) -> None:
-    """An unexpected failure must not look as if the request was never mirrored."""
+    """An unexpected failure must be counted, too."""
     await live.set(0, 50, 100, shadow_percent=100)
     await live.wait_for_phase(RUNNING)
     live.language.malformed.add(CANARY)

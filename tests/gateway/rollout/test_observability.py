@@ -1,4 +1,4 @@
-"""Metrics by release and stage, and one log line per decision with its numbers."""
+"""Metrics by release and stage, and decisions in the log."""
 
 import asyncio
 
@@ -53,7 +53,7 @@ async def test_requests_tokens_and_their_times_have_a_release_label(live: LiveGa
 
 
 async def test_mirrored_requests_are_not_in_the_latency_metrics_of_their_release(live: LiveGateway) -> None:
-    """They run at the lowest priority, and no client waits for them."""
+    """They run at the lowest priority, so they are slower."""
     growth = MetricGrowth()
     await live.set(0, 50, 100, shadow_percent=100)
     await live.wait_for_phase(RUNNING)

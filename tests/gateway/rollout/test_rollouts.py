@@ -1,4 +1,4 @@
-"""Rollouts through a gateway's API: the canary is loaded before, counted during and unloaded after."""
+"""Rollouts through the API of a gateway with scripted stages."""
 
 import asyncio
 from pathlib import Path
@@ -106,7 +106,7 @@ async def test_a_restarted_stage_loads_the_canary_again(live: LiveGateway) -> No
 
 
 async def test_a_model_that_a_restarted_stage_lost_is_no_client_error(two_releases: Path, tokenizer: Tokenizer) -> None:
-    """A restarted stage only has the models of its settings until the gateway loads the others."""
+    """A restarted stage only has the models of its settings."""
     async with open_gateway(two_releases, tokenizer, refresh_s=60) as live:
         await live.ask()
         del live.language.models[STABLE]

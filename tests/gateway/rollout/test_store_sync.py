@@ -1,4 +1,4 @@
-"""Several gateways on one store act as one, and none loses the rollout."""
+"""Several gateways on one store act as one."""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ async def wait_for_phase(sync: StoreSync, phase: Phase) -> None:
 async def test_five_gateways_add_up_their_counts_and_one_decides(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    """No gateway has enough requests of its own. Together they have, and each decision is made once."""
+    """Only together do they have enough requests."""
     gateways = [gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(5)]
     with structlog.testing.capture_logs() as logs:
         for sync, _ in gateways:
@@ -113,7 +113,7 @@ async def test_requests_that_wait_at_one_gateway_are_counted_at_the_others(
 
 
 async def test_a_canary_that_one_gateway_cannot_read_counts_as_an_error(store: Path) -> None:
-    """Its model store may lack a release that another gateway has. No client named it, so it is no client error."""
+    """An operator named the release, not a client."""
     sync, traffic = gateway(store, FileStore(None))
     await sync.set(PLAN)
     state = (await sync.change(started)).state
@@ -167,7 +167,10 @@ async def test_a_store_that_lost_its_data_is_restored_and_the_rollout_stays(
 async def test_of_two_states_with_one_version_the_stored_one_wins(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    """A store that lost its last change may get another one before it is restored. All gateways must adopt it."""
+    """A store that lost a change may get another one.
+
+    All gateways must adopt the stored one.
+    """
     (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
     await one.set(PLAN)
     redis.client.flushall()
@@ -181,7 +184,7 @@ async def test_of_two_states_with_one_version_the_stored_one_wins(
 async def test_a_command_completes_although_its_caller_is_cancelled(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the file would have the change and the gateway would not, until its next start."""
+    """Else file and gateway would differ until the next start."""
     writing, go_on = threading.Event(), threading.Event()
 
     def slow_fsync(_descriptor: int) -> None:

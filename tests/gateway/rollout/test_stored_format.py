@@ -1,4 +1,4 @@
-"""Stored rollouts of earlier versions stay readable, and the format does not change."""
+"""The stored format stays, so old rollouts stay readable."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Both stores: compare-and-set of the document, sums of counts, and heartbeats."""
+"""Both stores: compare-and-set, counts and heartbeats."""
 
 import asyncio
 import json
@@ -88,7 +88,7 @@ async def test_two_gateways_share_counts_and_see_each_others_heartbeats(server: 
 
 
 def test_the_heartbeat_timeout_is_longer_than_the_longest_tick() -> None:
-    """Else other gateways would unload a release that still has requests in flight."""
+    """Else others would unload releases that are in use."""
     settings: dict[str, Any] = {"models": Path(), "release": STABLE, "rollout_tick_s": HEARTBEAT_TIMEOUT_S}
     with pytest.raises(ValidationError, match="rollout_tick_s"):
         GatewaySettings(**settings)

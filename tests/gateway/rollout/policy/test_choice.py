@@ -1,4 +1,4 @@
-"""The choice of release is the same everywhere, in the right share, and moves one way only."""
+"""The choice of a conversation's release."""
 
 import math
 import subprocess
@@ -44,7 +44,7 @@ def test_another_rollout_moves_other_conversations_first() -> None:
 
 
 def test_another_process_chooses_alike() -> None:
-    """Python seeds its own hash per process, so two gateways would choose differently with it."""
+    """Python's own hash has a new seed per process."""
     program = "from gateway.rollout.policy.choice import point; print([point(str(n), 'r') for n in range(100)])"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == str([point(str(number), "r") for number in range(100)])

@@ -1,4 +1,4 @@
-"""Decisions of the controller, also for counts and commands in any order."""
+"""Decisions of the controller."""
 
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ def test_every_step_ends_with_a_look() -> None:
 
 
 def test_the_step_before_100_is_held_until_the_canary_is_within_its_bounds() -> None:
-    """60 requests without an error are too few to show an error rate below 2 percent."""
+    """60 requests without an error show too little."""
     state = running(plan(5, 100))
     state = changed(tick(state, numbers("stable", 60) + numbers("canary", 60), 20))
     assert (state.step, state.changes[-1].event) == (0, Event.HELD)
@@ -99,7 +99,7 @@ def test_the_step_before_100_is_held_until_the_canary_is_within_its_bounds() -> 
 
 
 def test_the_step_before_100_is_held_while_requests_may_hang() -> None:
-    """A step may be shorter than the time after which a request is overdue."""
+    """A step may be shorter than `overdue_s`."""
     state = running(plan(5, 100))
     state = changed(tick(state, EQUAL + waiting(100), 20))
     assert (state.step, state.changes[-1].event) == (0, Event.HELD)

@@ -1,4 +1,4 @@
-"""Findings of the guard for canaries that are equal, worse, or have too few requests."""
+"""Findings of the guard for different canaries."""
 
 import math
 from statistics import NormalDist
@@ -48,7 +48,10 @@ def test_a_worse_canary_is_beyond_the_bound_of_the_worse_metric_only(canary: Cou
 
 
 def test_times_are_compared_among_requests_of_one_kind() -> None:
-    """A canary with its own encoder starts with an empty cache. It has more work, but is not slower."""
+    """A new encoder has a cold cache.
+
+    Such a canary has more work, but is not slower.
+    """
     stable = numbers("stable", 900, kind="images at hand") + numbers(
         "stable", 100, kind="images encoded", first_token_s=0.5
     )
@@ -72,13 +75,13 @@ def test_waiting_requests_count_neither_for_nor_against_a_canary() -> None:
 
 
 def test_a_hanging_canary_is_beyond_every_bound_of_first_tokens() -> None:
-    """So it is rolled back even without a bound on errors."""
+    """It is rolled back even without a bound on errors."""
     found = verdicts(numbers("stable", 1000) + numbers("canary", 50, first_token_s=plan().guard.overdue_s))
     assert found[Metric.FIRST_TOKEN] is Verdict.BEYOND
 
 
 def test_first_tokens_capped_at_overdue_do_not_count_against_a_canary() -> None:
-    """Stable's times, scaled by the bound, are capped at the same length as the canary's."""
+    """Stable's scaled times are capped like the canary's."""
     longest = plan().guard.overdue_s
     stable = numbers("stable", 1000, first_token_s=longest / 1.4)  # a canary may take 1.07 times `longest` and more
     capped = Counts.from_paths({f"canary/first_token/text/{bucket_of(longest)}": 1000, "canary/requests": 1000})
@@ -87,7 +90,7 @@ def test_first_tokens_capped_at_overdue_do_not_count_against_a_canary() -> None:
 
 @pytest.mark.parametrize("bound", [1.2, 1.5, 1.8, 2.0])
 def test_a_canary_exactly_at_its_bound_is_neither_within_nor_beyond(bound: float) -> None:
-    """The bound falls between two buckets and must not be rounded to one of them."""
+    """The bound falls between two buckets and is not rounded."""
     counts = Counts()
     arms: tuple[tuple[Arm, float], ...] = (("stable", 1.0), ("canary", bound))
     for share in range(1, 100_000):

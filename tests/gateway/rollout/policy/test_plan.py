@@ -1,4 +1,4 @@
-"""An invalid plan is refused with a reason and the field at fault."""
+"""An invalid plan is refused with reason and field."""
 
 from typing import Any
 

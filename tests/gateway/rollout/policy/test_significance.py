@@ -50,7 +50,7 @@ def test_no_event_in_n_trials_bounds_the_rate_by_the_rule_of_three() -> None:
 
 @pytest.mark.parametrize(("stable_rate", "increase"), [(0.0, 0.1), (0.1, 0.1), (0.3, 0.05)])
 def test_tests_of_rates_err_at_most_as_often_as_their_level(stable_rate: float, increase: float) -> None:
-    """Sum all outcomes of the worst canary that is allowed, which is also the best that is not."""
+    """Sum all outcomes of a canary exactly at the bound."""
     level, stable_trials, canary_trials = 0.05, 60, 40
     canary_rate = stable_rate + increase
     above = below = 0.0
