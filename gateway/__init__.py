@@ -1,1 +1,1 @@
-"""The gateway: answers clients' requests with the vision and language services."""
+"""The gateway, which answers clients with both stages."""

@@ -1,4 +1,4 @@
-"""Answer a request: admit it, choose its release, run its exchange, count it."""
+"""Run a request from admission to its last message."""
 
 import asyncio
 from collections.abc import Iterator
@@ -62,7 +62,9 @@ class Pipeline:
         deadline: Deadline,
         send: Send,
     ) -> None:
-        """Stream the answer to one request. The last message has the finish reason.
+        """Stream the answer to one request.
+
+        The last message has the finish reason and the usage.
 
         Args:
             request: the client's request.
@@ -98,7 +100,7 @@ class Pipeline:
         report: Report,
         send: Send,
     ) -> gateway_pb2.GatewayGenerateFinished:
-        """Stream the answer of the chosen release, and mirror the request if chosen."""
+        """Stream the chosen release's answer, and mirror the request."""
         exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
         self._admission.take_prompt_tokens(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
@@ -109,7 +111,10 @@ class Pipeline:
 
     @contextmanager
     def _count_at_end(self, tenant: Tenant, report: Report) -> Iterator[_Labels]:
-        """Charge and count the request at the end of the block, also after an error."""
+        """Charge and count the request when the block ends.
+
+        This also happens after an error or a cancellation.
+        """
         labels = _Labels()
         try:
             yield labels
@@ -126,10 +131,13 @@ class Pipeline:
 
 
 def _deadline_exceeded(report: Report) -> DeadlineExceeded:
-    """Return the error of a passed deadline, with the number of tokens charged."""
+    """Return the error of a passed deadline.
+
+    Its metadata has the number of answer tokens, which are charged.
+    """
     num_tokens = report.num_answer_tokens
     return DeadlineExceeded(
-        "The deadline passed before the end of the answer. Set a later one, or ask for fewer tokens.",
+        "The deadline passed before the end of the answer: set a later one, or ask for fewer tokens.",
         metadata={"completion_tokens": str(num_tokens)} if num_tokens else {},
     )
 

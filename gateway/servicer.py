@@ -21,7 +21,10 @@ Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of it
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
-    """The four calls of the gateway. The server's interceptor sends errors."""
+    """The four calls of the gateway.
+
+    They raise errors, which the server's interceptor sends.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             ):
                 sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
         except TimeoutError:
-            raise DeadlineExceeded("The deadline passed before the end of the upload. Set a later one.") from None
+            raise DeadlineExceeded("The deadline passed before the end of the upload: set a later one.") from None
         return gateway_pb2.PutImageResponse(sha256=sha256, num_bytes=num_bytes)
 
     async def CountTokens(  # noqa: N802
@@ -86,7 +89,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
 
 
 def _pin(context: Context) -> str | None:
-    """Return the release the client asks for in the metadata, or None."""
+    """Return the release named in the metadata, or None."""
     for key, value in context.invocation_metadata() or ():
         if key == RELEASE_HEADER:
             return str(value)

@@ -225,12 +225,15 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def role_without_keys(self) -> Role:
-        """Role of every caller without a key file. Callers on loopback are operators."""
+        """Role of every caller without a key file.
+
+        On loopback it is the operator, because callers have access to this machine.
+        """
         return "operator" if _is_loopback(self.listen) else "client"
 
     @property
     def channel_tls(self) -> ChannelTls | None:
-        """TLS settings of the channels to the stages, or None for plain text."""
+        """TLS of the stages' channels, None for plain text."""
         if self.stage_tls or self.stage_ca or self.stage_cert or self.stage_key:
             return ChannelTls(ca=self.stage_ca, cert=self.stage_cert, key=self.stage_key)
         return None
@@ -251,7 +254,11 @@ class GatewaySettings(ServiceSettings):
         )
 
     def timeout_s(self, client_timeout_s: float | None) -> float:
-        """Return a request's timeout; None is a client without a deadline."""
+        """Return the timeout of a request.
+
+        Args:
+            client_timeout_s: time left to the client's deadline, None without a deadline.
+        """
         timeout_s = self.default_deadline_s if client_timeout_s is None else client_timeout_s
         return min(timeout_s, self.max_deadline_s)
 

@@ -53,7 +53,7 @@ class Authenticator:
             known = self._by_key_sha256.get(key_sha256(api_key_of(metadata)))
             if known is None:
                 raise Unauthenticated(
-                    "The API key is unknown. Ask the gateway's operator for a key.", reason="UNKNOWN_API_KEY"
+                    "The API key is unknown: ask the gateway's operator for a key.", reason="UNKNOWN_API_KEY"
                 )
             tenant = known
         structlog.contextvars.bind_contextvars(tenant=tenant.name)

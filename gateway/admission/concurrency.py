@@ -14,7 +14,10 @@ _NEWEST_WEIGHT = 0.1
 
 
 class ConcurrencyLimit:
-    """Concurrency limit with a bounded FIFO queue, for one event loop."""
+    """Concurrency limit with a bounded FIFO queue.
+
+    For one event loop.
+    """
 
     def __init__(self, *, max_running: int, max_waiting: int, subject: str, reason: str) -> None:
         """Start empty.
@@ -48,7 +51,9 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Occupy a slot for the block, after a wait in the queue.
+        """Wait in the queue, then occupy a slot.
+
+        The slot is released at the end of the block.
 
         Raises:
             ResourceExhausted: the queue is full. `retry_after_s` says when to retry.
@@ -71,8 +76,8 @@ class ConcurrencyLimit:
             return
         if len(self._queue) >= self.max_waiting:
             raise ResourceExhausted(
-                f"{self._subject} has {self.num_running} requests running and {self.num_waiting} waiting, its limits. "
-                "Retry later.",
+                f"{self._subject} has {self.num_running} requests running and {self.num_waiting} waiting, its limits: "
+                "retry later.",
                 reason=self._reason,
                 retry_after_s=self.time_to_clear_s(),
             )
@@ -92,7 +97,7 @@ class ConcurrencyLimit:
         self._start_queued()
 
     def _start_queued(self) -> None:
-        """Grant each free slot to the oldest request in the queue."""
+        """Grant free slots to the oldest requests in the queue."""
         while self._queue and self.num_running < self.max_running:
             turn = self._queue.popleft()
             if not turn.done():  # done means cancelled
@@ -120,7 +125,7 @@ class ByteLimit:
         """
         if self.num_bytes + num_bytes > self._max_bytes:
             raise ResourceExhausted(
-                f"The gateway has {self.num_bytes} bytes of requests, and its limit is {self._max_bytes}. Retry later.",
+                f"The gateway has {self.num_bytes} bytes of requests, and its limit is {self._max_bytes}: retry later.",
                 reason="BYTES_BUSY",
                 retry_after_s=retry_after_s,
             )

@@ -33,7 +33,10 @@ class AdmissionLimits:
 
 
 class AdmissionController:
-    """Admits requests within all limits, and refuses the rest at once. For one event loop."""
+    """Admits requests within all limits, and refuses others at once.
+
+    For one event loop.
+    """
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._answers = ConcurrencyLimit(
@@ -50,7 +53,9 @@ class AdmissionController:
 
     @asynccontextmanager
     async def admit(self, tenant: Tenant, num_bytes: int) -> AsyncIterator[None]:
-        """Occupy a slot for one answer during the block, after a wait in the queue.
+        """Wait in the queue, then occupy an answer slot.
+
+        The slot is released at the end of the block.
 
         Args:
             tenant: owner of the request.
@@ -96,7 +101,10 @@ class AdmissionController:
         TENANT_TOKENS.labels(tenant.name, "prompt").inc(num_tokens)
 
     def charge_answer_tokens(self, tenant: Tenant, num_tokens: int) -> None:
-        """Charge an answer's tokens. They are spent already, so a debt delays later requests."""
+        """Charge an answer's tokens, even beyond the rate limit.
+
+        They are spent already. A debt delays later requests.
+        """
         self._usages[tenant.name].charge_tokens(num_tokens)
         TENANT_TOKENS.labels(tenant.name, "answer").inc(num_tokens)
 
@@ -105,7 +113,7 @@ class AdmissionController:
         return sum(usage.concurrency.num_waiting for usage in list(self._usages.values()))
 
     def _usage(self, tenant: Tenant) -> "_TenantUsage":
-        """Return the usage of a tenant whose call starts now, under its current limits."""
+        """Return the usage of a tenant, with its current limits."""
         usage = self._usages.get(tenant.name)
         if usage is None:
             usage = self._usages[tenant.name] = _TenantUsage(tenant)
@@ -126,7 +134,10 @@ class _TenantUsage:
         self.set_limits(tenant)
 
     def set_limits(self, tenant: Tenant) -> None:
-        """Apply changed limits; slots in use stay, and an unchanged rate keeps its level."""
+        """Apply changed limits.
+
+        Slots in use stay, and an unchanged rate keeps its level.
+        """
         self.tenant = tenant
         self.concurrency.resize(max_running=tenant.max_running or _UNLIMITED, max_waiting=tenant.max_waiting or 0)
         self._requests = _bucket_for(tenant.requests_per_minute, self._requests)
@@ -135,7 +146,7 @@ class _TenantUsage:
     def count_request(self) -> None:
         if self._requests is not None and (wait_s := self._requests.take(1)):
             raise ResourceExhausted(
-                f"This tenant may send {self._requests.per_minute} requests per minute. Retry later.",
+                f"This tenant may send {self._requests.per_minute} requests per minute: retry later.",
                 reason="REQUEST_RATE",
                 retry_after_s=wait_s,
             )
@@ -143,8 +154,8 @@ class _TenantUsage:
     def take_tokens(self, num_tokens: int) -> None:
         if self._tokens is not None and (wait_s := self._tokens.take(num_tokens)):
             raise ResourceExhausted(
-                f"This tenant may use {self._tokens.per_minute} tokens per minute, of prompts and answers together. "
-                "Retry later.",
+                f"This tenant may use {self._tokens.per_minute} tokens per minute, of prompts and answers together: "
+                "retry later.",
                 reason="TOKEN_RATE",
                 retry_after_s=wait_s,
             )
@@ -155,7 +166,10 @@ class _TenantUsage:
 
 
 def _bucket_for(per_minute: int | None, bucket: TokenBucket | None) -> TokenBucket | None:
-    """Return `bucket` if its rate is unchanged, else a new one, or None without a limit."""
+    """Return the bucket of a rate, None without a limit.
+
+    An unchanged rate keeps its bucket.
+    """
     if per_minute is None:
         return None
     return bucket if bucket is not None and bucket.per_minute == per_minute else TokenBucket(per_minute)

@@ -1,4 +1,4 @@
-"""Read tenants, with their key hashes and limits, from a TOML file.
+"""Read tenants, with key hashes and limits, from TOML.
 
 [[tenants]]
 name = "acme"
@@ -30,7 +30,10 @@ def _check_salt_size(salt: str) -> str:
 
 
 class Tenant(BaseModel):
-    """A tenant and its limits. The gateway's own limits apply in any case."""
+    """A tenant and its limits.
+
+    The gateway's own limits apply in any case. A limit of None adds none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -39,10 +42,10 @@ class Tenant(BaseModel):
     role: Role = "client"  # an operator may also change rollouts
     # Tenants with different salts share no cached image and no cached prefix. Tenants with equal salts do.
     cache_salt: Annotated[str, AfterValidator(_check_salt_size)] = ""
-    max_running: int | None = Field(default=None, ge=1)  # requests answered at once; None is no limit
-    max_waiting: int | None = Field(default=None, ge=0)  # requests in the queue; None is no queue
-    requests_per_minute: int | None = Field(default=None, ge=1)  # None is no limit
-    tokens_per_minute: int | None = Field(default=None, ge=1)  # of prompts and answers together; None is no limit
+    max_running: int | None = Field(default=None, ge=1)  # requests answered at once
+    max_waiting: int | None = Field(default=None, ge=0)  # requests in the queue beyond those answered
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)  # of prompts and answers together
 
     @property
     def salt(self) -> bytes:
@@ -62,7 +65,7 @@ class _TenantFile(BaseModel):
 
 
 def read_tenants(path: Path) -> dict[str, Tenant]:
-    """Read a key file; return its tenants by the SHA-256 of their keys.
+    """Return the tenants of a key file, by key SHA-256.
 
     Raises:
         FailedPrecondition: reason 'BAD_KEY_FILE'. The message names the field and never its value, which may be a key

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Token bucket that holds one minute's worth, for one event loop.
+    """Token bucket that holds one minute's worth.
 
-    Not a library's, for two reasons. The cost of an answer is known only at its end, so the level must be able to go
-    below zero. A refused caller needs the exact wait. The moving windows of `limits` offer neither, and keep one entry
-    per token.
+    For one event loop. Not a library's, for two reasons. The cost of an answer is known only at its end, so the level
+    must be able to go below zero. A refused caller needs the exact wait. The moving windows of `limits` offer neither,
+    and keep one entry per token.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""Read an answer from the language service and stream it to the client."""
+"""Read the language service's answer, and stream it as text."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ class AnswerReader:
     send: Send  # passes a message on to the client, and waits while the client is slow
 
     async def read(self, call: LanguageCall, pins: AsyncExitStack) -> gateway_pb2.GatewayGenerateFinished:
-        """Stream visible text until the answer ends; return its last message.
+        """Stream the visible text, and return the last message.
 
         Args:
             call: the language call. The caller cancels it afterwards.
@@ -55,12 +55,15 @@ class AnswerReader:
         return self._last_message(text, finished)
 
     async def _next_message(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:
-        """Return the next message; on an error, send the pending text first."""
+        """Return the next message of the call.
+
+        After an error, the pending text is sent before the error is raised.
+        """
         try:
             response = await call.read()
             if response is None:
                 raise Internal(
-                    "The language service closed the stream before the end of the answer. Send the request again.",
+                    "The language service closed the stream before the end of the answer: send the request again.",
                     reason="LANGUAGE_FAILED",
                 )
         except TandemError as error:
@@ -83,7 +86,12 @@ class AnswerReader:
     def _last_message(
         self, text: AnswerText, finished: language_pb2.GenerateFinished
     ) -> gateway_pb2.GatewayGenerateFinished:
-        """Return the client's last message; `finished` is the language service's part."""
+        """Return the client's last message.
+
+        Args:
+            text: the complete answer.
+            finished: the language service's last message, or the numbers known so far.
+        """
         usage = sampling_pb2.Usage(
             prompt_tokens=self.question.num_prompt_tokens,
             visual_tokens=self.question.num_visual_tokens,

@@ -1,4 +1,7 @@
-"""Check a request before it reaches a stage. Every error names its field."""
+"""Check requests before they reach a stage.
+
+Every error names the field at fault.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +31,8 @@ class Limits:
     max_text_characters: int  # of all messages together
     max_stop_strings: int
     allow_logprobs: bool = True  # False where words are masked: token ids would reveal them
-    max_prompt_tokens: int = 0  # includes visual tokens; 0 means the model's context is the limit
-    max_output_tokens: int = 0  # also the default of a request that sets none; 0 leaves both to the language service
+    max_prompt_tokens: int = 0  # includes visual tokens. 0 leaves it to the model's context
+    max_output_tokens: int = 0  # and the default. 0 leaves both to the language service
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class ImageField:
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages in the chat template's form, with their images in order."""
+    """Messages for the chat template, with their images in order."""
 
     messages: list[ChatMessage] = field(default_factory=list)
     images: list[ImageField] = field(default_factory=list)
@@ -58,7 +61,7 @@ def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -
     """
     if request.sampling.HasField("num_logprobs") and not limits.allow_logprobs:
         raise InvalidArgument(
-            "This gateway masks words, which log-probabilities would reveal. Leave num_logprobs unset.",
+            "This gateway masks words, which log-probabilities would reveal: leave num_logprobs unset.",
             reason="LOGPROBS_FILTERED",
             field="sampling.num_logprobs",
         )
@@ -81,7 +84,7 @@ def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -
 def _check_stop_strings(stops: Sequence[str], limits: Limits) -> None:
     if len(stops) > limits.max_stop_strings:
         raise InvalidArgument(
-            f"There are {len(stops)} stop strings. Send at most {limits.max_stop_strings}.",
+            f"There are {len(stops)} stop strings: send at most {limits.max_stop_strings}.",
             reason="TOO_MANY_STOP_STRINGS",
             field="stop",
         )
@@ -103,7 +106,7 @@ def check_conversation(messages: Sequence[gateway_pb2.Message], limits: Limits) 
     """
     if not messages:
         raise InvalidArgument(
-            "The conversation is empty. Send at least one message.", reason="NO_MESSAGES", field="messages"
+            "The conversation is empty: send at least one message.", reason="NO_MESSAGES", field="messages"
         )
     conversation = Conversation()
     for index, message in enumerate(messages):
@@ -118,7 +121,7 @@ def _add_message(conversation: Conversation, message: gateway_pb2.Message, place
         raise InvalidArgument("The role must be system, user or assistant.", reason="BAD_ROLE", field=f"{place}.role")
     if not message.parts:
         raise InvalidArgument(
-            "The message is empty. Give it a text or an image.", reason="EMPTY_MESSAGE", field=f"{place}.parts"
+            "The message is empty: give it a text or an image.", reason="EMPTY_MESSAGE", field=f"{place}.parts"
         )
     content = [
         _add_part(conversation, part, f"{place}.parts[{index}]", limits) for index, part in enumerate(message.parts)
@@ -131,14 +134,14 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, li
         conversation.images.append(ImageField(f"{place}.image", part.image))
         if len(conversation.images) > limits.max_images:
             raise InvalidArgument(
-                f"There are more than {limits.max_images} images, the limit of this gateway. Send fewer.",
+                f"There are more than {limits.max_images} images, the limit of this gateway: send fewer.",
                 reason="TOO_MANY_IMAGES",
                 field=f"{place}.image",
                 metadata={"max_images": str(limits.max_images)},
             )
         return {"type": "image"}
     if not part.text:
-        raise InvalidArgument("The part is empty. Give it a text or an image.", reason="EMPTY_PART", field=place)
+        raise InvalidArgument("The part is empty: give it a text or an image.", reason="EMPTY_PART", field=place)
     conversation.num_characters += len(part.text)
     if conversation.num_characters > limits.max_text_characters:
         raise InvalidArgument(
@@ -151,12 +154,12 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, li
 
 
 def _check_last_message(message: ChatMessage, place: str) -> None:
-    """Check that the last message is the user's and has text."""
+    """Check that the last message is a user's question."""
     if message["role"] != "user":
         raise InvalidArgument(
             "The last message must have the role user.", reason="LAST_NOT_USER", field=f"{place}.role"
         )
     if not any(part["type"] == "text" and part["text"].strip() for part in message["content"]):
         raise InvalidArgument(
-            "The last message has no text. Ask a question in it.", reason="EMPTY_QUESTION", field=f"{place}.parts"
+            "The last message has no text: ask a question in it.", reason="EMPTY_QUESTION", field=f"{place}.parts"
         )

@@ -30,7 +30,7 @@ Encodings = list[asyncio.Task[bytes]]
 
 
 class _EncodingFailedError(Exception):
-    """An image was not encoded. Its own task raises the reason."""
+    """An image was not encoded. Its task raises why."""
 
 
 class ExchangeBuilder:
@@ -51,7 +51,9 @@ class ExchangeBuilder:
         report: Report,
         priority: int = 0,
     ) -> "Exchange":
-        """Check a request and build its prompt; no stage is called yet.
+        """Check a request and build its prompt.
+
+        No stage is called yet.
 
         Args:
             request: the client's request.
@@ -75,7 +77,7 @@ class ExchangeBuilder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One prompt on its way to the stages, and its answer on the way back."""
+    """One prompt to the stages, and its answer back."""
 
     question: Question
     deadline: Deadline
@@ -84,10 +86,11 @@ class Exchange:
     report: Report
 
     async def run(self, send: Send) -> gateway_pb2.GatewayGenerateFinished:
-        """Encode the images, send the prompt and read the answer, concurrently.
+        """Encode images, send the prompt and read the answer.
 
-        The first failure ends all three. A language replica that fails before its first token is replaced by another,
-        which gets the whole prompt again. Encoded images are reused. Every call and cache pin is released on return.
+        All three run concurrently, and the first failure ends them. A language replica that fails before its first
+        token is replaced by another, which gets the whole prompt again. Encoded images are reused. Every call and cache
+        pin is released on return.
 
         Args:
             send: passes a message on to the client, and waits while the client is slow.
@@ -124,7 +127,7 @@ class Exchange:
         ]
 
     async def _encode(self, image: RequestImage, report: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
-        """Return the serialized visual tokens of an image, and fill its report."""
+        """Return an image's serialized visual tokens, and fill its report."""
         replica = self.question.route.vision
         assert replica is not None, "a question with images is routed with a vision replica"
         release = self.question.route.release.name
@@ -162,7 +165,10 @@ class Exchange:
         return finished
 
     async def _send_prompt(self, call: LanguageCall, encodings: Encodings) -> None:
-        """Send the segments in order: text at once, an image when it is encoded."""
+        """Send the segments in order.
+
+        Text is sent at once, an image when it is encoded.
+        """
         # The reader raises the reason of an ended call. The encoding task raises the reason of a failed image.
         with suppress(CallEndedError, _EncodingFailedError):
             await call.write(self.question.start_message())
@@ -171,7 +177,7 @@ class Exchange:
             await call.end_prompt()
 
     async def _segment_message(self, segment: Segment, encodings: Encodings) -> language_pb2.GenerateRequest:
-        """Return the message of a segment, after its image is encoded."""
+        """Return a segment's message, after its image is encoded."""
         if isinstance(segment, TextSegment):
             return language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=segment.token_ids))
         tokens = tensor_pb2.VisualTokens.FromString(await _encoded(encodings[segment.index]))
@@ -179,8 +185,8 @@ class Exchange:
         if tokens.vision_digest != self.question.route.language.info.language.vision_digest:
             metrics.CROSSED_VISUAL_TOKENS.inc()
             raise Internal(
-                "The visual tokens come from another vision model than the language model was trained with. "
-                "Report this to the operator.",
+                "The visual tokens come from another vision model than the language model was trained with: "
+                "report this to the operator.",
                 reason="ENCODERS_CROSSED",
             )
         return language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
@@ -199,7 +205,7 @@ async def _encoded(encoding: asyncio.Task[bytes]) -> bytes:
 
 
 def _root_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of a task group, which caused the others."""
+    """Return the group's first error, which caused the others."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""Build a question: a checked request with its prompt and its replicas."""
+"""Build a checked request's prompt and choose its replicas."""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Question:
     num_prompt_tokens: int  # includes visual tokens
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
-    cache_salt: bytes  # the tenant's; requests with different salts share no cache entry
+    cache_salt: bytes  # the tenant's. Different salts share no cache entry
     priority: int = 0  # larger runs first
 
     @property
@@ -59,7 +59,7 @@ class QuestionBuilder:
     async def build(
         self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant, *, priority: int = 0
     ) -> Question:
-        """Run every check that needs no model, and build the prompt.
+        """Check a request without a model, and build its prompt.
 
         Args:
             request: the client's request.
@@ -112,7 +112,7 @@ class QuestionBuilder:
         limit = self._limits.max_prompt_tokens
         if limit and num_prompt_tokens > limit:
             raise InvalidArgument(
-                f"The prompt has {num_prompt_tokens} tokens. Shorten it to the limit of {limit}.",
+                f"The prompt has {num_prompt_tokens} tokens: shorten it to the limit of {limit}.",
                 reason="PROMPT_TOO_LONG",
                 field="messages",
                 metadata={"prompt_tokens": str(num_prompt_tokens), "max_prompt_tokens": str(limit)},
@@ -121,7 +121,7 @@ class QuestionBuilder:
     def _with_max_tokens(
         self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
     ) -> sampling_pb2.SamplingOptions:
-        """Return the sampling options with the gateway's answer limit filled in."""
+        """Return the options with the gateway's answer limit filled in."""
         limit = self._limits.max_output_tokens
         if sampling.max_tokens or not limit:
             return sampling
@@ -145,8 +145,8 @@ def _check_context(num_prompt_tokens: int, max_tokens: int, route: Route) -> Non
     if num_prompt_tokens + max(max_tokens, 1) > context_length:
         answer = f" and an answer of {max_tokens}" if max_tokens else ""
         raise InvalidArgument(
-            f"A prompt of {num_prompt_tokens} tokens{answer} is longer than the model's context of {context_length}. "
-            "Shorten the prompt or lower max_tokens.",
+            f"A prompt of {num_prompt_tokens} tokens{answer} is longer than the model's context of {context_length}: "
+            "shorten the prompt or lower max_tokens.",
             reason="PROMPT_TOO_LONG",
             field="messages",
             metadata={"prompt_tokens": str(num_prompt_tokens), "context_length": str(context_length)},
@@ -157,7 +157,7 @@ def _check_num_images(images: Sequence[ImageField], route: Route) -> None:
     max_images = route.language.info.language.max_images
     if len(images) > max_images:
         raise InvalidArgument(
-            f"There are {len(images)} images. Send at most {max_images}, the model's limit.",
+            f"There are {len(images)} images: send at most {max_images}, the model's limit.",
             reason="TOO_MANY_IMAGES",
             field=images[max_images].field,
             metadata={"max_images": str(max_images)},

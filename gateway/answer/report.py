@@ -45,7 +45,7 @@ class Report:
         """Return the milliseconds from the request to a reading.
 
         Args:
-            at_s: the reading. None means now; 0, an event that has not happened, gives 0.
+            at_s: the reading. None means now. For 0, an event that has not happened, the result is 0.
         """
         if at_s is None:
             at_s = time.perf_counter()
@@ -81,7 +81,11 @@ class Report:
         return (self.last_token_at_s - self.first_token_at_s) / self.num_later_tokens
 
     def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
-        """Return the timings of all stages; `language` has the language service's."""
+        """Return the timings of all stages.
+
+        Args:
+            language: timings from the language service.
+        """
         return gateway_pb2.StageTimings(
             prepare_ms=self.ms_since_start(self.prepared_at_s),
             vision_ms=max((image.ready_ms for image in self.images), default=0),

@@ -1,4 +1,4 @@
-"""End an answer at a stop string, however tokens cut it."""
+"""End an answer at a stop string, even across tokens."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,10 @@ class StopStringMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Look for `stops`, each of at least 1 character. Without any, no text is held back."""
+        """Look for `stops`, each of at least 1 character.
+
+        Without any, no text is held back.
+        """
         self._stops = tuple(stops)
         self._prefixes = frozenset(stop[:length] for stop in stops for length in range(1, len(stop)))
         self._longest_prefix = max(map(len, self._prefixes), default=0)
@@ -40,7 +43,10 @@ class StopStringMatcher:
         return pending
 
     def _num_pending(self, text: str) -> int:
-        """Return the length of the longest suffix that may begin a stop string."""
+        """Return the length of the suffix to hold back.
+
+        It is the longest suffix that may begin a stop string.
+        """
         for length in range(min(self._longest_prefix, len(text)), 0, -1):
             if text[-length:] in self._prefixes:
                 return length

@@ -12,7 +12,7 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 
 @dataclass(frozen=True, slots=True)
 class _TokenLogprobs:
-    """Log-probabilities of one token, with the token's place in the text."""
+    """Log-probabilities of one token, and its place in the text."""
 
     begin: int  # characters before the token
     end: int
@@ -20,7 +20,7 @@ class _TokenLogprobs:
 
 
 class AnswerText:
-    """Collects the tokens of one answer and returns the visible text.
+    """Collects an answer's tokens and returns the visible text.
 
     Attributes:
         num_tokens: tokens taken so far, hidden ones included, because the model generated them too.
@@ -32,7 +32,7 @@ class AnswerText:
         self._stops = StopStringMatcher(stops)
         self._words = words
         self._num_decoded = 0  # characters from the detokenizer
-        self._num_shown = 0  # characters returned; fewer while a stop string or a word may have begun
+        self._num_shown = 0  # characters returned. Fewer while a stop string or a word may have begun
         self._pending_logprobs: deque[_TokenLogprobs] = deque()
         self.num_tokens = 0
         self.ended_by: sampling_pb2.FinishReason.ValueType | None = None
@@ -40,7 +40,7 @@ class AnswerText:
     def push(
         self, token_ids: Sequence[int], logprobs: Sequence[sampling_pb2.PositionLogprobs] = ()
     ) -> gateway_pb2.TextDelta | None:
-        """Take the next tokens and return the text they make visible.
+        """Take the next tokens and return the newly visible text.
 
         Args:
             token_ids: the tokens.
@@ -68,7 +68,7 @@ class AnswerText:
         return self._delta(shown, is_last=self.ended_by is None)
 
     def _show(self, text: str) -> str:
-        """Return the visible part of `text` and of the text pending before it."""
+        """Return the visible part of the pending text and `text`."""
         self._num_decoded += len(text)
         text, is_stopped = self._stops.push(text)
         shown = self._filter(text, is_end=is_stopped)
@@ -77,7 +77,10 @@ class AnswerText:
         return shown
 
     def _filter(self, text: str, *, is_end: bool) -> str:
-        """Apply the word filter. Masking keeps lengths, so token places stay valid."""
+        """Apply the word filter.
+
+        Masking keeps lengths, so the tokens' places stay valid.
+        """
         if self._words is not None:
             text = self._words.push(text)
             if is_end and not self._words.ended:

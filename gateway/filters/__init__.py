@@ -1,4 +1,4 @@
-"""Filter the texts and images of requests, and the words of answers."""
+"""Filter texts, images and answers."""
 
 from gateway.filters.filter_set import FilterSet
 from gateway.filters.image_filter import ImageFilter

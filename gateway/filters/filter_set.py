@@ -68,7 +68,7 @@ class FilterSet:
             _record("image", name, "refuse")
         if classes:
             raise InvalidArgument(
-                "The image shows content this gateway refuses. Send another image.",
+                "The image shows content this gateway refuses: send another image.",
                 reason="IMAGE_FILTERED",
                 field=field,
                 metadata={"classes": ",".join(classes)},
@@ -76,9 +76,9 @@ class FilterSet:
 
     @contextmanager
     def word_filter(self) -> Iterator[WordFilter | None]:
-        """Yield a word filter for one answer, or None without a word list.
+        """Yield a word filter for one answer.
 
-        Its hits are recorded at the end of the block, also after an error.
+        Yields None without a word list. The hits are recorded at the end of the block, also after an error.
         """
         if self.word_list is None:
             yield None

@@ -1,4 +1,4 @@
-"""Fold text for comparison, and map it back to its source.
+"""Fold text for comparison, with a map to its source.
 
 Folding ignores case and invisible characters, and normalizes to NFKC. So full-width letters, ligatures and composed
 accents equal their plain forms, and a zero-width space within a word has no effect.
@@ -30,19 +30,22 @@ def fold(text: str) -> str:
 
 @lru_cache(_CACHED_CHARACTERS)
 def begins_cluster(character: str) -> bool:
-    """Return whether a character never combines with the one before it."""
+    """Return whether a character cannot combine with the one before."""
     first = base_character(character)
     return not (is_mark(first) or ord(first) in _HANGUL_FOLLOWERS or _INVISIBLE.match(character))
 
 
 @lru_cache(_CACHED_CHARACTERS)
 def base_character(character: str) -> str:
-    """Return a character without its marks; for Hangul, its first consonant."""
+    """Return a character without its marks.
+
+    A Hangul syllable is reduced to its first consonant.
+    """
     return unicodedata.normalize("NFKD", character)[0]
 
 
 def is_mark(character: str) -> bool:
-    """Return whether a character is a combining mark, such as an accent."""
+    """Return whether a character is a combining mark."""
     return unicodedata.category(character).startswith("M")
 
 
@@ -69,5 +72,5 @@ class FoldedText:
         self.folded = "".join(pieces)
 
     def folded_before(self, cut: int) -> str:
-        """Return the folded form of the clusters that begin before `source[cut]`."""
+        """Return the folded clusters that begin before `source[cut]`."""
         return self.folded[: sum(begin < cut for begin, _ in self.source_spans)]

@@ -34,7 +34,10 @@ class _Metadata(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageClassifier:
-    """A linear classifier with one threshold per class. C classes, W width."""
+    """A linear classifier with one threshold per class.
+
+    Shapes: C classes, W width.
+    """
 
     weight_CW: NDArray[np.float32]
     bias_C: NDArray[np.float32]
@@ -56,7 +59,7 @@ class ImageClassifier:
 
 
 class ImageFilter:
-    """Image classifiers by vision half: one for each the gateway may meet."""
+    """Image classifiers, one per vision half of the gateway's releases."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read one classifier file per vision half.
@@ -81,14 +84,17 @@ class ImageFilter:
         classifier = self._classifiers.get(tokens.vision_digest)
         if classifier is None or classifier.weight_CW.shape[1] != tokens.embeddings.shape[1]:
             raise FailedPrecondition(
-                "The gateway has no image classifier for this vision model. Ask its operator to add one.",
+                "The gateway has no image classifier for this vision model: ask its operator to add one.",
                 reason="NO_CLASSIFIER",
             )
         return classifier.detect(tokens.embeddings)
 
 
 def read_classifier(path: Path) -> tuple[bytes, ImageClassifier]:
-    """Read a classifier file; return its vision half's digest and the classifier.
+    """Read a classifier file.
+
+    Returns:
+        Digest of the vision half it was trained on, and the classifier.
 
     Raises:
         FailedPrecondition: reason 'BAD_CLASSIFIER'.

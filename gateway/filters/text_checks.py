@@ -13,7 +13,7 @@ _MIN_NOISE_CHARACTERS = 16
 
 
 def check_text(messages: list[ChatMessage]) -> None:
-    """Check every text of a conversation, and the last message for noise.
+    """Check a conversation for control characters and noise.
 
     Raises:
         InvalidArgument: reason 'CONTROL_CHARACTER' or 'ONLY_NOISE'. `field` names the text.
@@ -29,7 +29,7 @@ def check_text(messages: list[ChatMessage]) -> None:
     question = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
     if _is_noise(question):
         raise InvalidArgument(
-            "The last message has neither words nor numbers. Ask a question in it.",
+            "The last message has neither words nor numbers: ask a question in it.",
             reason="ONLY_NOISE",
             field=f"messages[{len(messages) - 1}].parts",
         )

@@ -1,4 +1,4 @@
-"""End or mask an answer at forbidden words, however tokens cut them.
+"""End or mask answers at forbidden words, even across tokens.
 
 Text is compared in its folded form (see `folding`). A word of cased letters matches only as a whole word, so 'ass' is
 not found in 'class'. Scripts without case, such as Chinese, have no spaces between words, so their words match
@@ -19,7 +19,7 @@ MASK = "*"
 
 
 class WordList:
-    """The words of all languages in one automaton, shared by all answers."""
+    """The words of all languages, in one automaton."""
 
     def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
         """Compile `words`, given by language.
@@ -49,7 +49,7 @@ class WordList:
         )
 
     def find(self, folded: str) -> Iterator[tuple[int, int, str]]:
-        """Yield (start, end, language) of every word in a folded text, overlapping ones too."""
+        """Yield (start, end, language) of every word, overlapping ones too."""
         for index, start, end in self._automaton.find_matches_as_indexes(folded, overlapping=True):
             yield start, end, self._languages[index]
 
@@ -90,7 +90,12 @@ class WordFilter:
     """
 
     def __init__(self, words: WordList, action: Action) -> None:
-        """Look for `words`; `action` ends the answer before a word, or masks it."""
+        """Start a new answer.
+
+        Args:
+            words: the words to look for.
+            action: end the answer before a word, or mask it.
+        """
         self.languages: set[str] = set()
         self.ended = False
         self._words = words
@@ -100,7 +105,7 @@ class WordFilter:
         self._last_letter = ""  # the last folded character before the pending text, marks ignored
 
     def push(self, text: str) -> str:
-        """Take the next piece and return the text that may be shown now."""
+        """Take the next piece and return the newly visible text."""
         return self._scan(FoldedText(self._pending + text), is_end=False) if text else ""
 
     def finish(self) -> str:
@@ -125,7 +130,15 @@ class WordFilter:
         return self._emit(text, spans, len(text.source) if is_end else self._first_undecided(text))
 
     def _emit(self, text: FoldedText, spans: Sequence[tuple[int, int]], cut: int) -> str:
-        """Return the first `cut` characters with `spans` masked, and hold back the rest."""
+        """Mask and return the text before `cut`.
+
+        The rest stays pending.
+
+        Args:
+            text: all pending text.
+            spans: (begin, end) in the source of the words to mask.
+            cut: characters of the source to return.
+        """
         is_masked = [index < self._num_masked for index in range(cut)]
         num_masked = self._num_masked - cut
         for begin, end in spans:
@@ -141,7 +154,10 @@ class WordFilter:
         )
 
     def _first_undecided(self, text: FoldedText) -> int:
-        """Return the index in the source of the first cluster that may begin an unfinished word."""
+        """Return the source index of the first unfinished word.
+
+        A cluster there may begin a word that later text completes. Without one, the result is the source's length.
+        """
         last = text.last_cluster
         for start in range(max(0, last - self._words.longest_word), len(text.folded)):
             beginning = text.folded[start:last] + base_character(text.folded[max(start, last)])
@@ -153,7 +169,10 @@ class WordFilter:
         return not self._continues_word(folded, start) and not (end < len(folded) and self._continues_word(folded, end))
 
     def _continues_word(self, folded: str, at: int) -> bool:
-        """Return whether a cased letter at `at` follows a cased letter, marks between them ignored."""
+        """Return whether the letter at `at` continues a word.
+
+        It does if it and the letter before it have case. Marks between them are ignored.
+        """
         if not _has_case(folded[at]):
             return False
         while at and is_mark(folded[at - 1]):

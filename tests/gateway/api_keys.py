@@ -14,5 +14,5 @@ def tenant_entry(name: str, *keys: str, **fields: Any) -> str:
 
 
 async def ask_with_key(world: World, key: str, *parts: str | bytes, **options: Any) -> Answer:
-    """Ask a question with an API key; return the whole answer."""
+    """Ask a question with an API key."""
     return await read(world.stub.Generate(ask(*parts, **options), metadata=[authorization(key)]))

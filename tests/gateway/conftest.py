@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def make_world(store: Path, tokenizer: Tokenizer) -> MakeWorld:
-    """Return `make_world(**settings)`, which runs a gateway with scripted stages for a block."""
+    """Return a function that runs a gateway with scripted stages."""
     return partial(scripted_world, store, tokenizer)
 
 
@@ -35,7 +35,7 @@ async def world(make_world: MakeWorld) -> AsyncIterator[World]:
 
 @pytest.fixture(scope="session")
 def make_image() -> Callable[[int], bytes]:
-    """Return `make_image(n)`, which makes a PNG file that differs for each n."""
+    """Return `make_image(n)`: a PNG file that differs per n."""
 
     def make(number: int) -> bytes:
         file = io.BytesIO()
@@ -47,7 +47,7 @@ def make_image() -> Callable[[int], bytes]:
 
 @pytest.fixture
 def write_keys(tmp_path: Path) -> Callable[..., Path]:
-    """Return `write_keys(*entries)`, which writes a key file and returns its path."""
+    """Return `write_keys(*entries)`, which returns a key file's path."""
 
     def write(*entries: str) -> Path:
         path = tmp_path / "keys.toml"

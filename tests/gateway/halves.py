@@ -1,4 +1,4 @@
-"""Model info of the tiny checkpoint, as scripted stages report it."""
+"""Model info of the tiny checkpoint, for scripted stages."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run a real gateway with scripted stages, over real sockets on loopback.
+"""Run a real gateway with scripted stages, over real sockets.
 
 Scripted stages behave as a test tells them: an encoder that waits, an answer of chosen tokens, a wrong reply. Real
 stages cannot do this on demand.
@@ -144,7 +144,7 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
 
 
 class StageServer:
-    """A server of a scripted stage, which can restart at the same address."""
+    """A scripted stage's server, which can restart at its address."""
 
     def __init__(self, servicer: object, module: Any, service: str) -> None:
         self._add = partial(getattr(module, f"add_{service}Servicer_to_server"), servicer)
@@ -187,7 +187,7 @@ class World:
         self.language.answer = self.tokenizer.encode(text, add_special_tokens=False).ids
 
     async def ask(self, *parts: str | bytes, **options: Any) -> "Answer":
-        """Ask a question of texts and images; return the whole answer."""
+        """Ask a question of texts and images."""
         return await read(self.stub.Generate(ask(*parts, **options)))
 
 
@@ -205,7 +205,12 @@ class Answer:
 
 
 def ask(*parts: str | bytes, **options: Any) -> gateway_pb2.GatewayGenerateRequest:
-    """Return a request of one message; a str is a text, bytes are an image."""
+    """Return a request of one message.
+
+    Args:
+        parts: a str is a text, bytes are an image.
+        options: further fields of the request.
+    """
     content = [
         gateway_pb2.Part(text=part) if isinstance(part, str) else gateway_pb2.Part(image=gateway_pb2.Image(data=part))
         for part in parts
@@ -232,7 +237,7 @@ async def scripted_world(
     more_language: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """Run a gateway with scripted stages that fit the tiny checkpoint.
+    """Run a gateway with scripted stages, for the tiny checkpoint.
 
     Args:
         store: model store with the tiny checkpoint.
@@ -270,14 +275,14 @@ async def scripted_world(
 
 
 async def error_of(call: Awaitable[Any]) -> TandemError:
-    """Await a call that must fail; return its error."""
+    """Return the error of a call that must fail."""
     with pytest.raises(grpc.RpcError) as raised:
         await call
     return from_rpc_error(raised.value)
 
 
 async def eventually(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
-    """Wait until a condition on the other side of a socket is true."""
+    """Wait for a condition on a socket's other side."""
     async with asyncio.timeout(within_s):
         while not is_true():  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.005)

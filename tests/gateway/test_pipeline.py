@@ -1,4 +1,4 @@
-"""Requests through a real gateway, with stages that wait, fail and answer on demand."""
+"""Requests through a real gateway with scripted stages."""
 
 import asyncio
 from typing import Any
@@ -128,7 +128,7 @@ async def test_a_stop_string_ends_the_answer_and_cancels_the_decoder(world: Worl
 
 
 async def test_an_answer_ended_by_a_stop_string_reports_prefill_usage_and_timings(world: World) -> None:
-    """The call is cancelled before its last message, which normally has them."""
+    """The last message, which normally has them, never arrives."""
     world.say("A red cup. END And more.")
     world.language.hangs = True
     world.language.prefilled = language_pb2.Prefilled(cached_prompt_tokens=16, queue_ms=2.5, prefill_ms=7.5)
@@ -169,7 +169,7 @@ async def test_an_error_of_the_encoder_names_the_images_field(world: World) -> N
 
 
 async def test_an_error_of_the_decoder_reaches_the_client_while_the_prompt_is_still_being_sent(world: World) -> None:
-    """The failed write must not hide the reason of the error."""
+    """The failed write must not hide the error's reason."""
     world.language.error = ResourceExhausted("The queue is full.", reason="QUEUE_FULL", retry_after_s=2)
     for _ in range(20):
         error = await error_of(generate(world, ask("a", IMAGE, "b", OTHER_IMAGE, "c?")))
@@ -207,7 +207,7 @@ async def test_a_release_of_mismatched_halves_is_refused_and_not_ready(world: Wo
 
 
 async def test_a_tokenizer_other_than_the_stages_is_refused(world: World) -> None:
-    """A decoder trained with another tokenizer would misread the token ids."""
+    """A decoder misreads token ids of another tokenizer."""
     world.language.info.language.tokenizer_digest = bytes(32)
     error = await error_of(generate(world, ask("What is it?")))
     assert error.reason == "RELEASE_MISMATCH"

@@ -70,7 +70,7 @@ def test_a_question_about_an_image_is_answered_and_the_next_is_a_cache_hit(
 def test_streamed_text_equals_all_tokens_decoded_at_once(
     stub: gateway_pb2_grpc.GatewayStub, tokenizer: Tokenizer
 ) -> None:
-    """Random bytes, so that incomplete characters and invalid bytes occur in every combination."""
+    """Random bytes combine incomplete characters and invalid bytes."""
     for seed in range(5):
         sampling = sampling_pb2.SamplingOptions(
             max_tokens=100, ignore_eos=True, temperature=1.5, seed=seed, num_logprobs=0
@@ -109,7 +109,7 @@ def test_cancelled_calls_release_all_resources(
     for number in range(10):
         call: Any = stub.Generate(ask(make_image(100 + number), "Go on.", sampling=long))
         if number % 2:
-            next(call)  # cancelled during the answer; the others, during the prompt
+            next(call)  # cancelled during the answer. The others are cancelled during the prompt
         call.cancel()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def test_cancelled_calls_release_all_resources(
 async def test_a_new_gateway_gets_cached_visual_tokens_from_the_vision_service(
     stack: Stack, store: Path, make_image: MakeImage
 ) -> None:
-    """It asks by digest and does not send the image again."""
+    """It asks by digest, without sending the image again."""
     with grpc.insecure_channel(stack.address) as channel:
         first = list(
             gateway_pb2_grpc.GatewayStub(channel).Generate(ask(make_image(77), "What is it?", sampling=GREEDY))
@@ -148,7 +148,7 @@ async def test_a_new_gateway_gets_cached_visual_tokens_from_the_vision_service(
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a small PNG file whose header claims the given size."""
+    """Return a small PNG file whose header claims a size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -159,7 +159,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def bad_requests(image: bytes) -> dict[str, tuple[gateway_pb2.GatewayGenerateRequest, str, str]]:
-    """Return bad requests by name, each with the expected status and reason."""
+    """Return bad requests by name, with expected status and reason."""
     invalid = "INVALID_ARGUMENT"
     warm = sampling_pb2.SamplingOptions(temperature=-1)
     long = sampling_pb2.SamplingOptions(max_tokens=2000)
@@ -197,7 +197,7 @@ def test_bad_input_is_refused_at_once_with_a_typed_error_and_the_next_request_wo
 def test_text_that_is_not_utf8_is_an_invalid_argument(
     channel: grpc.Channel, stub: gateway_pb2_grpc.GatewayStub
 ) -> None:
-    """Python's messages cannot contain such text. Those of other languages can."""
+    """Clients in other languages than Python can send such text."""
     request = ask("MARK").SerializeToString().replace(b"MARK", b"\xff\xfe\xff\xfe")
     generate = channel.unary_stream("/tandem.v1.Gateway/Generate", _unchanged, _unchanged)
     error = error_of(lambda: list(generate(request)))
@@ -224,6 +224,6 @@ def test_a_gateway_without_its_release_stops_with_the_reason(store: Path) -> Non
 
 
 def test_the_gateway_needs_no_torch() -> None:
-    """The gateway's image has no torch, and it starts within a second."""
+    """Its container has no torch, and it starts fast."""
     program = "import sys, gateway.service, gateway.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

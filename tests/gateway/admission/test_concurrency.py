@@ -50,7 +50,7 @@ async def test_a_slot_granted_to_a_request_cancelled_at_that_moment_goes_to_the_
 
 
 async def test_a_raised_limit_starts_queued_requests_at_once() -> None:
-    """A tenant's limits change while its requests run, and they may run for minutes."""
+    """Requests may run for minutes after a tenant's limits change."""
     limit, done, order = make_limit(1, 3), asyncio.Event(), list[int]()
     tasks = [asyncio.create_task(occupy(limit, done, order, number)) for number in range(4)]
     await asyncio.sleep(0)

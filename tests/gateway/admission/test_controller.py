@@ -26,7 +26,7 @@ def frequent_thread_switches() -> Iterator[None]:
 
 
 async def test_a_request_admitted_under_old_limits_does_not_restore_them() -> None:
-    """A changed rate starts with a full bucket, so restoring the old one would give tokens away."""
+    """Restoring a rate would refill its bucket."""
     admission = AdmissionController(AdmissionLimits())
     before, now = tenant(tokens_per_minute=1000), tenant(tokens_per_minute=100)
     async with admission.admit(before, 1):

@@ -1,4 +1,4 @@
-"""Limits of tenants and of the gateway: slots, bytes, requests and tokens."""
+"""Limits on slots, bytes, requests and tokens."""
 
 import asyncio
 from collections.abc import Callable
@@ -54,7 +54,7 @@ async def test_the_gateways_slots_are_shared_by_all_tenants(make_world: MakeWorl
 async def test_large_requests_are_refused_when_the_bytes_are_used_up_though_the_queue_has_room(
     make_world: MakeWorld,
 ) -> None:
-    """A queue bounded by number alone could hold hundreds of images of 20 MB."""
+    """A queue of many large images would exhaust the memory."""
     limits = {"max_message_bytes": 2**20, "max_request_bytes": 2**20}
     async with make_world(max_running=1, max_waiting=100, **limits) as world:
         world.language.hangs = True
@@ -101,7 +101,7 @@ async def test_a_token_debt_delays_the_next_request(make_world: MakeWorld, write
 async def test_tokens_after_a_stop_string_are_not_charged(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """One message may bring several tokens. The charge equals the usage in the answer."""
+    """The charge equals the usage of the answer."""
     async with make_world(keys=write_keys(tenant_entry("thrifty", KEY))) as world:
         world.say("ok STOP and on and on")
         world.language.tokens_per_message = 100

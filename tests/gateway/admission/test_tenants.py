@@ -1,4 +1,4 @@
-"""API keys, roles and cache salts of tenants, over real sockets."""
+"""API keys, roles and cache salts of tenants."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ IMAGE = b"an image"
 async def test_every_call_needs_a_valid_key_and_no_error_contains_one(
     metadata: list[tuple[str, str]], reason: str, make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """Tries every method of the contract, so that a new one cannot be missed."""
+    """Every method of the contract is tried, future ones included."""
     async with make_world(keys=write_keys(tenant_entry("acme", KEY))) as world:
         service = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"]
         for method in service.methods:
@@ -122,7 +122,7 @@ async def test_tenants_with_different_salts_share_no_image_and_no_prefix(
 async def test_an_uploaded_image_is_invisible_to_tenants_with_another_salt(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """Otherwise a digest would reveal whether another tenant has an image."""
+    """Otherwise a digest would reveal other tenants' images."""
     keys = write_keys(
         tenant_entry("acme", KEY, cache_salt="acme"), tenant_entry("other", OTHER_KEY, cache_salt="other")
     )

@@ -1,4 +1,4 @@
-"""Checks of requests: each error has the right reason and field."""
+"""Each error of a request has its reason and field."""
 
 import pytest
 

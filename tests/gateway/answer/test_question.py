@@ -18,7 +18,7 @@ from tests.processing.test_prompt import user
     [(["a"] * 64, True), (["a"] * 65, False), (["a" * 4096], True), (["a" * 4097], False)],
 )
 async def test_a_large_prompt_is_built_in_a_thread(parts: list[str], is_inline: bool, store: Path) -> None:
-    """Thousands of one-character texts take as long as one text of 100,000 characters."""
+    """Many short texts take as long as one long text."""
     release = open_release(ModelStore(store), TAG)
     conversation = Conversation([user(*parts)], num_characters=sum(map(len, parts)))
     building = asyncio.create_task(build_segments(release, conversation))

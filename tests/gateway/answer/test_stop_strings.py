@@ -11,7 +11,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)
 
 
 def run(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
-    """Push `pieces`; return the visible text, and whether a stop string was hit."""
+    """Return the visible text, and whether a stop was hit."""
     matcher, shown = StopStringMatcher(stops), ""
     for piece in pieces:
         text, hit = matcher.push(piece)

@@ -1,4 +1,4 @@
-"""Streamed text equals the text decoded at once, also with stop strings."""
+"""Streamed text equals the text decoded at once."""
 
 import codecs
 
@@ -14,7 +14,7 @@ from tandem.v1 import gateway_pb2, sampling_pb2
 
 
 def make_tokenizer() -> Tokenizer:
-    """Return a byte tokenizer with two added tokens that are not special."""
+    """Return a byte tokenizer with two added, ordinary tokens."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("好 的", special=False)])
     return tokenizer
@@ -63,7 +63,7 @@ def test_no_piece_of_valid_text_has_a_replacement_character(text: str) -> None:
 
 
 def test_invalid_bytes_do_not_hold_text_back() -> None:
-    """A decoder that waits for valid UTF-8 would never continue after such bytes."""
+    """A decoder that waits for valid UTF-8 would stall."""
     bad = next(token_id for token_id in range(300) if VOCABULARY.bytes_of(token_id) == b"\xff")
     assert pieces_of([bad, bad, bad])[:3] == ["\ufffd"] * 3
 
@@ -101,7 +101,7 @@ def test_tokens_cut_off_by_a_stop_string_have_no_logprobs() -> None:
 
 
 def test_a_token_that_overlaps_a_forbidden_word_has_no_logprobs() -> None:
-    """Most tokens begin with the space before a word. The space is visible, but the token id would reveal the word."""
+    """Its leading space is visible, its id reveals the word."""
     token_ids = [*TOKENIZER.encode("ok", add_special_tokens=False).ids, TOKENIZER.get_vocab()["好 的"]]
     text = AnswerText(VOCABULARY, [], WordFilter(WordList({"zh": ["的"]}), "end"))
     deltas = [text.push([token_id], logprobs_of([token_id])) for token_id in token_ids] + [text.finish()]

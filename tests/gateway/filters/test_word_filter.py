@@ -1,4 +1,4 @@
-"""Word filter: independent of the cuts, with no more delay than needed."""
+"""Word filter: independent of cuts, without needless delay."""
 
 import unicodedata
 from pathlib import Path
@@ -28,7 +28,7 @@ WORDS = st.lists(
 
 
 def run(pieces: list[str], words: list[str], action: Action) -> tuple[str, bool]:
-    """Push `pieces`; return the visible text, and whether a word ended it."""
+    """Return the visible text, and whether a word ended it."""
     word_filter, shown = WordFilter(WordList({"xx": words}), action), ""
     for piece in pieces:
         shown += word_filter.push(piece)
@@ -38,7 +38,7 @@ def run(pieces: list[str], words: list[str], action: Action) -> tuple[str, bool]
 
 
 def find_words(text: str, words: list[str]) -> list[tuple[int, int]]:
-    """Return the (begin, end) of every word in the text, by a slow and obvious search."""
+    """Return the (begin, end) of every word, by slow search."""
     bounds = [index for index in range(len(text)) if index == 0 or begins_cluster(text[index])] + [len(text)]
     lengths = [len(fold(text[:bound])) for bound in bounds]
     whole, places = fold(text), []
@@ -53,7 +53,7 @@ def find_words(text: str, words: list[str]) -> list[tuple[int, int]]:
 
 
 def joined(whole: str, at: int) -> bool:
-    """Return whether cased letters are on both sides of a position."""
+    """Return whether cased letters are on both sides of `at`."""
     if at == len(whole):
         return False
     left = next((letter for letter in reversed(whole[:at]) if not is_mark(letter)), "")
@@ -164,7 +164,7 @@ def test_an_invalid_word_list_is_refused(content: bytes, tmp_path: Path) -> None
 
 
 def test_no_character_that_composes_with_the_one_before_begins_a_cluster() -> None:
-    """Otherwise a character could change after the filter has shown it."""
+    """Otherwise a character could change after it was shown."""
     for code in range(0x110000):
         decomposition = unicodedata.decomposition(chr(code))
         if decomposition and not decomposition.startswith("<"):
