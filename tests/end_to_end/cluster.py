@@ -1,4 +1,4 @@
-"""Any number of each process, real ones on a tiny checkpoint, to be killed and started again under load."""
+"""A cluster of real processes that tests kill and restart."""
 
 import io
 import os
@@ -21,8 +21,8 @@ HOST = "127.0.0.1"
 TAG = "tiny-v1.0.0"
 READY_S = 300.0
 
-# What must be as before once the last request has ended, by process.
-HELD = {
+# Gauges that must return to their earlier values when all requests have ended, by kind of process.
+RESOURCE_METRICS = {
     "gateway": (
         "tandem_gateway_running",
         "tandem_gateway_waiting",
@@ -51,9 +51,10 @@ HELD = {
 
 
 class Cluster:
-    """Replicas of both stages and gateways that know all of them; a context manager that leaves no process behind.
+    """Replicas of both stages, and gateways that use them.
 
-    Processes are named by kind and number: 'vision-0', 'language-1', 'gateway-0'.
+    A context manager that stops every process at its end. Processes are named by kind and number: 'vision-0',
+    'language-1', 'gateway-0'.
     """
 
     def __init__(
@@ -117,22 +118,22 @@ class Cluster:
                     totals[metric] = totals.get(metric, 0.0) + float(value)
         return totals
 
-    def held(self) -> dict[str, dict[str, float]]:
-        """Return what every process holds of requests at this moment."""
+    def resources(self) -> dict[str, dict[str, float]]:
+        """Return the resources in use by metric, for every process."""
         return {
-            name: {metric: found[metric] for metric in HELD[name.partition("-")[0]] if metric in found}
+            name: {metric: found[metric] for metric in RESOURCE_METRICS[name.partition("-")[0]] if metric in found}
             for name in (*self.stages, *self.gateways)
             for found in [self.metrics(name)]
         }
 
     def kill(self, *names: str) -> None:
-        """End processes at once, without a word to anybody."""
+        """Kill processes with SIGKILL, without draining."""
         for name in names:
             os.kill(self._services[name].pid, signal.SIGKILL)
             self._killed.append(name)
 
-    def revive(self) -> None:
-        """Start what was killed again, where it was."""
+    def restart_killed(self) -> None:
+        """Restart every killed process at its former address."""
         while self._killed:
             name = self._killed.pop()
             old = self._services[name]
@@ -140,8 +141,8 @@ class Cluster:
             self._start(name, self._flags[name], listen=f"{HOST}:{old.ready['port']}")
         self.wait_until_ready()
 
-    def bugs(self) -> list[str]:
-        """Return what the processes logged of errors nobody had thought of."""
+    def unexpected_errors(self) -> list[str]:
+        """Return the log lines about unexpected errors."""
         return [line for lines in self.logs.values() for line in lines if '"unexpected error"' in line]
 
     def wait_until_ready(self) -> None:
@@ -156,27 +157,30 @@ class Cluster:
     def _start(self, name: str, flags: list[str], listen: str = "") -> None:
         modules = {"vision": "vision_service", "language": "language_service", "gateway": "gateway"}
         self._flags[name] = flags
-        common = ["--listen", listen or f"{HOST}:{_lasting_port()}", "--log-format", "json", "--drain-s", "2"]
+        common = ["--listen", listen or f"{HOST}:{_stable_port()}", "--log-format", "json", "--drain-s", "2"]
         self._services[name] = ServiceProcess(
-            name, modules[name.partition("-")[0]], [*common, *flags], self._keep_log, self._changed
+            name, modules[name.partition("-")[0]], [*common, *flags], self._store_log, self._changed
         )
         self._services[name].start()
 
-    def _keep_log(self, service: str, line: str) -> None:
+    def _store_log(self, service: str, line: str) -> None:
         self.logs.setdefault(service, []).append(line)
 
 
-def _lasting_port() -> int:
-    """Return a free port below those the system hands out: nobody is given it while its process is dead."""
+def _stable_port() -> int:
+    """Return a free port outside the system's ephemeral range.
+
+    The system gives it to no other process while its own process is dead.
+    """
     while True:
         port = random.randrange(10_000, 32_000)
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind((HOST, port))
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind((HOST, port))
             return port
 
 
 def image(number: int) -> bytes:
-    """Return the PNG file of the n-th of many different images."""
+    """Return a PNG file, a different image for every number."""
     file = io.BytesIO()
     Image.new("RGB", (64, 48), (number % 256, number // 256 % 256, number // 65536 % 256)).save(file, "PNG")
     return file.getvalue()

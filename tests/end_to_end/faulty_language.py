@@ -1,7 +1,7 @@
-"""A language service that is another one with a fault: a server between the gateway and the real stage.
+"""A proxy between gateway and language service that injects faults.
 
-It passes everything on, and spoils the answers of one tag as it is told. It also checks on its own account, from the
-manifests of the model store, that every image of a prompt came from the encoder its decoder was trained with.
+It forwards all calls, and injects one kind of fault into the answers of one tag. It also counts the images whose
+encoder is not the one that the decoder was trained with. For this it reads the manifests of the model store itself.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2
 
 Fault = Literal["none", "errors", "slow", "empty", "hang"]
 
-IMAGES = Counter("faulty_images", "Images of prompts that passed through.")
-CROSSED = Counter("faulty_crossed", "Those from another encoder than their decoder's.")
+IMAGES = Counter("faulty_images", "Images in forwarded prompts.")
+MISMATCHES = Counter("faulty_encoder_mismatches", "Images from an encoder that the decoder was not trained with.")
 
 
 class FaultySettings(ServiceSettings):
-    """What to stand before, and what to spoil."""
+    """Settings of the proxy."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_FAULTY_")
 
     models: Path
     upstream: str  # host:port of the real language service
-    tag: str = ""  # whose answers are spoiled
+    tag: str = ""  # the fault affects this tag
     fault: Fault = "none"
 
 
 class FaultyLanguage(language_pb2_grpc.LanguageServiceServicer):
-    """Passes calls on to the real service."""
+    """Forwards calls to the real service and injects the fault."""
 
     def __init__(self, settings: FaultySettings, stub: Any) -> None:
         self._settings = settings
@@ -96,13 +96,13 @@ class FaultyLanguage(language_pb2_grpc.LanguageServiceServicer):
             if request.HasField("image"):
                 IMAGES.inc()
                 expected = self._vision_digests[first.start.tag]
-                CROSSED.inc(request.image.visual_tokens.vision_digest != expected)
+                MISMATCHES.inc(request.image.visual_tokens.vision_digest != expected)
             yield request
 
 
 @asynccontextmanager
 async def open_service(settings: FaultySettings, server: Server) -> AsyncIterator[None]:
-    """Stand before the real service for the length of the block."""
+    """Add the proxy's servicer to a server."""
     async with open_channel(settings.upstream) as channel:
         servicer = FaultyLanguage(settings, language_pb2_grpc.LanguageServiceStub(channel))
         language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)

@@ -1,4 +1,4 @@
-"""A steady load: streams that ask one question after the other and write down how each ended."""
+"""A steady load of questions, and their outcomes."""
 
 import asyncio
 import itertools
@@ -11,20 +11,19 @@ from tandem.errors import TandemError
 from tests.end_to_end.cluster import image
 
 DEADLINE_S = 30.0
-# What a client may see later than its deadline: a busy machine's event loop.
-GRACE_S = 3.0
+GRACE_S = 3.0  # delay of a client's event loop after a deadline, on a busy machine
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """One request that ended."""
+class Outcome:
+    """The outcome of one request."""
 
     gateway: str
     with_image: bool
     began_at: float  # monotonic seconds
     ended_at: float
-    text: str  # that came, to the end or until the error
+    text: str  # received until the end or the error
     error: TandemError | None
 
     @property
@@ -33,17 +32,20 @@ class Ended:
 
 
 @dataclass
-class Load:
-    """`streams` at a time, spread over the gateways; every third question has an image nobody has seen."""
+class LoadGenerator:
+    """Streams of questions, spread over the gateways.
+
+    Every third question has a new image.
+    """
 
     addresses: dict[str, str]  # gateways by name
     streams: int = 50
     max_tokens: int = 12
-    ended: list[Ended] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     _stopping: bool = False
 
     async def run(self) -> None:
-        """Ask until `stop` is called, and wait for what was asked."""
+        """Ask until `stop` is called and all answers are complete."""
         async with asyncio.TaskGroup() as tasks:
             for number in range(self.streams):
                 name = list(self.addresses)[number % len(self.addresses)]
@@ -52,26 +54,26 @@ class Load:
     def stop(self) -> None:
         self._stopping = True
 
-    async def until_ended(self, number: int) -> None:
-        """Wait until so many requests have ended."""
+    async def wait_for_outcomes(self, number: int) -> None:
+        """Wait until `number` requests have ended."""
         async with asyncio.timeout(3 * DEADLINE_S):
-            while len(self.ended) < number:  # noqa: ASYNC110  (streams have better to do than to tell)
+            while len(self.outcomes) < number:  # noqa: ASYNC110  (polling keeps the streams simple)
                 await asyncio.sleep(0.02)
 
-    def since(self, at: float) -> list[Ended]:
-        """Return the requests that ended after `at`."""
-        return [one for one in self.ended if one.ended_at > at]
+    def ended_after(self, at: float) -> list[Outcome]:
+        """Return the outcomes of the requests that ended after `at`."""
+        return [one for one in self.outcomes if one.ended_at > at]
 
     async def _stream(self, number: int, gateway: str) -> None:
         async with AsyncClient(self.addresses[gateway], timeout_s=DEADLINE_S) as client:
-            turn = number  # so that at any time some have an image and some have not
+            turn = number  # a different start for each stream, so images are spread over time
             while not self._stopping:
-                self.ended.append(await self._ask(client, gateway, with_image=turn % 3 == 0))
+                self.outcomes.append(await self._ask(client, gateway, with_image=turn % 3 == 0))
                 turn += 1
-                if self.ended[-1].error is not None:
-                    await asyncio.sleep(0.2)  # as a client would
+                if self.outcomes[-1].error is not None:
+                    await asyncio.sleep(0.2)  # back-off, like a real client
 
-    async def _ask(self, client: AsyncClient, gateway: str, *, with_image: bool) -> Ended:
+    async def _ask(self, client: AsyncClient, gateway: str, *, with_image: bool) -> Outcome:
         number = next(_numbers)
         images = [image(number)] if with_image else []
         began_at = time.monotonic()
@@ -82,7 +84,7 @@ class Load:
                 pass
         except TandemError as raised:
             error = raised
-        return Ended(
+        return Outcome(
             gateway=gateway,
             with_image=with_image,
             began_at=began_at,
@@ -92,10 +94,10 @@ class Load:
         )
 
 
-def reasons(ended: Sequence[Ended]) -> dict[str, int]:
-    """Return how many ended in which way."""
+def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Count the answers, and the errors by code and reason."""
     counts: dict[str, int] = {}
-    for one in ended:
+    for one in outcomes:
         name = "answered" if one.error is None else f"{one.error.code.name}/{one.error.reason}"
         counts[name] = counts.get(name, 0) + 1
     return counts

@@ -1,4 +1,4 @@
-"""Checkpoints that are not whole, loaded into running services: refused at once, by name, and nobody else notices."""
+"""Running services refuse broken checkpoints and keep serving."""
 
 import shutil
 import urllib.request
@@ -27,7 +27,10 @@ def _weights(folder: Path) -> Path:
 
 
 def _change(change: Callable[[dict[str, Any], Stage], None]) -> Callable[[Path, Stage], None]:
-    """Return what rewrites a checkpoint's weights; the manifest stays, which is looked at last."""
+    """Return a function that changes a checkpoint's tensors.
+
+    The manifest stays as it is: the loader compares digests after all other checks.
+    """
 
     def write(folder: Path, stage: Stage) -> None:
         tensors = load_file(_weights(folder))
@@ -84,7 +87,7 @@ CASES: dict[str, tuple[Callable[[Path, Stage], None], str, str]] = {
 
 @pytest.fixture
 def broken(store: Path) -> Iterator[Path]:
-    """Yield a copy of the good checkpoint under another tag, to be broken."""
+    """Yield a copy of the good checkpoint, to be broken."""
     folder = store / BAD
     shutil.copytree(store / GOOD, folder)
     write_manifest(read_manifest(store / GOOD).model_copy(update={"tag": BAD}), folder)
@@ -99,7 +102,7 @@ def stub_of(channel: grpc.Channel, stage: Stage) -> Any:
 
 
 def cpu_s(stack: Stack, stage: Stage) -> float:
-    """Return the processor time a stage has taken since it started, seconds."""
+    """Return a stage's CPU time since its start, seconds."""
     with urllib.request.urlopen(stack.metrics_url(stage)) as page:
         [line] = [line for line in page.read().decode().splitlines() if line.startswith("process_cpu_seconds_total ")]
     return float(line.split()[1])
@@ -107,21 +110,21 @@ def cpu_s(stack: Stack, stage: Stage) -> float:
 
 @pytest.mark.parametrize("stage", ["vision", "language"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_checkpoint_is_a_typed_error_at_once_and_the_next_request_works(
+def test_a_broken_checkpoint_is_refused_at_once_and_the_service_keeps_serving(
     stack: Stack, store: Path, broken: Path, stage: Stage, case: str
 ) -> None:
-    spoil, code, reason = CASES[case]
-    spoil(broken, stage)
+    break_checkpoint, code, reason = CASES[case]
+    break_checkpoint(broken, stage)
     with grpc.insecure_channel(stack.address_of(stage)) as channel:
         stub = stub_of(channel, stage)
         before_s = cpu_s(stack, stage)
         with pytest.raises(grpc.RpcError) as caught:
             stub.LoadModel(model_pb2.LoadModelRequest(tag=BAD), timeout=60)
-        assert cpu_s(stack, stage) - before_s < 1  # and not by the clock: a busy machine is no fault of the stage
+        assert cpu_s(stack, stage) - before_s < 1  # not wall-clock time, which a busy machine prolongs
         error = from_rpc_error(caught.value)
         assert (error.code.name, error.reason) == (code, reason)
         assert str(store) not in error.message
-        if case != "unknown tag":  # which leaves nothing behind
+        if case != "unknown tag":  # there is nothing to unload
             stub.UnloadModel(model_pb2.UnloadModelRequest(tag=BAD), timeout=60)
     with Client(stack.address) as client:
         assert client.ask("What?", max_tokens=2, ignore_eos=True).usage.completion_tokens == 2

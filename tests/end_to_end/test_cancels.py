@@ -1,6 +1,6 @@
-"""Clients that leave at any moment, over all stages, leave nothing behind; and many images at once lose nobody.
+"""Cancelled requests leak nothing, and full queues lose no request.
 
-`TANDEM_CANCELS=10000 pytest tests/end_to_end/test_cancels.py` is the long form.
+`TANDEM_CANCELS=10000 pytest tests/end_to_end/test_cancels.py` runs more requests.
 """
 
 import asyncio
@@ -30,95 +30,101 @@ def cluster(store: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-async def settled(cluster: Cluster) -> dict[str, dict[str, float]]:
-    """Return what the processes hold once it no longer changes: what is cancelled unwinds, and sockets linger."""
-    last, same_since = cluster.held(), time.monotonic()
+async def settled_resources(cluster: Cluster) -> dict[str, dict[str, float]]:
+    """Return the resources in use when they no longer change.
+
+    Cancelled requests unwind and sockets close with a delay.
+    """
+    last, same_since = cluster.resources(), time.monotonic()
     deadline = time.monotonic() + 60
     while time.monotonic() - same_since < 3:
-        assert time.monotonic() < deadline, "what is held keeps changing"
+        assert time.monotonic() < deadline, "the resources in use keep changing"
         await asyncio.sleep(0.25)
-        now = cluster.held()
+        now = cluster.resources()
         if now != last:
             last, same_since = now, time.monotonic()
     return last
 
 
-async def leave_somewhere(client: AsyncClient, number: int, draw: random.Random) -> str:
-    """Ask something and leave after a while, or after some of the answer; return how it ended."""
-    images = [image(number)] * draw.choice((0, 0, 1, 2))
-    stream = client.generate(f"Question {number}?", images=images, max_tokens=draw.randrange(1, 40), ignore_eos=True)
-    num_pieces = draw.choice((None, 1, 3, 10))
-    leaving = asyncio.create_task(_leave_later(stream, draw.uniform(0, 0.4)))
+async def cancel_at_random(client: AsyncClient, number: int, rng: random.Random) -> str:
+    """Ask a question and cancel it at a random moment.
+
+    Returns how it ended: "answered", "cancelled", "cancelled during the answer", or the reason of an error.
+    """
+    images = [image(number)] * rng.choice((0, 0, 1, 2))
+    stream = client.generate(f"Question {number}?", images=images, max_tokens=rng.randrange(1, 40), ignore_eos=True)
+    num_pieces = rng.choice((None, 1, 3, 10))
+    closing = asyncio.create_task(_close_later(stream, rng.uniform(0, 0.4)))
     seen = 0
     try:
         async for _ in stream:
             seen += 1
             if seen == num_pieces:
-                return "left amid the answer"
+                return "cancelled during the answer"
     except Cancelled:
-        return "left"
+        return "cancelled"
     except TandemError as error:
         return error.reason
     finally:
-        leaving.cancel()
+        closing.cancel()
     return "answered"
 
 
-async def _leave_later(stream: AsyncTextStream, seconds: float) -> None:
+async def _close_later(stream: AsyncTextStream, seconds: float) -> None:
     await asyncio.sleep(seconds)
     stream.close()
 
 
 async def cancel_many(cluster: Cluster, count: int, seed: int) -> dict[str, int]:
-    """Run `count` requests that leave, some dozens at a time; return how they ended."""
+    """Run and cancel `count` requests, and count their ends."""
     ends: dict[str, int] = {}
     numbers = iter(range(seed, seed + count))
     async with AsyncClient(cluster.address("gateway-0"), timeout_s=60) as client:
 
         async def stream() -> None:
             for number in numbers:
-                end = await leave_somewhere(client, number, random.Random(number))
+                end = await cancel_at_random(client, number, random.Random(number))
                 ends[end] = ends.get(end, 0) + 1
 
         await asyncio.gather(*(stream() for _ in range(STREAMS)))
     return ends
 
 
-async def test_requests_that_are_cancelled_anywhere_leave_nothing(cluster: Cluster) -> None:
-    await cancel_many(cluster, 100, seed=1_000_000)  # threads, connections and caches that come with first requests
-    before = await settled(cluster)
+async def test_cancelled_requests_leak_no_resources(cluster: Cluster) -> None:
+    await cancel_many(cluster, 100, seed=1_000_000)  # the first requests create threads, connections and caches
+    before = await settled_resources(cluster)
     ends = await cancel_many(cluster, NUM_CANCELS, seed=0)
     print(ends)
-    assert ends.pop("left", 0) + ends.pop("left amid the answer", 0) > NUM_CANCELS / 4
+    assert ends.pop("cancelled", 0) + ends.pop("cancelled during the answer", 0) > NUM_CANCELS / 4
     assert set(ends) <= {"answered", "QUEUE_FULL", "GATEWAY_BUSY"}
-    after = await settled(cluster)
+    after = await settled_resources(cluster)
     assert after == before
-    for name, held in after.items():
-        idle = {metric: held[metric] for metric in held if metric not in ("tandem_tasks", "process_open_fds")}
-        # The scrape that asks is no gRPC call, and nobody else is there.
-        assert not any(idle.values()), (name, idle)
+    for name, resources in after.items():
+        used = {metric: resources[metric] for metric in resources if metric not in ("tandem_tasks", "process_open_fds")}
+        # There are no other clients, and reading the metrics is no gRPC call.
+        assert not any(used.values()), (name, used)
 
 
-async def test_many_images_at_once_are_all_answered_or_told_to_come_again(cluster: Cluster) -> None:
+async def test_many_images_at_once_are_all_answered_or_asked_to_retry(cluster: Cluster) -> None:
     async def ask(client: AsyncClient, number: int) -> str:
         try:
             answer = await client.ask("What?", images=[image(2_000_000 + number)], max_tokens=4, ignore_eos=True)
         except ResourceExhausted as error:
-            return "told to come again" if error.retry_after_s else "told nothing"
+            return "asked to retry" if error.retry_after_s else "no retry delay"
         assert answer.usage.visual_tokens == 32
         return "answered"
 
     async with AsyncClient(cluster.address("gateway-0"), timeout_s=100) as client:
         ends = await asyncio.gather(*(ask(client, number) for number in range(IMAGES_AT_ONCE)))
     print({end: ends.count(end) for end in set(ends)})
-    assert set(ends) <= {"answered", "told to come again"}
-    assert ends.count("answered") >= 64  # what the vision stage's queue takes
+    assert set(ends) <= {"answered", "asked to retry"}
+    assert ends.count("answered") >= 64  # the length of the vision stage's queue
 
 
-async def test_a_request_that_is_told_to_come_again_and_does_is_answered(cluster: Cluster) -> None:
-    """The delay it is told must be one after which coming again makes sense."""
+async def test_requests_that_retry_after_the_given_delay_are_answered(cluster: Cluster) -> None:
+    """So the retry delay fits the length of the queue."""
 
-    async def insist(client: AsyncClient, number: int) -> int:
+    async def ask_with_retries(client: AsyncClient, number: int) -> int:
         for attempt in range(1, 50):
             try:
                 await client.ask("What?", images=[image(3_000_000 + number)], max_tokens=2, ignore_eos=True)
@@ -129,7 +135,7 @@ async def test_a_request_that_is_told_to_come_again_and_does_is_answered(cluster
         raise AssertionError("never answered")
 
     async with AsyncClient(cluster.address("gateway-0"), timeout_s=100) as client:
-        attempts = await asyncio.gather(*(insist(client, number) for number in range(IMAGES_AT_ONCE)))
+        attempts = await asyncio.gather(*(ask_with_retries(client, number) for number in range(IMAGES_AT_ONCE)))
     assert len(attempts) == IMAGES_AT_ONCE
 
 
@@ -138,5 +144,5 @@ async def test_a_deadline_reaches_every_stage(cluster: Cluster) -> None:
         with pytest.raises(TandemError) as raised:
             await client.ask("Go on.", max_tokens=900, ignore_eos=True, timeout_s=0.2)
     assert raised.value.code == Code.DEADLINE_EXCEEDED
-    held = await settled(cluster)
-    assert not any(held[name]["tandem_rpc_in_flight"] for name in held)
+    resources = await settled_resources(cluster)
+    assert not any(resources[name]["tandem_rpc_in_flight"] for name in resources)

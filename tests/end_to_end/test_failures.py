@@ -1,7 +1,9 @@
-"""Processes killed mid-load: every request ends in time with an answer or a typed error, and only where it must fail.
+"""Processes killed under load: which requests fail, and how.
 
-Two replicas of both stages, two gateways and a Redis serve steady streams; each test kills something of it. Fifty
-streams need the machine alone; a dozen, for some seconds, show the same to every change.
+Two replicas of both stages, two gateways and a Redis serve steady streams of questions. Each test kills some of these
+processes. Every request must end within its deadline, with an answer or a typed error, and only unavoidable failures
+are allowed. The short form, with twelve streams, runs with the quick tests. The steady form, with fifty, needs an idle
+machine.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import pytest
 
 from chassis.errors import Code
 from tests.end_to_end.cluster import Cluster
-from tests.end_to_end.load import DEADLINE_S, GRACE_S, Ended, Load, reasons
+from tests.end_to_end.load import DEADLINE_S, GRACE_S, LoadGenerator, Outcome, count_outcomes
 from tests.gateway.redis_server import RedisServer
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -23,11 +25,11 @@ pytestmark = [pytest.mark.timeout(600)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much load; requests are counted and not timed, for machines differ."""
+    """Size of a load, counted in requests."""
 
     streams: int
-    before: int  # requests that end before something is killed
-    after: int  # and after it
+    before: int  # requests that end before the kill
+    after: int  # requests that end after the kill
 
 
 SHORT, STEADY = Size(streams=12, before=12, after=30), Size(streams=50, before=60, after=120)
@@ -59,59 +61,63 @@ def cluster(store: Path, redis: RedisServer) -> Iterator[Cluster]:
 
 
 @asynccontextmanager
-async def loaded(cluster: Cluster, size: Size) -> AsyncIterator[Load]:
-    """Run a load before and after the block; then check what holds for every request."""
-    load = Load({name: cluster.address(name) for name in cluster.gateways}, streams=size.streams)
+async def under_load(cluster: Cluster, size: Size) -> AsyncIterator[LoadGenerator]:
+    """Run a load around the block, then check every outcome."""
+    load = LoadGenerator({name: cluster.address(name) for name in cluster.gateways}, streams=size.streams)
     running = asyncio.create_task(load.run())
     try:
-        await load.until_ended(size.before)
+        await load.wait_for_outcomes(size.before)
         yield load
-        await load.until_ended(len(load.ended) + size.after)
+        await load.wait_for_outcomes(len(load.outcomes) + size.after)
         load.stop()
         async with asyncio.timeout(DEADLINE_S + GRACE_S):
             await running
     finally:
         running.cancel()
-        cluster.revive()
-    print(
-        f"\n{len(load.ended)} requests: {reasons(load.ended)}; longest {max(one.seconds for one in load.ended):.1f} s"
-    )
-    assert not cluster.bugs()
-    for one in load.ended:
+        cluster.restart_killed()
+    slowest_s = max(one.seconds for one in load.outcomes)
+    print(f"\n{len(load.outcomes)} requests: {count_outcomes(load.outcomes)}; slowest {slowest_s:.1f} s")
+    assert not cluster.unexpected_errors()
+    for one in load.outcomes:
         assert one.seconds < DEADLINE_S + GRACE_S
         if one.error is not None:
             assert one.error.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED), one.error
             assert one.error.reason not in ("UNKNOWN", "INTERNAL")
 
 
-def failed(load: Load, which: Callable[[Ended], bool] = lambda _: True) -> list[Ended]:
-    return [one for one in load.ended if one.error is not None and which(one)]
+def failures(load: LoadGenerator, select: Callable[[Outcome], bool] = lambda _: True) -> list[Outcome]:
+    return [one for one in load.outcomes if one.error is not None and select(one)]
 
 
-async def answers_again(cluster: Cluster) -> None:
-    """Check that the cluster is whole: a short load without a single failure."""
-    load = Load({name: cluster.address(name) for name in cluster.gateways}, streams=10)
+async def check_health(cluster: Cluster) -> None:
+    """Check that the cluster serves a short load without failures."""
+    load = LoadGenerator({name: cluster.address(name) for name in cluster.gateways}, streams=10)
     running = asyncio.create_task(load.run())
-    await load.until_ended(20)
+    await load.wait_for_outcomes(20)
     load.stop()
     await running
-    assert not failed(load), reasons(load.ended)
+    assert not failures(load), count_outcomes(load.outcomes)
 
 
 @pytest.fixture(autouse=True)
-async def whole(cluster: Cluster) -> None:
-    """Let each test begin with everything running, and check that what is ready again costs no request from then on."""
-    await answers_again(cluster)
+async def healthy_cluster(cluster: Cluster) -> None:
+    """Start each test with all processes running.
+
+    This also checks that a restarted process fails no request once it is ready.
+    """
+    await check_health(cluster)
 
 
 @pytest.mark.parametrize("victim", ["vision-0", "language-0"])
-async def test_one_of_two_replicas(cluster: Cluster, size: Size, victim: str) -> None:
-    """Only answers that had begun there may end, with how far they had come."""
-    async with loaded(cluster, size) as load:
+async def test_the_loss_of_one_replica_fails_only_its_started_answers(
+    cluster: Cluster, size: Size, victim: str
+) -> None:
+    """Their errors say how many tokens came before."""
+    async with under_load(cluster, size) as load:
         cluster.kill(victim)
         at = time.monotonic()
-    assert len([one for one in load.since(at) if one.error is None]) >= size.after // 12
-    for one in failed(load):
+    assert len([one for one in load.ended_after(at) if one.error is None]) >= size.after // 12
+    for one in failures(load):
         assert victim.startswith("language")
         assert one.began_at < at
         assert one.error is not None
@@ -119,39 +125,38 @@ async def test_one_of_two_replicas(cluster: Cluster, size: Size, victim: str) ->
         assert one.text
 
 
-async def test_the_whole_vision_stage(cluster: Cluster, size: Size) -> None:
-    """Questions without images need it not, so they must not notice."""
-    async with loaded(cluster, size) as load:
+async def test_the_loss_of_the_vision_stage_fails_no_question_without_images(cluster: Cluster, size: Size) -> None:
+    async with under_load(cluster, size) as load:
         cluster.kill("vision-0", "vision-1")
         at = time.monotonic()
-    assert not failed(load, lambda one: not one.with_image)
-    assert failed(load)
-    assert {one.error.reason for one in failed(load) if one.error} == {"VISION_UNREACHABLE"}
-    assert len([one for one in load.since(at) if one.error is None]) >= size.after // 12
+    assert not failures(load, lambda one: not one.with_image)
+    assert failures(load)
+    assert {one.error.reason for one in failures(load) if one.error} == {"VISION_UNREACHABLE"}
+    assert len([one for one in load.ended_after(at) if one.error is None]) >= size.after // 12
 
 
-async def test_the_whole_language_stage(cluster: Cluster, size: Size) -> None:
-    async with loaded(cluster, size) as load:
+async def test_the_loss_of_the_language_stage_is_reported_quickly(cluster: Cluster, size: Size) -> None:
+    async with under_load(cluster, size) as load:
         cluster.kill("language-0", "language-1")
         at = time.monotonic()
-    assert {one.error.reason for one in failed(load) if one.error} == {"LANGUAGE_UNREACHABLE"}
-    assert not failed(load, lambda one: one.ended_at < at)
-    late = [one for one in load.since(at) if one.began_at > at]
-    assert max(one.seconds for one in late) < 5, "an error that is certain must not take long"
+    assert {one.error.reason for one in failures(load) if one.error} == {"LANGUAGE_UNREACHABLE"}
+    assert not failures(load, lambda one: one.ended_at < at)
+    late = [one for one in load.ended_after(at) if one.began_at > at]
+    assert max(one.seconds for one in late) < 5, "a certain error must come quickly"
 
 
-async def test_one_of_two_gateways(cluster: Cluster, size: Size) -> None:
-    async with loaded(cluster, size) as load:
+async def test_the_loss_of_one_gateway_fails_no_request_of_the_other(cluster: Cluster, size: Size) -> None:
+    async with under_load(cluster, size) as load:
         cluster.kill("gateway-0")
         at = time.monotonic()
-    assert not failed(load, lambda one: one.gateway == "gateway-1")
-    assert not failed(load, lambda one: one.ended_at < at)
-    assert len([one for one in load.since(at) if one.error is None]) >= size.after // 12
+    assert not failures(load, lambda one: one.gateway == "gateway-1")
+    assert not failures(load, lambda one: one.ended_at < at)
+    assert len([one for one in load.ended_after(at) if one.error is None]) >= size.after // 12
 
 
-async def test_redis(cluster: Cluster, size: Size, redis: RedisServer) -> None:
-    """It is a cache: without it there is more to do, and nothing else."""
-    async with loaded(cluster, size) as load:
+async def test_the_loss_of_redis_fails_no_request(cluster: Cluster, size: Size, redis: RedisServer) -> None:
+    """Redis is a cache, so its loss costs only time."""
+    async with under_load(cluster, size) as load:
         redis.kill()
-    assert not failed(load)
+    assert not failures(load)
     redis.start()

@@ -79,13 +79,13 @@ async def walk(world: World, pair: Pair, images: list[bytes]) -> None:
     assert load.most_moves() == 1
     assert load.answers[-1].release == pair.canary
     assert world.metric("gateway-language", "faulty_images_total") > 50
-    assert world.metric("gateway-language", "faulty_crossed_total") == 0
+    assert world.metric("gateway-language", "faulty_encoder_mismatches_total") == 0
     assert world.metric("gateway", "tandem_gateway_crossed_visual_tokens_total") == 0
     print(
         f"\n(a) {pair.canary}: {len(load.answers)} requests, {load.num_on(pair.canary)} on the canary, "
         f"{len(load.failed)} failed; conversations changed release at most {load.most_moves()} times; "
         f"100 % after {took_s:.1f} s; "
-        f"{world.metric('gateway-language', 'faulty_images_total'):.0f} images, 0 crossed"
+        f"{world.metric('gateway-language', 'faulty_images_total'):.0f} images, 0 mismatches"
     )
     taken = decisions(world)
     kinds = [one["event_kind"] for one in taken if one["event_kind"] != "held"]

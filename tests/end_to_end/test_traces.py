@@ -1,4 +1,4 @@
-"""One request through three real processes is one trace, as a collector sees it."""
+"""Traces over three real processes, received by a collector."""
 
 import json
 import time
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @dataclass
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans as an OpenTelemetry collector does."""
+    """Receives spans like an OpenTelemetry collector."""
 
     spans: list[tuple[str, Span]] = field(default_factory=list)  # with the service's name
 
@@ -58,14 +58,17 @@ def cluster(store: Path, collector: tuple[Collector, str]) -> Iterator[Cluster]:
 
 
 def spans_of(collector: Collector, request_id: str, count: int) -> dict[str, tuple[str, Span]]:
-    """Return the spans of the trace a request began, by name, once there are `count`; they come in batches."""
+    """Wait for a request's `count` spans, by name.
+
+    Processes export spans in batches, so they arrive with a delay.
+    """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         begun = [span for _, span in collector.spans if attributes(span).get("tandem.request_id") == request_id]
         if begun and len(found := collector.of(begun[0].trace_id)) >= count:
             return {span.name: (service, span) for service, span in found}
         time.sleep(0.1)
-    pytest.fail(f"spans that came: {[(service, span.name) for service, span in collector.spans]}")
+    pytest.fail(f"received only these spans: {[(service, span.name) for service, span in collector.spans]}")
 
 
 def attributes(span: Span) -> dict[str, object]:
@@ -97,7 +100,7 @@ def test_a_request_is_one_trace_over_three_processes(cluster: Cluster, collector
     assert attributes(spans["tandem.v1.VisionService/Encode"][1])["rpc.grpc.status_code"] == 0
 
 
-def test_a_failure_is_where_it_happened(cluster: Cluster, collector: tuple[Collector, str]) -> None:
+def test_a_failure_is_recorded_in_the_spans_of_its_path(cluster: Cluster, collector: tuple[Collector, str]) -> None:
     with Client(cluster.address("gateway-0")) as client, pytest.raises(InvalidArgument) as raised:
         client.ask("What is it?", images=[b"no image"])
     assert raised.value.request_id is not None
@@ -108,7 +111,7 @@ def test_a_failure_is_where_it_happened(cluster: Cluster, collector: tuple[Colle
     assert attributes(spans["tandem.v1.Gateway/Generate"][1])["rpc.grpc.status_code"] == 3
 
 
-def test_logs_name_the_trace(cluster: Cluster, collector: tuple[Collector, str]) -> None:
+def test_log_lines_contain_the_trace_id(cluster: Cluster, collector: tuple[Collector, str]) -> None:
     with Client(cluster.address("gateway-0")) as client:
         answer = client.ask("What is it?", max_tokens=2)
     _, span = spans_of(collector[0], answer.request_id, 4)["tandem.v1.LanguageService/Generate"]
@@ -117,8 +120,8 @@ def test_logs_name_the_trace(cluster: Cluster, collector: tuple[Collector, str])
     assert all(span.trace_id.hex() in line for line in lines)
 
 
-def test_the_request_id_stands_in_the_logs_of_all_three_processes(cluster: Cluster) -> None:
-    """One search finds a request's whole story, in the words of every process that took part."""
+def test_the_logs_of_all_three_processes_contain_the_request_id(cluster: Cluster) -> None:
+    """So one search finds a request's logs in every process."""
     with Client(cluster.address("gateway-0")) as client:
         answer = client.ask("What is it?", images=[image(2)], max_tokens=2, request_id="a-story-1")
     assert answer.request_id == "a-story-1"
@@ -133,7 +136,7 @@ def lines_of(cluster: Cluster, name: str, request_id: str) -> list[str]:
     return [line for line in cluster.logs[name] if json.loads(line).get("request_id") == request_id]
 
 
-def test_a_callers_trace_goes_on(cluster: Cluster, collector: tuple[Collector, str]) -> None:
+def test_a_clients_trace_continues_in_the_gateway(cluster: Cluster, collector: tuple[Collector, str]) -> None:
     trace_id, span_id = bytes(range(1, 17)), bytes(range(1, 9))
     with grpc.insecure_channel(cluster.address("gateway-0")) as channel:
         header = ("traceparent", f"00-{trace_id.hex()}-{span_id.hex()}-01")
