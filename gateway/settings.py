@@ -28,7 +28,7 @@ class GatewaySettings(ServiceSettings):
     models: Path = Field(description="folder of the model store")
     release: str = Field(description="release to serve: one tag, or 'vision tag,language tag' of two that fit together")
 
-    # Addresses, and who may call.
+    # Address and access.
     listen: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on; port 0 picks a free one")
     keys: Path | None = Field(None, description="TOML file of tenants with the SHA-256 of their API keys")
     allow_plaintext: bool = Field(False, description="allow an address other than loopback without TLS")

@@ -108,7 +108,7 @@ class ConcurrencyLimit:
 class ByteLimit:
     """Limit on the bytes of all queued and running requests.
 
-    Needed beside the queue, because a queue bounded by number can hold any amount of memory.
+    The queue bounds only the number of requests, and a few large ones can exhaust the memory.
     """
 
     def __init__(self, max_bytes: int) -> None:
