@@ -118,7 +118,7 @@ async def test_an_error_in_a_stream_follows_the_sent_messages(serve: Any) -> Non
 
 @pytest.mark.parametrize("method", ["CountTokens", "Generate", "PutImage"])
 async def test_a_bug_is_reported_by_its_request_id_only(serve: Any, log_lines: Any, method: str) -> None:
-    """The message may be secret and belongs into the log."""
+    """The message can be secret and belongs in the log."""
 
     async def broken(self: Any, request: Any, context: Any) -> Any:
         raise RuntimeError("secret")
