@@ -1,1 +1,1 @@
-"""Images to visual tokens."""
+"""The vision stage: turns images into visual tokens."""

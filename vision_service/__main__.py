@@ -1,19 +1,18 @@
-"""`python -m vision_service`: the vision stage as a process."""
+"""Run the vision service: `python -m vision_service`."""
 
 import os
 import sys
 
-# The threads of a forward pass wait for one another after every operation. If they spin meanwhile, as they do by
-# default, they hold the cores that decoding needs: that cost almost half of the images a second.
-# torch reads it when it is imported.
+# The threads of a forward pass wait for one another after every operation. By default they spin while they wait, and
+# occupy the cores that decoding needs. That cost almost half of the throughput. torch reads this setting on import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from chassis.server import run_service
 from chassis.settings import load_settings
 from vision_service.service import VisionSettings, open_service
 
-# The forward pass takes the interpreter back after each of its hundreds of operations, and each time a thread that
-# decodes, or the event loop, may keep it this long. Python's own 5 ms are longer than most operations.
+# The forward pass needs the interpreter lock again after each of its hundreds of operations. Each time, a decoding
+# thread or the event loop may keep the lock this long. Python's default of 5 ms is longer than most operations.
 _SWITCH_INTERVAL_S = 0.0001
 
 if __name__ == "__main__":

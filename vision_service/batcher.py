@@ -1,7 +1,7 @@
-"""Dynamic batching: calls that arrive close together run as one.
+"""Dynamic batching: run calls that arrive close together as one.
 
-Plain asyncio: it knows neither images nor gRPC. A batch starts as soon as it is full or its oldest item has waited
-long enough; while one batch runs, the next gathers, so under load batches fill up by themselves.
+Plain asyncio, without images or gRPC. A batch starts once it is full, or once its oldest item has waited long enough.
+While one batch runs, the next one fills. So batches grow with the load.
 """
 
 import asyncio
@@ -21,81 +21,84 @@ from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """How large a batch may grow, how long it may wait for that, and how many items may wait in all."""
+    """Limits on batch size, waiting time and queue length."""
 
     max_batch_size: int = 16
-    max_wait_s: float = 0.002  # seconds an item waits for company while the model is idle
-    max_queue: int = 256  # items that wait; one more is refused at once
+    max_wait_s: float = 0.002  # seconds an item waits for others while the model is idle
+    max_queue: int = 256  # waiting items. A further one is rejected at once
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[R]):
-    """One item's result and what it went through."""
+class BatchResult(Generic[R]):
+    """The result of one item, with its timings."""
 
     result: R
-    queue_s: float
-    run_s: float
+    queue_s: float  # from submission to the start of its batch
+    run_s: float  # of its batch
     batch_size: int
 
 
 @dataclass(slots=True, eq=False)
 class _Job(Generic[T, R]):
     item: T
-    answer: asyncio.Future[Answer[R]]
-    since: float = field(default_factory=time.perf_counter)
+    future: asyncio.Future[BatchResult[R]]
+    submitted_s: float = field(default_factory=time.perf_counter)
 
 
 class Batcher(Generic[T, R]):
-    """Runs `run` on batches of what is submitted, in order of arrival; made and used on one event loop."""
+    """Runs a function on batches of items in submission order.
+
+    For one event loop.
+    """
 
     def __init__(
-        self, run: Callable[[Sequence[T]], Sequence[R]], *, config: BatchConfig, executor: Executor, turn: asyncio.Lock
+        self, run: Callable[[Sequence[T]], Sequence[R]], *, config: BatchConfig, executor: Executor, lock: asyncio.Lock
     ) -> None:
         """Start the batcher.
 
         Args:
-            run: computes one result an item, in order; called in `executor`.
-            config: sizes and times.
-            executor: where `run` runs, beside the event loop.
-            turn: held while a batch runs. Batchers that share it take turns, oldest first, and pick their items only
-                when their turn has come, so waiting makes batches larger instead of the machine slower.
+            run: computes one result per item, in order.
+            config: limits of batches and queue.
+            executor: runs `run`, so that the event loop stays free.
+            lock: acquired for each batch. Batchers that share it run one after the other, in order of arrival. Each
+                selects its items after it has the lock, so that waiting makes its batch larger.
         """
         self._run = run
         self._config = config
         self._executor = executor
-        self._turn = turn
+        self._lock = lock
         self._waiting: deque[_Job[T, R]] = deque()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # an item was submitted
         self._last_run_s = 0.0
         self._closed = False
         self._loop_task = asyncio.create_task(self._loop())
 
     @property
     def num_waiting(self) -> int:
-        """Items that wait for a batch."""
+        """Number of items that wait for a batch."""
         return len(self._waiting)
 
-    async def submit(self, item: T) -> Answer[R]:
-        """Wait for the item's result.
+    async def submit(self, item: T) -> BatchResult[R]:
+        """Wait for the result of `item`.
 
-        A caller that is cancelled gives its place back at once; an item whose batch has not started never runs.
+        A cancelled call frees its queue slot at once. Its item runs only if the batch has already started.
 
         Raises:
-            ResourceExhausted: the queue is full (reason QUEUE_FULL); says when to come again.
-            Unavailable: the batcher is closed (reason MODEL_DRAINING).
-            Internal: the batch failed (reason ENCODER_FAILED).
+            ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
+            Unavailable: reason 'MODEL_DRAINING', the batcher is closed.
+            Internal: reason 'ENCODER_FAILED', the batch failed.
         """
         if self._closed:
             raise _draining()
         if len(self._waiting) >= self._config.max_queue:
             num_batches = -(-len(self._waiting) // self._config.max_batch_size)
             raise ResourceExhausted(
-                "Too many images are waiting to be encoded.",
+                "The queue for encoding is full, retry later.",
                 reason="QUEUE_FULL",
                 retry_after_s=time_to_clear_s(num_batches, self._last_run_s),
             )
@@ -103,14 +106,14 @@ class Batcher(Generic[T, R]):
         self._waiting.append(job)
         self._changed.set()
         try:
-            return await job.answer
+            return await job.future
         except asyncio.CancelledError:
-            with suppress(ValueError):  # its batch may be running
+            with suppress(ValueError):  # its batch may already run
                 self._waiting.remove(job)
             raise
 
     async def close(self) -> None:
-        """Refuse new items and those that wait, and stop."""
+        """Reject waiting and new items, and stop."""
         self._closed = True
         self._loop_task.cancel()
         await asyncio.wait([self._loop_task])
@@ -119,19 +122,19 @@ class Batcher(Generic[T, R]):
 
     async def _loop(self) -> None:
         while True:
-            await self._gather()
-            async with self._turn:
+            await self._wait_for_batch()
+            async with self._lock:
                 count = min(len(self._waiting), self._config.max_batch_size)
                 jobs = [self._waiting.popleft() for _ in range(count)]
-                if jobs:  # every caller may have left meanwhile
+                if jobs:  # all callers may have been cancelled meanwhile
                     await self._run_batch(jobs)
 
-    async def _gather(self) -> None:
-        """Return when the batch is full or its oldest item has waited long enough."""
+    async def _wait_for_batch(self) -> None:
+        """Wait until a batch is full or due."""
         while not self._waiting:
             self._changed.clear()
             await self._changed.wait()
-        start_at = self._waiting[0].since + self._config.max_wait_s
+        start_at = self._waiting[0].submitted_s + self._config.max_wait_s
         while 0 < len(self._waiting) < self._config.max_batch_size:
             left_s = start_at - time.perf_counter()
             if left_s <= 0:
@@ -152,15 +155,21 @@ class Batcher(Generic[T, R]):
                 _fail(job, _draining())
             raise
         except Exception:
-            # The batch's own callers hear of it, the next batch runs.
-            log.exception("batch failed", batch_size=len(jobs))
+            # Only the callers of this batch get the error. The next batch runs.
+            _log.exception("batch failed", batch_size=len(jobs))
             for job in jobs:
-                _fail(job, Internal("The image could not be encoded; the log says why.", reason="ENCODER_FAILED"))
+                _fail(
+                    job,
+                    Internal(
+                        "The image could not be encoded, see the vision service's log.",
+                        reason="ENCODER_FAILED",
+                    ),
+                )
             return
         self._last_run_s = time.perf_counter() - started
         for job, result in pairs:
-            if not job.answer.done():
-                job.answer.set_result(Answer(result, started - job.since, self._last_run_s, len(jobs)))
+            if not job.future.done():
+                job.future.set_result(BatchResult(result, started - job.submitted_s, self._last_run_s, len(jobs)))
 
 
 def _draining() -> Unavailable:
@@ -168,5 +177,5 @@ def _draining() -> Unavailable:
 
 
 def _fail(job: _Job[T, R], error: TandemError) -> None:
-    if not job.answer.done():
-        job.answer.set_exception(error)
+    if not job.future.done():
+        job.future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Load the vision half of a checkpoint and make it ready."""
+"""Load the vision half of a checkpoint."""
 
 import asyncio
 from dataclasses import dataclass
@@ -13,38 +13,39 @@ from checkpoint.store import ModelStore
 from checkpoint.weights import load_half
 from vision_service.backends import BackendName, VisionBackend, open_backend
 from vision_service.batcher import BatchConfig
-from vision_service.hosted import HostedVision, Shared
+from vision_service.image_encoder import ImageEncoder, SharedResources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionLoader:
-    """Reads vision halves of a model store and makes them ready."""
+    """Loads vision halves from a model store."""
 
     store: ModelStore
     backend: BackendName
     dtype: torch.dtype
     device: torch.device
     batching: BatchConfig
-    shared: Shared
+    resources: SharedResources
 
-    async def load(self, tag: str) -> HostedVision:
-        """Read, check and warm the vision half of a checkpoint.
+    async def load(self, tag: str) -> ImageEncoder:
+        """Read, check and warm up a vision half.
 
         Raises:
-            TandemError: there is no such checkpoint, or it does not hold a vision half that works.
+            TandemError: the checkpoint is missing, or its vision half is invalid.
         """
         config, digest, backend = await asyncio.to_thread(self._read, tag)
-        return HostedVision(
-            tag=tag, config=config, digest=digest, backend=backend, shared=self.shared, batching=self.batching
+        return ImageEncoder(
+            tag=tag, config=config, digest=digest, backend=backend, resources=self.resources, batching=self.batching
         )
 
     def _read(self, tag: str) -> tuple[ModelConfig, bytes, VisionBackend]:
         half = load_half(self.store.folder(tag), "vision", dtype=self.dtype, device=self.device)
         backend = open_backend(self.backend, half.config, half.tensors, dtype=self.dtype, device=self.device)
-        # The first pass plans kernels and takes memory: better now than in somebody's request.
+        # The first pass is slow, because it plans kernels and allocates memory. Run it before the first request.
         side = half.config.vision.image_size
         if not is_finite_bfloat16(backend.encode(np.zeros((1, 3, side, side), dtype=np.float32))):
             raise FailedPrecondition(
-                f"The vision half of {tag} gives visual tokens that are not finite.", reason="BAD_CHECKPOINT"
+                f"The vision half of {tag} computes visual tokens that are not finite, import the checkpoint again.",
+                reason="BAD_CHECKPOINT",
             )
         return half.config, half.digest, backend

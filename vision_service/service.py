@@ -1,4 +1,4 @@
-"""The vision service as a process: its settings, and what is opened and closed around its life."""
+"""Settings and startup of the vision service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,64 +15,68 @@ from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
 from vision_service.backends import BackendName
 from vision_service.batcher import BatchConfig
-from vision_service.decoding import DecodePool
-from vision_service.hosted import Shared
-from vision_service.image_files import PILLOW_MAX_PIXELS, ImageLimits
+from vision_service.decode_pool import DecodePool
+from vision_service.image_encoder import SharedResources
+from vision_service.image_reader import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.loader import VisionLoader
 from vision_service.servicer import SERVICE_NAME, VisionServicer
-from vision_service.similar import SimilarImages
+from vision_service.similar_images import SimilarityIndex
 from vision_service.token_cache import TokenCache
 
 _LIMITS, _BATCHING = ImageLimits(), BatchConfig()
 
 
 class VisionSettings(StageSettings):
-    """What the vision service can be told."""
+    """Settings of the vision service."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_", cli_prog_name="python -m vision_service")
 
-    listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on; port 0 picks a free one")
+    listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC server. Port 0 picks a free one")
     backend: BackendName = Field("torch", description="library that runs the vision half")
-    max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="most images in a forward pass")
+    max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="maximum images in a forward pass")
     max_wait_ms: float = Field(
         1000 * _BATCHING.max_wait_s,
         ge=0,
         le=10_000,
         allow_inf_nan=False,
-        description="longest wait of an image for others while the model is idle, milliseconds",
+        description="maximum time an image waits for others while the model is idle, milliseconds",
     )
     max_queue: int = Field(
-        _BATCHING.max_queue, ge=1, description="most decoded images that wait for a forward pass, by model"
+        _BATCHING.max_queue, ge=1, description="maximum decoded images that wait for a forward pass, per model"
     )
     decode_threads: int = Field(2, ge=1, le=256, description="images decoded at once")
-    max_decode_queue: int = Field(64, ge=1, description="most images being decoded or waiting for it")
-    max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="largest image file taken, bytes")
+    max_decode_queue: int = Field(64, ge=1, description="maximum images that are being decoded or wait for it")
+    max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="maximum size of an image file, bytes")
     max_image_pixels: int = Field(
-        _LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="most pixels of an image, width x height"
+        _LIMITS.max_pixels, ge=1, le=PILLOW_MAX_PIXELS, description="maximum pixels of an image, width x height"
     )
-    cache_bytes: int = Field(256 * 2**20, ge=0, description="most bytes of visual tokens kept; 0 keeps none")
+    cache_bytes: int = Field(256 * 2**20, ge=0, description="size of the cache of visual tokens, bytes. 0 turns it off")
     cache_ttl_s: float = Field(
-        86_400, gt=0, allow_inf_nan=False, description="longest time visual tokens are kept, seconds"
+        86_400, gt=0, allow_inf_nan=False, description="lifetime of cached visual tokens, seconds"
     )
     reuse_similar: bool = Field(
-        default=False, description="answer with the visual tokens of an image that looks the same; needs FAISS"
+        default=False, description="reuse the visual tokens of images that look the same. Needs FAISS"
     )
     similar_threshold: float = Field(
-        0.95, ge=0.5, le=1, allow_inf_nan=False, description="cosine of thumbnails from which images look the same"
+        0.95,
+        ge=0.5,
+        le=1,
+        allow_inf_nan=False,
+        description="minimum cosine of thumbnails that count as the same image",
     )
-    similar_entries: int = Field(4096, ge=1, le=10**6, description="most images remembered by their looks; 4 KiB each")
+    similar_entries: int = Field(4096, ge=1, le=10**6, description="maximum images in the similarity index, 4 KiB each")
 
 
 @asynccontextmanager
 async def open_service(settings: VisionSettings, server: Server) -> AsyncIterator[None]:
-    """Load the models and add the servicer to `server`; leaving unloads them.
+    """Load the models and serve them for the block.
 
     Raises:
-        TandemError: a model of `settings.tags` could not be loaded.
+        TandemError: a model of `settings.tags` cannot be loaded.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    shared = _shared(settings)
+    resources = _open_resources(settings)
     loader = VisionLoader(
         store=ModelStore(settings.models),
         backend=settings.backend,
@@ -83,7 +87,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
             max_wait_s=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
         ),
-        shared=shared,
+        resources=resources,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
     vision_pb2_grpc.add_VisionServiceServicer_to_server(VisionServicer(models), server.grpc)
@@ -94,24 +98,24 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
         yield
     finally:
         await models.close()
-        shared.decoding.close()
-        shared.forward.shutdown(cancel_futures=True)
+        resources.decode_pool.close()
+        resources.forward_executor.shutdown(cancel_futures=True)
 
 
-def _shared(settings: VisionSettings) -> Shared:
-    similar = None
+def _open_resources(settings: VisionSettings) -> SharedResources:
+    similar_images = None
     if settings.reuse_similar:
-        similar = SimilarImages(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
-    decoding = DecodePool(
+        similar_images = SimilarityIndex(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
+    decode_pool = DecodePool(
         num_threads=settings.decode_threads,
         max_pending=settings.max_decode_queue,
         limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
         with_thumbnails=settings.reuse_similar,
     )
-    return Shared(
-        decoding=decoding,
-        forward=ThreadPoolExecutor(1, thread_name_prefix="forward"),
-        turn=asyncio.Lock(),
+    return SharedResources(
+        decode_pool=decode_pool,
+        forward_executor=ThreadPoolExecutor(1, thread_name_prefix="forward"),
+        forward_lock=asyncio.Lock(),
         cache=TokenCache(max_bytes=settings.cache_bytes, ttl_s=settings.cache_ttl_s),
-        similar=similar,
+        similar_images=similar_images,
     )

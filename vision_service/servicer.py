@@ -1,12 +1,15 @@
-"""`tandem.v1.VisionService` over the process's models: translates between messages and `HostedVision`."""
+"""Serve `tandem.v1.VisionService` with the models of this process."""
+
+from prometheus_client import Counter
 
 from chassis.errors import InvalidArgument, TandemError
 from chassis.tracing import span
 from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
 from hosting import ModelCalls, ModelHost
 from tandem.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
-from vision_service import metrics
-from vision_service.hosted import NOT_CACHED, Encoded, HostedVision, ImageRequest, Source
+from vision_service.image_encoder import NOT_CACHED, EncodedImage, ImageEncoder, ImageRequest, Source
+
+REJECTIONS = Counter("tandem_vision_refusals", "Images that were not encoded, by reason.", ["reason"])
 
 SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
@@ -18,27 +21,32 @@ _SOURCES = {
 }
 
 
-class VisionServicer(ModelCalls[HostedVision], vision_pb2_grpc.VisionServiceServicer):
-    """Answers `Encode` and the model calls; errors are raised and mapped by the server's interceptor."""
+class VisionServicer(ModelCalls[ImageEncoder], vision_pb2_grpc.VisionServiceServicer):
+    """Translates between messages and `ImageEncoder`.
 
-    def __init__(self, models: ModelHost[HostedVision]) -> None:
+    Errors are raised. The server's interceptor sends them.
+    """
+
+    def __init__(self, models: ModelHost[ImageEncoder]) -> None:
         self.models = models
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: object) -> vision_pb2.EncodeResponse:  # noqa: N802
-        """Encode one image, or answer from what was encoded before."""
+        """Return the visual tokens of one image."""
         try:
-            _check(request)
-            asked = ImageRequest(image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt)
-            facts = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": request.tag}
-            with span(f"embeddings {request.tag}", attributes=facts), self.models.lease(request.tag) as model:
-                return _response(await model.encode(asked), model.digest)
+            _validate(request)
+            image_request = ImageRequest(
+                image=request.image, sha256=request.image_sha256, cache_salt=request.cache_salt
+            )
+            attributes = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": request.tag}
+            with span(f"embeddings {request.tag}", attributes=attributes), self.models.lease(request.tag) as encoder:
+                return _response(await encoder.encode(image_request), encoder.digest)
         except TandemError as error:
-            if error.reason != NOT_CACHED:  # which refuses nothing: it asks for the bytes
-                metrics.REFUSALS.labels(error.reason).inc()
+            if error.reason != NOT_CACHED:  # no rejection: the client sends the bytes next
+                REJECTIONS.labels(error.reason).inc()
             raise
 
 
-def _check(request: vision_pb2.EncodeRequest) -> None:
+def _validate(request: vision_pb2.EncodeRequest) -> None:
     if len(request.image_sha256) != DIGEST_BYTES:
         raise InvalidArgument(
             f"image_sha256 must have {DIGEST_BYTES} bytes, not {len(request.image_sha256)}.",
@@ -53,7 +61,7 @@ def _check(request: vision_pb2.EncodeRequest) -> None:
         )
 
 
-def _response(encoded: Encoded, vision_digest: bytes) -> vision_pb2.EncodeResponse:
+def _response(encoded: EncodedImage, vision_digest: bytes) -> vision_pb2.EncodeResponse:
     embeddings = tensor_pb2.Tensor(
         data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=encoded.tokens.shape, data=encoded.tokens.data
     )

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chassis.verified_cache import HashedData, VerifiedCache, sha256_of
-from vision_service.metrics import LEVEL
+
+LEVEL = "vision"  # in the metrics of chassis.cache_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,14 @@ class VisualTokens(HashedData):
 
     @classmethod
     def of(cls, bits_KD: NDArray[np.uint16]) -> Self:
-        """Return bfloat16 bit patterns as visual tokens, with their digest."""
+        """Return visual tokens from bfloat16 bit patterns."""
         data = bits_KD.astype("<u2", copy=False).tobytes()
         return cls(data, sha256_of(data), bits_KD.shape)
 
 
 class TokenCache(VerifiedCache[VisualTokens]):
-    """Visual tokens of all models of this process, by visual key."""
+    """Visual tokens of all models of this process."""
 
     def __init__(self, *, max_bytes: int, ttl_s: float | None) -> None:
-        """Start empty; see `VerifiedCache`."""
+        """Start empty, see `VerifiedCache`."""
         super().__init__(LEVEL, max_bytes=max_bytes, ttl_s=ttl_s)

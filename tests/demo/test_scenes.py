@@ -12,7 +12,7 @@ from demo.drawing import IMAGE_SIZE, draw
 from demo.evaluate import to_png
 from demo.scenes import HELD_OUT_SEEDS, KINDS, MATERIALS, POSITIONS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, make_scene
 from processing.images import to_pixels
-from vision_service.image_files import ImageLimits, read_image
+from vision_service.image_reader import ImageLimits, read_image
 
 SEEDS = range(200)
 

@@ -1,4 +1,4 @@
-"""Image files, right ones and wrong ones."""
+"""Valid and invalid image files."""
 
 import io
 import re
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from chassis.errors import InvalidArgument
-from vision_service.image_files import ImageLimits, read_image
+from vision_service.image_reader import ImageLimits, read_image
 
 LIMITS = ImageLimits()
 
@@ -22,17 +22,17 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def gradient(width: int = 48, height: int = 32) -> Image.Image:
-    """Return an image of which no two regions look the same."""
+    """Return an image with no two similar regions."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 5, y * 7, (x + y) * 3], -1).astype(np.uint8))
 
 
-def refusal(data: bytes, limits: ImageLimits = LIMITS) -> InvalidArgument:
+def rejection(data: bytes, limits: ImageLimits = LIMITS) -> InvalidArgument:
     with pytest.raises(InvalidArgument) as caught:
         read_image(data, limits)
     error = caught.value
     assert error.field == "image"
-    # Decoders' messages hold addresses and types; the caller's must not.
+    # Messages of decoders contain addresses and types. Messages to clients must not.
     assert not re.search(r"0x[0-9a-f]{4}|<|/|BytesIO|Error", error.message)
     return error
 
@@ -42,7 +42,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of_one_colour(width: int, height: int) -> bytes:
-    """Return a valid black PNG; deflate makes a thousandth of it."""
+    """Return a valid black PNG, compressed to about a thousandth."""
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)  # 1-bit grey
     rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")

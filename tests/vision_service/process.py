@@ -1,4 +1,4 @@
-"""The vision service as a real process, and requests to it."""
+"""The vision service as a process, and requests to it."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ TAG = "tiny-v1.0.0"
 
 
 class Running(StageProcess):
-    """A process that is ready."""
+    """A vision service that is ready."""
 
     module = "vision_service"
 
@@ -26,7 +26,7 @@ class Running(StageProcess):
 
 
 def running(models: Path, *flags: str) -> AbstractContextManager[Running]:
-    """Return a vision service that runs while the block does."""
+    """Run a vision service for the block."""
     return processes.running(Running, models, *flags)
 
 
@@ -36,7 +36,7 @@ def request(image: bytes, **fields: Any) -> vision_pb2.EncodeRequest:
 
 
 def fresh(image: bytes, **fields: Any) -> vision_pb2.EncodeRequest:
-    """Return a request that no cache can answer: its tenant was never there before."""
+    """Return a request with a new salt, not cached."""
     return request(image, cache_salt=os.urandom(16), **fields)
 
 

@@ -1,4 +1,4 @@
-"""The batcher answers every item exactly once, whatever arrives, leaves or fails."""
+"""The batcher answers every item exactly once."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from vision_service.batcher import BatchConfig, Batcher
 
 
 class Doubler:
-    """Doubles numbers and keeps what it was asked; while `gate` is clear, it waits."""
+    """Doubles numbers and records batches. Waits while `gate` is clear."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -40,7 +40,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 async def batching(
     run: Callable[[Sequence[int]], Sequence[int]], executor: ThreadPoolExecutor, **config: float
 ) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher(run, config=BatchConfig(**config), executor=executor, turn=asyncio.Lock())  # type: ignore[arg-type]
+    batcher = Batcher(run, config=BatchConfig(**config), executor=executor, lock=asyncio.Lock())  # type: ignore[arg-type]
     try:
         yield batcher
     finally:
@@ -49,13 +49,13 @@ async def batching(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+        while not condition():  # noqa: ASYNC110 - the condition changes in another thread
             await asyncio.sleep(0.001)
 
 
 @given(
     items=st.lists(
-        st.tuples(st.integers(0, 20), st.sampled_from(["stay", "leave"]), st.floats(0, 0.004)), min_size=1, max_size=30
+        st.tuples(st.integers(0, 20), st.sampled_from(["wait", "cancel"]), st.floats(0, 0.004)), min_size=1, max_size=30
     ),
     max_batch_size=st.integers(1, 5),
     max_wait_s=st.sampled_from([0.0, 0.001]),
@@ -64,11 +64,11 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_every_item_is_answered_once(
     items: list[tuple[int, str, float]], max_batch_size: int, max_wait_s: float
 ) -> None:
-    """Random arrivals and leavers: results fit their items, order holds, no batch is too large, leavers free theirs."""
+    """Calls arrive and are cancelled at random times."""
 
     async def call(batcher: Batcher[int, int], item: int, fate: str, after_s: float) -> int | str:
         await asyncio.sleep(after_s)
-        limit_s = 0.001 if fate == "leave" else 10.0
+        limit_s = 0.001 if fate == "cancel" else 10.0
         try:
             answer = await asyncio.wait_for(batcher.submit(item), limit_s)
         except (Internal, TimeoutError) as error:
@@ -88,7 +88,7 @@ def test_every_item_is_answered_once(
     ran = [item for batch in batches for item in batch]
     assert all(1 <= len(batch) <= max_batch_size for batch in batches)
     for (item, fate, _), outcome in zip(items, outcomes, strict=True):
-        assert outcome in (2 * item, "Internal", "TimeoutError" if fate == "leave" else None)
+        assert outcome in (2 * item, "Internal", "TimeoutError" if fate == "cancel" else None)
         assert outcome == "TimeoutError" or item in ran
     assert all(outcome != 26 for outcome in outcomes)  # a batch with 13 fails
     for item in set(ran):
@@ -110,14 +110,14 @@ async def test_a_full_batch_does_not_wait(executor: ThreadPoolExecutor) -> None:
             await asyncio.gather(batcher.submit(1), batcher.submit(2))
 
 
-async def test_a_lone_item_waits_no_longer_than_it_is_told(executor: ThreadPoolExecutor) -> None:
+async def test_a_single_item_waits_the_configured_time(executor: ThreadPoolExecutor) -> None:
     async with batching(Doubler(), executor, max_batch_size=8, max_wait_s=0.05) as batcher:
         answer = await batcher.submit(1)
     assert answer.batch_size == 1
     assert 0.04 < answer.queue_s < 10
 
 
-async def test_the_next_batch_gathers_while_one_runs(executor: ThreadPoolExecutor) -> None:
+async def test_the_next_batch_fills_while_one_runs(executor: ThreadPoolExecutor) -> None:
     doubler = Doubler()
     doubler.gate.clear()
     async with batching(doubler, executor, max_batch_size=8, max_wait_s=0) as batcher:
@@ -130,7 +130,7 @@ async def test_the_next_batch_gathers_while_one_runs(executor: ThreadPoolExecuto
     assert doubler.batches == [[0], [1, 2, 3, 4, 5]]
 
 
-async def test_a_full_queue_refuses_at_once_and_takes_the_next_when_there_is_room(executor: ThreadPoolExecutor) -> None:
+async def test_a_full_queue_rejects_at_once_and_accepts_again_when_a_slot_is_free(executor: ThreadPoolExecutor) -> None:
     doubler = Doubler()
     doubler.gate.clear()
     async with batching(doubler, executor, max_batch_size=1, max_wait_s=0, max_queue=2) as batcher:
@@ -138,13 +138,13 @@ async def test_a_full_queue_refuses_at_once_and_takes_the_next_when_there_is_roo
         await until(lambda: len(doubler.batches) == 1)
         waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
         await asyncio.sleep(0)
-        with pytest.raises(ResourceExhausted) as refused:
-            batcher.submit(3).send(None)  # to the first place where it would wait, and no further
-        assert refused.value.reason == "QUEUE_FULL"
-        assert refused.value.retry_after_s is not None
-        assert refused.value.retry_after_s > 0
+        with pytest.raises(ResourceExhausted) as rejected:
+            batcher.submit(3).send(None)  # runs up to the first await
+        assert rejected.value.reason == "QUEUE_FULL"
+        assert rejected.value.retry_after_s is not None
+        assert rejected.value.retry_after_s > 0
 
-        waiting[0].cancel()  # a caller that leaves gives its place back
+        waiting[0].cancel()  # a cancelled call frees its slot
         await asyncio.sleep(0)
         late = asyncio.create_task(batcher.submit(4))
         doubler.gate.set()
@@ -153,7 +153,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_the_next_when_there_is_roo
     assert doubler.batches == [[0], [2], [4]]
 
 
-async def test_a_caller_that_left_never_reaches_the_model(executor: ThreadPoolExecutor) -> None:
+async def test_a_cancelled_item_never_runs(executor: ThreadPoolExecutor) -> None:
     doubler = Doubler()
     doubler.gate.clear()
     async with batching(doubler, executor, max_batch_size=4, max_wait_s=0) as batcher:
@@ -167,19 +167,19 @@ async def test_a_caller_that_left_never_reaches_the_model(executor: ThreadPoolEx
     assert doubler.batches == [[0], [1, 3]]
 
 
-async def test_a_caller_that_leaves_a_running_batch_hurts_nobody(executor: ThreadPoolExecutor) -> None:
+async def test_cancelling_a_call_does_not_disturb_its_running_batch(executor: ThreadPoolExecutor) -> None:
     doubler = Doubler()
     doubler.gate.clear()
     async with batching(doubler, executor, max_batch_size=2, max_wait_s=1) as batcher:
-        leaver, stayer = (asyncio.create_task(batcher.submit(item)) for item in (1, 2))
+        cancelled, waiting = (asyncio.create_task(batcher.submit(item)) for item in (1, 2))
         await until(lambda: len(doubler.batches) == 1)
-        leaver.cancel()
+        cancelled.cancel()
         doubler.gate.set()
-        assert (await stayer).result == 4
-        assert leaver.cancelled() or leaver.cancelling()
+        assert (await waiting).result == 4
+        assert cancelled.cancelled() or cancelled.cancelling()
 
 
-async def test_a_failing_batch_fails_its_own_callers_only(executor: ThreadPoolExecutor) -> None:
+async def test_a_failing_batch_fails_only_its_own_callers(executor: ThreadPoolExecutor) -> None:
     async with batching(Doubler(), executor, max_batch_size=2, max_wait_s=0.02) as batcher:
         outcomes = await asyncio.gather(*(batcher.submit(item) for item in (13, 1, 2, 3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes[:2]] == [Internal, Internal]
@@ -187,7 +187,7 @@ async def test_a_failing_batch_fails_its_own_callers_only(executor: ThreadPoolEx
     assert "unlucky" not in str(outcomes[0])
 
 
-async def test_a_result_too_few_fails_the_batch_instead_of_leaving_a_caller_waiting(
+async def test_a_missing_result_fails_the_whole_batch(
     executor: ThreadPoolExecutor,
 ) -> None:
     async with batching(lambda items: items[1:], executor, max_batch_size=3, max_wait_s=0.01) as batcher:
@@ -195,7 +195,7 @@ async def test_a_result_too_few_fails_the_batch_instead_of_leaving_a_caller_wait
         assert [type(outcome) for outcome in outcomes] == [Internal] * 3
 
 
-async def test_closing_answers_everyone(executor: ThreadPoolExecutor) -> None:
+async def test_closing_fails_all_waiting_calls(executor: ThreadPoolExecutor) -> None:
     doubler = Doubler()
     doubler.gate.clear()
     async with batching(doubler, executor, max_batch_size=1, max_wait_s=0) as batcher:
@@ -209,13 +209,13 @@ async def test_closing_answers_everyone(executor: ThreadPoolExecutor) -> None:
     doubler.gate.set()
 
 
-async def test_batchers_of_one_device_take_turns(executor: ThreadPoolExecutor) -> None:
-    """While the other model computes, a queue keeps growing into one batch."""
-    first, second, turn = Doubler(), Doubler(), asyncio.Lock()
+async def test_batchers_with_one_lock_run_one_after_the_other(executor: ThreadPoolExecutor) -> None:
+    """While the other model computes, the next batch grows."""
+    first, second, lock = Doubler(), Doubler(), asyncio.Lock()
     first.gate.clear()
     config = BatchConfig(max_wait_s=0)
-    one = Batcher(first, config=config, executor=executor, turn=turn)
-    other = Batcher(second, config=config, executor=executor, turn=turn)
+    one = Batcher(first, config=config, executor=executor, lock=lock)
+    other = Batcher(second, config=config, executor=executor, lock=lock)
     running = asyncio.create_task(one.submit(1))
     await until(lambda: len(first.batches) == 1)
     tasks = []

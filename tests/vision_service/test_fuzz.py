@@ -1,6 +1,7 @@
-"""Damaged images by the thousand against a real process: it lives on, stays small, and everybody else is served.
+"""Thousands of damaged images against a real process.
 
-A thousand mutations by default; TANDEM_FUZZ_MUTATIONS=20000 makes the long run.
+It stays up, its memory stays bounded, and other requests are served. The default is a thousand mutations.
+TANDEM_FUZZ_MUTATIONS=20000 makes a long run.
 """
 
 import io
@@ -25,12 +26,12 @@ from checkpoint.presets import PRESETS
 from tests.vision_service.process import TAG, Running, fresh, running, values
 
 NUM_MUTATIONS = int(os.environ.get("TANDEM_FUZZ_MUTATIONS", "1000"))
-AT_ONCE = 8  # damaged images in flight beside a good one
+AT_ONCE = 8  # damaged images in flight, in addition to a good one
 MAX_PIXELS = 4_000_000
-# Above the process with its model warm: what two threads need to decode the largest image allowed, twice over.
+# Beyond the memory of the warm process: twice the need of two threads that decode the largest allowed image.
 CEILING_BYTES = 256 * 2**20
-REFUSALS = {"IMAGE_UNSUPPORTED", "IMAGE_TOO_MANY_PIXELS", "IMAGE_TOO_SMALL", "IMAGE_TRUNCATED"}
-# Where sizes, counts and offsets turn over.
+REJECTIONS = {"IMAGE_UNSUPPORTED", "IMAGE_TOO_MANY_PIXELS", "IMAGE_TOO_SMALL", "IMAGE_TRUNCATED"}
+# Boundary values of sizes, counts and offsets.
 NUMBERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 
 
@@ -41,7 +42,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def real_files() -> list[bytes]:
-    """Return at least one file of each format, and of each path through its decoder."""
+    """Return files for every format and path through a decoder."""
     y, x = np.mgrid[0:60, 0:80]
     image = Image.fromarray(np.stack([x * 3, y * 4, (x + y) * 2], -1).astype(np.uint8))
     palette = image.quantize(16)
@@ -76,12 +77,12 @@ FILES = real_files()
 
 @st.composite
 def mutations(draw: st.DrawFn) -> bytes:
-    """Draw a real file with one to four kinds of damage."""
+    """Draw a file and damage it up to four times."""
     data = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["flip", "set", "number", "header", "cut", "delete", "repeat", "splice"]))
         length = max(1, len(data))
-        # Half of the damage goes where formats keep their sizes.
+        # Put half of the damage near the start, because sizes stand there.
         at = draw(st.integers(0, min(63, length - 1)) | st.integers(0, length - 1))
         span = draw(st.integers(1, 64))
         if kind == "flip" and data:
@@ -102,12 +103,12 @@ def mutations(draw: st.DrawFn) -> bytes:
         else:
             other = draw(st.sampled_from(FILES))
             data[at:] = other[draw(st.integers(0, len(other) - 1)) :]
-    damaged = bytes(data) or b"\0"  # no bytes at all would ask by digest
+    damaged = bytes(data) or b"\0"  # an empty file would be a request by digest
     return with_checksums(damaged) if draw(st.booleans()) else damaged
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Repair the checksums of a PNG, so that its damage reaches the decoder behind them."""
+    """Repair the checksums of a PNG, so that decoding continues."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     mended, at = bytearray(data), 8
@@ -129,18 +130,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def memory_bytes(service: Running, name: str) -> int:
-    """Read 'VmRSS' (what the process holds) or 'VmHWM' (the most it ever held)."""
+    """Return 'VmRSS' (current memory) or 'VmHWM' (peak memory)."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
 
 
 def check_outcome(call: Any) -> bool:
-    """Return whether the image was encoded; anything but finite tokens or a refusal of the image fails."""
+    """Return whether the image was encoded.
+
+    Fail on any other outcome than finite tokens or a rejection of the image.
+    """
     try:
         response = call.result()
     except grpc.RpcError as rpc_error:
         error = from_rpc_error(rpc_error)
-        assert (error.code, error.reason in REFUSALS) == (Code.INVALID_ARGUMENT, True), repr(error)
+        assert (error.code, error.reason in REJECTIONS) == (Code.INVALID_ARGUMENT, True), repr(error)
         assert "0x" not in error.message
         return False
     assert np.isfinite(values(response)).all()
@@ -148,8 +152,8 @@ def check_outcome(call: Any) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # the long run takes as long as it takes; every call has its own limit
-def test_damaged_images_end_nothing_and_change_nobody_elses_answer(service: Running) -> None:
+@pytest.mark.timeout(0)  # the long run has no limit, but every call has its own
+def test_damaged_images_do_not_affect_other_requests(service: Running) -> None:
     bystander = FILES[0]
     alone = values(service.stub.Encode(fresh(bystander), timeout=20))
     largest = saved(Image.new("RGB", (2000, 2000)), "PNG")
@@ -168,10 +172,10 @@ def test_damaged_images_end_nothing_and_change_nobody_elses_answer(service: Runn
     def run(images: list[bytes]) -> None:
         calls = [
             service.stub.Encode.future(fresh(image), timeout=20) for image in images if image
-        ]  # nothing is a digest
+        ]  # an empty file would be a request by digest
         good = service.stub.Encode.future(fresh(bystander), timeout=20)
         outcomes.extend(check_outcome(call) for call in calls)
-        # A batch of another size rounds otherwise, by a step of bfloat16.
+        # A batch of another size rounds differently, by a step of bfloat16.
         np.testing.assert_allclose(values(good.result()), alone, atol=0.01 * np.abs(alone).max())
         assert memory_bytes(service, "VmHWM") < ceiling
         assert service.process.poll() is None
@@ -179,5 +183,5 @@ def test_damaged_images_end_nothing_and_change_nobody_elses_answer(service: Runn
     run()
     peak = memory_bytes(service, "VmHWM")
     assert len(outcomes) >= NUM_MUTATIONS
-    assert 0.02 < sum(outcomes) / len(outcomes) < 0.98  # both paths were taken, often
+    assert 0.02 < sum(outcomes) / len(outcomes) < 0.98  # both outcomes were frequent
     print(f"\n{len(outcomes)} mutations, {sum(outcomes)} encoded; peak {peak / 2**20:.0f} MiB of {ceiling / 2**20:.0f}")

@@ -1,4 +1,4 @@
-"""What is known is not computed again: the cache, shared work and digests alone."""
+"""Visual tokens are reused: cache, shared encodings, requests by digest."""
 
 import asyncio
 import hashlib
@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from chassis.errors import Internal, InvalidArgument, NotFound, TandemError
-from tests.vision_service.gated import DIGEST, bench, counted, host, png, request, until
-from vision_service.hosted import ImageRequest, Source
+from tests.vision_service.gated_backend import DIGEST, bench, counted, make_encoder, png, request, until
+from vision_service.image_encoder import ImageRequest, Source
 
 
-async def test_an_image_is_encoded_once_and_later_named_by_its_digest() -> None:
+async def test_an_image_is_encoded_once_and_later_found_by_digest() -> None:
     async with bench() as it:
         first = await it.ask(png("red"))
         again = await it.ask(png("red"))
@@ -22,26 +22,26 @@ async def test_an_image_is_encoded_once_and_later_named_by_its_digest() -> None:
         assert it.backend.batches == [1]
 
 
-async def test_a_digest_nobody_sent_the_image_of_is_not_found() -> None:
+async def test_the_digest_of_an_unknown_image_is_not_found() -> None:
     async with bench() as it:
         with pytest.raises(NotFound) as caught:
             await it.ask(b"", sha256=DIGEST)
         assert caught.value.reason == "IMAGE_NOT_CACHED"
 
 
-async def test_every_part_of_the_key_keeps_answers_apart() -> None:
-    """Another image, tenant or encoder never gets what is cached, by digest or by bytes."""
+async def test_every_part_of_the_key_separates_entries() -> None:
+    """Entries never answer for another image, tenant or encoder."""
     async with bench() as it:
         await it.ask(png("red"))
         sha256 = hashlib.sha256(png("red")).digest()
-        other = host(it.backend, it.shared, digest=bytes([1]) * 32)
-        for model, wrong in (
-            (it.model, ImageRequest(image=b"", sha256=hashlib.sha256(png("blue")).digest())),
-            (it.model, ImageRequest(image=b"", sha256=sha256, cache_salt=b"tenant")),
+        other = make_encoder(it.backend, it.resources, digest=bytes([1]) * 32)
+        for encoder, wrong in (
+            (it.encoder, ImageRequest(image=b"", sha256=hashlib.sha256(png("blue")).digest())),
+            (it.encoder, ImageRequest(image=b"", sha256=sha256, cache_salt=b"tenant")),
             (other, ImageRequest(image=b"", sha256=sha256)),
         ):
             with pytest.raises(NotFound):
-                await model.encode(wrong)
+                await encoder.encode(wrong)
         sources = [await it.ask(png("blue")), await it.ask(png("red"), cache_salt=b"tenant")]
         sources.append(await other.encode(request(png("red"))))
         assert [one.source for one in sources] == [Source.ENCODED] * 3
@@ -49,8 +49,8 @@ async def test_every_part_of_the_key_keeps_answers_apart() -> None:
         await other.close()
 
 
-async def test_a_known_image_does_not_vouch_for_other_bytes() -> None:
-    """Who sends bytes gets an answer about them, even where the digest they claim is cached or under way."""
+async def test_a_cached_image_does_not_answer_for_other_bytes() -> None:
+    """A wrong digest is rejected, even a cached one."""
     async with bench() as it:
         sha256 = hashlib.sha256(png("red")).digest()
         it.backend.gate.clear()
@@ -64,7 +64,7 @@ async def test_a_known_image_does_not_vouch_for_other_bytes() -> None:
             await it.ask(png("blue"), sha256=sha256)
 
 
-async def test_the_same_image_at_the_same_time_is_encoded_once_for_all() -> None:
+async def test_concurrent_requests_for_one_image_share_one_encoding() -> None:
     async with bench(cache_bytes=0) as it:
         it.backend.gate.clear()
         tasks = [asyncio.create_task(it.ask(png("red"))) for _ in range(6)]
@@ -78,7 +78,7 @@ async def test_the_same_image_at_the_same_time_is_encoded_once_for_all() -> None
         assert len({one.tokens for one in answers}) == 1
 
 
-async def test_one_who_leaves_takes_nothing_from_the_others() -> None:
+async def test_a_cancelled_request_does_not_stop_the_others() -> None:
     async with bench() as it:
         it.backend.gate.clear()
         first, second = (asyncio.create_task(it.ask(png("red"))) for _ in range(2))
@@ -88,23 +88,23 @@ async def test_one_who_leaves_takes_nothing_from_the_others() -> None:
         assert (await second).source is Source.IN_FLIGHT
 
 
-async def test_an_image_everybody_left_never_reaches_the_model() -> None:
+async def test_an_image_whose_requests_were_all_cancelled_is_not_encoded() -> None:
     async with bench() as it:
         it.backend.gate.clear()
         running = asyncio.create_task(it.ask(png("white")))
         await until(lambda: it.backend.batches == [1])
-        leavers = [asyncio.create_task(it.ask(png("red"))) for _ in range(3)]
-        stayer = asyncio.create_task(it.ask(png("blue")))
+        cancelled = [asyncio.create_task(it.ask(png("red"))) for _ in range(3)]
+        waiting = asyncio.create_task(it.ask(png("blue")))
         await asyncio.sleep(0.05)
-        for task in leavers:
+        for task in cancelled:
             task.cancel()
         await asyncio.sleep(0)
         it.backend.gate.set()
-        await asyncio.gather(running, stayer)
+        await asyncio.gather(running, waiting)
         assert it.backend.batches == [1, 1]
 
 
-async def test_a_failure_reaches_all_its_callers_and_is_not_kept() -> None:
+async def test_a_failure_reaches_all_its_callers_and_is_not_cached() -> None:
     async with bench() as it:
         it.backend.gate.clear()
         it.backend.fails = True
@@ -118,10 +118,10 @@ async def test_a_failure_reaches_all_its_callers_and_is_not_kept() -> None:
         assert (await it.ask(png("red"))).source is Source.ENCODED
 
 
-async def test_unloading_a_tag_does_not_fail_who_asked_under_another_of_the_same_weights() -> None:
+async def test_unloading_a_tag_does_not_fail_requests_for_another_tag_with_its_weights() -> None:
     async with bench() as it:
         it.backend.gate.clear()
-        other = host(it.backend, it.shared)
+        other = make_encoder(it.backend, it.resources)
         running = asyncio.create_task(other.encode(request(png("white"))))
         await until(lambda: it.backend.batches == [1])
         first = asyncio.create_task(other.encode(request(png("red"))))
@@ -139,7 +139,7 @@ async def test_corrupted_tokens_are_dropped_counted_and_encoded_again() -> None:
     async with bench() as it:
         first = await it.ask(png("red"))
         bad = bytes([first.tokens.data[0] ^ 1]) + first.tokens.data[1:]
-        it.shared.cache.put(first.visual_key, replace(first.tokens, data=bad))
+        it.resources.cache.put(first.visual_key, replace(first.tokens, data=bad))
         before = counted("tandem_visual_cache_corrupted_total")
         again = await it.ask(png("red"))
         assert (again.source, again.tokens) == (Source.ENCODED, first.tokens)
@@ -147,7 +147,7 @@ async def test_corrupted_tokens_are_dropped_counted_and_encoded_again() -> None:
         assert (await it.ask(png("red"))).source is Source.CACHED
 
 
-async def test_the_cache_keeps_to_its_budget_and_says_so() -> None:
+async def test_the_cache_is_bounded_and_reports_its_size() -> None:
     async with bench(cache_bytes=1200) as it:  # two entries
         evicted = counted("tandem_visual_cache_evictions_total")
         for colour in ("red", "green", "blue"):

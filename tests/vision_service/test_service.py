@@ -1,4 +1,4 @@
-"""The vision service as a real process, called over gRPC."""
+"""The vision service as a process, called over gRPC."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
     return file.getvalue()
 
 
-def test_encode_answers_tokens_key_and_timings(service: Running) -> None:
+def test_encode_returns_tokens_key_and_timings(service: Running) -> None:
     image = png()
     response = service.stub.Encode(request(image, cache_salt=b"tenant"), timeout=10)
     model = service.stub.GetModel(model_pb2.GetModelRequest(tag=TAG)).model
@@ -65,7 +65,7 @@ def test_encode_answers_tokens_key_and_timings(service: Running) -> None:
     assert response.timings.batch_size == 1
 
 
-def test_an_image_is_sent_and_encoded_once_and_then_named_by_digest(service: Running) -> None:
+def test_an_image_is_sent_and_encoded_once_and_then_found_by_digest(service: Running) -> None:
     image, salt = png("plum"), os.urandom(8)
     by_digest = request(image, cache_salt=salt)
     by_digest.ClearField("image")
@@ -79,22 +79,22 @@ def test_an_image_is_sent_and_encoded_once_and_then_named_by_digest(service: Run
     assert again.timings == vision_pb2.EncodeTimings()
 
 
-def test_another_file_of_the_same_photo_is_answered_with_its_tokens(service: Running) -> None:
+def test_another_file_of_the_same_photo_gets_the_same_tokens(service: Running) -> None:
     files, salt = [io.BytesIO(), io.BytesIO()], os.urandom(8)
     photo = Image.radial_gradient("L").convert("RGB")
     photo.save(files[0], "PNG")
     photo.save(files[1], "JPEG", quality=70)
     asks = [request(file.getvalue(), cache_salt=salt) for file in files]
     first, copy = (service.stub.Encode(ask, timeout=10) for ask in asks)
-    assert copy.visual_tokens == first.visual_tokens  # their key among them: equal keys, equal embeddings
+    assert copy.visual_tokens == first.visual_tokens  # including the key, because equal keys mean equal embeddings
     assert (copy.source, first.source) == (vision_pb2.ENCODE_SOURCE_SIMILAR, vision_pb2.ENCODE_SOURCE_ENCODED)
     assert copy.similar.image_sha256 == asks[0].image_sha256
     assert 0.95 <= copy.similar.similarity <= 1
     assert not first.HasField("similar")
 
 
-def test_the_same_image_through_several_connections_is_encoded_once(service: Running) -> None:
-    """As when several gateways ask for it at the same moment."""
+def test_requests_of_several_connections_share_one_encoding(service: Running) -> None:
+    """Several gateways may request one image at the same moment."""
     ask, metric = request(png("teal"), cache_salt=os.urandom(8)), f'tandem_vision_batch_size_sum{{tag="{TAG}"}}'
     before = read_metric(service, metric)
     with ExitStack() as stack:
@@ -109,7 +109,7 @@ def test_the_same_image_through_several_connections_is_encoded_once(service: Run
 def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Running) -> None:
     images = [png(colour) for colour in ("red", "green", "blue", "white")]
     alone = [values(service.stub.Encode(fresh(image), timeout=10)) for image in images]
-    for _ in range(20):  # on a busy machine calls may arrive too far apart
+    for _ in range(20):  # on a busy machine calls may arrive too late for one batch
         calls = [service.stub.Encode.future(fresh(image), timeout=10) for image in images]
         together = [call.result() for call in calls]
         if max(response.timings.batch_size for response in together) > 1:
@@ -119,7 +119,7 @@ def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Ru
         np.testing.assert_allclose(values(response), one, atol=0.01 * np.abs(one).max())
 
 
-def test_models_of_one_process_answer_for_themselves(service: Running) -> None:
+def test_models_of_one_process_give_their_own_answers(service: Running) -> None:
     image = png()
     one, other = (service.stub.Encode(request(image, tag=tag), timeout=10).visual_tokens for tag in (TAG, OTHER_TAG))
     assert one.embeddings.data != other.embeddings.data
@@ -187,7 +187,7 @@ def test_bad_requests_cost_less_than_a_second_and_the_next_one_works(service: Ru
         assert service.stub.Encode(request(png()), timeout=10).visual_tokens == good, name
 
 
-def test_metrics_tell_of_batches_and_refusals(service: Running) -> None:
+def test_metrics_count_batches_and_rejections(service: Running) -> None:
     service.stub.Encode(fresh(png()), timeout=10)
     with pytest.raises(grpc.RpcError):
         service.stub.Encode(request(b"hello"), timeout=10)
@@ -199,8 +199,8 @@ def test_metrics_tell_of_batches_and_refusals(service: Running) -> None:
     assert 'tandem_visual_cache_bytes{level="vision"}' in text
 
 
-def test_overload_leavers_and_stopping(models: Path) -> None:
-    """One process, first flooded, then left by a caller, then told to stop while an image waits for company."""
+def test_overload_timeout_and_drain(models: Path) -> None:
+    """One process is overloaded, then times out, then is stopped."""
     flags = (
         "--tags",
         TAG,
@@ -216,15 +216,15 @@ def test_overload_leavers_and_stopping(models: Path) -> None:
     with running(models, *flags) as service:
         with ThreadPoolExecutor(40) as callers:
             outcomes = list(callers.map(lambda _: _outcome(service.stub), range(40)))
-        refused = [outcome for outcome in outcomes if outcome[0] != "OK"]
-        assert 0 < len(refused) < len(outcomes)
-        assert {(code, reason) for code, reason, _ in refused} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
-        assert all(retry_after_s for _, _, retry_after_s in refused)
+        rejected = [outcome for outcome in outcomes if outcome[0] != "OK"]
+        assert 0 < len(rejected) < len(outcomes)
+        assert {(code, reason) for code, reason, _ in rejected} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
+        assert all(retry_after_s for _, _, retry_after_s in rejected)
 
         with pytest.raises(grpc.RpcError) as caught:
             service.stub.Encode(fresh(png()), timeout=0.3)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        # The image nobody waits for takes no place in the batch of the next one.
+        # The image of the timed-out call takes no slot in the next batch.
         assert service.stub.Encode(fresh(png()), timeout=10).timings.batch_size == 1
 
         last = service.stub.Encode.future(fresh(png()), timeout=10)
@@ -245,18 +245,18 @@ def _outcome(stub: Any) -> tuple[str, str, float | None]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "cause"),
     [
         (("--tags", "other-v1.0.0"), 1, "other-v1.0.0"),
         (("--max-batch-size", "0"), 2, "--max-batch-size"),
         (("--device", "cuda:99"), 2, "--device"),
     ],
 )
-def test_a_start_that_cannot_work_says_why(models: Path, flags: tuple[str, ...], code: int, told: str) -> None:
+def test_a_failed_start_names_its_cause(models: Path, flags: tuple[str, ...], code: int, cause: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         Running.command(models, *flags), capture_output=True, text=True, timeout=START_S, env=environment, check=False
     )
     assert done.returncode == code
-    assert told in done.stderr
+    assert cause in done.stderr
     assert "Traceback" not in done.stderr

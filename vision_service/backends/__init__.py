@@ -1,4 +1,4 @@
-"""Run the vision half. A setting chooses the backend, in `choice`."""
+"""Backends that run the vision half, chosen by `--backend`."""
 
 from vision_service.backends.choice import BackendName, open_backend
 from vision_service.backends.interface import VisionBackend

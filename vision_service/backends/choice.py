@@ -1,7 +1,7 @@
-"""Choose the backend that runs a vision half. The only place that names them."""
+"""The list of backends, and the function that opens one."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -19,18 +19,21 @@ def open_backend(
     dtype: torch.dtype,
     device: torch.device,
 ) -> VisionBackend:
-    """Return the backend of that name, holding the weights.
+    """Return a backend with the weights loaded.
 
     Args:
-        name: the setting `--backend`.
+        name: value of `--backend`.
         config: the checkpoint's configuration.
-        tensors: the weights of the vision half by name, on `device` and of type `dtype`.
+        tensors: the weights of the vision half by name, on `device`, of type `dtype`.
         dtype: type of the arithmetic.
         device: where to compute.
+
+    Raises:
+        ValueError: there is no backend of this name.
     """
-    # Imported here, so that a process loads the libraries of its own backend only.
+    # Imported on demand, so that a process loads the libraries of its own backend only.
     if name == "torch":
         from vision_service.backends.torch_backend import TorchBackend
 
         return TorchBackend(config, tensors, dtype=dtype, device=device)
-    raise ValueError(f"there is no backend {name!r}")
+    raise ValueError(f"unknown backend {name!r}, choose one of: {', '.join(get_args(BackendName))}")

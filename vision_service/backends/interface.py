@@ -1,4 +1,4 @@
-"""The protocol of everything that can run a vision half.
+"""The protocol of backends.
 
 B batch, S image side in pixels, K visual tokens, D decoder width
 """
@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 
 class VisionBackend(Protocol):
-    """A loaded vision half, ready to compute. Used from one thread at a time."""
+    """A loaded vision half, called from one thread."""
 
-    name: str  # kind of backend, part of the encoder id: other kernels round otherwise
+    name: str  # kind of backend. Part of the encoder id, because other kernels round differently
     device: str  # 'cpu' or 'cuda:<index>'
     precision: str  # type of the arithmetic: 'float32' or 'bfloat16'
     num_parameters: int
     num_weight_bytes: int
 
     def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return the visual tokens, [B, K, D], as bfloat16 bit patterns (numpy has no such type)."""
+        """Return visual tokens, [B, K, D], as bfloat16 bit patterns.
+
+        numpy has no bfloat16 type.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The vision half in eager torch, on the processor or a GPU.
+"""The vision half in eager torch, on CPU or GPU.
 
 B batch, S image side in pixels, K visual tokens, D decoder width
 """
@@ -15,14 +15,17 @@ from vision_service.model import VisionHalf
 
 
 class TorchBackend:
-    """Holds the weights once, in the precision and on the device they were read to."""
+    """Runs the vision half with torch.
+
+    `name` is part of the encoder id, as in `VisionBackend`.
+    """
 
     name = "torch"
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # Built without memory, then given the tensors that were read: the weights exist once, not twice.
+        # Build on the meta device, then assign the loaded tensors. So the weights are in memory once, not twice.
         with torch.device("meta"):
             half = VisionHalf(config)
         half.load_state_dict(tensors, assign=True)
@@ -36,7 +39,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return the visual tokens, [B, K, D], as bfloat16 bit patterns."""
+        """Return visual tokens, [B, K, D], as bfloat16 bit patterns."""
         tokens_BKD = self._half(torch.from_numpy(pixels_B3SS).to(device=self.device, dtype=self._dtype))
         bits_BKD: NDArray[np.uint16] = tokens_BKD.to(torch.bfloat16).contiguous().cpu().view(torch.uint16).numpy()
         return bits_BKD

@@ -1,4 +1,4 @@
-"""The whole vision half: vision transformer, then resampler or projection.
+"""The vision half: vision transformer, then resampler or projection.
 
 B batch, S image side in pixels, N pooled patches, W vision width, K visual tokens, D decoder width
 """
@@ -16,7 +16,10 @@ _EMBEDDING_STD = 0.02
 
 
 class VisionHalf(nn.Module):
-    """Pixels to visual tokens; its parameters are named as the checkpoint names them.
+    """Turns pixels into visual tokens.
+
+    Parameters have the names of the checkpoint.
+
 
     Parameters are uninitialised until weights are loaded or `reset_parameters` is called.
     """
@@ -32,18 +35,21 @@ class VisionHalf(nn.Module):
         self.has_resampler = config.resampler.kind == "perceiver"
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Return the visual tokens, [B, K, D], of normalised RGB pixels in the type of the weights."""
+        """Return the visual tokens, [B, K, D].
+
+        Pixels are normalised RGB in the data type of the weights.
+        """
         patches_BNW = self.vision_tower(pixels_B3SS)
         head = self.perceiver_resampler if self.has_resampler else self.vision_projection
         return head(patches_BNW)  # type: ignore[no-any-return]
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights for training, from torch's global random state.
+        """Draw initial weights for training.
 
-        Projections are Xavier-uniform (the initialisation of MAE's ViT, which holds at small widths where a fixed
-        0.02 would not). The resampler's queries are drawn at unit scale, as OpenFlamingo does, so that they stay apart
-        after the first layer has added to them. Visual tokens come out as large as fresh text embeddings, so that in
-        the decoder neither drowns the other.
+        They come from torch's global random state. Projections are Xavier-uniform, as in MAE's ViT. This also works at
+        small widths, where a fixed 0.02 would not. The resampler's queries are drawn at unit scale, as in OpenFlamingo,
+        so that they stay distinct after the first layer. Visual tokens get the scale of initial text embeddings, so
+        that the decoder attends to both.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,21 +1,24 @@
-"""The Perceiver resampler: any number of patches to a fixed number of visual tokens.
+"""The Perceiver resampler: a fixed number of visual tokens.
 
 Alayrac et al., "Flamingo: a Visual Language Model for Few-Shot Learning", NeurIPS 2022 (arXiv:2204.14198), section
-3.1.1 and the pseudocode of its appendix: learned latents read the patches by cross-attention, layer after layer.
+3.1.1 and the pseudocode of its appendix. Learned latents attend to any number of patches, layer after layer.
 
 B batch, N patches, K latents, S = N + K, H heads, E head dim, W vision width, D decoder width
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's world uses
+from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
 from checkpoint.config import ResamplerConfig
 from vision_service.model.vit import FeedForward
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of the latents to a context; [B, K, W], [B, S, W] -> [B, K, W]."""
+    """Multi-head attention of the latents to a context.
+
+    [B, K, W], [B, S, W] -> [B, K, W].
+    """
 
     def __init__(self, config: ResamplerConfig, width: int) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(inner_width, width, bias=False)
 
     def forward(self, latents_BKW: Tensor, context_BSW: Tensor) -> Tensor:
-        """Let every latent read the whole context."""
+        """Attend from every latent to the whole context."""
         q_BHKE = self.to_q(latents_BKW).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv_BS2HE = self.to_kv(context_BSW).unflatten(-1, (2, self.num_heads, -1))
         k_BHSE, v_BHSE = kv_BS2HE.permute(2, 0, 3, 1, 4)
@@ -35,7 +38,10 @@ class CrossAttention(nn.Module):
 
 
 class ResamplerLayer(nn.Module):
-    """Cross-attention, then feed-forward, both pre-norm and added to the latents; [B, K, W] -> [B, K, W]."""
+    """Cross-attention, then feed-forward, both pre-norm and residual.
+
+    [B, K, W], [B, N, W] -> [B, K, W].
+    """
 
     def __init__(self, config: ResamplerConfig, width: int) -> None:
         super().__init__()
@@ -46,7 +52,7 @@ class ResamplerLayer(nn.Module):
         self.mlp = FeedForward(width, config.mlp_width, bias=False)
 
     def forward(self, latents_BKW: Tensor, patches_BNW: Tensor) -> Tensor:
-        """Refine the latents by one look at the patches."""
+        """Update the latents from the patches."""
         queries_BKW = self.norm_latents(latents_BKW)
         # Latents attend to each other too, not only to the image.
         context_BSW = torch.cat([self.norm_patches(patches_BNW), queries_BKW], dim=1)
@@ -55,7 +61,10 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Learned queries, refined by the patches and projected to the decoder's width; [B, N, W] -> [B, K, D]."""
+    """Learned queries that attend to the patches.
+
+    The result is projected to the decoder's width. [B, N, W] -> [B, K, D].
+    """
 
     def __init__(self, config: ResamplerConfig, *, width: int, decoder_width: int) -> None:
         super().__init__()
@@ -65,7 +74,7 @@ class PerceiverResampler(nn.Module):
         self.proj = nn.Linear(width, decoder_width, bias=False)
 
     def forward(self, patches_BNW: Tensor) -> Tensor:
-        """Return the visual tokens; as many as there are queries, whatever the number of patches."""
+        """Return the visual tokens, one per query."""
         latents_BKW = self.query.expand(patches_BNW.shape[0], -1, -1)
         for layer in self.layers:
             latents_BKW = layer(latents_BKW, patches_BNW)

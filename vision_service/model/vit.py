@@ -1,21 +1,24 @@
-"""The vision transformer: square images to pooled patches.
+"""The vision transformer: from square images to pooled patches.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv:2010.11929): pre-norm blocks over patches, here
-without a class token, since every patch is read by what follows.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv:2010.11929). Pre-norm blocks over patches, here
+without a class token, because the next module uses every patch.
 
 B batch, C colours, S image side in pixels, N patches, G patches a side, P pool side, H heads, E head dim, W width
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name all of torch's world uses
+from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
 from checkpoint.config import VisionConfig
 from vision_service.model.positions import sincos_1d, sincos_2d
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between; [..., width] -> [..., width]."""
+    """Two linear layers with a GELU between.
+
+    [..., width] -> [..., width].
+    """
 
     def __init__(self, width: int, hidden_width: int, *, bias: bool) -> None:
         super().__init__()
@@ -23,12 +26,15 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform every position on its own."""
+        """Transform every position independently."""
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every patch to every patch; [B, N, W] -> [B, N, W]."""
+    """Multi-head attention between all patches.
+
+    [B, N, W] -> [B, N, W].
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -37,7 +43,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width, bias=config.linear_bias)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
-        """Attend without a mask: an image has no order of reading."""
+        """Attend without a mask, because patches have no order."""
         qkv_BN3HE = self.qkv(x_BNW).unflatten(-1, (3, self.num_heads, -1))
         q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
         out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
@@ -45,7 +51,10 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer; [B, N, W] -> [B, N, W]."""
+    """One pre-norm transformer layer.
+
+    [B, N, W] -> [B, N, W].
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -55,13 +64,16 @@ class Block(nn.Module):
         self.mlp = FeedForward(config.width, config.mlp_width, bias=config.linear_bias)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
-        """Add what attention and feed-forward find to the stream."""
+        """Apply attention and feed-forward, both residual."""
         x_BNW = x_BNW + self.attn(self.norm1(x_BNW))
         return x_BNW + self.mlp(self.norm2(x_BNW))  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of each patch, as a convolution whose stride is its kernel; [B, C, S, S] -> [B, N, W]."""
+    """One linear map of each patch.
+
+    A convolution whose stride equals its kernel. [B, C, S, S] -> [B, N, W].
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -73,7 +85,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, positions, blocks, a last norm, then average pooling on the patch grid."""
+    """Patch embedding, positions, blocks, norm and average pooling."""
 
     pos_embed: Tensor
 
@@ -90,13 +102,13 @@ class VisionTransformer(nn.Module):
                 if config.positions == "sincos_1d"
                 else sincos_2d(config.grid_size, config.width)
             )
-            # Computed, so no checkpoint holds it.
+            # Computed, so it is not part of a checkpoint.
             self.register_buffer("pos_embed", table_NW.unsqueeze(0), persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=False)
 
     def forward(self, pixels_BCSS: Tensor) -> Tensor:
-        """Return the pooled patches, [B, N / P^2, W], row by row of the pooled grid."""
+        """Return the pooled patches, [B, N / P^2, W]."""
         x_BNW = self.patch_embed(pixels_BCSS) + self.pos_embed
         for block in self.blocks:
             x_BNW = block(x_BNW)

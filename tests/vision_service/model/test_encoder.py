@@ -1,4 +1,4 @@
-"""The vision half against a slow, obvious one: loops and an explicit softmax, float64."""
+"""The vision half equals a slow, simple reference in float64."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ VARIANTS: dict[str, ModelConfig] = {
     "perceiver": TINY.model_copy(
         update={
             "vision": SMALL_VISION,
-            # Heads times head dim differs from the width, so that nothing can mix them up.
+            # Heads times head dim differs from the width, so that no code can confuse them.
             "resampler": ResamplerConfig(num_queries=5, num_layers=2, num_heads=3, head_dim=4, mlp_width=20),
         }
     ),
@@ -45,7 +45,7 @@ VARIANTS: dict[str, ModelConfig] = {
 
 
 def random_half(config: ModelConfig) -> VisionHalf:
-    """Return a half with every parameter random, norms and biases included, so that none can be left out unseen."""
+    """Return a half with random parameters, including norms and biases."""
     torch.manual_seed(0)
     half = VisionHalf(config)
     for parameter in half.parameters():
@@ -63,7 +63,7 @@ def gelu(x: Array) -> Array:
 
 
 class Reference:
-    """One image through the half, one head and one position at a time."""
+    """Encodes an image one head and position at a time."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self.config = config
@@ -160,9 +160,11 @@ def test_forward_equals_the_slow_reference(name: str) -> None:
     np.testing.assert_allclose(tokens.numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), *VARIANTS.values()], ids=[*PRESETS, *VARIANTS])
-def test_parameters_are_the_layouts(config: ModelConfig) -> None:
-    """A checkpoint is written and checked by the layout; the module must ask for exactly that."""
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), *VARIANTS.values()], ids=[*PRESETS, *VARIANTS]
+)
+def test_parameters_match_the_checkpoint_layout(config: ModelConfig) -> None:
+    """Checkpoints are written and checked by this layout."""
     with torch.device("meta"):
         half = VisionHalf(config)
     expected = {spec.name: spec.shape for spec in layout(config) if spec.half == "vision"}
@@ -170,20 +172,20 @@ def test_parameters_are_the_layouts(config: ModelConfig) -> None:
 
 
 def test_computed_positions_are_real_on_the_meta_device() -> None:
-    """No checkpoint holds them, so nothing would fill them in later."""
+    """No checkpoint contains them, so they are never loaded later."""
     with torch.device("meta"):
         half = VisionHalf(PRESETS["qwen3-vl-8b-direct"])
     assert half.vision_tower.pos_embed.device.type == "cpu"
 
 
-def test_position_tables_tell_every_patch_apart() -> None:
+def test_every_patch_has_a_distinct_position() -> None:
     for table in (sincos_1d(196, 64), sincos_2d(14, 64)):
         assert table.shape == (196, 64)
         assert len(torch.unique(table, dim=0)) == 196
 
 
-def test_fresh_weights_train() -> None:
-    """Every parameter takes part, and visual tokens start as large as text embeddings do."""
+def test_initial_weights_can_be_trained() -> None:
+    """Every parameter gets a gradient."""
     config = PRESETS["tiny"]
     torch.manual_seed(0)
     half = VisionHalf(config)

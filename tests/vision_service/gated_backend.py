@@ -1,4 +1,4 @@
-"""One hosted model over a backend that waits when told to, with the caches the service puts around it."""
+"""An image encoder over a backend that waits on demand."""
 
 import asyncio
 import hashlib
@@ -17,10 +17,10 @@ from prometheus_client import REGISTRY
 
 from checkpoint.presets import PRESETS
 from vision_service.batcher import BatchConfig
-from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared
-from vision_service.image_files import ImageLimits
-from vision_service.similar import SimilarImages
+from vision_service.decode_pool import DecodePool
+from vision_service.image_encoder import EncodedImage, ImageEncoder, ImageRequest, SharedResources
+from vision_service.image_reader import ImageLimits
+from vision_service.similar_images import SimilarityIndex
 from vision_service.token_cache import TokenCache
 
 DIGEST = bytes(32)
@@ -28,7 +28,10 @@ DIGEST = bytes(32)
 
 @dataclass
 class GatedBackend:
-    """Encodes an image as its mean; while `gate` is clear, it waits. Keeps the sizes of its batches."""
+    """Encodes images as their means. Waits while `gate` is clear.
+
+    `batches` records the sizes of its batches.
+    """
 
     name: str = "gated"
     device: str = "cpu"
@@ -49,15 +52,15 @@ class GatedBackend:
 
 
 @dataclass
-class Bench:
-    """One model with its cache."""
+class EncoderBench:
+    """An image encoder with its resources."""
 
-    model: HostedVision
+    encoder: ImageEncoder
     backend: GatedBackend
-    shared: Shared
+    resources: SharedResources
 
-    async def ask(self, image: bytes, **fields: Any) -> Encoded:
-        return await self.model.encode(request(image, **fields))
+    async def ask(self, image: bytes, **fields: Any) -> EncodedImage:
+        return await self.encoder.encode(request(image, **fields))
 
 
 def request(image: bytes, **fields: Any) -> ImageRequest:
@@ -71,43 +74,53 @@ def png(colour: str) -> bytes:
 
 
 def photo(kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
-    """Return a smooth image as a file of some kind."""
+    """Return a smooth image as a file of format `kind`."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(file, kind, **options)
     return file.getvalue()
 
 
-def host(backend: GatedBackend, shared: Shared, *, digest: bytes = DIGEST, tag: str = "another-v1.0.0") -> HostedVision:
-    return HostedVision(
+def make_encoder(
+    backend: GatedBackend, resources: SharedResources, *, digest: bytes = DIGEST, tag: str = "another-v1.0.0"
+) -> ImageEncoder:
+    return ImageEncoder(
         tag=tag,
         config=PRESETS["tiny"],
         digest=digest,
         backend=backend,
-        shared=shared,
+        resources=resources,
         batching=BatchConfig(max_wait_s=0),
     )
 
 
 @asynccontextmanager
-async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -> AsyncIterator[Bench]:
+async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -> AsyncIterator[EncoderBench]:
     backend = GatedBackend()
     backend.gate.set()
-    similar = None if threshold is None else SimilarImages(threshold=threshold, max_entries=64)
-    decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar is not None)
-    with ThreadPoolExecutor(1) as forward:
+    similar_images = None if threshold is None else SimilarityIndex(threshold=threshold, max_entries=64)
+    decode_pool = DecodePool(
+        num_threads=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar_images is not None
+    )
+    with ThreadPoolExecutor(1) as executor:
         cache = TokenCache(max_bytes=cache_bytes, ttl_s=None)
-        shared = Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache, similar=similar)
-        model = host(backend, shared, tag="some-v1.0.0")
-        yield Bench(model, backend, shared)
+        resources = SharedResources(
+            decode_pool=decode_pool,
+            forward_executor=executor,
+            forward_lock=asyncio.Lock(),
+            cache=cache,
+            similar_images=similar_images,
+        )
+        encoder = make_encoder(backend, resources, tag="some-v1.0.0")
+        yield EncoderBench(encoder, backend, resources)
         backend.gate.set()
-        await model.close()
-    decoding.close()
+        await encoder.close()
+    decode_pool.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+        while not condition():  # noqa: ASYNC110 - the condition changes in another thread
             await asyncio.sleep(0.001)
 
 

@@ -1,4 +1,4 @@
-"""A vision half as the process hosts it: read from a store, batched, refused when it is broken."""
+"""A vision half is loaded, batched, and rejected if broken."""
 
 import asyncio
 import hashlib
@@ -23,9 +23,9 @@ from checkpoint.weights import load_half
 from processing.images import to_pixels
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
-from vision_service.decoding import DecodePool
-from vision_service.hosted import Encoded, HostedVision, ImageRequest, Shared
-from vision_service.image_files import ImageLimits, read_image
+from vision_service.decode_pool import DecodePool
+from vision_service.image_encoder import EncodedImage, ImageEncoder, ImageRequest, SharedResources
+from vision_service.image_reader import ImageLimits, read_image
 from vision_service.loader import VisionLoader
 from vision_service.model.encoder import VisionHalf
 from vision_service.token_cache import TokenCache, VisualTokens
@@ -36,7 +36,7 @@ BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
 
 
 def png(colour: str) -> bytes:
-    """Return an image of one colour, or of all greys for 'gradient'."""
+    """Return an image of one colour, or a grey 'gradient'."""
     image = Image.linear_gradient("L") if colour == "gradient" else Image.new("RGB", (40, 30), colour)
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -56,35 +56,37 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 
 @pytest.fixture
-def shared() -> Iterator[Shared]:
-    decoding = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
-    with ThreadPoolExecutor(1) as forward:
+def resources() -> Iterator[SharedResources]:
+    decode_pool = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
+    with ThreadPoolExecutor(1) as executor:
         cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every image is encoded
-        yield Shared(decoding=decoding, forward=forward, turn=asyncio.Lock(), cache=cache)
-    decoding.close()
+        yield SharedResources(
+            decode_pool=decode_pool, forward_executor=executor, forward_lock=asyncio.Lock(), cache=cache
+        )
+    decode_pool.close()
 
 
 def loader(
-    store: ModelStore, shared: Shared, dtype: torch.dtype = torch.float32, batching: BatchConfig = BATCHING
+    store: ModelStore, resources: SharedResources, dtype: torch.dtype = torch.float32, batching: BatchConfig = BATCHING
 ) -> VisionLoader:
     return VisionLoader(
-        store=store, backend="torch", dtype=dtype, device=torch.device("cpu"), batching=batching, shared=shared
+        store=store, backend="torch", dtype=dtype, device=torch.device("cpu"), batching=batching, resources=resources
     )
 
 
-async def encode(model: HostedVision, data: bytes) -> NDArray[np.float32]:
+async def encode(model: ImageEncoder, data: bytes) -> NDArray[np.float32]:
     return floats((await ask(model, data)).tokens)
 
 
-async def ask(model: HostedVision, data: bytes) -> Encoded:
+async def ask(model: ImageEncoder, data: bytes) -> EncodedImage:
     return await model.encode(ImageRequest(image=data, sha256=hashlib.sha256(data).digest()))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.005), (torch.bfloat16, 0.05)])
-async def test_the_service_gives_what_the_plain_model_gives(
-    store: ModelStore, shared: Shared, dtype: torch.dtype, tolerance: float
+async def test_the_encoder_computes_the_same_as_the_plain_model(
+    store: ModelStore, resources: SharedResources, dtype: torch.dtype, tolerance: float
 ) -> None:
-    model = await loader(store, shared, dtype).load(TAG)
+    model = await loader(store, resources, dtype).load(TAG)
     half = VisionHalf(TINY)
     half.load_state_dict(load_half(store.folder(TAG), "vision", dtype=torch.float32).tensors)
     data = png("gradient")
@@ -97,10 +99,10 @@ async def test_the_service_gives_what_the_plain_model_gives(
     await model.close()
 
 
-async def test_an_image_in_a_batch_gives_what_it_gives_alone(store: ModelStore, shared: Shared) -> None:
-    """Else an answer would depend on who else is asking."""
-    single = await loader(store, shared).load(TAG)
-    patient = await loader(store, shared, batching=BatchConfig(max_batch_size=4, max_wait_s=60)).load(TAG)
+async def test_an_image_has_the_same_tokens_alone_and_in_a_batch(store: ModelStore, resources: SharedResources) -> None:
+    """Otherwise an answer would depend on other requests."""
+    single = await loader(store, resources).load(TAG)
+    patient = await loader(store, resources, batching=BatchConfig(max_batch_size=4, max_wait_s=60)).load(TAG)
     images = [png(colour) for colour in ("red", "gradient", "navy", "white")]
     alone = [await encode(single, data) for data in images]
     encoded = await asyncio.gather(*(ask(patient, data) for data in images))
@@ -112,23 +114,25 @@ async def test_an_image_in_a_batch_gives_what_it_gives_alone(store: ModelStore, 
     await patient.close()
 
 
-async def test_identity_follows_weights_and_precision(store: ModelStore, shared: Shared, tmp_path: Path) -> None:
+async def test_the_encoder_id_depends_on_weights_and_precision(
+    store: ModelStore, resources: SharedResources, tmp_path: Path
+) -> None:
     create_checkpoint(tmp_path, TAG, TINY, seed=2)
     models = [
-        await loader(store, shared).load(TAG),
-        await loader(store, shared, torch.bfloat16).load(TAG),
-        await loader(ModelStore(tmp_path), shared).load(TAG),
+        await loader(store, resources).load(TAG),
+        await loader(store, resources, torch.bfloat16).load(TAG),
+        await loader(ModelStore(tmp_path), resources).load(TAG),
     ]
     assert len({model.encoder_id for model in models}) == 3
     assert models[0].digest == models[1].digest != models[2].digest
-    again = await loader(store, shared).load(TAG)
+    again = await loader(store, resources).load(TAG)
     assert again.encoder_id == models[0].encoder_id
     for model in (*models, again):
         await model.close()
 
 
-async def test_info_tells_what_was_counted(store: ModelStore, shared: Shared) -> None:
-    model = await loader(store, shared, torch.bfloat16).load(TAG)
+async def test_info_reports_the_counted_parameters(store: ModelStore, resources: SharedResources) -> None:
+    model = await loader(store, resources, torch.bfloat16).load(TAG)
     info = model.info()
     count = sum(parameter.numel() for parameter in VisionHalf(TINY).parameters())
     assert (info.num_parameters, info.num_weight_bytes) == (count, 2 * count)
@@ -140,28 +144,28 @@ async def test_info_tells_what_was_counted(store: ModelStore, shared: Shared) ->
     await model.close()
 
 
-async def test_an_unknown_tag(store: ModelStore, shared: Shared) -> None:
+async def test_an_unknown_tag_is_not_found(store: ModelStore, resources: SharedResources) -> None:
     with pytest.raises(NotFound) as caught:
-        await loader(store, shared).load("other-v1.0.0")
+        await loader(store, resources).load("other-v1.0.0")
     assert caught.value.reason == "UNKNOWN_TAG"
 
 
-async def test_weights_that_give_nonsense_do_not_load(shared: Shared, tmp_path: Path) -> None:
+async def test_weights_with_infinite_results_do_not_load(resources: SharedResources, tmp_path: Path) -> None:
     tensors = dict(RandomTensors(TINY, seed=0, dtype=torch.bfloat16))
     tensors["perceiver_resampler.proj.weight"][0, 0] = float("nan")
     with ModelStore(tmp_path).create(TAG) as folder:
         save(folder, TINY, tensors, TAG, tokenizer_json=byte_tokenizer().to_str())
     with pytest.raises(FailedPrecondition) as caught:
-        await loader(ModelStore(tmp_path), shared).load(TAG)
+        await loader(ModelStore(tmp_path), resources).load(TAG)
     assert caught.value.reason == "BAD_CHECKPOINT"
 
 
-async def test_nothing_that_is_not_finite_leaves(store: ModelStore, shared: Shared) -> None:
-    """One bad image of a batch fails alone."""
+async def test_tokens_that_are_not_finite_are_never_returned(store: ModelStore, resources: SharedResources) -> None:
+    """Only the bad image of a batch fails."""
     half = load_half(store.folder(TAG), "vision", dtype=torch.float32)
 
     class Overflowing(TorchBackend):
-        """A backend whose arithmetic breaks on bright images."""
+        """A backend that overflows on bright images."""
 
         def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
             bits_BKD = super().encode(pixels_B3SS).copy()
@@ -169,13 +173,13 @@ async def test_nothing_that_is_not_finite_leaves(store: ModelStore, shared: Shar
             return bits_BKD
 
     backend = Overflowing(half.config, half.tensors, dtype=torch.float32, device=torch.device("cpu"))
-    model = HostedVision(
-        tag=TAG, config=half.config, digest=half.digest, backend=backend, shared=shared, batching=BATCHING
+    encoder = ImageEncoder(
+        tag=TAG, config=half.config, digest=half.digest, backend=backend, resources=resources, batching=BATCHING
     )
     fine, bright = await asyncio.gather(
-        encode(model, png("black")), encode(model, png("white")), return_exceptions=True
+        encode(encoder, png("black")), encode(encoder, png("white")), return_exceptions=True
     )
     assert isinstance(fine, np.ndarray)
     assert isinstance(bright, Internal)
     assert bright.reason == "NOT_FINITE"
-    await model.close()
+    await encoder.close()

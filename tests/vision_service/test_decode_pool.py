@@ -1,4 +1,4 @@
-"""The decode pool bounds what waits, and lets go of callers that leave."""
+"""The decode pool is bounded and drops cancelled calls."""
 
 import asyncio
 import hashlib
@@ -13,9 +13,9 @@ from PIL import Image
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.config import VisionConfig
 from processing.images import to_pixels
-from vision_service import decoding
-from vision_service.decoding import DecodePool
-from vision_service.image_files import ImageLimits, read_image
+from vision_service import decode_pool
+from vision_service.decode_pool import DecodePool
+from vision_service.image_reader import ImageLimits, read_image
 
 CONFIG = VisionConfig()
 
@@ -37,15 +37,15 @@ def pool() -> Iterator[DecodePool]:
     pool.close()
 
 
-async def test_pixels_are_those_of_the_plain_functions(pool: DecodePool) -> None:
+async def test_pixels_equal_those_of_the_plain_functions(pool: DecodePool) -> None:
     data = png()
     decoded = await pool.decode(data, CONFIG)
     np.testing.assert_array_equal(decoded.pixels, to_pixels(read_image(data, ImageLimits()), CONFIG))
     assert decoded.decode_s > 0
 
 
-async def test_a_digest_of_another_image_is_refused(pool: DecodePool) -> None:
-    """Else a wrong image would be kept under a right one's key."""
+async def test_a_digest_of_another_image_is_rejected(pool: DecodePool) -> None:
+    """Otherwise a wrong image could be cached under this key."""
     large = bytes(2 * 2**20)  # hashed in a thread
     for data in (png(), large):
         await pool.check(data, digest(data))
@@ -54,7 +54,7 @@ async def test_a_digest_of_another_image_is_refused(pool: DecodePool) -> None:
         assert (caught.value.reason, caught.value.field) == ("DIGEST_MISMATCH", "image_sha256")
 
 
-async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
+async def test_the_pool_is_bounded_and_cancelled_calls_free_their_slots(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, seen = threading.Event(), []
@@ -64,7 +64,7 @@ async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
         assert gate.wait(10)
         return read_image(data, limits)
 
-    monkeypatch.setattr(decoding, "read_image", slow_read)
+    monkeypatch.setattr(decode_pool, "read_image", slow_read)
     images = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
     tasks = {colour: asyncio.create_task(pool.decode(images[colour], CONFIG)) for colour in ("red", "green")}
     await asyncio.sleep(0.01)
@@ -81,7 +81,7 @@ async def test_the_pool_is_bounded_and_leavers_give_their_place_back(
     assert seen == [images["red"], images["white"]]
 
 
-async def test_an_endless_row_of_bad_images_leaves_every_place_free(pool: DecodePool) -> None:
+async def test_bad_images_free_their_slots(pool: DecodePool) -> None:
     for _ in range(5):
         with pytest.raises(InvalidArgument):
             await pool.decode(b"no image", CONFIG)

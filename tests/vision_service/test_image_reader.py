@@ -1,4 +1,4 @@
-"""Images from strangers: each becomes the right pixels or one typed error, quickly."""
+"""Each image file becomes correct pixels or one typed error."""
 
 import time
 
@@ -11,10 +11,10 @@ from PIL import Image
 from chassis.errors import InvalidArgument
 from checkpoint.config import VisionConfig
 from processing.images import to_pixels
-from tests.vision_service.image_samples import LIMITS, gradient, refusal, saved
-from vision_service.image_files import ImageLimits, read_image
+from tests.vision_service.image_samples import LIMITS, gradient, rejection, saved
+from vision_service.image_reader import ImageLimits, read_image
 
-# pytest undoes the filter that the module itself sets.
+# pytest resets the filter that the module itself sets.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
@@ -35,43 +35,43 @@ def test_every_format_is_read(kind: str) -> None:
     assert difference <= {"JPEG": 60, "GIF": 40}.get(kind, 0)
 
 
-def test_other_formats_are_refused_whatever_they_claim() -> None:
-    """TIFF, ICO, PPM and EPS decoders are larger doors than anybody needs."""
+def test_other_formats_are_rejected() -> None:
+    """Decoders of rare formats are needless attack surface."""
     for kind in ("TIFF", "ICO", "PPM", "EPS", "TGA"):
-        assert refusal(saved(gradient(), kind)).reason == "IMAGE_UNSUPPORTED"
+        assert rejection(saved(gradient(), kind)).reason == "IMAGE_UNSUPPORTED"
     for text in (b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)):
-        assert refusal(text).reason == "IMAGE_UNSUPPORTED"
+        assert rejection(text).reason == "IMAGE_UNSUPPORTED"
 
 
-def test_no_bytes() -> None:
-    assert refusal(b"").reason == "IMAGE_EMPTY"
+def test_an_empty_file_is_rejected() -> None:
+    assert rejection(b"").reason == "IMAGE_EMPTY"
 
 
-def test_too_many_bytes_are_refused_unread() -> None:
+def test_a_file_that_is_too_large_is_rejected_undecoded() -> None:
     data = bytes(25 * 2**20)
     started = time.thread_time()
-    assert refusal(data).reason == "IMAGE_TOO_LARGE"
+    assert rejection(data).reason == "IMAGE_TOO_LARGE"
     assert time.thread_time() - started < 0.1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
 def test_an_image_without_area_is_too_small(size: tuple[int, int]) -> None:
-    assert refusal(saved(Image.new("RGB", size), "PNG")).reason == "IMAGE_TOO_SMALL"
+    assert rejection(saved(Image.new("RGB", size), "PNG")).reason == "IMAGE_TOO_SMALL"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
-def test_the_pixel_limit_holds_for_every_format(kind: str) -> None:
+def test_the_pixel_limit_applies_to_every_format(kind: str) -> None:
     data = saved(gradient(40, 25), kind)
     assert read_image(data, ImageLimits(max_pixels=1000)).size == (40, 25)
-    assert refusal(data, ImageLimits(max_pixels=999)).reason == "IMAGE_TOO_MANY_PIXELS"
+    assert rejection(data, ImageLimits(max_pixels=999)).reason == "IMAGE_TOO_MANY_PIXELS"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
-def test_a_truncated_image_is_refused_wherever_it_ends(kind: str) -> None:
+def test_a_truncated_image_is_rejected(kind: str) -> None:
     data = saved(gradient(), kind)
     for share in (0.3, 0.5, 0.7):
-        assert refusal(data[: int(len(data) * share)]).reason in ("IMAGE_TRUNCATED", "IMAGE_UNSUPPORTED")
-    assert refusal(data[: len(data) // 2]).reason == "IMAGE_TRUNCATED" or kind == "WEBP"
+        assert rejection(data[: int(len(data) * share)]).reason in ("IMAGE_TRUNCATED", "IMAGE_UNSUPPORTED")
+    assert rejection(data[: len(data) // 2]).reason == "IMAGE_TRUNCATED" or kind == "WEBP"
 
 
 @given(st.data())
@@ -89,14 +89,14 @@ def test_damaged_bytes_give_an_image_or_a_typed_error(data: st.DataObject) -> No
     assert np.isfinite(to_pixels(image, VISION)).all()
 
 
-def test_a_file_behind_the_image_changes_nothing() -> None:
-    """Polyglots: what stands behind the image's end is not read."""
+def test_bytes_after_the_end_of_the_image_are_ignored() -> None:
+    """A polyglot file is two formats at once."""
     data = saved(gradient(), "PNG")
     assert read_image(data + b"PK\x03\x04" + bytes(100), LIMITS).tobytes() == read_image(data, LIMITS).tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = gradient()
     stored = {
         1: upright,
@@ -116,7 +116,7 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
         np.testing.assert_array_equal(np.asarray(read), np.asarray(upright))
 
 
-def test_damaged_exif_is_passed_over() -> None:
+def test_damaged_exif_is_ignored() -> None:
     data = saved(gradient(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert read_image(data, LIMITS).size == gradient().size
 
@@ -128,7 +128,7 @@ def test_cmyk_is_read_as_colour() -> None:
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:
-    """Clipping would turn everything above 255 of 65535 white."""
+    """Clipping would turn all values above 255 of 65535 white."""
     values = np.array([[0, 255, 256], [32768, 40000, 65535]], np.uint16)
     read = np.asarray(read_image(saved(Image.fromarray(values), "PNG"), LIMITS))
     np.testing.assert_array_equal(read[..., 0], values >> 8)
@@ -170,12 +170,12 @@ def test_pixels_are_normalised_colours() -> None:
     np.testing.assert_allclose(pixels, np.broadcast_to(expected[:, None, None], pixels.shape), rtol=1e-5)
 
 
-def test_a_wide_image_keeps_its_shape_between_borders_of_about_zero() -> None:
+def test_a_wide_image_keeps_its_proportions_between_borders_near_zero() -> None:
     pixels = to_pixels(Image.new("RGB", (400, 200), WHITE), VISION)
     border = np.concatenate([pixels[:, :56], pixels[:, 168:]], axis=1)
     assert np.abs(border).max() < 0.01
     assert pixels[:, 56:168].min() > 1.5
 
 
-def test_extreme_proportions_still_leave_a_line() -> None:
+def test_an_extremely_wide_image_keeps_at_least_a_line() -> None:
     assert to_pixels(Image.new("RGB", (20_000, 2), WHITE), VISION).max() > 1.5
