@@ -1,4 +1,4 @@
-"""The contract: the committed stubs are those of the protos, and every field says what it holds."""
+"""Protobuf contract: fresh stubs, commented fields, fixed services."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ PROTOS = REPOSITORY / "protos"
 SOURCES = sorted(PROTOS.glob("tandem/v1/*.proto"))
 
 
-def test_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
-    # A stub edited by hand, or a proto changed without `make protos`, would let client and server drift apart.
+def test_committed_stubs_equal_generated_ones(tmp_path: Path) -> None:
+    # It fails if a stub was edited by hand, or if a proto was changed without `make protos`.
     code = f"import generate; from pathlib import Path; generate.generate(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=PROTOS, check=True)
     fresh = {path.name: path.read_text() for path in (tmp_path / "tandem/v1").iterdir()}
@@ -24,7 +24,7 @@ def test_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[descriptor_pb2.FileDescriptorProto]:
-    """Every proto as parsed by protoc, comments included."""
+    """Return every proto as parsed by protoc, including comments."""
     out = tmp_path_factory.mktemp("descriptors") / "set.bin"
     arguments = ["protoc", f"-I{PROTOS}", "--include_source_info", f"--descriptor_set_out={out}", *map(str, SOURCES)]
     assert protoc.main(arguments) == 0
@@ -32,8 +32,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[descriptor_pb2.FileD
 
 
 def test_every_field_and_value_is_commented(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    # Paths in source info: 4 message, 5 enum, 6 service; then 2 field, 2 value, 2 method; 3 nested message.
-    bare = []
+    # Numbers in source paths. First: 4 message, 5 enum, 6 service. Then: 2 field, value or method, 3 nested message.
+    uncommented = []
     for file in files:
         comments = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
         for path in comments:
@@ -41,19 +41,19 @@ def test_every_field_and_value_is_commented(files: list[descriptor_pb2.FileDescr
                 path[:1] in {(4,), (5,), (6,)} and len(path) % 2 == 0 and all(step in (2, 3, 4) for step in path[2::2])
             )
             if is_item and not comments[path].strip():
-                bare.append(f"{file.name} {path}")
+                uncommented.append(f"{file.name} {path}")
     assert files
-    assert not bare
+    assert not uncommented
 
 
 def test_enums_start_unspecified(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    # Zero is what an absent field reads as, so it must never mean anything.
+    # An absent field reads as zero, so zero must have no meaning.
     enums = [enum for file in files for enum in file.enum_type]
     assert enums
     assert all(enum.value[0].number == 0 and enum.value[0].name.endswith("_UNSPECIFIED") for enum in enums)
 
 
-def test_contract_holds_the_services_of_the_design(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
+def test_the_services_have_exactly_these_methods(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
     calls = {service.name: {m.name for m in service.method} for file in files for service in file.service}
     models = {"GetModel", "ListModels", "LoadModel", "UnloadModel"}
     assert calls["VisionService"] == {"Encode"} | models

@@ -1,4 +1,7 @@
-"""A file a reader can hold in mind; how long a function gets is for the linter (statements and branches)."""
+"""Limit the length of source files.
+
+The linter limits functions, by their numbers of statements and branches.
+"""
 
 from pathlib import Path
 
@@ -9,16 +12,18 @@ FOLDERS = (
     "gateway",
     "vision_service",
     "language_service",
+    "processing",
+    "hosting",
     "tandem",
     "demo",
     "benchmarks",
     "tests",
 )
-MOST_LINES = 300
+MAX_LINES = 300
 
 
-def test_no_file_is_longer_than_a_reader_holds_in_mind() -> None:
+def test_no_source_file_exceeds_the_limit() -> None:
     files = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py") if "_pb2" not in path.name]
     lengths = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in files}
     assert lengths
-    assert not {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
