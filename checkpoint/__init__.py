@@ -1,1 +1,4 @@
-"""Read, write and check models on disk. Only weights in memory need torch."""
+"""Read, write and check models on disk.
+
+Loading, making and packing weights need torch. Everything else does not.
+"""

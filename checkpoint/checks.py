@@ -1,10 +1,9 @@
-"""Compare weight files with the tensors that a configuration needs. Needs no torch."""
+"""Compare weight files with a configuration. Needs no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from chassis.errors import FailedPrecondition
-from checkpoint.config import ModelConfig
-from checkpoint.layout import EMBEDDING, HEAD, Half, TensorSpec, half_of, layout
+from checkpoint.families import EMBEDDING, HEAD, Half, ModelConfig, TensorSpec, half_of, layout
 from checkpoint.stored_tensor import StoredTensor, tensor_digest
 from checkpoint.weight_files import WeightFiles
 
@@ -12,7 +11,7 @@ _NAMES_SHOWN = 5
 
 
 def check_weights(files: WeightFiles, config: ModelConfig, halves: Sequence[Half], source: str) -> list[TensorSpec]:
-    """Check names and shapes of some halves; return the needed tensors.
+    """Check tensor names and shapes, and return the needed tensors.
 
     Opens only files with tensors of these halves. Reads elements only of a separate head of a tied model.
 
@@ -34,7 +33,7 @@ def check_weights(files: WeightFiles, config: ModelConfig, halves: Sequence[Half
 
 
 def check_names(names: Iterable[str], config: ModelConfig, halves: Sequence[Half], source: str) -> list[TensorSpec]:
-    """Check the tensor names of some halves; return the needed tensors.
+    """Check tensor names, and return the needed tensors.
 
     A tied model may have a separate head: `check_tied_head` compares its elements.
 

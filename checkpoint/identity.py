@@ -1,7 +1,7 @@
-"""Who is who, by SHA-256: a half of a checkpoint, an encoder, the visual tokens of one image. Needs no torch.
+"""Identify halves, encoders and visual tokens by SHA-256.
 
-Every digest starts with a domain, so a digest of one kind can never pass for another, and every part is written so that
-no two inputs run into the same bytes.
+Every hash starts with a domain, so digests of different kinds are never equal. Every part is written with its length,
+so no two inputs give the same bytes.
 """
 
 import hashlib
@@ -9,8 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from checkpoint.config import ModelConfig
-from checkpoint.layout import Half
+from checkpoint.families import Half, ModelConfig
 
 DIGEST_BYTES = 32
 MAX_SALT_BYTES = 64  # of a tenant's cache salt, as in the contract
@@ -18,7 +17,7 @@ MAX_SALT_BYTES = 64  # of a tenant's cache salt, as in the contract
 
 @dataclass(frozen=True, slots=True)
 class TensorDigest:
-    """What a half's digest takes from one tensor."""
+    """The facts of one tensor that a half's digest covers."""
 
     dtype: str  # as stored: 'bfloat16', 'float16' or 'float32'
     shape: tuple[int, ...]
@@ -26,39 +25,29 @@ class TensorDigest:
 
 
 def half_digest(config: ModelConfig, half: Half, tensors: Mapping[str, TensorDigest]) -> bytes:
-    """Return the digest (32 bytes) of one half: its configuration and its tensors by canonical name.
+    """Return the digest (32 bytes) of one half.
 
-    How the tensors lie in files, and in which order, makes no difference.
+    It covers the half's configuration and its tensors by canonical name, but neither their order nor their files.
     """
     records = [
         [name, tensor.dtype, list(tensor.shape), tensor.sha256.hex()] for name, tensor in sorted(tensors.items())
     ]
-    return _digest(f"tandem/{half}-half/1", _canonical_json(half_config(config, half)), _canonical_json(records))
-
-
-def half_config(config: ModelConfig, half: Half) -> dict[str, object]:
-    """Return what one half's behaviour depends on, fields at their default left out.
-
-    Leaving them out keeps the digests of released checkpoints when a field is added, whose default then has to mean
-    what was done before. The defaults themselves never change; a test holds them.
-    """
-    fields = config.model_dump(mode="json", exclude_defaults=True)
-    if half == "vision":
-        return {
-            "vision": fields["vision"],
-            "resampler": fields["resampler"],
-            "token_width": config.language.width,
-        }
-    return {"language": fields["language"], "num_visual_tokens": config.num_visual_tokens}
+    return _digest(f"tandem/{half}-half/1", _canonical_json(config.half_fields(half)), _canonical_json(records))
 
 
 def encoder_id(*, vision_digest: bytes, preprocessing: str, precision: str, backend: str) -> bytes:
-    """Return the identity (32 bytes) of an encoder: all that decides which visual tokens an image becomes."""
+    """Return the identity (32 bytes) of an encoder.
+
+    It covers everything that affects the visual tokens of an image.
+    """
     return _digest("tandem/encoder/1", vision_digest, preprocessing.encode(), precision.encode(), backend.encode())
 
 
 def visual_key(*, encoder_id: bytes, cache_salt: bytes, image_sha256: bytes) -> bytes:
-    """Return the key (32 bytes) of one image's visual tokens; tenants with different salts share none."""
+    """Return the key (32 bytes) of one image's visual tokens.
+
+    Tenants with different salts share no keys.
+    """
     return _digest("tandem/visual-key/1", encoder_id, cache_salt, image_sha256)
 
 

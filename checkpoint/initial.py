@@ -1,7 +1,8 @@
-"""Random weights for a new checkpoint: seeded by tensor name, made one at a time."""
+"""Make new checkpoints with random weights."""
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Unpack
@@ -9,25 +10,24 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from checkpoint.config import ModelConfig
-from checkpoint.layout import TensorSpec, layout
+from checkpoint.families import ModelConfig, TensorSpec, layout
 from checkpoint.manifest import Manifest
 from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
 
 _STD = 0.02
+_LAYER = re.compile(r"\.\d+\.")
 _TO_DECODER = ("perceiver_resampler.proj.weight", "vision_projection.weight")
 
 
 class RandomTensors(Mapping[str, Tensor]):
-    """The tensors of a new model; each is made when asked for and is the same every time for the same seed.
+    """Random tensors of a new model, made on demand.
 
-    A tensor's values follow from the seed and its own name alone, so neither order nor sharding changes them.
+    The values of a tensor depend on the seed and its name only, so neither order nor sharding changes them.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int, dtype: torch.dtype) -> None:
-        self._config = config
         self._specs = {spec.name: spec for spec in layout(config)}
         self._seed, self._dtype = seed, dtype
 
@@ -49,17 +49,15 @@ class RandomTensors(Mapping[str, Tensor]):
 
     def _std(self, spec: TensorSpec) -> float:
         if spec.name in _TO_DECODER:
-            return _STD / math.sqrt(spec.shape[1])  # normed inputs: visual tokens come out as large as text embeddings
+            return _STD / math.sqrt(spec.shape[1])  # visual tokens as large as text embeddings
         if spec.kind == "output":
-            return _STD / math.sqrt(2 * self._num_layers(spec.name))  # two sums a layer keep the stream's size
+            return _STD / math.sqrt(2 * self._num_layers(spec.name))  # each layer adds two to the residual
         return _STD
 
     def _num_layers(self, name: str) -> int:
-        if name.startswith("vision_tower."):
-            return self._config.vision.num_layers
-        if name.startswith("perceiver_resampler."):
-            return self._config.resampler.num_layers
-        return self._config.language.num_layers
+        """Return the number of layers in a tensor's stack."""
+        stack = _LAYER.split(name)[0]
+        return len({match[0] for one in self._specs if one.startswith(stack) and (match := _LAYER.search(one))})
 
 
 def create_checkpoint(
@@ -71,9 +69,15 @@ def create_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     **files: Unpack[FileOptions],
 ) -> Manifest:
-    """Put a checkpoint with random weights and a byte tokenizer into the model store at `root`.
+    """Make a checkpoint with random weights and a byte tokenizer.
 
-    `files` says how the weights are written, see `FileOptions`.
+    Args:
+        root: the model store.
+        tag: the new checkpoint's tag.
+        config: of the model.
+        seed: equal seeds give equal weights.
+        dtype: stored type of every tensor.
+        files: layout of the weight files, see `FileOptions`.
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SHARDS.

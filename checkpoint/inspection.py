@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint.checks import check_weights
-from checkpoint.config import ModelConfig, read_config
-from checkpoint.layout import EMBEDDING, HALVES, HEAD, QUERY, TensorSpec, layout
+from checkpoint.config import read_config
+from checkpoint.families import EMBEDDING, HALVES, QUERY, ModelConfig, TensorSpec, layout
 from checkpoint.memory import PRECISIONS, kv_bytes_per_token, weight_bytes
 from checkpoint.weight_files import WeightFiles, open_folder
 
 FIRST_Q_PROJECTION = "language_model.layers.0.self_attn.q_proj.weight"
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
-_PARTS = {
-    "vision tower": ("vision_tower.",),
-    "resampler": ("perceiver_resampler.", "vision_projection."),
-    "decoder": ("language_model.", HEAD),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +55,9 @@ class Inspection:
     num_kv_heads: int
     tied_head: bool
     parameters_saved_by_tying: int  # 0 with a separate head
-    num_visual_tokens: int
-    visual_token_width: int
+    num_visual_tokens: int | None  # of one image. None if they depend on its size.
+    num_levels: int  # vectors of one visual token
+    visual_token_width: int  # elements of one such vector
     weight_bytes: dict[str, int]  # in memory, by precision
     kv_bytes_per_token: int
     context_length: int
@@ -95,7 +91,7 @@ def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Ins
         rows=_rows(specs, files),
         parameters={
             part: sum(spec.num_parameters for spec in specs if spec.name.startswith(prefixes))
-            for part, prefixes in _PARTS.items()
+            for part, prefixes in config.parts.items()
         },
         num_parameters=sum(spec.num_parameters for spec in specs),
         query=_facts(by_name[QUERY], files) if QUERY in by_name else None,
@@ -105,6 +101,7 @@ def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Ins
         tied_head=tied,
         parameters_saved_by_tying=by_name[EMBEDDING].num_parameters if tied else 0,
         num_visual_tokens=config.num_visual_tokens,
+        num_levels=config.num_levels,
         visual_token_width=config.language.width,
         weight_bytes={precision: weight_bytes(specs, precision) for precision in PRECISIONS},
         kv_bytes_per_token=kv_bytes_per_token(config.language),

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.errors import TandemError
-from checkpoint.config import ModelConfig, read_config
-from checkpoint.layout import layout
+from checkpoint.config import read_config
+from checkpoint.families import layout
 from checkpoint.manifest import read_manifest
 from checkpoint.store import ModelStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEntry:
-    """One checkpoint of a store. Only tag and problem are set if it cannot be read."""
+    """One checkpoint of a store.
+
+    Only tag and problem are set if it cannot be read.
+    """
 
     tag: str
     problem: str | None = None  # the reason why it cannot be read
@@ -26,7 +29,7 @@ class StoreEntry:
 
 
 def list_store(store: ModelStore) -> Iterator[StoreEntry]:
-    """Yield every checkpoint of a store, by name and then by version.
+    """Yield every checkpoint of a store, sorted by tag.
 
     Reads the manifest and the configuration of each, and verifies nothing.
     """
@@ -42,14 +45,10 @@ def _entry(folder: Path) -> StoreEntry:
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
     return StoreEntry(
         tag=folder.name,
-        family=_family(config),
+        family=config.kind,
         num_parameters=sum(spec.num_parameters for spec in layout(config)),
         num_files=len(sizes),
         num_bytes=sum(sizes),
         vision_digest=manifest.vision.digest,
         language_digest=manifest.language.digest,
     )
-
-
-def _family(config: ModelConfig) -> str:
-    return "resampler" if config.resampler.kind == "perceiver" else "direct"

@@ -1,4 +1,7 @@
-"""`manifest.json`: the digests that say a checkpoint folder is whole and which halves fit. Needs no torch."""
+"""Read and write `manifest.json`, the digests of a checkpoint.
+
+Needs no torch.
+"""
 
 import hashlib
 from pathlib import Path
@@ -8,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chassis.errors import DataLoss, FailedPrecondition
 from chassis.validation import first_problem
-from checkpoint.config import CONFIG_FILE, ModelConfig, parse_config
+from checkpoint.config import CONFIG_FILE, parse_config
+from checkpoint.families import Half, ModelConfig
 from checkpoint.identity import DIGEST_BYTES
-from checkpoint.layout import Half
 from checkpoint.tags import MAX_TAG_CHARS
 
 MANIFEST_FILE = "manifest.json"
@@ -21,22 +24,22 @@ Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES
 
 
 class _Record(BaseModel):
-    """A frozen record; digests are bytes here and lower-case hex in the file."""
+    """A frozen record, with digests in hex in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", val_json_bytes="hex", ser_json_bytes="hex")
 
 
 class VisionEntry(_Record):
-    """What the manifest says of the vision half."""
+    """Digests of the vision half."""
 
     digest: Digest
 
 
 class LanguageEntry(_Record):
-    """What the manifest says of the language half."""
+    """Digests of the language half."""
 
     digest: Digest
-    vision_digest: Digest  # of the vision half it was trained with; other visual tokens mean nothing to it
+    vision_digest: Digest  # of the vision half it was trained with, the only one it understands
 
 
 class Manifest(_Record):
@@ -49,7 +52,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse names that would reach outside of the folder."""
+        """Refuse names that lead out of the folder."""
         for name in self.files:
             if not is_plain_name(name):
                 raise ValueError(f"{name!r} is not the name of a file in the folder")
@@ -61,7 +64,7 @@ class Manifest(_Record):
 
 
 def is_plain_name(name: str) -> bool:
-    """Say whether `name` is a file directly inside a folder, whatever the folder is."""
+    """Return whether `name` is a file name without a path."""
     return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\0" not in name
 
 
@@ -69,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a checkpoint folder.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, the file is missing, not valid, or of another tag than the folder's name.
+        FailedPrecondition: BAD_CHECKPOINT, the file is missing or invalid, or its tag is not the folder's name.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
@@ -83,21 +86,24 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     if manifest.tag != folder.name:
         raise FailedPrecondition(
-            f"The file {MANIFEST_FILE} of {folder.name} is that of {manifest.tag}.", reason="BAD_CHECKPOINT"
+            f"The file {MANIFEST_FILE} of {folder.name} belongs to {manifest.tag}.", reason="BAD_CHECKPOINT"
         )
     return manifest
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json`; call it last, since a folder without one is not a checkpoint."""
+    """Write `manifest.json`, the last file of a checkpoint.
+
+    A folder without a manifest is not a checkpoint.
+    """
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
-    """Return the content of a small file of the checkpoint, once it is what the manifest says.
+    """Read a small file of a checkpoint, verified.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, the file is missing or the manifest does not name it.
+        FailedPrecondition: BAD_CHECKPOINT, the file is missing, or not named by the manifest.
         DataLoss: DIGEST_MISMATCH, the file was changed.
     """
     if name not in manifest.files:
@@ -116,7 +122,7 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
 
 
 def read_verified_config(folder: Path, manifest: Manifest) -> ModelConfig:
-    """Return the configuration of the checkpoint, once its file is what the manifest says.
+    """Read the configuration of a checkpoint, verified.
 
     Raises:
         FailedPrecondition: BAD_CHECKPOINT, the file is missing or does not describe a model.
@@ -126,7 +132,7 @@ def read_verified_config(folder: Path, manifest: Manifest) -> ModelConfig:
 
 
 def tokenizer_digest(folder: Path) -> bytes:
-    """Return the SHA-256 (32 bytes) of `tokenizer.json`, once it is what the manifest says.
+    """Return the verified SHA-256 (32 bytes) of `tokenizer.json`.
 
     Raises:
         FailedPrecondition: BAD_CHECKPOINT, the file or the manifest is missing or not valid.
@@ -136,6 +142,6 @@ def tokenizer_digest(folder: Path) -> bytes:
 
 
 def file_sha256(path: Path) -> bytes:
-    """Return the SHA-256 (32 bytes) of a file of any size, read in small pieces."""
+    """Return the SHA-256 (32 bytes) of a large file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -1,11 +1,10 @@
-"""What a model takes in memory, counted from its layout: weights at three precisions, KV cache per token."""
+"""Count the memory of a model: weights and KV cache."""
 
 import math
 from collections.abc import Iterable
 from typing import Literal
 
-from checkpoint.config import LanguageConfig
-from checkpoint.layout import TensorSpec
+from checkpoint.families import LanguageConfig, TensorSpec
 
 Precision = Literal["bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
@@ -20,12 +19,12 @@ _INT4_GROUP = 128  # inputs of a row that share one scale
 
 
 def weight_bytes(specs: Iterable[TensorSpec], precision: Precision) -> int:
-    """Return the bytes of some weights in memory by `COUNTING_RULE`."""
+    """Return the bytes of weights in memory, by `COUNTING_RULE`."""
     return sum(_tensor_bytes(spec, precision) for spec in specs)
 
 
 def kv_bytes_per_token(config: LanguageConfig) -> int:
-    """Return the bytes one token takes in a bf16 KV cache, all layers together."""
+    """Return the bytes per token of a bf16 KV cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BF16_BYTES
 
 

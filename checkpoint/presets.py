@@ -1,16 +1,23 @@
-"""Model shapes by name, for `tandem checkpoint new --preset` and `inspect --preset`."""
+"""Model shapes by name, for `tandem checkpoint --preset`."""
 
-from checkpoint.config import LanguageConfig, ModelConfig, ResamplerConfig, VisionConfig
+from checkpoint.families import (
+    QWEN3_VL_PRESETS,
+    LanguageConfig,
+    ModelConfig,
+    ResamplerConfig,
+    ResamplerModelConfig,
+    VisionConfig,
+)
 
-PRESETS: dict[str, ModelConfig] = {
+RESAMPLER_PRESETS: dict[str, ResamplerModelConfig] = {
     # The model of the design: ViT-L/14 -> 64 x 1024 -> 32 queries -> 32 x 4096, and a 32-layer GQA decoder.
-    "qwen3-vl-8b": ModelConfig(
+    "qwen3-vl-8b": ResamplerModelConfig(
         vision=VisionConfig(),
         resampler=ResamplerConfig(),
         language=LanguageConfig(eos_token_ids=(2,)),
     ),
     # Patch 16, no resampler: all 196 patches go to the decoder, marked by a modality embedding.
-    "qwen3-vl-8b-direct": ModelConfig(
+    "qwen3-vl-8b-direct": ResamplerModelConfig(
         vision=VisionConfig(
             patch_size=16,
             width=768,
@@ -23,8 +30,8 @@ PRESETS: dict[str, ModelConfig] = {
         resampler=ResamplerConfig(kind="none"),
         language=LanguageConfig(eos_token_ids=(2,), modality_embedding=True),
     ),
-    # The same architecture small enough for tests: every option of the decoder, a few hundred thousand parameters.
-    "tiny": ModelConfig(
+    # The same architecture, small enough for tests, with every option of the decoder.
+    "tiny": ResamplerModelConfig(
         vision=VisionConfig(width=32, num_layers=2, num_heads=2, mlp_width=64),
         resampler=ResamplerConfig(num_layers=1, num_heads=2, head_dim=16, mlp_width=64),
         language=LanguageConfig(
@@ -40,8 +47,8 @@ PRESETS: dict[str, ModelConfig] = {
             eos_token_ids=(2,),
         ),
     ),
-    # The demo model's shape: answers questions about drawn images, trained on two CPU cores.
-    "demo": ModelConfig(
+    # The demo model, trained on two CPU cores to answer questions about drawn images.
+    "demo": ResamplerModelConfig(
         vision=VisionConfig(width=128, num_layers=4, num_heads=4, mlp_width=512, linear_bias=True),
         resampler=ResamplerConfig(num_layers=2, num_heads=4, head_dim=32, mlp_width=512),
         language=LanguageConfig(
@@ -59,3 +66,6 @@ PRESETS: dict[str, ModelConfig] = {
         ),
     ),
 }
+
+# The released Qwen3-VL sizes, with their true shapes. They have nothing in common with `qwen3-vl-8b` above.
+PRESETS: dict[str, ModelConfig] = {**RESAMPLER_PRESETS, **QWEN3_VL_PRESETS}

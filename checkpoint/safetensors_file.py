@@ -48,7 +48,7 @@ _ENTRIES = TypeAdapter(dict[str, _Entry])
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor:
-    """One tensor of a mapped file; see `StoredTensor`."""
+    """A `StoredTensor` in a mapped file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -100,7 +100,7 @@ def read_safetensors(path: Path) -> dict[str, MappedTensor]:
 
 
 def _check_offsets(entries: Mapping[str, _Entry], num_bytes: int) -> None:
-    """Raise ValueError unless the tensors fill the file without gaps or overlaps."""
+    """Raise ValueError if the tensors leave gaps or overlap."""
     position = 0
     for entry in sorted(entries.values(), key=lambda entry: entry.data_offsets):
         start, stop = entry.data_offsets

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from checkpoint.checks import check_names, check_shapes, check_tied_head
-from checkpoint.config import ModelConfig, write_config
+from checkpoint.config import write_config
+from checkpoint.families import EMBEDDING, HALVES, HEAD, Half, ModelConfig
 from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.layout import EMBEDDING, HALVES, HEAD, Half
 from checkpoint.manifest import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -89,7 +89,7 @@ def save(
 def _write_tensors(
     folder: Path, tag: str, tensors: Mapping[str, Tensor], plan: Sequence[PlannedTensor], files: FileOptions
 ) -> dict[Half, dict[str, TensorDigest]]:
-    """Write the weight files and return the digests of the tensors."""
+    """Write the weight files and return their tensors' digests."""
     bytes_so_far = itertools.accumulate(planned.num_bytes for planned in plan)
     bytes_in_all = sum(planned.num_bytes for planned in plan)
     on_tensor = files.get("on_tensor")

@@ -9,6 +9,8 @@ from pathlib import Path
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
 from checkpoint.tags import Tag, parse_tag
 
+_TAGS_SHOWN = 5  # in an error
+
 
 class ModelStore:
     """The checkpoints in one folder, by tag."""
@@ -17,7 +19,7 @@ class ModelStore:
         self.root = root.absolute()
 
     def tags(self) -> list[str]:
-        """Return the tags of the store, sorted by name and version."""
+        """Return the store's tags, sorted by name and version."""
         return [str(tag) for tag in sorted(self._tags())]
 
     def folder(self, tag: str) -> Path:
@@ -29,15 +31,17 @@ class ModelStore:
         """
         folder = self.root / str(parse_tag(tag))
         if not folder.is_dir():
-            raise NotFound(f"The model store has no {tag}.", reason="UNKNOWN_TAG", field="tag", where=self.root)
+            known = self.tags()[-_TAGS_SHOWN:]
+            others = f"; it has {', '.join(known)}" if known else ""
+            raise NotFound(f"The model store has no {tag}{others}.", reason="UNKNOWN_TAG", field="tag", where=self.root)
         return folder
 
     @contextmanager
     def create(self, tag: str) -> Iterator[Path]:
         """Yield an empty folder that becomes a checkpoint.
 
-        A checkpoint appears complete or not at all. The folder has a temporary name, and gets its tag as its name only if
-        the block ends without an error.
+        A checkpoint appears complete or not at all. The folder has a temporary name. It gets its tag as its name if the
+        block ends without an error.
 
         Raises:
             InvalidArgument: BAD_TAG, the text is not a tag.

@@ -1,4 +1,4 @@
-"""One tensor of a weight file: type, shape and bytes. Needs no torch."""
+"""Tensors as weight files store them. Needs no torch."""
 
 import hashlib
 from math import prod
@@ -11,7 +11,7 @@ ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class StoredTensor(Protocol):
-    """One tensor of a weight file. Its elements are read on demand."""
+    """A tensor of a weight file, read on demand."""
 
     @property
     def dtype(self) -> str:
@@ -38,5 +38,5 @@ def num_bytes(tensor: StoredTensor) -> int:
 
 
 def tensor_digest(tensor: StoredTensor) -> TensorDigest:
-    """Return the part of a half's digest that comes from one tensor."""
+    """Return the facts that a half's digest covers."""
     return TensorDigest(tensor.dtype, tensor.shape, hashlib.sha256(tensor.elements()).digest())

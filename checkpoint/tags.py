@@ -30,7 +30,7 @@ class Tag:
 
 
 def split_release(name: str) -> tuple[str, str]:
-    """Return the vision tag and the language tag of a release's name.
+    """Return the vision and language tags of a release.
 
     Args:
         name: a tag for both halves, or 'vision tag,language tag'.

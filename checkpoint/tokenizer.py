@@ -1,19 +1,19 @@
-"""The tokenizer of new checkpoints: bytes and six special tokens, no merges; and the chat template beside it."""
+"""Tokenizer and chat template of new checkpoints."""
 
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from chassis.errors import FailedPrecondition
-from checkpoint.config import ModelConfig
+from checkpoint.families import ModelConfig
 
-# Their ids are their places here, in every checkpoint made by this code.
+# The id of a special token is its position here.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",  # ends an answer
     "<|vision_start|>",
-    "<|image_pad|>",  # stands for one image
+    "<|image_pad|>",  # placeholder of one image
     "<|vision_end|>",
 )
 
@@ -21,7 +21,10 @@ CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encodi
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Return a byte-level BPE without merges: six special tokens, then one token for each of the 256 bytes."""
+    """Return a byte-level BPE without merges.
+
+    It has six special tokens, then one token per byte.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -32,19 +35,20 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
-    """Check that a tokenizer can be read and fits a model.
+    """Check that a tokenizer is readable and fits a model.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, it cannot be read, has ids beyond the vocabulary or lacks the image token.
+        FailedPrecondition: BAD_CHECKPOINT, the tokenizer cannot be read, has ids beyond the vocabulary or lacks the
+            image token.
     """
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises bare Exceptions
+    except Exception as error:  # the library raises bare Exception
         raise FailedPrecondition("The file tokenizer.json is not a tokenizer.", reason="BAD_CHECKPOINT") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.language.vocab_size:
         raise FailedPrecondition(
-            f"The tokenizer has the token id {highest}, but the model only {config.language.vocab_size} token ids.",
+            f"The tokenizer has the token id {highest}, but the model has only {config.language.vocab_size} token ids.",
             reason="BAD_CHECKPOINT",
         )
     if tokenizer.token_to_id(config.image_token) is None:

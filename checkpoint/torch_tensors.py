@@ -1,4 +1,4 @@
-"""Convert between torch tensors and stored tensors, and read torch `.bin` files."""
+"""Convert stored tensors to torch, and read `.bin` files."""
 
 import ctypes
 import mmap
@@ -13,7 +13,7 @@ from checkpoint.stored_tensor import StoredTensor
 
 @dataclass(frozen=True, slots=True)
 class TorchTensor:
-    """A torch tensor as a stored one; see `StoredTensor`."""
+    """A torch tensor as a `StoredTensor`."""
 
     tensor: Tensor
 
@@ -28,7 +28,10 @@ class TorchTensor:
         return tuple(self.tensor.shape)
 
     def elements(self) -> memoryview:
-        """Return the elements as bytes, without a copy of a contiguous CPU tensor."""
+        """Return the elements as bytes.
+
+        A contiguous tensor on the CPU is not copied.
+        """
         contiguous = self.tensor.detach().cpu().contiguous()
         return contiguous.reshape(-1).view(torch.uint8).numpy().data
 
@@ -46,7 +49,7 @@ class TorchTensor:
 
 
 def as_torch(stored: StoredTensor) -> Tensor:
-    """Return a stored tensor as a torch tensor that shares its memory."""
+    """Return a torch tensor that shares a stored tensor's memory."""
     if isinstance(stored, TorchTensor):
         return stored.tensor
     dtype: torch.dtype = getattr(torch, stored.dtype)
@@ -56,7 +59,7 @@ def as_torch(stored: StoredTensor) -> Tensor:
 
 
 def read_bin(path: Path) -> dict[str, TorchTensor]:
-    """Map a torch `.bin` file and return its tensors by name.
+    """Map a torch `.bin` file and return its tensors.
 
     Raises:
         Exception: any, if the file is damaged or holds anything but plain tensors by name.

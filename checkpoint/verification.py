@@ -10,8 +10,8 @@ from pathlib import Path
 from chassis.errors import DataLoss
 from checkpoint.checks import check_weights
 from checkpoint.config import read_config
+from checkpoint.families import HALVES, Half
 from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.layout import HALVES, Half
 from checkpoint.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
 from checkpoint.stored_tensor import num_bytes, tensor_digest
 from checkpoint.weight_files import open_folder
@@ -60,7 +60,7 @@ def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> lis
 
 
 def raise_for_problems(tag: str, checks: list[Check]) -> None:
-    """Raise one error that names all problems, if there are any.
+    """Raise one error that names all problems, if any.
 
     Raises:
         DataLoss: DIGEST_MISMATCH.

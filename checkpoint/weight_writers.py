@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chassis.errors import InvalidArgument
-from checkpoint.layout import TensorSpec
+from checkpoint.families import TensorSpec
 from checkpoint.torch_tensors import TorchTensor
 
 Container = Literal["safetensors", "bin"]
@@ -74,7 +74,7 @@ def write_weights(
 
 
 def _split(tensors: Sequence[PlannedTensor], shards: int) -> list[list[PlannedTensor]]:
-    """Split the list into `shards` parts of about equal size, none empty."""
+    """Split tensors into non-empty parts of about equal size."""
     if not 1 <= shards <= len(tensors):
         raise InvalidArgument(
             f"The number of shards must be between 1 and {len(tensors)}, the tensors of the model, not {shards}.",

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from chassis.errors import DataLoss
 from checkpoint.checks import check_weights
-from checkpoint.config import ModelConfig
+from checkpoint.families import Half, ModelConfig, TensorSpec
 from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.layout import Half, TensorSpec
 from checkpoint.manifest import TOKENIZER_FILE, Manifest, read_manifest, read_verified, read_verified_config
 from checkpoint.stored_tensor import tensor_digest
 from checkpoint.torch_tensors import TorchTensor, as_torch
@@ -31,10 +30,10 @@ class LoadedHalf:
 
 
 def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> LoadedHalf:
-    """Read one half of a checkpoint and none of the other half's weights.
+    """Read one half of a checkpoint.
 
-    Takes the memory of the half in `dtype` and of a few more tensors. The hash covers the returned copy, so a later
-    change of the file cannot change the weights that are served.
+    The weights of the other half are not read. Takes the memory of the half in `dtype` and of a few more tensors. The
+    hash covers the returned copy, so a later change of the file cannot change the weights that are served.
 
     Raises:
         FailedPrecondition: BAD_CHECKPOINT, a file is missing, cut short or not valid. WRONG_HALF, the checkpoint holds

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from demo.scenes import COLOURS, KINDS, MATERIALS, POSITIONS, Scene
 
 NOTHING = 0  # label of an empty third
@@ -41,7 +41,7 @@ class AttributeHeads(nn.Module):
 
     third_K: Tensor  # the third that each visual token describes
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ResamplerModelConfig) -> None:
         super().__init__()
         self.side = config.vision.grid_size // config.vision.pool_size
         self.from_patches = nn.Linear(config.vision.width, sum(NUM_LABELS))

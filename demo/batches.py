@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from checkpoint.tokenizer import CHAT_TEMPLATE
 from demo.attribute_heads import labels
 from demo.drawing import draw
@@ -75,7 +75,7 @@ class BatchConfig:
 class ConversationEncoder:
     """Encodes conversations as token ids, exactly as serving does."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
         self._builder = PromptBuilder(config, tokenizer, ChatTemplate(CHAT_TEMPLATE))
         (self._end,) = config.language.eos_token_ids
         before, _, _ = self._builder.build_segments([_user_message("", with_image=True)])
@@ -106,7 +106,7 @@ class ConversationEncoder:
 class Batches(Dataset[Batch]):
     """All batches of a run, indexed by step."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, mix: BatchConfig, seeds: range) -> None:
+    def __init__(self, config: ResamplerModelConfig, tokenizer: Tokenizer, mix: BatchConfig, seeds: range) -> None:
         self.config = config
         self.encoder = ConversationEncoder(config, tokenizer)
         self.mix = mix

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from demo.attribute_heads import AttributeHeads
 from demo.batches import IGNORED, Batch, Group
 from language_service.model import Attend, Decoder
@@ -32,7 +32,7 @@ class Learner(nn.Module):
 
     before_image: Tensor
 
-    def __init__(self, config: ModelConfig, before_image: Sequence[int]) -> None:
+    def __init__(self, config: ResamplerModelConfig, before_image: Sequence[int]) -> None:
         """Make untrained halves.
 
         `before_image` holds the token ids before the image, which are the same in every conversation.
@@ -45,7 +45,7 @@ class Learner(nn.Module):
         self.attribute_heads = AttributeHeads(config)
         self.register_buffer("before_image", torch.tensor(before_image), persistent=False)
 
-    def _initialise_positions(self, config: ModelConfig) -> None:
+    def _initialise_positions(self, config: ResamplerModelConfig) -> None:
         """Initialise learned positions with sines and cosines.
 
         Small random positions would be lost against the patch embeddings.

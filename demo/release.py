@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from checkpoint.layout import layout
+from checkpoint.families import layout
 from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from demo.evaluate import Score, add_evaluation_arguments, measure, report, score, table

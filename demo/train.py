@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from checkpoint.config import ModelConfig
-from checkpoint.presets import PRESETS
+from checkpoint.families import ResamplerModelConfig
+from checkpoint.presets import RESAMPLER_PRESETS
 from demo.batches import Batch, BatchConfig, Batches
 from demo.curve import Point, plot, write_points
 from demo.learner import Answers, Learner
@@ -56,7 +56,7 @@ class TrainingConfig:
 class Run:
     """One process's share of a run."""
 
-    def __init__(self, config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer, rank: int) -> None:
+    def __init__(self, config: TrainingConfig, model: ResamplerModelConfig, tokenizer: Tokenizer, rank: int) -> None:
         """Start a new run or continue from the saved state."""
         self.config = config
         self.rank = rank
@@ -140,12 +140,12 @@ def snapshot_name(step: int) -> str:
     return f"weights-{step:05d}.pt"
 
 
-def demo_model() -> ModelConfig:
+def demo_model() -> ResamplerModelConfig:
     """Return the demo model's configuration."""
-    return PRESETS["demo"]
+    return RESAMPLER_PRESETS["demo"]
 
 
-def train(config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
+def train(config: TrainingConfig, model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     """Train to the end of the schedule, from saved state."""
     config.folder.mkdir(parents=True, exist_ok=True)
     tokenizer_json = tokenizer.to_str(pretty=True)
@@ -158,7 +158,7 @@ def train(config: TrainingConfig, model: ModelConfig, tokenizer: Tokenizer) -> N
     plot(config.folder / CURVE_FILE, config.folder / "curve.png")
 
 
-def _work(rank: int, config: TrainingConfig, model: ModelConfig, tokenizer_json: str, port: int) -> None:
+def _work(rank: int, config: TrainingConfig, model: ResamplerModelConfig, tokenizer_json: str, port: int) -> None:
     torch.set_num_threads(1)
     if config.num_processes > 1:
         address = f"tcp://127.0.0.1:{port}"

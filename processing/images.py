@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from checkpoint.config import VisionConfig
+from checkpoint.families import VisionConfig
 
 # Part of every encoder id. Change it whenever the same file would become other pixels.
 PREPROCESSING = "pad-square-bicubic-v1"

@@ -12,14 +12,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal
-from checkpoint.config import ModelConfig
+from checkpoint.families import ModelConfig
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified, read_verified_config
 from processing.chat_template import ChatMessage, ChatTemplate, MessageText, TemplateText
 
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """Token ids between two images."""
+    """Consecutive token ids of text."""
 
     token_ids: tuple[int, ...]  # at least 1
 
@@ -99,7 +99,11 @@ class PromptBuilder:
         return segments
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of message text, without special tokens."""
+        """Return the token ids of message text, without special tokens.
+
+        Raises:
+            Internal: reason 'BAD_CHECKPOINT', the tokenizer turned the text into a special token.
+        """
         token_ids: list[int] = self._without_specials.encode(text, add_special_tokens=False).ids
         if not self._special_ids.isdisjoint(token_ids):
             # This vocabulary can merge ordinary pieces into a special token. Fail rather than accept a forged message.

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from tandem.stack.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
@@ -49,7 +49,7 @@ def one_thread() -> None:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model store with one tiny random checkpoint."""
     folder = tmp_path_factory.mktemp("models")
-    create_checkpoint(folder, TAG, PRESETS["tiny"])
+    create_checkpoint(folder, TAG, RESAMPLER_PRESETS["tiny"])
     return folder
 
 

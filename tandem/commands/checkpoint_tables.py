@@ -110,7 +110,7 @@ def _facts(found: Inspection) -> Table:
     saved = found.parameters_saved_by_tying
     tied = f"tied to the embedding, which saves {saved:,} parameters, {size(2 * saved)} in bf16"
     table.add_row("head", tied if found.tied_head else "a separate matrix, not tied to the embedding")
-    table.add_row("visual tokens of an image", f"{found.num_visual_tokens} x {found.visual_token_width}")
+    table.add_row("visual tokens of an image", _visual_tokens(found))
     table.add_section()
     on_disk = "no weights" if found.disk_bytes is None else size(found.disk_bytes)
     table.add_row("weights on disk", on_disk)
@@ -130,3 +130,10 @@ def _shape(shape: Sequence[int]) -> str:
 def _tensor(facts: TensorFacts) -> str:
     figures = "" if facts.mean is None else f", mean {facts.mean:+.2e}, std {facts.std:.4f}, {facts.dtype}"
     return f"{facts.name}  {_shape(facts.shape)}{figures}"
+
+
+def _visual_tokens(found: Inspection) -> str:
+    """Return number and width of an image's visual tokens."""
+    count = "one for each 32 x 32 pixels" if found.num_visual_tokens is None else str(found.num_visual_tokens)
+    levels = f"{found.num_levels} x " if found.num_levels > 1 else ""
+    return f"{count} x {levels}{found.visual_token_width}"

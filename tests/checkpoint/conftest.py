@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 
 TAG = "tiny-v1.0.0"
 
@@ -14,9 +14,9 @@ TAG = "tiny-v1.0.0"
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints nobody changes, one a way of storing: folders 'single', 'shards' and 'bin', each a model store."""
     root = tmp_path_factory.mktemp("pristine")
-    create_checkpoint(root / "single", TAG, PRESETS["tiny"])
-    create_checkpoint(root / "shards", TAG, PRESETS["tiny"], shards=3)
-    create_checkpoint(root / "bin", TAG, PRESETS["tiny"], shards=3, container="bin")
+    create_checkpoint(root / "single", TAG, RESAMPLER_PRESETS["tiny"])
+    create_checkpoint(root / "shards", TAG, RESAMPLER_PRESETS["tiny"], shards=3)
+    create_checkpoint(root / "bin", TAG, RESAMPLER_PRESETS["tiny"], shards=3, container="bin")
     return root
 
 

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.config import LanguageConfig, ModelConfig, Part, ResamplerConfig, VisionConfig
-from checkpoint.identity import TensorDigest, encoder_id, half_config, half_digest, visual_key
-from checkpoint.layout import HALVES
-from checkpoint.presets import PRESETS
+from checkpoint.families import HALVES, LanguageConfig, Part, ResamplerConfig, ResamplerModelConfig, VisionConfig
+from checkpoint.identity import TensorDigest, encoder_id, half_digest, visual_key
+from checkpoint.presets import RESAMPLER_PRESETS
 
-TINY = PRESETS["tiny"]
+TINY = RESAMPLER_PRESETS["tiny"]
 
 digests = st.binary(min_size=32, max_size=32)
 tensors = st.builds(
@@ -55,7 +54,7 @@ def test_the_two_halves_never_share_a_digest() -> None:
     assert half_digest(TINY, "vision", {}) != half_digest(TINY, "language", {})
 
 
-def _with(part: str, **fields: Any) -> ModelConfig:
+def _with(part: str, **fields: Any) -> ResamplerModelConfig:
     return TINY.model_copy(update={part: getattr(TINY, part).model_copy(update=fields)})
 
 
@@ -71,7 +70,7 @@ def _with(part: str, **fields: Any) -> ModelConfig:
     ],
 )
 def test_a_half_depends_on_its_own_configuration(
-    config: ModelConfig, vision_changes: bool, language_changes: bool
+    config: ResamplerModelConfig, vision_changes: bool, language_changes: bool
 ) -> None:
     changes = {half: half_digest(config, half, {}) != half_digest(TINY, half, {}) for half in HALVES}
     assert changes == {"vision": vision_changes, "language": language_changes}
@@ -80,7 +79,11 @@ def test_a_half_depends_on_its_own_configuration(
 def test_defaults_of_the_configuration_never_change() -> None:
     # Fields at their default are left out of a half's digest, so that new ones can come. A default that changed would
     # let two different models share a digest.
-    assert half_config(PRESETS["qwen3-vl-8b"], "vision") == {"vision": {}, "resampler": {}, "token_width": 4096}
+    assert RESAMPLER_PRESETS["qwen3-vl-8b"].half_fields("vision") == {
+        "vision": {},
+        "resampler": {},
+        "token_width": 4096,
+    }
     released: dict[type[Part], dict[str, object]] = {
         VisionConfig: {
             "image_size": 224,
@@ -164,7 +167,9 @@ def test_a_salt_cannot_lend_bytes_to_its_neighbours(encoder: bytes, salt: bytes,
 
 def test_identities_are_those_of_released_checkpoints() -> None:
     # Written down once: a change here orphans every cached entry and every manifest.
-    full = ModelConfig(vision=VisionConfig(), resampler=ResamplerConfig(), language=LanguageConfig(eos_token_ids=(2,)))
+    full = ResamplerModelConfig(
+        vision=VisionConfig(), resampler=ResamplerConfig(), language=LanguageConfig(eos_token_ids=(2,))
+    )
     tensor = TensorDigest("bfloat16", (2, 3), bytes(32))
     assert (
         half_digest(full, "vision", {"a": tensor}).hex()

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import load_file
 
 from chassis.errors import FailedPrecondition, InvalidArgument
+from checkpoint.families import layout
 from checkpoint.initial import RandomTensors, create_checkpoint
-from checkpoint.layout import layout
 from checkpoint.manifest import read_manifest
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 
-TINY = PRESETS["tiny"]
+TINY = RESAMPLER_PRESETS["tiny"]
 
 
 def test_equal_seeds_give_equal_checkpoints(tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def test_a_tensor_depends_on_seed_and_name_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["tiny", "demo"])
 def test_the_untrained_model_keeps_its_activations_in_hand(preset: str) -> None:
-    tensors = RandomTensors(PRESETS[preset], seed=0, dtype=torch.float32)
-    for spec in layout(PRESETS[preset]):
+    tensors = RandomTensors(RESAMPLER_PRESETS[preset], seed=0, dtype=torch.float32)
+    for spec in layout(RESAMPLER_PRESETS[preset]):
         tensor = tensors[spec.name]
         if spec.kind == "scale":
             assert bool((tensor == 1).all())

@@ -5,32 +5,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import QUERY, ResamplerModelConfig, TensorSpec, layout
 from checkpoint.inspection import FIRST_Q_PROJECTION, Row, inspect_checkpoint, inspect_preset
-from checkpoint.layout import QUERY, TensorSpec, layout
 from checkpoint.memory import kv_bytes_per_token, weight_bytes
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 
 Copy = Callable[..., Path]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RESAMPLER_PRESETS)
 def test_rows_account_for_every_tensor_and_parameter(name: str) -> None:
-    found, specs = inspect_preset(name, PRESETS[name]), layout(PRESETS[name])
+    found, specs = inspect_preset(name, RESAMPLER_PRESETS[name]), layout(RESAMPLER_PRESETS[name])
     assert sum(row.count for row in found.rows) == len(specs)
     assert sum(row.num_parameters for row in found.rows) == found.num_parameters
     assert sum(found.parameters.values()) == found.num_parameters
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RESAMPLER_PRESETS)
 def test_a_row_holds_tensors_of_one_shape(name: str) -> None:
-    for row in inspect_preset(name, PRESETS[name]).rows:
+    for row in inspect_preset(name, RESAMPLER_PRESETS[name]).rows:
         elements = torch.Size(row.shape).numel()
         assert row.num_parameters == row.count * elements
 
 
 def test_the_full_size_model_is_counted() -> None:
-    found = inspect_preset("qwen3-vl-8b", PRESETS["qwen3-vl-8b"])
+    found = inspect_preset("qwen3-vl-8b", RESAMPLER_PRESETS["qwen3-vl-8b"])
     # By hand: 24 blocks and a patch embedding; 32 layers of 40.0 M attention and 135.3 M feed-forward; one embedding.
     assert found.num_parameters == 6_676_012_032
     assert found.parameters_saved_by_tying == 151_936 * 4096
@@ -44,7 +43,7 @@ def test_the_full_size_model_is_counted() -> None:
 
 
 def test_a_head_of_its_own_saves_nothing_and_counts() -> None:
-    tied = PRESETS["tiny"]
+    tied = RESAMPLER_PRESETS["tiny"]
     untied = tied.model_copy(update={"language": tied.language.model_copy(update={"tied_embeddings": False})})
     found = inspect_preset("untied", untied)
     assert not found.tied_head
@@ -53,11 +52,11 @@ def test_a_head_of_its_own_saves_nothing_and_counts() -> None:
 
 
 def test_a_model_without_resampler_has_no_query() -> None:
-    assert inspect_preset("direct", PRESETS["qwen3-vl-8b-direct"]).query is None
+    assert inspect_preset("direct", RESAMPLER_PRESETS["qwen3-vl-8b-direct"]).query is None
 
 
 def test_layers_collapse_into_one_row() -> None:
-    rows = {row.pattern: row for row in inspect_preset("tiny", PRESETS["tiny"]).rows}
+    rows = {row.pattern: row for row in inspect_preset("tiny", RESAMPLER_PRESETS["tiny"]).rows}
     row = rows["language_model.layers.N.self_attn.q_proj.weight"]
     assert row == Row("language_model.layers.N.self_attn.q_proj.weight", 2, (64, 64), None, "queries", 2 * 64 * 64)
 
@@ -69,7 +68,7 @@ def test_a_checkpoint_is_described_from_its_files(checkpoint: Copy, stored: str)
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     assert found.disk_bytes == sum(path.stat().st_size for path in files)
     assert {row.dtype for row in found.rows} == {"bfloat16"}
-    assert found.num_parameters == inspect_preset("tiny", PRESETS["tiny"]).num_parameters
+    assert found.num_parameters == inspect_preset("tiny", RESAMPLER_PRESETS["tiny"]).num_parameters
 
 
 def test_the_query_and_the_first_projection_are_looked_at_closely(checkpoint: Copy) -> None:
@@ -98,13 +97,18 @@ def test_memory_is_counted_as_the_rule_says(spec: TensorSpec, bf16: int, int8: i
     assert weight_bytes([spec], "int4") == int4
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RESAMPLER_PRESETS)
 def test_fewer_bits_take_less_memory(name: str) -> None:
-    found = inspect_preset(name, PRESETS[name]).weight_bytes
-    assert found["int4"] < found["int8"] < found["bf16"] == 2 * inspect_preset(name, PRESETS[name]).num_parameters
+    found = inspect_preset(name, RESAMPLER_PRESETS[name]).weight_bytes
+    assert (
+        found["int4"]
+        < found["int8"]
+        < found["bf16"]
+        == 2 * inspect_preset(name, RESAMPLER_PRESETS[name]).num_parameters
+    )
 
 
 def test_a_token_takes_keys_and_values_of_every_layer() -> None:
-    config: ModelConfig = PRESETS["tiny"]
+    config: ResamplerModelConfig = RESAMPLER_PRESETS["tiny"]
     keys = torch.zeros(config.language.num_layers, config.language.num_kv_heads, config.language.head_dim).bfloat16()
     assert kv_bytes_per_token(config.language) == 2 * keys.nbytes

@@ -108,13 +108,13 @@ sys.modules["torch"] = sys.modules["numpy"] = sys.modules["structlog"] = None
 from pathlib import Path
 from checkpoint.inspection import inspect_preset
 from checkpoint.listing import list_store
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from checkpoint.verification import verify
 store = ModelStore(Path(sys.argv[1]))
 [entry] = list_store(store)
 print(len(verify(store.folder(entry.tag))), [check for check in verify(store.folder(entry.tag)) if check.problem])
-print(inspect_preset("tiny", PRESETS["tiny"]).num_parameters)
+print(inspect_preset("tiny", RESAMPLER_PRESETS["tiny"]).num_parameters)
 """
     done = subprocess.run([sys.executable, "-c", program, str(pristine / stored)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

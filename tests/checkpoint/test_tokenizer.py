@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chassis.errors import FailedPrecondition
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer, check_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -42,7 +42,7 @@ def test_the_template_writes_chatml_however_the_environment_trims(trim: bool) ->
 
 
 def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
-    config = PRESETS["tiny"]
+    config = RESAMPLER_PRESETS["tiny"]
     small = config.model_copy(update={"language": config.language.model_copy(update={"vocab_size": 261})})
     check_tokenizer(TOKENIZER.to_str(), config)
     with pytest.raises(FailedPrecondition, match="token id 261"):
@@ -52,4 +52,4 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "no json", "\0"])
 def test_what_is_no_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(FailedPrecondition, match=r"tokenizer\.json"):
-        check_tokenizer(text, PRESETS["tiny"])
+        check_tokenizer(text, RESAMPLER_PRESETS["tiny"])

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from chassis.errors import FailedPrecondition
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.torch_tensors import TorchTensor, as_torch
 from checkpoint.weight_files import canonical_name, open_files, open_folder
 from checkpoint.weight_writers import Container
@@ -177,7 +177,7 @@ def test_a_damaged_pickle_is_refused(tmp_path: Path, program: bytes) -> None:
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
 def test_dropped_pages_are_read_from_the_file_again(tmp_path: Path, container: Container) -> None:
     # If a tensor were not a mapping of its file, dropping its pages would lose it.
-    create_checkpoint(tmp_path, "tiny-v1.0.0", PRESETS["tiny"], container=container)
+    create_checkpoint(tmp_path, "tiny-v1.0.0", RESAMPLER_PRESETS["tiny"], container=container)
     files = open_folder(tmp_path / "tiny-v1.0.0")
     for name in files:
         before = as_torch(files[name]).clone()
@@ -196,11 +196,14 @@ def test_dropping_an_expanded_view_keeps_the_memory_behind_it() -> None:
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
 def test_loading_does_not_take_twice_the_memory(tmp_path: Path, container: Container) -> None:
     # Mapped pages count as memory of the process until they are dropped. A service has room for its weights once.
-    language = PRESETS["tiny"].language.model_copy(update={"num_layers": 16, "mlp_width": 32_768})
+    language = RESAMPLER_PRESETS["tiny"].language.model_copy(update={"num_layers": 16, "mlp_width": 32_768})
     create_checkpoint(
-        tmp_path, "wide-v1.0.0", PRESETS["tiny"].model_copy(update={"language": language}), container=container
+        tmp_path,
+        "wide-v1.0.0",
+        RESAMPLER_PRESETS["tiny"].model_copy(update={"language": language}),
+        container=container,
     )
-    create_checkpoint(tmp_path, "tiny-v1.0.0", PRESETS["tiny"], container=container)
+    create_checkpoint(tmp_path, "tiny-v1.0.0", RESAMPLER_PRESETS["tiny"], container=container)
     script = (
         "import sys, torch; from pathlib import Path; from checkpoint.weights import load_half\n"
         "def kib(name): return int(Path('/proc/self/status').read_text().split(name)[1].split()[0])\n"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from chassis.errors import DataLoss, FailedPrecondition, TandemError
 from checkpoint.config import read_config
-from checkpoint.layout import HALVES, HEAD, Half, layout
+from checkpoint.families import HALVES, HEAD, Half, layout
 from checkpoint.manifest import read_manifest, write_manifest
 from checkpoint.weights import LoadedHalf, load_half
 

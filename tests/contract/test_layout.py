@@ -1,26 +1,26 @@
-"""The layout of a checkpoint and the modules that load it name the same tensors, of the same shapes."""
+"""Checkpoint layouts and model modules have the same tensors."""
 
 import pytest
 import torch
 from torch import nn
 
-from checkpoint.config import ModelConfig, ResamplerConfig
-from checkpoint.layout import Half, half_of, layout
-from checkpoint.presets import PRESETS
+from checkpoint.families import ResamplerModelConfig, ResamplerConfig
+from checkpoint.families import Half, half_of, layout
+from checkpoint.presets import RESAMPLER_PRESETS
 from language_service.model.decoder import Decoder
 from vision_service.model.encoder import VisionHalf
 
-TINY = PRESETS["tiny"]
+TINY = RESAMPLER_PRESETS["tiny"]
 
 
-def variant(**parts: dict[str, object]) -> ModelConfig:
+def variant(**parts: dict[str, object]) -> ResamplerModelConfig:
     """Return the tiny model with some fields changed."""
     changed = {name: getattr(TINY, name).model_copy(update=fields) for name, fields in parts.items()}
     return TINY.model_copy(update=changed)
 
 
 CONFIGS = {
-    **PRESETS,
+    **RESAMPLER_PRESETS,
     "untied": variant(language={"tied_embeddings": False}),
     "attention bias": variant(language={"attention_bias": True, "qk_norm": False}),
     "modality": variant(language={"modality_embedding": True}),
@@ -30,21 +30,21 @@ CONFIGS = {
 }
 
 
-def modules(config: ModelConfig, half: Half) -> nn.Module:
+def modules(config: ResamplerModelConfig, half: Half) -> nn.Module:
     with torch.device("meta"):
         return VisionHalf(config) if half == "vision" else Decoder(config.language)
 
 
 @pytest.mark.parametrize("half", ["vision", "language"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_layout_is_the_modules_state(name: str, half: Half) -> None:
+def test_the_layout_equals_the_modules_state(name: str, half: Half) -> None:
     config = CONFIGS[name]
-    held = {key: tuple(tensor.shape) for key, tensor in modules(config, half).state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in modules(config, half).state_dict().items()}
     specs = [spec for spec in layout(config) if spec.half == half]
-    assert {spec.name: spec.shape for spec in specs} == held
-    assert len(specs) == len(held)
+    assert {spec.name: spec.shape for spec in specs} == expected
+    assert len(specs) == len(expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_name_tells_its_half(name: str) -> None:
+def test_a_tensors_name_determines_its_half(name: str) -> None:
     assert all(half_of(spec.name) == spec.half for spec in layout(CONFIGS[name]))

@@ -3,8 +3,8 @@
 import pytest
 from tokenizers import Tokenizer
 
-from checkpoint.config import ModelConfig
-from checkpoint.presets import PRESETS
+from checkpoint.families import ResamplerModelConfig
+from checkpoint.presets import RESAMPLER_PRESETS
 from demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 
@@ -15,7 +15,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def small_model() -> ModelConfig:
+def small_model() -> ResamplerModelConfig:
     """Return a tiny model with the demo's vocabulary."""
-    tiny = PRESETS["tiny"]
+    tiny = RESAMPLER_PRESETS["tiny"]
     return tiny.model_copy(update={"language": tiny.language.model_copy(update={"vocab_size": VOCABULARY_SIZE})})

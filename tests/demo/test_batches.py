@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from checkpoint.tokenizer import CHAT_TEMPLATE
 from demo.batches import IGNORED, BatchConfig, Batches, ConversationEncoder
 from demo.drawing import draw
@@ -23,8 +23,8 @@ def two_turns() -> Conversation:
     return ask(make_scene(3), random.Random(3), "english", "two turns")
 
 
-def test_training_prompts_equal_serving_prompts(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """A training prompt equals the gateway's prompt for the second question."""
+def test_training_prompts_equal_serving_prompts(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
+    """Training ids equal the gateway's prompt for the second question."""
     conversation = two_turns()
     first, second = conversation.turns
     builder = PromptBuilder(small_model, tokenizer, ChatTemplate(CHAT_TEMPLATE))
@@ -43,7 +43,7 @@ def test_training_prompts_equal_serving_prompts(small_model: ModelConfig, tokeni
     assert tuple(token_ids[: len(after.token_ids)]) == after.token_ids
 
 
-def test_targets_are_the_answers_and_their_end_tokens(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_targets_are_the_answers_and_their_end_tokens(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     conversation = two_turns()
     token_ids, targets = ConversationEncoder(small_model, tokenizer).encode(conversation)
     assert len(token_ids) == len(targets)
@@ -54,7 +54,7 @@ def test_targets_are_the_answers_and_their_end_tokens(small_model: ModelConfig, 
     assert all(target in (IGNORED, following) for target, following in zip(targets, token_ids[1:], strict=False))
 
 
-def test_a_step_is_reproducible_and_repeats_no_image(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_a_step_is_reproducible_and_repeats_no_image(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     batches = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)
     first, again, second = batches[0], batches[0], batches[1]
     assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
@@ -63,7 +63,7 @@ def test_a_step_is_reproducible_and_repeats_no_image(small_model: ModelConfig, t
     assert np.array_equal(second.pixels_B3SS[0].numpy(), expected)
 
 
-def test_every_conversation_is_in_exactly_one_group(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_every_conversation_is_in_exactly_one_group(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     batch = Batches(small_model, tokenizer, MIX, TRAINING_SEEDS)[0]
     images = torch.cat([group.image_N for group in batch.groups])
     assert sorted(images.tolist()) == sorted(list(range(MIX.num_images)) * MIX.num_conversations)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from checkpoint.layout import layout
+from checkpoint.families import layout
 from checkpoint.verification import raise_for_problems, verify
 from checkpoint.weights import load_half
 from demo.evaluate import Outcome, make_cases, report, score, table

@@ -4,14 +4,14 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from demo.batches import IGNORED, BatchConfig, Batches
 from demo.learner import Learner
 from demo.scenes import TRAINING_SEEDS
 from language_service.model.attention import causal_attend
 
 
-def test_sharing_the_image_gives_the_same_loss(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_sharing_the_image_gives_the_same_loss(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     """Compare with separate conversations, each with its own image."""
     batches = Batches(
         small_model, tokenizer, BatchConfig(num_images=2, num_conversations=3, num_groups=2), TRAINING_SEEDS
@@ -37,7 +37,7 @@ def test_sharing_the_image_gives_the_same_loss(small_model: ModelConfig, tokeniz
     assert torch.cat(found.right).tolist() == right
 
 
-def test_the_answers_alone_train_both_halves(small_model: ModelConfig, tokenizer: Tokenizer) -> None:
+def test_the_answers_alone_train_both_halves(small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
     """The vision half must learn without attribute heads, too."""
     batches = Batches(small_model, tokenizer, BatchConfig(num_images=2, num_conversations=2), TRAINING_SEEDS)
     learner = Learner(small_model, batches.encoder.before_image)

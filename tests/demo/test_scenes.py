@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from demo.drawing import IMAGE_SIZE, draw
 from demo.evaluate import to_png
 from demo.scenes import HELD_OUT_SEEDS, KINDS, MATERIALS, POSITIONS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, make_scene
@@ -80,7 +80,7 @@ def test_serving_and_training_see_the_same_pixels() -> None:
     drawn = draw(make_scene(seed))
     read = read_image(to_png(seed), ImageLimits())
     assert read.tobytes() == drawn.tobytes()
-    config = PRESETS["demo"].vision
+    config = RESAMPLER_PRESETS["demo"].vision
     pixels = to_pixels(read, config).transpose(1, 2, 0) * config.image_std + config.image_mean
     assert np.array_equal((pixels * 255).round().astype(np.uint8), np.asarray(drawn))
     assert Image.open(io.BytesIO(to_png(seed))).format == "PNG"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.tokenizer import SPECIAL_TOKENS
 from demo.chinese import CHINESE
 from demo.tokenizer import sentences, train_tokenizer
@@ -16,7 +16,7 @@ def test_special_tokens_have_the_ids_of_every_checkpoint(tokenizer: Tokenizer) -
 
 
 def test_the_vocabulary_fits_the_demo_model(tokenizer: Tokenizer) -> None:
-    assert tokenizer.get_vocab_size() <= PRESETS["demo"].language.vocab_size
+    assert tokenizer.get_vocab_size() <= RESAMPLER_PRESETS["demo"].language.vocab_size
 
 
 def test_training_is_reproducible(tokenizer: Tokenizer) -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from checkpoint.config import ModelConfig
-from checkpoint.layout import layout
+from checkpoint.families import ResamplerModelConfig, layout
 from demo.batches import BatchConfig
 from demo.curve import plot, read_points
 from demo.optimisers import Schedule
@@ -28,7 +27,7 @@ def small_run(folder: Path, num_steps: int) -> TrainingConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_model: ModelConfig, tokenizer: Tokenizer) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, small_model: ResamplerModelConfig, tokenizer: Tokenizer) -> Path:
     """Return the folder of a run of eight steps."""
     folder = tmp_path_factory.mktemp("run")
     train(small_run(folder, 8), small_model, tokenizer)
@@ -42,7 +41,7 @@ def test_training_lowers_the_validation_loss(finished: Path) -> None:
 
 
 def test_a_resumed_run_reaches_the_weights_of_an_uninterrupted_one(
-    finished: Path, small_model: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+    finished: Path, small_model: ResamplerModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     stopped = Run(small_run(tmp_path, 8), small_model, tokenizer, rank=0)
     for _ in range(4):
@@ -55,7 +54,7 @@ def test_a_resumed_run_reaches_the_weights_of_an_uninterrupted_one(
 
 @pytest.mark.slow
 def test_two_processes_learn_from_the_mean_of_their_gradients(
-    small_model: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+    small_model: ResamplerModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(small_run(tmp_path / "two", 1), num_processes=2)
     first, second = (Run(config, small_model, tokenizer, rank) for rank in range(2))
@@ -74,7 +73,9 @@ def test_two_processes_learn_from_the_mean_of_their_gradients(
         torch.testing.assert_close(found[name], expected.bfloat16())
 
 
-def test_snapshots_contain_exactly_the_tensors_of_a_checkpoint(finished: Path, small_model: ModelConfig) -> None:
+def test_snapshots_contain_exactly_the_tensors_of_a_checkpoint(
+    finished: Path, small_model: ResamplerModelConfig
+) -> None:
     """Attribute heads and training buffers must not reach a release."""
     weights = torch.load(finished / snapshot_name(8), weights_only=True)
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, nn
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ResamplerModelConfig
 from vision_service.model.resampler import PerceiverResampler
 from vision_service.model.vit import VisionTransformer
 
@@ -24,7 +24,7 @@ class VisionHalf(nn.Module):
     Parameters are uninitialised until weights are loaded or `reset_parameters` is called.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ResamplerModelConfig) -> None:
         super().__init__()
         width, decoder_width = config.vision.width, config.language.width
         self.vision_tower = VisionTransformer(config.vision)

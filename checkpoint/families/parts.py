@@ -1,0 +1,64 @@
+"""Configuration parts that all model families share. Needs no torch."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+
+class Part(BaseModel):
+    """A frozen part of a configuration; an unknown field is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RopeScaling(Part):
+    """Stretches rotary positions so that a decoder reads further than it was trained to."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float = Field(ge=1)
+    low_freq_factor: float = Field(default=1.0, gt=0)  # llama3 only
+    high_freq_factor: float = Field(default=4.0, gt=0)  # llama3 only
+    original_context_length: PositiveInt = 8192  # llama3 only
+
+
+class LanguageConfig(Part):
+    """The decoder: grouped-query attention, RMSNorm, SwiGLU, rotary positions."""
+
+    width: PositiveInt = 4096
+    num_layers: PositiveInt = 32
+    num_heads: PositiveInt = 32
+    num_kv_heads: PositiveInt = 8
+    head_dim: PositiveInt = 128
+    mlp_width: PositiveInt = 11008
+    vocab_size: PositiveInt = 151936
+    context_length: PositiveInt = 32768  # tokens
+    norm_eps: float = Field(default=1e-6, gt=0)
+    rope_theta: float = Field(default=1_000_000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False  # RMSNorm on each head of queries and keys (Qwen3)
+    attention_bias: bool = False  # a bias in the q, k and v projections (Qwen2)
+    tied_embeddings: bool = True  # the head is the embedding
+    modality_embedding: bool = False  # add a learned vector by kind of position: 0 text, 1 image
+    mrope_section: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # frequencies by time, row and column
+    num_deepstack_levels: NonNegativeInt = 0  # levels added after the first layers, at image positions
+    eos_token_ids: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse shapes that do not divide and token ids outside the vocabulary."""
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, which rotary positions cannot turn")
+        if not all(0 <= token < self.vocab_size for token in self.eos_token_ids):
+            raise ValueError(f"eos_token_ids {list(self.eos_token_ids)} are not all below vocab_size {self.vocab_size}")
+        if self.mrope_section is not None and sum(self.mrope_section) != self.head_dim // 2:
+            raise ValueError(f"mrope_section {list(self.mrope_section)} does not add up to half of {self.head_dim}")
+        if self.num_deepstack_levels >= self.num_layers:
+            raise ValueError(f"num_deepstack_levels is not below num_layers {self.num_layers}")
+        return self
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_heads // self.num_kv_heads

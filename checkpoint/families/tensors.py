@@ -1,0 +1,98 @@
+"""Name the tensors of a model: shape, half, and use. Needs no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from checkpoint.families.parts import LanguageConfig
+
+Half = Literal["vision", "language"]
+HALVES: tuple[Half, ...] = ("vision", "language")
+
+# linear: a matrix applied to activations; output: a matrix whose result is added to the residual stream;
+# embedding: vectors looked up, added or attended from; scale: a norm's weight; bias: added to a norm or a product.
+Kind = Literal["linear", "output", "embedding", "scale", "bias"]
+
+EMBEDDING = "language_model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a checkpoint; a matrix is [outputs, inputs]."""
+
+    name: str
+    shape: tuple[int, ...]
+    half: Half
+    kind: Kind
+    role: str  # what it does, for people
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the tensor."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+def half_of(name: str) -> Half | None:
+    """Return the half of a canonical tensor name, None for neither."""
+    if name.startswith(("vision_tower.", "perceiver_resampler.", "vision_projection.", "visual.")):
+        return "vision"
+    return "language" if name.startswith(("language_model.", "lm_head.")) else None
+
+
+class Section:
+    """Makes the specs of one part: a common prefix, one half."""
+
+    def __init__(self, prefix: str, half: Half) -> None:
+        self.prefix, self.half = prefix, half
+
+    def spec(self, name: str, shape: tuple[int, ...], kind: Kind, role: str) -> TensorSpec:
+        """Return the spec of one tensor."""
+        return TensorSpec(self.prefix + name, shape, self.half, kind, role)
+
+    def layer_norm(self, name: str, width: int, role: str) -> Iterator[TensorSpec]:
+        """Yield the scale and the shift of a LayerNorm."""
+        yield self.spec(f"{name}.weight", (width,), "scale", f"{role}, scale")
+        yield self.spec(f"{name}.bias", (width,), "bias", f"{role}, shift")
+
+    def linear(self, name: str, shape: tuple[int, int], role: str, *, kind: Kind, bias: bool) -> Iterator[TensorSpec]:
+        """Yield the matrix [outputs, inputs] of a linear map, and its bias."""
+        yield self.spec(f"{name}.weight", shape, kind, role)
+        if bias:
+            yield self.spec(f"{name}.bias", shape[:1], "bias", f"{role}, bias")
+
+
+def decoder_layout(language: LanguageConfig) -> Iterator[TensorSpec]:
+    """Yield the tensors of a decoder in the order data flows."""
+    width, vocabulary = language.width, (language.vocab_size, language.width)
+    decoder = Section("language_model.", "language")
+    tied = " and head (tied)" if language.tied_embeddings else ""
+    yield decoder.spec("embed_tokens.weight", vocabulary, "embedding", f"token embedding{tied}")
+    if language.modality_embedding:
+        yield decoder.spec("modality_embedding.weight", (2, width), "embedding", "added by kind: 0 text, 1 image")
+    for layer in range(language.num_layers):
+        yield from _decoder_layer(language, layer)
+    yield decoder.spec("norm.weight", (width,), "scale", "last norm of the decoder")
+    if not language.tied_embeddings:
+        yield TensorSpec(HEAD, vocabulary, "language", "linear", "hidden state to logits")
+
+
+def _decoder_layer(language: LanguageConfig, layer: int) -> Iterator[TensorSpec]:
+    width, head_dim, mlp_width, bias = language.width, language.head_dim, language.mlp_width, language.attention_bias
+    q_width, kv_width = language.num_heads * head_dim, language.num_kv_heads * head_dim
+    block = Section(f"language_model.layers.{layer}.", "language")
+    yield block.spec("input_layernorm.weight", (width,), "scale", "norm before attention")
+    yield from block.linear("self_attn.q_proj", (q_width, width), "queries", kind="linear", bias=bias)
+    yield from block.linear("self_attn.k_proj", (kv_width, width), "keys, one a group", kind="linear", bias=bias)
+    yield from block.linear("self_attn.v_proj", (kv_width, width), "values, one a group", kind="linear", bias=bias)
+    if language.qk_norm:
+        yield block.spec("self_attn.q_norm.weight", (head_dim,), "scale", "norm of each query head")
+        yield block.spec("self_attn.k_norm.weight", (head_dim,), "scale", "norm of each key head")
+    yield block.spec("self_attn.o_proj.weight", (width, q_width), "output", "attention output")
+    yield block.spec("post_attention_layernorm.weight", (width,), "scale", "norm before feed-forward")
+    yield block.spec("mlp.w1.weight", (mlp_width, width), "linear", "SwiGLU gate")
+    yield block.spec("mlp.w3.weight", (mlp_width, width), "linear", "SwiGLU up")
+    yield block.spec("mlp.w2.weight", (width, mlp_width), "output", "SwiGLU down")

@@ -1,0 +1,49 @@
+"""Scale and pad every image to one square, for the resampler family.
+
+S side of the square, in pixels
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from checkpoint.families import VisionConfig
+
+
+class SquareImages:
+    """Implements `ImageProcessor`. Every image becomes the same number of visual tokens."""
+
+    # Change it whenever the same file would become other pixels.
+    preprocessing = "pad-square-bicubic-v1"
+
+    def __init__(self, config: VisionConfig, *, num_visual_tokens: int) -> None:
+        self._config = config
+        self._num_visual_tokens = num_visual_tokens
+
+    def grid(self, width: int, height: int) -> None:
+        """Return None: resampled visual tokens have no grid."""
+
+    def num_visual_tokens(self, width: int, height: int) -> int:
+        """Return the visual tokens of an image, the same for every size."""
+        return self._num_visual_tokens
+
+    def to_pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an upright RGB image as model input, [3, S, S].
+
+        The image is scaled (bicubic) until its longer side is S, and centred on a square of the mean colour, as in
+        LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744). So nothing is cropped and proportions stay. Colours in 0..1 are
+        then normalised by the configuration's mean and standard deviation, so the border is about 0.
+        """
+        config, side = self._config, self._config.image_size
+        scale = side / max(image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+        if (width, height) != (side, side):
+            border = tuple(round(255 * mean) for mean in config.image_mean)
+            square = Image.new("RGB", (side, side), border)
+            square.paste(scaled, ((side - width) // 2, (side - height) // 2))
+            scaled = square
+        colours_SS3 = np.asarray(scaled, dtype=np.float32) / np.float32(255)
+        mean_3, std_3 = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
+        normal_SS3 = (colours_SS3 - mean_3) / std_3
+        return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))

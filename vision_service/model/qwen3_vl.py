@@ -1,0 +1,196 @@
+"""The vision tower of Qwen3-VL: patches of many images in, visual tokens with DeepStack levels out.
+
+Module names are the checkpoint's tensor names. Patches of all images lie end to end, in blocks of merge x merge, so that
+the patches of one visual token are neighbours. Attention stays within an image.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoint.families.qwen3_vl import Qwen3VisionConfig, Qwen3VLConfig
+
+# P patches of all images, p of one image, N visual tokens, W vision width, D decoder width, L levels, H heads,
+# E head dim, M merge x merge patches of a visual token, C = 3 x patch x patch pixels of a patch
+
+Grid = tuple[int, int]  # rows and columns of patches of one image
+
+
+class PatchEmbed(nn.Module):
+    """Projects the pixels of each patch. A still image fills all frames of a patch alike, so their taps are summed."""
+
+    def __init__(self, config: Qwen3VisionConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv3d(3, config.width, (config.temporal_patch_size, patch, patch))
+
+    def forward(self, patches_PC: Tensor) -> Tensor:
+        """Return [P, W] for patches of pixels [P, C], channel by channel."""
+        weight_WC = self.proj.weight.float().sum(dim=2).flatten(1).to(patches_PC.dtype)
+        return functional.linear(patches_PC, weight_WC, self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Full attention within each image, with two-dimensional rotary positions."""
+
+    def __init__(self, config: Qwen3VisionConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
+        """Return [P, W]; `lengths` are the patches of each image."""
+        q_PHE, k_PHE, v_PHE = self.qkv(x_PW).view(len(x_PW), 3, self.num_heads, self.head_dim).unbind(1)
+        q_PHE, k_PHE = _rotate(q_PHE, *angles), _rotate(k_PHE, *angles)
+        images = zip(*(part.split(lengths) for part in (q_PHE, k_PHE, v_PHE)), strict=True)
+        out = [functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in image)) for image in images]
+        out_PW: Tensor = self.proj(torch.cat([one[0].transpose(0, 1).flatten(1) for one in out]))
+        return out_PW
+
+
+class FeedForward(nn.Module):
+    """Two layers with the tanh approximation of GELU between them."""
+
+    def __init__(self, config: Qwen3VisionConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(config.width, config.mlp_width)
+        self.linear_fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, x_PW: Tensor) -> Tensor:
+        """Return [P, W]."""
+        out_PW: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(x_PW), approximate="tanh"))
+        return out_PW
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention, then feed-forward, each added to its input."""
+
+    def __init__(self, config: Qwen3VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
+        self.attn = Attention(config)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
+        """Return [P, W]."""
+        x_PW = x_PW + self.attn(self.norm1(x_PW), angles, lengths)
+        out_PW: Tensor = x_PW + self.mlp(self.norm2(x_PW))
+        return out_PW
+
+
+class Merger(nn.Module):
+    """Joins the M patches of each visual token and projects them to the decoder's width, with exact GELU."""
+
+    def __init__(self, config: Qwen3VisionConfig, token_width: int, *, norm_after_merge: bool) -> None:
+        super().__init__()
+        self.merged_width = config.width * config.merge_size**2
+        self.norm = nn.LayerNorm(self.merged_width if norm_after_merge else config.width, config.norm_eps)
+        self.linear_fc1 = nn.Linear(self.merged_width, self.merged_width)
+        self.linear_fc2 = nn.Linear(self.merged_width, token_width)
+
+    def forward(self, x_PW: Tensor) -> Tensor:
+        """Return [N, D] for patches [P, W] in blocks."""
+        x = x_PW.view(-1, self.norm.normalized_shape[0])
+        x_NMW = self.norm(x).view(-1, self.merged_width)
+        out_ND: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(x_NMW)))
+        return out_ND
+
+
+class Qwen3VisionTower(nn.Module):
+    """The tensors named `visual.*`."""
+
+    def __init__(self, config: Qwen3VisionConfig, token_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Embedding(config.num_positions, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.merger = Merger(config, token_width, norm_after_merge=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            Merger(config, token_width, norm_after_merge=True) for _ in config.deepstack_layers
+        )
+
+    def forward(self, patches_PC: Tensor, grids: list[Grid]) -> Tensor:
+        """Return visual tokens [N, L, D] of all images end to end: the embedding, then each DeepStack level.
+
+        Args:
+            patches_PC: normalised pixels of the patches, in blocks of merge x merge.
+            grids: patches of each image, both numbers multiples of the merge size.
+        """
+        lengths = [rows * columns for rows, columns in grids]
+        x_PW = self.patch_embed(patches_PC)
+        x_PW = x_PW + torch.cat([self._positions(grid) for grid in grids]).to(x_PW.dtype)
+        angles = self._angles(grids, x_PW.dtype)
+        levels: list[Tensor] = []
+        mergers = dict(zip(self.config.deepstack_layers, self.deepstack_merger_list, strict=True))
+        for index, block in enumerate(self.blocks):
+            x_PW = block(x_PW, angles, lengths)
+            if index in mergers:
+                levels.append(mergers[index](x_PW))
+        return torch.stack([self.merger(x_PW), *levels], dim=1)
+
+    def _positions(self, grid: Grid) -> Tensor:
+        """Return the learned positions [p, W] of one image, interpolated bilinearly with aligned corners."""
+        side = self.config.grid_side
+        device = self.pos_embed.weight.device
+        (top, bottom, down), (left, right, across) = (_between(length, side, device) for length in grid)
+        table = self.pos_embed
+        corners = [
+            (top, left, (1 - down)[:, None] * (1 - across)),
+            (top, right, (1 - down)[:, None] * across),
+            (bottom, left, down[:, None] * (1 - across)),
+            (bottom, right, down[:, None] * across),
+        ]
+        positions = sum(table(row[:, None] * side + column) * weight[..., None] for row, column, weight in corners)
+        return _in_blocks(positions, self.config.merge_size)
+
+    def _angles(self, grids: list[Grid], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine [P, 1, E / 2] of each patch's row and column, in float32."""
+        quarter = self.config.head_dim // 4
+        device = self.pos_embed.weight.device
+        exponents = torch.arange(quarter, dtype=torch.float32, device=device) / quarter
+        frequencies = 1.0 / self.config.rope_theta**exponents
+        angles = []
+        for rows, columns in grids:
+            row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
+            column = torch.arange(columns, device=device).expand(rows, columns)
+            places = _in_blocks(torch.stack([row, column], dim=-1), self.config.merge_size)
+            angles.append((places[..., None].float() * frequencies).flatten(1))
+        angles_PF = torch.cat(angles)
+        return angles_PF.cos()[:, None], angles_PF.sin()[:, None]
+
+
+class Qwen3VisionHalf(nn.Module):
+    """The vision half of a Qwen3-VL model."""
+
+    def __init__(self, config: Qwen3VLConfig) -> None:
+        super().__init__()
+        self.visual = Qwen3VisionTower(config.vision, config.language.width)
+
+    def forward(self, patches_PC: Tensor, grids: list[Grid]) -> Tensor:
+        """Return visual tokens [N, L, D]; see `Qwen3VisionTower`."""
+        tokens_NLD: Tensor = self.visual(patches_PC, grids)
+        return tokens_NLD
+
+
+def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two learned positions around each of `length` evenly spaced places, and the second's weight."""
+    places = torch.arange(length, dtype=torch.float32, device=device) * (side - 1) / max(length - 1, 1)
+    lower = places.long()
+    return lower, (lower + 1).clamp(max=side - 1), places - lower
+
+
+def _in_blocks(grid: Tensor, merge: int) -> Tensor:
+    """Return [rows x columns, ...] of a grid [rows, columns, ...], block after block of merge x merge."""
+    rows, columns, *rest = grid.shape
+    blocks = grid.view(rows // merge, merge, columns // merge, merge, *rest).transpose(1, 2)
+    return blocks.reshape(rows * columns, *rest)
+
+
+def _rotate(x_PHE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor) -> Tensor:
+    """Return heads with each pair (i, i + E / 2) turned by its patch's angles; computed in float32."""
+    first, second = x_PHE.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos_P1F - second * sin_P1F, second * cos_P1F + first * sin_P1F], dim=-1)
+    return turned.to(x_PHE.dtype)
