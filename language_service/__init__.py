@@ -1,1 +1,1 @@
-"""Visual and text tokens to a token stream."""
+"""Turn visual and text tokens into a stream of answer tokens."""

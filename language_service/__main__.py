@@ -1,4 +1,4 @@
-"""`python -m language_service`: the language stage as a process."""
+"""Run the language service: `python -m language_service`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A prompt as it comes over the wire, checked segment by segment."""
+"""Check the prompt of a request, segment by segment."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,19 @@ MAX_PRIORITY = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLimits:
-    """What a model takes."""
+    """Limits of a model for prompts and answers."""
 
     vocab_size: int
     context_length: int  # tokens, prompt and answer together
-    width: int  # elements of one visual token
+    width: int  # elements per visual token
     num_visual_tokens: int  # of one image
     max_images: int
     vision_digest: bytes  # of the vision half the decoder was trained with
-    default_max_tokens: int  # of an answer whose request names no limit
+    default_max_tokens: int  # of an answer without a limit of its own
 
 
 class PromptReader:
-    """Checks the segments of one prompt in order and counts its tokens."""
+    """Checks the segments of one prompt in order, and counts its tokens."""
 
     def __init__(self, limits: PromptLimits, options: SamplingOptions) -> None:
         self.limits = limits
@@ -40,15 +40,16 @@ class PromptReader:
         """Return the token ids of a text segment.
 
         Raises:
-            InvalidArgument: 'EMPTY_SEGMENT', 'UNKNOWN_TOKEN', 'PROMPT_TOO_LONG'.
+            InvalidArgument: reason 'EMPTY_SEGMENT', 'UNKNOWN_TOKEN' or 'PROMPT_TOO_LONG'.
         """
         token_ids = list(segment.token_ids)
         if not token_ids:
-            raise InvalidArgument("A text segment needs a token.", reason="EMPTY_SEGMENT", field="text.token_ids")
+            message = "text.token_ids must have at least one token."
+            raise InvalidArgument(message, reason="EMPTY_SEGMENT", field="text.token_ids")
         self._count(len(token_ids), "text.token_ids")
         if max(token_ids) >= self.limits.vocab_size:
             raise InvalidArgument(
-                f"text.token_ids holds {max(token_ids)}, outside a vocabulary of {self.limits.vocab_size}.",
+                f"text.token_ids has {max(token_ids)}, but must be below the vocabulary size {self.limits.vocab_size}.",
                 reason="UNKNOWN_TOKEN",
                 field="text.token_ids",
             )
@@ -64,11 +65,11 @@ class PromptReader:
         self.num_images += 1
         if self.num_images > self.limits.max_images:
             raise InvalidArgument(
-                f"A prompt may hold {self.limits.max_images} images.", reason="TOO_MANY_IMAGES", field="image"
+                f"A prompt may have at most {self.limits.max_images} images.", reason="TOO_MANY_IMAGES", field="image"
             )
         if visual.vision_digest != self.limits.vision_digest:
             raise InvalidArgument(
-                "The visual tokens were made by another vision half than this model was trained with.",
+                "The visual tokens come from another vision half. Encode the image with the one this model needs.",
                 reason="VISION_MISMATCH",
                 field=f"{field}.vision_digest",
             )
@@ -84,30 +85,30 @@ class PromptReader:
         return _to_torch(visual.embeddings), visual.visual_key
 
     def end(self) -> int:
-        """Return the most tokens the answer may have, the prompt being complete.
+        """End the prompt. Return the maximum number of tokens of the answer.
 
         Raises:
-            InvalidArgument: 'EMPTY_PROMPT'; 'BAD_SAMPLING', min_tokens does not fit.
+            InvalidArgument: reason 'EMPTY_PROMPT', or 'BAD_SAMPLING' if `min_tokens` exceeds the maximum.
         """
         if self.num_tokens == 0:
-            raise InvalidArgument("The prompt is empty.", reason="EMPTY_PROMPT", field="text")
+            raise InvalidArgument("The prompt is empty. Send at least one token.", reason="EMPTY_PROMPT", field="text")
         room = self.limits.context_length - self.num_tokens
         max_tokens = self.options.max_tokens or min(self.limits.default_max_tokens, room)
         if self.options.min_tokens > max_tokens:
             raise InvalidArgument(
-                f"sampling.min_tokens is more than the {max_tokens} tokens the answer may have.",
+                f"sampling.min_tokens must be at most {max_tokens}, the limit of this answer.",
                 reason="BAD_SAMPLING",
                 field="sampling.min_tokens",
             )
         return max_tokens
 
     def _count(self, num_tokens: int, field: str) -> None:
-        """Add to the prompt, leaving room for the answer: what was asked for, or one token at least."""
+        """Count tokens of the prompt. Leave room for the answer: `max_tokens`, or at least one token."""
         self.num_tokens += num_tokens
         if self.num_tokens + max(self.options.max_tokens, 1) > self.limits.context_length:
             answer = f" and an answer of {self.options.max_tokens}" if self.options.max_tokens else ""
             raise InvalidArgument(
-                f"A prompt of {self.num_tokens} tokens or more{answer} is longer than the context of "
+                f"A prompt of {self.num_tokens} tokens or more{answer} exceeds the context length of "
                 f"{self.limits.context_length}.",
                 reason="PROMPT_TOO_LONG",
                 field=field,
@@ -115,14 +116,14 @@ class PromptReader:
 
 
 def check_start(start: language_pb2.GenerateStart) -> None:
-    """Check what a request says beside its sampling options.
+    """Check salt and priority of a request.
 
     Raises:
-        InvalidArgument: 'BAD_SALT', 'BAD_PRIORITY'.
+        InvalidArgument: reason 'BAD_SALT' or 'BAD_PRIORITY'.
     """
     if len(start.cache_salt) > MAX_SALT_BYTES:
         raise InvalidArgument(
-            f"start.cache_salt has more than {MAX_SALT_BYTES} bytes.", reason="BAD_SALT", field="start.cache_salt"
+            f"start.cache_salt must have at most {MAX_SALT_BYTES} bytes.", reason="BAD_SALT", field="start.cache_salt"
         )
     if abs(start.priority) > MAX_PRIORITY:
         raise InvalidArgument(
@@ -131,5 +132,5 @@ def check_start(start: language_pb2.GenerateStart) -> None:
 
 
 def _to_torch(tensor: tensor_pb2.Tensor) -> Tensor:
-    # A copy, since torch wants memory it may write to.
+    # A copy, because torch needs writable memory.
     return torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).view(*tensor.shape)

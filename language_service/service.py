@@ -1,6 +1,5 @@
-"""The language service as a process: its settings, and what is opened and closed around its life."""
+"""The language service as a process: its settings, and its parts from start to stop."""
 
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
+from language_service.engine import EngineConfig, EngineName
 from language_service.loader import LanguageLoader
 from language_service.scheduling import SchedulerConfig
 from language_service.servicer import SERVICE_NAME, LanguageServicer
@@ -18,47 +18,51 @@ from tandem.v1 import language_pb2_grpc
 
 
 class LanguageSettings(StageSettings):
-    """What the language service can be told."""
+    """Settings of the language service."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_", cli_prog_name="python -m language_service")
 
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
+    engine: EngineName = Field("tandem", description="engine that runs the language half")
     kv_cache_bytes: int | None = Field(
-        None, ge=1, description="size of each model's KV cache, bytes; unset takes kv_cache_fraction"
+        None, ge=1, description="size of each model's KV cache, bytes; unset uses kv_cache_fraction"
     )
     kv_cache_fraction: float = Field(
-        0.5, gt=0, le=1, description="part of the free memory each model's KV cache may take, after its weights"
+        0.5,
+        gt=0,
+        le=1,
+        description="size of each model's KV cache, as a fraction of the memory available after its weights are loaded",
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in one block of the KV cache")
-    max_running: int = Field(64, ge=1, description="most sequences in the continuous batch, by model")
-    max_waiting: int = Field(256, ge=1, description="most requests that wait for a place in it, by model")
+    max_running: int = Field(64, ge=1, description="most sequences in the continuous batch of a model")
+    max_waiting: int = Field(256, ge=1, description="most requests in the queue of a model")
     max_step_tokens: int = Field(
-        512, ge=2, validate_default=True, description="most tokens computed in one step, above max_running"
+        512, ge=2, validate_default=True, description="most tokens computed in one step; must be above max_running"
     )
-    prefix_cache: bool = Field(True, description="compute equal beginnings of prompts once")
+    prefix_cache: bool = Field(True, description="compute equal prefixes of prompts once")
     max_drafts: int = Field(
         0,
         ge=0,
         le=64,
-        description="most tokens of an answer guessed ahead in one step; 0 guesses none",
+        description="most draft tokens (n-gram speculation) per sequence and step; 0 drafts none",
     )
-    max_images: int = Field(8, ge=0, description="most images in a prompt")
-    default_max_tokens: int = Field(256, ge=1, description="longest answer where a request names no limit, tokens")
+    max_images: int = Field(8, ge=0, description="most images in one prompt")
+    default_max_tokens: int = Field(256, ge=1, description="longest answer of a request without a limit, tokens")
     segment_timeout_s: float = Field(
-        60, gt=0, allow_inf_nan=False, description="longest wait for the next part of a prompt, seconds"
+        60, gt=0, allow_inf_nan=False, description="longest wait for the next segment of a prompt, seconds"
     )
 
     @field_validator("max_step_tokens")
     @classmethod
-    def _leaves_room_to_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
+    def _leaves_tokens_for_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
         if max_step_tokens <= info.data.get("max_running", 0):
-            raise ValueError("must be above max_running, or decoding would leave no room to prefill")
+            raise ValueError("must be above max_running, because prefill needs the rest")
         return max_step_tokens
 
 
 @asynccontextmanager
 async def open_service(settings: LanguageSettings, server: Server) -> AsyncIterator[None]:
-    """Load the models and add the servicer to `server`; leaving unloads them.
+    """Load the models and add the servicer to `server`. Unload them on exit.
 
     Raises:
         TandemError: a model of `settings.tags` could not be loaded.
@@ -67,6 +71,25 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         torch.set_num_threads(settings.threads)
     loader = LanguageLoader(
         store=ModelStore(settings.models),
+        engine=settings.engine,
+        config=_engine_config(settings),
+        max_images=settings.max_images,
+        default_max_tokens=settings.default_max_tokens,
+    )
+    models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
+    servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
+    language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
+    server.announce(SERVICE_NAME)
+    try:
+        for tag in settings.tags:
+            await models.load(tag)
+        yield
+    finally:
+        await models.close()
+
+
+def _engine_config(settings: LanguageSettings) -> EngineConfig:
+    return EngineConfig(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         scheduling=SchedulerConfig(
@@ -79,17 +102,4 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         ),
         cache_bytes=settings.kv_cache_bytes,
         cache_fraction=settings.kv_cache_fraction,
-        max_images=settings.max_images,
-        default_max_tokens=settings.default_max_tokens,
-        turn=threading.Lock(),
     )
-    models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
-    servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
-    language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
-    server.announce(SERVICE_NAME)
-    try:
-        for tag in settings.tags:
-            await models.load(tag)
-        yield
-    finally:
-        await models.close()

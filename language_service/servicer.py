@@ -1,4 +1,4 @@
-"""`tandem.v1.LanguageService` over the process's models: translates between messages and an engine's generation."""
+"""Serve `tandem.v1.LanguageService`: translate between messages and engines."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
@@ -23,7 +23,7 @@ Requests = AsyncIterator[language_pb2.GenerateRequest]
 
 
 class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageServiceServicer):
-    """Answers `Generate` and the model calls; errors are raised and mapped by the server's interceptor."""
+    """Answers `Generate` and the model calls. The server's interceptor maps errors to gRPC statuses."""
 
     def __init__(self, models: ModelHost[HostedLanguage], *, segment_timeout_s: float) -> None:
         self.models = models
@@ -34,7 +34,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
         """Read one prompt to its end, then stream the answer.
 
-        No token can exist before the prompt's end, so reading and writing never overlap.
+        No token exists before the prompt ends, so reading and writing never overlap.
         """
         requests = aiter(request_iterator)
         start = await self._read_start(requests)
@@ -48,7 +48,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
                 async for event in generation:
                     yield _response(event)
             finally:
-                # Also when the caller left or the deadline passed, which ends this handler wherever it waits.
+                # Also after a cancellation or an exceeded deadline, which interrupts this handler at any await.
                 generation.cancel()
 
     async def _read_start(self, requests: Requests) -> language_pb2.GenerateStart:
@@ -59,7 +59,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         return first.start
 
     async def _read_prompt(self, requests: Requests, reader: PromptReader, generation: Generation) -> None:
-        """Feed the segments to the engine as they come, so that prefill runs ahead of an image still to come."""
+        """Pass on each segment as it arrives, so that prefill starts before a later image is encoded."""
         while (request := await self._next(requests)) is not None:
             match request.WhichOneof("message"):
                 case "text":
@@ -68,19 +68,18 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
                     generation.add_image(*reader.image(request.image))
                 case _:
                     raise InvalidArgument(
-                        "After 'start', every message must be 'text' or 'image'.", reason="BAD_STREAM", field="message"
+                        "Every message after 'start' must be 'text' or 'image'.", reason="BAD_STREAM", field="message"
                     )
         generation.end_prompt(reader.end())
 
     async def _next(self, requests: Requests) -> language_pb2.GenerateRequest | None:
-        """Return the next message, None once the caller has closed its side."""
+        """Return the next message, or None at the end of the stream."""
         try:
             async with asyncio.timeout(self._segment_timeout_s):
                 return await anext(requests, None)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"No part of the prompt came for {self._segment_timeout_s:g} s.", reason="PROMPT_STALLED"
-            ) from None
+            message = f"The next segment of the prompt did not arrive within {self._segment_timeout_s:g} s."
+            raise DeadlineExceeded(message, reason="PROMPT_STALLED") from None
 
 
 def _response(event: Event) -> language_pb2.GenerateResponse:

@@ -1,10 +1,10 @@
-"""Account for KV blocks and prefixes. Plain Python."""
+"""Account for KV blocks and the prefixes they hold, in plain Python."""
 
 from language_service.cache.blocks import BlockPool
-from language_service.cache.prefix import PrefixNames, root_name
+from language_service.cache.prefix import PrefixHashes, root_hash
 
 __all__ = [
     "BlockPool",
-    "PrefixNames",
-    "root_name",
+    "PrefixHashes",
+    "root_hash",
 ]

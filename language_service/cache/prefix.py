@@ -1,40 +1,47 @@
-"""Names for what blocks hold, so that equal beginnings of prompts share them: plain Python, no tensors."""
+"""Hash the content of blocks, so that equal prefixes share them. No tensors."""
 
 from array import array
 from collections.abc import Sequence
 from hashlib import sha256
 
 _DOMAIN = b"tandem prefix block v1\0"
-_IMAGE = 2**31  # above every token id; an image's positions count up from here
+_IMAGE = 2**31  # above every token id. The positions of an image count up from here.
 
 
-def root_name(*, model_digest: bytes, salt: bytes) -> bytes:
-    """Return what the names of all prompts to one model (32 bytes) under one salt (any length) begin with."""
+def root_hash(*, model_digest: bytes, salt: bytes) -> bytes:
+    """Return the hash that every prompt's chain starts from.
+
+    Args:
+        model_digest: of the language half, 32 bytes.
+        salt: any length. Prompts share blocks only under the same salt.
+    """
     return sha256(_DOMAIN + model_digest + salt).digest()
 
 
-class PrefixNames:
-    """Names of the full blocks of one growing sequence.
+class PrefixHashes:
+    """Hashes of the full blocks of one growing sequence.
 
-    A name is the SHA-256 of the block's content and of the name before it, so it stands for everything up to the
+    A hash is the SHA-256 of the hash before it and of the block's content. So it identifies all tokens up to the
     block's end, under the model and salt of the root. It does not depend on how the tokens were split on arrival.
     """
 
     def __init__(self, root: bytes, *, block_size: int) -> None:
-        self.names: list[bytes] = []
+        """Start a chain at `root`, with blocks of `block_size` tokens."""
+        self.hashes: list[bytes] = []
         self._last = root
         self._block_size = block_size
-        # Of the block that is filling. One code a position, then a key for each run of an image's positions: where
-        # a run begins follows from the codes, since each image's begin at 0, so no two contents look alike.
+        # Content of the block that is filling: one code per position, then one visual key per run of image positions.
+        # The codes of every image start at the same value, which marks where a run begins. So different contents never
+        # give the same bytes.
         self._codes = array("I")
         self._keys = bytearray()
 
     def add_text(self, token_ids: Sequence[int]) -> None:
-        """Note the next tokens, each below 2**31."""
+        """Add the next tokens, each below 2**31."""
         self._add(token_ids, b"")
 
     def add_image(self, visual_key: bytes, num_tokens: int) -> None:
-        """Note an image of `num_tokens` positions; its key (32 bytes) names their content."""
+        """Add an image of `num_tokens` positions, identified by its key (32 bytes)."""
         self._add(range(_IMAGE, _IMAGE + num_tokens), visual_key)
 
     def _add(self, codes: Sequence[int], key: bytes) -> None:
@@ -45,6 +52,6 @@ class PrefixNames:
             self._keys += key
             if len(self._codes) == self._block_size:
                 self._last = sha256(self._last + self._codes.tobytes() + self._keys).digest()
-                self.names.append(self._last)
+                self.hashes.append(self._last)
                 self._codes, self._keys = array("I"), bytearray()
             start = end

@@ -1,24 +1,26 @@
-"""Run sequences: join model, cache, scheduler and sampler."""
+"""Run sequences through a model. A setting chooses the engine, in `choice`."""
 
-from language_service.engine.interface import Engine, Event, Finished, FinishReason, Generation, Prefilled, Tokens
-from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_block
-from language_service.engine.paged import PagedEngine
-from language_service.engine.runner import Piece, Runner
-from language_service.engine.serving import ServingDecoder
+from language_service.engine.choice import EngineName, open_engine
+from language_service.engine.interface import (
+    Engine,
+    EngineConfig,
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    Prefilled,
+    Tokens,
+)
 
 __all__ = [
-    "CacheConfig",
     "Engine",
+    "EngineConfig",
+    "EngineName",
     "Event",
     "FinishReason",
     "Finished",
     "Generation",
-    "PagedCache",
-    "PagedEngine",
-    "Piece",
     "Prefilled",
-    "Runner",
-    "ServingDecoder",
     "Tokens",
-    "bytes_per_block",
+    "open_engine",
 ]

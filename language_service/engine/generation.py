@@ -1,4 +1,4 @@
-"""One request of the paged engine: what its caller feeds and reads, and what the engine keeps for it."""
+"""One request of our own engine: its prompt, its answer, its times."""
 
 import asyncio
 import time
@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from chassis.errors import TandemError
-from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Timings, Usage
+from chassis.errors import Internal, InvalidArgument, TandemError
+from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Timings, Tokens, Usage
 from language_service.engine.runner import PlacedImage
-from language_service.sampling import SamplingState
+from language_service.sampling import Choice, SamplingState
 from language_service.scheduling import Sequence as ScheduledSequence
 
 
 class Clock:
-    """Notes when things happen to one request."""
+    """Records when things happen to one request."""
 
     def __init__(self) -> None:
         self._first_segment_s: float | None = None
@@ -25,26 +25,26 @@ class Clock:
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
 
-    def segment(self) -> None:
-        """Note that a segment of the prompt came."""
+    def record_segment(self) -> None:
+        """Record that a segment of the prompt arrived."""
         self._last_segment_s = time.perf_counter()
         if self._first_segment_s is None:
             self._first_segment_s = self._last_segment_s
 
-    def prefill(self, started_s: float, seconds: float) -> None:
-        """Note a step that held part of the prompt."""
+    def record_prefill(self, started_s: float, seconds: float) -> None:
+        """Record a step that computed a part of the prompt."""
         self._prefill_s += seconds
         if self._first_prefill_s is None:
             self._first_prefill_s = started_s
 
-    def token(self) -> None:
-        """Note that a token was chosen."""
+    def record_token(self) -> None:
+        """Record that a step chose tokens."""
         self._last_token_s = time.perf_counter()
         if self._first_token_s is None:
             self._first_token_s = self._last_token_s
 
     def timings(self) -> Timings:
-        """Return where the time went, once a token was chosen."""
+        """Return the times up to now. A token must have been chosen."""
         first_segment_s, first_token_s = self._first_segment_s or 0.0, self._first_token_s or 0.0
         return Timings(
             queue_ms=1000 * ((self._first_prefill_s or first_segment_s) - first_segment_s),
@@ -55,47 +55,57 @@ class Clock:
 
 
 class PagedGeneration:
-    """A request of the paged engine. Its caller uses it on the event loop; the engine under its lock."""
+    """Implements `Generation`.
+
+    The servicer uses the methods of `Generation` on the event loop. The engine uses everything else under its lock.
+    """
 
     def __init__(
         self,
         *,
         state: SamplingState,
         sequence: ScheduledSequence,
-        changing: Callable[["PagedGeneration"], AbstractContextManager[None]],
+        updating: Callable[["PagedGeneration"], AbstractContextManager[None]],
         cancel: Callable[["PagedGeneration"], None],
     ) -> None:
-        """Make a request; `changing` gives the engine's lock and raises what ended the request early."""
+        """Make a request.
+
+        Args:
+            state: chooses its tokens.
+            sequence: its tokens, as the scheduler sees them.
+            updating: context manager of the engine. It takes the lock, and raises the error of a failed request.
+            cancel: method of the engine.
+        """
         self.state = state
         self.sequence = sequence
         self.images: list[PlacedImage] = []
         self.clock = Clock()
         self.error: TandemError | None = None
-        self._changing = changing
+        self._updating = updating
         self._cancel = cancel
         self._events: asyncio.Queue[Event | TandemError] = asyncio.Queue()
 
     def add_text(self, token_ids: Sequence[int]) -> None:
         """Add text to the prompt; see `Generation`."""
-        with self._changing(self):
-            self.clock.segment()
+        with self._updating(self):
+            self.clock.record_segment()
             self.sequence.add_text(token_ids)
             self.state.note_prompt(token_ids)
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
         """Add an image to the prompt; see `Generation`."""
-        with self._changing(self):
-            self.clock.segment()
+        with self._updating(self):
+            self.clock.record_segment()
             self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_ND, visual_key))
             self.sequence.add_image(visual_key, len(embeddings_ND))
 
     def end_prompt(self, max_tokens: int) -> None:
         """Declare the prompt complete; see `Generation`."""
-        with self._changing(self):
+        with self._updating(self):
             self.sequence.max_tokens = max_tokens
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the answer; see `Generation`."""
+        """Yield the events of the answer; see `Generation`."""
         while True:
             event = await self._events.get()
             if isinstance(event, TandemError):
@@ -105,26 +115,53 @@ class PagedGeneration:
                 return
 
     def cancel(self) -> None:
-        """Free all the request holds; see `Generation`."""
+        """Free everything the request uses; see `Generation`."""
         self._cancel(self)
 
     def deliver(self, event: Event | TandemError) -> None:
-        """Hand an event to who reads the answer. Called on the event loop."""
+        """Queue an event for the servicer. Called on the event loop."""
         self._events.put_nowait(event)
 
-    def prefilled(self) -> Prefilled:
-        """Return the event of a prompt that is computed."""
+    def accept(self, choices: Sequence[Choice | None]) -> list[Event]:
+        """Add the tokens that a step chose to the answer.
+
+        Returns:
+            At least one event. The last one is `Finished` if the answer has ended.
+
+        Raises:
+            Internal: reason 'NOT_FINITE', a choice is None.
+            InvalidArgument: reason 'CONSTRAINT_FAILED', the constraint cannot be followed any further.
+        """
+        finite = [choice for choice in choices if choice is not None]
+        if len(finite) < len(choices):
+            raise Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
+        if self.state.grammar is not None and (problem := self.state.grammar.problem):
+            # It is too complex, or contradicts the other options. That is the client's error, not the model's.
+            raise InvalidArgument(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
+        self.clock.record_token()
+        events: list[Event] = [self._prefilled()] if self.state.num_chosen == 1 else []
+        tokens = [choice for choice in finite if not self.state.is_end(choice.token_id)]
+        for choice in tokens:
+            self.sequence.add_answer(choice.token_id)
+        if tokens:
+            logprobs = [choice.logprobs for choice in tokens if choice.logprobs is not None]
+            events.append(Tokens([choice.token_id for choice in tokens], logprobs))
+        if self.state.has_ended or self.sequence.num_answer == self.sequence.max_tokens:
+            events.append(self._finished())
+        return events
+
+    def _prefilled(self) -> Prefilled:
         timings = self.clock.timings()
         return Prefilled(
-            num_cached_prompt=self.sequence.num_found, queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms
+            num_cached_prompt=self.sequence.num_cached_tokens, queue_ms=timings.queue_ms, prefill_ms=timings.prefill_ms
         )
 
-    def finished(self, reason: FinishReason) -> Finished:
-        """Return the last event, the request being what it is now."""
+    def _finished(self) -> Finished:
         usage = Usage(
             num_prompt=self.sequence.num_prompt,
             num_visual=sum(len(image.embeddings_ND) for image in self.images),
-            num_cached_prompt=self.sequence.num_found,
+            num_cached_prompt=self.sequence.num_cached_tokens,
             num_answer=self.sequence.num_answer,
         )
+        reason = FinishReason.STOP if self.state.has_ended else FinishReason.LENGTH
         return Finished(reason, usage, self.clock.timings())

@@ -1,23 +1,25 @@
-"""What an engine is: prompts in as segments, tokens out as events. No tensors are computed here.
+"""The interface of an engine: prompts come in as segments, tokens go out as events.
 
-The servicer speaks to this interface; `paged_engine` implements it with our own decoder, and an engine of others that
-takes prompt embeddings can stand in its place.
+The servicer uses nothing else of an engine, so any engine that takes prompt embeddings can stand behind it.
 """
 
+import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
+from language_service.scheduling import SchedulerConfig
 
 
 class FinishReason(Enum):
     """Why an answer ended."""
 
-    STOP = "stop"  # end of sequence, or a stop token
+    STOP = "stop"  # end of sequence, stop token or complete constraint
     LENGTH = "length"  # max_tokens
 
 
@@ -26,14 +28,14 @@ class Tokens:
     """The next tokens of an answer."""
 
     token_ids: list[int]
-    logprobs: list[Logprobs]  # one a token where asked for, else none
+    logprobs: list[Logprobs]  # one per token if requested, else empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens one request took."""
+    """Tokens of one request."""
 
-    num_prompt: int  # visual tokens among them
+    num_prompt: int  # includes visual tokens
     num_visual: int
     num_cached_prompt: int
     num_answer: int
@@ -41,7 +43,7 @@ class Usage:
 
 @dataclass(slots=True, kw_only=True)
 class Timings:
-    """Where the time of one request went, milliseconds; `language.proto` defines each."""
+    """Times of one request, milliseconds. `language.proto` defines each."""
 
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -51,7 +53,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefilled:
-    """The whole prompt is computed; `language.proto` defines each field."""
+    """The whole prompt is computed. `language.proto` defines each field."""
 
     num_cached_prompt: int
     queue_ms: float
@@ -72,61 +74,94 @@ Event = Prefilled | Tokens | Finished
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """What an engine holds at this moment."""
+    """Current load of an engine."""
 
-    num_running: int
-    num_waiting: int
+    num_running: int  # sequences that have blocks
+    num_waiting: int  # sequences that have none
     num_used_blocks: int
-    num_kept_blocks: int  # that nobody holds and whose content can be found
+    num_evictable_blocks: int  # unused, but with reusable content
     num_blocks: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """Fixed facts about an engine and its model."""
+
+    backend: str  # library that computes, such as 'torch'
+    kernels: str  # kind of kernels, for people
+    num_parameters: int
+    num_weight_bytes: int
+    block_size: int  # tokens
+    num_blocks: int
+    num_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of an engine."""
+
+    dtype: torch.dtype
+    device: torch.device
+    scheduling: SchedulerConfig
+    cache_bytes: int | None  # size of the KV cache; None sizes it by `cache_fraction`
+    cache_fraction: float = 0.5  # of the memory available after the weights are loaded
+    # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.
+    step_lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Generation(Protocol):
-    """One request: feed the prompt in order, end it, read the answer. Used on the event loop only."""
+    """One request: add the prompt in order, end it, read the answer. Used on the event loop only."""
 
     def add_text(self, token_ids: Sequence[int]) -> None:
-        """Add text, at least one token, to the prompt.
+        """Add at least one token of text to the prompt.
 
         Raises:
-            TandemError: what ended the request early.
+            TandemError: the request has failed already.
         """
         ...
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
-        """Add an image to the prompt: N visual tokens, and the key that names their content (32 bytes).
+        """Add an image to the prompt: N visual tokens, and the key of their content (32 bytes).
 
         Raises:
-            TandemError: what ended the request early.
+            TandemError: the request has failed already.
         """
         ...
 
     def end_prompt(self, max_tokens: int) -> None:
-        """Declare the prompt, which holds a token at least, complete; the answer, of at most `max_tokens`, begins.
+        """Declare the prompt complete, which starts an answer of at most `max_tokens`.
+
+        The prompt must have at least one token.
 
         Raises:
-            TandemError: what ended the request early.
+            TandemError: the request has failed already.
         """
         ...
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield `Prefilled`, then the answer as it is made; `Finished` is the last event.
+        """Yield `Prefilled`, then `Tokens` as they are chosen, and `Finished` last.
 
         Raises:
-            TandemError: what ended the request early.
+            TandemError: the request failed.
         """
         ...
 
     def cancel(self) -> None:
-        """Free all the request holds, at once; does nothing after its end."""
+        """Free everything the request uses, at once. Does nothing after its end."""
         ...
 
 
 class Engine(Protocol):
-    """Continues many prompts at a time with one model."""
+    """Answers many prompts at the same time with one model."""
 
     @property
     def context_length(self) -> int:
-        """Most tokens, prompt and answer together, of one request."""
+        """Most tokens of one request, prompt and answer together."""
+        ...
+
+    @property
+    def description(self) -> EngineDescription:
+        """Fixed facts about the engine and its model."""
         ...
 
     def open(
@@ -136,9 +171,9 @@ class Engine(Protocol):
 
         Args:
             options: how tokens are chosen.
-            salt: prompts share cached prefixes only under the same one.
+            salt: requests share cached prefixes only under the same salt.
             priority: larger runs first.
-            grammar: what `options.constraint` was compiled to.
+            grammar: the compiled `options.constraint`, if there is one.
 
         Raises:
             ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
@@ -147,9 +182,9 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """Return what the engine holds."""
+        """Return the current load."""
         ...
 
     async def close(self) -> None:
-        """End what still runs with Unavailable and free all memory."""
+        """Fail all unfinished requests with Unavailable and free all memory."""
         ...

@@ -1,4 +1,4 @@
-"""The tensors of the paged key-value cache, and attention over them."""
+"""Store keys and values in blocks, and attend over them."""
 
 from array import array
 from collections import defaultdict
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from checkpoint.config import LanguageConfig
-from language_service.kernels import NativeAttention, fits, huge_pages
+from checkpoint.families import LanguageConfig
+from language_service.kernels import NativeAttention, choose_attention, huge_pages
 from language_service.model import Attend
 
-# T tokens of the batch, B sequences of a group, L new tokens of each, M blocks of each, C = M * block size cached
-# positions, H query heads, G key-value heads, E head dim
+# T tokens of the batch, B sequences of a group, L new tokens per sequence, M blocks per sequence, C = M * block size
+# cached positions, H query heads, G key-value heads, E head dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +26,16 @@ class CacheConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the cache holds when full."""
+        """Tokens that fit into the cache."""
         return self.num_blocks * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive new tokens of one sequence."""
+class CacheSpan:
+    """The place in the cache where one sequence's new tokens go."""
 
-    start: int  # tokens of the sequence before the span, all cached already
-    length: int  # tokens of the span, at least 1
+    start: int  # position of the first new token; all before it are cached
+    length: int  # new tokens, at least 1
     blocks: Sequence[int]  # blocks of the sequence in order, enough for start + length tokens
 
     def num_blocks(self, block_size: int) -> int:
@@ -45,25 +45,28 @@ class Span:
     def slots(self, block_size: int) -> list[int]:
         """Return the cache slot, block x block size + offset, of every new token."""
         positions = range(self.start, self.start + self.length)
-        return [self.blocks[place // block_size] * block_size + place % block_size for place in positions]
+        return [self.blocks[each // block_size] * block_size + each % block_size for each in positions]
 
     def table(self, block_size: int, width: int) -> list[int]:
-        """Return the blocks in use, filled up to `width` with the first: masked, and never another's numbers."""
+        """Return the blocks in use, padded to `width` with the first one.
+
+        Attention masks the padding. It repeats an own block, so that no other sequence's numbers are read.
+        """
         used = self.blocks[: self.num_blocks(block_size)]
         return [*used, *[self.blocks[0]] * (width - len(used))]
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Spans of equal length and like context, which attention takes in one call."""
+    """Spans of equal length and similar context, for one call of attention."""
 
-    rows_BL: Tensor  # where the spans' tokens lie in the batch
+    rows_BL: Tensor  # rows of the batch with the new tokens
     blocks_BM: Tensor
-    mask_B1LC: Tensor  # 0 where the token sees the cached position, -inf where not
+    mask_B1LC: Tensor  # 0 where a token sees a cached position, else -inf
 
 
 def bytes_per_block(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Return the bytes one block takes over all layers."""
+    """Return the bytes of one block over all layers."""
     return config.num_layers * 2 * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
@@ -74,24 +77,24 @@ class PagedCache:
         self.config = cache
         self.device = device
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
-        # Written now, not merely promised by the system: memory that is not there must stop the start, not a request.
+        # Written now, because the system promises more memory than it has. Better fail at start than in a request.
         self.kv = huge_pages.empty(shape, dtype, device).zero_()
-        self._native = NativeAttention(self.kv) if fits(config, dtype=dtype, device=device) else None
+        self._native = choose_attention(config, self.kv)
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Fill `blocks`, which changed owner, with zeros.
+        """Fill `blocks` with zeros after they changed owner.
 
-        Positions past a sequence's end are read with weight 0, and 0 times a NaN is a NaN: what an earlier owner left
-        must not reach the next one. The native kernels read nothing past the end.
+        Attention reads positions past the end of a sequence with weight 0, but 0 times a NaN is a NaN. So a NaN of the
+        earlier owner must not stay. The native kernels read nothing past the end and need no zeros.
         """
         if blocks and self._native is None:
             self.kv.index_fill_(2, torch.tensor(blocks, device=self.device), 0)
 
-    def attend(self, spans: Sequence[Span]) -> Attend:
-        """Return attention for one forward pass over the tokens of `spans`, laid end to end.
+    def attend(self, spans: Sequence[CacheSpan]) -> Attend:
+        """Return attention for one forward pass over the new tokens of `spans`, laid end to end.
 
-        Each call first stores the layer's keys and values of the new tokens; then each token sees the cached past of
-        its own sequence and itself. Nothing else of the cache changes.
+        Each call first stores the keys and values of the new tokens of a layer. Then each token attends to its own
+        sequence, up to itself. Nothing else of the cache changes.
         """
         if self._native is not None:
             return self._attend_natively(self._native, spans)
@@ -114,7 +117,7 @@ class PagedCache:
 
         return attend
 
-    def _attend_natively(self, attention: NativeAttention, spans: Sequence[Span]) -> Attend:
+    def _attend_natively(self, attention: NativeAttention, spans: Sequence[CacheSpan]) -> Attend:
         spans_S4, tables = array("i"), array("i")
         row = 0
         for span in spans:
@@ -123,19 +126,19 @@ class PagedCache:
             row += span.length
         return attention.plan(spans_S4, tables)
 
-    def _groups(self, spans: Sequence[Span]) -> list[_Group]:
-        """Put together spans of equal length whose contexts differ by less than a factor of two.
+    def _groups(self, spans: Sequence[CacheSpan]) -> list[_Group]:
+        """Group spans of equal length whose contexts differ by less than a factor of two.
 
-        So all decoding sequences of like age share a call, and a short one never pays for a long one's padding.
+        So decoding sequences of similar length share a call, and padding never more than doubles a context.
         """
-        members: defaultdict[tuple[int, int], list[tuple[int, Span]]] = defaultdict(list)
+        members: defaultdict[tuple[int, int], list[tuple[int, CacheSpan]]] = defaultdict(list)
         row = 0
         for span in spans:
             members[span.length, span.num_blocks(self.config.block_size).bit_length()].append((row, span))
             row += span.length
         return [self._group(length, group) for (length, _), group in members.items()]
 
-    def _group(self, length: int, members: list[tuple[int, Span]]) -> _Group:
+    def _group(self, length: int, members: list[tuple[int, CacheSpan]]) -> _Group:
         size = self.config.block_size
         width = max(span.num_blocks(size) for _, span in members)
         steps_L = torch.arange(length, device=self.device)

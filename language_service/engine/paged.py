@@ -1,8 +1,14 @@
-"""Our own engine: a thread steps a continuous batch through the decoder and its paged cache.
+"""Our own engine: a thread that runs a continuous batch, step by step, over a paged KV cache.
 
-The event loop changes sequences and the thread schedules and publishes them under one lock, which is never held while
-the decoder runs. A chunk in flight is a copy, so a request may end under it: its result is then dropped, and its blocks
-reach nobody else before the next step begins.
+Two threads share the sequences, under one lock. The event loop opens, feeds and cancels requests. The engine's thread
+schedules a step, computes it and records the result. It gives up the lock while it computes, so the event loop never
+waits for the model.
+
+A step computes copies (`Chunk`). So a request may end while a step computes it. Its result is dropped then, and its
+blocks get no new owner before the next step.
+
+If a step fails, the requests in it fail. After any other error the accounting cannot be trusted. Then all requests fail
+and the engine starts over with an empty cache.
 """
 
 import asyncio
@@ -10,17 +16,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 
-from chassis.errors import Internal, InvalidArgument, ResourceExhausted, TandemError, Unavailable
-from language_service.cache import BlockPool, PrefixNames, root_name
+from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from language_service.cache import BlockPool, PrefixHashes, root_hash
 from language_service.engine.generation import PagedGeneration
-from language_service.engine.interface import EngineStats, Event, FinishReason, Tokens
+from language_service.engine.interface import EngineDescription, EngineStats, Event, Finished
 from language_service.engine.metrics import EngineMetrics
-from language_service.engine.runner import Piece, Runner
+from language_service.engine.runner import Runner
 from language_service.sampling import Choice, Grammar, SamplingOptions, SamplingState, choose_with_drafts
-from language_service.scheduling import Batch, Chunk, PromptLookup, Scheduler, SchedulerConfig
+from language_service.scheduling import Batch, PromptLookup, Scheduler, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
 
 _log = structlog.get_logger()
@@ -30,23 +37,37 @@ _CHECK_EVERY_S = 10.0
 Delivery = tuple[PagedGeneration, Event | TandemError]
 
 
+@dataclass(frozen=True, slots=True)
+class _StepResult:
+    """Tokens that a step chose, and its time."""
+
+    choices: list[list[Choice | None]]  # one list per chunk, empty if it does not sample
+    started_s: float
+    seconds: float
+
+    @property
+    def num_accepted(self) -> int:
+        """Drafts that were accepted."""
+        return sum(len(choices) - 1 for choices in self.choices if choices)
+
+
 class PagedEngine:
     """Implements `Engine`. Made, used and closed on one event loop."""
 
     def __init__(
-        self, runner: Runner, config: SchedulerConfig, *, tag: str, model_digest: bytes, turn: threading.Lock
+        self, runner: Runner, config: SchedulerConfig, *, tag: str, model_digest: bytes, step_lock: threading.Lock
     ) -> None:
         """Start the engine's thread.
 
         Args:
-            runner: decoder and cache, used by the engine's thread alone from here on.
-            config: limits of the scheduler; its block size is the cache's.
+            runner: decoder and cache. From here on, only the engine's thread uses them.
+            config: limits of the scheduler. Its block size must be the cache's.
             tag: the model's tag, for metrics and logs.
-            model_digest: of the language half, 32 bytes; prompts to another model share nothing.
-            turn: held during a forward pass; the engines of a process share it, and so the device, step by step.
+            model_digest: of the language half, 32 bytes. Prompts to different models share no blocks.
+            step_lock: locked during a forward pass. All engines of a process share it, to take turns on the device.
         """
         self._runner = runner
-        self._turn = turn
+        self._step_lock = step_lock
         self._model = runner.decoder.config
         self._tag = tag
         self._model_digest = model_digest
@@ -54,92 +75,102 @@ class PagedEngine:
         self._config = config
         self._scheduler = self._make_scheduler()
         self._generations: dict[ScheduledSequence, PagedGeneration] = {}
-        self._changed = threading.Condition()  # the lock, and the thread's bell
+        # Guards scheduler and generations. Notified when there may be something to compute.
+        self._condition = threading.Condition()
         self._closed = False
-        self._checked_s = 0.0  # when the books were last gone through
+        self._checked_s = 0.0  # time of the last check of the accounting
         self._metrics = EngineMetrics(tag, self.stats)
         self._thread = threading.Thread(target=self._run, name=f"engine-{tag}", daemon=True)
         self._thread.start()
 
     @property
     def context_length(self) -> int:
-        """Most tokens of one request: the model's, or what the cache can hold."""
+        """Most tokens of one request: limited by the model and by the size of the cache."""
         return min(self._model.context_length, self._runner.cache.config.num_tokens)
+
+    @property
+    def description(self) -> EngineDescription:
+        """Fixed facts about the engine and its model."""
+        return self._runner.description
 
     def open(
         self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
     ) -> PagedGeneration:
         """Start a request; see `Engine`."""
-        state = SamplingState(options, eos_token_ids=self._model.eos_token_ids, grammar=grammar)
-        names = None
+        hashes = None
         if self._config.reuse_prefixes:
-            root = root_name(model_digest=self._model_digest, salt=salt)
-            names = PrefixNames(root, block_size=self._config.block_size)
-        lookup = PromptLookup(self._config.max_drafts) if self._config.max_drafts else None
-        sequence = ScheduledSequence(priority=priority, names=names, lookup=lookup)
-        generation = PagedGeneration(state=state, sequence=sequence, changing=self._changing, cancel=self._cancel)
-        with self._changed:
+            root = root_hash(model_digest=self._model_digest, salt=salt)
+            hashes = PrefixHashes(root, block_size=self._config.block_size)
+        drafter = PromptLookup(self._config.max_drafts) if self._config.max_drafts else None
+        generation = PagedGeneration(
+            state=SamplingState(options, eos_token_ids=self._model.eos_token_ids, grammar=grammar),
+            sequence=ScheduledSequence(priority=priority, hashes=hashes, drafter=drafter),
+            updating=self._updating,
+            cancel=self._cancel,
+        )
+        with self._condition:
             if self._closed:
-                raise _closed()
+                raise _draining()
             if not self._scheduler.has_room:
-                raise ResourceExhausted(
-                    f"{self._scheduler.num_waiting} requests are waiting already.", reason="QUEUE_FULL", retry_after_s=1
-                )
+                message = f"The queue is full with {self._scheduler.num_waiting} requests, so retry later."
+                raise ResourceExhausted(message, reason="QUEUE_FULL", retry_after_s=1)
             self._generations[generation.sequence] = generation
             self._scheduler.add(generation.sequence)
         return generation
 
     def stats(self) -> EngineStats:
-        """Return what the engine holds."""
-        with self._changed:
+        """Return the current load."""
+        with self._condition:
             return EngineStats(
                 num_running=self._scheduler.num_running,
                 num_waiting=self._scheduler.num_waiting,
                 num_used_blocks=self._scheduler.pool.num_used,
-                num_kept_blocks=self._scheduler.pool.num_kept,
+                num_evictable_blocks=self._scheduler.pool.num_evictable,
                 num_blocks=self._scheduler.pool.num_blocks,
             )
 
     def check(self) -> None:
-        """Raise AssertionError unless every block is free, kept or held by a sequence that runs."""
-        with self._changed:
+        """Check that running sequences use exactly the used blocks.
+
+        Raises:
+            AssertionError: they do not.
+        """
+        with self._condition:
             self._scheduler.check()
 
     async def close(self) -> None:
-        """End what still runs with Unavailable, and stop the thread after the step it is in."""
-        with self._changed:
+        """Fail unfinished requests with Unavailable, and stop the thread after its current step."""
+        with self._condition:
             self._closed = True
             for generation in list(self._generations.values()):
                 self._end(generation)
-                generation.error = _closed()
+                generation.error = _draining()
                 generation.deliver(generation.error)
-            self._changed.notify()
+            self._condition.notify()
         await asyncio.to_thread(self._thread.join)
         self._metrics.close()
 
+    # The event loop's side of a request.
+
     @contextmanager
-    def _changing(self, generation: PagedGeneration) -> Iterator[None]:
-        with self._changed:
+    def _updating(self, generation: PagedGeneration) -> Iterator[None]:
+        """Lock the sequences while a request adds to its prompt. Raises the error of a failed request."""
+        with self._condition:
             if generation.error is not None:
                 raise generation.error
             yield
-            self._changed.notify()
+            self._condition.notify()
 
     def _cancel(self, generation: PagedGeneration) -> None:
-        with self._changed:
+        with self._condition:
             if generation.sequence in self._generations:
                 self._end(generation)
-                self._changed.notify()  # what it held may be what another waits for
+                self._condition.notify()  # another request may wait for its blocks
 
-    def _end(self, generation: PagedGeneration, *, keep: bool = True) -> None:
-        self._scheduler.remove(generation.sequence, keep=keep)
-        del self._generations[generation.sequence]
-
-    def _make_scheduler(self) -> Scheduler:
-        return Scheduler(self._config, BlockPool(self._runner.cache.config.num_blocks))
+    # The engine's thread.
 
     def _run(self) -> None:
-        """Step until closed; the thread's whole life."""
+        """Run steps until the engine is closed."""
         while True:
             try:
                 work = self._next_work()
@@ -150,14 +181,101 @@ class PagedEngine:
                 _log.exception("engine failed", tag=self._tag)
                 self._start_over()
 
-    def _start_over(self) -> None:
-        """Fail all requests and go on with an empty cache.
+    def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
+        """Wait for the next batch. Return it with the request of each chunk, or None once the engine is closed."""
+        with self._condition:
+            while not self._closed:
+                batch = self._scheduler.next_batch()
+                if batch is not None:
+                    return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
+                if not self._generations:
+                    self._check_idle()
+                self._condition.wait(_CHECK_EVERY_S)
+            return None
 
-        Called after an error outside a forward pass: what the books say of blocks and sequences cannot be trusted then.
-        """
-        error = Internal("The engine failed and has started over.", reason="ENGINE_FAILED")
+    def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
+        """Compute a batch, record the result and publish the events."""
+        events: list[Delivery] = []
+        try:
+            with self._step_lock:
+                result = self._compute(batch, generations)
+        except Exception:
+            # The requests of this step cannot go on. All others did not take part in it.
+            _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
+            self._metrics.failed_step()
+            with self._condition:
+                for generation in generations:
+                    events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
+            self._publish(events)
+            return
+        self._metrics.step(batch, result.seconds, num_accepted=result.num_accepted)
+        try:
+            self._record(batch, generations, result, events)
+        finally:
+            self._publish(events)  # even if recording failed: some requests may have finished before that
+
+    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> _StepResult:
+        """Run the forward pass and choose tokens."""
+        started_s = time.perf_counter()
+        images = [generation.images for generation in generations]
+        logits_BV = self._runner.forward(batch.chunks, batch.fresh_blocks, images)
+        pairs = zip(batch.chunks, generations, strict=True)
+        sampling = [(generation.state, chunk.drafts) for chunk, generation in pairs if chunk.samples]
+        states, drafts = [state for state, _ in sampling], [tokens for _, tokens in sampling]
+        chosen = iter(choose_with_drafts(logits_BV, states, drafts))
+        choices = [next(chosen) if chunk.samples else [] for chunk in batch.chunks]
+        return _StepResult(choices, started_s, time.perf_counter() - started_s)
+
+    def _record(
+        self, batch: Batch, generations: Sequence[PagedGeneration], result: _StepResult, events: list[Delivery]
+    ) -> None:
+        """Record the result of a step in scheduler and requests. Adds to `events` one request at a time."""
+        with self._condition:
+            for chunk, generation, choices in zip(batch.chunks, generations, result.choices, strict=True):
+                if chunk.sequence.num_answer == 0:
+                    generation.clock.record_prefill(result.started_s, result.seconds)
+                self._scheduler.advance(chunk, num_accepted=max(0, len(choices) - 1))
+                if choices:
+                    events += self._accept(generation, choices)
+
+    def _accept(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
+        """Add chosen tokens to an answer, and end the request if the answer ends."""
+        if generation.sequence not in self._generations:
+            return []  # it ended while the step ran
+        try:
+            events = generation.accept(choices)
+        except TandemError as error:
+            return self._fail(generation, error)
+        if isinstance(events[-1], Finished):
+            self._end(generation)
+        return [(generation, event) for event in events]
+
+    def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:
+        if generation.sequence not in self._generations:
+            return []
+        self._end(generation, reusable=False)  # its blocks may be the cause
+        generation.error = error
+        return [(generation, error)]
+
+    def _end(self, generation: PagedGeneration, *, reusable: bool = True) -> None:
+        self._scheduler.remove(generation.sequence, reusable=reusable)
+        del self._generations[generation.sequence]
+
+    def _publish(self, events: Sequence[Delivery]) -> None:
+        if events:
+            self._loop.call_soon_threadsafe(_deliver, events)
+
+    def _check_idle(self) -> None:
+        """Check the accounting now and then while there are no requests. An error makes the engine start over."""
+        if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
+            self._checked_s = time.monotonic()
+            self._scheduler.check()
+
+    def _start_over(self) -> None:
+        """Fail all requests and continue with an empty cache."""
+        error = Internal("The engine failed and has started over, so retry the request.", reason="ENGINE_FAILED")
         self._metrics.failed_step()
-        with self._changed:
+        with self._condition:
             generations = list(self._generations.values())
             self._generations.clear()
             self._scheduler = self._make_scheduler()
@@ -165,120 +283,8 @@ class PagedEngine:
                 generation.error = error
         self._publish([(generation, error) for generation in generations])
 
-    def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
-        """Wait for something to compute; None once the engine is closed."""
-        with self._changed:
-            while not self._closed:
-                batch = self._scheduler.next_batch()
-                if batch is not None:
-                    return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
-                if not self._generations:
-                    self._check_sometimes()
-                self._changed.wait(_CHECK_EVERY_S)
-            return None
-
-    def _check_sometimes(self) -> None:
-        """Go through the books while nobody waits; what is wrong in them ends in starting over."""
-        if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
-            self._checked_s = time.monotonic()
-            self._scheduler.check()
-
-    def _step(self, batch: Batch, generations: Sequence[PagedGeneration]) -> None:
-        events: list[Delivery] = []
-        try:
-            with self._turn:
-                started_s = time.perf_counter()
-                chosen = self._compute(batch, generations)
-                seconds = time.perf_counter() - started_s
-        except Exception:
-            # Whatever it was, the other sequences did not take part in it; those that did cannot go on.
-            _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
-            self._metrics.failed_step()
-            with self._changed:
-                for generation in generations:
-                    events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
-            self._publish(events)
-            return
-        self._metrics.step(batch, seconds, num_right=sum(len(one) - 1 for one in chosen))
-        try:
-            self._note(batch, generations, chosen, (started_s, seconds), events)
-        finally:
-            self._publish(events)  # also where the books failed halfway: who ended before that is answered
-
-    def _note(
-        self,
-        batch: Batch,
-        generations: Sequence[PagedGeneration],
-        chosen: Sequence[Sequence[Choice | None]],
-        times_s: tuple[float, float],
-        events: list[Delivery],
-    ) -> None:
-        """Enter into the books what a step computed; add what the readers get to see to `events`."""
-        following = iter(chosen)
-        with self._changed:
-            for chunk, generation in zip(batch.chunks, generations, strict=True):
-                if chunk.sequence.num_answer == 0:
-                    generation.clock.prefill(*times_s)
-                choices = next(following) if chunk.samples else []
-                self._scheduler.advance(chunk, num_right=max(0, len(choices) - 1))
-                if choices:
-                    events += self._take(generation, choices)
-
-    def _publish(self, events: Sequence[Delivery]) -> None:
-        if events:
-            self._loop.call_soon_threadsafe(_deliver, events)
-
-    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> list[list[Choice | None]]:
-        """Run the batch; return the tokens chosen for each chunk that samples."""
-        pairs = list(zip(batch.chunks, generations, strict=True))
-        logits_BV = self._runner.forward([_piece(*pair) for pair in pairs], batch.fresh_blocks)
-        sampling = [(chunk, generation.state) for chunk, generation in pairs if chunk.samples]
-        return choose_with_drafts(logits_BV, [state for _, state in sampling], [chunk.drafts for chunk, _ in sampling])
-
-    def _take(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
-        """Add the tokens chosen for it to its answer; return what its reader gets to see."""
-        sequence, state = generation.sequence, generation.state
-        if sequence not in self._generations:
-            return []  # it ended while the step ran
-        found = [choice for choice in choices if choice is not None]
-        if len(found) < len(choices):
-            error = Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
-            return self._fail(generation, error)
-        if state.grammar is not None and (problem := state.grammar.problem):
-            # Too complex, or at odds with the other options: its caller's doing, and no fault of the model.
-            wrong = InvalidArgument(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
-            return self._fail(generation, wrong)
-        generation.clock.token()
-        events: list[Delivery] = [(generation, generation.prefilled())] if state.num_chosen == 1 else []
-        tokens = [choice for choice in found if not state.is_end(choice.token_id)]
-        for choice in tokens:
-            sequence.add_answer(choice.token_id)
-        if tokens:
-            logprobs = [choice.logprobs for choice in tokens if choice.logprobs is not None]
-            events.append((generation, Tokens([choice.token_id for choice in tokens], logprobs)))
-        if state.has_ended or sequence.num_answer == sequence.max_tokens:
-            self._end(generation)
-            reason = FinishReason.STOP if state.has_ended else FinishReason.LENGTH
-            events.append((generation, generation.finished(reason)))
-        return events
-
-    def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:
-        if generation.sequence not in self._generations:
-            return []
-        self._end(generation, keep=False)  # whatever went wrong may be in what its blocks hold
-        generation.error = error
-        return [(generation, error)]
-
-
-def _piece(chunk: Chunk, generation: PagedGeneration) -> Piece:
-    return Piece(
-        start=chunk.start,
-        token_ids=chunk.token_ids,
-        blocks=chunk.blocks,
-        samples=chunk.samples,
-        num_drafts=chunk.num_drafts,
-        images=generation.images,
-    )
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(self._config, BlockPool(self._runner.cache.config.num_blocks))
 
 
 def _deliver(events: Sequence[Delivery]) -> None:
@@ -286,5 +292,5 @@ def _deliver(events: Sequence[Delivery]) -> None:
         generation.deliver(event)
 
 
-def _closed() -> Unavailable:
-    return Unavailable("The model is being unloaded.", reason="MODEL_DRAINING", retry_after_s=1)
+def _draining() -> Unavailable:
+    return Unavailable("The model is being unloaded, so retry elsewhere.", reason="MODEL_DRAINING", retry_after_s=1)

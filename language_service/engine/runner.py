@@ -1,15 +1,17 @@
-"""One forward pass: chunks of many sequences through the decoder and its cache."""
+"""Run one forward pass: chunks of many sequences through the decoder and its cache."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps
-from language_service.engine.kv_cache import PagedCache, Span
+from language_service.engine.interface import EngineDescription
+from language_service.engine.kv_cache import CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
 from language_service.model import Decoder
+from language_service.scheduling import Chunk
 
 # T tokens of the batch, N visual tokens of an image, D model dim, B rows that choose a token, V vocabulary
 
@@ -20,7 +22,7 @@ class PlacedImage:
 
     start: int  # position of the first
     embeddings_ND: Tensor
-    visual_key: bytes  # names their content, 32 bytes
+    visual_key: bytes  # identifies their content, 32 bytes
 
     @property
     def end(self) -> int:
@@ -28,28 +30,14 @@ class PlacedImage:
         return self.start + len(self.embeddings_ND)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Consecutive tokens of one sequence to compute."""
-
-    start: int  # position of the first token
-    token_ids: Sequence[int]  # anything where an image lies
-    blocks: Sequence[int]  # cache blocks of the sequence in order
-    samples: bool  # whether the logits after the last token are wanted
-    num_drafts: int = 0  # last tokens that are guesses: the logits before each of them are wanted, too
-    images: Sequence[PlacedImage] = field(default=())  # all of the sequence
-
-    @property
-    def decodes(self) -> bool:
-        """Whether this is a single token of text that chooses the next."""
-        return self.samples and len(self.token_ids) == 1 and all(each.end <= self.start for each in self.images)
+Images = Sequence[PlacedImage]  # all images of one sequence
 
 
 class Runner:
-    """A decoder with its cache on one device."""
+    """A decoder and its cache on one device."""
 
     def __init__(self, decoder: Decoder | ServingDecoder, cache: PagedCache) -> None:
-        """Join decoder and cache; a `Decoder` keeps its weights, and what is made of them takes memory of its own."""
+        """Join decoder and cache. A `Decoder` keeps its weights, so its serving form takes memory of its own."""
         self.decoder = (
             decoder
             if isinstance(decoder, ServingDecoder)
@@ -60,46 +48,70 @@ class Runner:
         on_gpu = self.device.type == "cuda"
         self._recorded = RecordedSteps(self.decoder, cache, CudaRecorder(self.device)) if on_gpu else None
 
+    @property
+    def description(self) -> EngineDescription:
+        """Fixed facts about decoder and cache."""
+        return EngineDescription(
+            backend="torch",
+            kernels=type(self.decoder.kernels).__name__,
+            num_parameters=self.decoder.num_parameters,
+            num_weight_bytes=self.decoder.num_weight_bytes,
+            block_size=self.cache.config.block_size,
+            num_blocks=self.cache.config.num_blocks,
+            num_cache_bytes=self.cache.kv.nbytes,
+        )
+
     @torch.inference_mode()
-    def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
-        """Compute `pieces`, store their keys and values, return logits of those that sample, in order.
+    def forward(
+        self, chunks: Sequence[Chunk], fresh_blocks: Sequence[int], images: Sequence[Images] | None = None
+    ) -> Tensor:
+        """Compute `chunks` and store their keys and values.
 
-        That is one row [V] after the last token of each, preceded by one row before each of its guesses. The next call
-        may overwrite them.
+        Args:
+            chunks: at most one per sequence.
+            fresh_blocks: blocks that changed owner since the last call.
+            images: of the sequence of each chunk. None means no images at all.
 
-        `fresh_blocks` are those that changed owner since the last call.
+        Returns:
+            Logits [B, V]. Each chunk that samples has one row for its last token, after one row for the token before
+            each of its drafts. The next call may overwrite them.
         """
+        images = [()] * len(chunks) if images is None else images
         self.cache.clear(fresh_blocks)
-        spans = [Span(piece.start, len(piece.token_ids), piece.blocks) for piece in pieces]
-        if self._recorded is not None and all(piece.decodes for piece in pieces):
-            logits_BV = self._recorded.forward([piece.token_ids[0] for piece in pieces], spans)
+        spans = [CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]
+        if self._recorded is not None and all(map(_only_decodes, chunks, images)):
+            logits_BV = self._recorded.forward([chunk.token_ids[0] for chunk in chunks], spans)
             if logits_BV is not None:
                 return logits_BV
         attend = self.cache.attend(spans)
-        ends: list[int] = []
+        sampled_rows: list[int] = []
         end = 0
-        for piece in pieces:
-            end += len(piece.token_ids)
-            if piece.samples:
-                ends += range(end - 1 - piece.num_drafts, end)
-        rows_R = torch.tensor(ends, dtype=torch.long, device=self.device)
-        return self.decoder.forward(self._embed(pieces), self._positions(pieces), attend, rows_R)
+        for chunk in chunks:
+            end += len(chunk.token_ids)
+            if chunk.samples:
+                sampled_rows += range(end - 1 - chunk.num_drafts, end)
+        rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
+        return self.decoder.forward(self._embed(chunks, images), self._positions(chunks), attend, rows_B)
 
-    def _embed(self, pieces: Sequence[Piece]) -> Tensor:
-        token_ids = [token for piece in pieces for token in piece.token_ids]
+    def _embed(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> Tensor:
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
         embeddings_TD = self.decoder.embed(torch.tensor(token_ids, device=self.device))
         row = 0
-        for piece in pieces:
-            end = piece.start + len(piece.token_ids)
-            for image in piece.images:
-                first, last = max(piece.start, image.start), min(end, image.end)
+        for chunk, images_of_chunk in zip(chunks, images, strict=True):
+            for image in images_of_chunk:
+                first, last = max(chunk.start, image.start), min(chunk.end, image.end)
                 if first < last:
                     visual_ND = image.embeddings_ND[first - image.start : last - image.start].to(self.device)
-                    at = row + first - piece.start
-                    embeddings_TD[at : at + last - first] = self.decoder.embed_visual(visual_ND)
-            row += len(piece.token_ids)
+                    image_row = row + first - chunk.start
+                    embeddings_TD[image_row : image_row + last - first] = self.decoder.embed_visual(visual_ND)
+            row += len(chunk.token_ids)
         return embeddings_TD
 
-    def _positions(self, pieces: Sequence[Piece]) -> Tensor:
-        positions = [piece.start + index for piece in pieces for index in range(len(piece.token_ids))]
+    def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
+        positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
         return torch.tensor(positions, device=self.device)
+
+
+def _only_decodes(chunk: Chunk, images: Images) -> bool:
+    """Return whether a chunk is a single token of text that chooses the next one."""
+    return chunk.samples and len(chunk.token_ids) == 1 and all(image.end <= chunk.start for image in images)

@@ -1,22 +1,12 @@
-"""The decoder as the engine runs it: the same numbers from weights joined and ordered for the processor."""
+"""Run the decoder for serving, with weights joined and laid out for the processor."""
 
 from collections.abc import MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
-from language_service.kernels import (
-    Head,
-    Kernels,
-    Layer,
-    NativeKernels,
-    OneDnnKernels,
-    PlainKernels,
-    Projection,
-    TileKernels,
-    fits,
-)
+from checkpoint.families import LanguageConfig
+from language_service.kernels import Head, Kernels, Layer, PlainHead, Projection, choose_kernels
 from language_service.model import Attend, Rotary
 
 # T tokens of the batch, R of them wanted, D model dim, V vocabulary
@@ -25,18 +15,21 @@ _TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 
 
 class ServingDecoder:
-    """`Decoder` without gradients, and with less to do a step.
+    """Computes the same as `Decoder` faster, without gradients.
 
-    Projections of one input are one, weights lie in the order the kernels read them, and what only some tokens need is
-    computed for those alone.
+    Projections with the same input are joined into one. Weights lie in the order in which the kernels read them. The
+    last layer and the head compute only the wanted rows.
     """
 
     def __init__(
         self, config: LanguageConfig, tensors: MutableMapping[str, Tensor], kernels: Kernels | None = None
     ) -> None:
-        """Take over a checkpoint's tensors by name; `tensors` is empty afterwards, so that they need memory once.
+        """Take over the tensors of a checkpoint.
 
-        Without `kernels`, the fastest there are for the tensors' type and device.
+        Args:
+            config: shape of the model.
+            tensors: by name. Empty afterwards, so that no tensor is in memory twice.
+            kernels: None takes the fastest for the tensors' type and device.
         """
         self.config = config
         self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
@@ -50,18 +43,18 @@ class ServingDecoder:
         layers = [self._take_layer(tensors, f"language_model.layers.{n}.") for n in range(config.num_layers)]
         self._layers = self.kernels.layers(config, layers)
         self._head: Head = self.kernels.head(tensors.pop("lm_head.weight", embedding_VD))
-        self._embedding: Head = self._head if config.tied_embeddings else PlainKernels(self._dtype).head(embedding_VD)
+        self._embedding: Head = self._head if config.tied_embeddings else PlainHead(embedding_VD)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return embeddings of text [..., D] for integer `token_ids` of any shape."""
-        return self._mark(self._embedding.embed(token_ids), _TEXT)
+        """Return embeddings [..., D] of text, for integer `token_ids` of any shape."""
+        return self._add_modality(self._embedding.embed(token_ids), _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings of an image [..., D] for `visual_tokens` [..., D] of the vision half."""
-        return self._mark(visual_tokens.to(self._dtype), _IMAGE)
+        """Return embeddings [..., D] of an image, for `visual_tokens` [..., D] of the vision half."""
+        return self._add_modality(visual_tokens.to(self._dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend, rows_R: Tensor) -> Tensor:
-        """Return logits [R, V] of the token after each of `rows_R` of the batch, which ascend."""
+        """Return logits [R, V] of the token after each of the ascending `rows_R` of the batch."""
         angles = self.rotary.angles(positions_T, self.kernels.angle_dtype)
         last_RD = self._layers(embeddings_TD, angles, attend, rows_R)
         return self._head.logits(self.kernels.rms_norm(last_RD, self._norm_D, self.config.norm_eps))
@@ -90,14 +83,5 @@ class ServingDecoder:
             down=project("mlp.w2"),
         )
 
-    def _mark(self, embeddings: Tensor, modality: int) -> Tensor:
+    def _add_modality(self, embeddings: Tensor, modality: int) -> Tensor:
         return embeddings if self._modality_2D is None else embeddings + self._modality_2D[modality]
-
-
-def choose_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fastest kernels there are for a model of this shape and type on this device."""
-    if fits(config, dtype=dtype, device=device):
-        return TileKernels() if torch.cpu.get_capabilities().get("amx_bf16") else NativeKernels()
-    if dtype == torch.bfloat16 and device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return OneDnnKernels(dtype)
-    return PlainKernels(dtype)

@@ -1,23 +1,21 @@
-"""The decoder's arithmetic, by instruction set."""
+"""Compute the decoder's arithmetic, by instruction set. `choice` picks the kernels."""
 
 from language_service.kernels import huge_pages
+from language_service.kernels.choice import choose_attention, choose_kernels
 from language_service.kernels.interface import Head, Kernels, Layer, Projection
-from language_service.kernels.library import fits
-from language_service.kernels.native import NativeKernels, TileKernels, largest
+from language_service.kernels.native import largest
 from language_service.kernels.native_attention import NativeAttention
-from language_service.kernels.plain import OneDnnKernels, PlainKernels
+from language_service.kernels.plain import PlainHead
 
 __all__ = [
     "Head",
     "Kernels",
     "Layer",
     "NativeAttention",
-    "NativeKernels",
-    "OneDnnKernels",
-    "PlainKernels",
+    "PlainHead",
     "Projection",
-    "TileKernels",
-    "fits",
+    "choose_attention",
+    "choose_kernels",
     "huge_pages",
     "largest",
 ]

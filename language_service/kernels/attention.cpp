@@ -1,9 +1,9 @@
-// Attention straight from the blocks of the paged cache, for decoding, prefill in chunks, and any mix of them.
+// Attention that reads the blocks of the paged cache in place: for decoding, chunked prefill, and any mix of them.
 //
-// One unit of work is a stretch of new tokens of one sequence with all query heads of one key-value head, so that each
-// key is read once for the group. It goes through the context in tiles of 64 positions: keys and values of a tile are
-// brought into panels (tile.h), and the softmax is kept up tile by tile (Milakov and Gimelshein, 2018). Tiles begin at
-// multiples of 64 whatever is new, so a token's result is the same to the bit however its sequence was cut.
+// A unit of work is some consecutive new tokens of one sequence, with all query heads of one key-value head. So each
+// key is read once per group. A unit goes through the context in tiles of 64 positions. It packs the keys and values of
+// a tile into panels (tile.h) and updates the softmax tile by tile (Milakov and Gimelshein, 2018). Tiles start at
+// multiples of 64. So the result of a token is the same, bit by bit, however its sequence was cut into chunks.
 
 #include <algorithm>
 #include <cmath>
@@ -19,14 +19,14 @@ namespace {
 
 using namespace tandem;
 
-constexpr long kMaxRows = 96;  // query rows of a unit: tokens x heads of a group
+constexpr long kMaxRows = 96;  // query rows per unit: tokens x heads of a group
 constexpr float kLog2E = 1.44269504f;
-constexpr float kLowest = -1e30f;  // below every score, and finite, so that differences are never NaN
+constexpr float kLowest = -1e30f;  // below every score, but finite, so that no difference is NaN
 
 struct Attention {
-  const bf16 *q, *k, *v;  // of the new tokens, each [.., heads, size], a row to the next being `stride` elements
-  bf16 *keys, *values;    // of the layer: [blocks][block_size][kv_heads][size]
-  const std::int32_t* spans;   // [num_spans][4]: first row in the batch, start, length, place of its table in `tables`
+  const bf16 *q, *k, *v;  // of the new tokens, [.., heads, size], rows `stride` elements apart
+  bf16 *keys, *values;    // of the layer, [blocks][block_size][kv_heads][size]
+  const std::int32_t* spans;   // [num_spans][4]: first row in the batch, start, length, index of its table
   const std::int32_t* tables;  // blocks of the sequences, end to end
   bf16* out;                   // [rows][heads][size]
   long stride, num_spans, heads, kv_heads, size, block_size;
@@ -47,21 +47,21 @@ struct Span {
         blocks(op.tables + op.spans[4 * index + 3]) {}
 };
 
-// Where the keys and values of 64 positions lie; those past the end are zeros.
+// Addresses of the keys and values of 64 positions. Positions past the end point to zeros.
 struct Tile {
   const bf16 *keys[kPanel], *values[kPanel];
 };
 
-// What one thread computes in; everything but `nothing` is written before it is read.
-struct Scratch {
+// Buffers of one thread. All but `zeros` are written before they are read.
+struct Buffers {
   template <class Element>
   using Array = std::unique_ptr<Element[]>;
 
-  explicit Scratch(long size)
+  explicit Buffers(long size)
       : queries(std::make_unique_for_overwrite<bf16[]>(kMaxRows * size)),
         weights(std::make_unique_for_overwrite<bf16[]>(kMaxRows * kPanel)),
         panel(std::make_unique_for_overwrite<bf16[]>(std::max(size, kPanel) * kPanel)),
-        nothing(std::make_unique<bf16[]>(size)),
+        zeros(std::make_unique<bf16[]>(size)),
         scores(std::make_unique_for_overwrite<float[]>(kMaxRows * kPanel)),
         sums(std::make_unique_for_overwrite<float[]>(num_value_panels(size) * kMaxRows * kPanel)),
         largest(std::make_unique_for_overwrite<float[]>(kMaxRows)),
@@ -69,63 +69,63 @@ struct Scratch {
 
   static long num_value_panels(long size) { return (size + kPanel - 1) / kPanel; }
 
-  Array<bf16> queries, weights, panel, nothing;
+  Array<bf16> queries, weights, panel, zeros;
   Array<float> scores, sums, largest, total;
-  Tile tile, coming;
+  Tile tile, next_tile;
 };
 
-// Finds the 64 positions from `first` on in the context of a unit, which ends with the last of its new tokens.
-void find_tile(const Attention& op, const Unit& unit, long first, const bf16* nothing, Tile& tile) {
+// Finds the 64 positions from `first` on. The context of a unit ends with its last new token.
+void find_tile(const Attention& op, const Unit& unit, long first, const bf16* zeros, Tile& tile) {
   const Span span(op, unit.span);
   const long end = span.start + unit.first + unit.num_tokens;
   const std::int32_t* block = span.blocks + first / op.block_size;
   for (long i = 0, offset = first % op.block_size; i < kPanel; ++i) {
     const bool there = first + i < end;
     const long at = there ? ((*block * op.block_size + offset) * op.kv_heads + unit.kv_head) * op.size : 0;
-    tile.keys[i] = there ? op.keys + at : nothing;
-    tile.values[i] = there ? op.values + at : nothing;
+    tile.keys[i] = there ? op.keys + at : zeros;
+    tile.values[i] = there ? op.values + at : zeros;
     if (++offset == op.block_size) ++block, offset = 0;
   }
 }
 
-// Turns one row's scores of a tile into weights and rescales its sums so far. Lanes it does not see weigh nothing.
-void weigh(const Attention& op, long row, const __mmask16* seen, float scale, Scratch& own) {
-  const float* scores = own.scores.get() + row * kPanel;
+// Turns the scores of one row into weights and rescales its earlier sums. Invisible positions get weight 0.
+void update_softmax(const Attention& op, long row, const __mmask16* visible, float scale, Buffers& buf) {
+  const float* scores = buf.scores.get() + row * kPanel;
   __m512 s[4], top = _mm512_set1_ps(kLowest);
   for (int v = 0; v < 4; ++v) {
     s[v] = _mm512_loadu_ps(scores + v * kLanes);
-    top = _mm512_mask_max_ps(top, seen[v], top, s[v]);
+    top = _mm512_mask_max_ps(top, visible[v], top, s[v]);
   }
-  const float largest = std::max(own.largest[row], _mm512_reduce_max_ps(top) * scale);
-  const float shrink = _mm512_cvtss_f32(exp2(_mm512_set1_ps(own.largest[row] - largest)));
+  const float largest = std::max(buf.largest[row], _mm512_reduce_max_ps(top) * scale);
+  const float shrink = _mm512_cvtss_f32(exp2(_mm512_set1_ps(buf.largest[row] - largest)));
   __m512 total = _mm512_setzero_ps();
   for (int v = 0; v < 4; ++v) {
     const __m512 power = _mm512_fmsub_ps(s[v], _mm512_set1_ps(scale), _mm512_set1_ps(largest));
-    const __m512 weights = _mm512_maskz_mov_ps(seen[v], exp2(power));
-    store(own.weights.get() + row * kPanel + v * kLanes, weights);
+    const __m512 weights = _mm512_maskz_mov_ps(visible[v], exp2(power));
+    store(buf.weights.get() + row * kPanel + v * kLanes, weights);
     total = _mm512_add_ps(total, weights);
   }
-  own.total[row] = own.total[row] * shrink + _mm512_reduce_add_ps(total);
-  if (own.largest[row] == largest) return;  // then `shrink` is 1
-  own.largest[row] = largest;
-  for (long panel = 0; panel < Scratch::num_value_panels(op.size); ++panel) {
-    float* sums = own.sums.get() + (panel * kMaxRows + row) * kPanel;
+  buf.total[row] = buf.total[row] * shrink + _mm512_reduce_add_ps(total);
+  if (buf.largest[row] == largest) return;  // `shrink` is 1
+  buf.largest[row] = largest;
+  for (long panel = 0; panel < Buffers::num_value_panels(op.size); ++panel) {
+    float* sums = buf.sums.get() + (panel * kMaxRows + row) * kPanel;
     for (long v = 0; v < kPanel; v += kLanes)
       _mm512_storeu_ps(sums + v, _mm512_mul_ps(_mm512_loadu_ps(sums + v), _mm512_set1_ps(shrink)));
   }
 }
 
-// Weighs all rows of a unit; each token sees the positions up to its own.
-void weigh_rows(const Attention& op, const Unit& unit, long num_before, float scale, Scratch& own) {
+// Does this for all rows of a unit. Each token sees the positions up to its own.
+void update_softmax_rows(const Attention& op, const Unit& unit, long num_before, float scale, Buffers& buf) {
   const long group = op.heads / op.kv_heads;
   for (long token = 0, row = 0; token < unit.num_tokens; ++token) {
-    __mmask16 seen[4];
-    for (long v = 0; v < 4; ++v) seen[v] = first_lanes(std::max(0L, num_before + token + 1 - v * kLanes));
-    for (long head = 0; head < group; ++head, ++row) weigh(op, row, seen, scale, own);
+    __mmask16 visible[4];
+    for (long v = 0; v < 4; ++v) visible[v] = first_lanes(std::max(0L, num_before + token + 1 - v * kLanes));
+    for (long head = 0; head < group; ++head, ++row) update_softmax(op, row, visible, scale, buf);
   }
 }
 
-// Multiplies `num_rows` rows of `stride` elements by a panel.
+// Multiplies `num_rows` rows, `stride` elements apart, by a panel.
 void multiply(const bf16* rows, long stride, long num_rows, const bf16* panel, long pairs, float* sums) {
   for (long row = 0; row < num_rows; row += kTileRows) {
     const long count = std::min(kTileRows, num_rows - row);
@@ -133,71 +133,71 @@ void multiply(const bf16* rows, long stride, long num_rows, const bf16* panel, l
   }
 }
 
-void store_results(const Attention& op, const Span& span, const Unit& unit, const Scratch& own) {
+void store_results(const Attention& op, const Span& span, const Unit& unit, const Buffers& buf) {
   const long group = op.heads / op.kv_heads;
   for (long row = 0; row < unit.num_tokens * group; ++row) {
     const long token = span.row + unit.first + row / group, head = unit.kv_head * group + row % group;
-    const __m512 share = _mm512_set1_ps(1.0f / own.total[row]);
+    const __m512 share = _mm512_set1_ps(1.0f / buf.total[row]);
     for (long element = 0; element < op.size; element += kLanes) {
-      const float* sums = own.sums.get() + (element / kPanel * kMaxRows + row) * kPanel + element % kPanel;
+      const float* sums = buf.sums.get() + (element / kPanel * kMaxRows + row) * kPanel + element % kPanel;
       store(op.out + (token * op.heads + head) * op.size + element, _mm512_mul_ps(_mm512_loadu_ps(sums), share));
     }
   }
 }
 
 // Multiplies all queries by the keys of a tile.
-void score(const Attention& op, long num_rows, Scratch& own) {
-  bf16* const panel = own.panel.get();
+void score(const Attention& op, long num_rows, Buffers& buf) {
+  bf16* const panel = buf.panel.get();
   for (long element = 0; element < op.size; element += 2 * kLanes)
     for (long i = 0; i < kPanel; i += kLanes)
-      pack_keys(own.tile.keys + i, own.coming.keys + i, element, panel + element / 2 * kPairStride + 2 * i);
-  std::fill_n(own.scores.get(), num_rows * kPanel, 0.0f);
-  multiply(own.queries.get(), op.size, num_rows, panel, op.size / 2, own.scores.get());
+      pack_keys(buf.tile.keys + i, buf.next_tile.keys + i, element, panel + element / 2 * kPairStride + 2 * i);
+  std::fill_n(buf.scores.get(), num_rows * kPanel, 0.0f);
+  multiply(buf.queries.get(), op.size, num_rows, panel, op.size / 2, buf.scores.get());
 }
 
-// Adds the values of a tile, weighed, to all sums.
-void add_values(const Attention& op, long num_rows, Scratch& own) {
-  bf16* const panel = own.panel.get();
+// Adds the weighted values of a tile to all sums.
+void add_values(const Attention& op, long num_rows, Buffers& buf) {
+  bf16* const panel = buf.panel.get();
   for (long begin = 0; begin < op.size; begin += kPanel) {
     for (long i = 0; i < kPanel; i += 2)
       for (long element = begin; element < std::min(begin + kPanel, op.size); element += 2 * kLanes)
-        pack_values(own.tile.values + i, own.coming.values + i, element, panel + i * kPanel + 2 * (element - begin));
-    multiply(own.weights.get(), kPanel, num_rows, panel, kPanel / 2, own.sums.get() + begin * kMaxRows);
+        pack_values(buf.tile.values + i, buf.next_tile.values + i, element, panel + i * kPanel + 2 * (element - begin));
+    multiply(buf.weights.get(), kPanel, num_rows, panel, kPanel / 2, buf.sums.get() + begin * kMaxRows);
   }
 }
 
-// Brings the queries of a unit together and sets its sums to nothing.
-void begin(const Attention& op, const Unit& unit, long num_rows, Scratch& own) {
+// Copies the queries of a unit and resets its sums.
+void start_unit(const Attention& op, const Unit& unit, long num_rows, Buffers& buf) {
   const Span span(op, unit.span);
   const long group = op.heads / op.kv_heads;
   for (long row = 0; row < num_rows; ++row) {
     const long token = span.row + unit.first + row / group, head = unit.kv_head * group + row % group;
-    std::memcpy(own.queries.get() + row * op.size, op.q + token * op.stride + head * op.size, op.size * sizeof(bf16));
+    std::memcpy(buf.queries.get() + row * op.size, op.q + token * op.stride + head * op.size, op.size * sizeof(bf16));
   }
   for (long element = 0; element < op.size; element += kPanel)
-    std::fill_n(own.sums.get() + element * kMaxRows, num_rows * kPanel, 0.0f);
-  std::fill_n(own.total.get(), num_rows, 0.0f);
-  std::fill_n(own.largest.get(), num_rows, kLowest);
+    std::fill_n(buf.sums.get() + element * kMaxRows, num_rows * kPanel, 0.0f);
+  std::fill_n(buf.total.get(), num_rows, 0.0f);
+  std::fill_n(buf.largest.get(), num_rows, kLowest);
 }
 
-// Computes one unit. `own.coming` is its first tile and, at the end, that of the unit which follows.
-void attend(const Attention& op, const Unit& unit, const Unit* following, Scratch& own) {
+// Computes one unit. `buf.next_tile` is its first tile, and at the end the first tile of the following unit.
+void attend(const Attention& op, const Unit& unit, const Unit* following, Buffers& buf) {
   const Span span(op, unit.span);
   const long num_rows = unit.num_tokens * (op.heads / op.kv_heads);
   const long position = span.start + unit.first, end = position + unit.num_tokens;
   const float scale = kLog2E / std::sqrt(static_cast<float>(op.size));
-  begin(op, unit, num_rows, own);
+  start_unit(op, unit, num_rows, buf);
   for (long first = 0; first < end; first += kPanel) {
-    own.tile = own.coming;
+    buf.tile = buf.next_tile;
     if (first + kPanel < end)
-      find_tile(op, unit, first + kPanel, own.nothing.get(), own.coming);
+      find_tile(op, unit, first + kPanel, buf.zeros.get(), buf.next_tile);
     else if (following)
-      find_tile(op, *following, 0, own.nothing.get(), own.coming);
-    score(op, num_rows, own);
-    weigh_rows(op, unit, position - first, scale, own);
-    add_values(op, num_rows, own);
+      find_tile(op, *following, 0, buf.zeros.get(), buf.next_tile);
+    score(op, num_rows, buf);
+    update_softmax_rows(op, unit, position - first, scale, buf);
+    add_values(op, num_rows, buf);
   }
-  store_results(op, span, unit, own);
+  store_results(op, span, unit, buf);
 }
 
 std::vector<Unit> units_of(const Attention& op) {
@@ -205,7 +205,7 @@ std::vector<Unit> units_of(const Attention& op) {
   const long step = std::max(1L, kMaxRows / (op.heads / op.kv_heads));
   for (long index = 0; index < op.num_spans; ++index) {
     const long length = Span(op, index).length;
-    // The last stretch sees most and so takes longest: first come, first served works best from there.
+    // The last tokens see the longest context. Starting with the longest units balances the threads best.
     for (long first = (length - 1) / step * step; first >= 0; first -= step)
       for (long kv_head = 0; kv_head < op.kv_heads; ++kv_head)
         units.push_back({index, kv_head, first, std::min(step, length - first)});
@@ -213,8 +213,8 @@ std::vector<Unit> units_of(const Attention& op) {
   return units;
 }
 
-// Stores keys and values of the new tokens that fall to one thread.
-void remember(const Attention& op, long thread, long threads) {
+// Stores the keys and values of the new tokens, as far as they belong to this thread.
+void store_new_tokens(const Attention& op, long thread, long threads) {
   const long width = op.kv_heads * op.size;
   for (long index = 0; index < op.num_spans; ++index) {
     const Span span(op, index);
@@ -237,15 +237,15 @@ extern "C" void tandem_attention(const bf16* q, const bf16* k, const bf16* v, bf
   const Attention op{q, k, v, keys, values, spans, tables, out, stride, num_spans, heads, kv_heads, size, block_size};
   const std::vector<Unit> units = units_of(op);
   const long num_units = static_cast<long>(units.size());
-  Pool::shared().run(num_threads, [&op](long thread, long threads) { remember(op, thread, threads); });
-  std::atomic<long> next{0};  // units differ in length, so whoever is free takes the next
+  Pool::shared().run(num_threads, [&op](long thread, long threads) { store_new_tokens(op, thread, threads); });
+  std::atomic<long> next{0};  // units differ in length, so an idle thread takes the next one
   Pool::shared().run(num_threads, [&](long, long) {
-    Scratch own(size);
+    Buffers buf(size);
     long index = next++;
-    if (index < num_units) find_tile(op, units[index], 0, own.nothing.get(), own.coming);
+    if (index < num_units) find_tile(op, units[index], 0, buf.zeros.get(), buf.next_tile);
     while (index < num_units) {
-      const long following = next++;  // known early, so that its first tile is fetched by the time it begins
-      attend(op, units[index], following < num_units ? &units[following] : nullptr, own);
+      const long following = next++;  // known early, so that its first tile is prefetched
+      attend(op, units[index], following < num_units ? &units[following] : nullptr, buf);
       index = following;
     }
   });

@@ -1,4 +1,4 @@
-// Sixteen bfloat16 numbers at a time, computed with as float32 and rounded once when stored.
+// Vectors of 16 bfloat16 numbers: computed in float32, rounded once when stored.
 #pragma once
 
 #include <immintrin.h>
@@ -11,7 +11,7 @@ using bf16 = std::uint16_t;
 
 constexpr long kLanes = 16;
 
-// A mask of the first `count` lanes; all of them from 16 on.
+// Returns a mask of the first `count` lanes, of all lanes from 16 on.
 inline __mmask16 first_lanes(long count) {
   return count >= kLanes ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
 }
@@ -32,11 +32,11 @@ inline void store(bf16* to, __m512 values, __mmask16 lanes) {
   _mm256_mask_storeu_epi16(to, lanes, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 }
 
-// 2^x within two units in the last place; 0 for -inf-like inputs, inf for large ones, NaN for NaN.
+// Returns 2^x within two units in the last place. Very small inputs give 0, very large ones inf, and NaN gives NaN.
 inline __m512 exp2(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = _mm512_sub_ps(x, whole);  // in [-1/2, 1/2]
-  // The Taylor series of e^(ln 2 * rest); the first term left out is below 2^-27.
+  // The Taylor series of e^(ln 2 * rest). The first omitted term is below 2^-27.
   constexpr float kFactors[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
                                 2.4022651e-1f, 6.9314718e-1f, 1.0f};
   __m512 sum = _mm512_set1_ps(1.5252734e-5f);

@@ -1,4 +1,4 @@
-"""Memory for what is read in full every step: weights and cache."""
+"""Allocate memory that every step reads in full: weights and KV cache."""
 
 import math
 import mmap
@@ -12,14 +12,15 @@ _CPU = torch.device("cpu")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
-    """Return a tensor to be written, on the processor in pages of 2 MiB where the system has them to give.
+    """Return an uninitialised tensor, on the CPU in huge pages of 2 MiB.
 
-    In pages of 4 KiB the processor looks up where each one lies about as often as it waits for the memory itself.
+    With pages of 4 KiB, looking up page addresses takes about as long as reading the memory. Where the system has no
+    huge pages, the tensor lies in ordinary ones.
     """
     count = math.prod(shape)
     if device.type != "cpu" or count == 0:
         return torch.empty(*shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(AttributeError, OSError):  # another system, or one built without them
+    with suppress(AttributeError, OSError):  # not Linux, or a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=count).view(*shape)

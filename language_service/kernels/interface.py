@@ -1,4 +1,4 @@
-"""What the decoder asks of the arithmetic it is served with."""
+"""The arithmetic that the decoder needs, as protocols."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.model import Attend
 
 # T tokens, R of them wanted, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width,
@@ -17,18 +17,18 @@ Angles = tuple[Tensor, Tensor]  # cosines and sines [T, 1, F] of the tokens' pos
 
 
 class Projection(Protocol):
-    """A linear map, its weights in the order that is read fastest."""
+    """A linear map with weights in the layout that is read fastest."""
 
     def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
-        """Return the outputs [T, N], `residual_TN` added."""
+        """Return the outputs [T, N], plus `residual_TN`."""
         ...
 
 
 class Head(Protocol):
-    """The projection to the vocabulary, whose rows may be the embeddings of the tokens, too."""
+    """The projection to the vocabulary. Its rows may also be the token embeddings."""
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """Return [T, V], which the next call may overwrite."""
+        """Return logits [T, V]. The next call may overwrite them."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Layer:
     """The weights of one layer."""
 
     attention_norm: Tensor
-    qkv: Projection  # queries, keys and values at once
+    qkv: Projection  # queries, keys and values in one projection
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: Projection
@@ -54,17 +54,17 @@ class Layers(Protocol):
     """All layers of a decoder."""
 
     def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
-        """Return the last layer's outputs [R, D] for `rows_R` of the batch, which ascend.
+        """Return the last layer's outputs [R, D] for the ascending `rows_R` of the batch.
 
-        The last layer's keys and values are made for all tokens, and nothing else of it, for these rows only.
+        The last layer computes keys and values for all tokens, and everything else for these rows only.
         """
         ...
 
 
 class Kernels(Protocol):
-    """The steps of a layer. Weights given to `project` and `head` may be kept, or may be read and let go."""
+    """The operations of a layer. `project` and `head` may keep the weights they get, or copy them."""
 
-    angle_dtype: torch.dtype  # of the cosines and sines `turn_heads` takes
+    angle_dtype: torch.dtype  # type of the cosines and sines for `rotate_heads`
 
     def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
@@ -75,13 +75,13 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Return `x_TD` with each row scaled to unit root mean square, then by the weight."""
+        """Scale each row to unit root mean square, then by the weight."""
         ...
 
-    def turn_heads(
+    def rotate_heads(
         self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
     ) -> Tensor:
-        """Return the heads normalised, if there is a weight, and turned by their tokens' angles; may overwrite them."""
+        """Normalise the heads if there is a weight, then rotate them by their tokens' angles. May work in place."""
         ...
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
@@ -89,5 +89,5 @@ class Kernels(Protocol):
         ...
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, whose projections are of `project`, ready to be computed."""
+        """Return the layers ready to compute. Their projections must come from `project`."""
         ...

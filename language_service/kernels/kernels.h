@@ -1,4 +1,4 @@
-// The kernels by name, as Python and the layers call them. What each does stands where it is defined.
+// Entry points of the kernels, for Python and for layers.cpp. Each is documented at its definition.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@ void tandem_linear(const tandem::bf16* x, const tandem::bf16* panels, const tand
 void tandem_rms_norm(const tandem::bf16* x, const tandem::bf16* weight, tandem::bf16* out, long num_rows, long width,
                      float eps, int num_threads);
 
-void tandem_turn_heads(tandem::bf16* x, const tandem::bf16* weight, const float* cosines, const float* sines,
-                       long num_rows, long stride, long heads, long size, float eps, int num_threads);
+void tandem_rotate_heads(tandem::bf16* x, const tandem::bf16* weight, const float* cosines, const float* sines,
+                         long num_rows, long stride, long heads, long size, float eps, int num_threads);
 
 void tandem_swiglu(const tandem::bf16* x, tandem::bf16* out, long num_rows, long width, int num_threads);
 
-void tandem_largest(const float* x, float* values, std::int64_t* places, long num_rows, long width, int num_threads);
+void tandem_largest(const float* x, float* values, std::int64_t* indices, long num_rows, long width, int num_threads);
 
 void tandem_attention(const tandem::bf16* q, const tandem::bf16* k, const tandem::bf16* v, tandem::bf16* keys,
                       tandem::bf16* values, const std::int32_t* spans, const std::int32_t* tables, tandem::bf16* out,

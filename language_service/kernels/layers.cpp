@@ -1,5 +1,5 @@
-// All layers of the decoder for one batch. From Python, calling their pieces one by one takes as long as reading a
-// twentieth of a small model's weights.
+// All layers of the decoder for one batch. Calling each operation from Python would take as long as reading a twentieth
+// of the weights of a small model.
 
 #include <cstring>
 #include <memory>
@@ -15,7 +15,7 @@ struct Matrix {
 };
 
 struct Layer {
-  const bf16 *attention_norm, *q_norm, *k_norm, *mlp_norm;  // those of queries and keys may be null
+  const bf16 *attention_norm, *q_norm, *k_norm, *mlp_norm;  // q_norm and k_norm may be null
   Matrix qkv, out, gate_up, down;
 };
 
@@ -33,7 +33,7 @@ struct Batch {
   long num_rows, num_spans, block_size, num_wanted;
 };
 
-// One step through the model: its rows and what they are computed in.
+// One step through the model, with its buffers.
 class Step {
  public:
   Step(const Model& model, const Batch& batch, bf16* hidden, int num_threads)
@@ -42,24 +42,24 @@ class Step {
         num_rows_(batch.num_rows),
         num_threads_(num_threads),
         hidden_(hidden),
-        normed_(room(model.width)),
-        qkv_(room((model.heads + 2 * model.kv_heads) * model.size)),
-        attended_(room(model.heads * model.size)),
-        gate_up_(room(2 * model.mlp_width)),
-        gated_(room(model.mlp_width)) {}
+        normed_(allocate(model.width)),
+        qkv_(allocate((model.heads + 2 * model.kv_heads) * model.size)),
+        attended_(allocate(model.heads * model.size)),
+        gate_up_(allocate(2 * model.mlp_width)),
+        gated_(allocate(model.mlp_width)) {}
 
   void run() {
     for (long index = 0; index < model_.num_layers; ++index) {
       const Layer& layer = model_.layers[index];
       attend(layer, index);
-      if (index == model_.num_layers - 1) keep_wanted();
+      if (index == model_.num_layers - 1) drop_unwanted();
       linear(attended_.get(), layer.out, hidden_, hidden_, model_.heads * model_.size, model_.width);
       feed_forward(layer);
     }
   }
 
  private:
-  std::unique_ptr<bf16[]> room(long width) const {
+  std::unique_ptr<bf16[]> allocate(long width) const {
     return std::make_unique_for_overwrite<bf16[]>(batch_.num_rows * width);
   }
 
@@ -72,9 +72,9 @@ class Step {
     tandem_rms_norm(hidden_, weight, normed_.get(), num_rows_, model_.width, model_.eps, num_threads_);
   }
 
-  void turn(bf16* heads, const bf16* weight, long num_heads, long stride) const {
-    tandem_turn_heads(heads, weight, batch_.cosines, batch_.sines, num_rows_, stride, num_heads, model_.size,
-                      model_.eps, num_threads_);
+  void rotate(bf16* heads, const bf16* weight, long num_heads, long stride) const {
+    tandem_rotate_heads(heads, weight, batch_.cosines, batch_.sines, num_rows_, stride, num_heads, model_.size,
+                        model_.eps, num_threads_);
   }
 
   void attend(const Layer& layer, long index) const {
@@ -82,8 +82,8 @@ class Step {
     bf16 *const q = qkv_.get(), *const k = q + model_.heads * model_.size, *const v = k + model_.kv_heads * model_.size;
     norm(layer.attention_norm);
     linear(normed_.get(), layer.qkv, nullptr, q, model_.width, stride);
-    turn(q, layer.q_norm, model_.heads, stride);
-    turn(k, layer.k_norm, model_.kv_heads, stride);
+    rotate(q, layer.q_norm, model_.heads, stride);
+    rotate(k, layer.k_norm, model_.kv_heads, stride);
     tandem_attention(q, k, v, batch_.keys[index], batch_.values[index], batch_.spans, batch_.tables, attended_.get(),
                      stride, batch_.num_spans, model_.heads, model_.kv_heads, model_.size, batch_.block_size,
                      num_threads_);
@@ -96,8 +96,8 @@ class Step {
     linear(gated_.get(), layer.down, hidden_, hidden_, model_.mlp_width, model_.width);
   }
 
-  // Goes on with the wanted rows alone. They ascend, so none is overwritten before it has moved.
-  void keep_wanted() {
+  // Drops all rows but the wanted ones. They ascend, so no row is overwritten before it is moved.
+  void drop_unwanted() {
     num_rows_ = batch_.num_wanted;
     const auto move = [this](bf16* rows, long width) {
       for (long i = 0; i < num_rows_; ++i)
@@ -117,7 +117,7 @@ class Step {
 
 }  // namespace
 
-// hidden[rows][width] becomes the last layer's output for the wanted rows, one after the other.
+// Replaces hidden[rows][width] by the last layer's output for the wanted rows, one after the other.
 extern "C" void tandem_layers(const Model* model, const Batch* batch, bf16* hidden, int num_threads) {
   Step(*model, *batch, hidden, num_threads).run();
 }

@@ -1,14 +1,14 @@
-"""The layers of the decoder, step by step."""
+"""Compute the decoder's layers operation by operation."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Angles, Kernels, Layer
 from language_service.model import Attend
 
-# The letters are those of `interface`; R rows wanted, G key-value heads, X = (H + 2 G) E
+# Letters as in `interface`, and R rows wanted, G key-value heads, X = (H + 2 G) E
 
 
 class LayerByLayer:
@@ -22,8 +22,8 @@ class LayerByLayer:
         eps, kernels = self._config.norm_eps, self._kernels
         for index, layer in enumerate(self._layers):
             q_THE, k_TGE, v_TGE = self._heads(layer.qkv(kernels.rms_norm(hidden_TD, layer.attention_norm, eps)))
-            q_THE = kernels.turn_heads(q_THE, layer.q_norm, eps, *angles)
-            k_TGE = kernels.turn_heads(k_TGE, layer.k_norm, eps, *angles)
+            q_THE = kernels.rotate_heads(q_THE, layer.q_norm, eps, *angles)
+            k_TGE = kernels.rotate_heads(k_TGE, layer.k_norm, eps, *angles)
             attended = attend(index, q_THE, k_TGE, v_TGE).flatten(1)
             if index == self._config.num_layers - 1 and len(rows_R) < len(hidden_TD):
                 attended, hidden_TD = attended[rows_R], hidden_TD[rows_R]

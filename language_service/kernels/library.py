@@ -1,6 +1,6 @@
-"""The compiled kernels, where the processor can run them.
+"""Open the compiled kernels, if the processor can run them.
 
-Built with the package where a compiler is there; where it was not, or they cannot be run here, torch does the same.
+Installing the package builds them if there is a compiler. Without them, torch computes the same.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 
 _log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ct
 _SIGNATURES = {
     "tandem_linear": [*[_POINTER] * 5, *[_LONG] * 3, _INT, _INT],
     "tandem_rms_norm": [*[_POINTER] * 3, _LONG, _LONG, _FLOAT, _INT],
-    "tandem_turn_heads": [*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT],
+    "tandem_rotate_heads": [*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT],
     "tandem_swiglu": [_POINTER, _POINTER, _LONG, _LONG, _INT],
     "tandem_largest": [*[_POINTER] * 3, _LONG, _LONG, _INT],
     "tandem_attention": [*[_POINTER] * 8, *[_LONG] * 6, _INT],
@@ -31,31 +31,31 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, None where they cannot be used; the log says so once."""
+    """Return the compiled kernels, or None if they cannot be used. Logs the reason once."""
     try:
-        found = _open()
+        opened = _open()
     except OSError as error:
-        _log.info("native kernels are not used", reason=str(error))
+        _log.info("native kernels not used", reason=str(error))
         return None
     for name, signature in _SIGNATURES.items():
-        function = getattr(found, name)
+        function = getattr(opened, name)
         function.argtypes, function.restype = signature, None
-    return found
+    return opened
 
 
 def _open() -> ctypes.CDLL:
-    """Open the compiled kernels.
+    """Open the library of kernels.
 
     Raises:
-        OSError: they were not built, or are not for this processor or this system.
+        OSError: it was not built, or was built for another processor or system.
     """
     capabilities = torch.cpu.get_capabilities()
-    if lacking := [name for name in _NEEDED if not capabilities.get(name)]:
-        raise OSError(f"the processor lacks {', '.join(lacking)}")
+    if missing := [name for name in _NEEDED if not capabilities.get(name)]:
+        raise OSError(f"the processor lacks {', '.join(missing)}")
     spec = find_spec("language_service.kernels._native")
     if spec is None or spec.origin is None:
-        raise OSError("they were not built")
-    # By path and not imported: it holds plain functions, called without the interpreter's lock.
+        raise OSError("not built: install a C++ compiler, then reinstall the package")
+    # Opened by path, not imported: it has plain functions, which ctypes calls without the interpreter's lock.
     return ctypes.CDLL(spec.origin)
 
 
@@ -63,25 +63,25 @@ def require() -> ctypes.CDLL:
     """Return the compiled kernels.
 
     Raises:
-        RuntimeError: there are none; `fits` tells beforehand.
+        RuntimeError: they cannot be used here. `supports` returns False then.
     """
-    found = library()
-    if found is None:
-        raise RuntimeError("there are no native kernels")
-    return found
+    opened = library()
+    if opened is None:
+        raise RuntimeError("the native kernels cannot be used here")
+    return opened
 
 
-def fits(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether the compiled kernels are there and can serve such a model."""
-    shape_fits = (
+def supports(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the compiled kernels can run a model of this shape and type on this device."""
+    shape_supported = (
         config.head_dim % 32 == 0
         and config.group_size <= _MAX_GROUP
         and config.width % 2 == 0
         and config.mlp_width % 2 == 0
     )
-    return shape_fits and dtype == torch.bfloat16 and device.type == "cpu" and library() is not None
+    return shape_supported and dtype == torch.bfloat16 and device.type == "cpu" and library() is not None
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Return where a tensor's numbers begin, None for none."""
+    """Return the address of a tensor's first element, None for no tensor."""
     return None if tensor is None else tensor.data_ptr()

@@ -1,7 +1,7 @@
-// y = x W^T for bfloat16 weights packed in panels (see tile.h), from one row to a whole prompt.
+// y = x W^T for bfloat16 weights packed in panels (see tile.h), for one row up to a whole prompt.
 //
-// Few rows: the time is that of reading the weights, so each thread reads its panels front to back, the next piece
-// being fetched while this one is multiplied. Many rows: a piece of a panel stays in the second-level cache for all.
+// With few rows, reading the weights takes all the time. So each thread reads its panels front to back and prefetches
+// the next piece while it multiplies this one. With many rows, a piece of a panel stays in the second-level cache.
 
 #include "kernels.h"
 #include "pool.h"
@@ -11,24 +11,25 @@ namespace {
 
 using namespace tandem;
 
-constexpr long kPairs = 256;  // of one piece of a panel: 64 KiB, so that it, the next one and the rows share the cache
-constexpr long kRows = 192;   // taken through a panel at once
+constexpr long kPairs = 256;  // per piece of a panel: 64 KiB, so that two pieces and the rows fit into the cache
+constexpr long kRows = 192;   // multiplied by a panel at a time
 
 struct Linear {
   const bf16* x;         // [num_rows][width]
   const bf16* panels;    // [ceil(num_columns / 64)][width / 2][64][2]
   const bf16* bias;      // [num_columns] or null
-  const bf16* residual;  // [num_rows][num_columns] or null: added to the result
+  const bf16* residual;  // [num_rows][num_columns] or null, added to the result
   void* out;             // [num_rows][num_columns], bfloat16 or float32
   long num_rows, width, num_columns;
   bool float_out;
 };
 
-// Multiplies rows by one piece of a panel, fetching the piece that follows it in memory.
+// Multiplies rows by one piece of a panel and prefetches the piece after it.
 void multiply(const bf16* rows, long stride, long num_rows, const bf16* piece, long pairs, float* sums) {
   const char* ahead = reinterpret_cast<const char*>(piece + pairs * kPairStride);
   const long num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  const long lines = num_tiles == 1 ? 4 : num_tiles < 4 ? 2 : 1;  // of 4 a pair; the tiles share the fetching
+  // Lines to prefetch per tile, of 4 per pair: the tiles share the work.
+  const long lines = num_tiles == 1 ? 4 : num_tiles < 4 ? 2 : 1;
   for (long index = 0; index < num_tiles; ++index) {
     const long row = num_rows * index / num_tiles, count = num_rows * (index + 1) / num_tiles - row;
     const bf16* a = rows + row * stride;
@@ -45,7 +46,7 @@ void multiply(const bf16* rows, long stride, long num_rows, const bf16* piece, l
   }
 }
 
-// Rounds the sums of one panel, bias and residual added, into the result.
+// Adds bias and residual to the sums of one panel, rounds them and stores the result.
 void finish(const Linear& op, long first_row, long num_rows, long column, const float* sums) {
   for (long v = 0; v < kPanel && column + v < op.num_columns; v += kLanes) {
     const __mmask16 lanes = first_lanes(op.num_columns - column - v);
@@ -81,7 +82,7 @@ extern "C" void tandem_linear(const bf16* x, const bf16* panels, const bf16* bia
                               long num_rows, long width, long num_columns, int float_out, int num_threads) {
   const Linear op{x, panels, bias, residual, out, num_rows, width, num_columns, float_out != 0};
   const long num_panels = (num_columns + kPanel - 1) / kPanel;
-  // Neighbouring panels on one thread, so that each reads one stretch of memory.
+  // Neighbouring panels run on the same thread, which then reads contiguous memory.
   split_evenly(num_threads, num_panels, [&op](long panel) {
     alignas(64) float sums[kRows * kPanel];
     panel_times_rows(op, panel, sums);

@@ -1,7 +1,7 @@
-"""The steps of a layer in C++ for processors that multiply bfloat16 in vectors of 512 bits.
+"""Kernels in C++ for processors with AVX-512 and its bfloat16 instructions.
 
-Every row of a batch is computed in an order that does not depend on the other rows, so results are equal to the bit
-whatever shares a step.
+The order of the sums of a row does not depend on the other rows of the batch. So a result is the same, bit by bit, in
+every batch.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import address, library, require
@@ -19,7 +19,10 @@ from language_service.kernels.plain import OneDnnProjection
 
 
 class NativeKernels:
-    """Implements `Kernels` for bfloat16 on the processor. Tensors are contiguous but for the heads of `turn_heads`."""
+    """Implements `Kernels` for bfloat16 on the CPU.
+
+    Tensors must be contiguous, except the heads given to `rotate_heads`.
+    """
 
     angle_dtype = torch.float32
 
@@ -35,19 +38,19 @@ class NativeKernels:
         return NativeHead(self._library, weight_VD)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Return `x_TD` normalised in float32 and rounded once."""
+        """Normalise `x_TD` in float32 and round once."""
         out_TD = torch.empty_like(x_TD)
         self._library.tandem_rms_norm(
             x_TD.data_ptr(), weight_D.data_ptr(), out_TD.data_ptr(), *x_TD.shape, eps, torch.get_num_threads()
         )
         return out_TD
 
-    def turn_heads(
+    def rotate_heads(
         self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
     ) -> Tensor:
-        """Normalise and turn the heads in place, in float32, and round once."""
+        """Normalise and rotate the heads in place, in float32, and round once."""
         num_rows, heads, size = x_THE.shape
-        self._library.tandem_turn_heads(
+        self._library.tandem_rotate_heads(
             x_THE.data_ptr(),
             address(weight_E),
             cos_T1F.data_ptr(),
@@ -69,33 +72,34 @@ class NativeKernels:
         return out
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, computed in one call where attention is over a cache of `NativeAttention`."""
+        """Return the layers, which take one call where `NativeAttention` reads the cache."""
         return NativeLayers(self, config, layers)
 
 
 class TileKernels(NativeKernels):
-    """For processors that multiply tiles of bfloat16 (AMX): oneDNN uses them, and what vectors reach is far below."""
+    """Native kernels for processors with AMX. Projections use oneDNN, because tiles are much faster than vectors."""
 
     def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
         """Return a projection with a copy of these weights."""
         return OneDnnProjection(weight_NK, bias_N)
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, called one after the other."""
+        """Return the layers, computed one after the other."""
         return LayerByLayer(self, config, layers)
 
 
 def largest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest logit of each row [B], NaN where any is NaN, and the first token that has it [B].
+    """Return the largest logit of each row [B], and the first token that has it [B].
 
-    torch does the same where this cannot, some ten times slower: it looks for places one by one.
+    The value is NaN if any logit of the row is NaN. Where the native kernel cannot run, torch computes the same, about
+    ten times slower.
     """
-    found = library() if logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32 else None
-    if found is None or not logits_BV.is_contiguous():
+    native = library() if logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32 else None
+    if native is None or not logits_BV.is_contiguous():
         return logits_BV.max(dim=-1)
     num_rows, vocab_size = logits_BV.shape
     values_B, tokens_B = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
-    found.tandem_largest(
+    native.tandem_largest(
         logits_BV.data_ptr(),
         values_B.data_ptr(),
         tokens_B.data_ptr(),

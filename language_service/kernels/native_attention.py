@@ -1,4 +1,4 @@
-"""Attention straight from the blocks of the paged cache."""
+"""Attention that reads the blocks of the paged cache in place."""
 
 import ctypes
 from array import array
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from language_service.kernels.library import require
 
-# The letters are those of `interface`; G key-value heads, S spans, L layers
+# Letters as in `interface`, and G key-value heads, S spans, L layers
 
 
 class NativeAttention:
@@ -26,8 +26,8 @@ class NativeAttention:
         """Return attention for one forward pass.
 
         Args:
-            spans_S4: for each sequence its first row in the batch, its position, its length, and where in `tables` its
-                blocks begin.
+            spans_S4: four numbers per sequence. Its first row in the batch, the position of that row, its length, and
+                the index in `tables` where its blocks start.
             tables: the blocks of all sequences, end to end.
         """
         return NativeAttend(self, spans_S4, tables)
@@ -35,26 +35,29 @@ class NativeAttention:
 
 @dataclass(frozen=True, slots=True)
 class NativeAttend:
-    """Attention for one forward pass, called layer by layer; or read by `NativeLayers`, which computes them all."""
+    """Attention for one forward pass.
 
-    over: NativeAttention
+    Called layer by layer, or read by `NativeLayers`, which computes all layers in one call.
+    """
+
+    cache: NativeAttention
     spans_S4: "array[int]"
     tables: "array[int]"
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
-        """Store a layer's new keys and values, and return what the queries make of them and all before."""
-        block_size, kv_heads, size = self.over.kv.shape[-3:]
+        """Store the new keys and values of a layer, then return attention over the whole past, [T, H, E]."""
+        block_size, kv_heads, size = self.cache.kv.shape[-3:]
         out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
-        self.over.attention(
+        self.cache.attention(
             q_THE.data_ptr(),
             k_TGE.data_ptr(),
             v_TGE.data_ptr(),
-            self.over.keys_L[layer],
-            self.over.values_L[layer],
+            self.cache.keys_L[layer],
+            self.cache.values_L[layer],
             self.spans_S4.buffer_info()[0],
             self.tables.buffer_info()[0],
             out_THE.data_ptr(),
-            q_THE.stride(0),  # the same for all three: they lie in one tensor
+            q_THE.stride(0),  # of all three, which are views of one tensor
             len(self.spans_S4) // 4,
             q_THE.shape[1],
             kv_heads,

@@ -1,4 +1,4 @@
-"""All layers in one call."""
+"""Compute all layers in one call."""
 
 import ctypes
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Angles, Kernels, Layer, Projection
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import address, require
@@ -18,13 +18,13 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
 
 class _Matrix(ctypes.Structure):
-    """layers.cpp's Matrix."""
+    """`Matrix` in layers.cpp."""
 
     _fields_ = (("panels", _POINTER), ("bias", _POINTER))
 
 
 class _Layer(ctypes.Structure):
-    """layers.cpp's Layer."""
+    """`Layer` in layers.cpp."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("attention_norm", "q_norm", "k_norm", "mlp_norm")),
@@ -33,7 +33,7 @@ class _Layer(ctypes.Structure):
 
 
 class _Model(ctypes.Structure):
-    """layers.cpp's Model."""
+    """`Model` in layers.cpp."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
@@ -43,7 +43,7 @@ class _Model(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    """layers.cpp's Batch."""
+    """`Batch` in layers.cpp."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("cosines", "sines", "keys", "values", "spans", "tables", "wanted")),
@@ -52,10 +52,10 @@ class _Batch(ctypes.Structure):
 
 
 class NativeLayers(LayerByLayer):
-    """The layers in C++, for attention over a cache of `NativeAttention`; for any other, layer by layer.
+    """All layers in C++ where `NativeAttention` reads the cache, else one after the other.
 
-    A step of 28 layers has some 250 pieces. Called one by one from Python, they take 2 ms more: a twentieth of the time
-    it takes to read the weights of a model of 0.6 B parameters.
+    A step of 28 layers has about 250 operations. Calling each from Python takes 2 ms more, a twentieth of the time to
+    read the weights of a model of 0.6 B parameters.
     """
 
     def __init__(self, kernels: Kernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
@@ -81,14 +81,14 @@ class NativeLayers(LayerByLayer):
         batch = _Batch(
             cosines=cos_T1F.data_ptr(),
             sines=sin_T1F.data_ptr(),
-            keys=ctypes.addressof(attend.over.keys_L),
-            values=ctypes.addressof(attend.over.values_L),
+            keys=ctypes.addressof(attend.cache.keys_L),
+            values=ctypes.addressof(attend.cache.values_L),
             spans=attend.spans_S4.buffer_info()[0],
             tables=attend.tables.buffer_info()[0],
             wanted=rows_R.data_ptr(),
             num_rows=len(hidden_TD),
             num_spans=len(attend.spans_S4) // 4,
-            block_size=attend.over.kv.shape[-3],
+            block_size=attend.cache.kv.shape[-3],
             num_wanted=len(rows_R),
         )
         self._compute(

@@ -1,4 +1,4 @@
-"""Projections with their weights in panels."""
+"""Projections with weights packed in panels."""
 
 import ctypes
 
@@ -9,22 +9,22 @@ from torch.nn import functional
 from language_service.kernels import huge_pages
 from language_service.kernels.library import address
 
-# P panels of 64 outputs each, J = K/2 pairs of inputs; the other letters are those of `interface`
+# P panels of 64 outputs each, J = K/2 pairs of inputs, other letters as in `interface`
 
 _PANEL = 64  # tile.h's kPanel
 
 
 class NativeProjection:
-    """A projection with its weights in panels, the order in which one row or many read them front to back."""
+    """A projection whose weights are packed in panels, so that any number of rows reads them front to back."""
 
-    def __init__(self, found: ctypes.CDLL, weight_NK: Tensor, bias_N: Tensor | None) -> None:
-        self._linear = found.tandem_linear
+    def __init__(self, library: ctypes.CDLL, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        self._linear = library.tandem_linear
         self._num_outputs, self._num_inputs = weight_NK.shape
         self.panels_PJ64x2 = pack(weight_NK)
         self.bias_N = bias_N
 
     def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
-        """Return the outputs [T, N], `residual_TN` added before the one rounding."""
+        """Return the outputs [T, N] plus `residual_TN`, rounded once."""
         out_TN = torch.empty(len(x_TK), self._num_outputs, dtype=torch.bfloat16)
         self._multiply(x_TK, residual_TN, out_TN)
         return out_TN
@@ -45,17 +45,17 @@ class NativeProjection:
 
 
 class NativeHead(NativeProjection):
-    """A head in panels, from which embeddings are read, too, so that a tied one is held once."""
+    """A head packed in panels. Embeddings are read from the panels too, so a tied head is stored once."""
 
-    def __init__(self, found: ctypes.CDLL, weight_VD: Tensor) -> None:
-        super().__init__(found, weight_VD, None)
-        # Kept from step to step: the system hands out so large a piece of memory page by page, each time anew.
+    def __init__(self, library: ctypes.CDLL, weight_VD: Tensor) -> None:
+        super().__init__(library, weight_VD, None)
+        # Reused by every step: the system maps new memory of this size page by page.
         self._logits_TV = torch.empty(0, self._num_outputs)
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """Return [T, V], which the next call overwrites.
+        """Return logits [T, V] in float32. The next call overwrites them.
 
-        In float32, as they were summed: bfloat16 makes many equal that are not.
+        Rounded to bfloat16, many different logits would become equal.
         """
         if len(x_TD) > len(self._logits_TV):
             self._logits_TV = torch.empty(len(x_TD), self._num_outputs)
@@ -69,9 +69,9 @@ class NativeHead(NativeProjection):
 
 
 def pack(weight_NK: Tensor) -> Tensor:
-    """Return a weight, filled up with zeros to whole panels, as [P, J, 64, 2]."""
+    """Return a weight as panels [P, J, 64, 2], padded with zeros."""
     num_outputs, num_inputs = weight_NK.shape
     missing = -num_outputs % _PANEL
-    whole_NK = functional.pad(weight_NK, (0, 0, 0, missing)) if missing else weight_NK  # a large one is copied once
+    whole_NK = functional.pad(weight_NK, (0, 0, 0, missing)) if missing else weight_NK  # no copy of a large weight
     pairs_PJ64x2 = whole_NK.view(-1, _PANEL, num_inputs // 2, 2).transpose(1, 2)
     return huge_pages.empty(pairs_PJ64x2.shape, weight_NK.dtype).copy_(pairs_PJ64x2)

@@ -1,4 +1,4 @@
-"""The steps of a layer in torch, for any device and type."""
+"""Kernels in torch, for any device and type."""
 
 from collections.abc import Sequence
 
@@ -6,32 +6,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
 from language_service.model import rotate
 
 
 class PlainProjection:
-    """A projection whose weights stay as they are."""
+    """A projection that uses the weights as they are."""
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         self._weight_NK, self._bias_N = weight_NK, bias_N
 
     def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
-        """Return the outputs [T, N], `residual_TN` added."""
+        """Return the outputs [T, N], plus `residual_TN`."""
         out_TN = functional.linear(x_TK, self._weight_NK, self._bias_N)
         return out_TN if residual_TN is None else out_TN.add_(residual_TN)
 
 
 class PlainHead:
-    """A head whose weights stay as they are."""
+    """A head that uses the weights as they are."""
 
     def __init__(self, weight_VD: Tensor) -> None:
         self._weight_VD = weight_VD
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """Return [T, V]."""
+        """Return logits [T, V]."""
         return functional.linear(x_TD, self._weight_VD)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ class PlainKernels:
         return PlainHead(weight_VD)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Return `x_TD` normalised in float32 and rounded once."""
+        """Normalise `x_TD` in float32 and round once."""
         return functional.rms_norm(x_TD.float(), weight_D.shape, weight_D.float(), eps).type_as(x_TD)
 
-    def turn_heads(
+    def rotate_heads(
         self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
     ) -> Tensor:
-        """Return the heads normalised and turned."""
+        """Return the heads normalised and rotated."""
         return rotate(x_THE if weight_E is None else self.rms_norm(x_THE, weight_E, eps), cos_T1F, sin_T1F)
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ class PlainKernels:
         return functional.silu(gate) * up
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, called one after the other."""
+        """Return the layers, computed one after the other."""
         return LayerByLayer(self, config, layers)
 
 
 class OneDnnKernels(PlainKernels):
-    """Projections by oneDNN with weights it has ordered for this processor, AMX tiles among them."""
+    """Plain kernels, but projections use oneDNN with weights in the layout for this processor, also for AMX."""
 
     def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
@@ -82,16 +82,16 @@ class OneDnnKernels(PlainKernels):
 
 
 class OneDnnProjection:
-    """A projection in oneDNN's own order of weights."""
+    """A projection with weights in oneDNN's own layout."""
 
-    _ROWS = 32  # that the order is chosen for: the one for decoding batches serves single rows and prompts well, too
+    _ROWS = 32  # rows that oneDNN lays the weights out for; this also suits single rows and prompts
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), self._ROWS)
         self._bias_N = bias_N
 
     def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
-        """Return the outputs [T, N], `residual_TN` added."""
+        """Return the outputs [T, N], plus `residual_TN`."""
         linear = torch.ops.mkldnn._linear_pointwise
         out_TN: Tensor
         if residual_TN is None:

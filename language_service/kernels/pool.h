@@ -1,8 +1,7 @@
-// Threads for the pieces of a step, a few hundred of which follow each other within microseconds.
+// Thread pool for the operations of a step, several hundred of which follow each other within microseconds.
 //
-// A worker waits for the next piece awake, and sleeps only once none has come for a while. OpenMP's workers go to sleep
-// at once where a process has more threads than there are processors, as a server has, and waking one takes longer
-// than many a piece.
+// A worker first spins for the next operation and sleeps only after a while without one. OpenMP's workers sleep at once
+// if a process has more threads than there are processors, as servers do. Waking one takes longer than many operations.
 #pragma once
 
 #include <immintrin.h>
@@ -18,17 +17,17 @@ namespace tandem {
 
 class Pool {
  public:
-  // The threads of this process. Never destroyed: workers may sleep in it until the process is gone.
+  // Returns the pool of this process. Never destroyed, because workers may sleep in it until the process exits.
   static Pool& shared() {
     static Pool* const pool = new Pool;
     return *pool;
   }
 
-  // Calls work(thread, num_threads) for every thread from 0 on, the caller being thread 0; returns when all are done.
+  // Calls work(thread, num_threads) on every thread and returns when all are done. The caller is thread 0.
   void run(int num_threads, const std::function<void(long, long)>& work) {
     if (num_threads <= 1) return work(0, 1);
-    const std::lock_guard<std::mutex> alone(turn_);
-    while (num_workers_ < num_threads - 1) std::thread(&Pool::live, this, ++num_workers_, round_.load()).detach();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (num_workers_ < num_threads - 1) std::thread(&Pool::run_worker, this, ++num_workers_, round_.load()).detach();
     work_ = &work;
     num_threads_ = num_threads;
     num_busy_.store(num_workers_, std::memory_order_relaxed);
@@ -39,31 +38,31 @@ class Pool {
   }
 
  private:
-  static constexpr int kAwake = 1 << 13;  // pauses, together some 100 microseconds
+  static constexpr int kMaxSpins = 1 << 13;  // pauses, about 100 microseconds in all
 
   static void pause(int spins) {
-    // Another thread may need this very processor to get on.
+    // Yield now and then: another thread may need this processor to make progress.
     spins % 1024 == 1023 ? static_cast<void>(sched_yield()) : _mm_pause();
   }
 
-  void live(long thread, unsigned seen) {
+  void run_worker(long thread, unsigned round) {
     for (;;) {
-      for (int spins = 0; spins < kAwake && round_.load(std::memory_order_acquire) == seen; ++spins) pause(spins);
-      round_.wait(seen, std::memory_order_acquire);
-      ++seen;
+      for (int spins = 0; spins < kMaxSpins && round_.load(std::memory_order_acquire) == round; ++spins) pause(spins);
+      round_.wait(round, std::memory_order_acquire);
+      ++round;
       if (thread < num_threads_) (*work_)(thread, num_threads_);
       num_busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  std::mutex turn_;
+  std::mutex mutex_;
   const std::function<void(long, long)>* work_ = nullptr;
   int num_threads_ = 0, num_workers_ = 0;
-  std::atomic<unsigned> round_{0};  // grows with every piece of work
-  std::atomic<int> num_busy_{0};    // workers that have not ended this round
+  std::atomic<unsigned> round_{0};  // number of the current operation
+  std::atomic<int> num_busy_{0};    // workers that have not finished it
 };
 
-// Calls body(index) for 0 to count - 1, neighbours mostly on one thread.
+// Calls body(index) for 0 to count - 1. Neighbouring indices mostly run on the same thread.
 template <class Body>
 void split_evenly(int num_threads, long count, const Body& body) {
   Pool::shared().run(num_threads, [&](long thread, long threads) {

@@ -1,4 +1,4 @@
-// What is done to each row on its own: normalise, turn heads by their positions, gate, find the largest.
+// Operations on single rows: normalise, rotate heads by their positions, gate, find the largest element.
 
 #include <cmath>
 #include <cstdint>
@@ -12,10 +12,10 @@ namespace {
 
 using namespace tandem;
 
-// Few rows take less time than handing them out.
+// With few rows, starting the threads takes longer than the work.
 int threads_for(long num_rows, int num_threads) { return num_rows < 4 ? 1 : num_threads; }
 
-// 1 / root mean square of `width` elements.
+// Returns 1 / root mean square of `width` elements.
 __m512 inverse_rms(const bf16* x, long width, float eps) {
   __m512 squares = _mm512_setzero_ps();
   for (long i = 0; i < width; i += kLanes) {
@@ -25,8 +25,8 @@ __m512 inverse_rms(const bf16* x, long width, float eps) {
   return _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(width) + eps));
 }
 
-// One head in place: normalised if there is a weight, then each pair (i, i + size / 2) turned.
-void turn(bf16* head, long size, const bf16* weight, float eps, const float* cosines, const float* sines) {
+// Normalises one head in place if there is a weight, then rotates each pair (i, i + size / 2).
+void rotate(bf16* head, long size, const bf16* weight, float eps, const float* cosines, const float* sines) {
   const long half = size / 2;
   const __m512 scale = weight ? inverse_rms(head, size, eps) : _mm512_set1_ps(1.0f);
   for (long i = 0; i < half; i += kLanes) {
@@ -48,7 +48,7 @@ __m512 silu(__m512 x) {
 
 }  // namespace
 
-// out[rows][width] = x / rms(x) * weight.
+// Computes out[rows][width] = x / rms(x) * weight.
 extern "C" void tandem_rms_norm(const bf16* x, const bf16* weight, bf16* out, long num_rows, long width, float eps,
                                 int num_threads) {
   split_evenly(threads_for(num_rows, num_threads), num_rows, [=](long row) {
@@ -62,17 +62,17 @@ extern "C" void tandem_rms_norm(const bf16* x, const bf16* weight, bf16* out, lo
   });
 }
 
-// x[rows][heads][size], a row to the next being `stride` elements, in place; angles are [rows][size / 2]. Without a
-// weight heads are only turned.
-extern "C" void tandem_turn_heads(bf16* x, const bf16* weight, const float* cosines, const float* sines, long num_rows,
-                                  long stride, long heads, long size, float eps, int num_threads) {
+// Normalises and rotates x[rows][heads][size] in place. Rows are `stride` elements apart, angles are [rows][size / 2].
+// Without a weight, the heads are only rotated.
+extern "C" void tandem_rotate_heads(bf16* x, const bf16* weight, const float* cosines, const float* sines,
+                                    long num_rows, long stride, long heads, long size, float eps, int num_threads) {
   split_evenly(threads_for(num_rows, num_threads), num_rows, [=](long row) {
     for (long head = 0; head < heads; ++head)
-      turn(x + row * stride + head * size, size, weight, eps, cosines + row * (size / 2), sines + row * (size / 2));
+      rotate(x + row * stride + head * size, size, weight, eps, cosines + row * (size / 2), sines + row * (size / 2));
   });
 }
 
-// out[rows][width] = silu(gate) * up, where x[rows][2 width] holds gate, then up.
+// Computes out[rows][width] = silu(gate) * up. A row of x[rows][2 width] is gate, then up.
 extern "C" void tandem_swiglu(const bf16* x, bf16* out, long num_rows, long width, int num_threads) {
   split_evenly(threads_for(num_rows, num_threads), num_rows, [=](long row) {
     const bf16 *gate = x + row * 2 * width, *up = gate + width;
@@ -83,8 +83,8 @@ extern "C" void tandem_swiglu(const bf16* x, bf16* out, long num_rows, long widt
   });
 }
 
-// The largest element of each row of x[rows][width] and the first place it stands at; NaN and 0 where any is NaN.
-extern "C" void tandem_largest(const float* x, float* values, std::int64_t* places, long num_rows, long width,
+// Finds the largest element of each row of x[rows][width] and its first index. A row with a NaN gives NaN and index 0.
+extern "C" void tandem_largest(const float* x, float* values, std::int64_t* indices, long num_rows, long width,
                                int num_threads) {
   split_evenly(num_threads, num_rows, [=](long row) {
     const float* from = x + row * width;
@@ -97,13 +97,13 @@ extern "C" void tandem_largest(const float* x, float* values, std::int64_t* plac
       top = _mm512_max_ps(top, part);
     }
     values[row] = bad ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(top);
-    places[row] = 0;
+    indices[row] = 0;
     for (long i = 0; i < width && !bad; i += kLanes) {
       const __mmask16 lanes = first_lanes(width - i);
       const __mmask16 found = _mm512_mask_cmp_ps_mask(lanes, _mm512_maskz_loadu_ps(lanes, from + i),
                                                       _mm512_set1_ps(values[row]), _CMP_EQ_OQ);
       if (found) {
-        places[row] = i + __builtin_ctz(found);
+        indices[row] = i + __builtin_ctz(found);
         return;
       }
     }

@@ -1,10 +1,10 @@
-// The inner loop everything rests on: a few rows times one panel of packed columns.
+// The inner loop of all products: a few rows times one panel of packed columns.
 //
-// A panel holds 64 columns of a matrix [K, N] (64 rows of a weight [N, K]) as [K/2][64][2]: the processor multiplies
-// two neighbours along K in one instruction, so they lie side by side, and a panel is read from front to back.
+// A panel is 64 columns of a matrix [K, N], which are 64 rows of a weight [N, K], stored as [K/2][64][2]. One
+// instruction multiplies two neighbours along K, so they lie side by side. A panel is read from front to back.
 //
-// Each sum is taken over K in order, in an instruction sequence that does not depend on how many rows there are. So a
-// row's result is the same to the bit whatever shares its batch.
+// Every sum runs over K in order, with instructions that do not depend on the number of rows. So the result of a row is
+// the same, bit by bit, in every batch.
 #pragma once
 
 #include <immintrin.h>
@@ -17,12 +17,12 @@
 
 namespace tandem {
 
-constexpr long kPanel = 64;                  // columns of a panel
+constexpr long kPanel = 64;                  // columns per panel
 constexpr long kPairStride = 2 * kPanel;     // elements from one pair along K to the next
 constexpr long kTileRows = 6;                // 6 x 4 vectors of sums fill the registers
-constexpr long kLine = 64;                   // bytes of a cache line
+constexpr long kLine = 64;                   // bytes per cache line
 
-// sums[M][64] += rows[M][2 * pairs] x panel[pairs][64][2], reading `Lines` cache lines ahead at `ahead` for each pair.
+// Computes sums[M][64] += rows[M][2 * pairs] x panel[pairs][64][2]. Prefetches `Lines` cache lines of `ahead` per pair.
 template <int M, int Lines>
 inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, const char* ahead) {
   __m512 acc[M][4];
@@ -52,7 +52,7 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, f
     for (int v = 0; v < 4; ++v) _mm512_storeu_ps(sums + m * kPanel + v * kLanes, acc[m][v]);
 }
 
-// The same for a number of rows, 1 to 6, known only now.
+// The same for 1 to 6 rows, chosen at run time.
 template <int Lines>
 inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, float* sums,
                  const char* ahead) {

@@ -7,15 +7,16 @@ from torch.nn import functional
 
 # T tokens, B sequences of L tokens, H query heads, G key-value heads, E head dim
 
-# attend(layer, q_THE, k_TGE, v_TGE) -> out_THE. The decoder computes queries, keys and values of the tokens it is
-# given; who calls it supplies what they attend to: the paged cache in serving, the batch itself in training.
+# attend(layer, q_THE, k_TGE, v_TGE) -> out_THE. The decoder computes queries, keys and values of its tokens. The caller
+# decides which positions they attend to: the paged cache in serving, the batch itself in training.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def causal_attend(num_sequences: int, length: int) -> Attend:
-    """Return attention where each of `num_sequences` sequences of `length` tokens, laid end to end, sees its own past.
+    """Return causal attention within each of several sequences of equal length.
 
-    Differentiable, so training uses it; keeps nothing between calls.
+    The batch must consist of `num_sequences` sequences of `length` tokens, laid end to end. Differentiable, so training
+    uses it. Keeps no state between calls.
     """
 
     def attend(_layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The decoder: grouped-query attention, RMSNorm, SwiGLU, rotary positions.
 
-Module names are the checkpoint's tensor names. Tokens of all sequences lie end to end in one flat dimension T; which
-of them see which is the business of the `attend` the caller supplies, so training, prefill and decode run this code.
+Module names are the checkpoint's tensor names. Tokens of all sequences lie end to end in one flat dimension T. The
+caller's `attend` decides which tokens see each other. So training, prefill and decoding run the same code.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.model.attention import Attend
 from language_service.model.rotary import Rotary, rotate
 
@@ -21,7 +21,7 @@ _TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 
 
 class RMSNorm(nn.Module):
-    """Scales to unit root mean square, then by a learned weight; computed in float32 and rounded once."""
+    """Scales to unit root mean square, then by a learned weight. Computes in float32 and rounds once."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, normalised over its last dimension, in its own type."""
+        """Normalise `x` over its last dimension. Keeps its type."""
         return functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
 
 
 class SelfAttention(nn.Module):
-    """Projections around attention; H query heads share G key-value heads."""
+    """Attention with its projections. H query heads share G key-value heads."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_TD: Tensor, angles: tuple[Tensor, Tensor], layer: int, attend: Attend) -> Tensor:
-        """Return what the tokens gather from those `attend` lets them see, [T, D]."""
+        """Return the output of attention for each token, [T, D]."""
         q_THE, k_TGE, v_TGE = (
             proj(x_TD).view(len(x_TD), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Each head is normalised before it is turned: turning keeps lengths, so positions stay pure angles (Qwen3).
+        # Normalise each head before the rotation, as Qwen3 does. A rotation keeps lengths.
         q_THE = rotate(self.q_norm(q_THE), *angles)
         k_TGE = rotate(self.k_norm(k_TGE), *angles)
         out_TD: Tensor = self.o_proj(attend(layer, q_THE, k_TGE, v_TGE).flatten(1))
@@ -60,7 +60,7 @@ class SelfAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Feed-forward: down(silu(gate(x)) * up(x)), named w2, w1 and w3."""
+    """Feed-forward: down(silu(gate(x)) * up(x)), with the names w2, w1 and w3."""
 
     def __init__(self, width: int, mlp_width: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer: attention, then feed-forward, each added to its input."""
+    """One pre-norm layer: attention, then feed-forward, each with a residual."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -103,32 +103,32 @@ class LanguageModel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language half of a model.
+    """The language half of a model, with new random weights.
 
-    Made with fresh weights: normal with deviation 0.02, and the two projections that write into the residual stream of
-    each layer smaller by sqrt(2 * layers), so that the stream's size does not grow with depth (GPT-2).
+    Weights are normal with a standard deviation of 0.02. In the two projections of each layer that add to the residual
+    stream, it is divided by sqrt(2 * layers). So the stream does not grow with depth (GPT-2).
     """
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
         self.language_model = LanguageModel(config)
-        # A tied head is the embedding itself, so the checkpoint has no tensor for it.
+        # A tied head is the embedding itself. The checkpoint has no tensor for it.
         self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
         self.rotary = Rotary(config)
         self._initialise()
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return embeddings of text [..., D] for integer `token_ids` of any shape."""
+        """Return embeddings [..., D] of text, for integer `token_ids` of any shape."""
         embeddings: Tensor = self.language_model.embed_tokens(token_ids)
-        return self._mark(embeddings, _TEXT)
+        return self._add_modality(embeddings, _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings of an image [..., D] for `visual_tokens` [..., D] of the vision half."""
-        return self._mark(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _IMAGE)
+        """Return embeddings [..., D] of an image, for `visual_tokens` [..., D] of the vision half."""
+        return self._add_modality(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """Return the normalised hidden states [T, D] of tokens with `embeddings_TD` at integer `positions_T`."""
+        """Return the normalised hidden states [T, D] of tokens at integer `positions_T`."""
         angles = self.rotary.angles(positions_T, embeddings_TD.dtype)
         hidden_TD = embeddings_TD
         for index, layer in enumerate(self.language_model.layers):
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
         return functional.linear(hidden, head.weight)
 
-    def _mark(self, embeddings: Tensor, modality: int) -> Tensor:
+    def _add_modality(self, embeddings: Tensor, modality: int) -> Tensor:
         table = self.language_model.modality_embedding
         return embeddings if table is None else embeddings + table.weight[modality]
 

@@ -1,4 +1,4 @@
-"""Choose the next token under options and constraints."""
+"""Choose the next tokens under sampling options and constraints."""
 
 from language_service.sampling.grammar import Grammar, GrammarCompiler
 from language_service.sampling.options import SamplingOptions, read_options

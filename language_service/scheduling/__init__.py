@@ -1,4 +1,4 @@
-"""Decide which sequences run next. Plain Python."""
+"""Decide which tokens each step computes, in plain Python."""
 
 from language_service.scheduling.drafts import PromptLookup
 from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig

@@ -1,37 +1,42 @@
-"""Guesses how an answer goes on, from its own prompt: plain Python, no second model."""
+"""Draft the next tokens of an answer from n-grams of its own text. Needs no second model."""
 
 from collections.abc import Sequence
 
-_NGRAM = 3  # tokens that must have come before for what followed them to be a guess
+_NGRAM = 3  # tokens that must match
 
 
 class PromptLookup:
-    """Guesses that after the same few tokens the same will follow as the last time.
+    """Drafts the tokens that followed the last occurrence of the latest n-gram.
 
-    Answers repeat their prompt and themselves: names, numbers, a form to fill in. How far ahead it guesses follows from
-    how it did before, so an answer that goes its own way costs one guess a step at most.
+    Answers repeat their prompt and themselves: names, numbers, a form to fill in. The draft length adapts to earlier
+    drafts, so an answer that does not repeat costs at most one draft token per step.
+
+    Source: prompt lookup decoding (Saxena, 2023).
     """
 
     def __init__(self, max_length: int) -> None:
-        """Guess at most `max_length` tokens at a time."""
+        """Draft at most `max_length` tokens at a time."""
         self._max_length = max_length
         self._length = max_length
-        self._follows: dict[tuple[int, ...], int] = {}  # by tokens: the position after their last occurrence
-        self._num_known = 0  # positions in there
+        self._next_position: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+        self._num_indexed = 0  # positions in there
 
     def draft(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """Return at most `count` tokens that may come after `token_ids`, which only ever grow from call to call."""
-        for end in range(max(self._num_known, _NGRAM), len(token_ids)):
-            self._follows[tuple(token_ids[end - _NGRAM : end])] = end
-        self._num_known = len(token_ids)
-        position = self._follows.get(tuple(token_ids[-_NGRAM:]))
+        """Return at most `count` tokens that may follow `token_ids`.
+
+        Between calls, `token_ids` may only grow.
+        """
+        for end in range(max(self._num_indexed, _NGRAM), len(token_ids)):
+            self._next_position[tuple(token_ids[end - _NGRAM : end])] = end
+        self._num_indexed = len(token_ids)
+        position = self._next_position.get(tuple(token_ids[-_NGRAM:]))
         if position is None:
             return []
-        # What follows may reach the end; from there on the guess repeats itself, as the answer seems to do.
+        # A draft that reaches the end of the text starts over at `position`: the answer seems to repeat itself.
         period = len(token_ids) - position
         return [token_ids[position + step % period] for step in range(min(count, self._length))]
 
-    def learn(self, num_drafted: int, num_right: int) -> None:
-        """Note how a guess did: double the reach if all of it was right, else go as far as it was."""
-        right = num_right == num_drafted
-        self._length = min(2 * self._length, self._max_length) if right else max(1, num_right)
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        """Adapt the draft length: double it if all tokens were accepted, else shorten it to the accepted ones."""
+        all_accepted = num_accepted == num_drafted
+        self._length = min(2 * self._length, self._max_length) if all_accepted else max(1, num_accepted)

@@ -3,65 +3,66 @@
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
-from language_service.cache import PrefixNames
+from language_service.cache import PrefixHashes
 from language_service.scheduling.drafts import PromptLookup
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """Tokens of one request and how many of them the cache holds.
+    """Tokens of one request, and how many of them the KV cache holds.
 
-    A sequence waits until it holds blocks, prefills what has arrived of its prompt, and decodes once the prompt has
-    ended and all of it is computed. Counters alone tell these apart, so tokens can be computed again at any time.
+    A sequence first waits for blocks. Then it prefills the part of its prompt that has arrived. It decodes once the
+    prompt is complete and computed. The counters alone tell these stages apart, so tokens can be computed again at any
+    time.
     """
 
     priority: int = 0  # larger runs first
-    names: PrefixNames | None = None  # of its full blocks; None shares nothing with others
-    lookup: PromptLookup | None = None  # guesses how the answer goes on; None guesses nothing
-    arrival: int = 0  # place in the order of arrival, given by the scheduler
-    token_ids: list[int] = field(default_factory=list)  # prompt, then answer; an image's positions hold 0
+    hashes: PrefixHashes | None = None  # of its full blocks; None shares no blocks
+    drafter: PromptLookup | None = None  # None drafts nothing
+    arrival: int = 0  # arrival number, set by the scheduler
+    token_ids: list[int] = field(default_factory=list)  # prompt, then answer; 0 at the positions of images
     num_prompt: int = 0  # tokens of the prompt that have arrived
     max_tokens: int | None = None  # most tokens of the answer; None while the prompt is still arriving
-    num_computed: int = 0  # tokens whose keys and values are cached
-    num_ever_computed: int = 0  # tokens a step computed for this sequence, blocks it gave back since among them
-    found: dict[int, int] = field(default_factory=dict)  # by place of a block: its tokens that others had computed
-    blocks: list[int] = field(default_factory=list)  # blocks held, in the order of the tokens
-    num_named: int = 0  # of them, those whose content was named
+    num_computed: int = 0  # tokens whose keys and values are in `blocks`
+    num_ever_computed: int = 0  # tokens that steps computed for this sequence, also those lost in a preemption
+    cache_hits: dict[int, int] = field(default_factory=dict)  # block index -> its tokens that came from the cache
+    blocks: list[int] = field(default_factory=list)  # in the order of the tokens
+    num_registered: int = 0  # leading blocks whose hashes are registered
 
     def add_text(self, token_ids: AbstractSequence[int]) -> None:
         """Add text to the prompt."""
-        if self.names is not None:
-            self.names.add_text(token_ids)
+        if self.hashes is not None:
+            self.hashes.add_text(token_ids)
         self.token_ids.extend(token_ids)
         self.num_prompt = len(self.token_ids)
 
     def add_image(self, visual_key: bytes, num_tokens: int) -> None:
         """Add the positions of an image to the prompt."""
-        if self.names is not None:
-            self.names.add_image(visual_key, num_tokens)
+        if self.hashes is not None:
+            self.hashes.add_image(visual_key, num_tokens)
         self.token_ids.extend([0] * num_tokens)
         self.num_prompt = len(self.token_ids)
 
     def add_answer(self, token_id: int) -> None:
         """Add the next token of the answer."""
-        if self.names is not None:
-            self.names.add_text([token_id])
+        if self.hashes is not None:
+            self.hashes.add_text([token_id])
         self.token_ids.append(token_id)
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Place in line: by priority, then by arrival; the smallest is first."""
+        """Sort key of the scheduling order: by priority, then by arrival."""
         return -self.priority, self.arrival
 
     @property
-    def block_names(self) -> AbstractSequence[bytes]:
-        """Names of the full blocks, none where nothing is shared."""
-        return () if self.names is None else self.names.names
+    def block_hashes(self) -> AbstractSequence[bytes]:
+        """Hashes of the full blocks; empty if it shares no blocks."""
+        return () if self.hashes is None else self.hashes.hashes
 
     @property
-    def num_found(self) -> int:
-        """Tokens others had computed, so that this sequence never did."""
-        return sum(self.found.values())
+    def num_cached_tokens(self) -> int:
+        """Tokens that came from the prefix cache and were never computed for this sequence."""
+        return sum(self.cache_hits.values())
 
     @property
     def prompt_ended(self) -> bool:
@@ -75,27 +76,27 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens that have arrived and are not computed."""
+        """Tokens that are known but not computed."""
         return len(self.token_ids) - self.num_computed
 
     @property
     def decoding(self) -> bool:
-        """Whether all that is left to compute is the token chosen last."""
+        """Whether only the token chosen last is pending."""
         return self.num_answer > 0 and self.num_pending == 1
 
     @property
-    def num_longest(self) -> int:
-        """Most tokens it will ever have, as far as that is known."""
+    def max_length(self) -> int:
+        """Most tokens it can ever have, as far as that is known."""
         return self.num_prompt + (self.max_tokens or 0)
 
-    def cut_blocks(self, length: int) -> list[int]:
-        """Keep the first `length` of the blocks and return the others."""
-        cut = self.blocks[length:]
+    def truncate_blocks(self, length: int) -> list[int]:
+        """Remove and return the blocks after the first `length`."""
+        removed = self.blocks[length:]
         del self.blocks[length:]
-        return cut
+        return removed
 
-    def chunk(self, length: int, drafts: AbstractSequence[int] = ()) -> "Chunk":
-        """Return the next `length` tokens to compute, and guesses after them."""
+    def next_chunk(self, length: int, drafts: AbstractSequence[int] = ()) -> "Chunk":
+        """Return the next `length` tokens to compute, followed by `drafts`."""
         end = self.num_computed + length
         return Chunk(
             sequence=self,
@@ -109,21 +110,21 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Consecutive tokens of one sequence to compute in one step.
+    """The part of one sequence that one step computes.
 
-    Tokens and blocks are copies: the sequence may grow, or be cancelled and lose its blocks, while the step runs.
+    Tokens and blocks are copies. While the step runs, the sequence may grow, or be cancelled and lose its blocks.
     """
 
     sequence: Sequence
     start: int  # position of the first token
-    token_ids: list[int]
-    blocks: list[int]
-    samples: bool  # whether the last token's logits choose the next one
-    num_drafts: int = 0  # last tokens that are guesses, each checked by the logits before it
+    token_ids: list[int]  # at the positions of an image, any number
+    blocks: list[int]  # cache blocks of the sequence, in order
+    samples: bool  # whether a token is chosen after the last one
+    num_drafts: int = 0  # drafts among the last tokens; the logits before each one verify it
 
     @property
     def drafts(self) -> list[int]:
-        """The guesses."""
+        """The drafted tokens."""
         return self.token_ids[len(self.token_ids) - self.num_drafts :]
 
     @property

@@ -1,4 +1,4 @@
-"""How tests put questions to an engine, and what the slow reference answers."""
+"""Ask an engine, and compute the expected answers with the slow reference."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -63,12 +63,12 @@ def expected(decoder: Decoder, parts: Sequence[Part], num_tokens: int = 12) -> l
     return reference.greedy(decoder, torch.cat(embeddings), num_tokens)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  (the engine's own thread changes it, and tells nobody)
+        while not condition():  # noqa: ASYNC110  (the engine's thread changes it without an event)
             await asyncio.sleep(0.001)
 
 
 def count(name: str, **labels: str) -> float:
-    """Return what one of the engine's counters stands at."""
+    """Return the value of one counter of the engine."""
     return REGISTRY.get_sample_value(f"tandem_language_{name}_total", {"tag": "test-v1.0.0", **labels}) or 0.0

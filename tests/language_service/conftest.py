@@ -1,4 +1,4 @@
-"""Fixtures around the small decoder."""
+"""Fixtures with the small decoder."""
 
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +23,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
-    """Return `make_engine(num_blocks=..., max_running=..., ...)`; every engine must end with no block in use."""
+    """Return `make_engine(num_blocks=..., max_running=..., ...)`. Fails if an engine ends with a block in use."""
     async with AsyncExitStack() as stack:
 
         async def make(*, num_blocks: int = 64, model: Decoder = decoder, **limits: Any) -> PagedEngine:
@@ -33,7 +33,7 @@ async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
                 SchedulerConfig(block_size=4, **limits),
                 tag="test-v1.0.0",
                 model_digest=bytes(32),
-                turn=threading.Lock(),
+                step_lock=threading.Lock(),
             )
             stack.push_async_callback(_close, engine)
             return engine

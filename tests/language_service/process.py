@@ -15,13 +15,13 @@ import pytest
 from chassis.errors import TandemError
 from chassis.grpc_errors import from_rpc_error
 from checkpoint.manifest import read_manifest
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from tandem.v1 import language_pb2, language_pb2_grpc, sampling_pb2, tensor_pb2
 from tests import processes
 from tests.processes import StageProcess
 
 TAG = "tiny-v1.0.0"
-CONFIG = PRESETS["tiny"]
+CONFIG = RESAMPLER_PRESETS["tiny"]
 
 BLOCK_BYTES = 16 * CONFIG.language.num_layers * 2 * CONFIG.language.num_kv_heads * CONFIG.language.head_dim * 4
 

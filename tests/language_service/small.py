@@ -1,11 +1,14 @@
-"""A decoder small enough to check by hand, whose answers vary, and a cache for it."""
+"""A small decoder with varied answers, and a cache for it."""
+
+from collections.abc import Sequence as AbstractSequence
 
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
+from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.model.decoder import Decoder
+from language_service.scheduling.sequence import Chunk, Sequence
 
 CPU = torch.device("cpu")
 CONFIG = LanguageConfig(
@@ -22,12 +25,12 @@ CONFIG = LanguageConfig(
     modality_embedding=True,
     eos_token_ids=(2,),
 )
-# Heads of 32, which the native kernels take; widths that fill no panel.
+# Heads of 32, as the native kernels need. Its widths fill no whole number of panels.
 WIDE = CONFIG.model_copy(update={"head_dim": 32})
 
 
 def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
-    """Return what models of other families do otherwise, by name, each for a model of this shape."""
+    """Return variants of a model by name, with the features of other model families."""
     return {
         "all of ours": config,
         "llama: no norm of heads, a head of its own": config.model_copy(
@@ -40,12 +43,12 @@ def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
 
 
 def make_decoder(config: LanguageConfig) -> Decoder:
-    """Return a decoder whose greedy answers depend on the whole prompt."""
+    """Return a decoder with greedy answers that depend on the whole prompt."""
     torch.manual_seed(0)
     decoder = Decoder(config).requires_grad_(False).eval()
     for name, parameter in decoder.named_parameters():
         if "norm" in name or name.endswith("bias"):
-            parameter.add_(0.2 * torch.randn(parameter.shape))  # not the identity, so that leaving one out shows
+            parameter.add_(0.2 * torch.randn(parameter.shape))  # not the identity, so that a missing norm shows
         else:
             parameter.mul_(10)  # far from uniform
     return decoder
@@ -58,6 +61,25 @@ def make_cache(num_blocks: int, block_size: int = 4) -> PagedCache:
 
 
 def make_image(seed: int, num_tokens: int = 5) -> Tensor:
-    """Return visual tokens [num_tokens, D], bfloat16 as they come over the wire."""
+    """Return visual tokens [num_tokens, D] in bfloat16, as in messages."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_tokens, CONFIG.width, generator=generator).to(torch.bfloat16)
+
+
+def make_chunk(
+    start: int,
+    token_ids: AbstractSequence[int],
+    blocks: AbstractSequence[int],
+    *,
+    samples: bool = True,
+    num_drafts: int = 0,
+) -> Chunk:
+    """Return a chunk of a sequence that no scheduler knows."""
+    return Chunk(
+        sequence=Sequence(),
+        start=start,
+        token_ids=list(token_ids),
+        blocks=list(blocks),
+        samples=samples,
+        num_drafts=num_drafts,
+    )

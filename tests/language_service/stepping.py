@@ -1,9 +1,9 @@
-"""A scheduler stepped by hand: how the tests of its policy make one, feed it and run it."""
+"""Make a scheduler, add sequences and step it by hand."""
 
 from typing import Any
 
 from language_service.cache.blocks import BlockPool
-from language_service.cache.prefix import PrefixNames, root_name
+from language_service.cache.prefix import PrefixHashes, root_hash
 from language_service.scheduling.drafts import PromptLookup
 from language_service.scheduling.scheduler import Batch, Scheduler, SchedulerConfig
 from language_service.scheduling.sequence import Sequence
@@ -17,7 +17,7 @@ def make_scheduler(*, num_blocks: int = 32, **limits: Any) -> Scheduler:
 
 
 def add(scheduler: Scheduler, num_prompt: int, max_tokens: int | None = 4, priority: int = 0) -> Sequence:
-    """Add a sequence that shares nothing with others."""
+    """Add a sequence that shares no blocks."""
     sequence = Sequence(priority=priority)
     sequence.add_text([1] * num_prompt)
     sequence.max_tokens = max_tokens
@@ -25,11 +25,11 @@ def add(scheduler: Scheduler, num_prompt: int, max_tokens: int | None = 4, prior
     return sequence
 
 
-def add_named(scheduler: Scheduler, token_ids: list[int], max_tokens: int | None = 4, salt: bytes = b"") -> Sequence:
-    """Add a sequence that shares what it can."""
-    root = root_name(model_digest=bytes(32), salt=salt)
-    lookup = PromptLookup(scheduler.config.max_drafts) if scheduler.config.max_drafts else None
-    sequence = Sequence(names=PrefixNames(root, block_size=BLOCK_SIZE), lookup=lookup)
+def add_shared(scheduler: Scheduler, token_ids: list[int], max_tokens: int | None = 4, salt: bytes = b"") -> Sequence:
+    """Add a sequence that shares blocks with others."""
+    root = root_hash(model_digest=bytes(32), salt=salt)
+    drafter = PromptLookup(scheduler.config.max_drafts) if scheduler.config.max_drafts else None
+    sequence = Sequence(hashes=PrefixHashes(root, block_size=BLOCK_SIZE), drafter=drafter)
     sequence.add_text(token_ids)
     sequence.max_tokens = max_tokens
     scheduler.add(sequence)
@@ -37,7 +37,7 @@ def add_named(scheduler: Scheduler, token_ids: list[int], max_tokens: int | None
 
 
 def step(scheduler: Scheduler) -> Batch | None:
-    """Run one step as the engine does: every chunk computed, every one that samples gains a token."""
+    """Run one step as the engine does. Each chunk that samples adds a token to its answer."""
     batch = scheduler.next_batch()
     if batch is None:
         return None
@@ -51,7 +51,7 @@ def step(scheduler: Scheduler) -> Batch | None:
 
 
 def run(scheduler: Scheduler) -> list[Sequence]:
-    """Step until nothing is left to do; return the sequence of each token chosen, in order."""
+    """Step until there is no work. Return the sequence of each chosen token, in order."""
     order = []
     while (batch := step(scheduler)) is not None:
         scheduler.check()

@@ -1,7 +1,6 @@
-"""A language half from the model store to a running engine and back."""
+"""Load a language half from the model store, and close it."""
 
 import gc
-import os
 import threading
 import weakref
 from pathlib import Path
@@ -13,24 +12,23 @@ from structlog.testing import capture_logs
 
 from chassis.errors import FailedPrecondition, NotFound
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
-from language_service import loader as hosted_module
-from language_service import memory
-from language_service.engine.interface import Finished
+from language_service import loader
+from language_service.engine import own
+from language_service.engine.interface import EngineConfig, Finished
 from language_service.loader import LanguageLoader
-from language_service.memory import available_bytes
 from language_service.sampling.options import SamplingOptions
 from language_service.scheduling.scheduler import SchedulerConfig
 
 TAG = "tiny-v1.0.0"
-CONTEXT = PRESETS["tiny"].language.context_length
+CONTEXT = RESAMPLER_PRESETS["tiny"].language.context_length
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    create_checkpoint(root, TAG, PRESETS["tiny"])
+    create_checkpoint(root, TAG, RESAMPLER_PRESETS["tiny"])
     return root
 
 
@@ -44,16 +42,15 @@ def make_loader(models: Path, **fields: Any) -> LanguageLoader:
     }
     return LanguageLoader(
         store=ModelStore(models),
-        device=torch.device("cpu"),
+        engine="tandem",
+        config=EngineConfig(device=torch.device("cpu"), **fields),
         max_images=2,
         default_max_tokens=8,
-        turn=threading.Lock(),
-        **fields,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-async def test_a_loaded_model_answers_and_leaves_no_memory_behind(models: Path, dtype: torch.dtype) -> None:
+async def test_a_loaded_model_answers_and_frees_its_memory(models: Path, dtype: torch.dtype) -> None:
     hosted = await make_loader(models, dtype=dtype).load(TAG)
     assert hosted.info().num_weight_bytes == dtype.itemsize * hosted.info().num_parameters
     generation = hosted.engine.open(SamplingOptions(ignore_eos=True), salt=b"", priority=0)
@@ -69,16 +66,18 @@ async def test_a_loaded_model_answers_and_leaves_no_memory_behind(models: Path, 
     assert engine() is None
 
 
-async def test_the_cache_takes_no_more_than_all_sequences_can_fill(models: Path) -> None:
+async def test_the_cache_is_no_larger_than_all_sequences_can_fill(models: Path) -> None:
     hosted = await make_loader(models).load(TAG)
     assert hosted.info().language.num_blocks == 2 * CONTEXT // 16
     await hosted.close()
 
 
-async def test_the_cache_takes_its_part_of_the_free_memory(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says in the log and in its description what came of it."""
+async def test_the_cache_takes_its_fraction_of_the_available_memory(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log and description report its size."""
     per_block = 16 * 2 * 2 * 2 * 16 * 4
-    monkeypatch.setattr(hosted_module, "available_bytes", lambda _device: 83 * per_block)
+    monkeypatch.setattr(own, "available_bytes", lambda _device: 83 * per_block)
     with capture_logs() as logs:
         hosted = await make_loader(models, cache_fraction=0.25).load(TAG)
     (line,) = (each for each in logs if each["event"] == "kv cache ready")
@@ -89,7 +88,7 @@ async def test_the_cache_takes_its_part_of_the_free_memory(models: Path, monkeyp
 
 
 async def test_a_cache_smaller_than_the_context_limits_the_context(models: Path) -> None:
-    """A prompt that could never hold its blocks must be refused, not wait for ever."""
+    """A prompt that needs more blocks than there are must be refused. It would wait forever."""
     per_block = 16 * 2 * 2 * 2 * 16 * 4
     hosted = await make_loader(models, cache_bytes=10 * per_block + 7).load(TAG)
     assert hosted.info().language.num_blocks == 10
@@ -97,36 +96,15 @@ async def test_a_cache_smaller_than_the_context_limits_the_context(models: Path)
     await hosted.close()
 
 
-async def test_what_cannot_be_loaded_says_why(models: Path) -> None:
+async def test_a_failed_load_raises_the_cause(models: Path) -> None:
     with pytest.raises(NotFound):
         await make_loader(models).load("other-v1.0.0")
     with pytest.raises(FailedPrecondition, match="no room for one block"):
         await make_loader(models, cache_bytes=1000).load(TAG)
 
 
-async def test_a_tokenizer_that_cannot_be_read_leaves_no_engine_behind(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hosted_module, "read_verified", lambda *_: b"\xff")
+async def test_an_unreadable_tokenizer_leaves_no_engine_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "read_verified", lambda *_: b"\xff")
     with pytest.raises(UnicodeDecodeError):
         await make_loader(models).load(TAG)
     assert f"engine-{TAG}" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_free_memory_is_some_part_of_the_machines() -> None:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 2**20 < available_bytes(torch.device("cpu")) <= total
-
-
-def test_files_read_do_not_count_as_used_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights were just read there: their pages would be taken off the cache a second time."""
-    for name, content in (
-        ("memory.max", "1000000\n"),
-        ("memory.current", "800000\n"),
-        ("memory.stat", "anon 300000\nactive_file 100000\ninactive_file 400000\n"),
-    ):
-        (tmp_path / name).write_text(content)
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert available_bytes(torch.device("cpu")) == 600000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(torch.device("cpu")) > 600000

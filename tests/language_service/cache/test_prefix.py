@@ -1,4 +1,4 @@
-"""Names of blocks are equal exactly where everything up to the block's end is."""
+"""Block hashes are equal exactly if all content up to the block's end is."""
 
 from hashlib import sha256
 from itertools import pairwise
@@ -6,30 +6,30 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from language_service.cache.prefix import PrefixNames, root_name
+from language_service.cache.prefix import PrefixHashes, root_hash
 
 BLOCK_SIZE = 4
-ROOT = root_name(model_digest=bytes(32), salt=b"")
+ROOT = root_hash(model_digest=bytes(32), salt=b"")
 
-Segment = list[int] | tuple[int, int]  # text, or an image: which one, and how many positions
+Segment = list[int] | tuple[int, int]  # text, or an image: its number, and its positions
 
 segments = st.lists(
     st.lists(st.integers(0, 2), min_size=1, max_size=6) | st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=5
 )
 
 
-def name(prompt: list[Segment], root: bytes = ROOT) -> list[bytes]:
-    names = PrefixNames(root, block_size=BLOCK_SIZE)
+def hash_blocks(prompt: list[Segment], root: bytes = ROOT) -> list[bytes]:
+    hashes = PrefixHashes(root, block_size=BLOCK_SIZE)
     for segment in prompt:
         if isinstance(segment, tuple):
-            names.add_image(sha256(bytes([segment[0]])).digest(), segment[1])
+            hashes.add_image(sha256(bytes([segment[0]])).digest(), segment[1])
         else:
-            names.add_text(segment)
-    return names.names
+            hashes.add_text(segment)
+    return hashes.hashes
 
 
 def blocks(prompt: list[Segment]) -> list[list[object]]:
-    """Return what each full block stands for: every position up to its end, spelt out."""
+    """Return all positions up to the end of each full block, written out."""
     positions: list[object] = []
     for segment in prompt:
         if isinstance(segment, tuple):
@@ -41,27 +41,27 @@ def blocks(prompt: list[Segment]) -> list[list[object]]:
 
 @settings(max_examples=300, deadline=None)
 @given(first=segments, second=segments)
-@example(first=[(0, 4)], second=[[0, 1, 2, 3]])  # an image's offsets are no token ids
+@example(first=[(0, 4)], second=[[0, 1, 2, 3]])  # positions of an image are no token ids
 @example(first=[(0, 2), (1, 2)], second=[(1, 2), (0, 2)])
 @example(first=[(0, 2), (0, 2)], second=[(0, 4)])
-def test_names_are_equal_exactly_where_all_before_is(first: list[Segment], second: list[Segment]) -> None:
-    equal = [one == other for one, other in zip(name(first), name(second), strict=False)]
+def test_hashes_are_equal_exactly_if_the_prefixes_are(first: list[Segment], second: list[Segment]) -> None:
+    equal = [one == other for one, other in zip(hash_blocks(first), hash_blocks(second), strict=False)]
     assert equal == [one == other for one, other in zip(blocks(first), blocks(second), strict=False)]
 
 
 @given(tokens=st.lists(st.integers(0, 200_000), max_size=30), cuts=st.lists(st.integers(0, 30)))
-def test_how_text_arrives_does_not_matter(tokens: list[int], cuts: list[int]) -> None:
+def test_hashes_do_not_depend_on_how_text_is_split(tokens: list[int], cuts: list[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(tokens)), len(tokens)]
-    pieces: list[Segment] = [tokens[start:end] for start, end in pairwise(edges)]
-    assert name(pieces) == name([tokens])
+    parts: list[Segment] = [tokens[start:end] for start, end in pairwise(edges)]
+    assert hash_blocks(parts) == hash_blocks([tokens])
 
 
-def test_nothing_is_shared_under_another_salt_or_model() -> None:
+def test_another_salt_or_model_gives_other_hashes() -> None:
     roots = [
-        root_name(model_digest=digest, salt=salt)
+        root_hash(model_digest=digest, salt=salt)
         for digest in (bytes(32), bytes([1] * 32))
         for salt in (b"", b"a", b"b", bytes(64))
     ]
     prompt: list[Segment] = [[1, 2, 3], (0, 9)]
-    names = [one for root in roots for one in name(prompt, root)]
-    assert len(set(names)) == len(names) == 8 * 3
+    hashes = [each for root in roots for each in hash_blocks(prompt, root)]
+    assert len(set(hashes)) == len(hashes) == 8 * 3

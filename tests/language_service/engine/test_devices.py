@@ -1,6 +1,6 @@
-"""A step makes its tensors where the model is.
+"""A step makes its tensors on the model's device.
 
-The meta device stands for a GPU: it computes nothing, and is not the processor.
+The meta device stands in for a GPU. It computes nothing, but it is not the CPU.
 """
 
 from typing import Any
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from language_service.engine.cuda_graphs import RecordedSteps
-from language_service.engine.kv_cache import CacheConfig, PagedCache, Span
-from language_service.engine.runner import Piece, PlacedImage, Runner
+from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
+from language_service.engine.runner import PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
-from tests.language_service.small import CONFIG, make_decoder, make_image
-from tests.language_service.watching import Watching
+from tests.language_service.operation_spy import OperationSpy
+from tests.language_service.small import CONFIG, make_chunk, make_decoder, make_image
 
 META = torch.device("meta")
-_MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 def check_device(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Fail where an operation, other than one that moves, was given a tensor that lies elsewhere than the model."""
+    """Fail if an operation other than a copy has tensors on two devices."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     devices = {tensor.device.type for tensor in tensors}
-    assert func in _MOVES or len(devices) < 2, (func, devices)
+    assert func in _COPIES or len(devices) < 2, (func, devices)
 
 
 def make_parts() -> tuple[ServingDecoder, PagedCache]:
@@ -34,24 +34,24 @@ def make_parts() -> tuple[ServingDecoder, PagedCache]:
 
 
 def test_a_mixed_step_stays_on_the_models_device() -> None:
-    """Part of a prompt with an image, a guess, and a token of another answer."""
+    """With part of a prompt, an image, a draft, and a token of another answer."""
     runner = Runner(*make_parts())
     images = [PlacedImage(1, make_image(1), bytes(32))]
-    pieces = [
-        Piece(start=0, token_ids=[5, 0, 0, 0, 0, 0, 6], blocks=[3, 4], samples=False, images=images),
-        Piece(start=9, token_ids=[7, 8], blocks=[5, 6, 7], samples=True, num_drafts=1),
-        Piece(start=4, token_ids=[9], blocks=[8, 9], samples=True),
+    chunks = [
+        make_chunk(0, [5, 0, 0, 0, 0, 0, 6], [3, 4], samples=False),
+        make_chunk(9, [7, 8], [5, 6, 7], num_drafts=1),
+        make_chunk(4, [9], [8, 9]),
     ]
-    with Watching(check_device):
-        logits_BV = runner.forward(pieces, [3, 4])
+    with OperationSpy(check_device):
+        logits_BV = runner.forward(chunks, [3, 4], [images, [], []])
     assert (logits_BV.device, logits_BV.shape) == (META, (3, CONFIG.vocab_size))
 
 
 @torch.inference_mode()
 def test_a_recorded_step_stays_on_the_models_device() -> None:
-    with Watching(check_device):
+    with OperationSpy(check_device):
         logits_BV = RecordedSteps(*make_parts(), lambda run: run).forward(
-            [5, 6], [Span(4, 1, [1, 2]), Span(5, 1, [3, 4])]
+            [5, 6], [CacheSpan(4, 1, [1, 2]), CacheSpan(5, 1, [3, 4])]
         )
     assert logits_BV is not None
     assert (logits_BV.device, logits_BV.shape) == (META, (2, CONFIG.vocab_size))

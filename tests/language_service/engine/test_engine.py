@@ -1,4 +1,4 @@
-"""The engine as its callers use it, with a real decoder: right answers, nothing left behind."""
+"""Use the engine with a real decoder: answers are right, and requests leave nothing behind."""
 
 import asyncio
 import gc
@@ -20,23 +20,25 @@ from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_cache, make_image
 
 
-async def test_greedy_answers_are_the_references_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
-    engine = await make_engine(max_step_tokens=9)  # small, so that prompts are cut and mixed with decodes
+async def test_greedy_answers_equal_the_reference_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
+    engine = await make_engine(max_step_tokens=9)  # small, so that steps mix parts of prompts with decoding
     answers = [expected(decoder, parts) for parts in PROMPTS]
     assert [await ask(engine, parts) for parts in PROMPTS] == answers
     assert await asyncio.gather(*(ask(engine, parts) for parts in PROMPTS)) == answers
     assert len({tuple(answer) for answer in answers}) == len(answers)
 
 
-async def test_more_requests_than_the_cache_holds_all_end_right(make_engine: MakeEngine, decoder: Decoder) -> None:
+async def test_more_requests_than_the_cache_can_take_are_all_answered(
+    make_engine: MakeEngine, decoder: Decoder
+) -> None:
     engine = await make_engine(num_blocks=14, max_running=3, max_step_tokens=8)
     prompts = PROMPTS * 3
     answers = await asyncio.gather(*(ask(engine, parts) for parts in prompts))
     assert answers == [expected(decoder, parts) for parts in prompts]
 
 
-async def test_an_image_may_come_long_after_the_text_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Text is prefilled while it waits, and other requests run."""
+async def test_an_image_may_arrive_long_after_the_text_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Meanwhile its text is prefilled, and other requests run."""
     engine = await make_engine()
     parts = PROMPTS[2]
     generation = start(engine)
@@ -46,7 +48,7 @@ async def test_an_image_may_come_long_after_the_text_before_it(make_engine: Make
     feed(generation, parts[1:2])
     await until(lambda: engine.stats().num_used_blocks == 2)
     feed(generation, parts[2:])
-    await asyncio.sleep(0.02)  # all of it is computed before the prompt is known to end
+    await asyncio.sleep(0.02)  # the whole prompt is computed before it is declared complete
     generation.end_prompt(12)
     tokens, finished = await read(generation)
     assert tokens == expected(decoder, parts)
@@ -76,7 +78,7 @@ async def test_finish_reasons(make_engine: MakeEngine, decoder: Decoder) -> None
     assert (tokens, reason) == (answer[:2], FinishReason.STOP)
 
 
-async def test_a_seed_gives_the_same_answer_whatever_else_runs(make_engine: MakeEngine) -> None:
+async def test_a_seed_gives_the_same_answer_alone_and_together(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_step_tokens=9)
     options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "top_p": 0.95}
     alone = await ask(engine, PROMPTS[1], **options)
@@ -88,9 +90,9 @@ async def test_a_seed_gives_the_same_answer_whatever_else_runs(make_engine: Make
 
 
 @pytest.mark.parametrize(
-    "stage", ["opened", "text came", "waiting", "image came", "prompt ended", "prefilling", "decoding", "ended"]
+    "stage", ["opened", "text added", "waiting", "image added", "prompt ended", "prefilling", "decoding", "ended"]
 )
-async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, stage: str) -> None:
+async def test_cancelling_frees_everything_at_every_stage(make_engine: MakeEngine, stage: str) -> None:
     engine = await make_engine(num_blocks=1024, max_running=2, max_step_tokens=9)
     neighbour = asyncio.create_task(ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True))
     generation = start(engine, ignore_eos=True)
@@ -101,15 +103,15 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
         await until(lambda: engine.stats().num_running == 2)
     if stage != "opened":
         generation.add_text([5, 6, 7, 8, 9])
-    if stage == "text came":
+    if stage == "text added":
         await until(lambda: engine.stats().num_running == 2)
-    if stage in ("image came", "prompt ended", "decoding", "ended"):
+    if stage in ("image added", "prompt ended", "decoding", "ended"):
         feed(generation, [make_image(0)])
     if stage in ("prompt ended", "decoding", "ended"):
         generation.end_prompt(100 if stage != "ended" else 3)
     if stage == "prefilling":
         assert isinstance(generation, PagedGeneration)
-        generation.add_text([5] * 3000)  # in chunks of eight, beside the neighbour
+        generation.add_text([5] * 3000)  # in chunks of eight, while the neighbour decodes
         await until(lambda: generation.sequence.num_computed > 40)
         assert generation.sequence.num_computed < 3000
     if stage == "decoding":
@@ -127,8 +129,8 @@ async def test_cancelling_frees_at_once_at_every_stage(make_engine: MakeEngine, 
     assert await neighbour == await ask(engine, PROMPTS[1], max_tokens=40, ignore_eos=True)
 
 
-async def test_who_stalls_amid_its_prompt_keeps_nobody_waiting(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """And goes on, with what it has to compute again, when the rest of its prompt comes."""
+async def test_a_stalled_prompt_does_not_block_other_requests(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """It is computed again and answered when the rest of its prompt arrives."""
     engine = await make_engine(max_running=1)
     stalled = start(engine)
     feed(stalled, PROMPTS[2][:2])
@@ -154,7 +156,7 @@ async def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
         generation.cancel()
 
 
-async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_engine: MakeEngine) -> None:
+async def test_prefilled_is_the_first_event_and_has_the_times_of_the_prompt(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_step_tokens=9)
     for bias, tokens in (({}, 1), ({2: 100.0}, 0)):
         generation = start(engine, logit_bias=bias)
@@ -169,7 +171,7 @@ async def test_who_leaves_at_the_first_token_knows_what_the_prompt_took(make_eng
         assert first.queue_ms == last.timings.queue_ms
 
 
-async def test_closing_ends_what_runs_and_refuses_more(make_engine: MakeEngine) -> None:
+async def test_closing_fails_unfinished_requests_and_refuses_new_ones(make_engine: MakeEngine) -> None:
     engine = await make_engine()
     generation = start(engine, ignore_eos=True)
     generation.add_text([1])
@@ -182,11 +184,11 @@ async def test_closing_ends_what_runs_and_refuses_more(make_engine: MakeEngine) 
         start(engine)
 
 
-async def test_nothing_keeps_a_closed_engine_alive(decoder: Decoder) -> None:
-    """Weights and cache go with it."""
+async def test_a_closed_engine_is_garbage_collected(decoder: Decoder) -> None:
+    """That frees its weights and its cache."""
     config = SchedulerConfig(block_size=4, max_running=2, max_waiting=2, max_step_tokens=8)
     engine = PagedEngine(
-        Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", model_digest=bytes(32), turn=threading.Lock()
+        Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock()
     )
     await ask(engine, [[1, 2, 3]], max_tokens=2)
     await engine.close()
@@ -196,7 +198,7 @@ async def test_nothing_keeps_a_closed_engine_alive(decoder: Decoder) -> None:
     assert gone() is None
 
 
-async def test_logprobs_come_with_each_token(make_engine: MakeEngine) -> None:
+async def test_each_token_has_its_logprobs(make_engine: MakeEngine) -> None:
     engine = await make_engine()
     generation = start(engine, num_logprobs=3)
     generation.add_text([5, 6, 7])

@@ -1,4 +1,4 @@
-"""The engine under random traffic with all options at once, its answers held against slow ones worked out alone."""
+"""Compare the answers of the engine under random traffic with a slow reference."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ from tests.language_service.small import CONFIG, make_decoder, make_image
 VOCAB, EOS = 264, 2
 MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
 NUM_REQUESTS = 24
-BEGINNINGS = [[5, 6, 7, 8] * 3, [9] * 11, list(range(20, 41)), [40, 41, 42] * 3]
+PREFIXES = [[5, 6, 7, 8] * 3, [9] * 11, list(range(20, 41)), [40, 41, 42] * 3]
 CONSTRAINTS = [
     Constraint("regex", "(abcab){1,6}[0-9]+(xyz)*!"),
     Constraint("regex", "(a|bb)+c?"),
@@ -54,10 +54,10 @@ async def compiler() -> AsyncIterator[GrammarCompiler]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_whoever_comes_and_goes_every_answer_is_what_it_is_alone(
+async def test_every_answer_under_random_traffic_equals_the_reference(
     make_engine: MakeEngine, compiler: GrammarCompiler, seed: int
 ) -> None:
-    """Prompts begin alike and come piece by piece, blocks run out, and some leave at any moment."""
+    """Prompts share prefixes and arrive in parts, blocks run out, and clients cancel at any time."""
     chance = random.Random(seed)
     max_running = chance.choice([1, 3, 6])
     engine = await make_engine(
@@ -83,8 +83,8 @@ async def test_whoever_comes_and_goes_every_answer_is_what_it_is_alone(
 
 
 def make_question(chance: random.Random, room: int) -> Question:
-    beginning = chance.choice(BEGINNINGS)
-    parts: list[Part] = [beginning[: chance.choice([1, 4, 8, len(beginning)])]]
+    prefix = chance.choice(PREFIXES)
+    parts: list[Part] = [prefix[: chance.choice([1, 4, 8, len(prefix)])]]
     for _ in range(chance.randint(0, 3)):
         text = [chance.choice([5, 6, 7, 8, 40, 41, chance.randrange(3, VOCAB)]) for _ in range(chance.randint(1, 9))]
         parts.append(text if chance.random() < 0.5 else make_image(chance.randrange(3), chance.choice([1, 4, 5])))
@@ -116,26 +116,26 @@ def make_options(chance: random.Random, max_tokens: int) -> dict[str, Any]:
     }
     chosen = {name: value for name, value in some.items() if chance.random() < 0.3}
     if "constraint" in chosen:
-        chosen.pop("stop_token_ids", None)  # may be all that the constraint allows
+        chosen.pop("stop_token_ids", None)  # the constraint may allow nothing else
     return {"seed": chance.randrange(1000), **chosen}
 
 
 async def ask(engine: Engine, question: Question, grammar: Grammar | None, chance: random.Random) -> list[Event]:
-    """Return all events of the answer, or none where the caller left before its end."""
-    leaves_after = chance.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
+    """Return all events of the answer, or none if the client cancelled before its end."""
+    cancels_after = chance.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
     await asyncio.sleep(chance.choice([0, 0.002, 0.01]))
     generation = engine.open(question.options, salt=question.salt, priority=question.priority, grammar=grammar)
     events: list[Event] = []
     try:
         for place, part in enumerate(question.parts):
-            if place == leaves_after:
+            if place == cancels_after:
                 return []
             feed(generation, [part])
             await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01]))
         generation.end_prompt(question.max_tokens)
         async for event in generation:
             events.append(event)
-            if len(question.parts) + len(events) == leaves_after:
+            if len(question.parts) + len(events) == cancels_after:
                 return []
         return events
     finally:
@@ -143,7 +143,7 @@ async def ask(engine: Engine, question: Question, grammar: Grammar | None, chanc
 
 
 def check(question: Question, events: list[Event], grammar: Grammar | None) -> None:
-    """Go through an answer token by token: each is the one that the slow decoder and its options choose there."""
+    """Check each token of an answer against the choice of the slow decoder and sampler."""
     prefilled, *chunks, finished = events
     assert isinstance(prefilled, Prefilled)
     assert isinstance(finished, Finished)
@@ -160,13 +160,13 @@ def check(question: Question, events: list[Event], grammar: Grammar | None) -> N
             assert place == len(tokens)
             break
         mark = stream.random() if question.options.temperature > 0 else 0.0
-        # Where two are as close as sums in another order may differ, either is right.
-        likely = (slow.choose(logits_V + noise * torch.randn(VOCAB), mark) for noise in (0, *[1e-4] * 20))
+        # Summing in another order changes logits a little. If that changes the choice, either token is right.
+        accepted = (slow.choose(logits_V + noise * torch.randn(VOCAB), mark) for noise in (0, *[1e-4] * 20))
         if place == len(tokens):
-            assert any(slow.is_end(token) for token in likely)
+            assert any(slow.is_end(token) for token in accepted)
             assert finished.reason is FinishReason.STOP
             return
-        assert tokens[place] in likely, place
+        assert tokens[place] in accepted, place
         assert not slow.is_end(tokens[place])
         slow.note(tokens[place])
         if logprobs:
@@ -176,9 +176,9 @@ def check(question: Question, events: list[Event], grammar: Grammar | None) -> N
 
 
 def _logits(parts: list[Part], answer: list[int]) -> Tensor:
-    """Return the logits of every token of the answer and of the one after it."""
-    pieces = [part for part in [*parts, answer] if len(part)]
+    """Return the logits for every token of the answer and the one after it."""
+    nonempty = [part for part in [*parts, answer] if len(part)]
     embeddings = [
-        MODEL.embed_visual(part) if isinstance(part, Tensor) else MODEL.embed(torch.tensor(part)) for part in pieces
+        MODEL.embed_visual(part) if isinstance(part, Tensor) else MODEL.embed(torch.tensor(part)) for part in nonempty
     ]
     return reference.logits(MODEL, torch.cat(embeddings))[-1 - len(answer) :]

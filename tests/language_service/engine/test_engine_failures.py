@@ -1,4 +1,4 @@
-"""The engine when something in it fails: only those concerned are told, all of them, and it goes on."""
+"""After an error, the affected requests fail and the engine continues."""
 
 import asyncio
 
@@ -15,8 +15,8 @@ from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG
 
 
-async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Visual tokens of another width, which the servicer would refuse, break the forward pass itself."""
+async def test_a_failed_step_fails_only_the_requests_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Visual tokens of a wrong width break the forward pass. The servicer would refuse them."""
     engine = await make_engine()
     generation = start(engine)
     feed(generation, [torch.zeros(5, CONFIG.width + 1)])
@@ -24,15 +24,15 @@ async def test_a_failed_step_ends_only_what_was_in_it(make_engine: MakeEngine, d
         await read(generation)
     assert caught.value.reason == "STEP_FAILED"
     with pytest.raises(Internal):
-        generation.add_text([1])  # whoever still feeds it is told, too
+        generation.add_text([1])  # adding to a failed request raises its error
     assert engine.stats().num_used_blocks == 0
     assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
 
 
-async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
+async def test_an_accounting_error_fails_all_requests_and_the_engine_continues(
     make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outside a forward pass nothing would answer the requests any more."""
+    """Otherwise the thread would end and no request would ever be answered."""
     engine = await make_engine(num_blocks=8, max_running=1)
     for method in ("next_batch", "advance"):
         generation, waiting = start(engine), start(engine)
@@ -47,24 +47,24 @@ async def test_an_error_in_the_books_fails_what_runs_and_the_engine_goes_on(
         assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
 
 
-async def test_books_that_do_not_balance_are_found_while_nobody_asks(
+async def test_an_idle_engine_detects_wrong_accounting(
     make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only as the last request ends: nothing happens in the engine here after it."""
+    """Also long after the last request ended."""
     monkeypatch.setattr(paged_engine, "_CHECK_EVERY_S", 0.05)
     engine = await make_engine()
     assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
     await asyncio.sleep(0.01)
     before = count("failed_steps")
-    with engine._changed:
+    with engine._condition:
         engine._scheduler.pool._free.pop()
     await until(lambda: count("failed_steps") > before)
     engine.check()
     assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
 
 
-async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """In the same steps, and in the blocks the next owner gets."""
+async def test_numbers_that_are_not_finite_harm_no_other_request(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Neither one in the same step, nor the next owner of the blocks."""
     engine = await make_engine(num_blocks=16)
     neighbour = asyncio.create_task(ask(engine, PROMPTS[1]))
     for _ in range(3):
@@ -79,21 +79,21 @@ async def test_numbers_that_are_not_finite_stay_in_their_own_stream(make_engine:
         assert await ask(engine, parts) == expected(decoder, parts)
 
 
-async def test_who_was_done_before_the_books_failed_is_answered(
+async def test_a_request_that_finished_before_an_accounting_error_is_answered(
     make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last token was chosen and its blocks are given back, so nobody else would end its stream."""
+    """It is no longer among the requests that the restart fails."""
     engine = await make_engine()
     done, failed = (engine.open(SamplingOptions(), salt=b"", priority=0) for _ in range(2))
     advance = engine._scheduler.advance
 
-    def fail_on_one(chunk: Chunk, num_right: int = 0) -> None:
+    def fail_on_one(chunk: Chunk, num_accepted: int = 0) -> None:
         if chunk.sequence is failed.sequence:
             raise IndexError
-        advance(chunk, num_right)
+        advance(chunk, num_accepted)
 
     monkeypatch.setattr(engine._scheduler, "advance", fail_on_one)
-    with engine._changed:  # so that both are in one step
+    with engine._condition:  # so that both are in one step
         for generation in (done, failed):
             feed(generation, PROMPTS[0])
             generation.end_prompt(1)

@@ -1,4 +1,4 @@
-"""What an engine tells of itself: every metric after a few requests whose steps are known."""
+"""Every metric of an engine after a few requests with known steps."""
 
 from prometheus_client import REGISTRY
 
@@ -12,21 +12,21 @@ def value(name: str) -> float | None:
 
 
 def counts() -> dict[str, float]:
-    """Return all that only ever grows."""
+    """Return all counters."""
     steps = {name: value(name) or 0.0 for name in ("step_seconds_count", "step_seconds_sum", "step_tokens_sum")}
     tokens = {kind: count("tokens", kind=kind) for kind in ("prompt", "found", "answer")}
     return {**steps, **tokens, "failed": count("failed_steps"), "preempted": count("preemptions")}
 
 
 async def test_steps_and_tokens_are_counted_by_kind(make_engine: MakeEngine) -> None:
-    """Nine tokens of prompt in chunks of six and three, then three steps of one; the second time eight are found."""
+    """Nine prompt tokens in chunks of six and three, then three steps of one. The second time, eight are cache hits."""
     engine = await make_engine(max_running=2, max_step_tokens=6)
     for expected in (
         {"step_seconds_count": 5, "step_tokens_sum": 12, "prompt": 9, "found": 0, "answer": 3},
         {"step_seconds_count": 4, "step_tokens_sum": 4, "prompt": 1, "found": 8, "answer": 3},
     ):
         before = counts()
-        with engine._changed:  # so that the whole prompt is there in the first step
+        with engine._condition:  # so that the first step sees the whole prompt
             generation = start(engine, ignore_eos=True)
             generation.add_text(list(range(5, 14)))
             generation.end_prompt(4)
@@ -36,14 +36,14 @@ async def test_steps_and_tokens_are_counted_by_kind(make_engine: MakeEngine) -> 
         assert more == {**expected, "failed": 0, "preempted": 0}
 
 
-async def test_gauges_are_what_the_engine_holds_now(make_engine: MakeEngine) -> None:
+async def test_gauges_show_the_current_load(make_engine: MakeEngine) -> None:
     engine = await make_engine(num_blocks=20, max_running=1)
     await ask(engine, [[5, 6, 7, 8, 9]], max_tokens=1)
     running, waiting = start(engine), start(engine)
     assert isinstance(running, PagedGeneration)
     running.add_text([20] * 6)
     waiting.add_text([1])
-    await until(lambda: running.sequence.num_computed > 0)  # so its first block is kept when it leaves
+    await until(lambda: running.sequence.num_computed > 0)  # its first block is full, so it stays evictable
     gauges = ("running", "waiting", "kv_blocks_used", "kv_blocks_kept", "kv_blocks")
     assert [value(name) for name in gauges] == [1, 1, 2, 1, 20]
     for generation in (running, waiting):

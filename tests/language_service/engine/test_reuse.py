@@ -1,4 +1,4 @@
-"""Work done before: found again under the same salt, thrown away for want of blocks, and never seen in the answers."""
+"""Prefix cache and preemption change the work of an engine, but never its answers."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ async def num_cached(engine: Engine, parts: list[Part], **options: Any) -> int:
 
 
 async def logprobs(engine: Engine, parts: list[Part]) -> list[list[float]]:
-    """Return the likeliest log-probabilities at each position of the answer."""
+    """Return the largest log-probabilities at each position of the answer."""
     generation = start(engine, num_logprobs=20)
     feed(generation, parts)
     generation.end_prompt(8)
@@ -42,7 +42,7 @@ async def logprobs(engine: Engine, parts: list[Part]) -> list[list[float]]:
 
 
 async def test_answers_are_the_same_with_and_without_reuse(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Over questions that begin alike, asked after one another and together, their prefill cut at odd places."""
+    """With questions that share prefixes, asked one by one and together, and prefill cut at odd places."""
     plain = await make_engine(reuse_prefixes=False)
     reusing = await make_engine(max_step_tokens=9)
     answers = [expected(decoder, parts) for parts in QUESTIONS]
@@ -55,7 +55,7 @@ async def test_answers_are_the_same_with_and_without_reuse(make_engine: MakeEngi
     assert await num_cached(plain, QUESTIONS[0]) == 0
 
 
-async def test_what_is_shared_is_told(make_engine: MakeEngine) -> None:
+async def test_usage_counts_cache_hits(make_engine: MakeEngine) -> None:
     engine = await make_engine()
     assert [await num_cached(engine, parts) for parts in QUESTIONS] == [0, 8, 4, 8, 0, 0]
     generation = start(engine)
@@ -67,7 +67,7 @@ async def test_what_is_shared_is_told(make_engine: MakeEngine) -> None:
     await read(generation)
 
 
-async def test_nothing_is_found_under_another_salt(make_engine: MakeEngine) -> None:
+async def test_another_salt_gives_no_cache_hits(make_engine: MakeEngine) -> None:
     engine = await make_engine()
     assert await num_cached(engine, QUESTIONS[0], salt=b"a") == 0
     assert await num_cached(engine, QUESTIONS[0], salt=b"b") == 0
@@ -75,18 +75,18 @@ async def test_nothing_is_found_under_another_salt(make_engine: MakeEngine) -> N
     assert await num_cached(engine, QUESTIONS[0], salt=b"a") == 8
 
 
-async def test_a_conversation_goes_on_where_it_was(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """The answer is part of the next prompt, so its keys and values are found, too."""
+async def test_a_follow_up_question_reuses_the_answer_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """The answer is part of the next prompt, so its blocks are cache hits too."""
     engine = await make_engine()
     parts = QUESTIONS[0]
     answer = await ask(engine, parts, ignore_eos=True)
     follow_up: list[Part] = [*parts, [*answer, 20, 21]]
-    assert await num_cached(engine, follow_up) == 20  # 12 + 12 tokens, the last one never computed
+    assert await num_cached(engine, follow_up) == 20  # of 12 + 12 tokens, the last of which was never computed
     assert await ask(engine, follow_up) == expected(decoder, follow_up)
 
 
-async def test_preemption_does_not_show_in_greedy_answers(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Whoever gives way computes its prompt, with its images, and its answer so far again."""
+async def test_preemption_does_not_change_greedy_answers(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """A preempted sequence computes its prompt, its images and its answer so far again."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=14, max_running=5, max_step_tokens=8, reuse_prefixes=reuse_prefixes)
         before = count("preemptions")
@@ -95,8 +95,8 @@ async def test_preemption_does_not_show_in_greedy_answers(make_engine: MakeEngin
         assert answers == [expected(decoder, parts, 20) for parts in PROMPTS * 2]
 
 
-async def test_who_gives_way_keeps_its_images(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """The last in line is the one with the images, and nobody sends them again."""
+async def test_a_preempted_sequence_keeps_its_images(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """The last sequence in order has the images, and the client sends them only once."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=15, reuse_prefixes=reuse_prefixes)
         prompts = [PROMPTS[1], PROMPTS[3]]
@@ -106,8 +106,8 @@ async def test_who_gives_way_keeps_its_images(make_engine: MakeEngine, decoder: 
         assert answers == [expected(decoder, parts, 18) for parts in prompts]
 
 
-async def test_preemption_does_not_show_in_sampled_answers(make_engine: MakeEngine) -> None:
-    """Nor in what is told: nobody counts as cached what it computed itself."""
+async def test_preemption_does_not_change_sampled_answers(make_engine: MakeEngine) -> None:
+    """Nor the usage: tokens that a sequence computed itself are no cache hits."""
     options: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "frequency_penalty": 0.5, "max_tokens": 20}
     roomy, tight = await make_engine(), await make_engine(num_blocks=14, max_running=5, max_step_tokens=8)
     alone = [await ask(roomy, parts, seed=seed, **options) for seed, parts in enumerate(PROMPTS)]

@@ -1,4 +1,4 @@
-"""The decoder as it is served, with every kind of kernels, against the same thing written slowly."""
+"""Compare the serving decoder, with every kind of kernels, with the slow reference."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
-from language_service.engine.serving import ServingDecoder, choose_kernels
+from checkpoint.families import LanguageConfig
+from language_service.engine.serving import ServingDecoder
 from language_service.kernels import library
+from language_service.kernels.choice import choose_kernels
 from language_service.kernels.interface import Kernels
 from language_service.kernels.native import NativeKernels, TileKernels
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
@@ -29,7 +30,7 @@ variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.key
 
 def make_kernels(kind: str) -> Kernels:
     if kind in ("native", "tiles") and library.library() is None:
-        pytest.skip("there are no native kernels here")
+        pytest.skip("the native kernels cannot run here")
     return KINDS[kind]()
 
 
@@ -47,36 +48,36 @@ def test_float32_logits_equal_the_slow_reference(config: LanguageConfig) -> None
     serving = ServingDecoder(config, dict(decoder.state_dict()))
     ids_T = torch.randint(0, config.vocab_size, (23,))
     expected_TV = reference.logits(decoder, decoder.embed(ids_T))
-    found_TV = forward(serving, serving.embed(ids_T), list(range(23)))
-    torch.testing.assert_close(found_TV, expected_TV, rtol=1e-5, atol=1e-5 * float(expected_TV.abs().max()))
+    logits_TV = forward(serving, serving.embed(ids_T), list(range(23)))
+    torch.testing.assert_close(logits_TV, expected_TV, rtol=1e-5, atol=1e-5 * float(expected_TV.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @variants
 def test_bfloat16_logits_are_close_to_exact_ones(config: LanguageConfig, kind: str) -> None:
-    """Exact: the same rounded weights, computed with in float32."""
+    """Exact logits use the same rounded weights, but compute in float32."""
     rough = make_decoder(config).bfloat16()
     exact = Decoder(config)
     exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
     serving = ServingDecoder(config, dict(rough.state_dict()), make_kernels(kind))
     ids_T = torch.randint(0, config.vocab_size, (23,))
     expected_TV = reference.logits(exact, exact.embed(ids_T))
-    found_TV = forward(serving, serving.embed(ids_T), list(range(23)))
-    assert (found_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
+    logits_TV = forward(serving, serving.embed(ids_T), list(range(23)))
+    assert (logits_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
 
 
 def test_only_wanted_rows_are_returned() -> None:
     decoder = make_decoder(CONFIG)
     serving = ServingDecoder(CONFIG, dict(decoder.state_dict()))
     embeddings_TD = serving.embed(torch.arange(9))
-    everything_TV = forward(serving, embeddings_TD, list(range(9)))
-    torch.testing.assert_close(forward(serving, embeddings_TD, [0, 3, 8]), everything_TV[[0, 3, 8]])
+    all_TV = forward(serving, embeddings_TD, list(range(9)))
+    torch.testing.assert_close(forward(serving, embeddings_TD, [0, 3, 8]), all_TV[[0, 3, 8]])
     assert forward(serving, embeddings_TD, []).shape == (0, CONFIG.vocab_size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_are_the_checkpoints(kind: str) -> None:
-    """Out of whatever order the head keeps them in."""
+def test_embeddings_equal_those_of_the_checkpoint(kind: str) -> None:
+    """In every layout of the head."""
     decoder = make_decoder(WIDE).bfloat16()
     serving = ServingDecoder(WIDE, dict(decoder.state_dict()), make_kernels(kind))
     for ids in (torch.arange(WIDE.vocab_size), torch.tensor([[3, 96], [64, 63]])):
@@ -85,7 +86,7 @@ def test_embeddings_are_the_checkpoints(kind: str) -> None:
 
 
 def test_every_tensor_is_taken_over() -> None:
-    """What would be left behind would stay in memory twice, or would not be served at all."""
+    """A tensor left behind would be in memory twice, or be missing from the decoder."""
     for config in VARIANTS.values():
         tensors = make_decoder(config).state_dict()
         num_parameters = sum(tensor.numel() for tensor in tensors.values())
@@ -94,6 +95,6 @@ def test_every_tensor_is_taken_over() -> None:
         assert (serving.num_parameters, serving.num_weight_bytes) == (num_parameters, 4 * num_parameters)
 
 
-def test_float32_is_never_served_by_bfloat16_kernels() -> None:
+def test_float32_never_uses_bfloat16_kernels() -> None:
     kernels = choose_kernels(WIDE, torch.float32, torch.device("cpu"))
     assert type(kernels) is PlainKernels

@@ -1,4 +1,4 @@
-"""The decoder, the cache and the engine against `transformers`, on checkpoints it wrote."""
+"""Compare decoder, cache and engine with `transformers`, on checkpoints that it wrote."""
 
 import asyncio
 import json
@@ -14,20 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from checkpoint.config import LanguageConfig, ModelConfig, RopeScaling
+from checkpoint.families import LanguageConfig, ResamplerModelConfig, RopeScaling
 from checkpoint.initial import create_checkpoint
 from checkpoint.packing import pack
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from checkpoint.weights import load_half
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.engine.paged import PagedEngine
-from language_service.engine.runner import Piece, Runner
+from language_service.engine.runner import Images, Runner
 from language_service.model.decoder import Decoder
 from language_service.scheduling.scheduler import SchedulerConfig
+from language_service.scheduling.sequence import Chunk
 from tests.language_service.asking import Part, count, feed, read, start
 
-pytestmark = pytest.mark.slow  # 200 tokens, in every way there is, of two models
+pytestmark = pytest.mark.slow  # two models, several modes, 200 tokens each
 NUM_TOKENS = 200
 BLOCK_SIZE = 16
 
@@ -63,7 +64,7 @@ def make_qwen3() -> tuple[PreTrainedModel, LanguageConfig]:
 
 
 def make_llama() -> tuple[PreTrainedModel, LanguageConfig]:
-    """Return the shape of Llama 3.1: a head of its own, and rotary positions stretched."""
+    """Return a model with the features of Llama 3.1: an untied head and scaled rotary positions."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 64, **LLAMA3}
     theirs = LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=rope, rms_norm_eps=1e-5)
     scaling = RopeScaling(kind="llama3", original_context_length=64, **LLAMA3)
@@ -73,9 +74,9 @@ def make_llama() -> tuple[PreTrainedModel, LanguageConfig]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One model twice: theirs, and ours as loaded from the model store."""
+    """One model twice: by transformers, and ours as loaded from the model store."""
 
-    theirs: Any  # a PreTrainedModel, whose methods have no types
+    theirs: Any  # a PreTrainedModel; its methods have no types
     ours: Decoder
 
     def embed(self, parts: Sequence[Part]) -> Tensor:
@@ -86,7 +87,7 @@ class Pair:
 
     @torch.inference_mode()
     def reference(self, parts: Sequence[Part]) -> tuple[list[int], Tensor]:
-        """Return their greedy answer, and the logits [T, V] at every position of prompt and answer."""
+        """Return the greedy answer of transformers, and its logits [T, V] over prompt and answer."""
         prompt_TD = self.embed(parts)
         answer = self.theirs.generate(
             inputs_embeds=prompt_TD[None],
@@ -100,16 +101,16 @@ class Pair:
 
 @pytest.fixture(scope="module", params=[make_qwen3, make_llama], ids=["qwen3", "llama"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Write a model with their code, pack it beside a vision half, and load it as the service does."""
+    """Write a model with transformers, pack it with a vision half, and load it as the service does."""
     torch.manual_seed(0)
     theirs, language = request.param()
     for name, parameter in theirs.named_parameters():
         if "norm" in name:
-            parameter.data += 0.3 * torch.randn(parameter.shape)  # all ones would hide a norm left out
+            parameter.data += 0.3 * torch.randn(parameter.shape)  # all ones would hide a missing norm
     theirs.generation_config.eos_token_id = None
     folder = tmp_path_factory.mktemp(request.param.__name__)
     theirs.eval().save_pretrained(folder / "theirs")
-    config = ModelConfig(**{**PRESETS["tiny"].model_dump(), "language": language})
+    config = ResamplerModelConfig(**{**RESAMPLER_PRESETS["tiny"].model_dump(), "language": language})
     tag = "theirs-v1.0.0"
     _pack(folder, config, tag)
     half = load_half(ModelStore(folder / "models").folder(tag), "language", dtype=torch.float32)
@@ -118,8 +119,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(theirs, ours.requires_grad_(False).eval())
 
 
-def _pack(folder: Path, config: ModelConfig, tag: str) -> None:
-    """Put their weights into our store; the vision half, which every checkpoint has, is a random one."""
+def _pack(folder: Path, config: ResamplerModelConfig, tag: str) -> None:
+    """Pack the weights of transformers into our store, with a random vision half."""
     create_checkpoint(folder / "random", tag, config)
     random = load_file(folder / "random" / tag / f"{tag}.safetensors")
     vision = {name: tensor for name, tensor in random.items() if not name.startswith(("language_model.", "lm_head."))}
@@ -135,16 +136,17 @@ def _pack(folder: Path, config: ModelConfig, tag: str) -> None:
 
 
 class RecordingRunner(Runner):
-    """Remembers the logits of every row that chose a token, by the position they came from."""
+    """Records the logits of every row that chose a token, with its position."""
 
     def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
         super().__init__(decoder, cache)
         self.rows: list[tuple[int, Tensor]] = []
 
-    def forward(self, pieces: Sequence[Piece], fresh_blocks: Sequence[int]) -> Tensor:
-        logits_BV = super().forward(pieces, fresh_blocks)
-        ends = [piece.start + len(piece.token_ids) - 1 for piece in pieces if piece.samples]
-        self.rows += zip(ends, logits_BV.clone(), strict=True)
+    def forward(
+        self, chunks: Sequence[Chunk], fresh_blocks: Sequence[int], images: Sequence[Images] | None = None
+    ) -> Tensor:
+        logits_BV = super().forward(chunks, fresh_blocks, images)
+        self.rows += zip([chunk.end - 1 for chunk in chunks if chunk.samples], logits_BV.clone(), strict=True)
         return logits_BV
 
 
@@ -158,11 +160,11 @@ PROMPTS: dict[str, list[Part]] = {
         [77],
     ],
 }
-# How many ask the same side by side, tokens of one step, blocks of the cache, whether prefixes are reused.
+# Equal requests at the same time, tokens per step, blocks of the cache, whether prefixes are reused.
 CASES: dict[str, tuple[int, int, int, bool]] = {
     "whole prompt at once": (1, 256, 32, False),
     "prompt in chunks": (1, 7, 32, False),
-    "side by side": (3, 64, 64, False),
+    "together": (3, 64, 64, False),
     "prefixes reused": (3, 64, 64, True),
     "preempted": (3, 64, 30, False),
     "preempted, prefixes reused": (3, 64, 20, True),
@@ -171,9 +173,9 @@ CASES: dict[str, tuple[int, int, int, bool]] = {
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS.keys())
 async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: list[Part]) -> None:
-    """All who ask at a time ask the same, so every row at a position has one right value, whoever it belongs to."""
+    """All requests of a case are equal. So all rows at a position have one right value."""
     answer, logits_TV = pair.reference(parts)
-    for name, (num_asking, max_step_tokens, num_blocks, reuse_prefixes) in CASES.items():
+    for name, (num_requests, max_step_tokens, num_blocks, reuse_prefixes) in CASES.items():
         shape = CacheConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE)
         cache = PagedCache(pair.ours.config, shape, dtype=torch.float32, device=torch.device("cpu"))
         runner = RecordingRunner(pair.ours, cache)
@@ -184,14 +186,14 @@ async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: li
             max_step_tokens=max_step_tokens,
             reuse_prefixes=reuse_prefixes,
         )
-        engine = PagedEngine(runner, config, tag="test-v1.0.0", model_digest=bytes(32), turn=threading.Lock())
+        engine = PagedEngine(runner, config, tag="test-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock())
         preempted, found = count("preemptions"), count("tokens", kind="found")
-        answers = await asyncio.gather(*(_ask(engine, parts) for _ in range(num_asking)))
+        answers = await asyncio.gather(*(_ask(engine, parts) for _ in range(num_requests)))
         await engine.close()
         assert (count("preemptions") > preempted) == ("preempted" in name), name
         assert (count("tokens", kind="found") > found) == reuse_prefixes, name
-        assert answers == [answer] * num_asking, name
-        assert len(runner.rows) >= num_asking * NUM_TOKENS
+        assert answers == [answer] * num_requests, name
+        assert len(runner.rows) >= num_requests * NUM_TOKENS
         for position, logits_V in runner.rows:
             torch.testing.assert_close(logits_V, logits_TV[position], rtol=0, atol=1e-4, msg=name)
 

@@ -1,4 +1,4 @@
-"""The compiled kernels, each against the same in torch and float32, at the edges of their tiles."""
+"""Compare each compiled kernel with torch in float32, at the edges of its tiles."""
 
 import asyncio
 import threading
@@ -25,9 +25,9 @@ from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.asking import PROMPTS, ask
 from tests.language_service.small import CONFIG, CPU, make_decoder
 
-needs_native = pytest.mark.skipif(library.library() is None, reason="there are no native kernels here")
+needs_native = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 PLAIN = PlainKernels(torch.float32)
-ROUNDING = 2.0**-8  # of one bfloat16
+ROUNDING = 2.0**-8  # relative error of a bfloat16
 
 
 def random(*shape: int) -> Tensor:
@@ -35,30 +35,30 @@ def random(*shape: int) -> Tensor:
 
 
 def assert_rounded(found: Tensor, expected: Tensor) -> None:
-    """Assert that `found` is `expected` rounded to bfloat16, up to another order of sums."""
+    """Assert that `found` equals `expected` rounded to bfloat16, except for the order of sums."""
     torch.testing.assert_close(found.float(), expected, rtol=ROUNDING, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_without_the_processor_for_it_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_needed_instructions_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     assert library.library.__wrapped__() is None
 
 
-def test_built_for_another_system_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a package was built beside newer system libraries than there are here."""
+def test_if_the_library_does_not_load_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, if it was built with newer system libraries."""
     path = tmp_path / "_native.so"
     path.write_bytes(b"\x7fELF")
     monkeypatch.setattr(library, "find_spec", lambda _name: spec_from_file_location("_native", path))
     monkeypatch.setattr(
         torch.cpu, "get_capabilities", lambda: dict.fromkeys(library._NEEDED, True)
-    )  # else a lesser processor would be the reason
+    )  # otherwise the processor could be the reason
     assert library.library.__wrapped__() is None
 
 
 @needs_native
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 6, 7, 19, 191, 193])
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(2, 1), (34, 64), (510, 65), (1030, 130)])
-def test_a_projection_is_the_product(num_rows: int, num_inputs: int, num_outputs: int) -> None:
+def test_a_projection_equals_the_product(num_rows: int, num_inputs: int, num_outputs: int) -> None:
     weight_NK, bias_N = random(num_outputs, num_inputs), random(num_outputs)
     x_TK, residual_TN = random(num_rows, num_inputs), random(num_rows, num_outputs)
     product_TN = x_TK.float() @ weight_NK.float().T
@@ -73,7 +73,7 @@ def test_a_projection_is_the_product(num_rows: int, num_inputs: int, num_outputs
 
 @needs_native
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_is_the_same_to_the_bit_whatever_shares_its_batch(num_threads: int) -> None:
+def test_a_row_is_bitwise_equal_in_every_batch(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     project = NativeKernels().project(random(200, 600), None)
     x_TK = random(200, 600)
@@ -83,8 +83,8 @@ def test_a_row_is_the_same_to_the_bit_whatever_shares_its_batch(num_threads: int
 
 
 @needs_native
-def test_callers_on_several_threads_take_turns() -> None:
-    """The engines of two models share the kernels' threads."""
+def test_several_threads_may_call_the_kernels() -> None:
+    """The engines of two models share the threads of the kernels."""
     torch.set_num_threads(2)
     project, x_TK = NativeKernels().project(random(300, 200), None), random(30, 200)
     expected_TN = project(x_TK)
@@ -95,7 +95,7 @@ def test_callers_on_several_threads_take_turns() -> None:
 
 @needs_native
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_steps_of_a_layer_equal_torch(num_rows: int) -> None:
+def test_operations_of_a_layer_equal_torch(num_rows: int) -> None:
     kernels = NativeKernels()
     x_TD, weight_D = random(num_rows, 70), random(70)
     assert_rounded(kernels.rms_norm(x_TD, weight_D, 1e-6), PLAIN.rms_norm(x_TD.float(), weight_D.float(), 1e-6))
@@ -107,16 +107,16 @@ def test_steps_of_a_layer_equal_torch(num_rows: int) -> None:
     for weight in (None, weight_E):
         around = random(num_rows, 7, 96)
         x_THE = around[:, 2:5]
-        expected = PLAIN.turn_heads(x_THE.float(), None if weight is None else weight.float(), 1e-6, cos_T1F, sin_T1F)
+        expected = PLAIN.rotate_heads(x_THE.float(), None if weight is None else weight.float(), 1e-6, cos_T1F, sin_T1F)
         before = around.clone()
-        assert_rounded(kernels.turn_heads(x_THE, weight, 1e-6, cos_T1F, sin_T1F), expected)
+        assert_rounded(kernels.rotate_heads(x_THE, weight, 1e-6, cos_T1F, sin_T1F), expected)
         assert torch.equal(around[:, :2], before[:, :2])
         assert torch.equal(around[:, 5:], before[:, 5:])
 
 
 @needs_native
 @pytest.mark.parametrize("width", [1, 16, 37, 160])
-def test_the_largest_is_found_at_its_first_place(width: int) -> None:
+def test_the_largest_logit_is_found_at_its_first_index(width: int) -> None:
     logits_BV = torch.randint(-3, 3, (50, width)).float()
     logits_BV[7, width // 2] = float("nan")
     logits_BV[8, width - 1] = float("inf")
@@ -129,7 +129,7 @@ def test_the_largest_is_found_at_its_first_place(width: int) -> None:
 
 
 def attend_slowly(cached: Tensor, q_THE: Tensor, start: int) -> Tensor:
-    """Return attention of one sequence's last tokens over its keys and values, [2, C, G, E]."""
+    """Return attention of the last tokens of one sequence over its keys and values, `cached` [2, C, G, E]."""
     k_GCE, v_GCE = cached.float().transpose(1, 2)
     seen_TC = torch.arange(k_GCE.shape[1]) <= start + torch.arange(len(q_THE))[:, None]
     q_HTE = q_THE.float().transpose(0, 1)
@@ -143,7 +143,7 @@ def attend_slowly(cached: Tensor, q_THE: Tensor, start: int) -> Tensor:
 @pytest.mark.parametrize("size", [32, 64, 96, 128])
 @pytest.mark.parametrize("block_size", [1, 16, 24])
 def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int, block_size: int) -> None:
-    """Sequences that decode, begin and go on, side by side; what other blocks hold is not even a number."""
+    """With sequences that decode, start and continue in one batch. All other blocks are NaN."""
     spans = [(0, 1), (63, 1), (64, 1), (200, 1), (0, 97), (5, 64), (62, 3), (130, 40)]
     lengths = [start + length for start, length in spans]
     num_blocks = [-(-length // block_size) for length in lengths]
@@ -175,7 +175,7 @@ def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int
 
 
 @needs_native
-def test_what_is_not_finite_stays_in_its_sequence() -> None:
+def test_numbers_that_are_not_finite_stay_in_their_sequence() -> None:
     kv = torch.zeros(1, 2, 4, 16, 1, 32, dtype=torch.bfloat16)
     qkv = random(4, 3, 32)
     clean = NativeAttention(kv.clone()).plan(array("i", [0, 0, 2, 0, 2, 0, 2, 1]), array("i", [0, 1]))
@@ -194,7 +194,7 @@ async def answers(decoder: ServingDecoder, *, num_blocks: int, at_once: bool, **
     )
     config = SchedulerConfig(block_size=4, **{"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits})
     engine = PagedEngine(
-        Runner(decoder, cache), config, tag="native-v1.0.0", model_digest=bytes(32), turn=threading.Lock()
+        Runner(decoder, cache), config, tag="native-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock()
     )
     if at_once:
         found = await asyncio.gather(*(ask(engine, parts, 40, temperature=1.0, seed=7) for parts in PROMPTS))
@@ -205,10 +205,10 @@ async def answers(decoder: ServingDecoder, *, num_blocks: int, at_once: bool, **
 
 
 @needs_native
-async def test_answers_in_bfloat16_do_not_depend_on_the_neighbours() -> None:
-    """Nor on how prompts are cut, on who gives way, on what is found computed, or on guesses.
+async def test_answers_in_bfloat16_do_not_depend_on_the_batch() -> None:
+    """Nor on chunks, preemption, cache hits or drafts.
 
-    Drawn, so that a single bit of a logit may show.
+    Tokens are sampled, so that a single wrong bit of a logit can show.
     """
     config = CONFIG.model_copy(update={"head_dim": 32})
     tensors = make_decoder(config).bfloat16().state_dict()

@@ -1,4 +1,4 @@
-"""All layers in one call, against the same kernels called one by one: equal to the bit."""
+"""All layers in one call are bitwise equal to the same kernels called one by one."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoint.config import LanguageConfig
-from language_service.engine.kv_cache import CacheConfig, PagedCache, Span
+from checkpoint.families import LanguageConfig
+from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels import library
 from language_service.kernels.interface import Layer, Layers
@@ -16,15 +16,15 @@ from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.native import NativeKernels
 from tests.language_service.small import CPU, WIDE, make_decoder, variants_of
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="there are no native kernels here")
+pytestmark = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 
 VARIANTS = variants_of(WIDE)
 BLOCKS = ([3, 1, 9], [0, 7], [4, 2, 5, 8])  # of three sequences, in blocks of four tokens
-# Ends of the sequences after each step, in which they are prefilled, decode, rest and decode again.
+# Length of each sequence after each step. They prefill, decode, pause and decode again.
 STEPS = ([0, 0, 0], [5, 1, 0], [6, 4, 9], [7, 5, 9], [8, 5, 15], [9, 6, 16])
 
 
-class StepByStep(NativeKernels):
+class OneByOne(NativeKernels):
     """The same kernels, called one by one."""
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
@@ -32,14 +32,14 @@ class StepByStep(NativeKernels):
 
 
 class Served:
-    """A decoder over a cache of its own."""
+    """A decoder with a cache."""
 
     def __init__(self, config: LanguageConfig, kernels: NativeKernels) -> None:
         self.decoder = ServingDecoder(config, make_decoder(config).bfloat16().state_dict(), kernels)
         self.cache = PagedCache(config, CacheConfig(num_blocks=10, block_size=4), dtype=torch.bfloat16, device=CPU)
         self.cache.kv.zero_()
 
-    def step(self, ids_T: Tensor, spans: Sequence[Span], rows: Sequence[int]) -> Tensor:
+    def step(self, ids_T: Tensor, spans: Sequence[CacheSpan], rows: Sequence[int]) -> Tensor:
         """Return the logits of `rows` after a step of `spans`, laid end to end."""
         positions = [span.start + i for span in spans for i in range(span.length)]
         with torch.inference_mode():
@@ -51,36 +51,40 @@ class Served:
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-def test_one_call_equals_many_to_the_bit(config: LanguageConfig, num_threads: int) -> None:
+def test_one_call_is_bitwise_equal_to_many(config: LanguageConfig, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    at_once, one_by_one = Served(config, NativeKernels()), Served(config, StepByStep())
+    at_once, one_by_one = Served(config, NativeKernels()), Served(config, OneByOne())
     for before, after in pairwise(STEPS):
         spans = [
-            Span(start, end - start, blocks)
+            CacheSpan(start, end - start, blocks)
             for start, end, blocks in zip(before, after, BLOCKS, strict=True)
             if end > start
         ]
         ids_T = torch.randint(0, config.vocab_size, (sum(span.length for span in spans),))
-        for rows in ([len(ids_T) - 1], range(0, len(ids_T), 2), range(len(ids_T))):  # the same tokens again and again
+        for rows in (
+            [len(ids_T) - 1],
+            range(0, len(ids_T), 2),
+            range(len(ids_T)),
+        ):  # computes the same tokens each time
             found, expected = at_once.step(ids_T, spans, rows), one_by_one.step(ids_T, spans, rows)
             assert torch.equal(found, expected)
         assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
 
 
-def test_a_step_that_wants_nothing_fills_the_cache() -> None:
-    at_once, one_by_one = Served(WIDE, NativeKernels()), Served(WIDE, StepByStep())
-    ids_T, spans = torch.randint(0, WIDE.vocab_size, (6,)), [Span(0, 6, [2, 1])]
+def test_a_step_without_wanted_rows_fills_the_cache() -> None:
+    at_once, one_by_one = Served(WIDE, NativeKernels()), Served(WIDE, OneByOne())
+    ids_T, spans = torch.randint(0, WIDE.vocab_size, (6,)), [CacheSpan(0, 6, [2, 1])]
     assert at_once.step(ids_T, spans, []).shape == one_by_one.step(ids_T, spans, []).shape == (0, WIDE.vocab_size)
     assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
     assert at_once.cache.kv.any()
 
 
-def test_embeddings_are_left_as_they_were() -> None:
+def test_embeddings_are_not_overwritten() -> None:
     served = Served(WIDE, NativeKernels())
     embeddings_TD = served.decoder.embed(torch.arange(5))
     before_TD = embeddings_TD.clone()
     with torch.inference_mode():
         served.decoder.forward(
-            embeddings_TD, torch.arange(5), served.cache.attend([Span(0, 5, [0, 1])]), torch.tensor([4])
+            embeddings_TD, torch.arange(5), served.cache.attend([CacheSpan(0, 5, [0, 1])]), torch.tensor([4])
         )
     assert torch.equal(embeddings_TD, before_TD)

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from checkpoint.config import LanguageConfig, RopeScaling
-from checkpoint.layout import layout
-from checkpoint.presets import PRESETS
+from checkpoint.families import LanguageConfig, RopeScaling, layout
+from checkpoint.presets import RESAMPLER_PRESETS
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.rotary import Rotary, rotate, scale_frequencies
@@ -88,9 +87,9 @@ def test_modalities_are_told_apart(decoder: Decoder) -> None:
     )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RESAMPLER_PRESETS)
 def test_tensors_are_those_of_the_checkpoint(preset: str) -> None:
-    config = PRESETS[preset]
+    config = RESAMPLER_PRESETS[preset]
     with torch.device("meta"):
         decoder = Decoder(config.language)
     ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
@@ -99,8 +98,8 @@ def test_tensors_are_those_of_the_checkpoint(preset: str) -> None:
 
 def test_new_weights_keep_the_residual_stream_small() -> None:
     torch.manual_seed(0)
-    tensors = Decoder(PRESETS["demo"].language).state_dict()
-    layers = PRESETS["demo"].language.num_layers
+    tensors = Decoder(RESAMPLER_PRESETS["demo"].language).state_dict()
+    layers = RESAMPLER_PRESETS["demo"].language.num_layers
     std = {name: float(tensor.std()) for name, tensor in tensors.items() if "norm" not in name}
     for name, deviation in std.items():
         expected = 0.02 / math.sqrt(2 * layers) if "o_proj" in name or "w2" in name else 0.02

@@ -285,7 +285,7 @@ async def test_an_answer_that_has_no_token_left_fails_alone(
         return generation
 
     grammar = await compiler.compile(Constraint("regex", "(|)"))
-    with engine._changed:  # so that both are in one step
+    with engine._condition:  # so that both are in one step
         failing, neighbour = ask(grammar), ask(None)
     with pytest.raises(InvalidArgument) as caught:
         await read(failing)

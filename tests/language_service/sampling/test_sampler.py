@@ -13,7 +13,7 @@ from chassis.errors import InvalidArgument
 from language_service.sampling.options import SamplingOptions, read_options
 from language_service.sampling.sampler import SamplingState, choose
 from tandem.v1 import sampling_pb2
-from tests.language_service.watching import Watching
+from tests.language_service.operation_spy import OperationSpy
 
 EOS = 2
 PROBS = [0.4, 0.3, 0.15, 0.1, 0.05]
@@ -183,7 +183,7 @@ def test_the_number_of_operations_does_not_grow_with_the_rows() -> None:
         states = [make_state(**options) for _ in range(num_rows)]
         choose(torch.randn(num_rows, 5), states)
         calls: list[Any] = []
-        with Watching(lambda *call: calls.append(call)):
+        with OperationSpy(lambda *call: calls.append(call)):
             choose(torch.randn(num_rows, 5), states)
         return len(calls)
 

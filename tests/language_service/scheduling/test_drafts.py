@@ -1,4 +1,4 @@
-"""Guesses from the prompt, and answers that are the same with and without them."""
+"""N-gram drafts, and answers that are equal with and without them."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ from tests.language_service.asking import PROMPTS, Part, ask, count, expected, r
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_decoder, make_image
 
-# Prompts whose answers repeat: a random decoder falls into loops, and these begin with some.
+# Prompts with repetitive answers. A random decoder falls into loops, and some of these start with one.
 REPEATING: list[list[Part]] = [
     *PROMPTS,
     [[5, 6, 7, 8, 9] * 4],
@@ -25,8 +25,8 @@ REPEATING: list[list[Part]] = [
 
 
 @given(token_ids=st.lists(st.integers(0, 2), max_size=40), cuts=st.lists(st.integers(0, 40)), limit=st.integers(0, 6))
-def test_a_guess_is_what_followed_the_last_time(token_ids: list[int], cuts: list[int], limit: int) -> None:
-    """However often it was asked before, with fewer tokens."""
+def test_a_draft_repeats_the_text_after_the_last_equal_ngram(token_ids: list[int], cuts: list[int], limit: int) -> None:
+    """Also after earlier drafts of shorter texts."""
     lookup = PromptLookup(6)
     for cut in sorted(cut for cut in cuts if cut < len(token_ids)):
         lookup.draft(token_ids[:cut], limit)
@@ -35,25 +35,25 @@ def test_a_guess_is_what_followed_the_last_time(token_ids: list[int], cuts: list
     assert lookup.draft(token_ids, limit) == (followed * 6)[:limit]
 
 
-def test_reach_follows_success() -> None:
+def test_the_draft_length_adapts_to_acceptance() -> None:
     lookup = PromptLookup(8)
     tokens = [1, 2, 3] * 3
 
-    def reach() -> int:
+    def draft_length() -> int:
         return len(lookup.draft(tokens, 100))
 
-    assert reach() == 8
+    assert draft_length() == 8
     lookup.learn(8, 0)
-    assert reach() == 1
-    for expected_reach in (2, 4, 8, 8):
+    assert draft_length() == 1
+    for expected_length in (2, 4, 8, 8):
         lookup.learn(1, 1)
-        assert reach() == expected_reach
+        assert draft_length() == expected_length
     lookup.learn(8, 3)
-    assert reach() == 3
+    assert draft_length() == 3
 
 
-async def test_greedy_answers_are_the_references(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Alone, together, and where blocks run out."""
+async def test_greedy_answers_with_drafts_equal_the_reference(make_engine: MakeEngine, decoder: Decoder) -> None:
+    """Alone, together, and when blocks run out."""
     for num_blocks in (64, 20):
         engine = await make_engine(num_blocks=num_blocks, max_drafts=6)
         before = count("drafts", outcome="right")
@@ -75,20 +75,20 @@ async def test_greedy_answers_are_the_references(make_engine: MakeEngine, decode
         {"temperature": 0.3, "seed": 5, "num_logprobs": 2},
     ],
 )
-async def test_every_option_gives_the_same_with_guesses(make_engine: MakeEngine, options: dict[str, Any]) -> None:
-    """Each token takes one draw from the answer's own stream, in order, whether it was guessed or not."""
-    plain, guessing = await make_engine(), await make_engine(max_drafts=6)
+async def test_drafts_change_no_answer_under_any_option(make_engine: MakeEngine, options: dict[str, Any]) -> None:
+    """Each token takes one number from the random stream of its answer, drafted or not."""
+    plain, drafting = await make_engine(), await make_engine(max_drafts=6)
     for parts in REPEATING:
-        assert await ask(guessing, parts, 40, **options) == await ask(plain, parts, 40, **options)
+        assert await ask(drafting, parts, 40, **options) == await ask(plain, parts, 40, **options)
 
 
-async def test_grammars_follow_guesses(make_engine: MakeEngine) -> None:
+async def test_grammars_accept_drafts(make_engine: MakeEngine) -> None:
     model = make_decoder(CONFIG.model_copy(update={"vocab_size": 264}))
-    plain, guessing = await make_engine(model=model), await make_engine(model=model, max_drafts=6)
+    plain, drafting = await make_engine(model=model), await make_engine(model=model, max_drafts=6)
     compiler = GrammarCompiler(byte_tokenizer().to_str(), vocab_size=264, eos_token_ids=[2])
     before = count("drafts", outcome="right")
     answers = []
-    for engine in (plain, guessing):
+    for engine in (plain, drafting):
         grammar = await compiler.compile(Constraint("regex", "(abcab){6}[0-9]+(xyz)*!"))
         generation = engine.open(SamplingOptions(), salt=b"", priority=0, grammar=grammar)
         generation.add_text([5, 6, 7])

@@ -1,26 +1,26 @@
-"""The scheduler's policy on prompts that arrive piece by piece."""
+"""The scheduling policy for prompts that arrive in segments."""
 
-from tests.language_service.stepping import add, add_named, make_scheduler, run, sizes, step
+from tests.language_service.stepping import add, add_shared, make_scheduler, run, sizes, step
 
 
-def test_one_that_waits_for_its_prompt_gives_way_to_anyone() -> None:
-    """A client that stalls must not keep the cache from the others."""
+def test_a_stalled_prompt_is_preempted_to_admit_any_other() -> None:
+    """A client that stalls must not block the cache."""
     scheduler = make_scheduler(num_blocks=4)
-    idle = add(scheduler, 12, None, priority=5)
+    stalled = add(scheduler, 12, None, priority=5)
     step(scheduler)
     other = add(scheduler, 8, 4)
     assert sizes(step(scheduler)) == [(other, 8)]
-    assert idle.blocks == []
-    idle.max_tokens = 2
-    assert run(scheduler) == [other] * 3 + [idle] * 2
+    assert stalled.blocks == []
+    stalled.max_tokens = 2
+    assert run(scheduler) == [other] * 3 + [stalled] * 2
 
 
-def test_what_has_arrived_is_prefilled_before_the_prompt_ends() -> None:
+def test_the_arrived_part_of_a_prompt_is_prefilled_before_it_ends() -> None:
     scheduler = make_scheduler()
     sequence = add(scheduler, 6, max_tokens=None)
     batch = step(scheduler)
     assert sizes(batch) == [(sequence, 6)]
-    assert scheduler.pool.num_used == 2  # what is here, and nothing for an answer yet
+    assert scheduler.pool.num_used == 2  # for the arrived part, none for an answer yet
     assert step(scheduler) is None
     sequence.add_text([0] * 5)
     assert sizes(step(scheduler)) == [(sequence, 5)]
@@ -32,8 +32,8 @@ def test_what_has_arrived_is_prefilled_before_the_prompt_ends() -> None:
     assert batch.chunks[0].samples
 
 
-def test_the_last_token_runs_again_if_the_prompt_ended_after_it() -> None:
-    """Its logits choose the first token, and nobody knew when it ran."""
+def test_the_last_token_is_computed_again_if_the_prompt_ends_after_it() -> None:
+    """Its logits choose the first token of the answer, but were dropped."""
     scheduler = make_scheduler()
     sequence = add(scheduler, 6, max_tokens=None)
     step(scheduler)
@@ -44,8 +44,8 @@ def test_the_last_token_runs_again_if_the_prompt_ended_after_it() -> None:
     assert (batch.chunks[0].start, batch.chunks[0].samples) == (5, True)
 
 
-def test_half_arrived_prompts_do_not_wait_for_each_other() -> None:
-    """Two prompts hold all blocks and each needs more: the later one gives way and is prefilled again."""
+def test_incomplete_prompts_do_not_deadlock() -> None:
+    """Two prompts use all blocks and both need more. The later one is preempted and prefilled again."""
     scheduler = make_scheduler(num_blocks=4)
     first, second = add(scheduler, 8, None), add(scheduler, 8, None)
     assert sizes(step(scheduler)) == [(first, 8), (second, 8)]
@@ -55,10 +55,10 @@ def test_half_arrived_prompts_do_not_wait_for_each_other() -> None:
     assert run(scheduler) == [first, first, second, second]
 
 
-def test_one_that_waits_for_its_prompt_gives_way_to_one_that_grows() -> None:
-    """Whatever its place: the other would compute again what it has for somebody who does nothing with his blocks."""
+def test_a_stalled_prompt_is_preempted_before_a_sequence_that_grows() -> None:
+    """Also if it comes first in the order: it does not use its blocks, and the other one does."""
     scheduler = make_scheduler(num_blocks=4)
-    idle = add(scheduler, 4, None)
+    stalled = add(scheduler, 4, None)
     step(scheduler)
     growing = add(scheduler, 4, 12)
     batches = []
@@ -67,56 +67,56 @@ def test_one_that_waits_for_its_prompt_gives_way_to_one_that_grows() -> None:
     assert [batch.num_preempted for batch in batches].count(1) == 1
     computed = [len(chunk.token_ids) for batch in batches for chunk in batch.chunks if chunk.sequence is growing]
     assert computed == [4] + [1] * 11
-    idle.max_tokens = 2
-    assert run(scheduler) == [idle] * 2
+    stalled.max_tokens = 2
+    assert run(scheduler) == [stalled] * 2
 
 
-def test_one_that_waits_for_its_prompt_keeps_no_place_from_others() -> None:
-    """Else as many clients that stall as there are places would stop everybody."""
+def test_a_stalled_prompt_gives_its_slot_to_others() -> None:
+    """Otherwise `max_running` stalled clients would stop the engine."""
     scheduler = make_scheduler(max_running=1)
-    idle = add(scheduler, 6, None)
+    stalled = add(scheduler, 6, None)
     step(scheduler)
     second, third = add(scheduler, 2, 2), add(scheduler, 2, 1)
     assert run(scheduler) == [second, second, third]
-    idle.max_tokens = 1
-    assert run(scheduler) == [idle]
+    stalled.max_tokens = 1
+    assert run(scheduler) == [stalled]
 
 
-def test_prompts_that_all_wait_do_not_take_turns() -> None:
-    """Each would be computed again and again, only to wait."""
+def test_stalled_prompts_do_not_preempt_each_other() -> None:
+    """Each would be computed again and again, only to stall."""
     scheduler = make_scheduler(max_running=1)
     first, second = add(scheduler, 6, None), add(scheduler, 3, None)
     assert sizes(step(scheduler)) == [(first, 6)]
     assert step(scheduler) is None
-    text = add(scheduler, 2, 2)  # behind one that cannot begin yet, and not held up by it
+    text = add(scheduler, 2, 2)  # the incomplete prompt before it does not block it
     assert run(scheduler) == [text, text]
     for sequence in (second, first):
         sequence.max_tokens = 1
         assert run(scheduler) == [sequence]
 
 
-def test_nobody_gives_way_for_one_that_could_not_begin_all_the_same() -> None:
-    """It would compute its prompt again and again, for nothing."""
+def test_no_sequence_is_preempted_for_one_that_still_could_not_start() -> None:
+    """It would compute its prompt again and again for nothing."""
     scheduler = make_scheduler(num_blocks=5)
-    idle, growing = add(scheduler, 4, None), add(scheduler, 4, 5)
+    stalled, growing = add(scheduler, 4, None), add(scheduler, 4, 5)
     step(scheduler)
     large = add(scheduler, 16, 1)
     batches = []
     while growing.num_answer < 5:
         batches.append(step(scheduler))
-        assert idle.blocks
+        assert stalled.blocks
     assert [batch.num_preempted for batch in batches if batch] == [0] * 4
     assert run(scheduler) == [large]
 
 
-def test_blocks_that_several_hold_are_given_back_once() -> None:
-    """Else those that share them would give way in each step to one that cannot begin all the same."""
+def test_shared_blocks_count_once_when_preemption_is_considered() -> None:
+    """Otherwise every step would preempt their owners for a sequence that still could not start."""
     scheduler = make_scheduler(num_blocks=7)
-    idle = [add_named(scheduler, [*range(8), last], None) for last in (20, 21)]
+    stalled = [add_shared(scheduler, [*range(8), last], None) for last in (20, 21)]
     growing = add(scheduler, 4, 5)
-    while any(sequence.num_pending for sequence in idle):
+    while any(sequence.num_pending for sequence in stalled):
         step(scheduler)
-    assert idle[0].blocks[:2] == idle[1].blocks[:2]
+    assert stalled[0].blocks[:2] == stalled[1].blocks[:2]
     large = add(scheduler, 16, 1)
     while growing.num_answer < 5:
         batch = step(scheduler)

@@ -1,4 +1,4 @@
-"""The scheduler under random traffic, its cache checked against what every sequence would have computed alone."""
+"""Run the scheduler under random traffic, and check every cache slot that a step reads."""
 
 import random
 from itertools import takewhile
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from language_service.scheduling.scheduler import Batch, Scheduler
 from language_service.scheduling.sequence import Chunk, Sequence
-from tests.language_service.stepping import BLOCK_SIZE, add_named, make_scheduler
+from tests.language_service.stepping import BLOCK_SIZE, add_shared, make_scheduler
 
-# Each prompt: its segments of token ids, the answer's length in tokens, its priority.
+# Per prompt: segments of token ids, length of the answer in tokens, priority.
 Prompts = list[tuple[list[list[int]], int, int]]
 
 segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=4)
@@ -25,22 +25,22 @@ segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size
     max_drafts=st.sampled_from([0, 3]),
     seed=st.integers(0, 2**32),
 )
-def test_every_sequence_ends_and_reads_only_what_it_would_have_computed(
+def test_every_sequence_finishes_and_reads_only_its_own_content(
     prompts: Prompts, max_drafts: int, seed: int, **limits: int
 ) -> None:
-    """Segments arrive and requests are cancelled between steps, in any order, and many prompts begin alike."""
+    """Segments arrive and requests are cancelled between steps, in random order. Many prompts share prefixes."""
     scheduler = make_scheduler(**limits, max_drafts=max_drafts)
     Traffic(scheduler, random.Random(seed), prompts).run()
 
 
 class Traffic:
-    """Runs sequences to their end on a cache that remembers, for every slot, the tokens its content follows from."""
+    """Runs sequences to their end. Its cache records, for every slot, the tokens up to that position."""
 
     def __init__(self, scheduler: Scheduler, chance: random.Random, prompts: Prompts) -> None:
         self.scheduler, self.chance = scheduler, chance
         self.arriving = {}
         for segments, max_tokens, priority in prompts:
-            sequence = add_named(scheduler, [], None)
+            sequence = add_shared(scheduler, [], None)
             scheduler.remove(sequence)
             sequence.priority = priority
             scheduler.add(sequence)
@@ -57,7 +57,7 @@ class Traffic:
                 self._cancel(self.chance.choice(sorted(self.alive, key=id)))
             batch = self.scheduler.next_batch()
             self.scheduler.check()
-            assert batch is not None or self.arriving or not self.alive, "everything has arrived and nothing runs"
+            assert batch is not None or self.arriving or not self.alive, "all prompts are complete but nothing runs"
             if batch is not None:
                 self._compute(batch)
             self.scheduler.check()
@@ -76,7 +76,9 @@ class Traffic:
             for position in range(chunk.start, chunk.end)
         ]
         for chunk, position, slot in written:
-            assert sum(slot[0] in sequence.blocks for sequence in self.alive) == 1, "others read what is written"
+            assert sum(slot[0] in sequence.blocks for sequence in self.alive) == 1, (
+                "another sequence reads a slot that is written"
+            )
             self.slots[slot] = self._tokens(chunk)[: position + 1]
         for chunk in batch.chunks:
             for position in range(chunk.end):
@@ -85,16 +87,17 @@ class Traffic:
             self._advance(chunk)
 
     def _tokens(self, chunk: Chunk) -> list[int]:
-        """Return the tokens up to the chunk's end, its guesses among them."""
+        """Return the tokens up to the end of a chunk, with its drafts."""
         return [*chunk.sequence.token_ids[: chunk.start], *chunk.token_ids]
 
     def _advance(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         answer = [self.chance.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
-        num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chunk.drafts, answer, strict=False)))
-        self.scheduler.advance(chunk, num_right)
-        assert sequence.num_found <= max(sequence.num_prompt - 1, 0)
-        for token in answer[: num_right + 1]:
+        pairs = zip(chunk.drafts, answer, strict=False)
+        num_accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.scheduler.advance(chunk, num_accepted)
+        assert sequence.num_cached_tokens <= max(sequence.num_prompt - 1, 0)
+        for token in answer[: num_accepted + 1]:
             sequence.add_answer(token)
         if sequence.prompt_ended:
             assert sequence.max_tokens is not None

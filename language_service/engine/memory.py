@@ -1,4 +1,4 @@
-"""How much memory a cache may count on."""
+"""Measure how much memory a KV cache may take."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes of memory that are free for this process on `device`."""
+    """Return the bytes of memory that this process can still allocate on `device`."""
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
@@ -17,7 +17,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _machine_bytes() -> int:
-    """Return what Linux says can be taken without swapping; where it says nothing, what is free."""
+    """Return the memory that is available without swapping, or the free memory if Linux does not report it."""
     for line in _read(Path("/proc/meminfo")).splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -26,11 +26,11 @@ def _machine_bytes() -> int:
 
 
 def _container_bytes() -> int:
-    """Return what the container's limit leaves: the machine's memory means nothing inside one."""
+    """Return the memory below the container's limit. Inside a container, the machine's memory says nothing."""
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
     if not (limit.isdigit() and used.isdigit()):
         return 2**63
-    # Files read, the weights among them, count as used, and are dropped when somebody needs the place.
+    # Cached file pages, also those of the weights just read, count as used. Linux drops them when memory is needed.
     statistics = dict(line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
     return max(0, int(limit) - int(used) + int(statistics.get("inactive_file", 0)))
 

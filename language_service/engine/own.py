@@ -1,0 +1,62 @@
+"""Open our own engine on a loaded language half: size the cache, warm up, start."""
+
+import asyncio
+
+import structlog
+
+from chassis.errors import FailedPrecondition
+from checkpoint.families import LanguageConfig
+from checkpoint.weights import LoadedHalf
+from language_service.engine.interface import EngineConfig
+from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_block
+from language_service.engine.memory import available_bytes
+from language_service.engine.paged import PagedEngine
+from language_service.engine.runner import Runner
+from language_service.engine.serving import ServingDecoder
+from language_service.scheduling import Chunk, Sequence
+
+_log = structlog.get_logger()
+
+
+async def open_tandem_engine(half: LoadedHalf, config: EngineConfig, *, tag: str) -> PagedEngine:
+    """Return our own engine, running. Takes over the tensors of `half`; see `open_engine`."""
+    runner = await asyncio.to_thread(_make_runner, half, config, tag)
+    return PagedEngine(runner, config.scheduling, tag=tag, model_digest=half.digest, step_lock=config.step_lock)
+
+
+def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
+    """Return decoder and cache after a first forward pass."""
+    model = half.config.language
+    decoder = ServingDecoder(model, half.tensors)
+    cache = PagedCache(model, _size_cache(model, config), dtype=config.dtype, device=config.device)
+    runner = Runner(decoder, cache)
+    # The first pass chooses kernels and allocates memory. Better now than in the first request.
+    chunk = Chunk(sequence=Sequence(), start=0, token_ids=[0], blocks=[0], samples=True)
+    if not bool(runner.forward([chunk], fresh_blocks=[0]).isfinite().all()):
+        raise FailedPrecondition(
+            f"The language half of {tag} gives logits that are not finite.", reason="BAD_CHECKPOINT"
+        )
+    facts, num_tokens = runner.description, cache.config.num_tokens
+    _log.info("decoder ready", tag=tag, kernels=facts.kernels)
+    _log.info(
+        "kv cache ready", tag=tag, num_blocks=facts.num_blocks, num_tokens=num_tokens, num_bytes=facts.num_cache_bytes
+    )
+    return runner
+
+
+def _size_cache(model: LanguageConfig, config: EngineConfig) -> CacheConfig:
+    """Return as many blocks as the settings allow, but no more than all running sequences can fill."""
+    block_size = config.scheduling.block_size
+    block_bytes = bytes_per_block(model, block_size, config.dtype)
+    budget = config.cache_bytes
+    if budget is None:
+        budget = int(config.cache_fraction * available_bytes(config.device))
+    max_useful = config.scheduling.max_running * -(-model.context_length // block_size)
+    num_blocks = min(budget // block_bytes, max_useful)
+    if num_blocks < 1:
+        raise FailedPrecondition(
+            f"A KV cache of {budget} bytes has no room for one block of {block_bytes} bytes. "
+            "Raise --kv-cache-bytes or --kv-cache-fraction, or free memory.",
+            reason="NO_MEMORY",
+        )
+    return CacheConfig(num_blocks=num_blocks, block_size=block_size)

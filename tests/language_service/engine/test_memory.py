@@ -1,0 +1,29 @@
+"""The memory that a KV cache may take."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from language_service.engine import memory
+from language_service.engine.memory import available_bytes
+
+
+def test_available_memory_is_at_most_that_of_the_machine() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < available_bytes(torch.device("cpu")) <= total
+
+
+def test_cached_file_pages_count_as_available_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of the weight files just read would otherwise make the cache smaller."""
+    for name, content in (
+        ("memory.max", "1000000\n"),
+        ("memory.current", "800000\n"),
+        ("memory.stat", "anon 300000\nactive_file 100000\ninactive_file 400000\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert available_bytes(torch.device("cpu")) == 600000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(torch.device("cpu")) > 600000
