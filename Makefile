@@ -1,62 +1,90 @@
 # Everything a person or CI runs. `make demo` and `make test` set up what they need.
-PYTHON ?= python3.11
 BIN := .venv/bin
+# The first of these that can make a virtual environment. `make PYTHON=... test` takes another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
+	$$python -c 'import ensurepip, venv' 2>/dev/null && echo $$python && break; done)
+# Torch for CPUs: PyPI's build for Linux brings CUDA, which is gigabytes. `make TORCH_INDEX= test` takes PyPI's.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Markers of tests that `make test` leaves out. Each has a target test-MARKER.
+SEPARATE := load
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: demo test test-load lint format protos serve bench peers train-demo clean
+.PHONY: help demo serve test $(SEPARATE:%=test-%) lint format protos bench train-demo peers clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
-demo: .venv/ready  ## ask three questions about two images of a stack started for it
+help:  ## show this list
+	@sed -nE 's/^([a-z-]+)(%?):[^#]*## +(.*)/\1|\2|\3/p' Makefile | while IFS='|' read -r name any text; do \
+		printf 'make %-11s %s\n' "$$name$${any:+NAME}" "$$text"; done
+
+demo: .venv/ready  ## start a stack and ask it three questions about two images
 	$(BIN)/python -m demo.tour
 
-serve: .venv/ready  ## the three services on loopback until Ctrl-C
+serve: .venv/ready  ## run the three services on this machine until Ctrl-C
 	$(BIN)/tandem up
 
-test: .venv/ready  ## every test but those under load, the quick ones first
-	$(BIN)/pytest -m "not slow and not load"
-	$(BIN)/pytest -m slow
+test: .venv/ready  ## run the tests, the quick ones first; with COVERAGE=1 also hold the coverage floor
+	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -m "not slow $(SEPARATE:%=and not %)"
+	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
+	$(BIN)/pytest -m "slow $(SEPARATE:%=and not %)"
+	@echo "Left out, each by a target of its own: $(SEPARATE:%=test-%)"
 
-test-load: .venv/ready  ## real processes under steady load, killed, cancelled and rolled back, for minutes
+test-load: .venv/ready  ## run the load tests: real processes that are killed and rolled back, for minutes
 	$(BIN)/pytest -m load -s
 
-lint: .venv/ready  ## style, types and the contract
+lint: .venv/ready  ## check style, types and the contract
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 
-format: .venv/ready  ## put code and contract into the house style
+format: .venv/ready  ## format code and contract
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/buf format --write protos
 
-protos: .venv/ready  ## the stubs in tandem/v1 from protos/
+protos: .venv/ready  ## generate the stubs in tandem/v1 from protos/
 	$(BIN)/buf format --write protos
 	$(BIN)/buf lint protos
 	$(BIN)/python protos/generate.py
 
-bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## every benchmark, each within about a minute; the README's figures are of full runs
+bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## run every benchmark, each within about a minute
 
-bench-%: .venv/ready
+bench-%: .venv/ready  ## run one benchmark within about a minute
 	$(BIN)/python -m benchmarks.$* --quick
 
-train-demo: .venv/ready  ## train the demo model again (about an hour and a half on two cores)
+train-demo: .venv/ready  ## train the demo model again, about 90 minutes on two cores
 	$(BIN)/python -m demo.train
 
-peers: .peers/transformers/ready .peers/vllm/ready .peers/llama_cpp/ready  ## engines to compare ours with; -k where one does not install
+peers: .peers/transformers/ready .peers/vllm/ready .peers/llama_cpp/ready  ## install engines to compare with; -k skips those that fail
 
-clean:  ## forget the virtual environment and every cache
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## delete the virtual environment and every cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
-# torch comes first and by exact version: a range would bring the CUDA build where there is no GPU.
+# An environment whose Python is gone is made again.
+ifneq ($(shell test -x $(BIN)/python && echo runs),runs)
+.PHONY: .venv/ready
+endif
+
+# Succeeds where the index answers within three seconds; the name server's time counts, too.
+INDEX_ANSWERS = $(BIN)/python -c 'import faulthandler, sys, urllib.request as web; \
+	faulthandler.dump_traceback_later(3, exit=True); web.urlopen(sys.argv[1], timeout=2)' '$(TORCH_INDEX)/torch/'
+# What pip says is shown only where it fails.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OR_SAY_WHY = >.venv/install.log 2>&1 || { cat .venv/install.log >&2; exit 1; }
+
+# Torch comes first: only its step may look into its index.
 .venv/ready: pyproject.toml setup.py constraints.txt $(wildcard language_service/kernels/*.cpp language_service/kernels/*.h)
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gateway,stages,similar,traces,dev]'
-	touch $@
+	$(if $(PYTHON),,$(error Install Python 3.11 or newer, with its venv module (Debian: python3-venv)))
+	@echo "$(if $(wildcard $@),Updating,Setting up) .venv: installing packages and compiling kernels takes up to two minutes."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		test ! -e .venv || echo "The Python of .venv is gone, so .venv is made again."; \
+		rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@if $(INDEX_ANSWERS) >/dev/null 2>&1; then index='--extra-index-url $(TORCH_INDEX)'; fi; $(INSTALL) $$index torch $(OR_SAY_WHY)
+	@$(INSTALL) --editable '.[gateway,stages,similar,traces,dev]' $(OR_SAY_WHY)
+	@touch $@
 
 # Whole lists of exact versions, dependencies not followed: vLLM names packages that come without a build for processors.
 # llama.cpp is compiled for this processor, which takes half an hour on two cores.
