@@ -38,10 +38,23 @@ def test_results_go_to_the_given_file_or_folder(given: str, written: str, tmp_pa
     assert (tmp_path / written).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def benchmarks() -> set[str]:
+    return {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")} - {"__init__"}
+
+
 def test_make_bench_runs_every_benchmark_with_quick() -> None:
     """A benchmark that no target runs would break unnoticed."""
     steps = subprocess.run(["make", "-n", "bench"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    sources = {path.stem: path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    programs = {name for name, source in sources.items() if " = parse_arguments(" in source}
-    assert programs
-    assert programs - TOO_LARGE_FOR_ALL <= set(re.findall(r"benchmarks\.(\w+) --quick", steps))
+    assert benchmarks()
+    assert benchmarks() - TOO_LARGE_FOR_ALL == set(re.findall(r"benchmarks\.(\w+) --quick", steps))
+
+
+def test_every_module_directly_in_benchmarks_is_a_script_with_quick_and_json() -> None:
+    for name in benchmarks():
+        assert " = parse_arguments(" in (REPOSITORY / "benchmarks" / f"{name}.py").read_text(), name
+
+
+@pytest.mark.parametrize("suffix", [".json", ".png"])
+def test_every_benchmark_has_committed_results(suffix: str) -> None:
+    """And no results remain of a benchmark that no longer exists."""
+    assert {path.stem for path in RESULTS.glob(f"*{suffix}")} == benchmarks()
