@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -43,6 +44,12 @@ def one_thread() -> None:
     Sums keep one order, too, so that what is computed twice is equal to the last bit.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def unbound_log() -> None:
+    """Forget fields that an earlier test bound to log lines: a server binds them in each call's own context."""
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="session")
