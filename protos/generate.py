@@ -1,4 +1,4 @@
-"""Generate the Python stubs of protos/ into a folder (tandem/v1 of the repository by default)."""
+"""Generate the Python stubs of the contract into tandem/v1."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,10 @@ REPOSITORY = PROTOS.parent
 
 
 def generate(out: Path) -> None:
-    """Write `*_pb2.py`, `*_pb2.pyi` and, for files with a service, `*_pb2_grpc.py` and its `.pyi` below `out`."""
+    """Write the stubs below `out`.
+
+    Every proto gets `*_pb2.py` and `*_pb2.pyi`. A proto with a service also gets `*_pb2_grpc.py` and its `.pyi`.
+    """
     scripts = Path(sys.executable).parent
     sources = sorted(PROTOS.glob("tandem/v1/*.proto"))
     arguments = [

@@ -30,21 +30,21 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Never valid."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """Instructions of the operator."""
+    """Instructions from the operator of the application."""
     ROLE_USER: _Role.ValueType  # 2
-    """The person who asks."""
+    """The user."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """The model."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who said a message."""
+    """The author of a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Never valid."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""Instructions of the operator."""
+"""Instructions from the operator of the application."""
 ROLE_USER: Role.ValueType  # 2
-"""The person who asks."""
+"""The user."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
@@ -58,35 +58,35 @@ class _CacheLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheLevel
     CACHE_LEVEL_UNSPECIFIED: _CacheLevel.ValueType  # 0
     """Never sent."""
     CACHE_LEVEL_MISS: _CacheLevel.ValueType  # 1
-    """Encoded for this request."""
+    """In no cache. The image was encoded for this request."""
     CACHE_LEVEL_GATEWAY: _CacheLevel.ValueType  # 2
-    """The gateway's own memory."""
+    """In the gateway's memory."""
     CACHE_LEVEL_SHARED: _CacheLevel.ValueType  # 3
-    """The cache that gateways share (Redis)."""
+    """In the cache that all gateways share (Redis)."""
     CACHE_LEVEL_VISION: _CacheLevel.ValueType  # 4
-    """The vision service's own memory."""
+    """In the vision service's memory."""
     CACHE_LEVEL_IN_FLIGHT: _CacheLevel.ValueType  # 5
-    """Another request was having the same image encoded, and both got the result."""
+    """In flight: another request was encoding the same image, and both got the result."""
     CACHE_LEVEL_SIMILAR: _CacheLevel.ValueType  # 6
-    """They are those of another image that looks the same; only where the operator switched that on."""
+    """In a cache, for another image that looks the same. Only if the operator enabled this."""
 
 class CacheLevel(_CacheLevel, metaclass=_CacheLevelEnumTypeWrapper):
-    """Where visual tokens came from."""
+    """The place where visual tokens were found."""
 
 CACHE_LEVEL_UNSPECIFIED: CacheLevel.ValueType  # 0
 """Never sent."""
 CACHE_LEVEL_MISS: CacheLevel.ValueType  # 1
-"""Encoded for this request."""
+"""In no cache. The image was encoded for this request."""
 CACHE_LEVEL_GATEWAY: CacheLevel.ValueType  # 2
-"""The gateway's own memory."""
+"""In the gateway's memory."""
 CACHE_LEVEL_SHARED: CacheLevel.ValueType  # 3
-"""The cache that gateways share (Redis)."""
+"""In the cache that all gateways share (Redis)."""
 CACHE_LEVEL_VISION: CacheLevel.ValueType  # 4
-"""The vision service's own memory."""
+"""In the vision service's memory."""
 CACHE_LEVEL_IN_FLIGHT: CacheLevel.ValueType  # 5
-"""Another request was having the same image encoded, and both got the result."""
+"""In flight: another request was encoding the same image, and both got the result."""
 CACHE_LEVEL_SIMILAR: CacheLevel.ValueType  # 6
-"""They are those of another image that looks the same; only where the operator switched that on."""
+"""In a cache, for another image that looks the same. Only if the operator enabled this."""
 Global___CacheLevel: _TypeAlias = CacheLevel  # noqa: Y015
 
 @_typing.final
@@ -98,9 +98,9 @@ class Image(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The image as a file: JPEG, PNG, WebP, GIF or BMP. No address is ever fetched."""
+    """The image file: JPEG, PNG, WebP, GIF or BMP. The gateway never fetches a URL."""
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of an image this gateway was given before by PutImage."""
+    """SHA-256 (32 bytes) of an image that was stored at this gateway with PutImage."""
     def __init__(
         self,
         *,
@@ -126,7 +126,7 @@ class Part(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, 1 character or more."""
+    """Text, at least 1 character."""
     @_builtins.property
     def image(self) -> Global___Image:
         """An image."""
@@ -156,10 +156,10 @@ class Message(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Who said it."""
+    """The author."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What was said, in order; at least 1 part."""
+        """Text and images in reading order, at least 1 part."""
 
     def __init__(
         self,
@@ -186,18 +186,20 @@ class GatewayGenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
     routing_key: _builtins.str
-    """Requests with the same key are answered by the same release while a rollout lives; at most 256 characters."""
+    """Key of a conversation or user, at most 256 characters. During a rollout, requests with the same key get the same
+    release while the weights stay. Empty means that the request is a conversation of its own.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The turns, oldest first; the last one is the user's."""
+        """The turns, oldest first, at least 1. The last one is the user's."""
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingOptions:
-        """How tokens are chosen."""
+        """Options for choosing tokens."""
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these; at most 16, each 1 to 128 characters."""
+        """Stop strings. The answer ends before the first one that appears. At most 16, each of 1 to 128 characters."""
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ class GatewayGenerateResponse(_message.Message):
 
     @_builtins.property
     def finished(self) -> Global___GatewayGenerateFinished:
-        """The answer is complete; the last message."""
+        """The end of the answer, as the last message of the stream."""
 
     def __init__(
         self,
@@ -256,10 +258,10 @@ class TextDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text to append; never a part of a character."""
+    """Text to append. It never holds part of a character."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
-        """One entry a token that became visible with this piece, where num_logprobs was set."""
+        """Log-probabilities, one entry per token of this piece. Empty unless num_logprobs was set."""
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
 
 @_typing.final
 class GatewayGenerateFinished(_message.Message):
-    """How an answer ended, and what it took."""
+    """The end of an answer, with its costs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -287,14 +289,14 @@ class GatewayGenerateFinished(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     finish_reason: _sampling_pb2.FinishReason.ValueType
-    """Why it ended."""
+    """The reason why the answer ended."""
     @_builtins.property
     def usage(self) -> _sampling_pb2.Usage:
-        """Tokens taken."""
+        """Number of tokens."""
 
     @_builtins.property
     def timings(self) -> Global___StageTimings:
-        """Where the time went."""
+        """Time spent in each stage."""
 
     @_builtins.property
     def release(self) -> Global___Release:
@@ -302,7 +304,7 @@ class GatewayGenerateFinished(_message.Message):
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageReport]:
-        """One entry an image, in the order of the conversation."""
+        """One entry per image, in the order of the conversation."""
 
     def __init__(
         self,
@@ -323,7 +325,7 @@ Global___GatewayGenerateFinished: _TypeAlias = GatewayGenerateFinished  # noqa: 
 
 @_typing.final
 class Release(_message.Message):
-    """The pair of checkpoints that answers."""
+    """A pair of checkpoints that answer together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,7 +351,7 @@ Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class ImageReport(_message.Message):
-    """What became of one image."""
+    """Report on one image of a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -360,17 +362,19 @@ class ImageReport(_message.Message):
     SIMILAR_SHA256_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of the image."""
+    """SHA-256 (32 bytes) of the image file."""
     cache_level: Global___CacheLevel.ValueType
-    """Where its visual tokens came from."""
+    """The place where its visual tokens were found."""
     num_visual_tokens: _builtins.int
-    """Visual tokens it became."""
+    """Number of visual tokens."""
     ready_ms: _builtins.float
-    """From the request to the visual tokens at hand, milliseconds."""
+    """Time from the arrival of the request until the visual tokens were ready, milliseconds."""
     similar_sha256: _builtins.bytes
-    """With level SIMILAR, SHA-256 (32 bytes) of the image whose visual tokens these are; else empty."""
+    """With level SIMILAR: SHA-256 (32 bytes) of the image whose visual tokens were used. Otherwise empty."""
     similarity: _builtins.float
-    """With level SIMILAR, cosine of the two images' thumbnails, from the vision service's threshold to 1; else 0."""
+    """With level SIMILAR: cosine similarity of the two images' thumbnails, from the vision service's threshold to 1.
+    Otherwise 0.
+    """
     def __init__(
         self,
         *,
@@ -391,7 +395,7 @@ Global___ImageReport: _TypeAlias = ImageReport  # noqa: Y015
 
 @_typing.final
 class StageTimings(_message.Message):
-    """Where the time of one request went, milliseconds."""
+    """Time that one request spent in each stage, milliseconds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,13 +409,13 @@ class StageTimings(_message.Message):
     prepare_ms: _builtins.float
     """Checks, chat template and tokenizer."""
     vision_ms: _builtins.float
-    """Until the visual tokens of the last image were at hand; 0 without images."""
+    """Until the visual tokens of the last image were ready. 0 without images."""
     queue_ms: _builtins.float
-    """Waiting for the decoder's first step."""
+    """Wait for the first step of the decoder."""
     prefill_ms: _builtins.float
-    """Prefill steps of this prompt, summed."""
+    """Sum of the prefill steps of this prompt."""
     first_token_ms: _builtins.float
-    """From the request to the first token of the answer."""
+    """From the arrival of the request to the first token of the answer."""
     decode_ms: _builtins.float
     """From the first token to the last."""
     total_ms: _builtins.float
@@ -437,13 +441,13 @@ Global___StageTimings: _TypeAlias = StageTimings  # noqa: Y015
 
 @_typing.final
 class PutImageRequest(_message.Message):
-    """One chunk of an image."""
+    """One chunk of an image file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next bytes of the file, 1 byte to 1 MiB a message."""
+    """The next bytes of the file, 1 byte to 1 MiB per message."""
     def __init__(
         self,
         *,
@@ -459,14 +463,14 @@ Global___PutImageRequest: _TypeAlias = PutImageRequest  # noqa: Y015
 
 @_typing.final
 class PutImageResponse(_message.Message):
-    """The image as the gateway knows it now."""
+    """Confirms that an image is stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
     NUM_BYTES_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) to name the image by."""
+    """SHA-256 (32 bytes) of the file. Later requests refer to the image by it."""
     num_bytes: _builtins.int
     """Size of the file, bytes."""
     def __init__(
@@ -509,7 +513,7 @@ Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
 
 @_typing.final
 class CountTokensResponse(_message.Message):
-    """Answers CountTokens."""
+    """Number of tokens of a conversation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -517,11 +521,11 @@ class CountTokensResponse(_message.Message):
     VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     REMAINING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, visual tokens among them."""
+    """Tokens of the prompt, visual tokens included."""
     visual_tokens: _builtins.int
     """Visual tokens of the prompt."""
     remaining_tokens: _builtins.int
-    """Tokens that remain for the answer."""
+    """Tokens that are left for the answer."""
     def __init__(
         self,
         *,
@@ -566,20 +570,20 @@ class ReleaseInfo(_message.Message):
     VISION_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """Whether both halves are ready, so that it can answer."""
+    """Whether both halves are ready, so that the release can answer."""
     is_default: _builtins.bool
-    """Whether requests without a pin go to it."""
+    """Whether requests without a pin go to this release."""
     @_builtins.property
     def release(self) -> Global___Release:
         """The pair of tags."""
 
     @_builtins.property
     def vision(self) -> _model_pb2.ModelInfo:
-        """The vision half as its service describes it."""
+        """The vision half, as the vision service describes it."""
 
     @_builtins.property
     def language(self) -> _model_pb2.ModelInfo:
-        """The language half as its service describes it."""
+        """The language half, as the language service describes it."""
 
     def __init__(
         self,
@@ -600,14 +604,14 @@ Global___ReleaseInfo: _TypeAlias = ReleaseInfo  # noqa: Y015
 
 @_typing.final
 class GatewayListModelsResponse(_message.Message):
-    """Answers ListModels."""
+    """The gateway's releases."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RELEASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseInfo]:
-        """Every release, in the order of their tags."""
+        """Every release, sorted by tag."""
 
     def __init__(
         self,

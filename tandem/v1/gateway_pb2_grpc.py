@@ -26,10 +26,12 @@ if _version_not_supported:
 
 
 class GatewayStub:
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+    the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     def __init__(self, channel):
@@ -61,35 +63,37 @@ class GatewayStub:
 
 
 class GatewayServicer:
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+    the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     def Generate(self, request, context):
-        """Answers a conversation about images, as a stream of text.
+        """Answers a conversation as a stream of text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutImage(self, request_iterator, context):
-        """Takes a large image in chunks, so that later requests name it by its digest.
+        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens a conversation would take, without running it.
+        """Counts the tokens of a conversation without answering it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the releases this gateway can answer with.
+        """Lists the releases of this gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,10 +131,12 @@ def add_GatewayServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Gateway:
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+    the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     @staticmethod

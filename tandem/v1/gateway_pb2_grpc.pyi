@@ -27,10 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GatewayStub:
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+      the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     @_typing.overload
@@ -38,37 +40,41 @@ class GatewayStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]
-    """Answers a conversation about images, as a stream of text."""
+    """Answers a conversation as a stream of text."""
     PutImage: _grpc.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]
-    """Takes a large image in chunks, so that later requests name it by its digest."""
+    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
-    """Counts the tokens a conversation would take, without running it."""
+    """Counts the tokens of a conversation without answering it."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]
-    """Lists the releases this gateway can answer with."""
+    """Lists the releases of this gateway."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+      the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]  # type: ignore[assignment]
-    """Answers a conversation about images, as a stream of text."""
+    """Answers a conversation as a stream of text."""
     PutImage: _aio.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]  # type: ignore[assignment]
-    """Takes a large image in chunks, so that later requests name it by its digest."""
+    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens a conversation would take, without running it."""
+    """Counts the tokens of a conversation without answering it."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]  # type: ignore[assignment]
-    """Lists the releases this gateway can answer with."""
+    """Lists the releases of this gateway."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
-    """The one door for clients.
+    """The API for clients: answers conversations about images.
 
-    Metadata a client may send: 'x-request-id' (1 to 128 characters of [A-Za-z0-9._-]; one is made where absent, and it is
-    sent back in the initial metadata) and 'x-tandem-release' (a tag that pins the release that answers).
+    Metadata a client may send:
+    - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
+      the initial metadata.
+    - 'x-tandem-release': a tag. It pins the release that answers.
     """
 
     @_abc_1.abstractmethod
@@ -77,7 +83,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GatewayGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.GatewayGenerateResponse], _abc.AsyncIterator[_gateway_pb2.GatewayGenerateResponse]]:
-        """Answers a conversation about images, as a stream of text."""
+        """Answers a conversation as a stream of text."""
 
     @_abc_1.abstractmethod
     def PutImage(
@@ -85,7 +91,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_gateway_pb2.PutImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.PutImageResponse, _abc.Awaitable[_gateway_pb2.PutImageResponse]]:
-        """Takes a large image in chunks, so that later requests name it by its digest."""
+        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
 
     @_abc_1.abstractmethod
     def CountTokens(
@@ -93,7 +99,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.CountTokensResponse, _abc.Awaitable[_gateway_pb2.CountTokensResponse]]:
-        """Counts the tokens a conversation would take, without running it."""
+        """Counts the tokens of a conversation without answering it."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -101,6 +107,6 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GatewayListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GatewayListModelsResponse, _abc.Awaitable[_gateway_pb2.GatewayListModelsResponse]]:
-        """Lists the releases this gateway can answer with."""
+        """Lists the releases of this gateway."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,15 +31,15 @@ class GenerateRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerateStart:
-        """How to answer; the first message and no other."""
+        """Options of the answer. Only the first message has them."""
 
     @_builtins.property
     def text(self) -> Global___TextSegment:
-        """The next part of the prompt is text."""
+        """The next segment of the prompt, as text."""
 
     @_builtins.property
     def image(self) -> Global___ImageSegment:
-        """The next part of the prompt is an image."""
+        """The next segment of the prompt, as an image."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateStart(_message.Message):
-    """How to answer the prompt that follows."""
+    """Options of the answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -71,12 +71,12 @@ class GenerateStart(_message.Message):
     tag: _builtins.str
     """Tag of the model that answers."""
     cache_salt: _builtins.bytes
-    """Prefix-cache salt: only prompts with the same salt share cached blocks; 0 to 64 bytes."""
+    """Salt of the prefix cache, 0 to 64 bytes. Only prompts with the same salt share cached blocks."""
     priority: _builtins.int
-    """Larger runs first; equal ones run first come, first served. -100 to 100."""
+    """Scheduling priority, -100 to 100. Larger runs first. Equal priorities run in order of arrival."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingOptions:
-        """How tokens are chosen."""
+        """Options for choosing tokens."""
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ Global___GenerateStart: _TypeAlias = GenerateStart  # noqa: Y015
 
 @_typing.final
 class TextSegment(_message.Message):
-    """Text as token ids."""
+    """A segment of text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids of the model's vocabulary; at least 1, at most the context."""
+        """Token ids of the model's vocabulary, at least 1 and at most the context length."""
 
     def __init__(
         self,
@@ -120,14 +120,14 @@ Global___TextSegment: _TypeAlias = TextSegment  # noqa: Y015
 
 @_typing.final
 class ImageSegment(_message.Message):
-    """An image as visual tokens."""
+    """A segment that is one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
-        """The visual tokens; they take as many positions as they are."""
+        """The visual tokens. Each one takes one position of the prompt."""
 
     def __init__(
         self,
@@ -153,15 +153,15 @@ class GenerateResponse(_message.Message):
     PREFILLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> Global___TokenChunk:
-        """Tokens of the answer, in order."""
+        """The next tokens of the answer."""
 
     @_builtins.property
     def finished(self) -> Global___GenerateFinished:
-        """The answer is complete; the last message."""
+        """The end of the answer, as the last message of the stream."""
 
     @_builtins.property
     def prefilled(self) -> Global___Prefilled:
-        """The whole prompt is computed; sent once, right before the first token or, if there is none, before 'finished'."""
+        """The whole prompt is computed. Sent once, right before the first token, or before 'finished' if there is no token."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class Prefilled(_message.Message):
-    """What computing the prompt took, for who leaves before the answer ends."""
+    """Costs of computing the prompt. They reach a client that cancels before the answer ends."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -190,11 +190,11 @@ class Prefilled(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     PREFILL_MS_FIELD_NUMBER: _builtins.int
     cached_prompt_tokens: _builtins.int
-    """Tokens of the prompt whose keys and values were already cached."""
+    """Tokens of the prompt whose keys and values were in the cache."""
     queue_ms: _builtins.float
-    """As GenerateTimings.queue_ms, milliseconds."""
+    """Same as GenerateTimings.queue_ms, milliseconds."""
     prefill_ms: _builtins.float
-    """As GenerateTimings.prefill_ms, milliseconds."""
+    """Same as GenerateTimings.prefill_ms, milliseconds."""
     def __init__(
         self,
         *,
@@ -224,7 +224,7 @@ class TokenChunk(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
-        """One entry a token where num_logprobs was set, else none."""
+        """Log-probabilities, one entry per token. Empty unless num_logprobs was set."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ Global___TokenChunk: _TypeAlias = TokenChunk  # noqa: Y015
 
 @_typing.final
 class GenerateFinished(_message.Message):
-    """How the answer ended and what it took."""
+    """The end of an answer, with its costs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -250,14 +250,14 @@ class GenerateFinished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     finish_reason: _sampling_pb2.FinishReason.ValueType
-    """Why it ended."""
+    """The reason why the answer ended."""
     @_builtins.property
     def usage(self) -> _sampling_pb2.Usage:
-        """Tokens taken."""
+        """Number of tokens."""
 
     @_builtins.property
     def timings(self) -> Global___GenerateTimings:
-        """Where the time went."""
+        """Time spent."""
 
     def __init__(
         self,
@@ -276,7 +276,7 @@ Global___GenerateFinished: _TypeAlias = GenerateFinished  # noqa: Y015
 
 @_typing.final
 class GenerateTimings(_message.Message):
-    """Where the time of one Generate went, milliseconds."""
+    """Time that one Generate call spent, milliseconds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -285,11 +285,11 @@ class GenerateTimings(_message.Message):
     FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     DECODE_MS_FIELD_NUMBER: _builtins.int
     queue_ms: _builtins.float
-    """From the first segment until the first prefill step that held it."""
+    """From the arrival of the first segment to the first prefill step with it."""
     prefill_ms: _builtins.float
-    """Prefill steps that held part of this prompt, summed."""
+    """Sum of the prefill steps with tokens of this prompt."""
     first_token_ms: _builtins.float
-    """From the prompt's last segment to the first token."""
+    """From the arrival of the last segment to the first token of the answer."""
     decode_ms: _builtins.float
     """From the first token to the last."""
     def __init__(

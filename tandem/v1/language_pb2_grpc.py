@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class LanguageServiceStub:
-    """Continues a prompt of text and visual tokens.
+    """Generates the answer to a prompt of text and visual tokens.
     """
 
     def __init__(self, channel):
@@ -64,13 +64,15 @@ class LanguageServiceStub:
 
 
 class LanguageServiceServicer:
-    """Continues a prompt of text and visual tokens.
+    """Generates the answer to a prompt of text and visual tokens.
     """
 
     def Generate(self, request_iterator, context):
-        """Reads one prompt as a stream and writes the answer as a stream. The first message is 'start', then segments in the
-        order of the prompt; prefill begins with the first segment. Closing the sending side ends the prompt and starts the
-        answer; cancelling the call frees all it holds.
+        """Reads one prompt as a stream and writes the answer as a stream.
+
+        The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
+        first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
+        resources.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,14 +93,14 @@ class LanguageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a model of the store; answers when it is ready.
+        """Loads a model from the model store and returns once it is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Unloads a model after its last running request.
+        """Unloads a model once its running requests have ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +143,7 @@ def add_LanguageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LanguageService:
-    """Continues a prompt of text and visual tokens.
+    """Generates the answer to a prompt of text and visual tokens.
     """
 
     @staticmethod

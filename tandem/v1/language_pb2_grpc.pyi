@@ -28,47 +28,51 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LanguageServiceStub:
-    """Continues a prompt of text and visual tokens."""
+    """Generates the answer to a prompt of text and visual tokens."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LanguageServiceAsyncStub: ...
     Generate: _grpc.StreamStreamMultiCallable[_language_pb2.GenerateRequest, _language_pb2.GenerateResponse]
-    """Reads one prompt as a stream and writes the answer as a stream. The first message is 'start', then segments in the
-    order of the prompt; prefill begins with the first segment. Closing the sending side ends the prompt and starts the
-    answer; cancelling the call frees all it holds.
+    """Reads one prompt as a stream and writes the answer as a stream.
+
+    The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
+    first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
+    resources.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """Describes one model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """Describes every model of the process."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
-    """Loads a model of the store; answers when it is ready."""
+    """Loads a model from the model store and returns once it is ready."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
-    """Unloads a model after its last running request."""
+    """Unloads a model once its running requests have ended."""
 
 @_typing.type_check_only
 class LanguageServiceAsyncStub(LanguageServiceStub):
-    """Continues a prompt of text and visual tokens."""
+    """Generates the answer to a prompt of text and visual tokens."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.StreamStreamMultiCallable[_language_pb2.GenerateRequest, _language_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Reads one prompt as a stream and writes the answer as a stream. The first message is 'start', then segments in the
-    order of the prompt; prefill begins with the first segment. Closing the sending side ends the prompt and starts the
-    answer; cancelling the call frees all it holds.
+    """Reads one prompt as a stream and writes the answer as a stream.
+
+    The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
+    first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
+    resources.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Describes every model of the process."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads a model of the store; answers when it is ready."""
+    """Loads a model from the model store and returns once it is ready."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads a model after its last running request."""
+    """Unloads a model once its running requests have ended."""
 
 class LanguageServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Continues a prompt of text and visual tokens."""
+    """Generates the answer to a prompt of text and visual tokens."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -76,9 +80,11 @@ class LanguageServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_language_pb2.GenerateRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_language_pb2.GenerateResponse], _abc.AsyncIterator[_language_pb2.GenerateResponse]]:
-        """Reads one prompt as a stream and writes the answer as a stream. The first message is 'start', then segments in the
-        order of the prompt; prefill begins with the first segment. Closing the sending side ends the prompt and starts the
-        answer; cancelling the call frees all it holds.
+        """Reads one prompt as a stream and writes the answer as a stream.
+
+        The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
+        first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
+        resources.
         """
 
     @_abc_1.abstractmethod
@@ -103,7 +109,7 @@ class LanguageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
-        """Loads a model of the store; answers when it is ready."""
+        """Loads a model from the model store and returns once it is ready."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -111,6 +117,6 @@ class LanguageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
-        """Unloads a model after its last running request."""
+        """Unloads a model once its running requests have ended."""
 
 def add_LanguageServiceServicer_to_server(servicer: LanguageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,32 +28,32 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
     """Never sent."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 1
-    """Weights are being read, checked or warmed; requests for it are refused."""
+    """Reading, checking or warming up the weights. Requests are refused."""
     MODEL_STATE_READY: _ModelState.ValueType  # 2
-    """Takes requests."""
+    """Serving requests."""
     MODEL_STATE_DRAINING: _ModelState.ValueType  # 3
-    """Takes no new request and is unloaded when the last running one ends."""
+    """Refusing new requests. The model is unloaded when its last running request ends."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 4
-    """Could not be loaded; the reason is in the log of the process."""
+    """Loading failed. The log of the process has the reason."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """Where a model stands in its life inside one process."""
+    """State of a model in one process."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 """Never sent."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 1
-"""Weights are being read, checked or warmed; requests for it are refused."""
+"""Reading, checking or warming up the weights. Requests are refused."""
 MODEL_STATE_READY: ModelState.ValueType  # 2
-"""Takes requests."""
+"""Serving requests."""
 MODEL_STATE_DRAINING: ModelState.ValueType  # 3
-"""Takes no new request and is unloaded when the last running one ends."""
+"""Refusing new requests. The model is unloaded when its last running request ends."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 4
-"""Could not be loaded; the reason is in the log of the process."""
+"""Loading failed. The log of the process has the reason."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
-    """One half of a checkpoint (vision or language) as one process serves it."""
+    """One half of a checkpoint, vision or language, as one process serves it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,23 +69,23 @@ class ModelInfo(_message.Message):
     VISION_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
-    """Release tag, '<name>-v<major>.<minor>.<patch>', at most 128 characters."""
+    """Tag, '<name>-v<major>.<minor>.<patch>', at most 128 characters."""
     state: Global___ModelState.ValueType
-    """Where the model stands in its life."""
+    """State of the model."""
     half_digest: _builtins.bytes
-    """SHA-256 (32 bytes) of this half: its configuration and every tensor."""
+    """SHA-256 (32 bytes) over the configuration and every tensor of this half."""
     backend: _builtins.str
-    """What runs the model: 'torch'."""
+    """Software that runs the model: 'torch'."""
     device: _builtins.str
-    """Where it runs: 'cpu' or 'cuda:<index>'."""
+    """Device: 'cpu' or 'cuda:<index>'."""
     precision: _builtins.str
-    """Type the arithmetic is done in: 'float32' or 'bfloat16'."""
+    """Type of the arithmetic: 'float32' or 'bfloat16'."""
     num_parameters: _builtins.int
     """Number of parameters of this half, as counted."""
     num_weight_bytes: _builtins.int
-    """Bytes the weights take in memory."""
+    """Memory of the weights, bytes."""
     load_s: _builtins.float
-    """Seconds from the call to ready, weights read and checked."""
+    """Time from the start of loading to ready, seconds."""
     @_builtins.property
     def vision(self) -> Global___VisionModelInfo:
         """Set by the vision service."""
@@ -121,7 +121,7 @@ Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
 @_typing.final
 class VisionModelInfo(_message.Message):
-    """What a gateway needs to know of a vision half."""
+    """Facts of a vision half that a gateway needs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,25 +136,25 @@ class VisionModelInfo(_message.Message):
     MAX_QUEUE_FIELD_NUMBER: _builtins.int
     MAX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     encoder_id: _builtins.bytes
-    """SHA-256 (32 bytes) over half digest, preprocessing, precision and backend: what the visual key is made from."""
+    """SHA-256 (32 bytes) over half digest, preprocessing, precision and backend. Part of the visual key."""
     image_size: _builtins.int
-    """Side of the square image the model sees, pixels."""
+    """Side of the model's square input image, pixels."""
     num_visual_tokens: _builtins.int
-    """Visual tokens one image becomes."""
+    """Visual tokens per image."""
     token_width: _builtins.int
-    """Width of one visual token, elements; the decoder's width."""
+    """Width of one visual token, elements. Same as the decoder's width."""
     max_image_bytes: _builtins.int
-    """Most bytes of one encoded image the service takes."""
+    """Largest image file the service accepts, bytes."""
     max_image_pixels: _builtins.int
-    """Most pixels (width x height) of one image the service decodes."""
+    """Largest image the service decodes, pixels (width x height)."""
     max_batch_size: _builtins.int
-    """Most images in one forward pass."""
+    """Most images per forward pass."""
     max_wait_ms: _builtins.float
-    """Longest wait of an image for others while the model is idle, milliseconds."""
+    """Longest time an idle model waits for more images before a forward pass, milliseconds."""
     max_queue: _builtins.int
-    """Most decoded images that wait for a forward pass; one more is refused."""
+    """Most decoded images in the queue. Further ones are refused."""
     max_cache_bytes: _builtins.int
-    """Most bytes of visual tokens the process keeps for all its models together; 0 keeps none."""
+    """Size of the process's cache of visual tokens, shared by all its models, bytes. 0 disables it."""
     def __init__(
         self,
         *,
@@ -179,7 +179,7 @@ Global___VisionModelInfo: _TypeAlias = VisionModelInfo  # noqa: Y015
 
 @_typing.final
 class LanguageModelInfo(_message.Message):
-    """What a gateway needs to know of a language half."""
+    """Facts of a language half that a gateway needs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -195,27 +195,27 @@ class LanguageModelInfo(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     vision_digest: _builtins.bytes
-    """SHA-256 (32 bytes) of the vision half this decoder was trained with; other visual tokens are refused."""
+    """SHA-256 (32 bytes) of the vision half this decoder was trained with. Other visual tokens are refused."""
     tokenizer_digest: _builtins.bytes
-    """SHA-256 (32 bytes) of tokenizer.json; the gateway's own copy must agree."""
+    """SHA-256 (32 bytes) of tokenizer.json. It must equal that of the gateway's copy."""
     width: _builtins.int
     """Width of the decoder, elements."""
     vocab_size: _builtins.int
-    """Entries of the vocabulary."""
+    """Size of the vocabulary, tokens."""
     context_length: _builtins.int
-    """Most tokens (prompt, images and answer together) of one sequence."""
+    """Most tokens of one sequence: prompt, images and answer together."""
     num_visual_tokens: _builtins.int
-    """Visual tokens one image must bring."""
+    """Visual tokens per image."""
     max_images: _builtins.int
-    """Most images in one prompt."""
+    """Most images per prompt."""
     max_running: _builtins.int
     """Most sequences that run at once."""
     block_size: _builtins.int
-    """Tokens in one block of the KV cache."""
+    """Tokens per block of the KV cache."""
     num_blocks: _builtins.int
-    """Blocks of the KV cache."""
+    """Number of blocks of the KV cache."""
     num_cache_bytes: _builtins.int
-    """Bytes the KV cache takes in memory."""
+    """Memory of the KV cache, bytes."""
     def __init__(
         self,
         *,
@@ -241,13 +241,13 @@ Global___LanguageModelInfo: _TypeAlias = LanguageModelInfo  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Asks for one model by tag."""
+    """Asks for one model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
-    """Tag of a model this process holds."""
+    """Tag of a model in this process."""
     def __init__(
         self,
         *,
@@ -263,14 +263,14 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """Answers GetModel."""
+    """One model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___ModelInfo:
-        """The model asked for."""
+        """The model."""
 
     def __init__(
         self,
@@ -304,14 +304,14 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """Answers ListModels."""
+    """Every model of the process."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
-        """Every model the process holds, in the order of their tags."""
+        """The models, sorted by tag."""
 
     def __init__(
         self,
@@ -328,7 +328,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):
-    """Asks the process to load a model of its store and make it ready."""
+    """Asks the process to load a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -350,14 +350,14 @@ Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
 
 @_typing.final
 class LoadModelResponse(_message.Message):
-    """Answers LoadModel once the model is ready."""
+    """Confirms that a model is ready."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___ModelInfo:
-        """The model, ready."""
+        """The model, in state READY."""
 
     def __init__(
         self,
@@ -374,13 +374,13 @@ Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
 
 @_typing.final
 class UnloadModelRequest(_message.Message):
-    """Asks the process to stop taking requests for a model, let the running ones end and free it."""
+    """Asks the process to refuse new requests for a model, finish the running ones and free its memory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
-    """Tag of a model this process holds."""
+    """Tag of a model in this process."""
     def __init__(
         self,
         *,
@@ -396,7 +396,7 @@ Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
 
 @_typing.final
 class UnloadModelResponse(_message.Message):
-    """Answers UnloadModel once the memory is free."""
+    """Confirms that the model's memory is free."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

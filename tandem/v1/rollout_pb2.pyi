@@ -28,27 +28,27 @@ class _RolloutPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutP
     ROLLOUT_PHASE_UNSPECIFIED: _RolloutPhase.ValueType  # 0
     """There has been no rollout yet."""
     ROLLOUT_PHASE_PREPARING: _RolloutPhase.ValueType  # 1
-    """The canary's models are being loaded and warmed; stable answers everything."""
+    """The canary's models are loading. Stable answers everything."""
     ROLLOUT_PHASE_RUNNING: _RolloutPhase.ValueType  # 2
     """The canary answers its share."""
     ROLLOUT_PHASE_PROMOTED: _RolloutPhase.ValueType  # 3
-    """The canary has become the stable release."""
+    """The canary answers everything and is the release in force."""
     ROLLOUT_PHASE_ROLLED_BACK: _RolloutPhase.ValueType  # 4
-    """The stable release answers everything, as before."""
+    """Stable answers everything again."""
 
 class RolloutPhase(_RolloutPhase, metaclass=_RolloutPhaseEnumTypeWrapper):
-    """Where a rollout stands."""
+    """Phase of a rollout."""
 
 ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase.ValueType  # 0
 """There has been no rollout yet."""
 ROLLOUT_PHASE_PREPARING: RolloutPhase.ValueType  # 1
-"""The canary's models are being loaded and warmed; stable answers everything."""
+"""The canary's models are loading. Stable answers everything."""
 ROLLOUT_PHASE_RUNNING: RolloutPhase.ValueType  # 2
 """The canary answers its share."""
 ROLLOUT_PHASE_PROMOTED: RolloutPhase.ValueType  # 3
-"""The canary has become the stable release."""
+"""The canary answers everything and is the release in force."""
 ROLLOUT_PHASE_ROLLED_BACK: RolloutPhase.ValueType  # 4
-"""The stable release answers everything, as before."""
+"""Stable answers everything again."""
 Global___RolloutPhase: _TypeAlias = RolloutPhase  # noqa: Y015
 
 class _RolloutMetric:
@@ -60,27 +60,27 @@ class _RolloutMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     ROLLOUT_METRIC_UNSPECIFIED: _RolloutMetric.ValueType  # 0
     """Never sent."""
     ROLLOUT_METRIC_ERROR_RATE: _RolloutMetric.ValueType  # 1
-    """Requests that failed and not by their client's fault, as a share."""
+    """Failed requests as a share of all. Errors that the client caused do not count."""
     ROLLOUT_METRIC_EMPTY_RATE: _RolloutMetric.ValueType  # 2
-    """Answers without a word, as a share."""
+    """Answers without text as a share of all."""
     ROLLOUT_METRIC_FIRST_TOKEN: _RolloutMetric.ValueType  # 3
-    """Time to first token, median, seconds."""
+    """Median time to first token, seconds."""
     ROLLOUT_METRIC_INTER_TOKEN: _RolloutMetric.ValueType  # 4
-    """Mean time between two tokens of an answer, median over answers, seconds."""
+    """Median over answers of the mean time between two tokens, seconds."""
 
 class RolloutMetric(_RolloutMetric, metaclass=_RolloutMetricEnumTypeWrapper):
-    """What a guard compares."""
+    """A metric that the guard compares."""
 
 ROLLOUT_METRIC_UNSPECIFIED: RolloutMetric.ValueType  # 0
 """Never sent."""
 ROLLOUT_METRIC_ERROR_RATE: RolloutMetric.ValueType  # 1
-"""Requests that failed and not by their client's fault, as a share."""
+"""Failed requests as a share of all. Errors that the client caused do not count."""
 ROLLOUT_METRIC_EMPTY_RATE: RolloutMetric.ValueType  # 2
-"""Answers without a word, as a share."""
+"""Answers without text as a share of all."""
 ROLLOUT_METRIC_FIRST_TOKEN: RolloutMetric.ValueType  # 3
-"""Time to first token, median, seconds."""
+"""Median time to first token, seconds."""
 ROLLOUT_METRIC_INTER_TOKEN: RolloutMetric.ValueType  # 4
-"""Mean time between two tokens of an answer, median over answers, seconds."""
+"""Median over answers of the mean time between two tokens, seconds."""
 Global___RolloutMetric: _TypeAlias = RolloutMetric  # noqa: Y015
 
 class _RolloutVerdict:
@@ -92,23 +92,23 @@ class _RolloutVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollou
     ROLLOUT_VERDICT_UNSPECIFIED: _RolloutVerdict.ValueType  # 0
     """Never sent."""
     ROLLOUT_VERDICT_OPEN: _RolloutVerdict.ValueType  # 1
-    """Neither is shown yet."""
+    """The numbers do not show either yet."""
     ROLLOUT_VERDICT_WITHIN: _RolloutVerdict.ValueType  # 2
-    """The canary is shown to be within the bound."""
+    """The numbers show that the canary is within the bound."""
     ROLLOUT_VERDICT_BEYOND: _RolloutVerdict.ValueType  # 3
-    """The canary is shown to be beyond the bound."""
+    """The numbers show that the canary is beyond the bound."""
 
 class RolloutVerdict(_RolloutVerdict, metaclass=_RolloutVerdictEnumTypeWrapper):
-    """What the numbers of one metric say."""
+    """The guard's conclusion about one metric."""
 
 ROLLOUT_VERDICT_UNSPECIFIED: RolloutVerdict.ValueType  # 0
 """Never sent."""
 ROLLOUT_VERDICT_OPEN: RolloutVerdict.ValueType  # 1
-"""Neither is shown yet."""
+"""The numbers do not show either yet."""
 ROLLOUT_VERDICT_WITHIN: RolloutVerdict.ValueType  # 2
-"""The canary is shown to be within the bound."""
+"""The numbers show that the canary is within the bound."""
 ROLLOUT_VERDICT_BEYOND: RolloutVerdict.ValueType  # 3
-"""The canary is shown to be beyond the bound."""
+"""The numbers show that the canary is beyond the bound."""
 Global___RolloutVerdict: _TypeAlias = RolloutVerdict  # noqa: Y015
 
 class _RolloutEvent:
@@ -120,40 +120,40 @@ class _RolloutEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutE
     ROLLOUT_EVENT_UNSPECIFIED: _RolloutEvent.ValueType  # 0
     """Never sent."""
     ROLLOUT_EVENT_SET: _RolloutEvent.ValueType  # 1
-    """It was set."""
+    """An operator set the rollout."""
     ROLLOUT_EVENT_STARTED: _RolloutEvent.ValueType  # 2
-    """Its models are ready, and the first step began."""
+    """The canary's models are ready, and the first step began."""
     ROLLOUT_EVENT_ADVANCED: _RolloutEvent.ValueType  # 3
     """The next step began."""
     ROLLOUT_EVENT_HELD: _RolloutEvent.ValueType  # 4
-    """A step is over, but the numbers do not yet show what the next one needs."""
+    """A step is over, but its numbers do not show yet that the canary is within every bound. The step goes on."""
     ROLLOUT_EVENT_PROMOTED: _RolloutEvent.ValueType  # 5
-    """The canary became the stable release."""
+    """The canary answers everything."""
     ROLLOUT_EVENT_ROLLED_BACK: _RolloutEvent.ValueType  # 6
-    """The stable release has all requests again."""
+    """Stable answers everything again."""
 
 class RolloutEvent(_RolloutEvent, metaclass=_RolloutEventEnumTypeWrapper):
-    """What happened to a rollout."""
+    """Kind of a change."""
 
 ROLLOUT_EVENT_UNSPECIFIED: RolloutEvent.ValueType  # 0
 """Never sent."""
 ROLLOUT_EVENT_SET: RolloutEvent.ValueType  # 1
-"""It was set."""
+"""An operator set the rollout."""
 ROLLOUT_EVENT_STARTED: RolloutEvent.ValueType  # 2
-"""Its models are ready, and the first step began."""
+"""The canary's models are ready, and the first step began."""
 ROLLOUT_EVENT_ADVANCED: RolloutEvent.ValueType  # 3
 """The next step began."""
 ROLLOUT_EVENT_HELD: RolloutEvent.ValueType  # 4
-"""A step is over, but the numbers do not yet show what the next one needs."""
+"""A step is over, but its numbers do not show yet that the canary is within every bound. The step goes on."""
 ROLLOUT_EVENT_PROMOTED: RolloutEvent.ValueType  # 5
-"""The canary became the stable release."""
+"""The canary answers everything."""
 ROLLOUT_EVENT_ROLLED_BACK: RolloutEvent.ValueType  # 6
-"""The stable release has all requests again."""
+"""Stable answers everything again."""
 Global___RolloutEvent: _TypeAlias = RolloutEvent  # noqa: Y015
 
 @_typing.final
 class RolloutStep(_message.Message):
-    """One stretch of a rollout."""
+    """One step of a rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -161,13 +161,13 @@ class RolloutStep(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     weight_percent: _builtins.float
-    """Share of conversations the canary answers, percent, 0 to 100. The weights rise from step to step and end at 100; a
-    first step of 0 only mirrors (see shadow_percent).
+    """Share of conversations that the canary answers, percent, 0 to 100. Weights rise from step to step and end at 100. A
+    first step of 0 only mirrors requests, see shadow_percent.
     """
     seconds: _builtins.float
-    """Shortest time it lasts, seconds; 0 sets none."""
+    """Shortest duration, seconds. 0 sets none."""
     requests: _builtins.int
-    """Fewest answers of the canary before it ends (mirrored ones where the weight is 0); 0 sets none."""
+    """Fewest answers of the canary before the step ends, or mirrored requests if the weight is 0. 0 sets none."""
     def __init__(
         self,
         *,
@@ -185,7 +185,7 @@ Global___RolloutStep: _TypeAlias = RolloutStep  # noqa: Y015
 
 @_typing.final
 class RolloutGuard(_message.Message):
-    """How much worse than stable a canary may be, and how sure the guard must be. At least one bound is set."""
+    """How much worse than stable a canary may be, and how sure the guard must be. Set at least one bound."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,22 +198,22 @@ class RolloutGuard(_message.Message):
     FALSE_PROMOTION_FIELD_NUMBER: _builtins.int
     OVERDUE_S_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
-    """The canary's error rate minus stable's may be this at most, in (0, 1)."""
+    """Highest error rate of the canary minus stable's, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
-    """The canary's rate of answers without a word minus stable's may be this at most, in (0, 1)."""
+    """Highest rate of the canary's answers without text minus stable's, in (0, 1)."""
     max_first_token_ratio: _builtins.float
-    """The canary's time to first token may be this multiple of stable's at most, above 1."""
+    """Highest time to first token of the canary divided by stable's, above 1."""
     max_inter_token_ratio: _builtins.float
-    """The canary's mean time between two tokens of an answer may be this multiple of stable's at most, above 1."""
+    """Highest mean time between two tokens of an answer of the canary divided by stable's, above 1."""
     min_requests: _builtins.int
-    """Fewest answers of each release in a step before anything is judged, 10 or more; 0 takes 50."""
+    """Fewest requests of each release in a step before the guard judges, at least 10. 0 means 50."""
     false_rollback: _builtins.float
-    """Chance, over the whole rollout, that a canary within all bounds is rolled back, in (0, 0.5]; 0 takes 0.01."""
+    """Chance that a canary within all bounds is rolled back, over the whole rollout, in (0, 0.5]. 0 means 0.01."""
     false_promotion: _builtins.float
-    """Chance that a canary beyond a bound is promoted, in (0, 0.5]; 0 takes 0.05."""
+    """Chance that a canary beyond a bound is promoted, in (0, 0.5]. 0 means 0.05."""
     overdue_s: _builtins.float
-    """A request to which nothing comes for so long, no first token and no next one, counts as failed from then on,
-    seconds, at most 600; 0 takes 10.
+    """Longest wait for the first token, and between two tokens, seconds, at most 600. A request that waits longer is
+    overdue and counts as failed from then on. 0 means 10.
     """
     def __init__(
         self,
@@ -252,7 +252,7 @@ Global___RolloutGuard: _TypeAlias = RolloutGuard  # noqa: Y015
 
 @_typing.final
 class RolloutPlan(_message.Message):
-    """What an operator asks for."""
+    """A rollout as an operator sets it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -262,18 +262,20 @@ class RolloutPlan(_message.Message):
     GUARD_FIELD_NUMBER: _builtins.int
     SHADOW_PERCENT_FIELD_NUMBER: _builtins.int
     stable: _builtins.str
-    """The release in force: a tag, or 'vision tag,language tag'. Empty names the one in force."""
+    """The release in force: a tag, or 'vision tag,language tag'. Empty means the current one."""
     canary: _builtins.str
-    """The release that shall replace it, named the same way."""
+    """The release that replaces it, in the same form."""
     shadow_percent: _builtins.float
-    """Share of stable's requests that are also sent to the canary without showing its answers, percent, 0 to 100."""
+    """Share of stable's requests that are mirrored: also sent to the canary, without showing its answers. Percent, 0 to
+    100.
+    """
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStep]:
-        """At least 2 steps and at most 32."""
+        """2 to 32 steps."""
 
     @_builtins.property
     def guard(self) -> Global___RolloutGuard:
-        """When the rollout ends by itself."""
+        """Bounds for the canary."""
 
     def __init__(
         self,
@@ -294,7 +296,7 @@ Global___RolloutPlan: _TypeAlias = RolloutPlan  # noqa: Y015
 
 @_typing.final
 class RolloutFinding(_message.Message):
-    """One metric of both releases over the same window, side by side."""
+    """One metric of both releases over the same step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -307,21 +309,21 @@ class RolloutFinding(_message.Message):
     P_WITHIN_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     metric: Global___RolloutMetric.ValueType
-    """What is compared."""
+    """The metric."""
     stable: _builtins.float
-    """Stable's value; absent while there is none."""
+    """Stable's value. Absent without requests."""
     canary: _builtins.float
-    """The canary's value; absent while there is none."""
+    """The canary's value. Absent without requests."""
     effect: _builtins.float
-    """The canary's value minus stable's for rates, divided by stable's for times; absent while one is missing."""
+    """For rates, the canary's value minus stable's. For times, the canary's divided by stable's. Absent if one is absent."""
     bound: _builtins.float
-    """Most the effect may be."""
+    """Highest effect that is allowed."""
     p_beyond: _builtins.float
     """Chance of numbers this bad from a canary within the bound (p-value)."""
     p_within: _builtins.float
     """Chance of numbers this good from a canary beyond the bound (p-value)."""
     verdict: Global___RolloutVerdict.ValueType
-    """What follows at the level of this look."""
+    """The conclusion at the level of this look."""
     def __init__(
         self,
         *,
@@ -355,7 +357,7 @@ Global___RolloutFinding: _TypeAlias = RolloutFinding  # noqa: Y015
 
 @_typing.final
 class RolloutCounts(_message.Message):
-    """What one release did in the step that runs."""
+    """Requests of one release in the running step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -365,16 +367,18 @@ class RolloutCounts(_message.Message):
     OVERDUE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
-    """Answers that ended or are overdue; those their client cancelled or got wrong, and pinned ones, are not among them."""
+    """Requests that ended or are overdue. Not counted: pinned requests, cancelled requests and errors that the client
+    caused.
+    """
     errors: _builtins.int
-    """Those that failed."""
+    """Requests that failed, overdue ones included."""
     empty: _builtins.int
-    """Those that ended without a word."""
+    """Requests that ended without text."""
     overdue: _builtins.int
-    """Those of the failed that are overdue (see overdue_s), and may not have ended yet."""
+    """Requests that are overdue, see overdue_s. They may still be in flight."""
     waiting: _builtins.int
-    """Requests under way that have no first token yet. In favour of a canary they do not speak: for its promotion they
-    count as failed. Always 0 for mirrored requests.
+    """Requests in flight without a first token. They must not help a canary, so for its promotion they count as failed.
+    Always 0 for mirrored requests.
     """
     def __init__(
         self,
@@ -395,7 +399,7 @@ Global___RolloutCounts: _TypeAlias = RolloutCounts  # noqa: Y015
 
 @_typing.final
 class RolloutShadowCounts(_message.Message):
-    """What mirrored requests showed so far in the step that runs."""
+    """Mirrored requests of the running step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -406,18 +410,18 @@ class RolloutShadowCounts(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     INTER_TOKEN_S_FIELD_NUMBER: _builtins.int
     first_token_s: _builtins.float
-    """Median time to first token, seconds; absent while there is none."""
+    """Median time to first token, seconds. Absent without requests."""
     compared: _builtins.int
-    """Greedy requests both releases answered."""
+    """Greedy requests that both releases answered."""
     equal: _builtins.int
-    """Those of them whose texts are the same."""
+    """Compared requests whose two texts are equal."""
     dropped: _builtins.int
-    """Requests that were due to be mirrored and were not, because too many were under way."""
+    """Requests that were not mirrored because too many mirrored ones were in flight."""
     inter_token_s: _builtins.float
-    """Median of the mean time between two tokens of an answer, seconds; absent while there is none."""
+    """Median over answers of the mean time between two tokens, seconds. Absent without requests."""
     @_builtins.property
     def counts(self) -> Global___RolloutCounts:
-        """Mirrored requests that ended, and how."""
+        """Mirrored requests that ended."""
 
     def __init__(
         self,
@@ -459,16 +463,16 @@ class RolloutChange(_message.Message):
     number: _builtins.int
     """Number of the change, from 1, over all rollouts of the store."""
     at_s: _builtins.float
-    """When it happened, by the clock of the gateway that made it: seconds since 1970, UTC."""
+    """Unix time, seconds, by the clock of the gateway that made the change."""
     event: Global___RolloutEvent.ValueType
-    """What happened."""
+    """Kind of the change."""
     reason: _builtins.str
-    """Why, in one sentence."""
+    """The reason, in one sentence."""
     weight_percent: _builtins.float
-    """The canary's share from then on, percent."""
+    """The canary's share after the change, percent."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutFinding]:
-        """The numbers it was decided on; empty for what an operator did."""
+        """The findings behind the decision. Empty for a command of an operator."""
 
     def __init__(
         self,
@@ -490,7 +494,7 @@ Global___RolloutChange: _TypeAlias = RolloutChange  # noqa: Y015
 
 @_typing.final
 class Rollout(_message.Message):
-    """A rollout as a gateway sees it."""
+    """A rollout, as one gateway sees it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -508,42 +512,44 @@ class Rollout(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     STORE_REACHABLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Part of every choice, so that each rollout moves other conversations first; empty while there was none."""
+    """Unique id. Part of every choice of a release, so each rollout starts with other conversations. Empty before the
+    first rollout.
+    """
     phase: Global___RolloutPhase.ValueType
-    """Where it stands."""
+    """Phase of the rollout."""
     in_force: _builtins.str
-    """The release that answers what no canary takes."""
+    """The release in force. It answers all requests that the canary does not take."""
     step: _builtins.int
-    """Which step runs, from 0."""
+    """Index of the running step, from 0."""
     step_started_s: _builtins.float
-    """When that step began: seconds since 1970, UTC."""
+    """Unix time at which the step began, seconds."""
     weight_percent: _builtins.float
-    """The canary's share at this moment, percent."""
+    """The canary's current share, percent."""
     store_reachable: _builtins.bool
-    """Whether this gateway reaches the store; where not, all of this is as it was known last."""
+    """Whether this gateway reaches the store. If not, this message is the last known state."""
     @_builtins.property
     def plan(self) -> Global___RolloutPlan:
-        """What was asked for."""
+        """The plan, as it was set."""
 
     @_builtins.property
     def stable(self) -> Global___RolloutCounts:
-        """Stable in the step that runs, over all gateways."""
+        """Stable's requests in the running step, over all gateways."""
 
     @_builtins.property
     def canary(self) -> Global___RolloutCounts:
-        """The canary in the step that runs, over all gateways."""
+        """The canary's requests in the running step, over all gateways."""
 
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutFinding]:
-        """The guard's numbers as they are now, at the level its next look would have."""
+        """Current findings, at the level of the guard's next look."""
 
     @_builtins.property
     def shadow(self) -> Global___RolloutShadowCounts:
-        """What mirrored requests showed; absent where none are mirrored."""
+        """Mirrored requests. Absent if the plan mirrors none."""
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutChange]:
-        """The changes so far, oldest first; at most the last 64."""
+        """The changes so far, oldest first, at most the last 64."""
 
     def __init__(
         self,
@@ -589,14 +595,14 @@ Global___RolloutsGetRequest: _TypeAlias = RolloutsGetRequest  # noqa: Y015
 
 @_typing.final
 class RolloutsGetResponse(_message.Message):
-    """Answers Get."""
+    """The rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout in force, or the last one."""
+        """The current rollout, or the last one."""
 
     def __init__(
         self,
@@ -613,14 +619,14 @@ Global___RolloutsGetResponse: _TypeAlias = RolloutsGetResponse  # noqa: Y015
 
 @_typing.final
 class RolloutsSetRequest(_message.Message):
-    """Asks for a new rollout."""
+    """Asks to begin a rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> Global___RolloutPlan:
-        """What to do."""
+        """The plan."""
 
     def __init__(
         self,
@@ -637,14 +643,14 @@ Global___RolloutsSetRequest: _TypeAlias = RolloutsSetRequest  # noqa: Y015
 
 @_typing.final
 class RolloutsSetResponse(_message.Message):
-    """Answers Set."""
+    """Confirms that a rollout began."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout that has begun."""
+        """The new rollout."""
 
     def __init__(
         self,
@@ -661,13 +667,13 @@ Global___RolloutsSetResponse: _TypeAlias = RolloutsSetResponse  # noqa: Y015
 
 @_typing.final
 class RolloutsPromoteRequest(_message.Message):
-    """Asks to send everything to the canary."""
+    """Asks to send all requests to the canary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, for the log; at most 256 characters."""
+    """The reason, for the history, at most 256 characters."""
     def __init__(
         self,
         *,
@@ -683,14 +689,14 @@ Global___RolloutsPromoteRequest: _TypeAlias = RolloutsPromoteRequest  # noqa: Y0
 
 @_typing.final
 class RolloutsPromoteResponse(_message.Message):
-    """Answers Promote."""
+    """Confirms the promotion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout, promoted."""
+        """The promoted rollout."""
 
     def __init__(
         self,
@@ -707,13 +713,13 @@ Global___RolloutsPromoteResponse: _TypeAlias = RolloutsPromoteResponse  # noqa: 
 
 @_typing.final
 class RolloutsRollbackRequest(_message.Message):
-    """Asks to send everything to stable."""
+    """Asks to send all new requests to the stable release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, for the log; at most 256 characters."""
+    """The reason, for the history, at most 256 characters."""
     def __init__(
         self,
         *,
@@ -729,7 +735,7 @@ Global___RolloutsRollbackRequest: _TypeAlias = RolloutsRollbackRequest  # noqa: 
 
 @_typing.final
 class RolloutsRollbackResponse(_message.Message):
-    """Answers Rollback."""
+    """Confirms the rollback."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -753,7 +759,7 @@ Global___RolloutsRollbackResponse: _TypeAlias = RolloutsRollbackResponse  # noqa
 
 @_typing.final
 class RolloutsWatchRequest(_message.Message):
-    """Asks to follow the rollout."""
+    """Asks to watch the rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -777,7 +783,7 @@ class RolloutsWatchResponse(_message.Message):
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout after its last change; the first message comes at once."""
+        """The rollout after its last change. The first message comes at once."""
 
     def __init__(
         self,

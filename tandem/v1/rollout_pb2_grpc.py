@@ -26,9 +26,10 @@ if _version_not_supported:
 
 
 class RolloutsStub:
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     def __init__(self, channel):
@@ -65,41 +66,43 @@ class RolloutsStub:
 
 
 class RolloutsServicer:
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     def Get(self, request, context):
-        """Describes the rollout in force, with the numbers its guard looks at.
+        """Describes the current rollout, or the last one, with the numbers of its guard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Set(self, request, context):
-        """Starts a rollout. It answers once the plan is checked and kept; the models are loaded before they take traffic.
+        """Begins a rollout. It returns once the plan is checked and stored. The models load after that, before they get
+        traffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Sends all requests to the canary at once, whatever the guard says; the canary is the stable release from then on.
+        """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Sends all new requests to the stable release at once; answers that have begun end on the release they began on.
+        """Sends all new requests to the stable release at once. Requests in flight finish on their release.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Sends the rollout as it is, and again after every change, each with its reason.
+        """Sends the rollout now and after every change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,9 +145,10 @@ def add_RolloutsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Rollouts:
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     @staticmethod

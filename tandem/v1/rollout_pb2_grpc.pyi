@@ -27,9 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RolloutsStub:
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     @_typing.overload
@@ -37,39 +38,45 @@ class RolloutsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RolloutsAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsGetRequest, _rollout_pb2.RolloutsGetResponse]
-    """Describes the rollout in force, with the numbers its guard looks at."""
+    """Describes the current rollout, or the last one, with the numbers of its guard."""
     Set: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsSetRequest, _rollout_pb2.RolloutsSetResponse]
-    """Starts a rollout. It answers once the plan is checked and kept; the models are loaded before they take traffic."""
+    """Begins a rollout. It returns once the plan is checked and stored. The models load after that, before they get
+    traffic.
+    """
     Promote: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsPromoteRequest, _rollout_pb2.RolloutsPromoteResponse]
-    """Sends all requests to the canary at once, whatever the guard says; the canary is the stable release from then on."""
+    """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsRollbackRequest, _rollout_pb2.RolloutsRollbackResponse]
-    """Sends all new requests to the stable release at once; answers that have begun end on the release they began on."""
+    """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
     Watch: _grpc.UnaryStreamMultiCallable[_rollout_pb2.RolloutsWatchRequest, _rollout_pb2.RolloutsWatchResponse]
-    """Sends the rollout as it is, and again after every change, each with its reason."""
+    """Sends the rollout now and after every change."""
 
 @_typing.type_check_only
 class RolloutsAsyncStub(RolloutsStub):
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsGetRequest, _rollout_pb2.RolloutsGetResponse]  # type: ignore[assignment]
-    """Describes the rollout in force, with the numbers its guard looks at."""
+    """Describes the current rollout, or the last one, with the numbers of its guard."""
     Set: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsSetRequest, _rollout_pb2.RolloutsSetResponse]  # type: ignore[assignment]
-    """Starts a rollout. It answers once the plan is checked and kept; the models are loaded before they take traffic."""
+    """Begins a rollout. It returns once the plan is checked and stored. The models load after that, before they get
+    traffic.
+    """
     Promote: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsPromoteRequest, _rollout_pb2.RolloutsPromoteResponse]  # type: ignore[assignment]
-    """Sends all requests to the canary at once, whatever the guard says; the canary is the stable release from then on."""
+    """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on."""
     Rollback: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsRollbackRequest, _rollout_pb2.RolloutsRollbackResponse]  # type: ignore[assignment]
-    """Sends all new requests to the stable release at once; answers that have begun end on the release they began on."""
+    """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
     Watch: _aio.UnaryStreamMultiCallable[_rollout_pb2.RolloutsWatchRequest, _rollout_pb2.RolloutsWatchResponse]  # type: ignore[assignment]
-    """Sends the rollout as it is, and again after every change, each with its reason."""
+    """Sends the rollout now and after every change."""
 
 class RolloutsServicer(metaclass=_abc_1.ABCMeta):
-    """Moves live traffic from one release to another, in steps, and back by itself where the new one is worse.
+    """Moves live traffic from one release to another in steps, and rolls back if the new release is worse.
 
-    There is one rollout at a time. Its state lives in a store that all gateways share, so any of them answers these calls.
+    There is one rollout at a time. All gateways share its state in a store, so any gateway answers these calls. Callers
+    must be operators.
     """
 
     @_abc_1.abstractmethod
@@ -78,7 +85,7 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsGetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RolloutsGetResponse, _abc.Awaitable[_rollout_pb2.RolloutsGetResponse]]:
-        """Describes the rollout in force, with the numbers its guard looks at."""
+        """Describes the current rollout, or the last one, with the numbers of its guard."""
 
     @_abc_1.abstractmethod
     def Set(
@@ -86,7 +93,9 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RolloutsSetResponse, _abc.Awaitable[_rollout_pb2.RolloutsSetResponse]]:
-        """Starts a rollout. It answers once the plan is checked and kept; the models are loaded before they take traffic."""
+        """Begins a rollout. It returns once the plan is checked and stored. The models load after that, before they get
+        traffic.
+        """
 
     @_abc_1.abstractmethod
     def Promote(
@@ -94,7 +103,7 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsPromoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RolloutsPromoteResponse, _abc.Awaitable[_rollout_pb2.RolloutsPromoteResponse]]:
-        """Sends all requests to the canary at once, whatever the guard says; the canary is the stable release from then on."""
+        """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on."""
 
     @_abc_1.abstractmethod
     def Rollback(
@@ -102,7 +111,7 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsRollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RolloutsRollbackResponse, _abc.Awaitable[_rollout_pb2.RolloutsRollbackResponse]]:
-        """Sends all new requests to the stable release at once; answers that have begun end on the release they began on."""
+        """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
 
     @_abc_1.abstractmethod
     def Watch(
@@ -110,6 +119,6 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsWatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_rollout_pb2.RolloutsWatchResponse], _abc.AsyncIterator[_rollout_pb2.RolloutsWatchResponse]]:
-        """Sends the rollout as it is, and again after every change, each with its reason."""
+        """Sends the rollout now and after every change."""
 
 def add_RolloutsServicer_to_server(servicer: RolloutsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

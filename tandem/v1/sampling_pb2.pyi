@@ -28,28 +28,28 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The model ended it, or a stop token or stop string came."""
+    """The model's end-of-sequence token, a stop token or a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_tokens or the context was reached."""
+    """max_tokens or the context length was reached."""
     FINISH_REASON_FILTERED: _FinishReason.ValueType  # 3
-    """The gateway's filter found a word it does not let out; the answer ends before it."""
+    """The gateway's filter found a forbidden word. The answer ends before it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why an answer ended."""
+    """The reason why an answer ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The model ended it, or a stop token or stop string came."""
+"""The model's end-of-sequence token, a stop token or a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_tokens or the context was reached."""
+"""max_tokens or the context length was reached."""
 FINISH_REASON_FILTERED: FinishReason.ValueType  # 3
-"""The gateway's filter found a word it does not let out; the answer ends before it."""
+"""The gateway's filter found a forbidden word. The answer ends before it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class SamplingOptions(_message.Message):
-    """How the next token is chosen. A zero or absent field means 'off' unless its comment says otherwise."""
+    """Options for choosing tokens. A zero or absent field means 'off' unless its comment says otherwise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -91,40 +91,42 @@ class SamplingOptions(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens of the answer; 0 takes the service's default, more than the context leaves room for is refused."""
+    """Most tokens of the answer. 0 uses the service's default. A number that does not fit into the context is refused."""
     min_tokens: _builtins.int
-    """Fewest tokens before an end-of-sequence or stop token may be chosen; at most max_tokens."""
+    """Fewest tokens before an end-of-sequence or stop token may be chosen, at most max_tokens."""
     temperature: _builtins.float
-    """Softmax temperature, 0 to 100; 0 is greedy decoding."""
+    """Softmax temperature, 0 to 100. 0 is greedy decoding."""
     top_k: _builtins.int
-    """Keep only the k most likely tokens; 0 keeps all."""
+    """Keep only the k most likely tokens. 0 keeps all."""
     top_p: _builtins.float
-    """Keep the smallest set of tokens whose probability reaches p, in (0, 1]; absent is 1."""
+    """Keep the smallest set of tokens whose probability reaches p, in (0, 1]. Absent is 1."""
     min_p: _builtins.float
-    """Drop tokens less likely than min_p times the likeliest, in [0, 1]."""
+    """Drop tokens that are less likely than min_p times the most likely one, in [0, 1]."""
     repetition_penalty: _builtins.float
-    """Divides the logits of tokens seen in prompt or answer (multiplies negative ones), above 0; absent is 1."""
+    """Divide the positive logits of tokens seen in prompt or answer by this, and multiply the negative ones. Above 0.
+    Absent is 1.
+    """
     presence_penalty: _builtins.float
-    """Taken once from the logit of every token already in the answer, -2 to 2."""
+    """Subtract this once from the logit of every token in the answer, -2 to 2."""
     frequency_penalty: _builtins.float
-    """Taken from the logit of a token for each time it is in the answer, -2 to 2."""
+    """Subtract this from the logit of a token for each time it is in the answer, -2 to 2."""
     seed: _builtins.int
-    """Seed of this answer's own random stream; the same seed gives the same text whatever else runs. Absent draws one."""
+    """Seed of this answer's own random stream. The same seed gives the same text, whatever else runs. Absent draws one."""
     ignore_eos: _builtins.bool
-    """Do not end at the model's end-of-sequence token; for benchmarks."""
+    """Do not end at the model's end-of-sequence token. For benchmarks."""
     num_logprobs: _builtins.int
-    """Report the log-probabilities of the chosen token and of this many of the likeliest, 0 to 20; absent reports none."""
+    """Report log-probabilities of the chosen token and of this many most likely ones, 0 to 20. Absent reports none."""
     json_schema: _builtins.str
-    """JSON that fits this JSON schema, without whitespace between its parts; the schema is JSON text of 1 to 65536 bytes."""
+    """JSON that fits this JSON schema, without whitespace between its parts. The schema is JSON of 1 to 65536 bytes."""
     regex: _builtins.str
-    """A text that this regular expression matches as a whole (Rust's syntax, no look-around); 1 to 8192 bytes."""
+    """Text that this regular expression matches as a whole. Rust's syntax, without look-around. 1 to 8192 bytes."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of single tokens, by token id, each -100 to 100; at most 1024 entries."""
+        """Add to the logits of single tokens. Maps a token id to a value of -100 to 100. At most 1024 entries."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end the answer beside the model's own end-of-sequence; at most 64. The token itself is not sent."""
+        """Token ids that end the answer, besides the model's end-of-sequence token. At most 64. The token is not sent."""
 
     @_builtins.property
     def choices(self) -> Global___Choices:
@@ -211,9 +213,9 @@ class TokenLogprob(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
-    """The token."""
+    """Token id."""
     logprob: _builtins.float
-    """Natural logarithm of its probability before temperature, penalties and cuts; at most 0."""
+    """Natural logarithm of its probability before temperature, penalties and cuts. At most 0."""
     def __init__(
         self,
         *,
@@ -238,11 +240,11 @@ class PositionLogprobs(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
-        """The token that was chosen."""
+        """The chosen token."""
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens, likeliest first."""
+        """The most likely tokens, in falling order."""
 
     def __init__(
         self,
@@ -260,7 +262,7 @@ Global___PositionLogprobs: _TypeAlias = PositionLogprobs  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Tokens one request took."""
+    """Number of tokens of one request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,13 +271,13 @@ class Usage(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, visual tokens among them."""
+    """Tokens of the prompt, visual tokens included."""
     visual_tokens: _builtins.int
     """Visual tokens of the prompt."""
     cached_prompt_tokens: _builtins.int
-    """Tokens of the prompt whose keys and values were already cached."""
+    """Tokens of the prompt whose keys and values were in the cache."""
     completion_tokens: _builtins.int
-    """Tokens of the answer, the end-of-sequence token not counted."""
+    """Tokens of the answer, without the end-of-sequence token."""
     def __init__(
         self,
         *,

@@ -26,25 +26,25 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """Never valid; a message that leaves the type out is refused."""
+    """Never valid. A message without a type is refused."""
     DATA_TYPE_BFLOAT16: _DataType.ValueType  # 1
-    """16-bit brain floating point, little-endian, 2 bytes an element."""
+    """16-bit brain floating point, little-endian, 2 bytes per element."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
-    """Element type of a tensor on the wire."""
+    """Element type of a tensor."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""Never valid; a message that leaves the type out is refused."""
+"""Never valid. A message without a type is refused."""
 DATA_TYPE_BFLOAT16: DataType.ValueType  # 1
-"""16-bit brain floating point, little-endian, 2 bytes an element."""
+"""16-bit brain floating point, little-endian, 2 bytes per element."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
     """A dense, row-major tensor as raw little-endian bytes.
 
-    The receiver checks that the payload is exactly the product of the shape times the element size and that every
-    element is finite before anything reads it.
+    The receiver checks it before any use: the payload must have exactly product(shape) times the element size bytes, and
+    every element must be finite.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -53,12 +53,12 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data_type: Global___DataType.ValueType
-    """Element type; DATA_TYPE_BFLOAT16 is the only one in use."""
+    """Element type. Only DATA_TYPE_BFLOAT16 is in use."""
     data: _builtins.bytes
-    """The elements; product(shape) x element size bytes."""
+    """The elements: product(shape) times the element size, in bytes."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Length of each dimension, outermost first; every one at least 1."""
+        """Length of each dimension, outermost first, each at least 1."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class VisualTokens(_message.Message):
-    """One image as the decoder takes it."""
+    """The visual tokens of one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -85,14 +85,14 @@ class VisualTokens(_message.Message):
     VISUAL_KEY_FIELD_NUMBER: _builtins.int
     VISION_DIGEST_FIELD_NUMBER: _builtins.int
     visual_key: _builtins.bytes
-    """Visual key: SHA-256 (32 bytes) over encoder id, cache salt and the image's own digest. Equal keys mean equal
-    embeddings, so every cache on the way is keyed by it.
+    """Visual key: SHA-256 (32 bytes) over encoder id, cache salt and the SHA-256 of the image. Equal keys mean equal
+    embeddings, so every cache uses it as its key.
     """
     vision_digest: _builtins.bytes
     """SHA-256 (32 bytes) of the vision half of the checkpoint that made the embeddings."""
     @_builtins.property
     def embeddings(self) -> Global___Tensor:
-        """Embeddings, [number of visual tokens, decoder width]; finite bfloat16."""
+        """Embeddings, shape [number of visual tokens, decoder width], finite bfloat16."""
 
     def __init__(
         self,

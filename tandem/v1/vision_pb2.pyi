@@ -29,25 +29,25 @@ class _EncodeSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeSo
     ENCODE_SOURCE_ENCODED: _EncodeSource.ValueType  # 1
     """The image was decoded and encoded for this call."""
     ENCODE_SOURCE_CACHED: _EncodeSource.ValueType  # 2
-    """The image's visual tokens were in the cache of the vision process."""
+    """The cache of the vision process."""
     ENCODE_SOURCE_IN_FLIGHT: _EncodeSource.ValueType  # 3
-    """Another call was having the same image encoded, and both got the result."""
+    """In flight: another call was encoding the same image, and both got the result."""
     ENCODE_SOURCE_SIMILAR: _EncodeSource.ValueType  # 4
-    """They are those of another image that looks the same; only where the operator switched that on."""
+    """The cache, for another image that looks the same. Only if the operator enabled this."""
 
 class EncodeSource(_EncodeSource, metaclass=_EncodeSourceEnumTypeWrapper):
-    """Where visual tokens came from."""
+    """The source of visual tokens."""
 
 ENCODE_SOURCE_UNSPECIFIED: EncodeSource.ValueType  # 0
 """Never sent."""
 ENCODE_SOURCE_ENCODED: EncodeSource.ValueType  # 1
 """The image was decoded and encoded for this call."""
 ENCODE_SOURCE_CACHED: EncodeSource.ValueType  # 2
-"""The image's visual tokens were in the cache of the vision process."""
+"""The cache of the vision process."""
 ENCODE_SOURCE_IN_FLIGHT: EncodeSource.ValueType  # 3
-"""Another call was having the same image encoded, and both got the result."""
+"""In flight: another call was encoding the same image, and both got the result."""
 ENCODE_SOURCE_SIMILAR: EncodeSource.ValueType  # 4
-"""They are those of another image that looks the same; only where the operator switched that on."""
+"""The cache, for another image that looks the same. Only if the operator enabled this."""
 Global___EncodeSource: _TypeAlias = EncodeSource  # noqa: Y015
 
 @_typing.final
@@ -61,15 +61,15 @@ class EncodeRequest(_message.Message):
     IMAGE_SHA256_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
-    """Tag of the model to encode with."""
+    """Tag of the model that encodes."""
     image: _builtins.bytes
-    """The image as a file: JPEG, PNG, WebP, GIF or BMP; 1 byte to the model's max_image_bytes. Empty to ask by digest
-    first, which is answered from the cache or with NOT_FOUND, reason IMAGE_NOT_CACHED.
+    """The image file: JPEG, PNG, WebP, GIF or BMP, 1 byte to the model's max_image_bytes. Leave it empty to ask the cache
+    by digest first. A miss returns NOT_FOUND with reason IMAGE_NOT_CACHED.
     """
     image_sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of the image, checked against it where the image is sent."""
+    """SHA-256 (32 bytes) of the image file. It is checked if the file is sent."""
     cache_salt: _builtins.bytes
-    """Tenant's cache salt, part of the visual key; 0 to 64 bytes."""
+    """Cache salt of the tenant, 0 to 64 bytes. It is part of the visual key."""
     def __init__(
         self,
         *,
@@ -88,7 +88,7 @@ Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
 class EncodeResponse(_message.Message):
-    """The image as visual tokens."""
+    """The visual tokens of an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,20 +97,18 @@ class EncodeResponse(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SIMILAR_FIELD_NUMBER: _builtins.int
     source: Global___EncodeSource.ValueType
-    """Where the visual tokens came from."""
+    """The source of the visual tokens."""
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
-        """The visual tokens, with the key they are cached by. Equal keys mean equal embeddings: the key is that of the image
-        that was encoded, so with source SIMILAR it is not the key of the image asked for.
-        """
+        """The visual tokens, with their key. With source SIMILAR, they and their key are those of the other image."""
 
     @_builtins.property
     def timings(self) -> Global___EncodeTimings:
-        """Where the time went; of the shared work with source IN_FLIGHT, all 0 with source CACHED."""
+        """Time spent. With source IN_FLIGHT, that of the shared work. With source CACHED, all 0."""
 
     @_builtins.property
     def similar(self) -> Global___SimilarImage:
-        """With source SIMILAR, the image whose visual tokens these are."""
+        """With source SIMILAR: the image whose visual tokens were used."""
 
     def __init__(
         self,
@@ -137,9 +135,9 @@ class SimilarImage(_message.Message):
     IMAGE_SHA256_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     image_sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of that image."""
+    """SHA-256 (32 bytes) of its file."""
     similarity: _builtins.float
-    """Cosine of the two images' thumbnails, from the service's threshold to 1."""
+    """Cosine similarity of the two images' thumbnails, from the service's threshold to 1."""
     def __init__(
         self,
         *,
@@ -156,7 +154,7 @@ Global___SimilarImage: _TypeAlias = SimilarImage  # noqa: Y015
 
 @_typing.final
 class EncodeTimings(_message.Message):
-    """Where the time of one Encode went, milliseconds."""
+    """Time that one Encode call spent, milliseconds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -165,13 +163,13 @@ class EncodeTimings(_message.Message):
     FORWARD_MS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     decode_ms: _builtins.float
-    """Checking, decoding and resizing the image."""
+    """Checks, decoding and resizing of the image."""
     queue_ms: _builtins.float
-    """Waiting for a place in a batch."""
+    """Wait for a batch."""
     forward_ms: _builtins.float
-    """The forward pass of the batch."""
+    """Forward pass of the batch."""
     batch_size: _builtins.int
-    """Images in that batch."""
+    """Images in the batch."""
     def __init__(
         self,
         *,

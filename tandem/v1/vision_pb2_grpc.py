@@ -68,9 +68,11 @@ class VisionServiceServicer:
     """
 
     def Encode(self, request, context):
-        """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
-        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
-        IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+        """Encodes one image, or returns its visual tokens from the cache.
+
+        Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
+        NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
+        RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,14 +93,14 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a model of the store; answers when it is ready.
+        """Loads a model from the model store and returns once it is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Unloads a model after its last running request.
+        """Unloads a model once its running requests have ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,18 +35,20 @@ class VisionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
-    """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
-    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
-    IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+    """Encodes one image, or returns its visual tokens from the cache.
+
+    Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
+    NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
+    RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """Describes one model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """Describes every model of the process."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
-    """Loads a model of the store; answers when it is ready."""
+    """Loads a model from the model store and returns once it is ready."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
-    """Unloads a model after its last running request."""
+    """Unloads a model once its running requests have ended."""
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
@@ -54,18 +56,20 @@ class VisionServiceAsyncStub(VisionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
-    """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
-    NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
-    IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+    """Encodes one image, or returns its visual tokens from the cache.
+
+    Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
+    NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
+    RESOURCE_EXHAUSTED with a retry delay when the queue is full.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Describes every model of the process."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads a model of the store; answers when it is ready."""
+    """Loads a model from the model store and returns once it is ready."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads a model after its last running request."""
+    """Unloads a model once its running requests have ended."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns images into visual tokens."""
@@ -76,9 +80,11 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.EncodeResponse, _abc.Awaitable[_vision_pb2.EncodeResponse]]:
-        """Encodes one image, or answers from what was encoded before. INVALID_ARGUMENT for an image that is refused,
-        NOT_FOUND for an unknown tag (reason UNKNOWN_TAG) or a digest alone whose image is not at hand (reason
-        IMAGE_NOT_CACHED: send the bytes), RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+        """Encodes one image, or returns its visual tokens from the cache.
+
+        Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
+        NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
+        RESOURCE_EXHAUSTED with a retry delay when the queue is full.
         """
 
     @_abc_1.abstractmethod
@@ -103,7 +109,7 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
-        """Loads a model of the store; answers when it is ready."""
+        """Loads a model from the model store and returns once it is ready."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -111,6 +117,6 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
-        """Unloads a model after its last running request."""
+        """Unloads a model once its running requests have ended."""
 
 def add_VisionServiceServicer_to_server(servicer: VisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
