@@ -4,7 +4,6 @@ Only the vision service decodes them.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from prometheus_client import Gauge
 
 from chassis.errors import InvalidArgument, NotFound
 from chassis.lru import LruStore
+from chassis.verified_cache import sha256_of
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import gateway_pb2
 
@@ -32,11 +32,11 @@ class RequestImage:
     sha256: bytes
 
 
-async def sha256_of(data: bytes) -> bytes:
+async def _hash(data: bytes) -> bytes:
     """Return the SHA-256 (32 bytes) without blocking the event loop."""
     if len(data) <= _MAX_INLINE_HASH_BYTES:
-        return hashlib.sha256(data).digest()
-    return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+        return sha256_of(data)
+    return await asyncio.to_thread(sha256_of, data)
 
 
 def check_size(num_bytes: int, *, max_bytes: int, field: str) -> None:
@@ -90,7 +90,7 @@ class ImageStore:
             check_size(len(data), max_bytes=max_bytes, field="chunk")
         check_size(len(data), max_bytes=max_bytes, field="chunk")
         image = bytes(data)
-        sha256 = await sha256_of(image)
+        sha256 = await _hash(image)
         self._images.put((salt, sha256), image, len(image))
         IMAGE_STORE_BYTES.set(self._images.num_bytes)
         return sha256, len(image)
@@ -110,7 +110,7 @@ class ImageStore:
         if image.HasField("sha256"):
             return RequestImage(field, self._get(image.sha256, field, salt), image.sha256)
         check_size(len(image.data), max_bytes=self._max_image_bytes, field=field)
-        return RequestImage(field, image.data, await sha256_of(image.data))
+        return RequestImage(field, image.data, await _hash(image.data))
 
     def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
         if len(sha256) != DIGEST_BYTES:

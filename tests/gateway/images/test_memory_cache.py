@@ -176,7 +176,7 @@ async def test_tokens_of_a_similar_image_are_not_stored_under_this_images_key(
 
 
 async def test_joining_callers_see_the_source_of_the_tokens(encoder: Encoder) -> None:
-    """Tokens of a similar image are not reported as in flight."""
+    """Tokens of a similar image are reported as similar."""
     cache = MemoryCache(max_bytes=0)
     similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     calls = [asyncio.create_task(get(cache, b"a", encoder.of(b"tokens", similar=similar, key=b"b"))) for _ in range(3)]

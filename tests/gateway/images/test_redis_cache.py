@@ -1,4 +1,4 @@
-"""The Redis cache against a real server with every kind of failure."""
+"""The Redis cache survives every failure of a real server."""
 
 import asyncio
 import time
