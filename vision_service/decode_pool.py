@@ -4,7 +4,6 @@ Pillow and hashlib release the interpreter lock while they work, so threads suff
 """
 
 import asyncio
-import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from prometheus_client import Gauge
 
 from chassis.errors import InvalidArgument, ResourceExhausted
-from checkpoint.config import VisionConfig
+from chassis.verified_cache import sha256_of
+from checkpoint.families import VisionConfig
 from processing import to_pixels
 from vision_service.image_reader import ImageLimits, check_bytes, read_image
 from vision_service.similar_images import Vector, thumbnail_vector
@@ -61,7 +61,7 @@ class DecodePool:
             InvalidArgument: reason 'DIGEST_MISMATCH', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'.
         """
         check_bytes(data, self.limits)
-        actual = _sha256(data) if len(data) <= _MAX_INLINE_HASH_BYTES else await asyncio.to_thread(_sha256, data)
+        actual = sha256_of(data) if len(data) <= _MAX_INLINE_HASH_BYTES else await asyncio.to_thread(sha256_of, data)
         if actual != sha256:
             raise InvalidArgument(
                 "image_sha256 is not the SHA-256 of the image.", reason="DIGEST_MISMATCH", field="image_sha256"
@@ -100,7 +100,3 @@ class DecodePool:
         vector = thumbnail_vector(image) if self._with_thumbnails else None
         pixels = to_pixels(image, config)
         return DecodedImage(pixels, time.perf_counter() - started, vector)
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
