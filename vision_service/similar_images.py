@@ -51,7 +51,7 @@ class _Scope:
 
 
 def grey_thumbnail(image: Image.Image) -> NDArray[np.float32]:
-    """Return a [32, 32] thumbnail of grey values 0 to 255.
+    """Return a thumbnail, [32, 32], of grey values (0-255).
 
     Proportions are not kept.
     """
