@@ -1,4 +1,4 @@
-"""Real processes for rollouts: both stages, a fault to switch between, one or more gateways, and a steady load."""
+"""Real processes under load, for the tests of rollouts."""
 
 import asyncio
 import threading
@@ -21,14 +21,14 @@ from tests.end_to_end.faulty_language import Fault
 
 READY_S = 180.0
 STREAMS = 50
-CONVERSATIONS_A_STREAM = 8  # so many routing keys each stream takes in turn
-STABLE, OTHER, EQUAL = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v1.0.1"  # the last has the weights of the first
+CONVERSATIONS_PER_STREAM = 8  # routing keys that each stream uses in turn
+STABLE, OTHER, EQUAL = "tiny-v1.0.0", "tiny-v1.1.0", "tiny-v1.0.1"  # the last one has the weights of the first
 PROMOTED, ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
 RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 
 
 class World:
-    """Processes that are started one by one and all gone at the end; a context manager."""
+    """Real processes, all killed at the end. A context manager."""
 
     def __init__(self, models: Path, stable: str) -> None:
         self._models = models
@@ -49,7 +49,10 @@ class World:
             service.kill()
 
     def gateway(self, name: str = "gateway", *, fault: Fault = "none", tag: str = "", flags: Sequence[str] = ()) -> str:
-        """Start a gateway, and the fault it sees the language stage through; return its address."""
+        """Start a gateway and return its address.
+
+        It reaches the language stage through a proxy that injects a fault.
+        """
         upstream = ["--models", str(self._models), "--upstream", self.address("language")]
         self._start(f"{name}-language", "tests.end_to_end.faulty_language", [*upstream, "--fault", fault, "--tag", tag])
         self._wait_until_ready()
@@ -60,7 +63,7 @@ class World:
         return self.address(name)
 
     def stop(self, name: str) -> None:
-        """Kill a gateway, and what stands before it."""
+        """Kill a gateway and its proxy."""
         for one in (name, f"{name}-language"):
             self.services.pop(one).kill()
 
@@ -72,7 +75,9 @@ class World:
         url = f"http://127.0.0.1:{self.services[name].ready['metrics_port']}/metrics"
         with urllib.request.urlopen(url) as page:
             lines = page.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{metric} ", f"{metric}{{")))
+        values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{metric} ", f"{metric}{{"))]
+        assert values, f"{name} has no metric {metric}"
+        return sum(values)
 
     def _start(self, name: str, module: str, flags: Sequence[str]) -> None:
         def keep(service: str, line: str) -> None:
@@ -99,14 +104,14 @@ class Answered:
     """One request of the load."""
 
     key: str
-    sent_at: float  # time.monotonic
-    release: str  # language tag; empty where it failed
-    error: str  # reason; empty where it was answered
+    sent_at_s: float  # time.monotonic
+    release: str  # language tag, empty for a failed request
+    error: str  # reason, empty for an answered request
 
 
 @dataclass
 class Load:
-    """Streams that ask one question after the other."""
+    """The requests of all streams, which ask one by one."""
 
     answers: list[Answered] = field(default_factory=list)
 
@@ -117,14 +122,14 @@ class Load:
     def num_on(self, release: str) -> int:
         return sum(one.release == release for one in self.answers)
 
-    def sent_after(self, moment: float) -> list[Answered]:
-        """Return the requests that were sent after a moment of the monotonic clock and have ended."""
-        return [one for one in self.answers if one.sent_at > moment]
+    def sent_after(self, at_s: float) -> list[Answered]:
+        """Return the ended requests that were sent after `at_s`."""
+        return [one for one in self.answers if one.sent_at_s > at_s]
 
-    def most_moves(self) -> int:
-        """Return how often the conversation that moved most often changed its release."""
+    def max_release_changes(self) -> int:
+        """Return the most release changes of one conversation."""
         seen: dict[str, list[str]] = {}
-        for one in sorted(self.answers, key=lambda one: one.sent_at):
+        for one in sorted(self.answers, key=lambda one: one.sent_at_s):
             if one.release and seen.setdefault(one.key, [one.release])[-1] != one.release:
                 seen[one.key].append(one.release)
         return max((len(releases) - 1 for releases in seen.values()), default=0)
@@ -136,15 +141,18 @@ def question(key: str, image: bytes | None, max_tokens: int = 6) -> gateway_pb2.
         parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(data=image)))
     return gateway_pb2.GatewayGenerateRequest(
         messages=[gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=parts)],
-        # By chance: the likeliest tokens of random weights can be ones that show nothing, answer after answer.
+        # Sampled: the most likely tokens of random weights can be invisible ones in every answer.
         sampling=sampling_pb2.SamplingOptions(max_tokens=max_tokens, ignore_eos=True, temperature=1),
         routing_key=key,
     )
 
 
 async def ask(stub: Any, request: gateway_pb2.GatewayGenerateRequest, begun: asyncio.Event | None = None) -> Answered:
-    """Ask one question and read its answer to the end; `begun` is set with its first message."""
-    sent_at = time.monotonic()
+    """Ask one question and read the whole answer.
+
+    The first message of the answer sets `begun`.
+    """
+    sent_at_s = time.monotonic()
     release = ""
     try:
         async for response in stub.Generate(request, timeout=60):
@@ -153,23 +161,26 @@ async def ask(stub: Any, request: gateway_pb2.GatewayGenerateRequest, begun: asy
             if response.HasField("finished"):
                 release = response.finished.release.language_tag
     except grpc.RpcError as error:
-        return Answered(request.routing_key, sent_at, "", from_rpc_error(error).reason)
-    return Answered(request.routing_key, sent_at, release, "")
+        return Answered(request.routing_key, sent_at_s, "", from_rpc_error(error).reason)
+    return Answered(request.routing_key, sent_at_s, release, "")
 
 
 @asynccontextmanager
 async def steady_load(addresses: Sequence[str], images: Sequence[bytes], streams: int = STREAMS) -> AsyncIterator[Load]:
-    """Keep `streams` questions under way, spread over the gateways, for the length of the block."""
+    """Keep `streams` questions in flight for the block.
+
+    They are spread over the gateways.
+    """
     load, ending = Load(), asyncio.Event()
 
     async def stream(index: int, stub: Any) -> None:
         turn = 0
         while not ending.is_set():
             image = images[(index + turn) % len(images)] if turn % 2 else None
-            key = f"conversation-{index}-{turn % CONVERSATIONS_A_STREAM}"
+            key = f"conversation-{index}-{turn % CONVERSATIONS_PER_STREAM}"
             load.answers.append(await ask(stub, question(key, image)))
             if load.answers[-1].error:
-                await asyncio.sleep(0.1)  # a gateway that is gone refuses thousands a second
+                await asyncio.sleep(0.1)  # a killed gateway refuses thousands of calls per second
             turn += 1
 
     channels = [open_channel(address) for address in addresses]
@@ -186,7 +197,7 @@ async def steady_load(addresses: Sequence[str], images: Sequence[bytes], streams
 
 
 class Operator:
-    """Commands of an operator at one gateway."""
+    """The commands of an operator, at one gateway."""
 
     def __init__(self, address: str) -> None:
         self.channel = open_channel(address)
@@ -201,17 +212,17 @@ class Operator:
         response: rollout_pb2.RolloutsGetResponse = await self.stub.Get(request, timeout=10)
         return response.rollout
 
-    async def until(self, holds: Callable[[rollout_pb2.Rollout], bool], within_s: float) -> rollout_pb2.Rollout:
-        """Return the first rollout for which `holds`; says what there was where that does not come."""
-        latest = time.monotonic() + within_s
-        while not holds(rollout := await self.get()):
-            assert time.monotonic() < latest, f"not within {within_s} s: {brief(rollout)}"
+    async def wait_until(self, is_true: Callable[[rollout_pb2.Rollout], bool], within_s: float) -> rollout_pb2.Rollout:
+        """Wait until `is_true` of the rollout, and return it."""
+        deadline_s = time.monotonic() + within_s
+        while not is_true(rollout := await self.get()):
+            assert time.monotonic() < deadline_s, f"not within {within_s} s: {brief(rollout)}"
             await asyncio.sleep(0.1)
         return rollout
 
 
 def brief(rollout: rollout_pb2.Rollout) -> str:
-    """Return where a rollout stands in one line."""
+    """Describe a rollout in one line."""
     phase = rollout_pb2.RolloutPhase.Name(rollout.phase)
     seen = f"{rollout.stable.requests} stable and {rollout.canary.requests} canary requests"
     open_ones = [one for one in rollout.findings if one.verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN]
@@ -220,13 +231,13 @@ def brief(rollout: rollout_pb2.Rollout) -> str:
     return f"{phase}, step {rollout.step}, {seen}, open: {why}; last: {last}"
 
 
-async def refused(call: Any) -> TandemError:
-    """Return the error a call ends with."""
+async def error_of(call: Any) -> TandemError:
+    """Return the error of a call."""
     try:
         await call
     except grpc.RpcError as error:
         return from_rpc_error(error)
-    raise AssertionError("it was not refused")
+    raise AssertionError("the call succeeded")
 
 
 def plan(
@@ -238,7 +249,7 @@ def plan(
     min_requests: int = 40,
     overdue_s: float = 30,
 ) -> rollout_pb2.RolloutPlan:
-    """Return a plan with a guard for little traffic."""
+    """Return a plan whose guard needs few requests."""
     steps = [
         rollout_pb2.RolloutStep(
             weight_percent=w, seconds=0 if w == 100 else seconds, requests=0 if w == 100 else requests

@@ -1,4 +1,4 @@
-"""Rollouts on real processes under a load of 50 streams: a good release takes over, a bad one leaves by itself."""
+"""Rollouts on real processes, under a load of 50 streams."""
 
 import asyncio
 import json
@@ -22,9 +22,9 @@ from tests.end_to_end.rollout_world import (
     Operator,
     World,
     ask,
+    error_of,
     plan,
     question,
-    refused,
     steady_load,
 )
 
@@ -50,25 +50,25 @@ def pair(request: pytest.FixtureRequest, models: Path) -> Pair:
 
 
 def decisions(world: World, gateway: str = "gateway") -> list[dict[str, Any]]:
-    """Return the decisions a gateway took, from its log."""
+    """Return the decisions of a gateway, from its log."""
     lines = [json.loads(line) for line in world.logs[gateway] if '"rollout decision"' in line]
     return [line for line in lines if line["event"] == "rollout decision"]
 
 
-async def test_a_good_release_walks_to_100_percent_and_nobody_notices(pair: Pair, images: list[bytes]) -> None:
+async def test_a_good_release_is_promoted_without_a_failed_request(pair: Pair, images: list[bytes]) -> None:
     with World(pair.models, pair.stable) as world:
-        await walk(world, pair, images)
+        await roll_out(world, pair, images)
 
 
-async def walk(world: World, pair: Pair, images: list[bytes]) -> None:
-    """Roll the canary of a pair out under load, and see what its users and the log see."""
+async def roll_out(world: World, pair: Pair, images: list[bytes]) -> None:
+    """Roll out the canary of a pair under load."""
     address = world.gateway()
     operator = Operator(address)
     async with steady_load([address], images) as load:
         await asyncio.sleep(1)
         started = time.monotonic()
         await operator.set(plan(pair.canary, (5, 25, 50, 100)))
-        rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
+        rollout = await operator.wait_until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
         took_s = time.monotonic() - started
         await asyncio.sleep(1)
     assert rollout.phase == PROMOTED, rollout.changes[-1]
@@ -76,14 +76,14 @@ async def walk(world: World, pair: Pair, images: list[bytes]) -> None:
         change.weight_percent for change in rollout.changes
     )
     assert load.failed == []
-    assert load.most_moves() == 1
+    assert load.max_release_changes() == 1
     assert load.answers[-1].release == pair.canary
     assert world.metric("gateway-language", "faulty_images_total") > 50
     assert world.metric("gateway-language", "faulty_encoder_mismatches_total") == 0
     assert world.metric("gateway", "tandem_gateway_crossed_visual_tokens_total") == 0
     print(
-        f"\n(a) {pair.canary}: {len(load.answers)} requests, {load.num_on(pair.canary)} on the canary, "
-        f"{len(load.failed)} failed; conversations changed release at most {load.most_moves()} times; "
+        f"\n{pair.canary}: {len(load.answers)} requests, {load.num_on(pair.canary)} on the canary, "
+        f"{len(load.failed)} failed, conversations changed release at most {load.max_release_changes()} times; "
         f"100 % after {took_s:.1f} s; "
         f"{world.metric('gateway-language', 'faulty_images_total'):.0f} images, 0 mismatches"
     )
@@ -91,20 +91,20 @@ async def walk(world: World, pair: Pair, images: list[bytes]) -> None:
     kinds = [one["event_kind"] for one in taken if one["event_kind"] != "held"]
     assert kinds == ["set", "started", *["advanced"] * 3, "promoted"]
     assert all(len(one["findings"]) == 4 for one in taken if one["event_kind"] == "advanced")
-    await held_by_the_stage(world, pair.stable, pair.canary)  # the settings name the one, the other is in force
+    await wait_for_loaded_models(world, pair.stable, pair.canary)  # the configured one and the one in force
 
 
-async def held_by_the_stage(world: World, *tags: str) -> None:
-    """Wait until the language stage holds exactly these models."""
+async def wait_for_loaded_models(world: World, *tags: str) -> None:
+    """Wait until the language stage has exactly these models."""
     async with open_channel(world.address("language")) as channel:
         stub: Any = language_pb2_grpc.LanguageServiceStub(channel)
-        held: list[str] = []
+        loaded: list[str] = []
         for _ in range(200):
-            held = [model.tag for model in (await stub.ListModels(model_pb2.ListModelsRequest())).models]
-            if held == list(tags):
+            loaded = [model.tag for model in (await stub.ListModels(model_pb2.ListModelsRequest())).models]
+            if loaded == list(tags):
                 return
             await asyncio.sleep(0.1)
-        raise AssertionError(held)
+        raise AssertionError(loaded)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def held_by_the_stage(world: World, *tags: str) -> None:
         ("none", ""),
     ],
 )
-async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
+async def test_a_faulty_canary_is_rolled_back_and_an_equal_one_is_promoted(
     world: World, images: list[bytes], fault: Fault, metric: str
 ) -> None:
     address = world.gateway(fault=fault, tag=EQUAL)
@@ -126,30 +126,30 @@ async def test_a_bad_candidate_leaves_by_itself_and_an_equal_one_is_promoted(
         await asyncio.sleep(1)
         started = time.monotonic()
         await operator.set(plan(EQUAL, (20, 50, 100), seconds=4, overdue_s=3 if fault == "hang" else 30))
-        rollout = await operator.until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
+        rollout = await operator.wait_until(lambda one: one.phase in (PROMOTED, ROLLED_BACK), within_s=240)
         ended = time.monotonic()
         if fault == "hang":
-            assert not load.failed  # it was seen before the deadline of any of its requests
-        while len(after := load.sent_after(ended)) < 20:  # noqa: ASYNC110  (nothing tells)
+            assert not load.failed  # it was rolled back before the deadline of its requests
+        while len(after := load.sent_after(ended)) < 20:  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.1)
     last = rollout.changes[-1]
     assert rollout.phase == (ROLLED_BACK if metric else PROMOTED), last
     assert metric in last.reason
     assert {one.release for one in after} == {STABLE if metric else EQUAL}
     print(
-        f"\n(b) {fault}: {rollout_pb2.RolloutPhase.Name(rollout.phase)} after {ended - started:.1f} s, "
+        f"\n{fault}: {rollout_pb2.RolloutPhase.Name(rollout.phase)} after {ended - started:.1f} s, "
         f"{load.num_on(EQUAL)} answers and {len(load.failed)} failures of the canary in {len(load.answers)}: "
         f"{last.reason}"
     )
 
 
-async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_finish(
+async def test_a_rollback_stops_new_requests_to_the_canary_while_its_streams_finish(
     world: World, images: list[bytes]
 ) -> None:
     address = world.gateway()
     operator = Operator(address)
     await operator.set(plan(OTHER, (50, 100), seconds=3600))
-    await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    await operator.wait_until(lambda rollout: rollout.phase == RUNNING, within_s=60)
     stub = gateway_pb2_grpc.GatewayStub(operator.channel)
     begun = [asyncio.Event() for _ in range(16)]
     async with steady_load([address], images) as load:
@@ -161,22 +161,22 @@ async def test_one_command_takes_the_canary_off_new_requests_while_its_streams_f
         await operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="a test"))
         answered = time.monotonic()
         await asyncio.sleep(1)
-        under_way = sum(not task.done() for task in long)
+        num_in_flight = sum(not task.done() for task in long)
     ends = await asyncio.gather(*long)
-    last = max((one.sent_at for one in load.answers if one.release == OTHER), default=commanded)
+    last = max((one.sent_at_s for one in load.answers if one.release == OTHER), default=commanded)
     assert load.failed == []
     assert not any(end.error for end in ends)
     assert any(end.release == OTHER for end in ends)
     assert last < answered
-    await held_by_the_stage(world, STABLE)
+    await wait_for_loaded_models(world, STABLE)
     print(
-        f"\n(d) last new request on the canary {max(0.0, last - commanded) * 1000:.1f} ms after the command, which was "
-        f"answered after {(answered - commanded) * 1000:.1f} ms; {under_way} long answers were still under way, and "
+        f"\nlast new request on the canary {max(0.0, last - commanded) * 1000:.1f} ms after the command, which was "
+        f"answered after {(answered - commanded) * 1000:.1f} ms; {num_in_flight} long answers were in flight, and "
         f"{sum(end.release == OTHER for end in ends)} ended on the canary without an error"
     )
 
 
-async def test_bad_input_is_a_typed_error_and_the_rollout_in_force_stays(world: World, tmp_path: Path) -> None:
+async def test_bad_plans_and_state_files_are_refused_and_the_rollout_stays(world: World, tmp_path: Path) -> None:
     state = tmp_path / "rollout.json"
     address = world.gateway(flags=["--rollout-file", str(state)])
     operator = Operator(address)
@@ -190,12 +190,12 @@ async def test_bad_input_is_a_typed_error_and_the_rollout_in_force_stays(world: 
         "SAME_RELEASE": plan(STABLE, (50, 100)),
     }
     for reason, asked in bad.items():
-        assert (await refused(operator.set(asked))).reason == reason
+        assert (await error_of(operator.set(asked))).reason == reason
     assert (await operator.get()).phase == rollout_pb2.ROLLOUT_PHASE_UNSPECIFIED
     await operator.set(good)
-    before = await operator.until(lambda rollout: rollout.phase == RUNNING, within_s=60)
+    before = await operator.wait_until(lambda rollout: rollout.phase == RUNNING, within_s=60)
     for reason, asked in {**bad, "ROLLOUT_RUNNING": good}.items():
-        assert (await refused(operator.set(asked))).reason == reason
+        assert (await error_of(operator.set(asked))).reason == reason
     after = await operator.get()
     assert (after.id, after.changes) == (before.id, before.changes)
     world.stop("gateway")
@@ -203,5 +203,5 @@ async def test_bad_input_is_a_typed_error_and_the_rollout_in_force_stays(world: 
     assert (await restarted.get()).id == before.id
     world.stop("gateway")
     state.write_text('{"document":')
-    with pytest.raises(AssertionError, match=r"rollout\.json cannot be read; repair or remove it"):
+    with pytest.raises(AssertionError, match=r"rollout\.json cannot be read: repair or remove it"):
         world.gateway(flags=["--rollout-file", str(state)])
