@@ -24,53 +24,54 @@ _sym_db = _symbol_database.Default()
 
 from tandem.v1 import model_pb2 as tandem_dot_v1_dot_model__pb2
 from tandem.v1 import sampling_pb2 as tandem_dot_v1_dot_sampling__pb2
+from tandem.v1 import tensor_pb2 as tandem_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/gateway.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.tandem.v1.ImageH\x00\x42\t\n\x07\x63ontent\"H\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Part\"\x8f\x01\n\x16GatewayGenerateRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x13\n\x0brouting_key\x18\x04 \x01(\t\"\x81\x01\n\x17GatewayGenerateResponse\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tandem.v1.TextDeltaH\x00\x12\x36\n\x08\x66inished\x18\x02 \x01(\x0b\x32\".tandem.v1.GatewayGenerateFinishedH\x00\x42\x07\n\x05\x65vent\"H\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\xe1\x01\n\x17GatewayGenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.tandem.v1.StageTimings\x12#\n\x07release\x18\x04 \x01(\x0b\x32\x12.tandem.v1.Release\x12&\n\x06images\x18\x05 \x03(\x0b\x32\x16.tandem.v1.ImageReport\"3\n\x07Release\x12\x12\n\nvision_tag\x18\x01 \x01(\t\x12\x14\n\x0clanguage_tag\x18\x02 \x01(\t\"\xa2\x01\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12*\n\x0b\x63\x61\x63he_level\x18\x02 \x01(\x0e\x32\x15.tandem.v1.CacheLevel\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x10\n\x08ready_ms\x18\x04 \x01(\x01\x12\x16\n\x0esimilar_sha256\x18\x05 \x01(\x0c\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\"\x98\x01\n\x0cStageTimings\x12\x12\n\nprepare_ms\x18\x01 \x01(\x01\x12\x11\n\tvision_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\" \n\x0fPutImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"5\n\x10PutImageResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\":\n\x12\x43ountTokensRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\"]\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x03 \x01(\r\"\x1a\n\x18GatewayListModelsRequest\"\xa3\x01\n\x0bReleaseInfo\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Release\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12$\n\x06vision\x18\x04 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12&\n\x08language\x18\x05 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\"E\n\x19GatewayListModelsResponse\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.tandem.v1.ReleaseInfo*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\xbc\x01\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_LEVEL_GATEWAY\x10\x02\x12\x16\n\x12\x43\x41\x43HE_LEVEL_SHARED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_LEVEL_VISION\x10\x04\x12\x19\n\x15\x43\x41\x43HE_LEVEL_IN_FLIGHT\x10\x05\x12\x17\n\x13\x43\x41\x43HE_LEVEL_SIMILAR\x10\x06\x32\xcc\x02\n\x07Gateway\x12S\n\x08Generate\x12!.tandem.v1.GatewayGenerateRequest\x1a\".tandem.v1.GatewayGenerateResponse0\x01\x12\x45\n\x08PutImage\x12\x1a.tandem.v1.PutImageRequest\x1a\x1b.tandem.v1.PutImageResponse(\x01\x12L\n\x0b\x43ountTokens\x12\x1d.tandem.v1.CountTokensRequest\x1a\x1e.tandem.v1.CountTokensResponse\x12W\n\nListModels\x12#.tandem.v1.GatewayListModelsRequest\x1a$.tandem.v1.GatewayListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/gateway.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\x1a\x16tandem/v1/tensor.proto\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.tandem.v1.ImageH\x00\x42\t\n\x07\x63ontent\"H\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Part\"\x8f\x01\n\x16GatewayGenerateRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x13\n\x0brouting_key\x18\x04 \x01(\t\"\x81\x01\n\x17GatewayGenerateResponse\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tandem.v1.TextDeltaH\x00\x12\x36\n\x08\x66inished\x18\x02 \x01(\x0b\x32\".tandem.v1.GatewayGenerateFinishedH\x00\x42\x07\n\x05\x65vent\"H\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\xe1\x01\n\x17GatewayGenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.tandem.v1.StageTimings\x12#\n\x07release\x18\x04 \x01(\x0b\x32\x12.tandem.v1.Release\x12&\n\x06images\x18\x05 \x03(\x0b\x32\x16.tandem.v1.ImageReport\"3\n\x07Release\x12\x12\n\nvision_tag\x18\x01 \x01(\t\x12\x14\n\x0clanguage_tag\x18\x02 \x01(\t\"\xc7\x01\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12*\n\x0b\x63\x61\x63he_level\x18\x02 \x01(\x0e\x32\x15.tandem.v1.CacheLevel\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x10\n\x08ready_ms\x18\x04 \x01(\x01\x12\x16\n\x0esimilar_sha256\x18\x05 \x01(\x0c\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\x12#\n\x04grid\x18\x07 \x01(\x0b\x32\x15.tandem.v1.VisualGrid\"\x98\x01\n\x0cStageTimings\x12\x12\n\nprepare_ms\x18\x01 \x01(\x01\x12\x11\n\tvision_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\" \n\x0fPutImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"5\n\x10PutImageResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\":\n\x12\x43ountTokensRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\"]\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x03 \x01(\r\"\x1a\n\x18GatewayListModelsRequest\"\xd9\x01\n\x0bReleaseInfo\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Release\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12$\n\x06vision\x18\x04 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12&\n\x08language\x18\x05 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\"E\n\x19GatewayListModelsResponse\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.tandem.v1.ReleaseInfo*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\xbc\x01\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_LEVEL_GATEWAY\x10\x02\x12\x16\n\x12\x43\x41\x43HE_LEVEL_SHARED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_LEVEL_VISION\x10\x04\x12\x19\n\x15\x43\x41\x43HE_LEVEL_IN_FLIGHT\x10\x05\x12\x17\n\x13\x43\x41\x43HE_LEVEL_SIMILAR\x10\x06\x32\xcc\x02\n\x07Gateway\x12S\n\x08Generate\x12!.tandem.v1.GatewayGenerateRequest\x1a\".tandem.v1.GatewayGenerateResponse0\x01\x12\x45\n\x08PutImage\x12\x1a.tandem.v1.PutImageRequest\x1a\x1b.tandem.v1.PutImageResponse(\x01\x12L\n\x0b\x43ountTokens\x12\x1d.tandem.v1.CountTokensRequest\x1a\x1e.tandem.v1.CountTokensResponse\x12W\n\nListModels\x12#.tandem.v1.GatewayListModelsRequest\x1a$.tandem.v1.GatewayListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1746
-  _globals['_ROLE']._serialized_end=1826
-  _globals['_CACHELEVEL']._serialized_start=1829
-  _globals['_CACHELEVEL']._serialized_end=2017
-  _globals['_IMAGE']._serialized_start=87
-  _globals['_IMAGE']._serialized_end=138
-  _globals['_PART']._serialized_start=140
-  _globals['_PART']._serialized_end=208
-  _globals['_MESSAGE']._serialized_start=210
-  _globals['_MESSAGE']._serialized_end=282
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_start=285
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=428
-  _globals['_GATEWAYGENERATERESPONSE']._serialized_start=431
-  _globals['_GATEWAYGENERATERESPONSE']._serialized_end=560
-  _globals['_TEXTDELTA']._serialized_start=562
-  _globals['_TEXTDELTA']._serialized_end=634
-  _globals['_GATEWAYGENERATEFINISHED']._serialized_start=637
-  _globals['_GATEWAYGENERATEFINISHED']._serialized_end=862
-  _globals['_RELEASE']._serialized_start=864
-  _globals['_RELEASE']._serialized_end=915
-  _globals['_IMAGEREPORT']._serialized_start=918
-  _globals['_IMAGEREPORT']._serialized_end=1080
-  _globals['_STAGETIMINGS']._serialized_start=1083
-  _globals['_STAGETIMINGS']._serialized_end=1235
-  _globals['_PUTIMAGEREQUEST']._serialized_start=1237
-  _globals['_PUTIMAGEREQUEST']._serialized_end=1269
-  _globals['_PUTIMAGERESPONSE']._serialized_start=1271
-  _globals['_PUTIMAGERESPONSE']._serialized_end=1324
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1326
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1384
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1386
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1479
-  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_start=1481
-  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_end=1507
-  _globals['_RELEASEINFO']._serialized_start=1510
-  _globals['_RELEASEINFO']._serialized_end=1673
-  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_start=1675
-  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_end=1744
-  _globals['_GATEWAY']._serialized_start=2020
-  _globals['_GATEWAY']._serialized_end=2352
+  _globals['_ROLE']._serialized_start=1861
+  _globals['_ROLE']._serialized_end=1941
+  _globals['_CACHELEVEL']._serialized_start=1944
+  _globals['_CACHELEVEL']._serialized_end=2132
+  _globals['_IMAGE']._serialized_start=111
+  _globals['_IMAGE']._serialized_end=162
+  _globals['_PART']._serialized_start=164
+  _globals['_PART']._serialized_end=232
+  _globals['_MESSAGE']._serialized_start=234
+  _globals['_MESSAGE']._serialized_end=306
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_start=309
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=452
+  _globals['_GATEWAYGENERATERESPONSE']._serialized_start=455
+  _globals['_GATEWAYGENERATERESPONSE']._serialized_end=584
+  _globals['_TEXTDELTA']._serialized_start=586
+  _globals['_TEXTDELTA']._serialized_end=658
+  _globals['_GATEWAYGENERATEFINISHED']._serialized_start=661
+  _globals['_GATEWAYGENERATEFINISHED']._serialized_end=886
+  _globals['_RELEASE']._serialized_start=888
+  _globals['_RELEASE']._serialized_end=939
+  _globals['_IMAGEREPORT']._serialized_start=942
+  _globals['_IMAGEREPORT']._serialized_end=1141
+  _globals['_STAGETIMINGS']._serialized_start=1144
+  _globals['_STAGETIMINGS']._serialized_end=1296
+  _globals['_PUTIMAGEREQUEST']._serialized_start=1298
+  _globals['_PUTIMAGEREQUEST']._serialized_end=1330
+  _globals['_PUTIMAGERESPONSE']._serialized_start=1332
+  _globals['_PUTIMAGERESPONSE']._serialized_end=1385
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1387
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1445
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1447
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1540
+  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_start=1542
+  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_end=1568
+  _globals['_RELEASEINFO']._serialized_start=1571
+  _globals['_RELEASEINFO']._serialized_end=1788
+  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_start=1790
+  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_end=1859
+  _globals['_GATEWAY']._serialized_start=2135
+  _globals['_GATEWAY']._serialized_end=2467
 # @@protoc_insertion_point(module_scope)

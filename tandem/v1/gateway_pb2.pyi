@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tandem.v1 import model_pb2 as _model_pb2
 from tandem.v1 import sampling_pb2 as _sampling_pb2
+from tandem.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -361,6 +362,7 @@ class ImageReport(_message.Message):
     READY_MS_FIELD_NUMBER: _builtins.int
     SIMILAR_SHA256_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 (32 bytes) of the image file."""
     cache_level: Global___CacheLevel.ValueType
@@ -375,6 +377,10 @@ class ImageReport(_message.Message):
     """With level SIMILAR: cosine similarity of the two images' thumbnails, from the vision service's threshold to 1.
     Otherwise 0.
     """
+    @_builtins.property
+    def grid(self) -> _tensor_pb2.VisualGrid:
+        """Grid of the visual tokens. Absent if they have none."""
+
     def __init__(
         self,
         *,
@@ -384,10 +390,11 @@ class ImageReport(_message.Message):
         ready_ms: _builtins.float = ...,
         similar_sha256: _builtins.bytes = ...,
         similarity: _builtins.float = ...,
+        grid: _tensor_pb2.VisualGrid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_level", b"cache_level", "num_visual_tokens", b"num_visual_tokens", "ready_ms", b"ready_ms", "sha256", b"sha256", "similar_sha256", b"similar_sha256", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_level", b"cache_level", "grid", b"grid", "num_visual_tokens", b"num_visual_tokens", "ready_ms", b"ready_ms", "sha256", b"sha256", "similar_sha256", b"similar_sha256", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,6 +576,7 @@ class ReleaseInfo(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     VISION_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
+    DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """Whether both halves are ready, so that the release can answer."""
     is_default: _builtins.bool
@@ -585,6 +593,12 @@ class ReleaseInfo(_message.Message):
     def language(self) -> _model_pb2.ModelInfo:
         """The language half, as the language service describes it."""
 
+    @_builtins.property
+    def default_sampling(self) -> _sampling_pb2.SamplingOptions:
+        """Sampling options that the release uses where a request leaves them absent: temperature, top_k, top_p and
+        repetition_penalty.
+        """
+
     def __init__(
         self,
         *,
@@ -593,10 +607,11 @@ class ReleaseInfo(_message.Message):
         is_default: _builtins.bool = ...,
         vision: _model_pb2.ModelInfo | None = ...,
         language: _model_pb2.ModelInfo | None = ...,
+        default_sampling: _sampling_pb2.SamplingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "release", b"release", "vision", b"vision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "language", b"language", "release", b"release", "vision", b"vision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_default", b"is_default", "language", b"language", "ready", b"ready", "release", b"release", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "is_default", b"is_default", "language", b"language", "ready", b"ready", "release", b"release", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ class GenerateRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerateStart:
         """Options of the answer. Only the first message has them."""
@@ -41,18 +42,23 @@ class GenerateRequest(_message.Message):
     def image(self) -> Global___ImageSegment:
         """The next segment of the prompt, as an image."""
 
+    @_builtins.property
+    def image_chunk(self) -> Global___ImageChunk:
+        """The next bytes of the image segment before it."""
+
     def __init__(
         self,
         *,
         start: Global___GenerateStart | None = ...,
         text: Global___TextSegment | None = ...,
         image: Global___ImageSegment | None = ...,
+        image_chunk: Global___ImageChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "text", "image"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "text", "image", "image_chunk"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -127,7 +133,9 @@ class ImageSegment(_message.Message):
     VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
-        """The visual tokens. Each one takes one position of the prompt."""
+        """The visual tokens. Each one takes one position of the prompt. Large ones come in chunks: embeddings.data may then
+        end early, and image_chunk messages have the rest.
+        """
 
     def __init__(
         self,
@@ -141,6 +149,28 @@ class ImageSegment(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageSegment: _TypeAlias = ImageSegment  # noqa: Y015
+
+@_typing.final
+class ImageChunk(_message.Message):
+    """More bytes of an image segment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes of visual_tokens.embeddings.data, 1 byte to 1 MiB."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageChunk: _TypeAlias = ImageChunk  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):

@@ -135,14 +135,17 @@ class VisionModelInfo(_message.Message):
     MAX_WAIT_MS_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_FIELD_NUMBER: _builtins.int
     MAX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_LEVELS_FIELD_NUMBER: _builtins.int
+    MAX_RESIZED_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_VISUAL_TOKENS_FIELD_NUMBER: _builtins.int
     encoder_id: _builtins.bytes
     """SHA-256 (32 bytes) over half digest, preprocessing, precision and backend. Part of the visual key."""
     image_size: _builtins.int
-    """Side of the model's square input image, pixels."""
+    """Side of the model's square input image, pixels. 0 if the model takes images of any size."""
     num_visual_tokens: _builtins.int
-    """Visual tokens per image."""
+    """Visual tokens per image. 0 if they depend on its size."""
     token_width: _builtins.int
-    """Width of one visual token, elements. Same as the decoder's width."""
+    """Width of one visual token, elements: num_levels x the decoder's width."""
     max_image_bytes: _builtins.int
     """Largest image file the service accepts, bytes."""
     max_image_pixels: _builtins.int
@@ -155,6 +158,12 @@ class VisionModelInfo(_message.Message):
     """Most decoded images in the queue. Further ones are refused."""
     max_cache_bytes: _builtins.int
     """Size of the process's cache of visual tokens, shared by all its models, bytes. 0 disables it."""
+    num_levels: _builtins.int
+    """Vectors of one visual token: its embedding, and one for each DeepStack level."""
+    max_resized_pixels: _builtins.int
+    """Budget of pixels for models that take images of any size. Larger images are scaled down to it. 0 without a budget."""
+    max_visual_tokens: _builtins.int
+    """Most visual tokens of one image."""
     def __init__(
         self,
         *,
@@ -168,10 +177,13 @@ class VisionModelInfo(_message.Message):
         max_wait_ms: _builtins.float = ...,
         max_queue: _builtins.int = ...,
         max_cache_bytes: _builtins.int = ...,
+        num_levels: _builtins.int = ...,
+        max_resized_pixels: _builtins.int = ...,
+        max_visual_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_id", b"encoder_id", "image_size", b"image_size", "max_batch_size", b"max_batch_size", "max_cache_bytes", b"max_cache_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_queue", b"max_queue", "max_wait_ms", b"max_wait_ms", "num_visual_tokens", b"num_visual_tokens", "token_width", b"token_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_id", b"encoder_id", "image_size", b"image_size", "max_batch_size", b"max_batch_size", "max_cache_bytes", b"max_cache_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_queue", b"max_queue", "max_resized_pixels", b"max_resized_pixels", "max_visual_tokens", b"max_visual_tokens", "max_wait_ms", b"max_wait_ms", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "token_width", b"token_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +206,7 @@ class LanguageModelInfo(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_LEVELS_FIELD_NUMBER: _builtins.int
     vision_digest: _builtins.bytes
     """SHA-256 (32 bytes) of the vision half this decoder was trained with. Other visual tokens are refused."""
     tokenizer_digest: _builtins.bytes
@@ -205,7 +218,7 @@ class LanguageModelInfo(_message.Message):
     context_length: _builtins.int
     """Most tokens of one sequence: prompt, images and answer together."""
     num_visual_tokens: _builtins.int
-    """Visual tokens per image."""
+    """Visual tokens per image. 0 if they depend on its size."""
     max_images: _builtins.int
     """Most images per prompt."""
     max_running: _builtins.int
@@ -216,6 +229,8 @@ class LanguageModelInfo(_message.Message):
     """Number of blocks of the KV cache."""
     num_cache_bytes: _builtins.int
     """Memory of the KV cache, bytes."""
+    num_levels: _builtins.int
+    """Vectors of one visual token: its embedding, and one for each DeepStack level."""
     def __init__(
         self,
         *,
@@ -230,10 +245,11 @@ class LanguageModelInfo(_message.Message):
         block_size: _builtins.int = ...,
         num_blocks: _builtins.int = ...,
         num_cache_bytes: _builtins.int = ...,
+        num_levels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_visual_tokens", b"num_visual_tokens", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/tensor.proto\x12\ttandem.v1\"M\n\x06Tensor\x12&\n\tdata_type\x18\x01 \x01(\x0e\x32\x13.tandem.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"`\n\x0cVisualTokens\x12%\n\nembeddings\x18\x01 \x01(\x0b\x32\x11.tandem.v1.Tensor\x12\x12\n\nvisual_key\x18\x02 \x01(\x0c\x12\x15\n\rvision_digest\x18\x03 \x01(\x0c*=\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/tensor.proto\x12\ttandem.v1\"M\n\x06Tensor\x12&\n\tdata_type\x18\x01 \x01(\x0e\x32\x13.tandem.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x85\x01\n\x0cVisualTokens\x12%\n\nembeddings\x18\x01 \x01(\x0b\x32\x11.tandem.v1.Tensor\x12\x12\n\nvisual_key\x18\x02 \x01(\x0c\x12\x15\n\rvision_digest\x18\x03 \x01(\x0c\x12#\n\x04grid\x18\x04 \x01(\x0b\x32\x15.tandem.v1.VisualGrid\"+\n\nVisualGrid\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r*=\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=214
-  _globals['_DATATYPE']._serialized_end=275
+  _globals['_DATATYPE']._serialized_start=297
+  _globals['_DATATYPE']._serialized_end=358
   _globals['_TENSOR']._serialized_start=37
   _globals['_TENSOR']._serialized_end=114
-  _globals['_VISUALTOKENS']._serialized_start=116
-  _globals['_VISUALTOKENS']._serialized_end=212
+  _globals['_VISUALTOKENS']._serialized_start=117
+  _globals['_VISUALTOKENS']._serialized_end=250
+  _globals['_VISUALGRID']._serialized_start=252
+  _globals['_VISUALGRID']._serialized_end=295
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,7 @@ class VisualTokens(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     VISUAL_KEY_FIELD_NUMBER: _builtins.int
     VISION_DIGEST_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
     visual_key: _builtins.bytes
     """Visual key: SHA-256 (32 bytes) over encoder id, cache salt and the SHA-256 of the image. Equal keys mean equal
     embeddings, so every cache uses it as its key.
@@ -92,7 +93,13 @@ class VisualTokens(_message.Message):
     """SHA-256 (32 bytes) of the vision half of the checkpoint that made the embeddings."""
     @_builtins.property
     def embeddings(self) -> Global___Tensor:
-        """Embeddings, shape [number of visual tokens, decoder width], finite bfloat16."""
+        """Embeddings, shape [number of visual tokens, levels x decoder width], finite bfloat16. Each row is the embedding of
+        one visual token, followed by its vector for each DeepStack level.
+        """
+
+    @_builtins.property
+    def grid(self) -> Global___VisualGrid:
+        """Grid of the visual tokens, row by row. Absent if the model's visual tokens have no grid."""
 
     def __init__(
         self,
@@ -100,11 +107,38 @@ class VisualTokens(_message.Message):
         embeddings: Global___Tensor | None = ...,
         visual_key: _builtins.bytes = ...,
         vision_digest: _builtins.bytes = ...,
+        grid: Global___VisualGrid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "vision_digest", b"vision_digest", "visual_key", b"visual_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "grid", b"grid", "vision_digest", b"vision_digest", "visual_key", b"visual_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VisualTokens: _TypeAlias = VisualTokens  # noqa: Y015
+
+@_typing.final
+class VisualGrid(_message.Message):
+    """Rows and columns of the visual tokens of one image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Number of rows, at least 1."""
+    columns: _builtins.int
+    """Number of columns, at least 1. The image has rows x columns visual tokens."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VisualGrid: _TypeAlias = VisualGrid  # noqa: Y015

@@ -26,23 +26,23 @@ from tandem.v1 import model_pb2 as tandem_dot_v1_dot_model__pb2
 from tandem.v1 import tensor_pb2 as tandem_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/vision.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x16tandem/v1/tensor.proto\"U\n\rEncodeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x14\n\x0cimage_sha256\x18\x03 \x01(\x0c\x12\x12\n\ncache_salt\x18\x04 \x01(\x0c\"\xbe\x01\n\x0e\x45ncodeResponse\x12.\n\rvisual_tokens\x18\x01 \x01(\x0b\x32\x17.tandem.v1.VisualTokens\x12)\n\x07timings\x18\x02 \x01(\x0b\x32\x18.tandem.v1.EncodeTimings\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.tandem.v1.EncodeSource\x12(\n\x07similar\x18\x04 \x01(\x0b\x32\x17.tandem.v1.SimilarImage\"8\n\x0cSimilarImage\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\\\n\rEncodeTimings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nforward_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r*\x9a\x01\n\x0c\x45ncodeSource\x12\x1d\n\x19\x45NCODE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NCODE_SOURCE_ENCODED\x10\x01\x12\x18\n\x14\x45NCODE_SOURCE_CACHED\x10\x02\x12\x1b\n\x17\x45NCODE_SOURCE_IN_FLIGHT\x10\x03\x12\x19\n\x15\x45NCODE_SOURCE_SIMILAR\x10\x04\x32\xf4\x02\n\rVisionService\x12=\n\x06\x45ncode\x12\x18.tandem.v1.EncodeRequest\x1a\x19.tandem.v1.EncodeResponse\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponse\x12I\n\nListModels\x12\x1c.tandem.v1.ListModelsRequest\x1a\x1d.tandem.v1.ListModelsResponse\x12\x46\n\tLoadModel\x12\x1b.tandem.v1.LoadModelRequest\x1a\x1c.tandem.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.tandem.v1.UnloadModelRequest\x1a\x1e.tandem.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/vision.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x16tandem/v1/tensor.proto\"U\n\rEncodeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x14\n\x0cimage_sha256\x18\x03 \x01(\x0c\x12\x12\n\ncache_salt\x18\x04 \x01(\x0c\"\xd2\x01\n\x0e\x45ncodeResponse\x12.\n\rvisual_tokens\x18\x01 \x01(\x0b\x32\x17.tandem.v1.VisualTokens\x12)\n\x07timings\x18\x02 \x01(\x0b\x32\x18.tandem.v1.EncodeTimings\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.tandem.v1.EncodeSource\x12(\n\x07similar\x18\x04 \x01(\x0b\x32\x17.tandem.v1.SimilarImage\x12\x12\n\ndata_chunk\x18\x05 \x01(\x0c\"8\n\x0cSimilarImage\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\\\n\rEncodeTimings\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nforward_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r*\x9a\x01\n\x0c\x45ncodeSource\x12\x1d\n\x19\x45NCODE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NCODE_SOURCE_ENCODED\x10\x01\x12\x18\n\x14\x45NCODE_SOURCE_CACHED\x10\x02\x12\x1b\n\x17\x45NCODE_SOURCE_IN_FLIGHT\x10\x03\x12\x19\n\x15\x45NCODE_SOURCE_SIMILAR\x10\x04\x32\xf4\x02\n\rVisionService\x12=\n\x06\x45ncode\x12\x18.tandem.v1.EncodeRequest\x1a\x19.tandem.v1.EncodeResponse\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponse\x12I\n\nListModels\x12\x1c.tandem.v1.ListModelsRequest\x1a\x1d.tandem.v1.ListModelsResponse\x12\x46\n\tLoadModel\x12\x1b.tandem.v1.LoadModelRequest\x1a\x1c.tandem.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.tandem.v1.UnloadModelRequest\x1a\x1e.tandem.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.vision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODESOURCE']._serialized_start=517
-  _globals['_ENCODESOURCE']._serialized_end=671
+  _globals['_ENCODESOURCE']._serialized_start=537
+  _globals['_ENCODESOURCE']._serialized_end=691
   _globals['_ENCODEREQUEST']._serialized_start=84
   _globals['_ENCODEREQUEST']._serialized_end=169
   _globals['_ENCODERESPONSE']._serialized_start=172
-  _globals['_ENCODERESPONSE']._serialized_end=362
-  _globals['_SIMILARIMAGE']._serialized_start=364
-  _globals['_SIMILARIMAGE']._serialized_end=420
-  _globals['_ENCODETIMINGS']._serialized_start=422
-  _globals['_ENCODETIMINGS']._serialized_end=514
-  _globals['_VISIONSERVICE']._serialized_start=674
-  _globals['_VISIONSERVICE']._serialized_end=1046
+  _globals['_ENCODERESPONSE']._serialized_end=382
+  _globals['_SIMILARIMAGE']._serialized_start=384
+  _globals['_SIMILARIMAGE']._serialized_end=440
+  _globals['_ENCODETIMINGS']._serialized_start=442
+  _globals['_ENCODETIMINGS']._serialized_end=534
+  _globals['_VISIONSERVICE']._serialized_start=694
+  _globals['_VISIONSERVICE']._serialized_end=1066
 # @@protoc_insertion_point(module_scope)

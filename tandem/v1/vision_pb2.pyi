@@ -96,8 +96,11 @@ class EncodeResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     SIMILAR_FIELD_NUMBER: _builtins.int
+    DATA_CHUNK_FIELD_NUMBER: _builtins.int
     source: Global___EncodeSource.ValueType
     """The source of the visual tokens."""
+    data_chunk: _builtins.bytes
+    """In every message but the first: the next bytes of visual_tokens.embeddings.data, 1 byte to 1 MiB."""
     @_builtins.property
     def visual_tokens(self) -> _tensor_pb2.VisualTokens:
         """The visual tokens, with their key. With source SIMILAR, they and their key are those of the other image."""
@@ -117,10 +120,11 @@ class EncodeResponse(_message.Message):
         timings: Global___EncodeTimings | None = ...,
         source: Global___EncodeSource.ValueType = ...,
         similar: Global___SimilarImage | None = ...,
+        data_chunk: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["similar", b"similar", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["similar", b"similar", "source", b"source", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_chunk", b"data_chunk", "similar", b"similar", "source", b"source", "timings", b"timings", "visual_tokens", b"visual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
