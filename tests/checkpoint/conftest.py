@@ -12,7 +12,10 @@ TAG = "tiny-v1.0.0"
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints nobody changes, one a way of storing: folders 'single', 'shards' and 'bin', each a model store."""
+    """Return model stores with one unmodified checkpoint each.
+
+    Their folders are 'single', 'shards' and 'bin', by the kind of weight files.
+    """
     root = tmp_path_factory.mktemp("pristine")
     create_checkpoint(root / "single", TAG, RESAMPLER_PRESETS["tiny"])
     create_checkpoint(root / "shards", TAG, RESAMPLER_PRESETS["tiny"], shards=3)
@@ -22,7 +25,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(pristine: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Return a copy of one checkpoint, by how it is stored, that the test may break."""
+    """Return a function that copies a checkpoint to modify."""
 
     def copy(stored: str = "single") -> Path:
         return Path(shutil.copytree(pristine / stored / TAG, tmp_path / stored / TAG))

@@ -1,4 +1,4 @@
-"""What is refused of `config.json` before anything is made of it."""
+"""Invalid configurations are refused."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from checkpoint.presets import RESAMPLER_PRESETS
     ],
 )
 def test_a_number_that_is_not_finite_is_named(tmp_path: Path, written: str, changed: str, field: str) -> None:
-    """It has no digest, and no image and no prompt would have an answer."""
+    """It has no digest and gives no answers."""
     write_config(RESAMPLER_PRESETS["tiny"], tmp_path)
     path = tmp_path / CONFIG_FILE
     text = path.read_text()

@@ -28,14 +28,12 @@ def test_the_order_of_tensors_does_not_change_a_half(half: dict[str, TensorDiges
 
 
 @given(halves, halves)
-def test_halves_that_differ_at_all_have_different_digests(
-    one: dict[str, TensorDigest], other: dict[str, TensorDigest]
-) -> None:
+def test_different_halves_have_different_digests(one: dict[str, TensorDigest], other: dict[str, TensorDigest]) -> None:
     assert (half_digest(TINY, "vision", one) == half_digest(TINY, "vision", other)) == (one == other)
 
 
 @given(halves, st.data())
-def test_each_property_of_each_tensor_counts(half: dict[str, TensorDigest], data: st.DataObject) -> None:
+def test_every_property_of_a_tensor_changes_the_digest(half: dict[str, TensorDigest], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(half)))
     tensor = half[name]
     rest = {key: value for key, value in half.items() if key != name}
@@ -77,8 +75,8 @@ def test_a_half_depends_on_its_own_configuration(
 
 
 def test_defaults_of_the_configuration_never_change() -> None:
-    # Fields at their default are left out of a half's digest, so that new ones can come. A default that changed would
-    # let two different models share a digest.
+    # A half's digest omits fields at their default, so that fields can be added. A changed default would give two
+    # different models the same digest.
     assert RESAMPLER_PRESETS["qwen3-vl-8b"].half_fields("vision") == {
         "vision": {},
         "resampler": {},
@@ -158,15 +156,15 @@ def test_each_field_changes_the_visual_key(encoder: bytes, salt: bytes, image: b
 
 
 @given(st.binary(max_size=8), st.binary(max_size=8), st.binary(max_size=8))
-def test_a_salt_cannot_lend_bytes_to_its_neighbours(encoder: bytes, salt: bytes, image: bytes) -> None:
-    # Tenants choose their salt: joined without lengths, one could be chosen to meet another tenant's key.
+def test_salt_bytes_cannot_pass_for_other_parts(encoder: bytes, salt: bytes, image: bytes) -> None:
+    # Tenants choose their salt. Without lengths, a chosen salt could give another tenant's key.
     if salt:
         shifted = visual_key(encoder_id=encoder + salt[:1], cache_salt=salt[1:], image_sha256=image)
         assert visual_key(encoder_id=encoder, cache_salt=salt, image_sha256=image) != shifted
 
 
-def test_identities_are_those_of_released_checkpoints() -> None:
-    # Written down once: a change here orphans every cached entry and every manifest.
+def test_identities_of_released_checkpoints_stay() -> None:
+    # A change here invalidates every cached entry and every manifest.
     full = ResamplerModelConfig(
         vision=VisionConfig(), resampler=ResamplerConfig(), language=LanguageConfig(eos_token_ids=(2,))
     )

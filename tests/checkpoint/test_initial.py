@@ -33,7 +33,7 @@ def test_a_tensor_depends_on_seed_and_name_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["tiny", "demo"])
-def test_the_untrained_model_keeps_its_activations_in_hand(preset: str) -> None:
+def test_random_weights_have_small_values(preset: str) -> None:
     tensors = RandomTensors(RESAMPLER_PRESETS[preset], seed=0, dtype=torch.float32)
     for spec in layout(RESAMPLER_PRESETS[preset]):
         tensor = tensors[spec.name]
@@ -45,7 +45,7 @@ def test_the_untrained_model_keeps_its_activations_in_hand(preset: str) -> None:
             assert 0.0005 < tensor.std().item() < 0.025, spec.name
 
 
-def test_sharding_spreads_the_bytes(tmp_path: Path) -> None:
+def test_shards_have_about_equal_size(tmp_path: Path) -> None:
     create_checkpoint(tmp_path, "a-v1.0.0", TINY, shards=4)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "a-v1.0.0").glob("model-0000?-of-00004.safetensors"))]
     assert len(sizes) == 4
@@ -77,8 +77,8 @@ def test_an_existing_tag_is_refused(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "a-v1.0.0") == before
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    create_checkpoint(tmp_path, "a-v1.0.0", TINY, on_tensor=lambda *facts: told.append(facts))
-    assert [name for name, _, _ in told] == [spec.name for spec in layout(TINY)]
-    assert told[-1][1] == told[-1][2] == 2 * sum(spec.num_parameters for spec in layout(TINY))
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    create_checkpoint(tmp_path, "a-v1.0.0", TINY, on_tensor=lambda *facts: calls.append(facts))
+    assert [name for name, _, _ in calls] == [spec.name for spec in layout(TINY)]
+    assert calls[-1][1] == calls[-1][2] == 2 * sum(spec.num_parameters for spec in layout(TINY))

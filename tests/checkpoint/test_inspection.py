@@ -30,7 +30,7 @@ def test_a_row_holds_tensors_of_one_shape(name: str) -> None:
 
 def test_the_full_size_model_is_counted() -> None:
     found = inspect_preset("qwen3-vl-8b", RESAMPLER_PRESETS["qwen3-vl-8b"])
-    # By hand: 24 blocks and a patch embedding; 32 layers of 40.0 M attention and 135.3 M feed-forward; one embedding.
+    # By hand: 24 blocks, a patch embedding, 32 layers of 40.0 M attention and 135.3 M feed-forward, one embedding.
     assert found.num_parameters == 6_676_012_032
     assert found.parameters_saved_by_tying == 151_936 * 4096
     assert (found.num_heads, found.num_kv_heads) == (32, 8)
@@ -42,7 +42,7 @@ def test_the_full_size_model_is_counted() -> None:
     assert found.disk_bytes is None
 
 
-def test_a_head_of_its_own_saves_nothing_and_counts() -> None:
+def test_a_separate_head_counts_and_saves_nothing() -> None:
     tied = RESAMPLER_PRESETS["tiny"]
     untied = tied.model_copy(update={"language": tied.language.model_copy(update={"tied_embeddings": False})})
     found = inspect_preset("untied", untied)
@@ -55,7 +55,7 @@ def test_a_model_without_resampler_has_no_query() -> None:
     assert inspect_preset("direct", RESAMPLER_PRESETS["qwen3-vl-8b-direct"]).query is None
 
 
-def test_layers_collapse_into_one_row() -> None:
+def test_all_layers_share_one_row() -> None:
     rows = {row.pattern: row for row in inspect_preset("tiny", RESAMPLER_PRESETS["tiny"]).rows}
     row = rows["language_model.layers.N.self_attn.q_proj.weight"]
     assert row == Row("language_model.layers.N.self_attn.q_proj.weight", 2, (64, 64), None, "queries", 2 * 64 * 64)
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_described_from_its_files(checkpoint: Copy, stored: str)
     assert found.num_parameters == inspect_preset("tiny", RESAMPLER_PRESETS["tiny"]).num_parameters
 
 
-def test_the_query_and_the_first_projection_are_looked_at_closely(checkpoint: Copy) -> None:
+def test_the_query_and_the_first_projection_have_statistics(checkpoint: Copy) -> None:
     folder = checkpoint()
     found, tensors = inspect_checkpoint(folder), load_file(folder / f"{folder.name}.safetensors")
     assert found.query is not None
@@ -86,12 +86,17 @@ def test_the_query_and_the_first_projection_are_looked_at_closely(checkpoint: Co
     ("spec", "bf16", "int8", "int4"),
     [
         (TensorSpec("a", (10, 128), "language", "linear", ""), 2560, 1280 + 20, 640 + 20),
-        (TensorSpec("a", (10, 129), "language", "output", ""), 2580, 1290 + 20, 650 + 40),  # a group begun is a group
+        (
+            TensorSpec("a", (10, 129), "language", "output", ""),
+            2580,
+            1290 + 20,
+            650 + 40,
+        ),  # 2 groups
         (TensorSpec("a", (10, 128), "language", "embedding", ""), 2560, 2560, 2560),
         (TensorSpec("a", (10,), "language", "scale", ""), 20, 20, 20),
     ],
 )
-def test_memory_is_counted_as_the_rule_says(spec: TensorSpec, bf16: int, int8: int, int4: int) -> None:
+def test_memory_follows_the_counting_rule(spec: TensorSpec, bf16: int, int8: int, int4: int) -> None:
     assert weight_bytes([spec], "bf16") == bf16
     assert weight_bytes([spec], "int8") == int8
     assert weight_bytes([spec], "int4") == int4

@@ -18,7 +18,7 @@ def test_a_manifest_names_every_other_file(checkpoint: Copy) -> None:
     assert named == {path.name: file_sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
 
 
-def test_a_manifest_reads_back_as_it_was_written(checkpoint: Copy) -> None:
+def test_a_manifest_is_read_as_it_was_written(checkpoint: Copy) -> None:
     folder = checkpoint()
     before = (folder / "manifest.json").read_bytes()
     write_manifest(read_manifest(folder), folder)
@@ -37,7 +37,7 @@ def test_a_manifest_reads_back_as_it_was_written(checkpoint: Copy) -> None:
         lambda manifest: manifest.update(tag="other-v1.0.0"),
     ],
 )
-def test_a_manifest_that_is_not_valid_is_refused(checkpoint: Copy, change: Callable[[dict[str, Any]], object]) -> None:
+def test_an_invalid_manifest_is_refused(checkpoint: Copy, change: Callable[[dict[str, Any]], object]) -> None:
     folder = checkpoint()
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
@@ -48,7 +48,7 @@ def test_a_manifest_that_is_not_valid_is_refused(checkpoint: Copy, change: Calla
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
-def test_a_manifest_that_is_no_json_is_refused(checkpoint: Copy, content: bytes) -> None:
+def test_a_manifest_that_is_not_json_is_refused(checkpoint: Copy, content: bytes) -> None:
     folder = checkpoint()
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(FailedPrecondition, match=r"manifest\.json"):
@@ -67,7 +67,7 @@ def test_a_changed_tokenizer_has_no_digest(checkpoint: Copy) -> None:
         tokenizer_digest(folder)
 
 
-def test_a_file_the_manifest_does_not_name_is_not_read(checkpoint: Copy) -> None:
+def test_a_file_missing_from_the_manifest_is_not_read(checkpoint: Copy) -> None:
     folder = checkpoint()
     (folder / "extra.txt").write_text("extra")
     with pytest.raises(FailedPrecondition, match=r"does not name extra\.txt"):

@@ -1,4 +1,4 @@
-"""Foreign weights become a released checkpoint."""
+"""Foreign weights become a checkpoint."""
 
 import json
 import shutil
@@ -37,7 +37,10 @@ def original(pristine: Path) -> Path:
 
 @pytest.fixture
 def foreign(original: Path, tmp_path: Path) -> Path:
-    """Return the tiny model as others publish it: two `.bin` shards, other names, a head, a table of positions."""
+    """Return the tiny model in a foreign form.
+
+    It has two `.bin` shards, other names, a separate head and a static position table.
+    """
     folder = tmp_path / "foreign"
     folder.mkdir()
     tensors = {
@@ -85,7 +88,7 @@ def test_single_files_can_be_packed(original: Path, tmp_path: Path) -> None:
     assert manifest.vision == read_manifest(original).vision
 
 
-def test_packing_can_change_the_type(foreign: Path, original: Path, tmp_path: Path) -> None:
+def test_packing_can_change_the_element_type(foreign: Path, original: Path, tmp_path: Path) -> None:
     pack([foreign], tmp_path, "packed-v1.0.0", config=original / "config.json", dtype=torch.float32)
     tensors = load_file(tmp_path / "packed-v1.0.0" / "packed-v1.0.0.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
@@ -99,7 +102,7 @@ def test_a_missing_file_is_named(foreign: Path, original: Path, tmp_path: Path, 
     assert ModelStore(tmp_path / "models").tags() == []
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(foreign: Path, original: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_the_image_token_is_refused(foreign: Path, original: Path, tmp_path: Path) -> None:
     config = json.loads((original / "config.json").read_text())
     config["image_token"] = "<|image|>"
     (tmp_path / "other.json").write_text(json.dumps(config))
@@ -107,14 +110,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(foreign: Path, original: Path,
         pack([foreign], tmp_path / "models", "packed-v1.0.0", config=tmp_path / "other.json")
 
 
-def test_a_configuration_that_is_not_valid_is_refused(foreign: Path, tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_refused(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"vision": {"patch_size": 15}}')
     with pytest.raises(FailedPrecondition, match=r"bad\.json is not valid: .*patch_size"):
         pack([foreign], tmp_path / "models", "packed-v1.0.0", config=tmp_path / "bad.json")
 
 
 @pytest.mark.parametrize("names", [["nothing.safetensors"], ["notes.txt"], []])
-def test_what_is_no_weight_file_is_refused(tmp_path: Path, original: Path, names: list[str]) -> None:
+def test_a_source_that_is_not_a_weight_file_is_refused(tmp_path: Path, original: Path, names: list[str]) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InvalidArgument) as caught:
         pack([tmp_path / name for name in names], tmp_path, "packed-v1.0.0", config=original / "config.json")

@@ -33,7 +33,7 @@ def write(path: Path, header: object, data: bytes) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=5))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_tensors_are_those_the_library_wrote(tmp_path: Path, kinds: list[tuple[torch.dtype, list[int]]]) -> None:
+def test_tensors_equal_those_the_library_wrote(tmp_path: Path, kinds: list[tuple[torch.dtype, list[int]]]) -> None:
     tensors = {f"t{number}": torch.randn(shape).to(dtype) for number, (dtype, shape) in enumerate(kinds)}
     save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
     found = read_safetensors(tmp_path / "a.safetensors")
@@ -46,8 +46,8 @@ def test_tensors_are_those_the_library_wrote(tmp_path: Path, kinds: list[tuple[t
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
-def test_a_file_the_library_refuses_is_refused(tmp_path: Path, data: st.DataObject) -> None:
-    """One changed byte of the header, or a file that is cut short."""
+def test_our_reader_refuses_what_the_library_refuses(tmp_path: Path, data: st.DataObject) -> None:
+    """Changes one byte of the header, or truncates the file."""
     path = tmp_path / "a.safetensors"
     save_file(TENSORS, path)
     content = bytearray(path.read_bytes())
@@ -86,7 +86,7 @@ def test_a_file_the_library_refuses_is_refused(tmp_path: Path, data: st.DataObje
         [],
     ],
 )
-def test_a_header_that_does_not_describe_the_file_is_refused(tmp_path: Path, header: object) -> None:
+def test_a_header_that_does_not_fit_the_file_is_refused(tmp_path: Path, header: object) -> None:
     write(tmp_path / "a.safetensors", header, bytes(16))
     with pytest.raises(ValueError):  # noqa: PT011  (any reason)
         read_safetensors(tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""What is refused before a checkpoint is sealed, and what its manifest says of how it was trained."""
+"""Checks before saving, and the digests in the manifest."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from checkpoint.saving import save
 SOME = "language_model.layers.1.mlp.w2.weight"
 
 
-def test_saving_refuses_tensors_that_do_not_make_the_model(pristine: Path, tmp_path: Path) -> None:
+def test_saving_refuses_tensors_that_do_not_fit_the_model(pristine: Path, tmp_path: Path) -> None:
     folder = next((pristine / "single").iterdir())
     config, tokenizer = read_config(folder), (folder / "tokenizer.json").read_text()
     tensors = load_file(folder / f"{folder.name}.safetensors")
@@ -29,7 +29,7 @@ def test_saving_refuses_tensors_that_do_not_make_the_model(pristine: Path, tmp_p
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_saving_names_the_vision_half_the_decoder_was_trained_with(pristine: Path, tmp_path: Path) -> None:
+def test_the_manifest_names_the_vision_half_of_training(pristine: Path, tmp_path: Path) -> None:
     folder = next((pristine / "single").iterdir())
     tensors = load_file(folder / f"{folder.name}.safetensors")
     manifest: Manifest = save(

@@ -13,7 +13,7 @@ def test_a_store_lists_its_tags_by_version_and_nothing_else(tmp_path: Path) -> N
     assert ModelStore(tmp_path).tags() == ["demo-v1.9.0", "demo-v1.10.0"]
 
 
-def test_a_store_that_does_not_exist_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_store_is_empty(tmp_path: Path) -> None:
     assert ModelStore(tmp_path / "none").tags() == []
 
 
@@ -21,25 +21,23 @@ def test_an_unknown_tag_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no demo-v1\.0\.0") as caught:
         ModelStore(tmp_path).folder("demo-v1.0.0")
     assert caught.value.reason == "UNKNOWN_TAG"
-    assert str(tmp_path) not in caught.value.message  # paths of a server are no caller's business
+    assert str(tmp_path) not in caught.value.message  # callers must not see paths of the server
     assert f"({tmp_path})" in caught.value.local_message
 
 
-def test_a_store_is_named_in_full_wherever_the_process_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_names_the_absolute_path_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotFound) as caught:
         ModelStore(Path("models")).folder("demo-v1.0.0")
     assert caught.value.where == tmp_path / "models"
 
 
-def test_a_path_is_no_tag(tmp_path: Path) -> None:
+def test_a_path_is_not_a_tag(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument):
         ModelStore(tmp_path).folder("../demo-v1.0.0")
 
 
-def test_a_created_folder_appears_under_its_tag_when_it_is_complete(tmp_path: Path) -> None:
+def test_a_checkpoint_appears_when_it_is_complete(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     with store.create("demo-v1.0.0") as folder:
         (folder / "config.json").write_text("{}")
@@ -61,7 +59,7 @@ def test_a_tag_is_never_overwritten(tmp_path: Path) -> None:
     assert (caught.value.reason, caught.value.where) == ("TAG_EXISTS", tmp_path)
 
 
-def test_of_two_that_create_one_tag_the_second_is_refused(tmp_path: Path) -> None:
+def test_the_second_of_two_that_create_a_tag_is_refused(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     late = store.create("demo-v1.0.0")
     (late.__enter__() / "late").touch()

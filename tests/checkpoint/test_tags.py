@@ -23,7 +23,7 @@ def test_a_tag_reads_back_as_it_was_written(tag: Tag) -> None:
 
 
 @given(st.text(max_size=150))
-def test_text_is_either_a_tag_that_writes_back_or_a_typed_error(text: str) -> None:
+def test_any_text_is_either_a_tag_or_a_typed_error(text: str) -> None:
     with suppress(InvalidArgument):
         assert str(parse_tag(text)) == text
 
@@ -36,17 +36,17 @@ def test_text_is_either_a_tag_that_writes_back_or_a_typed_error(text: str) -> No
         "demo-v1.0",
         "demo-1.0.0",
         "demo-v1.0.0.0",
-        "demo-v01.0.0",  # one version has one spelling
+        "demo-v01.0.0",  # a version has only one spelling
         "demo-v1.0.0\n",
         "-v1.0.0",
-        ".demo-v1.0.0",  # the store hides what it is writing behind a dot
+        ".demo-v1.0.0",  # the store uses names with a dot for unfinished checkpoints
         "../demo-v1.0.0",
         "a/b-v1.0.0",
-        "demo-v١.0.0",  # a digit, but not one of ours
+        "demo-v١.0.0",  # a digit, but not ASCII
         "d" * MAX_TAG_CHARS + "-v1.0.0",
     ],
 )
-def test_what_is_not_a_tag_is_refused(text: str) -> None:
+def test_text_that_is_not_a_tag_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a tag") as caught:
         parse_tag(text)
     assert caught.value.reason == "BAD_TAG"

@@ -1,4 +1,4 @@
-"""The byte tokenizer and the chat template of new checkpoints."""
+"""The byte tokenizer and chat template of new checkpoints."""
 
 import pytest
 from hypothesis import given
@@ -12,13 +12,13 @@ from checkpoint.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer, 
 TOKENIZER = byte_tokenizer()
 
 
-def test_special_tokens_have_the_ids_of_their_places() -> None:
+def test_special_tokens_have_the_first_ids() -> None:
     assert [TOKENIZER.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(6))
     assert TOKENIZER.get_vocab_size() == 6 + 256
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="<")))
-def test_any_text_comes_back(text: str) -> None:
+def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     ids = TOKENIZER.encode(text).ids
     assert len(ids) == len(text.encode())
     assert TOKENIZER.decode(ids) == text
@@ -29,7 +29,7 @@ def test_special_tokens_are_single_tokens() -> None:
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_the_template_writes_chatml_however_the_environment_trims(trim: bool) -> None:
+def test_the_template_writes_chatml_with_any_trim_setting(trim: bool) -> None:
     template = ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim).from_string(CHAT_TEMPLATE)
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "  kept \n"}]},
@@ -50,6 +50,6 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json", "\0"])
-def test_what_is_no_tokenizer_is_refused(text: str) -> None:
+def test_text_that_is_not_a_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(FailedPrecondition, match=r"tokenizer\.json"):
         check_tokenizer(text, RESAMPLER_PRESETS["tiny"])

@@ -1,4 +1,4 @@
-"""Loading by halves, and every way a checkpoint on disk can be wrong."""
+"""Load halves, and refuse every kind of broken checkpoint."""
 
 import json
 import os
@@ -25,7 +25,10 @@ def load(folder: Path, half: Half) -> LoadedHalf:
 
 
 def rejected(folder: Path, half: Half, reason: str) -> str:
-    """Return the message a load is refused with; the reason must be this one, and no path may be told."""
+    """Return the error message of a failed load.
+
+    The reason must be `reason`, and the message must not hold a path.
+    """
     with pytest.raises(TandemError) as caught:
         load(folder, half)
     assert caught.value.reason == reason, caught.value.message
@@ -44,7 +47,7 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> N
 
 @pytest.mark.parametrize("half", HALVES)
 def test_a_half_is_the_same_however_it_is_stored(pristine: Path, half: Half) -> None:
-    # So that one and the same model never fills a cache twice for having been repacked.
+    # Otherwise a repacked model would fill a cache twice.
     tag = next((pristine / "single").iterdir()).name
     one, *others = [load(pristine / stored / tag, half) for stored in ("single", "shards", "bin")]
     for other in others:
@@ -62,7 +65,7 @@ def test_a_half_holds_exactly_its_own_tensors(checkpoint: Copy, half: Half) -> N
     assert loaded.digest == read_manifest(folder).half_digest(half)
 
 
-def test_tensors_come_in_the_type_asked_for(checkpoint: Copy) -> None:
+def test_tensors_have_the_requested_type(checkpoint: Copy) -> None:
     folder = checkpoint()
     as_stored = load_half(folder, "language", dtype=torch.bfloat16, device="cpu")
     widened = load(folder, "language")
@@ -134,7 +137,7 @@ def test_a_wrong_shape_is_named_with_both_shapes(checkpoint: Copy) -> None:
     assert f"{SOME} is [128, 64], not [64, 128]" in rejected(folder, "language", "WRONG_SHAPE")
 
 
-def test_a_tensor_that_is_no_weight_is_refused(checkpoint: Copy) -> None:
+def test_a_tensor_of_integers_is_refused(checkpoint: Copy) -> None:
     folder = checkpoint()
     edit(folder, lambda tensors: tensors.update({SOME: tensors[SOME].int()}))
     assert "int32" in rejected(folder, "language", "BAD_CHECKPOINT")
@@ -142,7 +145,7 @@ def test_a_tensor_that_is_no_weight_is_refused(checkpoint: Copy) -> None:
 
 @pytest.mark.parametrize("length", [0, 5, 1000, -1])
 @pytest.mark.parametrize("stored", ["single", "shards", "bin"])
-def test_a_file_cut_short_is_named(checkpoint: Copy, stored: str, length: int) -> None:
+def test_a_truncated_file_is_named(checkpoint: Copy, stored: str, length: int) -> None:
     folder = checkpoint(stored)
     path = max(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     with path.open("r+b") as file:
@@ -152,7 +155,7 @@ def test_a_file_cut_short_is_named(checkpoint: Copy, stored: str, length: int) -
 
 @pytest.mark.parametrize(("half", "name"), [("language", SOME), ("vision", "perceiver_resampler.query")])
 @pytest.mark.parametrize("stored", ["single", "shards"])
-def test_one_changed_bit_is_noticed(checkpoint: Copy, stored: str, half: Half, name: str) -> None:
+def test_one_changed_bit_is_detected(checkpoint: Copy, stored: str, half: Half, name: str) -> None:
     folder = checkpoint(stored)
     for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
@@ -162,14 +165,14 @@ def test_one_changed_bit_is_noticed(checkpoint: Copy, stored: str, half: Half, n
     rejected(folder, half, "DIGEST_MISMATCH")
 
 
-def test_a_changed_type_is_noticed(checkpoint: Copy) -> None:
+def test_a_changed_type_is_detected(checkpoint: Copy) -> None:
     folder = checkpoint()
     edit(folder, lambda tensors: tensors.update({SOME: tensors[SOME].float()}))
     rejected(folder, "language", "DIGEST_MISMATCH")
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_an_edited_manifest_is_noticed(checkpoint: Copy, half: Half) -> None:
+def test_an_edited_manifest_is_detected(checkpoint: Copy, half: Half) -> None:
     folder = checkpoint()
     manifest = read_manifest(folder)
     entry = manifest.vision if half == "vision" else manifest.language
@@ -178,15 +181,15 @@ def test_an_edited_manifest_is_noticed(checkpoint: Copy, half: Half) -> None:
     rejected(folder, half, "DIGEST_MISMATCH")
 
 
-def test_a_changed_configuration_is_noticed(checkpoint: Copy) -> None:
-    # The same shapes, other answers: only the digest can tell.
+def test_a_changed_configuration_is_detected(checkpoint: Copy) -> None:
+    # Only the digest changes: all shapes stay the same.
     folder = checkpoint()
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"rope_theta": 1000000.0', '"rope_theta": 10000.0'))
     assert "config.json" in rejected(folder, "language", "DIGEST_MISMATCH")
 
 
-def test_a_changed_tokenizer_is_noticed_by_the_language_half(checkpoint: Copy) -> None:
+def test_the_language_half_detects_a_changed_tokenizer(checkpoint: Copy) -> None:
     folder = checkpoint()
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")

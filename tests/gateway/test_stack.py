@@ -219,7 +219,8 @@ def test_a_gateway_without_its_release_stops_with_the_reason(store: Path) -> Non
     flags = ["--models", str(store), "--release", "other-v1.0.0", "--listen", "127.0.0.1:0"]
     ended = subprocess.run([sys.executable, "-m", "gateway", *flags], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert f"has no other-v1.0.0 ({store})." in ended.stderr
+    assert "has no other-v1.0.0; it has tiny-v1.0.0" in ended.stderr
+    assert f"({store})." in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -1,4 +1,4 @@
-"""Images to ask about."""
+"""Images for questions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command as people and scripts run it: a process with exit code, stdout and stderr."""
+"""Exit code, stdout and stderr of the `tandem` command."""
 
 import base64
 import json
@@ -41,9 +41,9 @@ def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, ima
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_ask_again_shows_the_cached_image(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
+def test_a_second_ask_shows_the_cache_hit(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
     image = tmp_path / "fresh.png"
-    image.write_bytes(image_files[0].read_bytes() + b"another file")  # PNG readers stop before it
+    image.write_bytes(image_files[0].read_bytes() + b"another file")  # PNG readers ignore trailing bytes
     first, second = (run("ask", image, "?", "--max-tokens", "1", address=stack.address) for _ in range(2))
     assert "image 1 encoded" in first.stderr
     assert "image 1 cached" in second.stderr
@@ -69,7 +69,7 @@ def test_ask_in_a_terminal_is_coloured(stack: Stack, image_files: tuple[Path, Pa
     assert "\x1b[1mtotal" in shown
 
 
-def test_a_request_file_is_sent_as_it_is(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
+def test_a_request_file_is_sent_unchanged(stack: Stack, tmp_path: Path, image_files: tuple[Path, Path]) -> None:
     parts = [{"image": {"data": base64.b64encode(image_files[0].read_bytes()).decode()}}, {"text": "Which?"}]
     request = {"messages": [{"role": "ROLE_USER", "parts": parts}], "sampling": {"maxTokens": 3}}
     path = tmp_path / "request.json"
@@ -96,14 +96,14 @@ def test_a_bad_request_file_is_one_sentence(tmp_path: Path, content: bytes, sent
     assert re.fullmatch(sentence, caught.value.message)
 
 
-def test_a_request_file_that_is_not_utf8_ends_the_command_with_that_sentence(tmp_path: Path) -> None:
+def test_a_request_file_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "request.json"
     path.write_bytes(b"\xff\xfe{}")
     done = run("ask", "--request", path)
     assert (done.returncode, done.stderr) == (1, f"The file {path} is not UTF-8: byte 0 cannot be read as text.\n")
 
 
-def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> None:
+def test_server_errors_name_the_request_id(stack: Stack, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     for arguments in (("ask", ""), ("ask", broken, "What?"), ("ask", "What?", "--release", "other-v1.0.0")):
@@ -112,8 +112,8 @@ def test_errors_of_the_server_name_the_request(stack: Stack, tmp_path: Path) -> 
         assert re.fullmatch(rf"[A-Z].* \(request id {HEX_ID}\)\.", done.stderr.strip())
 
 
-def test_no_gateway_says_what_to_do() -> None:
-    """A question may mention an image by its name."""
+def test_an_unreachable_gateway_is_an_error_with_a_remedy() -> None:
+    """A question may mention a file name."""
     for arguments in (("ask", "Is there a bag.png?"), ("ask", "Describe bag.png"), ("models",)):
         done = run(*arguments)
         assert done.returncode == 1
@@ -125,7 +125,7 @@ def test_a_question_may_be_longer_than_a_file_name() -> None:
     assert done.stderr.startswith("Cannot reach a gateway")
 
 
-def test_what_the_terminal_cannot_write_is_no_traceback(stack: Stack) -> None:
+def test_text_that_the_terminal_cannot_encode_is_replaced(stack: Stack) -> None:
     arguments = ("ask", "Which?", "--max-tokens", "24", "--seed", "3", "--temperature", "1.5")
     with Client(stack.address) as client:
         answer = client.ask("Which?", max_tokens=24, seed=3, temperature=1.5)
@@ -143,13 +143,13 @@ def test_a_missing_image_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("ask", "\udcff"),  # how Python shows a program bytes of another encoding
+        ("ask", "\udcff"),  # Python passes bytes of another encoding so
         ("ask", "What?", "--system", "\udcff"),
         ("rollout", "set", "\udcff"),
         ("rollout", "rollback", "--reason", "\udcff"),
     ],
 )
-def test_what_is_not_utf8_and_cannot_be_sent_is_one_sentence(arguments: tuple[str, ...]) -> None:
+def test_an_argument_that_is_not_utf8_is_one_sentence(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stderr) == (1, "Not UTF-8, and cannot be sent: '\\udcff'.\n")
 
@@ -183,7 +183,7 @@ def test_what_is_not_utf8_and_cannot_be_sent_is_one_sentence(arguments: tuple[st
         (["keys", "new", 'a"b'], "TENANT"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2_and_names_it(arguments: list[str], words: str) -> None:
+def test_a_wrong_argument_is_named_with_exit_code_2(arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert words in done.stderr
@@ -209,7 +209,7 @@ def test_models_lists_the_release(stack: Stack) -> None:
     assert info["release"] == {"vision_tag": "tiny-v1.0.0", "language_tag": "tiny-v1.0.0"}
 
 
-def test_a_name_that_stands_for_several_gateways_is_an_address() -> None:
+def test_a_dns_name_of_several_gateways_is_an_address() -> None:
     assert "Cannot reach a gateway at dns:///127.0.0.1:1;" in run("models", "--address", "dns:///127.0.0.1:1").stderr
 
 
@@ -219,12 +219,12 @@ def test_a_checkpoint_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> Non
     assert "'nameless' is not a tag" in done.stderr
 
 
-def test_a_checkpoint_that_is_not_there_is_one_sentence_that_names_the_folder(tmp_path: Path) -> None:
+def test_an_unknown_checkpoint_is_one_sentence_with_the_folder(tmp_path: Path) -> None:
     done = run("checkpoint", "inspect", "other-v1.0.0", "--models", tmp_path)
     assert (done.returncode, done.stderr) == (1, f"The model store has no other-v1.0.0 ({tmp_path}).\n")
 
 
-def test_the_package_runs_as_the_command() -> None:
+def test_python_m_tandem_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "tandem", "--help"], capture_output=True, encoding="utf-8", timeout=60)
     ours, theirs = (text.splitlines() for text in (run("--help").stdout, done.stdout))
     assert theirs[0].startswith("Usage: python -m tandem [OPTIONS] COMMAND")

@@ -1,4 +1,4 @@
-"""The plain install is the client. Each extra installs what its modules import, and nothing else."""
+"""The plain install is the client, and extras are complete."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ for name in sys.argv[1:]:
     module = importlib.import_module(name.removesuffix(".*"))
     if name.endswith(".*"):
         for found in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
-            if not found.name.endswith("__main__"):
+            if not found.name.rpartition(".")[2].startswith("_"):  # __main__, and the compiled kernels
                 importlib.import_module(found.name)
 """
 EVERY_HELP = """
@@ -70,7 +70,7 @@ show(typer.main.get_command(app), [])
 
 
 def requirements(extra: str = "") -> list[Requirement]:
-    """Return the requirements of an extra, or of the plain install."""
+    """Return the requirements of an extra or the plain install."""
     texts = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     return [Requirement(text) for text in texts]
 
@@ -86,7 +86,7 @@ def included(extra: str) -> Iterator[str]:
 
 @cache
 def installed_by(extras: str) -> set[str]:
-    """Return every distribution that installing some extras brings, with its dependencies."""
+    """Return all distributions that an install with some extras brings."""
     wanted = [part for extra in extras.split(",") if extra for part in included(extra)]
     todo = [requirement for extra in ("", *wanted) for requirement in requirements(extra)]
     found = {canonicalize_name(NAME)}
@@ -106,7 +106,7 @@ def installed_by(extras: str) -> set[str]:
 
 
 def missing_modules(extras: str) -> list[str]:
-    """Return the modules of this environment that an install with some extras lacks."""
+    """Return the modules that an install with some extras lacks."""
     allowed = installed_by(extras)
     return [
         module
@@ -116,14 +116,14 @@ def missing_modules(extras: str) -> list[str]:
 
 
 def run_without(modules: list[str], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter that cannot import some modules."""
+    """Run a program that cannot import some modules."""
     block = f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n"
     command = [sys.executable, "-c", block + program, *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=100, cwd=REPOSITORY)
 
 
 def client_only(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the `tandem` command with the modules of the plain install."""
+    """Run the `tandem` command as a plain install would."""
     program = "from tandem.commands import main\nsys.argv[0] = 'tandem'\nmain()"
     return run_without(missing_modules(""), program, *arguments)
 
@@ -149,7 +149,7 @@ def check_store_commands(tandem: Tandem, models: Path) -> None:
 
 
 @pytest.mark.parametrize("extras", PROMISED)
-def test_an_extra_installs_what_its_modules_import(extras: str) -> None:
+def test_an_extra_installs_all_that_its_modules_import(extras: str) -> None:
     done = run_without(missing_modules(extras), IMPORT_ALL, *PROMISED[extras])
     assert done.returncode == 0, done.stderr
 
@@ -161,7 +161,7 @@ def test_the_plain_install_has_no_heavy_library() -> None:
 
 
 @pytest.mark.parametrize("extra", MODULES)
-def test_the_check_for_an_extra_looks_for_each_of_its_packages(extra: str) -> None:
+def test_the_check_for_an_extra_covers_all_its_packages(extra: str) -> None:
     packages = {str(canonicalize_name(one.name)) for part in included(extra) for one in requirements(part)} - {NAME}
     of_module = packages_distributions()
     looked_for = {str(canonicalize_name(name)) for module in MODULES[extra] for name in of_module[module]}
@@ -261,7 +261,7 @@ def test_the_client_alone(client: Environment, store: Path, record_property: Cal
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_type_checkers_see_the_public_types(client: Environment, tmp_path: Path) -> None:
-    """The names are imported lazily, which a type checker cannot follow."""
+    """Lazy imports alone would hide the names from type checkers."""
     program = tmp_path / "program.py"
     program.write_text("import tandem\nreveal_type(tandem.Client().ask('What?').usage)\ntandem.Picture\n")
     command = [sys.executable, "-m", "mypy", "--python-executable", str(client.folder / "bin" / "python")]

@@ -1,4 +1,4 @@
-"""What `tandem up` shows: columns for people, JSON lines for programs."""
+"""The logs of `tandem up` in a terminal and elsewhere."""
 
 import io
 import json
@@ -25,7 +25,7 @@ LINE = json.dumps(
 
 
 def terminal() -> tuple[TerminalView, io.StringIO]:
-    """Return a view on a terminal too narrow for its lines, and what is written there."""
+    """Return a view on a narrow terminal, and the output."""
     stream = io.StringIO()
     return TerminalView(Console(file=stream, force_terminal=True, color_system=None, width=40)), stream
 
@@ -41,7 +41,7 @@ def json_view() -> Iterator[tuple[JsonView, io.StringIO]]:
     root.setLevel(level)
 
 
-def test_in_a_terminal_a_line_says_who_when_and_what_before_the_rest() -> None:
+def test_a_terminal_line_starts_with_service_time_and_event() -> None:
     view, stream = terminal()
     view.log("vision", LINE)
     assert stream.getvalue() == "vision   03:04:05 rpc  code=OK  abc\n"
@@ -50,28 +50,28 @@ def test_in_a_terminal_a_line_says_who_when_and_what_before_the_rest() -> None:
 @pytest.mark.parametrize(
     "line", ["Traceback (most recent call last):", "[1, 2]", '{"no": "event"}', "[red]not a style"]
 )
-def test_a_line_that_is_no_event_is_shown_as_it_is(line: str) -> None:
+def test_a_line_that_is_not_an_event_is_shown_unchanged(line: str) -> None:
     view, stream = terminal()
     view.log("gateway", line)
     assert stream.getvalue().split(maxsplit=1) == ["gateway", f"{line}\n"]
 
 
-def test_lines_for_a_terminal_that_is_gone_are_not_kept() -> None:
-    """A stack that outlives its terminal writes lines for months."""
+def test_lines_for_a_closed_terminal_are_not_kept() -> None:
+    """A stack that outlives its terminal logs for months."""
     written: list[int] = []
 
-    class Gone(io.StringIO):
+    class Closed(io.StringIO):
         def write(self, text: str) -> int:
             written.append(len(text))
             raise OSError
 
-    view = TerminalView(Console(file=Gone(), force_terminal=True))
+    view = TerminalView(Console(file=Closed(), force_terminal=True))
     for _ in range(5):
         view.log("vision", LINE)
     assert len(written) == 1
 
 
-def test_ready_says_what_to_type_next() -> None:
+def test_ready_names_the_next_commands() -> None:
     for address, typed in (
         (DEFAULT_ADDRESS, "tandem ask IMAGE"),
         ("127.0.0.1:7", "tandem ask --address 127.0.0.1:7 "),
@@ -83,7 +83,7 @@ def test_ready_says_what_to_type_next() -> None:
         assert "tandem top 127.0.0.1:9" in stream.getvalue()
 
 
-def test_elsewhere_every_line_is_json(json_view: tuple[JsonView, io.StringIO]) -> None:
+def test_every_line_outside_a_terminal_is_json(json_view: tuple[JsonView, io.StringIO]) -> None:
     view, stream = json_view
     for line in (LINE, "a traceback's line"):
         view.log("vision", line)
@@ -91,5 +91,5 @@ def test_elsewhere_every_line_is_json(json_view: tuple[JsonView, io.StringIO]) -
     assert entries == [json.loads(LINE), {"event": "a traceback's line", "service": "vision"}]
 
 
-def test_what_is_no_terminal_gets_json(json_view: tuple[JsonView, io.StringIO]) -> None:
+def test_a_stream_that_is_not_a_terminal_gets_json(json_view: tuple[JsonView, io.StringIO]) -> None:
     assert isinstance(log_view(io.StringIO()), JsonView)

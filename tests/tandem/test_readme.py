@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type works as it stands there."""
+"""The commands of the README work as printed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ BIN = Path(sys.executable).parent
 
 
 def example(words: str) -> str:
-    """Return the one block of code that holds these words."""
+    """Return the only code block that contains these words."""
     [block] = [block for block in re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if words in block]
     return str(block)
 
@@ -24,7 +24,10 @@ README = (REPOSITORY / "README.md").read_text()
 
 
 def typed(block: str, *, address: str = "", models: Path | None = None) -> str:
-    """Run a block as a shell does, against this environment, stack and folder; return what it prints."""
+    """Run a block in a shell and return its output.
+
+    The environment, address and folder of the README are replaced by those of the test.
+    """
     script = (
         block.replace(".venv/bin/", f"{BIN}/").replace("127.0.0.1:50050", address).replace("/tmp/models", str(models))
     )
@@ -53,14 +56,14 @@ def test_a_question_from_python(
     assert "Timings(" in capsys.readouterr().out
 
 
-def test_a_question_from_anything_else_by_reflection(stack: Stack) -> None:
+def test_a_question_by_reflection(stack: Stack) -> None:
     shown = typed(example("buf curl"), address=stack.address)
     assert "tandem.v1.Gateway/Generate" in shown
     assert '"finishReason"' in shown
 
 
 @pytest.mark.slow
-def test_what_is_done_with_checkpoints(tmp_path: Path) -> None:
-    """Listing the full-size preset, and a tiny checkpoint made and verified."""
+def test_checkpoint_commands(tmp_path: Path) -> None:
+    """Lists the full-size preset, makes and verifies a tiny checkpoint."""
     shown = typed(example("tandem checkpoint inspect"), models=tmp_path)
     assert f"made {tmp_path}/tiny-v1.0.0" in shown.replace("\n", "")

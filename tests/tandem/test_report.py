@@ -1,4 +1,4 @@
-"""The tables people read."""
+"""The tables of `tandem ask` and `tandem models`."""
 
 import dataclasses
 import io
@@ -51,14 +51,14 @@ DEFAULT = ReleaseInfo(
 
 
 def plain(renderable: RenderableType, width: int = 200) -> str:
-    """Return what is shown in so many characters a line."""
+    """Return the output at a line width, in characters."""
     console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_the_timing_table_says_where_the_time_went_and_which_image_was_cached() -> None:
+def test_the_timing_table_shows_stages_and_cache_hits() -> None:
     text = plain(timing_table(ANSWER))
     assert "image 1 encoded (11.5 ms), image 2 cached (0.2 ms)" in text
     assert "50 tokens, 32 visual, 16 cached" in text
@@ -78,7 +78,7 @@ def test_the_timing_table_says_where_the_time_went_and_which_image_was_cached() 
         ("9", "image 1 9 (7.0 ms)"),  # a newer server's
     ],
 )
-def test_the_table_says_where_an_image_was_found(level: str, words: str) -> None:
+def test_the_timing_table_shows_where_visual_tokens_came_from(level: str, words: str) -> None:
     image = ImageReport(
         sha256="00" * 32,
         cache_level=level,
@@ -90,13 +90,13 @@ def test_the_table_says_where_an_image_was_found(level: str, words: str) -> None
     assert words in plain(timing_table(dataclasses.replace(ANSWER, images=(image,))))
 
 
-def test_speed_counts_the_tokens_after_the_first() -> None:
-    """The first token belongs to the prefill: 4 tokens in 40 ms are 100 a second."""
+def test_the_rate_counts_the_tokens_after_the_first() -> None:
+    """The prefill makes the first token."""
     assert "5 tokens, 100 tokens/s" in plain(timing_table(ANSWER))
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_an_answer_of_no_decode_step_has_no_speed(tokens: int) -> None:
+def test_an_answer_without_decode_steps_has_no_rate(tokens: int) -> None:
     usage = dataclasses.replace(ANSWER.usage, completion_tokens=tokens)
     timings = dataclasses.replace(ANSWER.timings, decode_ms=0)
     assert "tokens/s" not in plain(timing_table(dataclasses.replace(ANSWER, usage=usage, timings=timings)))
@@ -110,11 +110,11 @@ def test_an_answer_cut_at_the_limit_says_so() -> None:
     ("count", "text"),
     [(999, "999"), (412_345, "412 K"), (3_210_000, "3.21 M"), (999_999, "1 M"), (6_700_000_000, "6.7 B")],
 )
-def test_parameters_read_as_people_say_them(count: int, text: str) -> None:
+def test_parameter_counts_are_short(count: int, text: str) -> None:
     assert short_count(count) == text
 
 
-def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:
+def test_the_models_table_marks_default_and_not_ready() -> None:
     pair = Release(vision_tag="demo-v1.1.0", language_tag="demo-v1.0.0")
     other = dataclasses.replace(DEFAULT, release=pair, ready=False, is_default=False)
     first, second = plain(models_table([DEFAULT, other])).splitlines()[1:]
@@ -122,7 +122,7 @@ def test_the_models_table_marks_the_default_and_what_is_not_ready() -> None:
     assert second.startswith("demo-v1.1.0,demo-v1.0.0 not ready")
 
 
-def test_the_models_table_fits_a_terminal_of_80_characters_and_is_whole_in_a_pipe(
+def test_the_models_table_fits_80_characters_and_is_complete_in_a_pipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tag = "tandem-demo-v1.1.0"

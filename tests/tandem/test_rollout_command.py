@@ -1,4 +1,4 @@
-"""`tandem rollout` as operators and their scripts run it, against a real stack."""
+"""`tandem rollout` against a real stack."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from tandem.client.rollouts import Rollouts
 from tandem.commands.rollout import parse_steps
 from tandem.commands.rollout_view import rollout_view
@@ -26,19 +26,19 @@ from tandem.v1 import rollout_pb2
 TANDEM = str(Path(sys.executable).parent / "tandem")
 STABLE, OTHER = "tiny-v1.0.0", "tiny-v1.1.0"
 CURSOR_UP, SHOW_CURSOR = b"\x1b[1A", b"\x1b[?25h"
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 
 
 @pytest.fixture(scope="module")
 def other(store: Path) -> str:
-    """Put a second release into the store of the running stack."""
-    create_checkpoint(store, OTHER, PRESETS["tiny"], seed=1)
+    """Add a second release to the running stack's store."""
+    create_checkpoint(store, OTHER, RESAMPLER_PRESETS["tiny"], seed=1)
     return OTHER
 
 
 @pytest.fixture
 def running(stack: Stack, other: str) -> Iterator[Rollouts]:
-    """Yield a connection; what a test began is rolled back."""
+    """Yield a connection. A rollout left running is rolled back."""
     with Rollouts(stack.address) as rollouts:
         yield rollouts
         if rollouts.get().phase in (rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING):
@@ -67,16 +67,14 @@ def test_a_rollout_is_set_shown_watched_and_rolled_back(stack: Stack, running: R
     assert f"running: {STABLE} to {OTHER}, step 1 of 3" in shown
     assert "error rate" in shown
     assert "\x1b" not in shown
-    back = run(stack, "rollback", "--reason", "just a try")
+    back = run(stack, "rollback", "--reason", "just a test")
     assert "rolled back" in back.stdout
-    assert "just a try" in back.stdout
+    assert "just a test" in back.stdout
     changes = [change.reason for change in next(running.watch()).changes]
-    assert changes[-1] == "just a try"
+    assert changes[-1] == "just a test"
 
 
-def test_watching_the_status_in_a_terminal_draws_one_table_over_itself_until_ctrl_c(
-    stack: Stack, running: Rollouts
-) -> None:
+def test_status_watch_redraws_one_table_until_ctrl_c(stack: Stack, running: Rollouts) -> None:
     assert run(stack, "set", OTHER, "--steps", "10:1h,100").returncode == 0
     master, terminal = pty.openpty()
     environment = {**os.environ, "TANDEM_ADDRESS": stack.address, "TERM": "xterm", "COLUMNS": "100"}
@@ -90,11 +88,11 @@ def test_watching_the_status_in_a_terminal_draws_one_table_over_itself_until_ctr
     drawn += os.read(master, 65536)
     os.close(terminal)
     os.close(master)
-    assert drawn.count(CURSOR_UP) >= 2 * 6  # back over the table before each new one
+    assert drawn.count(CURSOR_UP) >= 2 * 6  # up to the start of the last table
     assert drawn.rindex(SHOW_CURSOR) > drawn.rindex(b"step 1 of 2")
 
 
-def test_a_plan_that_is_refused_is_one_sentence_and_exit_code_1(stack: Stack, running: Rollouts) -> None:
+def test_a_refused_plan_is_one_sentence_with_exit_code_1(stack: Stack, running: Rollouts) -> None:
     for arguments, words in (
         ((OTHER, "--steps", "50:1m,5:1m,100"), "the weights must rise"),
         ((OTHER, "--steps", "50:1m,101"), "less than or equal to 100"),
@@ -107,24 +105,24 @@ def test_a_plan_that_is_refused_is_one_sentence_and_exit_code_1(stack: Stack, ru
         assert done.stderr.count("\n") == 1
 
 
-def test_promoting_without_a_rollout_says_so(stack: Stack) -> None:
+def test_promoting_without_a_rollout_is_an_error(stack: Stack) -> None:
     done = run(stack, "promote")
     assert done.returncode == 1
     assert "No rollout runs" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "5%", "5:10", "5:200r:10m", "-1", "five"])
-def test_steps_that_are_none_are_refused(text: str) -> None:
+def test_malformed_steps_are_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_steps(text)
 
 
-def test_lengths_are_read_in_seconds_minutes_and_hours() -> None:
+def test_durations_are_seconds_minutes_or_hours() -> None:
     steps = parse_steps("1:30s, 5:2m:200r, 50:1.5h, 100")
     assert [(step.seconds, step.requests) for step in steps] == [(30, 0), (120, 200), (5400, 0), (0, 0)]
 
 
-def test_a_gateway_that_lost_its_store_says_so_before_all_else() -> None:
+def test_a_gateway_without_its_store_shows_that_first() -> None:
     console = Console(width=120)
     with console.capture() as captured:
         console.print(rollout_view(rollout_pb2.Rollout(in_force=STABLE), 0))
@@ -134,7 +132,7 @@ def test_a_gateway_that_lost_its_store_says_so_before_all_else() -> None:
     ]
 
 
-def test_what_was_mirrored_is_told_in_one_line() -> None:
+def test_mirrored_requests_are_one_line() -> None:
     shadow = rollout_pb2.RolloutShadowCounts(
         counts=rollout_pb2.RolloutCounts(requests=12, errors=1),
         first_token_s=0.25,

@@ -1,4 +1,4 @@
-"""`tandem top`: statistics of an interval, and the live table of a running stack."""
+"""`tandem top`: statistics of an interval, and live tables."""
 
 import math
 import os
@@ -94,7 +94,7 @@ def test_a_service_without_an_answer_is_named(stack: Stack) -> None:
 
 
 def test_a_port_without_metrics_is_named(stack: Stack) -> None:
-    """The gRPC port is easily mistaken for the metrics port, and speaks another protocol."""
+    """The gRPC port is easily mistaken for the metrics port."""
     done = subprocess.run([TANDEM, "top", stack.address], capture_output=True, encoding="utf-8", timeout=60)
     assert (done.returncode, done.stderr) == (
         1,

@@ -1,4 +1,4 @@
-"""`make demo` from start to end, on the tiny checkpoint."""
+"""`make demo` on the tiny checkpoint."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`tandem up` and the stack below it: three real processes that start together and never outlive their parent."""
+"""`tandem up`: three processes that never outlive their parent."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TANDEM = str(Path(sys.executable).parent / "tandem")
 
 
 class Up:
-    """A running `tandem up` whose log is read as JSON."""
+    """A running `tandem up` with a JSON log."""
 
     def __init__(self, models: Path, *flags: str) -> None:
         command = [TANDEM, "up", "--models", str(models), "--port", "0", "--threads", "1", *flags]
@@ -32,7 +32,7 @@ class Up:
         """Return the ready line of the command itself."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            entry: dict[str, Any] = json.loads(line)  # every line, the services' own included, is JSON
+            entry: dict[str, Any] = json.loads(line)  # every line is JSON, also those of the services
             if entry["event"] == "ready" and entry["service"] == "tandem":
                 return entry
         raise AssertionError(f"ended with {self.process.wait()} before it was ready")
@@ -45,7 +45,7 @@ class Up:
         return modules
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal; return the exit code and what was still logged."""
+        """Send a signal and return exit code and remaining log."""
         self.process.send_signal(number)
         _, rest = self.process.communicate(timeout=60)
         return self.process.returncode, rest
@@ -60,7 +60,7 @@ def up(store: Path) -> Iterator[Up]:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process lives; one that waits to be reaped does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -76,8 +76,8 @@ def wait_until_gone(pids: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_stops_all_three_in_order(up: Up, number: signal.Signals) -> None:
-    """The gateway goes first: answers under way still need both stages."""
+def test_one_signal_stops_all_services_in_order(up: Up, number: signal.Signals) -> None:
+    """The gateway stops first: running answers need both stages."""
     ready = up.wait_until_ready()
     with Client(ready["address"]) as client:
         assert client.ask("Hello", max_tokens=2).usage.completion_tokens == 2
@@ -92,7 +92,7 @@ def test_one_signal_stops_all_three_in_order(up: Up, number: signal.Signals) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["vision_service", "gateway"])
-def test_a_service_that_dies_takes_the_stack_down_and_is_named(up: Up, victim: str) -> None:
+def test_a_dead_service_stops_the_stack_and_is_named(up: Up, victim: str) -> None:
     up.wait_until_ready()
     services = up.services()
     os.kill(services[victim], signal.SIGKILL)
@@ -103,8 +103,8 @@ def test_a_service_that_dies_takes_the_stack_down_and_is_named(up: Up, victim: s
 
 
 @pytest.mark.slow
-def test_no_service_outlives_a_parent_that_is_killed(up: Up) -> None:
-    """Nothing runs in a process after kill -9, so the kernel has to end its services."""
+def test_no_service_outlives_a_killed_parent(up: Up) -> None:
+    """After kill -9 only the kernel can end the services."""
     up.wait_until_ready()
     pids = list(up.services().values())
     up.process.kill()
@@ -112,20 +112,20 @@ def test_no_service_outlives_a_parent_that_is_killed(up: Up) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_before_it_is_ready_stops_it_too(up: Up) -> None:
+def test_a_signal_during_the_start_stops_the_stack(up: Up) -> None:
     assert up.process.stderr is not None
     assert json.loads(up.process.stderr.readline())["event"] == "starting"
     pids: list[str] = []
-    while not pids:  # until the first service was started
+    while not pids:  # until the first service has started
         pids = Path(f"/proc/{up.process.pid}/task/{up.process.pid}/children").read_text().split()
     code, _ = up.end(signal.SIGINT)
     assert code == 0
-    wait_until_gone(list(map(int, pids)))  # one that was being forked just then is left to the kernel
+    wait_until_gone(list(map(int, pids)))  # the kernel ends a service that was just being forked
 
 
 @pytest.mark.slow
-def test_running_answers_are_finished_before_it_stops(store: Path) -> None:
-    """Stopping drains: the answer that streams when the signal comes is whole."""
+def test_running_answers_finish_before_the_stop(store: Path) -> None:
+    """The stack drains: a streaming answer is complete."""
     config = StackConfig(models=store, release="tiny-v1.0.0", threads=1, drain_s=20)
     with Stack(config) as stack, Client(stack.address) as client:
         stream = client.generate("Go on", max_tokens=200, ignore_eos=True)
@@ -137,13 +137,13 @@ def test_running_answers_are_finished_before_it_stops(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stack_that_logs_only_errors_gets_ready_too(store: Path) -> None:
+def test_a_stack_that_logs_only_errors_becomes_ready(store: Path) -> None:
     with Stack(StackConfig(models=store, release="tiny-v1.0.0", threads=1, log_level="error")) as stack:
         assert stack.address_of("vision") != stack.address_of("language")
 
 
 @pytest.mark.slow
-def test_both_tags_of_a_release_may_stand_apart(store: Path) -> None:
+def test_a_release_may_name_both_tags(store: Path) -> None:
     config = StackConfig(models=store, release="tiny-v1.0.0, tiny-v1.0.0", threads=1)
     with Stack(config) as stack, Client(stack.address) as client:
         assert [str(info.release) for info in client.models()] == ["tiny-v1.0.0"]
@@ -157,7 +157,7 @@ def test_a_taken_port_is_one_sentence(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_service_that_cannot_start_is_named_with_its_reason(store: Path) -> None:
+def test_a_service_that_fails_to_start_is_named_with_its_reason(store: Path) -> None:
     stack = Stack(StackConfig(models=store, release="other-v1.0.0"))
     with pytest.raises(
         Unavailable, match=r"The (vision|language) service stopped before it was ready: .*other-v1\.0\.0"
@@ -167,15 +167,15 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(store: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_flag_a_service_refuses_is_its_own_sentence(store: Path) -> None:
+def test_a_refused_flag_is_reported_in_the_service_s_words(store: Path) -> None:
     config = StackConfig(models=store, release="tiny-v1.0.0", vision_flags=["--max-queue", "none"])
     with pytest.raises(Unavailable, match="The vision service stopped before it was ready: --max-queue"), Stack(config):
         pass
 
 
 @pytest.mark.parametrize(("before", "outcome"), [("SIG_DFL", "interrupted"), ("SIG_IGN", "lives")])
-def test_a_closed_terminal_stops_it_unless_it_was_started_to_outlive_one(before: str, outcome: str) -> None:
-    """`nohup tandem up` ignores the signal of a closing terminal before it starts."""
+def test_a_closed_terminal_stops_the_stack_except_under_nohup(before: str, outcome: str) -> None:
+    """`nohup` makes the command ignore SIGHUP."""
     program = f"""
 import os, signal
 from tandem.stack.stack import interrupt_on_signals
@@ -192,7 +192,7 @@ except KeyboardInterrupt:
 
 
 def test_the_newest_release_has_the_highest_version(tmp_path: Path) -> None:
-    """By number, not by spelling, and whatever the name."""
+    """Versions compare as numbers, across all names."""
     with pytest.raises(NotFound, match=f"no checkpoint in {tmp_path}; `tandem checkpoint new` makes one"):
         newest_release(tmp_path)
     for tag in ("b-v1.9.0", "a-v1.10.0", "c-v1.2.30", "not a tag"):

@@ -1,4 +1,4 @@
-"""Both clients against three real processes."""
+"""Both clients against a real stack."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ async def async_client(stack: Stack) -> AsyncIterator[AsyncClient]:
 
 
 def num_ended(stack: Stack, service: str, code: str) -> float:
-    """Return how many Generate calls of a service ended with a status."""
+    """Return how many Generate calls ended with a status."""
     with urllib.request.urlopen(stack.metrics_url(service)) as page:
         lines = page.read().decode().splitlines()
     return sum(
@@ -40,8 +40,11 @@ def num_ended(stack: Stack, service: str, code: str) -> float:
     )
 
 
-def waiter_for_one_that_ends(stack: Stack, code: str) -> Callable[[], None]:
-    """Return what waits until one more request has ended with `code`, at the gateway and at the decoder alike."""
+def waiter_for_end(stack: Stack, code: str) -> Callable[[], None]:
+    """Return a function that waits until a request ends.
+
+    Gateway and language service must both count one more call that ended with `code`.
+    """
     before = {service: num_ended(stack, service, code) for service in ("gateway", "language")}
 
     def wait() -> None:
@@ -90,8 +93,7 @@ async def test_both_clients_give_the_same_answer(
     assert client.count_tokens(conversation) == await async_client.count_tokens(conversation)
 
 
-def test_an_image_is_encoded_once_however_it_is_named(client: Client) -> None:
-    """A path, bytes and a digest of the same file are the same image."""
+def test_path_bytes_and_digest_of_an_image_are_encoded_once(client: Client) -> None:
     file = io.BytesIO()
     PillowImage.new("RGB", (31, 33), "green").save(file, "PNG")
     digest = client.put_image(file.getvalue())
@@ -103,7 +105,9 @@ def test_an_image_is_encoded_once_however_it_is_named(client: Client) -> None:
     assert first.text == second.text
 
 
-async def test_an_image_of_many_chunks_is_put_whole(client: Client, async_client: AsyncClient, tmp_path: Path) -> None:
+async def test_an_image_of_many_chunks_is_uploaded_complete(
+    client: Client, async_client: AsyncClient, tmp_path: Path
+) -> None:
     path = tmp_path / "noise.png"
     PillowImage.effect_noise((1800, 1800), 80).save(path)
     assert path.stat().st_size > 2 * 1024 * 1024
@@ -111,14 +115,14 @@ async def test_an_image_of_many_chunks_is_put_whole(client: Client, async_client
     assert client.put_image(path) == await async_client.put_image(str(path)) == digest
 
 
-def test_a_prompt_is_counted_as_it_is_answered(client: Client, image_files: tuple[Path, Path]) -> None:
+def test_count_tokens_agrees_with_the_answer(client: Client, image_files: tuple[Path, Path]) -> None:
     count = client.count_tokens("What is this?", images=image_files, system="Be brief.")
     answer = client.ask("What is this?", images=image_files, system="Be brief.", max_tokens=1)
     assert (count.prompt_tokens, count.visual_tokens) == (answer.usage.prompt_tokens, answer.usage.visual_tokens)
     assert count.remaining_tokens == client.models()[0].context_length - count.prompt_tokens
 
 
-def test_models_describe_the_release(client: Client) -> None:
+def test_models_describes_the_release(client: Client) -> None:
     [info] = client.models()
     assert (str(info.release), info.ready, info.is_default) == ("tiny-v1.0.0", True, True)
     assert (info.vision.state, info.language.precision, info.num_visual_tokens) == ("ready", "float32", 32)
@@ -126,14 +130,14 @@ def test_models_describe_the_release(client: Client) -> None:
 
 
 def test_leaving_the_loop_cancels_the_request(client: Client, stack: Stack) -> None:
-    wait_until_cancelled = waiter_for_one_that_ends(stack, "CANCELLED")
+    wait_until_cancelled = waiter_for_end(stack, "CANCELLED")
     for _ in client.generate("Go on for long", max_tokens=900, ignore_eos=True):
         break
     wait_until_cancelled()
 
 
 async def test_leaving_the_loop_cancels_the_request_with_asyncio(async_client: AsyncClient, stack: Stack) -> None:
-    wait_until_cancelled = waiter_for_one_that_ends(stack, "CANCELLED")
+    wait_until_cancelled = waiter_for_end(stack, "CANCELLED")
     async for _ in async_client.generate("Go on for long", max_tokens=900, ignore_eos=True):
         break
     await asyncio.to_thread(wait_until_cancelled)
@@ -154,8 +158,8 @@ async def test_a_closed_stream_raises_cancelled(client: Client, async_client: As
         [piece async for piece in async_pieces]
 
 
-async def test_cancelling_the_task_is_not_an_error_of_the_call(async_client: AsyncClient) -> None:
-    """A task that is cancelled ends with CancelledError, or `asyncio.timeout` and task groups would break."""
+async def test_cancelling_the_task_raises_cancelled_error(async_client: AsyncClient) -> None:
+    """Otherwise `asyncio.timeout` and task groups would break."""
     began = asyncio.Event()
 
     async def read() -> None:
@@ -169,8 +173,8 @@ async def test_cancelling_the_task_is_not_an_error_of_the_call(async_client: Asy
         await task
 
 
-async def test_closing_a_client_ends_its_calls_with_cancelled_and_later_ones_are_refused(stack: Stack) -> None:
-    """With asyncio, too, where gRPC ends them as if the task that waits had been cancelled."""
+async def test_closing_a_client_cancels_its_calls_and_refuses_new_ones(stack: Stack) -> None:
+    """With asyncio, gRPC ends them like a cancelled task."""
     async_client, client = AsyncClient(stack.address), Client(stack.address)
     async_pieces = aiter(async_client.generate("Go on for long", max_tokens=900, ignore_eos=True))
     pieces = iter(client.generate("Go on for long", max_tokens=900, ignore_eos=True))
@@ -188,7 +192,7 @@ async def test_closing_a_client_ends_its_calls_with_cancelled_and_later_ones_are
         client.generate("What?")
 
 
-def test_the_final_answer_is_not_there_before_the_end(client: Client) -> None:
+def test_the_final_answer_needs_the_whole_stream(client: Client) -> None:
     with client.generate("What?", max_tokens=4) as stream, pytest.raises(RuntimeError, match="to its end"):
         _ = stream.final
 
@@ -206,10 +210,10 @@ async def test_errors_are_typed_and_carry_the_request_id(client: Client, async_c
     assert broken.value.request_id == "broken-1"
     with pytest.raises(NotFound):
         await async_client.ask("What?", release="other-v1.0.0")
-    assert client.ask("What?", max_tokens=2).usage.completion_tokens == 2  # and the next one works
+    assert client.ask("What?", max_tokens=2).usage.completion_tokens == 2  # the next request works
 
 
-async def test_no_gateway_is_said_in_words(unused_tcp_port: int) -> None:
+async def test_an_unreachable_gateway_is_named(unused_tcp_port: int) -> None:
     address = f"127.0.0.1:{unused_tcp_port}"
     with pytest.raises(Unavailable, match=f"Cannot reach a gateway at {address}") as error, Client(address) as client:
         client.models()
@@ -220,12 +224,12 @@ async def test_no_gateway_is_said_in_words(unused_tcp_port: int) -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [None, 1e12, math.inf])
-def test_a_time_no_clock_can_reach_is_not_over_at_once(unused_tcp_port: int, timeout_s: float | None) -> None:
+def test_a_huge_timeout_does_not_expire_at_once(unused_tcp_port: int, timeout_s: float | None) -> None:
     with Client(f"127.0.0.1:{unused_tcp_port}", timeout_s=timeout_s) as client, pytest.raises(Unavailable):
         client.models()
 
 
-async def test_the_time_limit_ends_the_request(client: Client, async_client: AsyncClient) -> None:
+async def test_the_timeout_ends_the_request(client: Client, async_client: AsyncClient) -> None:
     options = GenerateOptions(max_tokens=900, ignore_eos=True, timeout_s=0.2)
     with pytest.raises(DeadlineExceeded):
         client.ask("Go on for long", **options)

@@ -1,4 +1,4 @@
-"""Answers that must fit a schema, an expression or a list, from a model that knows nothing, through all processes."""
+"""Constrained answers of an untrained model, through all services."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def fits_schema(text: str) -> bool:
     )
 
 
-def test_answers_fit_side_by_side_with_free_ones(client: Client, image_files: tuple[Path, Path]) -> None:
+def test_constrained_and_free_answers_share_a_batch(client: Client, image_files: tuple[Path, Path]) -> None:
     def ask(seed: int, **options: Any) -> str:
         kind: GenerateOptions = {"max_tokens": 120, "temperature": 1.5, "seed": seed, **options}  # type: ignore[typeddict-item]
         answer = client.generate("What is it?", images=[image_files[seed % 2]], **kind)
@@ -62,7 +62,7 @@ def test_answers_fit_side_by_side_with_free_ones(client: Client, image_files: tu
     assert len({answer.result() for answer in free}) == 6
 
 
-def test_a_bad_schema_is_refused_by_name(client: Client) -> None:
+def test_a_bad_constraint_is_named(client: Client) -> None:
     for options, field in (
         ({"json_schema": {"type": "colour"}}, "json_schema"),
         ({"json_schema": "{"}, "json_schema"),
@@ -74,6 +74,6 @@ def test_a_bad_schema_is_refused_by_name(client: Client) -> None:
         assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", f"sampling.{field}")
 
 
-def test_one_constraint_at_a_time(client: Client) -> None:
+def test_only_one_constraint_is_allowed(client: Client) -> None:
     with pytest.raises(TypeError, match="one of choices, json_schema, regex"):
         client.generate("?", regex="a", choices=["a"])

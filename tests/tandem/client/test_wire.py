@@ -1,4 +1,4 @@
-"""What leaves and reaches the clients, without a server."""
+"""Messages of the clients, without a server."""
 
 import hashlib
 import subprocess
@@ -26,8 +26,8 @@ TURNS = st.builds(
 
 
 @given(st.lists(TURNS))
-def test_a_conversation_travels_whole_and_in_order(turns: list[Message]) -> None:
-    """Roles, text and images are read back from the messages; written apart from the code that makes them."""
+def test_a_conversation_is_sent_complete_and_in_order(turns: list[Message]) -> None:
+    """Reads roles, text and images back, by separate code."""
     sent = [gateway_pb2.Message.FromString(turn.SerializeToString()) for turn in wire.messages(turns, ())]
     for message, turn in zip(sent, turns, strict=True):
         assert gateway_pb2.Role.Name(message.role) == f"ROLE_{turn.role.upper()}"
@@ -40,38 +40,38 @@ def test_a_conversation_travels_whole_and_in_order(turns: list[Message]) -> None
                 assert part.image.data == given_part.source
 
 
-def test_images_stand_before_the_question_and_instructions_before_both() -> None:
+def test_instructions_come_before_images_and_images_before_the_question() -> None:
     messages = wire.messages("What?", [b"one", Image(DIGEST)], "Be brief.")
     assert [gateway_pb2.Role.Name(message.role) for message in messages] == ["ROLE_SYSTEM", "ROLE_USER"]
     assert [part.WhichOneof("content") for part in messages[1].parts] == ["image", "image", "text"]
 
 
-def test_images_are_read_from_paths_of_either_type(image_files: tuple[Path, Path]) -> None:
+def test_images_are_read_from_paths_and_strings(image_files: tuple[Path, Path]) -> None:
     [message] = wire.messages("?", [image_files[0], str(image_files[1])])
     assert [part.image.data for part in message.parts[:2]] == [path.read_bytes() for path in image_files]
 
 
-def test_a_missing_image_is_the_file_s_own_error(tmp_path: Path) -> None:
+def test_a_missing_image_raises_the_file_s_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         wire.generate_request("?", [tmp_path / "nothing.png"], {})
-    with pytest.raises(FileNotFoundError):  # at once, not inside gRPC's iteration
+    with pytest.raises(FileNotFoundError):  # at once, not inside gRPC's iterator
         wire.put_image_requests(tmp_path / "nothing.png")
 
 
-def test_images_beside_a_conversation_are_refused() -> None:
-    """Nothing says which turn they would belong to."""
+def test_images_outside_a_conversation_are_refused() -> None:
+    """Their turn would be unknown."""
     with pytest.raises(TypeError, match="messages"):
         wire.messages([user("Hi"), assistant("Hello"), user("What?")], [b"image"])
     with pytest.raises(TypeError, match="messages"):
         wire.messages([system("Be brief."), user("What?")], (), "Be long.")
 
 
-def test_options_reach_the_field_of_their_name() -> None:
+def test_options_set_the_field_of_their_name() -> None:
     options = GenerateOptions(max_tokens=5, top_p=0.5, logit_bias={3: -1.5}, seed=0, stop="END", routing_key="me")
     request = wire.generate_request("?", (), options)
     expected = sampling_pb2.SamplingOptions(max_tokens=5, top_p=0.5, logit_bias={3: -1.5}, seed=0)
     assert (request.sampling, list(request.stop), request.routing_key) == (expected, ["END"], "me")
-    assert request.sampling.HasField("seed")  # 0 is a seed, not 'off'
+    assert request.sampling.HasField("seed")  # 0 is a seed
 
 
 def test_an_unknown_option_is_named() -> None:
@@ -82,28 +82,28 @@ def test_an_unknown_option_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (GenerateOptions(request_id="a b"), "BAD_REQUEST_ID"),  # a gateway would put an id of its own in its place
+        (GenerateOptions(request_id="a b"), "BAD_REQUEST_ID"),  # the gateway would replace it
         (GenerateOptions(request_id="x" * 129), "BAD_REQUEST_ID"),
-        (GenerateOptions(request_id="é"), "BAD_REQUEST_ID"),  # gRPC takes no such metadata
+        (GenerateOptions(request_id="é"), "BAD_REQUEST_ID"),  # gRPC refuses such metadata
         (GenerateOptions(release="ü-v1.0.0"), "BAD_TAG"),
         (GenerateOptions(release="\udcff"), "BAD_TAG"),
     ],
 )
-def test_what_would_not_arrive_as_it_is_is_refused_by_name(options: GenerateOptions, reason: str) -> None:
+def test_metadata_that_would_not_arrive_unchanged_is_refused(options: GenerateOptions, reason: str) -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(InvalidArgument) as caught:
         client.generate("?", **options)
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("size", [1, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1, 2 * wire.CHUNK_BYTES + 7])
-def test_chunks_are_the_image(size: int) -> None:
+def test_chunks_join_to_the_image(size: int) -> None:
     data = bytes(index % 251 for index in range(size))
     chunks = [request.chunk for request in wire.put_image_requests(data)]
     assert b"".join(chunks) == data
     assert all(1 <= len(chunk) <= wire.CHUNK_BYTES for chunk in chunks)
 
 
-def test_a_stream_without_its_last_message_is_an_error_not_an_answer() -> None:
+def test_a_stream_without_its_last_message_is_an_error() -> None:
     builder = wire.AnswerBuilder("r1")
     builder.add(gateway_pb2.GatewayGenerateResponse(delta=gateway_pb2.TextDelta(text="half an ans")))
     with pytest.raises(Internal) as caught:
@@ -112,7 +112,7 @@ def test_a_stream_without_its_last_message_is_an_error_not_an_answer() -> None:
 
 
 @pytest.mark.parametrize("name", gateway_pb2.CacheLevel.keys())
-def test_what_became_of_an_image_reaches_the_user(name: str) -> None:
+def test_the_image_report_reaches_the_user(name: str) -> None:
     level = name.removeprefix("CACHE_LEVEL_").lower()
     sent = gateway_pb2.ImageReport(
         sha256=bytes(32),
@@ -132,6 +132,6 @@ def test_what_became_of_an_image_reaches_the_user(name: str) -> None:
 
 
 def test_the_client_starts_without_torch() -> None:
-    """Users of the client install none of the stages' weight; checked in a fresh interpreter."""
+    """Checked in a fresh interpreter."""
     program = "import sys, tandem, tandem.commands; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

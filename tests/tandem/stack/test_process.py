@@ -1,4 +1,4 @@
-"""A service as a child process, and the parent that reads what it writes."""
+"""A service as a child process, and its output."""
 
 import threading
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tandem.stack.process import ServiceProcess
 
-# A service that says it is ready, and a lot more than a pipe holds.
+# A service that logs a ready line, then more than a pipe holds.
 PROGRAM = """
 import json
 print(json.dumps({"event": "ready", "port": 1}), flush=True)
@@ -23,8 +23,8 @@ def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "talkative_service"
 
 
-def test_a_log_nobody_reads_any_more_does_not_hold_up_the_service(talkative: str) -> None:
-    """`tandem up 2>&1 | head` closes the other end; a service that cannot write would stop answering."""
+def test_a_failing_log_callback_does_not_block_the_service(talkative: str) -> None:
+    """`tandem up 2>&1 | head` closes the log's pipe."""
 
     def closed(service: str, line: str) -> None:
         raise BrokenPipeError
