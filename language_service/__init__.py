@@ -1,1 +1,1 @@
-"""Turn visual and text tokens into a stream of answer tokens."""
+"""Turn visual and text tokens into a token stream."""

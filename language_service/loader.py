@@ -1,4 +1,4 @@
-"""Load the language half of a checkpoint and make it ready to answer."""
+"""Load the language half of a checkpoint and start it."""
 
 import asyncio
 import hashlib
@@ -24,11 +24,17 @@ class HostedLanguage:
     description: model_pb2.ModelInfo
 
     def info(self) -> model_pb2.ModelInfo:
-        """Describe the model. The host adds tag, state and load time."""
+        """Describe the model.
+
+        The host adds tag, state and load time.
+        """
         return self.description
 
     async def close(self) -> None:
-        """Stop the engine. The last reference to it frees weights and cache."""
+        """Stop the engine.
+
+        Weights and cache are freed with the last reference to it.
+        """
         self.grammars.close()
         await self.engine.close()
 
@@ -44,7 +50,7 @@ class LanguageLoader:
     default_max_tokens: int  # of an answer without a limit of its own
 
     async def load(self, tag: str) -> HostedLanguage:
-        """Read and verify the language half of a checkpoint, then start its engine.
+        """Load and verify a language half, then start its engine.
 
         Raises:
             TandemError: the checkpoint does not exist, has no valid language half, or its KV cache does not fit into

@@ -28,7 +28,7 @@ class PromptLimits:
 
 
 class PromptReader:
-    """Checks the segments of one prompt in order, and counts its tokens."""
+    """Checks the segments of one prompt and counts its tokens."""
 
     def __init__(self, limits: PromptLimits, options: SamplingOptions) -> None:
         self.limits = limits
@@ -56,7 +56,7 @@ class PromptReader:
         return token_ids
 
     def image(self, segment: language_pb2.ImageSegment) -> tuple[Tensor, bytes]:
-        """Return the visual tokens [N, D] of an image, bfloat16, and their visual key.
+        """Return visual tokens [N, D] in bfloat16, and their key.
 
         Raises:
             InvalidArgument: 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR', 'PROMPT_TOO_LONG'.
@@ -85,7 +85,7 @@ class PromptReader:
         return _to_torch(visual.embeddings), visual.visual_key
 
     def end(self) -> int:
-        """End the prompt. Return the maximum number of tokens of the answer.
+        """End the prompt. Return the token limit of the answer.
 
         Raises:
             InvalidArgument: reason 'EMPTY_PROMPT', or 'BAD_SAMPLING' if `min_tokens` exceeds the maximum.
@@ -103,7 +103,10 @@ class PromptReader:
         return max_tokens
 
     def _count(self, num_tokens: int, field: str) -> None:
-        """Count tokens of the prompt. Leave room for the answer: `max_tokens`, or at least one token."""
+        """Count tokens of the prompt. Leave room for the answer.
+
+        The answer needs `max_tokens`, or at least one token.
+        """
         self.num_tokens += num_tokens
         if self.num_tokens + max(self.options.max_tokens, 1) > self.limits.context_length:
             answer = f" and an answer of {self.options.max_tokens}" if self.options.max_tokens else ""

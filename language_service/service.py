@@ -1,4 +1,4 @@
-"""The language service as a process: its settings, and its parts from start to stop."""
+"""The language service as a process: settings, start and stop."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -62,7 +62,9 @@ class LanguageSettings(StageSettings):
 
 @asynccontextmanager
 async def open_service(settings: LanguageSettings, server: Server) -> AsyncIterator[None]:
-    """Load the models and add the servicer to `server`. Unload them on exit.
+    """Load the models and add the servicer to `server`.
+
+    Unloads the models on exit.
 
     Raises:
         TandemError: a model of `settings.tags` could not be loaded.

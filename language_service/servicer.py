@@ -23,7 +23,10 @@ Requests = AsyncIterator[language_pb2.GenerateRequest]
 
 
 class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageServiceServicer):
-    """Answers `Generate` and the model calls. The server's interceptor maps errors to gRPC statuses."""
+    """Answers `Generate` and the model calls.
+
+    The server's interceptor maps errors to gRPC statuses.
+    """
 
     def __init__(self, models: ModelHost[HostedLanguage], *, segment_timeout_s: float) -> None:
         self.models = models
@@ -59,7 +62,10 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         return first.start
 
     async def _read_prompt(self, requests: Requests, reader: PromptReader, generation: Generation) -> None:
-        """Pass on each segment as it arrives, so that prefill starts before a later image is encoded."""
+        """Pass each segment to the engine as it arrives.
+
+        So prefill starts while a later image is encoded.
+        """
         while (request := await self._next(requests)) is not None:
             match request.WhichOneof("message"):
                 case "text":
@@ -73,7 +79,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         generation.end_prompt(reader.end())
 
     async def _next(self, requests: Requests) -> language_pb2.GenerateRequest | None:
-        """Return the next message, or None at the end of the stream."""
+        """Return the next message, or None at the end."""
         try:
             async with asyncio.timeout(self._segment_timeout_s):
                 return await anext(requests, None)

@@ -1,4 +1,4 @@
-"""Account for KV blocks and the prefixes they hold, in plain Python."""
+"""Account for KV blocks and their prefixes, without tensors."""
 
 from language_service.cache.blocks import BlockPool
 from language_service.cache.prefix import PrefixHashes, root_hash

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
-    """Hands out block numbers 0 to num_blocks - 1 and takes them back.
+    """Allocates and frees the blocks 0 to num_blocks - 1.
 
     Every block is in one of three states:
 
@@ -39,7 +39,7 @@ class BlockPool:
         return self.num_blocks - self.num_available
 
     def allocate(self, count: int) -> list[int] | None:
-        """Take `count` blocks with one reference each, or none at all.
+        """Take `count` blocks, or none, with one reference each.
 
         Free blocks go first. Then the least recently used evictable blocks are evicted, and their content is lost.
 
@@ -66,7 +66,9 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Drop one reference from each block of one sequence, given in its order.
+        """Drop one reference from each block of a sequence.
+
+        The blocks must be in the order of the sequence.
 
         Raises:
             ValueError: a block has no reference.
@@ -96,7 +98,9 @@ class BlockPool:
         return self._block_of.get(block_hash)
 
     def register(self, block: int, block_hash: bytes) -> None:
-        """Let `find` return a full block, whose content never changes again.
+        """Let `find` return a full block.
+
+        Its content must never change again.
 
         Does nothing if the block has a hash already, or another block has this one.
         """

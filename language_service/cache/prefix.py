@@ -1,4 +1,4 @@
-"""Hash the content of blocks, so that equal prefixes share them. No tensors."""
+"""Hash the content of blocks, to share equal prefixes."""
 
 from array import array
 from collections.abc import Sequence
@@ -41,7 +41,10 @@ class PrefixHashes:
         self._add(token_ids, b"")
 
     def add_image(self, visual_key: bytes, num_tokens: int) -> None:
-        """Add an image of `num_tokens` positions, identified by its key (32 bytes)."""
+        """Add an image of `num_tokens` positions.
+
+        The key of 32 bytes identifies its content.
+        """
         self._add(range(_IMAGE, _IMAGE + num_tokens), visual_key)
 
     def _add(self, codes: Sequence[int], key: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Run sequences through a model. A setting chooses the engine, in `choice`."""
+"""Run sequences through a model, with an engine from `choice`."""
 
 from language_service.engine.choice import EngineName, open_engine
 from language_service.engine.interface import (

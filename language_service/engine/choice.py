@@ -1,4 +1,7 @@
-"""Choose the engine that runs a language half. The only place that names them."""
+"""Choose the engine of a language half.
+
+No other module names an engine.
+"""
 
 from typing import Literal
 

@@ -26,16 +26,22 @@ _MAX_PADDING = 4  # padded blocks per real one. Sequences of equal length stay b
 
 
 class RecordedSteps:
-    """Decoding steps of one decoder and cache. Each shape is recorded when it is first needed."""
+    """Decoding steps of one decoder and cache.
+
+    Each shape is recorded when it is first needed.
+    """
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, record: Callable[[Run], Run]) -> None:
-        """Use `record` to turn a step into a faster equivalent. On a GPU, that is a `CudaRecorder`."""
+        """Use `record` to make steps faster.
+
+        It returns an equivalent of a step, such as the replay of `CudaRecorder`.
+        """
         self._decoder, self._cache, self._record = decoder, cache, record
         self._steps: dict[tuple[int, int], tuple[_Step, Run]] = {}
         self._works = True
 
     def forward(self, token_ids: Sequence[int], spans: Sequence[CacheSpan]) -> Tensor | None:
-        """Compute one token of each sequence and store its keys and values.
+        """Compute and cache one token of each sequence.
 
         Returns:
             Logits [sequences, V], which the next call overwrites. None, and nothing is computed, if padding would cost
@@ -60,7 +66,7 @@ class RecordedSteps:
 
 
 class _Step:
-    """A step of `num_rows` sequences of at most `width` blocks, in fixed memory."""
+    """A step of a fixed shape, in fixed memory."""
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, num_rows: int, width: int) -> None:
         self._decoder, self._cache = decoder, cache
@@ -71,7 +77,9 @@ class _Step:
         self._positions_C = torch.arange(num_slots, device=device)
 
     def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan]) -> None:
-        """Copy a batch into the fixed memory, padded with copies of its first sequence.
+        """Copy a batch into the fixed memory.
+
+        It is padded with copies of its first sequence.
 
         The copies store the same numbers in the same slot, which does no harm.
         """
@@ -85,7 +93,10 @@ class _Step:
         self._tables_NM.copy_(torch.tensor([span.table(size, width) for span in rows]))
 
     def run(self) -> Tensor:
-        """Compute the batch in the fixed memory. It may depend on the batch through tensors only."""
+        """Compute the batch in the fixed memory.
+
+        A recording contains no Python code. So the result may depend on the batch through tensors only.
+        """
         tokens_N, positions_N, slots_N = self._inputs_3N
         hidden_NC = self._positions_C > positions_N[:, None]
         mask_N11C = torch.zeros(hidden_NC.shape, dtype=self._cache.kv.dtype, device=self._cache.device)
@@ -103,7 +114,10 @@ class _Step:
 
 
 class CudaRecorder:
-    """Records steps as CUDA graphs. They share their working memory, because no two run at the same time."""
+    """Records steps as CUDA graphs.
+
+    The graphs share their working memory, because no two run at the same time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -130,5 +144,5 @@ class CudaRecorder:
 
 
 def _power_above(count: int) -> int:
-    """Return the smallest power of two that is at least `count`."""
+    """Round `count` up to a power of two."""
     return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""One request of our own engine: its prompt, its answer, its times."""
+"""One request of our own engine, with its times."""
 
 import asyncio
 import time
@@ -44,7 +44,7 @@ class Clock:
             self._first_token_s = self._last_token_s
 
     def timings(self) -> Timings:
-        """Return the times up to now. A token must have been chosen."""
+        """Return the times up to now, after the first token."""
         first_segment_s, first_token_s = self._first_segment_s or 0.0, self._first_token_s or 0.0
         return Timings(
             queue_ms=1000 * ((self._first_prefill_s or first_segment_s) - first_segment_s),
@@ -86,26 +86,26 @@ class PagedGeneration:
         self._events: asyncio.Queue[Event | TandemError] = asyncio.Queue()
 
     def add_text(self, token_ids: Sequence[int]) -> None:
-        """Add text to the prompt; see `Generation`."""
+        """Add text to the prompt, see `Generation`."""
         with self._updating(self):
             self.clock.record_segment()
             self.sequence.add_text(token_ids)
             self.state.note_prompt(token_ids)
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
-        """Add an image to the prompt; see `Generation`."""
+        """Add an image to the prompt, see `Generation`."""
         with self._updating(self):
             self.clock.record_segment()
             self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_ND, visual_key))
             self.sequence.add_image(visual_key, len(embeddings_ND))
 
     def end_prompt(self, max_tokens: int) -> None:
-        """Declare the prompt complete; see `Generation`."""
+        """Declare the prompt complete, see `Generation`."""
         with self._updating(self):
             self.sequence.max_tokens = max_tokens
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the events of the answer; see `Generation`."""
+        """Yield the events of the answer, see `Generation`."""
         while True:
             event = await self._events.get()
             if isinstance(event, TandemError):
@@ -115,11 +115,11 @@ class PagedGeneration:
                 return
 
     def cancel(self) -> None:
-        """Free everything the request uses; see `Generation`."""
+        """Free everything the request uses, see `Generation`."""
         self._cancel(self)
 
     def deliver(self, event: Event | TandemError) -> None:
-        """Queue an event for the servicer. Called on the event loop."""
+        """Queue an event for the servicer, on the event loop."""
         self._events.put_nowait(event)
 
     def accept(self, choices: Sequence[Choice | None]) -> list[Event]:

@@ -1,4 +1,6 @@
-"""The interface of an engine: prompts come in as segments, tokens go out as events.
+"""The interface of an engine.
+
+Prompts come in as segments, tokens go out as events.
 
 The servicer uses nothing else of an engine, so any engine that takes prompt embeddings can stand behind it.
 """
@@ -103,14 +105,17 @@ class EngineConfig:
     dtype: torch.dtype
     device: torch.device
     scheduling: SchedulerConfig
-    cache_bytes: int | None  # size of the KV cache; None sizes it by `cache_fraction`
+    cache_bytes: int | None  # size of the KV cache. None sizes it by `cache_fraction`.
     cache_fraction: float = 0.5  # of the memory available after the weights are loaded
     # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.
     step_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Generation(Protocol):
-    """One request: add the prompt in order, end it, read the answer. Used on the event loop only."""
+    """One request: add the prompt, end it, read the answer.
+
+    Used on the event loop only.
+    """
 
     def add_text(self, token_ids: Sequence[int]) -> None:
         """Add at least one token of text to the prompt.
@@ -121,7 +126,11 @@ class Generation(Protocol):
         ...
 
     def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
-        """Add an image to the prompt: N visual tokens, and the key of their content (32 bytes).
+        """Add an image to the prompt.
+
+        Args:
+            embeddings_ND: its N visual tokens.
+            visual_key: identifies their content, 32 bytes.
 
         Raises:
             TandemError: the request has failed already.
@@ -129,7 +138,7 @@ class Generation(Protocol):
         ...
 
     def end_prompt(self, max_tokens: int) -> None:
-        """Declare the prompt complete, which starts an answer of at most `max_tokens`.
+        """End the prompt and start an answer of `max_tokens` tokens.
 
         The prompt must have at least one token.
 
@@ -139,7 +148,7 @@ class Generation(Protocol):
         ...
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield `Prefilled`, then `Tokens` as they are chosen, and `Finished` last.
+        """Yield `Prefilled`, then `Tokens` as they are chosen, then `Finished`.
 
         Raises:
             TandemError: the request failed.
@@ -147,7 +156,10 @@ class Generation(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Free everything the request uses, at once. Does nothing after its end."""
+        """Free everything the request uses, at once.
+
+        Does nothing after its end.
+        """
         ...
 
 

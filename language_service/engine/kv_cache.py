@@ -32,23 +32,26 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheSpan:
-    """The place in the cache where one sequence's new tokens go."""
+    """The place of one sequence's new tokens in the cache."""
 
-    start: int  # position of the first new token; all before it are cached
+    start: int  # position of the first new token. All before it are cached.
     length: int  # new tokens, at least 1
     blocks: Sequence[int]  # blocks of the sequence in order, enough for start + length tokens
 
     def num_blocks(self, block_size: int) -> int:
-        """Return how many blocks hold the tokens up to the end of the span."""
+        """Return the number of blocks up to the span's end."""
         return -(-(self.start + self.length) // block_size)
 
     def slots(self, block_size: int) -> list[int]:
-        """Return the cache slot, block x block size + offset, of every new token."""
+        """Return the cache slot of every new token.
+
+        A slot is block x block size + offset.
+        """
         positions = range(self.start, self.start + self.length)
         return [self.blocks[each // block_size] * block_size + each % block_size for each in positions]
 
     def table(self, block_size: int, width: int) -> list[int]:
-        """Return the blocks in use, padded to `width` with the first one.
+        """Return the used blocks, padded to `width` with the first.
 
         Attention masks the padding. It repeats an own block, so that no other sequence's numbers are read.
         """
@@ -58,7 +61,10 @@ class CacheSpan:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Spans of equal length and similar context, for one call of attention."""
+    """Spans that share one call of attention.
+
+    They have equal length and contexts of similar length.
+    """
 
     rows_BL: Tensor  # rows of the batch with the new tokens
     blocks_BM: Tensor
@@ -71,7 +77,10 @@ def bytes_per_block(config: LanguageConfig, block_size: int, dtype: torch.dtype)
 
 
 class PagedCache:
-    """Keys and values of all sequences, [layers, 2 (key, value), blocks, block size, G, E]."""
+    """Keys and values of all sequences.
+
+    `kv` is [layers, 2 (key, value), blocks, block size, G, E].
+    """
 
     def __init__(self, config: LanguageConfig, cache: CacheConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self.config = cache
@@ -91,7 +100,9 @@ class PagedCache:
             self.kv.index_fill_(2, torch.tensor(blocks, device=self.device), 0)
 
     def attend(self, spans: Sequence[CacheSpan]) -> Attend:
-        """Return attention for one forward pass over the new tokens of `spans`, laid end to end.
+        """Return attention for one forward pass.
+
+        The batch consists of the new tokens of `spans`, laid end to end.
 
         Each call first stores the keys and values of the new tokens of a layer. Then each token attends to its own
         sequence, up to itself. Nothing else of the cache changes.
@@ -127,7 +138,9 @@ class PagedCache:
         return attention.plan(spans_S4, tables)
 
     def _groups(self, spans: Sequence[CacheSpan]) -> list[_Group]:
-        """Group spans of equal length whose contexts differ by less than a factor of two.
+        """Group spans of equal length and similar context.
+
+        Contexts of a group differ by less than a factor of two.
 
         So decoding sequences of similar length share a call, and padding never more than doubles a context.
         """

@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes of memory that this process can still allocate on `device`."""
+    """Return the bytes this process can still allocate on `device`."""
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
@@ -17,7 +17,10 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _machine_bytes() -> int:
-    """Return the memory that is available without swapping, or the free memory if Linux does not report it."""
+    """Return the memory that is available without swapping.
+
+    If Linux does not report it, that is the free memory.
+    """
     for line in _read(Path("/proc/meminfo")).splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -26,7 +29,7 @@ def _machine_bytes() -> int:
 
 
 def _container_bytes() -> int:
-    """Return the memory below the container's limit. Inside a container, the machine's memory says nothing."""
+    """Return the memory that the container's limit leaves."""
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
     if not (limit.isdigit() and used.isdigit()):
         return 2**63

@@ -1,4 +1,4 @@
-"""Count and time the steps of an engine, by model tag."""
+"""Count and time the steps of an engine."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,10 @@ class EngineMetrics:
     """The metrics of one engine."""
 
     def __init__(self, tag: str, stats: Callable[[], EngineStats]) -> None:
-        """Register the gauges. Prometheus calls `stats` on each scrape, so they are never out of date."""
+        """Register the gauges.
+
+        Prometheus calls `stats` on each scrape, so they are never out of date.
+        """
         self._tag = tag
         self._gauges = {
             RUNNING: lambda: stats().num_running,
@@ -59,7 +62,7 @@ class EngineMetrics:
             DRAFTS.labels(tag, outcome)
 
     def step(self, batch: Batch, seconds: float, *, num_accepted: int) -> None:
-        """Count a step of `seconds` that accepted `num_accepted` of its drafts."""
+        """Count a step that accepted `num_accepted` of its drafts."""
         num_prompt = sum(len(chunk.token_ids) for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt)
         num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
         STEP_SECONDS.labels(self._tag).observe(seconds)

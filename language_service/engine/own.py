@@ -1,4 +1,4 @@
-"""Open our own engine on a loaded language half: size the cache, warm up, start."""
+"""Open our own engine: size the cache, warm up, start."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 
 
 async def open_tandem_engine(half: LoadedHalf, config: EngineConfig, *, tag: str) -> PagedEngine:
-    """Return our own engine, running. Takes over the tensors of `half`; see `open_engine`."""
+    """Return our own engine, as `open_engine` describes."""
     runner = await asyncio.to_thread(_make_runner, half, config, tag)
     return PagedEngine(runner, config.scheduling, tag=tag, model_digest=half.digest, step_lock=config.step_lock)
 
@@ -45,7 +45,10 @@ def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
 
 
 def _size_cache(model: LanguageConfig, config: EngineConfig) -> CacheConfig:
-    """Return as many blocks as the settings allow, but no more than all running sequences can fill."""
+    """Return as many blocks as the settings allow.
+
+    But never more than all running sequences can fill.
+    """
     block_size = config.scheduling.block_size
     block_bytes = bytes_per_block(model, block_size, config.dtype)
     budget = config.cache_bytes

@@ -1,11 +1,11 @@
-"""Our own engine: a thread that runs a continuous batch, step by step, over a paged KV cache.
+"""Our own engine: a continuous batch over a paged cache.
 
 Two threads share the sequences, under one lock. The event loop opens, feeds and cancels requests. The engine's thread
 schedules a step, computes it and records the result. It gives up the lock while it computes, so the event loop never
 waits for the model.
 
-A step computes copies (`Chunk`). So a request may end while a step computes it. Its result is dropped then, and its
-blocks get no new owner before the next step.
+A step works on copies of tokens and block lists (`Chunk`). So a request may end while a step computes it. Its result is
+then dropped, and its blocks get no new owner before the next step.
 
 If a step fails, the requests in it fail. After any other error the accounting cannot be trusted. Then all requests fail
 and the engine starts over with an empty cache.
@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import structlog
 
@@ -26,7 +25,8 @@ from language_service.engine.generation import PagedGeneration
 from language_service.engine.interface import EngineDescription, EngineStats, Event, Finished
 from language_service.engine.metrics import EngineMetrics
 from language_service.engine.runner import Runner
-from language_service.sampling import Choice, Grammar, SamplingOptions, SamplingState, choose_with_drafts
+from language_service.engine.step import StepResult, compute_step
+from language_service.sampling import Choice, Grammar, SamplingOptions, SamplingState
 from language_service.scheduling import Batch, PromptLookup, Scheduler, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
 
@@ -35,20 +35,6 @@ _log = structlog.get_logger()
 _CHECK_EVERY_S = 10.0
 
 Delivery = tuple[PagedGeneration, Event | TandemError]
-
-
-@dataclass(frozen=True, slots=True)
-class _StepResult:
-    """Tokens that a step chose, and its time."""
-
-    choices: list[list[Choice | None]]  # one list per chunk, empty if it does not sample
-    started_s: float
-    seconds: float
-
-    @property
-    def num_accepted(self) -> int:
-        """Drafts that were accepted."""
-        return sum(len(choices) - 1 for choices in self.choices if choices)
 
 
 class PagedEngine:
@@ -85,7 +71,10 @@ class PagedEngine:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of one request: limited by the model and by the size of the cache."""
+        """Most tokens of one request.
+
+        The model and the size of the cache limit it.
+        """
         return min(self._model.context_length, self._runner.cache.config.num_tokens)
 
     @property
@@ -96,7 +85,7 @@ class PagedEngine:
     def open(
         self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
     ) -> PagedGeneration:
-        """Start a request; see `Engine`."""
+        """Start a request, see `Engine`."""
         hashes = None
         if self._config.reuse_prefixes:
             root = root_hash(model_digest=self._model_digest, salt=salt)
@@ -139,7 +128,10 @@ class PagedEngine:
             self._scheduler.check()
 
     async def close(self) -> None:
-        """Fail unfinished requests with Unavailable, and stop the thread after its current step."""
+        """Fail unfinished requests with Unavailable and stop the thread.
+
+        The thread first completes its current step.
+        """
         with self._condition:
             self._closed = True
             for generation in list(self._generations.values()):
@@ -154,7 +146,10 @@ class PagedEngine:
 
     @contextmanager
     def _updating(self, generation: PagedGeneration) -> Iterator[None]:
-        """Lock the sequences while a request adds to its prompt. Raises the error of a failed request."""
+        """Lock the sequences while a request adds to its prompt.
+
+        Raises the error of a failed request.
+        """
         with self._condition:
             if generation.error is not None:
                 raise generation.error
@@ -182,7 +177,10 @@ class PagedEngine:
                 self._start_over()
 
     def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
-        """Wait for the next batch. Return it with the request of each chunk, or None once the engine is closed."""
+        """Wait for the next batch.
+
+        Returns it with the request of each chunk, or None once the engine is closed.
+        """
         with self._condition:
             while not self._closed:
                 batch = self._scheduler.next_batch()
@@ -198,7 +196,7 @@ class PagedEngine:
         events: list[Delivery] = []
         try:
             with self._step_lock:
-                result = self._compute(batch, generations)
+                result = compute_step(self._runner, batch, generations)
         except Exception:
             # The requests of this step cannot go on. All others did not take part in it.
             _log.exception("step failed", tag=self._tag, num_sequences=len(generations))
@@ -214,22 +212,13 @@ class PagedEngine:
         finally:
             self._publish(events)  # even if recording failed: some requests may have finished before that
 
-    def _compute(self, batch: Batch, generations: Sequence[PagedGeneration]) -> _StepResult:
-        """Run the forward pass and choose tokens."""
-        started_s = time.perf_counter()
-        images = [generation.images for generation in generations]
-        logits_BV = self._runner.forward(batch.chunks, batch.fresh_blocks, images)
-        pairs = zip(batch.chunks, generations, strict=True)
-        sampling = [(generation.state, chunk.drafts) for chunk, generation in pairs if chunk.samples]
-        states, drafts = [state for state, _ in sampling], [tokens for _, tokens in sampling]
-        chosen = iter(choose_with_drafts(logits_BV, states, drafts))
-        choices = [next(chosen) if chunk.samples else [] for chunk in batch.chunks]
-        return _StepResult(choices, started_s, time.perf_counter() - started_s)
-
     def _record(
-        self, batch: Batch, generations: Sequence[PagedGeneration], result: _StepResult, events: list[Delivery]
+        self, batch: Batch, generations: Sequence[PagedGeneration], result: StepResult, events: list[Delivery]
     ) -> None:
-        """Record the result of a step in scheduler and requests. Adds to `events` one request at a time."""
+        """Record the result of a step in scheduler and requests.
+
+        Adds the events of each request to `events` in turn, so that an error loses only later ones.
+        """
         with self._condition:
             for chunk, generation, choices in zip(batch.chunks, generations, result.choices, strict=True):
                 if chunk.sequence.num_answer == 0:
@@ -239,7 +228,7 @@ class PagedEngine:
                     events += self._accept(generation, choices)
 
     def _accept(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
-        """Add chosen tokens to an answer, and end the request if the answer ends."""
+        """Add tokens to an answer, which may end the request."""
         if generation.sequence not in self._generations:
             return []  # it ended while the step ran
         try:
@@ -266,7 +255,10 @@ class PagedEngine:
             self._loop.call_soon_threadsafe(_deliver, events)
 
     def _check_idle(self) -> None:
-        """Check the accounting now and then while there are no requests. An error makes the engine start over."""
+        """Check the accounting of an idle engine now and then.
+
+        An error makes the engine start over.
+        """
         if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
             self._checked_s = time.monotonic()
             self._scheduler.check()

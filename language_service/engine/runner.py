@@ -1,4 +1,4 @@
-"""Run one forward pass: chunks of many sequences through the decoder and its cache."""
+"""Run one forward pass over chunks of many sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,10 @@ class Runner:
     """A decoder and its cache on one device."""
 
     def __init__(self, decoder: Decoder | ServingDecoder, cache: PagedCache) -> None:
-        """Join decoder and cache. A `Decoder` keeps its weights, so its serving form takes memory of its own."""
+        """Join decoder and cache.
+
+        A `Decoder` keeps its weights, so its serving form takes memory of its own.
+        """
         self.decoder = (
             decoder
             if isinstance(decoder, ServingDecoder)
@@ -113,5 +116,5 @@ class Runner:
 
 
 def _only_decodes(chunk: Chunk, images: Images) -> bool:
-    """Return whether a chunk is a single token of text that chooses the next one."""
+    """Return whether a chunk is a decoding token of text."""
     return chunk.samples and len(chunk.token_ids) == 1 and all(image.end <= chunk.start for image in images)

@@ -1,4 +1,4 @@
-"""Run the decoder for serving, with weights joined and laid out for the processor."""
+"""Run the decoder with weights laid out for the processor."""
 
 from collections.abc import MutableMapping, Sequence
 
@@ -46,15 +46,18 @@ class ServingDecoder:
         self._embedding: Head = self._head if config.tied_embeddings else PlainHead(embedding_VD)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return embeddings [..., D] of text, for integer `token_ids` of any shape."""
+        """Return text embeddings [..., D] for `token_ids` [...]."""
         return self._add_modality(self._embedding.embed(token_ids), _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings [..., D] of an image, for `visual_tokens` [..., D] of the vision half."""
+        """Return image embeddings [..., D] for `visual_tokens` [..., D]."""
         return self._add_modality(visual_tokens.to(self._dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend, rows_R: Tensor) -> Tensor:
-        """Return logits [R, V] of the token after each of the ascending `rows_R` of the batch."""
+        """Return logits [R, V] of the next token after `rows_R`.
+
+        Rows must ascend.
+        """
         angles = self.rotary.angles(positions_T, self.kernels.angle_dtype)
         last_RD = self._layers(embeddings_TD, angles, attend, rows_R)
         return self._head.logits(self.kernels.rms_norm(last_RD, self._norm_D, self.config.norm_eps))

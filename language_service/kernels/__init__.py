@@ -1,4 +1,4 @@
-"""Compute the decoder's arithmetic, by instruction set. `choice` picks the kernels."""
+"""Compute the decoder's arithmetic, with kernels from `choice`."""
 
 from language_service.kernels import huge_pages
 from language_service.kernels.choice import choose_attention, choose_kernels

@@ -1,4 +1,7 @@
-"""Choose the kernels that run a decoder. The only place that names them."""
+"""Choose the kernels of a decoder.
+
+The engine names no kernels.
+"""
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from language_service.kernels.plain import OneDnnKernels, PlainKernels
 
 
 def choose_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fastest kernels for a model of this shape and type on this device."""
+    """Return the fastest kernels for this model on this device."""
     if supports(config, dtype=dtype, device=device):
         return TileKernels() if torch.cpu.get_capabilities().get("amx_bf16") else NativeKernels()
     if dtype == torch.bfloat16 and device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -21,7 +24,9 @@ def choose_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.dev
 
 
 def choose_attention(config: LanguageConfig, kv: Tensor) -> NativeAttention | None:
-    """Return attention that reads the blocks of the cache in place, or None if only torch can compute it.
+    """Return attention that reads cache blocks in place.
+
+    Returns None if only torch can compute it.
 
     Args:
         config: shape of the model.

@@ -1,4 +1,4 @@
-"""Allocate memory that every step reads in full: weights and KV cache."""
+"""Allocate weights and KV cache in huge pages."""
 
 import math
 import mmap
@@ -12,7 +12,7 @@ _CPU = torch.device("cpu")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
-    """Return an uninitialised tensor, on the CPU in huge pages of 2 MiB.
+    """Return an uninitialised tensor, on the CPU in huge pages.
 
     With pages of 4 KiB, looking up page addresses takes about as long as reading the memory. Where the system has no
     huge pages, the tensor lies in ordinary ones.

@@ -17,7 +17,10 @@ Angles = tuple[Tensor, Tensor]  # cosines and sines [T, 1, F] of the tokens' pos
 
 
 class Projection(Protocol):
-    """A linear map with weights in the layout that is read fastest."""
+    """A linear map.
+
+    Its weights have the layout that is read fastest.
+    """
 
     def __call__(self, x_TK: Tensor, residual_TN: Tensor | None = None) -> Tensor:
         """Return the outputs [T, N], plus `residual_TN`."""
@@ -25,14 +28,17 @@ class Projection(Protocol):
 
 
 class Head(Protocol):
-    """The projection to the vocabulary. Its rows may also be the token embeddings."""
+    """The projection to the vocabulary.
+
+    With tied embeddings, its rows are also the token embeddings.
+    """
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Return logits [T, V]. The next call may overwrite them."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the rows [..., D] of integer `token_ids` of any shape."""
+        """Return the rows [..., D] of `token_ids` [...]."""
         ...
 
 
@@ -54,7 +60,9 @@ class Layers(Protocol):
     """All layers of a decoder."""
 
     def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
-        """Return the last layer's outputs [R, D] for the ascending `rows_R` of the batch.
+        """Return the last layer's outputs [R, D] for `rows_R`.
+
+        Rows must ascend.
 
         The last layer computes keys and values for all tokens, and everything else for these rows only.
         """
@@ -62,7 +70,10 @@ class Layers(Protocol):
 
 
 class Kernels(Protocol):
-    """The operations of a layer. `project` and `head` may keep the weights they get, or copy them."""
+    """The operations of a layer.
+
+    `project` and `head` may keep the weights they get, or copy them.
+    """
 
     angle_dtype: torch.dtype  # type of the cosines and sines for `rotate_heads`
 
@@ -75,19 +86,28 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Scale each row to unit root mean square, then by the weight."""
+        """Scale each row to unit RMS, then by the weight."""
         ...
 
     def rotate_heads(
         self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
     ) -> Tensor:
-        """Normalise the heads if there is a weight, then rotate them by their tokens' angles. May work in place."""
+        """Normalise the heads, then rotate them by their tokens' angles.
+
+        Without a weight, heads are only rotated. May work in place.
+        """
         ...
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
-        """Return silu of the first half of each row times the second half, [T, M / 2]."""
+        """Return silu(gate) * up, [T, M / 2].
+
+        A row is gate, then up.
+        """
         ...
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers ready to compute. Their projections must come from `project`."""
+        """Return the layers ready to compute.
+
+        Their projections must come from `project`.
+        """
         ...

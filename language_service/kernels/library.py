@@ -31,7 +31,10 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None if they cannot be used. Logs the reason once."""
+    """Return the compiled kernels, or None without them.
+
+    Logs the reason once.
+    """
     try:
         opened = _open()
     except OSError as error:
@@ -72,7 +75,7 @@ def require() -> ctypes.CDLL:
 
 
 def supports(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether the compiled kernels can run a model of this shape and type on this device."""
+    """Return whether the compiled kernels can run this model."""
     shape_supported = (
         config.head_dim % 32 == 0
         and config.group_size <= _MAX_GROUP
@@ -83,5 +86,5 @@ def supports(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Return the address of a tensor's first element, None for no tensor."""
+    """Return the address of a tensor's data."""
     return None if tensor is None else tensor.data_ptr()

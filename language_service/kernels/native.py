@@ -1,4 +1,4 @@
-"""Kernels in C++ for processors with AVX-512 and its bfloat16 instructions.
+"""Kernels in C++ for processors with AVX-512 and bfloat16.
 
 The order of the sums of a row does not depend on the other rows of the batch. So a result is the same, bit by bit, in
 every batch.
@@ -48,7 +48,7 @@ class NativeKernels:
     def rotate_heads(
         self, x_THE: Tensor, weight_E: Tensor | None, eps: float, cos_T1F: Tensor, sin_T1F: Tensor
     ) -> Tensor:
-        """Normalise and rotate the heads in place, in float32, and round once."""
+        """Normalise and rotate in place, in float32, rounded once."""
         num_rows, heads, size = x_THE.shape
         self._library.tandem_rotate_heads(
             x_THE.data_ptr(),
@@ -65,19 +65,22 @@ class NativeKernels:
         return x_THE
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
-        """Return silu of the first half of each row times the second half."""
+        """Return silu(gate) * up, [T, M / 2]."""
         num_rows, width = x_TM.shape[0], x_TM.shape[1] // 2
         out = x_TM.new_empty(num_rows, width)
         self._library.tandem_swiglu(x_TM.data_ptr(), out.data_ptr(), num_rows, width, torch.get_num_threads())
         return out
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, which take one call where `NativeAttention` reads the cache."""
+        """Return the layers, computed in one call if possible."""
         return NativeLayers(self, config, layers)
 
 
 class TileKernels(NativeKernels):
-    """Native kernels for processors with AMX. Projections use oneDNN, because tiles are much faster than vectors."""
+    """Native kernels for processors with AMX.
+
+    Projections use oneDNN, because tiles are much faster than vectors.
+    """
 
     def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
         """Return a projection with a copy of these weights."""
@@ -89,7 +92,9 @@ class TileKernels(NativeKernels):
 
 
 def largest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest logit of each row [B], and the first token that has it [B].
+    """Return the largest logits [B] and their tokens [B].
+
+    Of equal logits, the first one counts.
 
     The value is NaN if any logit of the row is NaN. Where the native kernel cannot run, torch computes the same, about
     ten times slower.

@@ -1,4 +1,4 @@
-"""Attention that reads the blocks of the paged cache in place."""
+"""Attention that reads blocks of the cache in place."""
 
 import ctypes
 from array import array
@@ -13,7 +13,10 @@ from language_service.kernels.library import require
 
 
 class NativeAttention:
-    """Attention over one cache [L, 2 (key, value), blocks, block size, G, E]."""
+    """Attention over one cache.
+
+    `kv` is [L, 2 (key, value), blocks, block size, G, E].
+    """
 
     def __init__(self, kv: Tensor) -> None:
         self.attention = require().tandem_attention
@@ -45,7 +48,7 @@ class NativeAttend:
     tables: "array[int]"
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
-        """Store the new keys and values of a layer, then return attention over the whole past, [T, H, E]."""
+        """Store new keys and values, return attention [T, H, E]."""
         block_size, kv_heads, size = self.cache.kv.shape[-3:]
         out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
         self.cache.attention(

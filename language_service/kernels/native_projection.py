@@ -15,7 +15,10 @@ _PANEL = 64  # tile.h's kPanel
 
 
 class NativeProjection:
-    """A projection whose weights are packed in panels, so that any number of rows reads them front to back."""
+    """A projection with weights packed in panels.
+
+    Any number of rows reads them front to back.
+    """
 
     def __init__(self, library: ctypes.CDLL, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         self._linear = library.tandem_linear
@@ -45,7 +48,10 @@ class NativeProjection:
 
 
 class NativeHead(NativeProjection):
-    """A head packed in panels. Embeddings are read from the panels too, so a tied head is stored once."""
+    """A head packed in panels.
+
+    Embeddings are read from the panels too, so a tied head is stored once.
+    """
 
     def __init__(self, library: ctypes.CDLL, weight_VD: Tensor) -> None:
         super().__init__(library, weight_VD, None)
@@ -53,7 +59,9 @@ class NativeHead(NativeProjection):
         self._logits_TV = torch.empty(0, self._num_outputs)
 
     def logits(self, x_TD: Tensor) -> Tensor:
-        """Return logits [T, V] in float32. The next call overwrites them.
+        """Return logits [T, V] in float32.
+
+        The next call overwrites them.
 
         Rounded to bfloat16, many different logits would become equal.
         """
@@ -69,7 +77,7 @@ class NativeHead(NativeProjection):
 
 
 def pack(weight_NK: Tensor) -> Tensor:
-    """Return a weight as panels [P, J, 64, 2], padded with zeros."""
+    """Return a weight as zero-padded panels [P, J, 64, 2]."""
     num_outputs, num_inputs = weight_NK.shape
     missing = -num_outputs % _PANEL
     whole_NK = functional.pad(weight_NK, (0, 0, 0, missing)) if missing else weight_NK  # no copy of a large weight

@@ -64,7 +64,7 @@ class PlainKernels:
         return rotate(x_THE if weight_E is None else self.rms_norm(x_THE, weight_E, eps), cos_T1F, sin_T1F)
 
     def swiglu(self, x_TM: Tensor) -> Tensor:
-        """Return silu of the first half of each row times the second half."""
+        """Return silu(gate) * up, [T, M / 2]."""
         gate, up = x_TM.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
@@ -74,7 +74,10 @@ class PlainKernels:
 
 
 class OneDnnKernels(PlainKernels):
-    """Plain kernels, but projections use oneDNN with weights in the layout for this processor, also for AMX."""
+    """Plain kernels, but with projections by oneDNN.
+
+    oneDNN lays the weights out for this processor, also for AMX.
+    """
 
     def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
@@ -84,7 +87,7 @@ class OneDnnKernels(PlainKernels):
 class OneDnnProjection:
     """A projection with weights in oneDNN's own layout."""
 
-    _ROWS = 32  # rows that oneDNN lays the weights out for; this also suits single rows and prompts
+    _ROWS = 32  # rows that oneDNN lays the weights out for. Also suits single rows and prompts.
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), self._ROWS)

@@ -1,4 +1,4 @@
-"""The decoder in plain torch, for training and as the reference of serving."""
+"""The decoder in plain torch."""
 
 from language_service.model.attention import Attend
 from language_service.model.decoder import Decoder

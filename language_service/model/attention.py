@@ -1,4 +1,4 @@
-"""Attention over the tokens of one forward pass, without a cache."""
+"""Attention within one forward pass, without a cache."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def causal_attend(num_sequences: int, length: int) -> Attend:
-    """Return causal attention within each of several sequences of equal length.
+    """Return causal attention within sequences of equal length.
 
     The batch must consist of `num_sequences` sequences of `length` tokens, laid end to end. Differentiable, so training
     uses it. Keeps no state between calls.

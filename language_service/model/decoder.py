@@ -21,7 +21,10 @@ _TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 
 
 class RMSNorm(nn.Module):
-    """Scales to unit root mean square, then by a learned weight. Computes in float32 and rounds once."""
+    """Scales to unit RMS, then by a learned weight.
+
+    Computes in float32 and rounds once.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -34,7 +37,10 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention with its projections. H query heads share G key-value heads."""
+    """Attention with its projections.
+
+    H query heads share G key-value heads.
+    """
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -60,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Feed-forward: down(silu(gate(x)) * up(x)), with the names w2, w1 and w3."""
+    """Feed-forward layer: w2(silu(w1(x)) * w3(x))."""
 
     def __init__(self, width: int, mlp_width: int) -> None:
         super().__init__()
@@ -119,16 +125,16 @@ class Decoder(nn.Module):
         self._initialise()
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return embeddings [..., D] of text, for integer `token_ids` of any shape."""
+        """Return text embeddings [..., D] for `token_ids` [...]."""
         embeddings: Tensor = self.language_model.embed_tokens(token_ids)
         return self._add_modality(embeddings, _TEXT)
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
-        """Return embeddings [..., D] of an image, for `visual_tokens` [..., D] of the vision half."""
+        """Return image embeddings [..., D] for `visual_tokens` [..., D]."""
         return self._add_modality(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _IMAGE)
 
     def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """Return the normalised hidden states [T, D] of tokens at integer `positions_T`."""
+        """Return the normalised hidden states [T, D]."""
         angles = self.rotary.angles(positions_T, embeddings_TD.dtype)
         hidden_TD = embeddings_TD
         for index, layer in enumerate(self.language_model.layers):
@@ -137,7 +143,7 @@ class Decoder(nn.Module):
         return normed_TD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., V] of the token after each hidden state [..., D]."""
+        """Return logits [..., V] for hidden states [..., D]."""
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
         return functional.linear(hidden, head.weight)
 

@@ -1,4 +1,4 @@
-"""Rotary positions: rotate pairs of elements by an angle that grows with the position.
+"""Rotary positions: rotate pairs of elements by the position.
 
 The pairs of a head are (i, i + E/2). Released Llama and Qwen weights are trained with this pairing.
 """
@@ -26,20 +26,25 @@ class Rotary:
         self.frequencies_F = scale_frequencies(frequencies_F, config.rope_scaling)
 
     def angles(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the angles of each position, both [T, 1, E/2] in `dtype`."""
+        """Return cosines and sines of the positions' angles.
+
+        Both are [T, 1, E/2] in `dtype`.
+        """
         self.frequencies_F = self.frequencies_F.to(positions_T.device)
         angles_TF = positions_T[:, None].float() * self.frequencies_F
         return angles_TF.cos()[:, None].to(dtype), angles_TF.sin()[:, None].to(dtype)
 
 
 def rotate(x_THE: Tensor, cos_T1F: Tensor, sin_T1F: Tensor) -> Tensor:
-    """Rotate each pair (i, i + E/2) of every head by its token's angles. Returns [T, H, E]."""
+    """Rotate the pairs of every head by its token's angles."""
     first, second = x_THE.chunk(2, dim=-1)
     return torch.cat([first * cos_T1F - second * sin_T1F, second * cos_T1F + first * sin_T1F], dim=-1)
 
 
 def scale_frequencies(frequencies_F: Tensor, scaling: RopeScaling | None) -> Tensor:
-    """Reduce the frequencies, so that the angles of a longer context stay in the range of the training.
+    """Reduce the frequencies for a longer context.
+
+    So the angles stay in the range of the training.
 
     'linear' divides all frequencies by the factor. 'llama3' (as published with Llama 3.1) keeps high frequencies, which
     distinguish neighbours. It divides the frequencies with a wavelength above the original context, and blends between.

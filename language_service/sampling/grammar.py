@@ -1,4 +1,4 @@
-"""Compile constraints to grammars, and find the tokens they allow next."""
+"""Compile constraints to grammars that allow or forbid tokens."""
 
 import asyncio
 import subprocess
@@ -20,7 +20,7 @@ from language_service.sampling.options import Constraint, bad_constraint
 # R constrained rows, V vocabulary
 
 _MAX_CACHED = 128  # compiled grammars per model
-_MAX_COMPILING = 32  # constraints in flight per model; each may take seconds
+_MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
 _MAX_PROBLEM_CHARACTERS = 300
 
 # Compiles the grammar on standard input, without a vocabulary. Killed after two seconds of CPU time or above 512 MiB.
@@ -45,12 +45,15 @@ class Grammar:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no token can follow, so that the answer has ended."""
+        """Whether the answer is complete: no token can follow."""
         return self.matcher.is_stopped()
 
     @property
     def problem(self) -> str | None:
-        """The reason why the answer cannot continue, or None. A grammar may become too complex on the way."""
+        """The reason why the answer cannot continue, or None.
+
+        A grammar may become too complex on the way.
+        """
         return _first_line(self.matcher.get_error()) if self.matcher.is_error() else None
 
 
@@ -60,14 +63,20 @@ def _executor() -> LLExecutor:
 
 
 def allowed_tokens(grammars: Sequence[Grammar], vocab_size: int) -> NDArray[np.bool_]:
-    """Return the allowed next tokens of each answer, [R, V]. A complete answer allows only end-of-sequence."""
+    """Return the allowed next tokens of each answer, [R, V].
+
+    A complete answer allows only end-of-sequence.
+    """
     mask_RW = allocate_token_bitmask(len(grammars), vocab_size)  # W words of 32 bits
     fill_next_token_bitmask_par(_executor(), [(grammar.matcher, row) for row, grammar in enumerate(grammars)], mask_RW)
     return np.unpackbits(mask_RW.view(np.uint8), axis=1, count=vocab_size, bitorder="little").view(np.bool_)
 
 
 class GrammarCompiler:
-    """Compiles constraints for the tokenizer of one model, and caches the grammars. Used on the event loop."""
+    """Compiles constraints for one tokenizer and caches the grammars.
+
+    Used on the event loop.
+    """
 
     def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer_json = tokenizer_json
@@ -128,7 +137,10 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _compiles_in_time(grammar: str) -> bool:
-    """Try to compile in a process of its own, because nothing can stop a thread. Return whether it finished."""
+    """Return whether a trial compilation finishes in time.
+
+    It runs in a process of its own, because nothing can stop a thread.
+    """
     command = [sys.executable, "-I", "-c", _TRY_TO_COMPILE]
     attempt = subprocess.run(command, input=grammar.encode(), stderr=subprocess.DEVNULL, check=False)
     return attempt.returncode >= 0

@@ -1,4 +1,4 @@
-"""Read and check the sampling options of a request. No tensors."""
+"""Read and check the sampling options of a request."""
 
 import json
 import math
@@ -28,13 +28,13 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """Options of one answer. The defaults decode greedily from the plain logits.
+    """Options of one answer. Defaults are greedy decoding.
 
     Raises:
         InvalidArgument: reason 'BAD_SAMPLING', with the field.
     """
 
-    max_tokens: int = 0  # most tokens of the answer; 0 uses the default of the service
+    max_tokens: int = 0  # most tokens of the answer. 0 uses the default of the service.
     min_tokens: int = 0  # tokens before an end-of-sequence or stop token is allowed
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 keeps all
@@ -74,7 +74,7 @@ class SamplingOptions:
 
 
 def read_options(message: sampling_pb2.SamplingOptions, *, vocab_size: int) -> SamplingOptions:
-    """Read the options of a request for a model of `vocab_size` tokens.
+    """Read the sampling options of a request.
 
     Raises:
         InvalidArgument: reason 'BAD_SAMPLING' or 'BAD_CONSTRAINT', with the field at fault.

@@ -37,7 +37,10 @@ class Choice:
 
 
 class SeenTokens:
-    """The distinct tokens of a prompt and its answer, with their counts in the answer."""
+    """The distinct tokens of a prompt and its answer.
+
+    Counts are those in the answer.
+    """
 
     def __init__(self) -> None:
         self.token_ids = array("q")
@@ -62,7 +65,10 @@ class SeenTokens:
 
 
 class SamplingState:
-    """The sampling state of one answer. Plain data, from which each step makes its tensors."""
+    """The sampling state of one answer.
+
+    Plain data, from which each step makes its tensors.
+    """
 
     def __init__(self, options: SamplingOptions, *, eos_token_ids: Sequence[int], grammar: Grammar | None = None):
         self.options = options
@@ -78,11 +84,11 @@ class SamplingState:
         self.seen = SeenTokens()  # empty without penalties
 
     def is_end(self, token_id: int) -> bool:
-        """Whether this token ends the answer without being part of it."""
+        """Whether this token ends the answer and is not sent."""
         return token_id in self.options.stop_token_ids or (token_id in self.ends and not self.options.ignore_eos)
 
     def note_prompt(self, token_ids: Sequence[int]) -> None:
-        """Add text of the prompt, which the repetition penalty counts as seen."""
+        """Add text of the prompt, for the repetition penalty."""
         if self.options.penalises:
             self.seen.add_prompt(token_ids)
 
@@ -98,7 +104,9 @@ class SamplingState:
 
 
 def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
-    """Return the next token of each row, None for a row with logits that are not finite.
+    """Return the next token of each row.
+
+    It is None for a row with logits that are not finite.
 
     The options apply in this order: logit bias, penalties (repetition, frequency, presence), min_tokens, grammar,
     temperature, top-k, top-p of the remaining tokens, min-p. Tensor operations take all rows at once. Options that no
@@ -131,7 +139,9 @@ def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | 
 def choose_with_drafts(
     logits_BV: Tensor, states: Sequence[SamplingState], drafts: Sequence[Sequence[int]]
 ) -> list[list[Choice | None]]:
-    """Return the next tokens of each answer: one, and one more after each accepted draft.
+    """Return the next tokens of each answer.
+
+    That is one token, and one more after each accepted draft.
 
     Each token is chosen by the same rules, random stream and order as without drafts. So drafts change only the number
     of steps. No token is chosen after the end of an answer.
@@ -166,12 +176,18 @@ def _rows(states: Sequence[SamplingState], applies: Callable[[SamplingOptions], 
 
 
 def _column(rows: Sequence[int], states: Sequence[SamplingState], name: str, like: Tensor) -> Tensor:
-    """Return one option of `rows` as a column [R, 1] with the type and device of `like`."""
+    """Return one option of `rows` as a column [R, 1].
+
+    It has the type and device of `like`.
+    """
     return like.new_tensor([[getattr(states[row].options, name)] for row in rows])
 
 
 def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Apply bias, penalties, min_tokens and grammar. Returns `logits_BV` itself if no row has any."""
+    """Apply bias, penalties, min_tokens and grammar.
+
+    Returns `logits_BV` itself if no row has any.
+    """
     biased = _rows(states, lambda options: len(options.logit_bias) > 0)
     penalised = _rows(states, lambda options: options.penalises)
     unended = [row for row, state in enumerate(states) if state.num_chosen < state.options.min_tokens]
@@ -195,7 +211,10 @@ def _adjust(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
 
 
 def _entries(rows: Sequence[int], tokens: Sequence["array[int]"], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return row and token indices, both [S], of all `tokens`. These are one array for each of `rows`."""
+    """Return row and token indices, both [S], of `tokens`.
+
+    `tokens` has one array for each of `rows`.
+    """
     rows_S = np.repeat(np.asarray(rows), [len(one) for one in tokens])
     tokens_S = np.concatenate([np.asarray(one) for one in tokens])
     entries_2S = torch.from_numpy(np.stack([rows_S, tokens_S])).to(device)
@@ -203,7 +222,10 @@ def _entries(rows: Sequence[int], tokens: Sequence["array[int]"], device: torch.
 
 
 def _penalise(logits_BV: Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> None:
-    """Apply penalties in place, to the tokens seen before. These are few compared to the vocabulary."""
+    """Apply penalties to the tokens seen before, in place.
+
+    These are few compared to the vocabulary.
+    """
     seen, options = [states[row].seen for row in rows], [states[row].options for row in rows]
     penalties_R3 = np.array([(one.repetition_penalty, one.frequency_penalty, one.presence_penalty) for one in options])
     penalties_S3 = np.repeat(penalties_R3, [len(one.token_ids) for one in seen], axis=0)
@@ -217,7 +239,10 @@ def _penalise(logits_BV: Tensor, rows: Sequence[int], states: Sequence[SamplingS
 
 
 def _draw(logits_RV: Tensor, states: Sequence[SamplingState], top_k: int) -> Tensor:
-    """Draw one token per row, [R], after temperature and cut-offs, from the `top_k` largest logits."""
+    """Draw one token per row, [R].
+
+    Temperature and cut-offs apply to the `top_k` largest logits.
+    """
     rows = range(len(states))
     logits_RN, tokens_RN = logits_RV.topk(min(top_k, logits_RV.shape[-1]), dim=-1)  # sorted, so cut-offs keep a prefix
     # Subtract the largest first. Then dividing by a tiny temperature can overflow to -inf, but never give NaN.
@@ -237,7 +262,7 @@ def _draw(logits_RV: Tensor, states: Sequence[SamplingState], top_k: int) -> Ten
 
 
 def _logprobs(raw_BV: Tensor, tokens: Sequence[int], states: Sequence[SamplingState]) -> dict[int, Logprobs]:
-    """Return the log-probabilities of the rows that request them, by row."""
+    """Return the requested log-probabilities, by row."""
     rows = _rows(states, lambda options: options.num_logprobs is not None)
     if not rows:
         return {}

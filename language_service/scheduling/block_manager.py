@@ -1,4 +1,4 @@
-"""Give sequences their blocks: new ones, and cached ones that hold their next tokens."""
+"""Give sequences their blocks: new ones and cached ones."""
 
 from itertools import takewhile
 
@@ -7,7 +7,10 @@ from language_service.scheduling.sequence import Sequence
 
 
 class BlockManager:
-    """Keeps the blocks of sequences in step with their tokens. Decides nothing: the scheduler does."""
+    """Keeps the blocks of sequences in step with their tokens.
+
+    It decides nothing. The scheduler does.
+    """
 
     def __init__(self, pool: BlockPool, block_size: int) -> None:
         self._pool = pool
@@ -20,7 +23,10 @@ class BlockManager:
         return -(-num_tokens // self._block_size)
 
     def reserve(self, sequence: Sequence, num_blocks: int) -> bool:
-        """Let `sequence` have at least `num_blocks` blocks. Returns False, and takes none, if too few are available."""
+        """Allocate blocks up to `num_blocks` in all, or none.
+
+        Returns False, and takes none, if too few are available.
+        """
         fresh = self._pool.allocate(max(0, num_blocks - len(sequence.blocks)))
         if fresh is None:
             return False
@@ -47,7 +53,7 @@ class BlockManager:
         sequence.num_computed = sequence.num_registered = 0
 
     def record_computed(self, sequence: Sequence, start: int, end: int) -> None:
-        """Record that a step computed the tokens from `start` up to `end`."""
+        """Record that a step computed tokens `start` to `end`."""
         sequence.num_computed = end
         sequence.num_ever_computed = max(sequence.num_ever_computed, end)
         for index in range(start // self._block_size, self.num_blocks(end)):
@@ -55,7 +61,7 @@ class BlockManager:
         self._register_full(sequence)
 
     def take_cached(self, sequence: Sequence) -> None:
-        """Replace the next blocks of `sequence` by cached ones with the same content, as far as there are any."""
+        """Use cached blocks for the next tokens, if any exist."""
         size = self._block_size
         while (block_hash := self.next_hash(sequence)) is not None and (
             block := self._pool.find(block_hash)
@@ -72,12 +78,18 @@ class BlockManager:
             sequence.num_computed = end
 
     def next_hash(self, sequence: Sequence) -> bytes | None:
-        """Return the hash of the block that `sequence` needs next; None if it must compute that block itself."""
+        """Return the hash of the block that `sequence` needs next.
+
+        Returns None if it must compute that block itself.
+        """
         index = sequence.num_computed // self._block_size
         return sequence.block_hashes[index] if index < self._num_shareable(sequence) else None
 
     def shared_with_others(self, sequence: Sequence) -> set[int]:
-        """Return the blocks in use by others that `sequence`, which has none, would share."""
+        """Return the blocks of others that `sequence` would share.
+
+        It must have no blocks yet. Evictable blocks do not count.
+        """
         hashes = sequence.block_hashes[: self._num_shareable(sequence)]
         cached = takewhile(lambda block: block is not None, map(self._pool.find, hashes))
         return {block for block in cached if block is not None and self._pool.is_used(block)}
@@ -98,12 +110,15 @@ class BlockManager:
         self._pool.release([sequence.blocks.pop()])
 
     def _num_shareable(self, sequence: Sequence) -> int:
-        """Return how many leading blocks may come from others. The last token of a prompt is always computed."""
+        """Return how many leading blocks may come from others.
+
+        The last token of a prompt is always computed.
+        """
         num_tokens = len(sequence.token_ids) - sequence.prompt_ended
         return min(len(sequence.block_hashes), num_tokens // self._block_size)
 
     def _register_full(self, sequence: Sequence) -> None:
-        """Let other sequences find the blocks that are full by now."""
+        """Let others find the blocks that are full now."""
         num_full = min(sequence.num_computed // self._block_size, len(sequence.block_hashes))
         for index in range(sequence.num_registered, num_full):
             self._pool.register(sequence.blocks[index], sequence.block_hashes[index])

@@ -1,4 +1,4 @@
-"""Draft the next tokens of an answer from n-grams of its own text. Needs no second model."""
+"""Draft tokens from n-grams of the text, without a model."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ _NGRAM = 3  # tokens that must match
 
 
 class PromptLookup:
-    """Drafts the tokens that followed the last occurrence of the latest n-gram.
+    """Drafts the tokens after the last occurrence of an n-gram.
 
     Answers repeat their prompt and themselves: names, numbers, a form to fill in. The draft length adapts to earlier
     drafts, so an answer that does not repeat costs at most one draft token per step.
@@ -37,6 +37,9 @@ class PromptLookup:
         return [token_ids[position + step % period] for step in range(min(count, self._length))]
 
     def learn(self, num_drafted: int, num_accepted: int) -> None:
-        """Adapt the draft length: double it if all tokens were accepted, else shorten it to the accepted ones."""
+        """Adapt the draft length to the accepted tokens.
+
+        It doubles if all were accepted. Otherwise it shrinks to the accepted number.
+        """
         all_accepted = num_accepted == num_drafted
         self._length = min(2 * self._length, self._max_length) if all_accepted else max(1, num_accepted)

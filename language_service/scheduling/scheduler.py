@@ -21,8 +21,9 @@ The policy:
   preempted before all others, and also to admit a sequence whose prompt is complete. They are not preempted to admit an
   incomplete prompt, or the two would preempt each other forever.
 - **Prefix cache.** Full blocks are found again by the hash of their content. A sequence takes a cached block instead of
-  computing it, also in the middle of its prefill. If another sequence is just computing the block it needs next, it
-  waits for it. The last token of a prompt is always computed, because its logits choose the first token of the answer.
+  computing it, also in the middle of its prefill. If another sequence computes the block it needs next in this step, it
+  waits and takes that block. The last token of a prompt is always computed, because its logits choose the first token
+  of the answer.
 """
 
 from bisect import insort
@@ -46,19 +47,19 @@ class SchedulerConfig:
     max_waiting: int  # sequences that wait for blocks at the same time
     max_step_tokens: int  # tokens computed in one step
     reuse_prefixes: bool = True  # whether equal prefixes share blocks
-    max_drafts: int = 0  # draft tokens per sequence and step; 0 drafts nothing
+    max_drafts: int = 0  # draft tokens per sequence and step, 0 for none
 
     def __post_init__(self) -> None:
         if self.max_step_tokens <= self.max_running:
             raise ValueError(
                 f"max_step_tokens {self.max_step_tokens} leaves no tokens for prefill while {self.max_running} "
-                "sequences decode; set it above max_running"
+                "sequences decode, so set it above max_running"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The work of one step, and the events since the step before."""
+    """The work of one step, and events since the last."""
 
     chunks: list[Chunk] = field(default_factory=list)
     fresh_blocks: list[int] = field(default_factory=list)  # blocks that changed owner
@@ -67,7 +68,10 @@ class Batch:
 
 
 class Scheduler:
-    """Schedules the sequences of one model. Not thread-safe: the engine calls it under its lock."""
+    """Schedules the sequences of one model.
+
+    Not thread-safe: the engine calls it under its lock.
+    """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
         self.config = config
@@ -100,7 +104,9 @@ class Scheduler:
         insort(self._sequences, sequence, key=lambda each: each.rank)
 
     def remove(self, sequence: Sequence, *, reusable: bool = True) -> None:
-        """Remove `sequence` and free its blocks. Does nothing if it is gone already.
+        """Remove `sequence` and free its blocks.
+
+        Does nothing if it is gone already.
 
         Args:
             sequence: one that finished, failed or was cancelled.
@@ -112,7 +118,10 @@ class Scheduler:
         self._sequences.remove(sequence)
 
     def next_batch(self) -> Batch | None:
-        """Choose the chunks of the next step and give them blocks. Returns None if there is nothing to compute."""
+        """Choose the chunks of the next step.
+
+        Gives them their blocks. Returns None if there is nothing to compute.
+        """
         self._grow()
         decoding = [each for each in self._sequences if each in self._running and each.decoding]
         budget = self.config.max_step_tokens - len(decoding)
@@ -132,7 +141,12 @@ class Scheduler:
         return batch
 
     def advance(self, chunk: Chunk, num_accepted: int = 0) -> None:
-        """Record that `chunk` is computed and that its first `num_accepted` drafts were accepted."""
+        """Record that a step computed `chunk`.
+
+        Args:
+            chunk: from the last batch.
+            num_accepted: drafts that were accepted, counted from the first one.
+        """
         sequence = chunk.sequence
         if sequence not in self._running:
             return
@@ -143,7 +157,7 @@ class Scheduler:
             self._blocks.trim(sequence, end + 1)
 
     def check(self) -> None:
-        """Check that the blocks of the sequences are exactly the used ones.
+        """Check that exactly the blocks of the sequences are used.
 
         Raises:
             AssertionError: they are not.
@@ -151,7 +165,10 @@ class Scheduler:
         self.pool.check(sequence.blocks for sequence in self._sequences)
 
     def _grow(self) -> None:
-        """Give every running sequence the blocks for its tokens. Preempt where none are available."""
+        """Give running sequences blocks for their tokens.
+
+        Preempts others if none are available.
+        """
         running = [each for each in self._sequences if each in self._running]
         for sequence in running:
             if sequence.prompt_ended and sequence.num_pending == 0:
@@ -171,11 +188,12 @@ class Scheduler:
         # Hashes of the blocks that this step fills, or that the first sequence fills in its next steps.
         coming = set(first.block_hashes[first.num_computed // size : (first.num_computed + budget) // size])
         for sequence in sorted(others, key=lambda each: (-each.priority, each.num_pending)):
+            # Tokens that stay reserved for the first sequence.
             reserved = min(first.num_pending, half if sequence.priority == first.priority else budget)
             if reserved == budget:
                 break
             if self._blocks.next_hash(sequence) in coming:
-                continue
+                continue  # it waits and takes that block
             chunk = sequence.next_chunk(min(budget - reserved, sequence.num_pending))
             coming.update(sequence.block_hashes[chunk.start // size : chunk.end // size])
             chunks.append(chunk)
@@ -183,7 +201,10 @@ class Scheduler:
         return [first.next_chunk(min(budget, first.num_pending)), *chunks]
 
     def _admit_waiting(self) -> list[Sequence]:
-        """Admit waiting sequences in order. Return all running ones that have tokens to prefill."""
+        """Admit waiting sequences in order.
+
+        Returns all running ones that have tokens to prefill.
+        """
         ready = []
         admitting = True
         for sequence in self._sequences:
@@ -198,7 +219,10 @@ class Scheduler:
         return ready
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Let `sequence` run. Returns False, and preempts none, if slots or blocks do not suffice."""
+        """Let `sequence` run.
+
+        Returns False if slots or blocks do not suffice, even after preempting all stalled sequences.
+        """
         needed = self._blocks.num_blocks(len(sequence.token_ids))
         if sequence.prompt_ended:
             needed = min(needed + 1, self._blocks.num_blocks(sequence.max_length))
@@ -214,19 +238,28 @@ class Scheduler:
         return self._blocks.reserve(sequence, needed)
 
     def _num_missing(self, sequence: Sequence, needed: int) -> int:
-        """Return how many blocks `sequence`, which has none, lacks to start with `needed` blocks."""
+        """Return the number of blocks missing to start `sequence`.
+
+        It must have none yet, and needs `needed` blocks to start.
+        """
         num_new = needed - len(self._blocks.shared_with_others(sequence))
         return num_new + self._num_headroom() - self.pool.num_available
 
     def _num_headroom(self) -> int:
-        """Return the blocks to leave for running sequences, so that no admission preempts one in the next steps."""
+        """Return the number of blocks to leave for running sequences.
+
+        So the next steps need not preempt one.
+        """
         return sum(
             each.num_pending > 0 and len(each.blocks) < self._blocks.num_blocks(each.max_length)
             for each in self._running
         )
 
     def _draft(self, sequence: Sequence, budget: int) -> list[int]:
-        """Return drafts for a decoding sequence, as far as the budget and the available blocks allow."""
+        """Return drafts for a decoding sequence.
+
+        Budget and available blocks limit them.
+        """
         if sequence.drafter is None:
             return []
         length = len(sequence.token_ids)
@@ -235,7 +268,10 @@ class Scheduler:
         return drafts[: len(sequence.blocks) * self.config.block_size - length]
 
     def _stalled(self) -> list[Sequence]:
-        """Return the running sequences that wait for the rest of their prompt, in order."""
+        """Return the stalled sequences in order.
+
+        They run, but wait for the rest of their prompt.
+        """
         return [each for each in self._sequences if each in self._running and each.num_pending == 0]
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ from language_service.scheduling.drafts import PromptLookup
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """Tokens of one request, and how many of them the KV cache holds.
+    """The tokens of one request, and its blocks.
 
     A sequence first waits for blocks. Then it prefills the part of its prompt that has arrived. It decodes once the
     prompt is complete and computed. The counters alone tell these stages apart, so tokens can be computed again at any
@@ -17,12 +17,12 @@ class Sequence:
     """
 
     priority: int = 0  # larger runs first
-    hashes: PrefixHashes | None = None  # of its full blocks; None shares no blocks
+    hashes: PrefixHashes | None = None  # of its full blocks. None shares no blocks.
     drafter: PromptLookup | None = None  # None drafts nothing
     arrival: int = 0  # arrival number, set by the scheduler
-    token_ids: list[int] = field(default_factory=list)  # prompt, then answer; 0 at the positions of images
+    token_ids: list[int] = field(default_factory=list)  # prompt, then answer. 0 at the positions of images.
     num_prompt: int = 0  # tokens of the prompt that have arrived
-    max_tokens: int | None = None  # most tokens of the answer; None while the prompt is still arriving
+    max_tokens: int | None = None  # most tokens of the answer. None while the prompt is still arriving.
     num_computed: int = 0  # tokens whose keys and values are in `blocks`
     num_ever_computed: int = 0  # tokens that steps computed for this sequence, also those lost in a preemption
     cache_hits: dict[int, int] = field(default_factory=dict)  # block index -> its tokens that came from the cache
@@ -51,17 +51,17 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sort key of the scheduling order: by priority, then by arrival."""
+        """Sort key of the order: priority, then arrival."""
         return -self.priority, self.arrival
 
     @property
     def block_hashes(self) -> AbstractSequence[bytes]:
-        """Hashes of the full blocks; empty if it shares no blocks."""
+        """Hashes of the full blocks, if it shares blocks."""
         return () if self.hashes is None else self.hashes.hashes
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens that came from the prefix cache and were never computed for this sequence."""
+        """Tokens that came from the prefix cache."""
         return sum(self.cache_hits.values())
 
     @property
@@ -86,7 +86,7 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        """Most tokens it can ever have, as far as that is known."""
+        """Most tokens it can ever have, as known now."""
         return self.num_prompt + (self.max_tokens or 0)
 
     def truncate_blocks(self, length: int) -> list[int]:
@@ -120,7 +120,7 @@ class Chunk:
     token_ids: list[int]  # at the positions of an image, any number
     blocks: list[int]  # cache blocks of the sequence, in order
     samples: bool  # whether a token is chosen after the last one
-    num_drafts: int = 0  # drafts among the last tokens; the logits before each one verify it
+    num_drafts: int = 0  # drafts among the last tokens. The logits before each one verify it.
 
     @property
     def drafts(self) -> list[int]:
