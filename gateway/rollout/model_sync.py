@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 class ModelSync:
     """Keeps the stages' models in sync with the rollout.
 
-    All gateways do this side by side. A stage loads each model once, whoever asks first.
+    All gateways do this at the same time. A stage still loads each model only once.
     """
 
     def __init__(

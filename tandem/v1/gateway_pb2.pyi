@@ -259,7 +259,7 @@ class TextDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text to append. It never holds part of a character."""
+    """Text to append. It never ends within a character."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
         """Log-probabilities, one entry per token of this piece. Empty unless num_logprobs was set."""

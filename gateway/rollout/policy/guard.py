@@ -163,7 +163,7 @@ def _compare_times(
 def _ratio_of_medians(stable: Mapping[Kind, Histogram], canary: Mapping[Kind, Histogram]) -> float | None:
     """Return the weighted geometric mean over kinds of requests.
 
-    The weight of a kind is the information its requests hold.
+    The weight of a kind is the information in its requests.
     """
     total = total_weight = 0.0
     for kind in stable.keys() & canary.keys():
