@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import IO, ClassVar, TypeVar
 
 import grpc
 
@@ -49,9 +49,14 @@ def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
         assert process.stderr is not None
         ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
         # Read the log, so that the pipe never fills up and blocks the process.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        threading.Thread(target=_drain, args=[process.stderr], daemon=True).start()
         with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
             yield kind(process, models, ready["port"], ready["metrics_port"], channel)
     finally:
         process.kill()
         process.wait()
+
+
+def _drain(log: IO[str]) -> None:
+    with log:
+        log.read()

@@ -81,8 +81,9 @@ class Process:
 
     def _read(self) -> None:
         assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            self._queue.put(line)
+        with self.popen.stderr:
+            for line in self.popen.stderr:
+                self._queue.put(line)
         self._queue.put(None)
 
     def wait_for(self, event: str, timeout_s: float = 60) -> dict[str, Any]:

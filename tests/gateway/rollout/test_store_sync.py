@@ -52,6 +52,13 @@ def gateway(store: Path, rollouts: RolloutStore, local_copy: FileStore | None = 
     return StoreSync(rollouts, traffic, local_copy=local_copy, tick_s=0.01), traffic
 
 
+def connect(redis: RedisServer, stack: AsyncExitStack) -> RedisStore:
+    """Return a store that is closed when the test ends."""
+    store = RedisStore(redis.url, timeout_s=PATIENCE_S)
+    stack.push_async_callback(store.close)
+    return store
+
+
 async def run(sync: StoreSync, stack: AsyncExitStack) -> None:
     """Run a sync until the test ends."""
     task = asyncio.create_task(sync.run())
@@ -73,7 +80,7 @@ async def test_five_gateways_add_up_their_counts_and_one_decides(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
     """Only together do they have enough requests."""
-    gateways = [gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(5)]
+    gateways = [gateway(store, connect(redis, stack)) for _ in range(5)]
     with structlog.testing.capture_logs() as logs:
         for sync, _ in gateways:
             await run(sync, stack)
@@ -93,7 +100,7 @@ async def test_five_gateways_add_up_their_counts_and_one_decides(
 async def test_requests_that_wait_at_one_gateway_are_counted_at_the_others(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    (one, traffic), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
+    (one, traffic), (other, _) = (gateway(store, connect(redis, stack)) for _ in range(2))
     for sync in (one, other):
         await run(sync, stack)
     await one.set(PLAN)
@@ -130,7 +137,7 @@ async def test_a_canary_that_one_gateway_cannot_read_counts_as_an_error(store: P
 async def test_of_a_concurrent_promotion_and_rollback_one_is_refused(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
+    (one, _), (other, _) = (gateway(store, connect(redis, stack)) for _ in range(2))
     await one.set(PLAN)
     await one.change(started)
 
@@ -151,7 +158,7 @@ async def test_of_a_concurrent_promotion_and_rollback_one_is_refused(
 async def test_a_store_that_lost_its_data_is_restored_and_the_rollout_stays(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    sync, traffic = gateway(store, connect(redis, stack))
     await run(sync, stack)
     await sync.set(PLAN)
     await sync.change(started)
@@ -171,7 +178,7 @@ async def test_of_two_states_with_one_version_the_stored_one_wins(
 
     All gateways must adopt the stored one.
     """
-    (one, _), (other, _) = (gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S)) for _ in range(2))
+    (one, _), (other, _) = (gateway(store, connect(redis, stack)) for _ in range(2))
     await one.set(PLAN)
     redis.client.flushall()
     await other.set(PLAN)
@@ -205,7 +212,7 @@ async def test_a_command_completes_although_its_caller_is_cancelled(
 async def test_while_the_store_is_unreachable_the_rollout_stays_and_commands_fail(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    sync, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    sync, traffic = gateway(store, connect(redis, stack))
     await run(sync, stack)
     await sync.set(PLAN)
     await sync.change(started)
@@ -229,7 +236,7 @@ async def test_without_its_store_a_gateway_starts_with_its_local_copy(
     store: Path, redis: RedisServer, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.json"
-    first, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S), FileStore(copy))
+    first, _ = gateway(store, connect(redis, stack), FileStore(copy))
     await run(first, stack)
     await first.set(PLAN)
     await first.change(started)
@@ -237,7 +244,7 @@ async def test_without_its_store_a_gateway_starts_with_its_local_copy(
         while (await FileStore(copy).read()).version != first.version:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     redis.kill()
-    second, traffic = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S), FileStore(copy))
+    second, traffic = gateway(store, connect(redis, stack), FileStore(copy))
     with structlog.testing.capture_logs() as logs:
         await second.open()
     assert any(line["event"] == "serving the last known rollout" for line in logs)
@@ -248,7 +255,7 @@ async def test_without_its_store_a_gateway_starts_with_its_local_copy(
 async def test_corrupt_state_in_the_store_changes_nothing_for_running_gateways(
     store: Path, redis: RedisServer, stack: AsyncExitStack
 ) -> None:
-    sync, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    sync, _ = gateway(store, connect(redis, stack))
     await run(sync, stack)
     await sync.set(PLAN)
     before = sync.view.state
@@ -260,6 +267,6 @@ async def test_corrupt_state_in_the_store_changes_nothing_for_running_gateways(
     with pytest.raises(FailedPrecondition) as raised:
         await sync.change(started)
     assert raised.value.reason == "BAD_ROLLOUT_STATE"
-    starting, _ = gateway(store, RedisStore(redis.url, timeout_s=PATIENCE_S))
+    starting, _ = gateway(store, connect(redis, stack))
     with pytest.raises(FailedPrecondition):
         await starting.open()
