@@ -97,7 +97,7 @@ def test_a_refused_plan_is_one_sentence_with_exit_code_1(stack: Stack, running: 
         ((OTHER, "--steps", "50:1m,5:1m,100"), "the weights must rise"),
         ((OTHER, "--steps", "50:1m,101"), "less than or equal to 100"),
         (("tiny-v9.0.0",), "has no tiny-v9.0.0"),
-        ((STABLE,), "is the stable release itself"),
+        ((STABLE,), "name a canary other than the stable release"),
     ):
         done = run(stack, "set", *arguments)
         assert (done.returncode, done.stdout) == (1, "")

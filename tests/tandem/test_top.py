@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tandem import Client
 from tandem.commands import app
-from tandem.commands.engine_stats import engine_stats, parse_snapshot
+from tandem.commands.engine_stats import engine_stats, parse_snapshot, read_snapshot
 from tandem.stack.stack import Stack
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
@@ -71,7 +71,16 @@ def test_a_restarted_service_counts_from_zero() -> None:
     assert (stats.prompt_rate, stats.answer_rate, stats.step_tokens, stats.step_ms) == (50, 25, 15, 100)
 
 
+def wait_for_one_model(stack: Stack) -> None:
+    """Wait until the canaries of other tests are unloaded."""
+    deadline = time.monotonic() + 60
+    while len(engine_stats(*2 * [read_snapshot(stack.metrics_url("language"))])) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_once_prints_one_interval_of_a_running_stack(stack: Stack) -> None:
+    wait_for_one_model(stack)
     with Client(stack.address) as client:
         client.ask("Which?", max_tokens=4)
     done = CliRunner().invoke(app, ["top", stack.metrics_address("language"), "--once", "--interval-s", "0.2"])
@@ -103,6 +112,7 @@ def test_a_port_without_metrics_is_named(stack: Stack) -> None:
 
 
 def test_a_pipe_gets_each_table_at_once(stack: Stack) -> None:
+    wait_for_one_model(stack)
     command = [TANDEM, "top", stack.metrics_address("language"), "--interval-s", "0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
