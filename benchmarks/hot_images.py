@@ -156,6 +156,8 @@ def fill(report: Report, measured: dict[str, Measurements], rate: float) -> None
 def run(models: Path, release: str, plan: Plan) -> tuple[dict[str, Measurements], float]:
     """Run the stacks on a release and measure them."""
     config = read_config(models / release)
+    if config.num_visual_tokens is None:
+        raise SystemExit(f"{release} has no fixed number of visual tokens per image; choose another release")
     # In addition to the embeddings, an entry needs up to 1 KiB: key, digest, shape, tables.
     cache_bytes = plan.num_cached * (config.num_visual_tokens * config.language.width * 2 + 1024)
     with stacks(models, release, cache_bytes) as running:

@@ -103,7 +103,7 @@ async def open_service(settings: PacedSettings, server: Server) -> AsyncIterator
             tokenizer_digest=tokenizer_digest(folder),
             width=config.language.width,
             context_length=config.language.context_length,
-            num_visual_tokens=config.num_visual_tokens,
+            num_visual_tokens=config.num_visual_tokens or 0,
             max_images=8,
         ),
     )
