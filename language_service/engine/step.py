@@ -1,4 +1,4 @@
-"""Compute one step: a forward pass, then a choice of tokens."""
+"""Compute one step: a forward pass, then a token choice."""
 
 import time
 from collections.abc import Sequence

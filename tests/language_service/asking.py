@@ -1,4 +1,4 @@
-"""Ask an engine, and compute the expected answers with the slow reference."""
+"""Ask an engine, and compute the expected answers."""
 
 import asyncio
 from collections.abc import Callable, Sequence

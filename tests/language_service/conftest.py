@@ -23,7 +23,10 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
-    """Return `make_engine(num_blocks=..., max_running=..., ...)`. Fails if an engine ends with a block in use."""
+    """Return `make_engine(num_blocks=..., max_running=..., ...)`.
+
+    Fails if an engine ends with a block in use.
+    """
     async with AsyncExitStack() as stack:
 
         async def make(*, num_blocks: int = 64, model: Decoder = decoder, **limits: Any) -> PagedEngine:

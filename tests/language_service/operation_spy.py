@@ -7,7 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OperationSpy(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Reports every operation while it is active: function, positional and keyword arguments, result."""
+    """Reports every operation while it is active.
+
+    The report gets function, positional arguments, keyword arguments and result.
+    """
 
     def __init__(self, report: Callable[[Any, Any, Any, Any], object]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

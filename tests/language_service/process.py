@@ -1,4 +1,4 @@
-"""The language service as a real process, and the messages tests send to it."""
+"""Run the language service as a process."""
 
 import re
 import time
@@ -29,13 +29,13 @@ Request = language_pb2.GenerateRequest
 
 
 class Running(StageProcess):
-    """A process that is ready."""
+    """A language service that is ready."""
 
     module = "language_service"
 
     @property
     def vision_digest(self) -> bytes:
-        """Of the vision half its model was trained with."""
+        """The digest of the vision half that its model needs."""
         return read_manifest(self.models / TAG).language.vision_digest
 
     @property
@@ -49,16 +49,19 @@ class Running(StageProcess):
         return float(found[1])
 
     def until_idle(self) -> None:
-        """Wait until no sequence and no block is held; fail if that takes more than ten seconds."""
-        held = {"tandem_language_running", "tandem_language_waiting", "tandem_language_kv_blocks_used"}
+        """Wait until no sequence and no block is in use.
+
+        Fails after ten seconds.
+        """
+        gauges = {"tandem_language_running", "tandem_language_waiting", "tandem_language_kv_blocks_used"}
         deadline = time.monotonic() + 10
-        while left := {name: value for name in held if (value := self.metric(name))}:
+        while left := {name: value for name in gauges if (value := self.metric(name))}:
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
 
 
 def running(models: Path, *flags: str) -> AbstractContextManager[Running]:
-    """Return a language service that runs while the block does."""
+    """Return a language service for a `with` block."""
     return processes.running(Running, models, *flags)
 
 
@@ -93,7 +96,7 @@ def ask(service: Running, *requests: Request, timeout: float = 20) -> tuple[list
 
 
 def refusal(service: Running, requests: Sequence[Request], timeout: float = 10) -> TandemError:
-    """Return the error a prompt is refused with."""
+    """Return the error that refuses a prompt."""
     with pytest.raises(grpc.RpcError) as caught:
         list(service.stub.Generate(iter(requests), timeout=timeout))
     return from_rpc_error(caught.value)

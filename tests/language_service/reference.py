@@ -1,4 +1,7 @@
-"""The decoder written out slowly and plainly: one sequence, no cache, heads one by one, softmax by hand."""
+"""A slow and simple decoder, as the reference.
+
+One sequence, no cache, one head at a time, softmax by hand.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from language_service.model.decoder import Decoder
 
 
 def hidden_states(decoder: Decoder, embeddings_TD: Tensor, positions_T: Tensor) -> Tensor:
-    """Return the normalised hidden states [T, D] of one whole sequence, from the decoder's tensors alone."""
+    """Return the normalised hidden states [T, D] of one sequence."""
     config = decoder.config
     tensors: dict[str, Tensor] = decoder.state_dict()
     hidden_TD = embeddings_TD
@@ -23,7 +26,7 @@ def hidden_states(decoder: Decoder, embeddings_TD: Tensor, positions_T: Tensor) 
 
 
 def logits(decoder: Decoder, embeddings_TD: Tensor) -> Tensor:
-    """Return logits [T, V] of one whole sequence at positions 0, 1, 2, ..."""
+    """Return logits [T, V] of one sequence from position 0."""
     tensors: dict[str, Tensor] = decoder.state_dict()
     head_VD = tensors.get("lm_head.weight", tensors["language_model.embed_tokens.weight"])
     hidden_TD = hidden_states(decoder, embeddings_TD, torch.arange(len(embeddings_TD)))
@@ -31,7 +34,10 @@ def logits(decoder: Decoder, embeddings_TD: Tensor) -> Tensor:
 
 
 def greedy(decoder: Decoder, embeddings_TD: Tensor, num_tokens: int) -> list[int]:
-    """Return the likeliest continuation, everything computed again for every token; it ends at end-of-sequence."""
+    """Return the greedy answer, up to end-of-sequence.
+
+    Computes the whole sequence again for every token.
+    """
     answer: list[int] = []
     while len(answer) < num_tokens:
         token = int(logits(decoder, embeddings_TD)[-1].argmax())
@@ -59,7 +65,7 @@ def _attention(decoder: Decoder, weights: dict[str, Tensor], x_TD: Tensor, posit
             return out_TE
         norm = weights.get(f"self_attn.{kind}_norm.weight")
         out_TE = out_TE if norm is None else _norm(out_TE, norm, decoder)
-        return _turn(out_TE, positions_T, config.rope_theta)
+        return _rotate(out_TE, positions_T, config.rope_theta)
 
     outs = []
     hidden_TT = torch.ones(len(x_TD), len(x_TD)).triu(1).bool()
@@ -71,7 +77,7 @@ def _attention(decoder: Decoder, weights: dict[str, Tensor], x_TD: Tensor, posit
     return torch.cat(outs, -1) @ weights["self_attn.o_proj.weight"].T
 
 
-def _turn(x_TE: Tensor, positions_T: Tensor, theta: float) -> Tensor:
+def _rotate(x_TE: Tensor, positions_T: Tensor, theta: float) -> Tensor:
     size = x_TE.shape[-1]
     out_TE = x_TE.clone()
     for pair in range(size // 2):

@@ -1,4 +1,7 @@
-"""The next token of one answer by the definitions of its options: one row, one option after the other."""
+"""A slow and simple sampler, as the reference.
+
+One answer, one option at a time, each by its definition.
+"""
 
 import math
 from collections import Counter
@@ -13,7 +16,7 @@ from language_service.sampling.options import SamplingOptions
 
 
 class SlowAnswer:
-    """What has been chosen so far, and what may be next."""
+    """The state of one answer."""
 
     def __init__(
         self, options: SamplingOptions, prompt_ids: Sequence[int], *, eos_token_id: int, grammar: Grammar | None
@@ -36,7 +39,10 @@ class SlowAnswer:
             self._grammar.accept(token)
 
     def choose(self, logits_V: Tensor, mark: float) -> int:
-        """Return the likeliest token, or the one at `mark`, 0 to 1, of what temperature and cuts leave."""
+        """Choose the next token.
+
+        With a temperature, it is the one at `mark`, 0 to 1, of the distribution after all cut-offs.
+        """
         logits = self._adjusted(logits_V.tolist())
         ranked = sorted(range(len(logits)), key=lambda token: -logits[token])
         if self._options.temperature == 0:
@@ -45,8 +51,8 @@ class SlowAnswer:
         weights = [math.exp((logits[token] - logits[ranked[0]]) / self._options.temperature) for token in ranked]
         before = np.cumsum([0, *weights]) / sum(weights)
         kept = [
-            weight if sure < self._options.top_p and weight >= self._options.min_p else 0.0
-            for weight, sure in zip(weights, before, strict=False)
+            weight if sum_before < self._options.top_p and weight >= self._options.min_p else 0.0
+            for weight, sum_before in zip(weights, before, strict=False)
         ]
         return ranked[int(np.searchsorted(np.cumsum(kept), mark * sum(kept), side="right"))]
 

@@ -1,4 +1,4 @@
-"""A small decoder with varied answers, and a cache for it."""
+"""A small decoder with varied answers, and its cache."""
 
 from collections.abc import Sequence as AbstractSequence
 
@@ -30,7 +30,7 @@ WIDE = CONFIG.model_copy(update={"head_dim": 32})
 
 
 def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
-    """Return variants of a model by name, with the features of other model families."""
+    """Return variants with features of other model families."""
     return {
         "all of ours": config,
         "llama: no norm of heads, a head of its own": config.model_copy(
@@ -43,7 +43,7 @@ def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
 
 
 def make_decoder(config: LanguageConfig) -> Decoder:
-    """Return a decoder with greedy answers that depend on the whole prompt."""
+    """Return a decoder whose answers depend on the whole prompt."""
     torch.manual_seed(0)
     decoder = Decoder(config).requires_grad_(False).eval()
     for name, parameter in decoder.named_parameters():

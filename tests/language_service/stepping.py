@@ -37,7 +37,10 @@ def add_shared(scheduler: Scheduler, token_ids: list[int], max_tokens: int | Non
 
 
 def step(scheduler: Scheduler) -> Batch | None:
-    """Run one step as the engine does. Each chunk that samples adds a token to its answer."""
+    """Run one step as the engine does.
+
+    Each chunk that samples adds a token to its answer.
+    """
     batch = scheduler.next_batch()
     if batch is None:
         return None
@@ -51,7 +54,10 @@ def step(scheduler: Scheduler) -> Batch | None:
 
 
 def run(scheduler: Scheduler) -> list[Sequence]:
-    """Step until there is no work. Return the sequence of each chosen token, in order."""
+    """Step until there is no work.
+
+    Returns the sequence of each chosen token, in order.
+    """
     order = []
     while (batch := step(scheduler)) is not None:
         scheduler.check()

@@ -1,4 +1,4 @@
-"""Every prompt the language service refuses: by its reason, at once, and with no harm to answers under way."""
+"""The language service refuses every bad prompt at once."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ EMBEDDINGS = "image.visual_tokens.embeddings"
 
 
 class Refused(NamedTuple):
-    """A prompt and the error it is refused with."""
+    """A bad prompt and its error."""
 
     requests: list[Request]
     reason: str
@@ -42,7 +42,7 @@ def bad_streams() -> dict[str, Refused]:
 
 
 def bad_starts() -> dict[str, Refused]:
-    """Return options that are none."""
+    """Return bad tags, options, salts and priorities."""
 
     def opening(**fields: Any) -> Request:
         return Request(start=language_pb2.GenerateStart(tag=TAG, **fields))
@@ -60,7 +60,7 @@ def bad_starts() -> dict[str, Refused]:
 
 
 def bad_sizes(digest: bytes) -> dict[str, Refused]:
-    """Return prompts of nothing and of too much."""
+    """Return prompts that are empty or too long."""
     too_long = "PROMPT_TOO_LONG"
     return {
         "empty prompt": Refused([start()], "EMPTY_PROMPT", "text"),
@@ -75,7 +75,7 @@ def bad_sizes(digest: bytes) -> dict[str, Refused]:
 
 
 def bad_images(digest: bytes) -> dict[str, Refused]:
-    """Return visual tokens of another model, shape or kind."""
+    """Return visual tokens of another model, shape or type."""
     good = image(digest).image.visual_tokens.embeddings
     shape, data = list(good.shape), good.data
 
@@ -99,27 +99,30 @@ def bad_images(digest: bytes) -> dict[str, Refused]:
     }
 
 
-def test_bad_prompts_are_refused_within_a_second_and_change_no_other_stream(service: Running) -> None:
-    """A good stream runs beside all of them; its greedy tokens are those it gives alone."""
+def test_bad_prompts_are_refused_within_a_second_and_change_no_other_answer(service: Running) -> None:
+    """A good request runs meanwhile.
+
+    Its greedy tokens are the same as without bad ones.
+    """
     digest = service.vision_digest
     refused = bad_streams() | bad_starts() | bad_sizes(digest) | bad_images(digest)
     prompt = [start(max_tokens=400, logit_bias={5: 0.1}), text(*range(7, 40)), image(digest), text(9)]
     alone, _ = ask(service, *prompt)
     times_s = []
     for name, bad in refused.items():
-        beside = service.stub.Generate(iter(prompt), timeout=20)
-        next(beside)
+        meanwhile = service.stub.Generate(iter(prompt), timeout=20)
+        next(meanwhile)
         started = time.perf_counter()
         error = refusal(service, bad.requests)
         times_s.append(time.perf_counter() - started)
         assert (error.code.name, error.reason, error.field) == (bad.code, bad.reason, bad.field), name
-        beside.cancel()
-    assert median(times_s) < 1  # of all, since a busy machine may hold up any one of them
-    beside = service.stub.Generate(iter(prompt), timeout=20)
-    tokens: list[int] = list(next(beside).tokens.token_ids)
+        meanwhile.cancel()
+    assert median(times_s) < 1  # the median, because a busy machine may delay any single one
+    meanwhile = service.stub.Generate(iter(prompt), timeout=20)
+    tokens: list[int] = list(next(meanwhile).tokens.token_ids)
     for bad in refused.values():
         refusal(service, bad.requests)
-    for response in beside:
+    for response in meanwhile:
         tokens += response.tokens.token_ids
     assert tokens == alone
     service.until_idle()

@@ -1,4 +1,4 @@
-"""Thousands of requests, most of which end badly, leave nothing behind."""
+"""Thousands of requests, most of them bad, leave nothing behind."""
 
 import asyncio
 import os
@@ -17,45 +17,45 @@ from checkpoint.initial import create_checkpoint
 from tandem.v1 import language_pb2_grpc
 from tests.language_service.process import BLOCK_BYTES, CONFIG, TAG, Request, Running, image, running, start, text
 
-NUM_REQUESTS = int(os.environ.get("TANDEM_LEAK_REQUESTS", "1000"))  # 10,000 is the aim, and takes minutes
+NUM_REQUESTS = int(os.environ.get("TANDEM_LEAK_REQUESTS", "1000"))  # the goal is 10,000, which takes minutes
 NUM_AT_ONCE = 24
-MOST_GROWTH_BYTES = 16 * 2**20  # of resident memory; a visual token's tensor kept by each request would be far more
+MOST_GROWTH_BYTES = 16 * 2**20  # of resident memory. One leaked tensor per request would be far more.
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + NUM_REQUESTS)]
 
 
-async def test_nothing_is_left_of_requests_that_end_in_every_way(tmp_path: Path) -> None:
-    """On a cache so small that sequences give way to each other, with prefixes shared and answers guessed ahead."""
+async def test_requests_that_end_in_every_way_leave_nothing_behind(tmp_path: Path) -> None:
+    """With preemption, shared prefixes and drafts."""
     create_checkpoint(tmp_path, TAG, CONFIG)
     flags = ("--kv-cache-bytes", str(40 * BLOCK_BYTES), "--max-running", "12", "--max-waiting", "22")
-    guessing = ("--max-drafts", "4", "--max-step-tokens", "64")
-    with running(tmp_path, "--tags", TAG, *flags, *guessing) as service:
+    drafting = ("--max-drafts", "4", "--max-step-tokens", "64")
+    with running(tmp_path, "--tags", TAG, *flags, *drafting) as service:
         chance = random.Random(1)
-        await _send(service, chance, 200)  # takes what is taken once
+        await _send(service, chance, 200)  # allocates everything that is allocated only once
         before = _resident_bytes(service)
         outcomes = await _send(service, chance, NUM_REQUESTS)
         service.until_idle()
         growth = _resident_bytes(service) - before
         assert service.metric("tandem_language_failed_steps_total") == 0
         assert service.metric("tandem_language_preemptions_total") > 0
-        said = _codes(service)
+        codes = _codes(service)
         print(f"{NUM_REQUESTS} requests: {dict(outcomes)}, resident memory {growth / 2**20:+.1f} MiB")
     expected = {"OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-    assert said <= expected
+    assert codes <= expected
     assert outcomes.keys() <= expected | {"HIDDEN"}
     assert min(outcomes[each] for each in ("OK", "CANCELLED", "DEADLINE_EXCEEDED")) > 0
-    assert "INVALID_ARGUMENT" in said
+    assert "INVALID_ARGUMENT" in codes
     assert growth < MOST_GROWTH_BYTES
 
 
 async def _send(service: Running, chance: random.Random, count: int) -> Counter[str]:
-    """Send `count` requests, some at a time; return how they ended."""
-    places = asyncio.Semaphore(NUM_AT_ONCE)
+    """Send `count` requests. Count how they ended."""
+    slots = asyncio.Semaphore(NUM_AT_ONCE)
     async with grpc.aio.insecure_channel(service.address) as channel:
         stub = language_pb2_grpc.LanguageServiceStub(channel)
 
         async def one(seed: int) -> str:
-            async with places:
+            async with slots:
                 return await _ask(stub, random.Random(seed), service.vision_digest)
 
         return Counter(await asyncio.gather(*(one(chance.getrandbits(32)) for _ in range(count))))
@@ -64,15 +64,15 @@ async def _send(service: Running, chance: random.Random, count: int) -> Counter[
 async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
     timeout_s = chance.choice([0.02, 0.1, 20, 20, 20])
     call = stub.Generate(_prompt(chance, digest), timeout=timeout_s)
-    patience = chance.choice([0, 3, 10**6, 10**6, 10**6])  # messages read before leaving
+    patience = chance.choice([0, 3, 10**6, 10**6, 10**6])  # messages read before cancelling
     try:
         async for _ in call:
             patience -= 1
             if patience < 0:
                 call.cancel()
     except grpc.aio.AioRpcError as error:
-        # grpc.aio says this in place of the server's status when a write was under way as the server ended the call
-        # (github.com/grpc/grpc/issues/36066); what the server said is counted there.
+        # grpc.aio raises this instead of the server's status if the server ends the call during a write
+        # (github.com/grpc/grpc/issues/36066). The server's metrics have the real status.
         return "HIDDEN" if error.details() == "Internal error from Core" else error.code().name
     except asyncio.CancelledError:
         return "CANCELLED"
@@ -80,7 +80,10 @@ async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
 
 
 async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request]:
-    """Yield a prompt of many that begin alike, every fourth with something wrong in it."""
+    """Yield a random prompt.
+
+    Many share a prefix, and about every fourth is bad.
+    """
     yield start(max_tokens=chance.randint(1, 120), temperature=chance.choice([0.0, 0.8]), seed=chance.getrandbits(16))
     yield text(*range(10, 10 + chance.choice([5, 16, 40])))
     for _ in range(chance.randint(0, 2)):
@@ -93,7 +96,7 @@ async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request
 
 
 def _codes(service: Running) -> set[str]:
-    """Return every status the service itself ended a request with."""
+    """Return every status in the metrics of the service."""
     with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
         content = page.read().decode()
     return set(re.findall(r'^tandem_rpc_requests_total{code="(\w+)".*/Generate"', content, re.MULTILINE))

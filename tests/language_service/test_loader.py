@@ -1,4 +1,4 @@
-"""Load a language half from the model store, and close it."""
+"""Load a language half from a store, and close it."""
 
 import gc
 import threading
@@ -88,7 +88,7 @@ async def test_the_cache_takes_its_fraction_of_the_available_memory(
 
 
 async def test_a_cache_smaller_than_the_context_limits_the_context(models: Path) -> None:
-    """A prompt that needs more blocks than there are must be refused. It would wait forever."""
+    """A prompt that needs more blocks would wait forever."""
     per_block = 16 * 2 * 2 * 2 * 16 * 4
     hosted = await make_loader(models, cache_bytes=10 * per_block + 7).load(TAG)
     assert hosted.info().language.num_blocks == 10

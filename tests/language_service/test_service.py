@@ -1,4 +1,4 @@
-"""The language service as a real process, called over gRPC."""
+"""Call the language service as a process, over gRPC."""
 
 import signal
 import threading
@@ -53,7 +53,7 @@ def service(models: Path) -> Iterator[Running]:
         yield process
 
 
-def test_an_answer_streams_and_says_what_it_took(service: Running) -> None:
+def test_an_answer_streams_and_reports_usage_and_timings(service: Running) -> None:
     prompt = [start(max_tokens=6, num_logprobs=2), text(7, 8), image(service.vision_digest), text(9)]
     responses = list(service.stub.Generate(iter(prompt), timeout=10))
     assert [len(response.tokens.token_ids) for response in responses[1:-1]] == [1] * 6
@@ -77,7 +77,7 @@ def test_the_end_of_sequence_token_is_not_sent(service: Running) -> None:
     assert finished.usage.completion_tokens == 0
 
 
-def test_without_a_limit_the_answer_takes_the_default_and_no_more_than_fits(service: Running) -> None:
+def test_without_a_limit_the_answer_has_the_default_length_and_fits_the_context(service: Running) -> None:
     tokens, _ = ask(service, start(), text(7))
     assert len(tokens) == 256
     context = CONFIG.language.context_length
@@ -95,7 +95,7 @@ def test_the_image_and_the_model_change_the_answer(service: Running) -> None:
 
     assert answer(0) == answer(0)
     assert answer(0) != answer(1)
-    # The other model was trained with another vision half, so these visual tokens are refused there.
+    # The other model needs another vision half, so it refuses these visual tokens.
     error = refusal(service, [start(OTHER_TAG), text(7), image(service.vision_digest)])
     assert error.reason == "VISION_MISMATCH"
 
@@ -115,7 +115,7 @@ def test_a_model_describes_itself(service: Running, models: Path) -> None:
     assert language.num_cache_bytes == service.metric("tandem_language_kv_blocks") * 16 * 2 * 2 * 2 * 16 * 4
 
 
-def test_leaving_frees_everything_at_any_stage(service: Running) -> None:
+def test_cancelling_frees_everything_at_any_stage(service: Running) -> None:
     for stage in ("prompt", "answer"):
         left = threading.Event()
 
@@ -135,13 +135,13 @@ def test_leaving_frees_everything_at_any_stage(service: Running) -> None:
         service.until_idle()
 
 
-def test_a_deadline_frees_everything(service: Running) -> None:
+def test_an_exceeded_deadline_frees_everything(service: Running) -> None:
     error = refusal(service, [start(max_tokens=1000), text(7)], timeout=0.2)
     assert error.code == Code.DEADLINE_EXCEEDED
     service.until_idle()
 
 
-def test_a_prompt_that_stalls_is_ended(service: Running) -> None:
+def test_a_stalled_prompt_is_ended(service: Running) -> None:
     more = threading.Event()
 
     def prompt() -> Iterator[Request]:
@@ -175,7 +175,7 @@ def test_a_model_is_loaded_and_unloaded_while_others_serve(service: Running) -> 
     assert refusal(service, [start(SPARE_TAG), text(7)]).reason == "UNKNOWN_TAG"
 
 
-def test_overload_is_refused_at_once_and_stopping_answers_what_runs(models: Path) -> None:
+def test_overload_is_refused_at_once_and_shutdown_drains_running_requests(models: Path) -> None:
     with running(models, "--tags", TAG, "--max-running", "1", "--max-waiting", "1") as service:
         calls = [service.stub.Generate(iter([start(max_tokens=200), text(7)]), timeout=30) for _ in range(8)]
         outcomes = [_outcome(call) for call in calls[1:]]
@@ -191,15 +191,15 @@ def test_overload_is_refused_at_once_and_stopping_answers_what_runs(models: Path
         assert service.process.wait(timeout=10) == 0
 
 
-def test_stopping_waits_for_an_image_that_is_on_its_way(models: Path) -> None:
-    """New requests are refused meanwhile."""
-    image_is_here = threading.Event()
+def test_shutdown_waits_for_an_image_of_a_running_request(models: Path) -> None:
+    """Meanwhile it refuses new requests."""
+    send_image = threading.Event()
     with running(models, "--tags", TAG) as service:
 
         def prompt() -> Iterator[Request]:
             yield start(max_tokens=5)
             yield text(7, 8)
-            image_is_here.wait(20)
+            send_image.wait(20)
             yield image(service.vision_digest)
 
         call = service.stub.Generate(prompt(), timeout=30)
@@ -209,7 +209,7 @@ def test_stopping_waits_for_an_image_that_is_on_its_way(models: Path) -> None:
         while (error := _outcome(service.stub.Generate(iter([start(max_tokens=1), text(7)]), timeout=10))) is None:
             time.sleep(0.01)
         assert error.code == Code.UNAVAILABLE
-        image_is_here.set()
+        send_image.set()
         assert list(call)[-1].finished.usage.visual_tokens == 32
         assert service.process.wait(timeout=10) == 0
 
@@ -223,7 +223,7 @@ def _outcome(call: Any) -> TandemError | None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--max-step-tokens", "64"), "--max-step-tokens"),
         (("--kv-cache-fraction", "2"), "--kv-cache-fraction"),
@@ -232,16 +232,16 @@ def _outcome(call: Any) -> TandemError | None:
         (("--precision", "int3"), "--precision"),
     ],
 )
-def test_a_bad_setting_stops_the_start_by_name(
-    flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+def test_a_bad_setting_stops_the_start_with_its_name(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         load_settings(LanguageSettings, ["--models", ".", *flags])
     assert caught.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("named", "device"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
-def test_a_gpu_is_named_with_or_without_its_number(named: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("setting", "device"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_gpu_setting_may_omit_its_number(setting: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert load_settings(LanguageSettings, ["--models", ".", "--device", named]).device == device
+    assert load_settings(LanguageSettings, ["--models", ".", "--device", setting]).device == device

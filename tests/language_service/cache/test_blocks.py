@@ -1,4 +1,4 @@
-"""Compare the block pool with a simple model, under random calls."""
+"""Compare the block pool with a simple model."""
 
 from collections import Counter
 
@@ -14,7 +14,10 @@ HASHES = st.sampled_from([bytes([number]) for number in range(8)])
 
 
 class Blocks(RuleBasedStateMachine):
-    """Owners allocate, fill, share and release blocks. The model knows owners and contents."""
+    """Owners allocate, fill, share and release blocks.
+
+    The model knows owners and contents.
+    """
 
     owners = Bundle("owners")
 
@@ -106,7 +109,7 @@ def test_releasing_twice_is_an_error() -> None:
 
 
 def test_eviction_takes_the_least_recently_used_blocks_and_the_end_of_a_prefix_first() -> None:
-    """Without its first block, the rest of a prefix is useless."""
+    """Without its first block, a prefix is useless."""
     pool = BlockPool(4)
     first = allocate_full(pool, b"a", b"ab")
     second = allocate_full(pool, b"x", b"xy")
@@ -122,7 +125,10 @@ def test_eviction_takes_the_least_recently_used_blocks_and_the_end_of_a_prefix_f
 
 
 def test_only_one_of_two_equal_blocks_is_registered() -> None:
-    """Two sequences may compute the same content at the same time. The second block becomes free."""
+    """Two sequences may compute the same content in one step.
+
+    The second block becomes free.
+    """
     pool = BlockPool(4)
     (first,), (second,) = allocate_full(pool, b"a"), allocate_full(pool, b"a")
     pool.release([second])

@@ -1,4 +1,4 @@
-"""Block hashes are equal exactly if all content up to the block's end is."""
+"""Block hashes are equal exactly if the prefixes are."""
 
 from hashlib import sha256
 from itertools import pairwise
@@ -29,7 +29,7 @@ def hash_blocks(prompt: list[Segment], root: bytes = ROOT) -> list[bytes]:
 
 
 def blocks(prompt: list[Segment]) -> list[list[object]]:
-    """Return all positions up to the end of each full block, written out."""
+    """Return the prefix of each full block, written out."""
     positions: list[object] = []
     for segment in prompt:
         if isinstance(segment, tuple):

@@ -1,4 +1,4 @@
-"""Recorded decoding steps equal ordinary ones, also when they are replayed with another batch.
+"""Recorded decoding steps equal ordinary ones.
 
 CUDA graphs need a GPU, but their demands on a step can be tested without one. The tests replay a step operation by
 operation, with the memory and the arguments of its recording. It must compute any batch in its input memory.
@@ -54,7 +54,10 @@ def make_filled_cache(seed: int = 0) -> PagedCache:
 
 
 def make_spans(starts: list[int], first: int = 0) -> list[CacheSpan]:
-    """Return spans of one token at each of `starts`, with separate blocks and one spare block each."""
+    """Return spans of one token at each of `starts`.
+
+    Each has its own blocks, and one spare block.
+    """
     blocks = iter(range(first, 64))
     return [CacheSpan(start, 1, [next(blocks) for _ in range(start // BLOCK_SIZE + 2)][::-1]) for start in starts]
 
@@ -66,7 +69,10 @@ def ordinary(cache: PagedCache, token_ids: list[int], spans: list[CacheSpan]) ->
 
 @torch.inference_mode()
 def test_a_recorded_step_equals_the_ordinary_one_at_the_edges_of_its_shape() -> None:
-    """With batches of every size up to the next power of two, and contexts around block and table boundaries."""
+    """With contexts around block and table boundaries.
+
+    Batches have every size up to the next power of two.
+    """
     recorder, cache = Recorder(), make_filled_cache()
     steps = RecordedSteps(DECODER, cache, recorder)
     shapes = set()
@@ -100,7 +106,7 @@ def test_padding_does_not_touch_the_blocks_of_others() -> None:
 
 @torch.inference_mode()
 def test_contexts_of_very_different_length_are_not_recorded() -> None:
-    """One context of 160 tokens and seven of one token would be padded from 47 to 512 blocks."""
+    """Padding would turn 47 blocks into 512."""
     recorder = Recorder()
     steps = RecordedSteps(DECODER, make_filled_cache(), recorder)
     assert steps.forward([1] * 8, make_spans([159, *[0] * 7])) is None
@@ -123,7 +129,10 @@ def test_a_failed_recording_disables_recording() -> None:
 
 
 def test_the_runner_replays_only_steps_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps with prompt tokens, drafts or the last token of an image are not recorded. The logits are the same."""
+    """Prompt tokens, drafts and images take the ordinary step.
+
+    The logits are the same.
+    """
     recorder = Recorder()
     plain, replaying = Runner(DECODER, make_cache(16)), Runner(DECODER, make_cache(16))
     assert plain._recorded is None

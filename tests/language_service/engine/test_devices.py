@@ -21,7 +21,10 @@ _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 def check_device(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Fail if an operation other than a copy has tensors on two devices."""
+    """Fail if an operation has tensors on two devices.
+
+    Copies may.
+    """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     devices = {tensor.device.type for tensor in tensors}
     assert func in _COPIES or len(devices) < 2, (func, devices)
@@ -34,7 +37,7 @@ def make_parts() -> tuple[ServingDecoder, PagedCache]:
 
 
 def test_a_mixed_step_stays_on_the_models_device() -> None:
-    """With part of a prompt, an image, a draft, and a token of another answer."""
+    """With a prompt, an image, a draft, and another answer."""
     runner = Runner(*make_parts())
     images = [PlacedImage(1, make_image(1), bytes(32))]
     chunks = [

@@ -1,4 +1,4 @@
-"""Use the engine with a real decoder: answers are right, and requests leave nothing behind."""
+"""The engine answers right, and requests leave nothing behind."""
 
 import asyncio
 import gc
@@ -130,7 +130,7 @@ async def test_cancelling_frees_everything_at_every_stage(make_engine: MakeEngin
 
 
 async def test_a_stalled_prompt_does_not_block_other_requests(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """It is computed again and answered when the rest of its prompt arrives."""
+    """Its answer comes when the rest of its prompt arrives."""
     engine = await make_engine(max_running=1)
     stalled = start(engine)
     feed(stalled, PROMPTS[2][:2])

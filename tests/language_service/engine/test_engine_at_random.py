@@ -1,4 +1,4 @@
-"""Compare the answers of the engine under random traffic with a slow reference."""
+"""Compare answers under random traffic with a slow reference."""
 
 import asyncio
 import random
@@ -57,7 +57,7 @@ async def compiler() -> AsyncIterator[GrammarCompiler]:
 async def test_every_answer_under_random_traffic_equals_the_reference(
     make_engine: MakeEngine, compiler: GrammarCompiler, seed: int
 ) -> None:
-    """Prompts share prefixes and arrive in parts, blocks run out, and clients cancel at any time."""
+    """Prompts share prefixes, blocks run out, and clients cancel."""
     chance = random.Random(seed)
     max_running = chance.choice([1, 3, 6])
     engine = await make_engine(
@@ -121,7 +121,7 @@ def make_options(chance: random.Random, max_tokens: int) -> dict[str, Any]:
 
 
 async def ask(engine: Engine, question: Question, grammar: Grammar | None, chance: random.Random) -> list[Event]:
-    """Return all events of the answer, or none if the client cancelled before its end."""
+    """Return the events of the answer, none if cancelled."""
     cancels_after = chance.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
     await asyncio.sleep(chance.choice([0, 0.002, 0.01]))
     generation = engine.open(question.options, salt=question.salt, priority=question.priority, grammar=grammar)
@@ -143,7 +143,7 @@ async def ask(engine: Engine, question: Question, grammar: Grammar | None, chanc
 
 
 def check(question: Question, events: list[Event], grammar: Grammar | None) -> None:
-    """Check each token of an answer against the choice of the slow decoder and sampler."""
+    """Compare each token with the slow decoder and sampler."""
     prefilled, *chunks, finished = events
     assert isinstance(prefilled, Prefilled)
     assert isinstance(finished, Finished)
@@ -176,7 +176,7 @@ def check(question: Question, events: list[Event], grammar: Grammar | None) -> N
 
 
 def _logits(parts: list[Part], answer: list[int]) -> Tensor:
-    """Return the logits for every token of the answer and the one after it."""
+    """Return the logits of each answer token and one more."""
     nonempty = [part for part in [*parts, answer] if len(part)]
     embeddings = [
         MODEL.embed_visual(part) if isinstance(part, Tensor) else MODEL.embed(torch.tensor(part)) for part in nonempty

@@ -1,4 +1,4 @@
-"""After an error, the affected requests fail and the engine continues."""
+"""After an error, only affected requests fail."""
 
 import asyncio
 
@@ -16,7 +16,10 @@ from tests.language_service.small import CONFIG
 
 
 async def test_a_failed_step_fails_only_the_requests_in_it(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Visual tokens of a wrong width break the forward pass. The servicer would refuse them."""
+    """Visual tokens of a wrong width break the forward pass.
+
+    The servicer would refuse them.
+    """
     engine = await make_engine()
     generation = start(engine)
     feed(generation, [torch.zeros(5, CONFIG.width + 1)])
@@ -32,7 +35,7 @@ async def test_a_failed_step_fails_only_the_requests_in_it(make_engine: MakeEngi
 async def test_an_accounting_error_fails_all_requests_and_the_engine_continues(
     make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the thread would end and no request would ever be answered."""
+    """Otherwise no request would ever be answered again."""
     engine = await make_engine(num_blocks=8, max_running=1)
     for method in ("next_batch", "advance"):
         generation, waiting = start(engine), start(engine)
@@ -64,7 +67,7 @@ async def test_an_idle_engine_detects_wrong_accounting(
 
 
 async def test_numbers_that_are_not_finite_harm_no_other_request(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """Neither one in the same step, nor the next owner of the blocks."""
+    """Neither in the same step, nor in the same blocks."""
     engine = await make_engine(num_blocks=16)
     neighbour = asyncio.create_task(ask(engine, PROMPTS[1]))
     for _ in range(3):
@@ -82,7 +85,7 @@ async def test_numbers_that_are_not_finite_harm_no_other_request(make_engine: Ma
 async def test_a_request_that_finished_before_an_accounting_error_is_answered(
     make_engine: MakeEngine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no longer among the requests that the restart fails."""
+    """It is not among the requests that the restart fails."""
     engine = await make_engine()
     done, failed = (engine.open(SamplingOptions(), salt=b"", priority=0) for _ in range(2))
     advance = engine._scheduler.advance

@@ -1,4 +1,4 @@
-"""Chunked prefill and decoding over the paged cache equal one pass without a cache."""
+"""Chunks over the paged cache equal one pass without it."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ DECODER = make_decoder(CONFIG)
 
 
 def whole(decoder: Decoder, token_ids: list[int], images: list[PlacedImage]) -> Tensor:
-    """Return logits [T, V] of a whole sequence from one pass without a cache."""
+    """Return logits [T, V] from one pass without a cache."""
     embeddings_TD = decoder.embed(torch.tensor(token_ids))
     for image in images:
         embeddings_TD[image.start : image.end] = decoder.embed_visual(image.embeddings_ND)
@@ -42,7 +42,7 @@ sequences = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(sequences=sequences, image_at=st.integers(0, 12), seed=st.integers(0, 2**32 - 1))
 def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]], image_at: int, seed: int) -> None:
-    """With sequences of any length, cut anywhere, in one batch, with blocks in random order."""
+    """With any lengths, any cuts, and blocks in random order."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randperm(32, generator=generator).tolist()
     runner = Runner(DECODER, make_cache(32, BLOCK_SIZE))
@@ -63,7 +63,10 @@ def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]]
 
 
 def test_long_and_short_contexts_decode_together() -> None:
-    """Contexts of very different length go to different calls of attention. Each call must keep its own rows."""
+    """Contexts of very different length use separate attention calls.
+
+    Each call must keep its own rows.
+    """
     runner = Runner(DECODER, make_cache(64, BLOCK_SIZE))
     prompts = [list(range(3, 3 + length)) for length in (60, 2, 33, 4, 5, 1)]
     free = iter(range(64))
@@ -80,7 +83,10 @@ def test_long_and_short_contexts_decode_together() -> None:
 
 
 def test_content_of_an_earlier_owner_does_not_reach_the_next_one() -> None:
-    """Attention reads positions past the end with weight 0, and 0 times a NaN would be a NaN."""
+    """Attention reads positions past the end with weight 0.
+
+    But 0 times a NaN would be a NaN.
+    """
     cache = make_cache(8, BLOCK_SIZE)
     cache.kv.fill_(float("nan"))
     own = [3, 5]
@@ -90,7 +96,10 @@ def test_content_of_an_earlier_owner_does_not_reach_the_next_one() -> None:
 
 
 def test_a_padded_table_reads_no_blocks_of_others() -> None:
-    """The table of a short context is padded to the width of a longer one. Block 0 belongs to neither."""
+    """The table of a short context is padded.
+
+    Block 0 belongs to neither sequence.
+    """
     cache = make_cache(8, BLOCK_SIZE)
     cache.kv[:, :, 0] = float("nan")
     short = make_chunk(0, [7, 8, 9, 10, 11], [1, 2], samples=False)

@@ -16,7 +16,7 @@ def test_available_memory_is_at_most_that_of_the_machine() -> None:
 
 
 def test_cached_file_pages_count_as_available_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pages of the weight files just read would otherwise make the cache smaller."""
+    """Otherwise, reading the weights would make the cache smaller."""
     for name, content in (
         ("memory.max", "1000000\n"),
         ("memory.current", "800000\n"),

@@ -1,4 +1,4 @@
-"""Every metric of an engine after a few requests with known steps."""
+"""Every metric after a few requests with known steps."""
 
 from prometheus_client import REGISTRY
 
@@ -19,7 +19,10 @@ def counts() -> dict[str, float]:
 
 
 async def test_steps_and_tokens_are_counted_by_kind(make_engine: MakeEngine) -> None:
-    """Nine prompt tokens in chunks of six and three, then three steps of one. The second time, eight are cache hits."""
+    """Nine prompt tokens take two chunks, the answer three steps.
+
+    The second time, eight tokens are cache hits.
+    """
     engine = await make_engine(max_running=2, max_step_tokens=6)
     for expected in (
         {"step_seconds_count": 5, "step_tokens_sum": 12, "prompt": 9, "found": 0, "answer": 3},

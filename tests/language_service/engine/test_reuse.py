@@ -1,4 +1,4 @@
-"""Prefix cache and preemption change the work of an engine, but never its answers."""
+"""Prefix cache and preemption never change an answer."""
 
 import asyncio
 from typing import Any
@@ -42,7 +42,7 @@ async def logprobs(engine: Engine, parts: list[Part]) -> list[list[float]]:
 
 
 async def test_answers_are_the_same_with_and_without_reuse(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """With questions that share prefixes, asked one by one and together, and prefill cut at odd places."""
+    """With shared prefixes, and prefill cut at odd places."""
     plain = await make_engine(reuse_prefixes=False)
     reusing = await make_engine(max_step_tokens=9)
     answers = [expected(decoder, parts) for parts in QUESTIONS]
@@ -76,7 +76,7 @@ async def test_another_salt_gives_no_cache_hits(make_engine: MakeEngine) -> None
 
 
 async def test_a_follow_up_question_reuses_the_answer_before_it(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """The answer is part of the next prompt, so its blocks are cache hits too."""
+    """The next prompt contains the answer."""
     engine = await make_engine()
     parts = QUESTIONS[0]
     answer = await ask(engine, parts, ignore_eos=True)
@@ -86,7 +86,7 @@ async def test_a_follow_up_question_reuses_the_answer_before_it(make_engine: Mak
 
 
 async def test_preemption_does_not_change_greedy_answers(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """A preempted sequence computes its prompt, its images and its answer so far again."""
+    """A preempted sequence computes prompt, images and answer again."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=14, max_running=5, max_step_tokens=8, reuse_prefixes=reuse_prefixes)
         before = count("preemptions")
@@ -96,7 +96,7 @@ async def test_preemption_does_not_change_greedy_answers(make_engine: MakeEngine
 
 
 async def test_a_preempted_sequence_keeps_its_images(make_engine: MakeEngine, decoder: Decoder) -> None:
-    """The last sequence in order has the images, and the client sends them only once."""
+    """The client sends them only once."""
     for reuse_prefixes in (False, True):
         engine = await make_engine(num_blocks=15, reuse_prefixes=reuse_prefixes)
         prompts = [PROMPTS[1], PROMPTS[3]]
@@ -107,7 +107,7 @@ async def test_a_preempted_sequence_keeps_its_images(make_engine: MakeEngine, de
 
 
 async def test_preemption_does_not_change_sampled_answers(make_engine: MakeEngine) -> None:
-    """Nor the usage: tokens that a sequence computed itself are no cache hits."""
+    """Nor the usage: tokens computed before are no cache hits."""
     options: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "frequency_penalty": 0.5, "max_tokens": 20}
     roomy, tight = await make_engine(), await make_engine(num_blocks=14, max_running=5, max_step_tokens=8)
     alone = [await ask(roomy, parts, seed=seed, **options) for seed, parts in enumerate(PROMPTS)]

@@ -1,4 +1,4 @@
-"""Compare the serving decoder, with every kind of kernels, with the slow reference."""
+"""Compare the serving decoder with the slow reference."""
 
 from collections.abc import Callable
 
@@ -55,7 +55,7 @@ def test_float32_logits_equal_the_slow_reference(config: LanguageConfig) -> None
 @pytest.mark.parametrize("kind", KINDS)
 @variants
 def test_bfloat16_logits_are_close_to_exact_ones(config: LanguageConfig, kind: str) -> None:
-    """Exact logits use the same rounded weights, but compute in float32."""
+    """Exact logits use the same weights, but compute in float32."""
     rough = make_decoder(config).bfloat16()
     exact = Decoder(config)
     exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
@@ -86,7 +86,7 @@ def test_embeddings_equal_those_of_the_checkpoint(kind: str) -> None:
 
 
 def test_every_tensor_is_taken_over() -> None:
-    """A tensor left behind would be in memory twice, or be missing from the decoder."""
+    """A tensor left behind would be in memory twice."""
     for config in VARIANTS.values():
         tensors = make_decoder(config).state_dict()
         num_parameters = sum(tensor.numel() for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""Compare decoder, cache and engine with `transformers`, on checkpoints that it wrote."""
+"""Compare decoder, cache and engine with `transformers`."""
 
 import asyncio
 import json
@@ -64,7 +64,10 @@ def make_qwen3() -> tuple[PreTrainedModel, LanguageConfig]:
 
 
 def make_llama() -> tuple[PreTrainedModel, LanguageConfig]:
-    """Return a model with the features of Llama 3.1: an untied head and scaled rotary positions."""
+    """Return a model with the features of Llama 3.1.
+
+    It has an untied head and scaled rotary positions.
+    """
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 64, **LLAMA3}
     theirs = LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=rope, rms_norm_eps=1e-5)
     scaling = RopeScaling(kind="llama3", original_context_length=64, **LLAMA3)
@@ -74,7 +77,7 @@ def make_llama() -> tuple[PreTrainedModel, LanguageConfig]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One model twice: by transformers, and ours as loaded from the model store."""
+    """One model twice: by transformers, and ours."""
 
     theirs: Any  # a PreTrainedModel; its methods have no types
     ours: Decoder
@@ -87,7 +90,10 @@ class Pair:
 
     @torch.inference_mode()
     def reference(self, parts: Sequence[Part]) -> tuple[list[int], Tensor]:
-        """Return the greedy answer of transformers, and its logits [T, V] over prompt and answer."""
+        """Return greedy answer and logits [T, V] of transformers.
+
+        The logits are over prompt and answer.
+        """
         prompt_TD = self.embed(parts)
         answer = self.theirs.generate(
             inputs_embeds=prompt_TD[None],
@@ -101,7 +107,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=[make_qwen3, make_llama], ids=["qwen3", "llama"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Write a model with transformers, pack it with a vision half, and load it as the service does."""
+    """Write a model with transformers and load it as ours."""
     torch.manual_seed(0)
     theirs, language = request.param()
     for name, parameter in theirs.named_parameters():
@@ -120,7 +126,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _pack(folder: Path, config: ResamplerModelConfig, tag: str) -> None:
-    """Pack the weights of transformers into our store, with a random vision half."""
+    """Pack the weights of transformers into our store.
+
+    The vision half is random.
+    """
     create_checkpoint(folder / "random", tag, config)
     random = load_file(folder / "random" / tag / f"{tag}.safetensors")
     vision = {name: tensor for name, tensor in random.items() if not name.startswith(("language_model.", "lm_head."))}
@@ -136,7 +145,7 @@ def _pack(folder: Path, config: ResamplerModelConfig, tag: str) -> None:
 
 
 class RecordingRunner(Runner):
-    """Records the logits of every row that chose a token, with its position."""
+    """Records the logits of every row that chose a token."""
 
     def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
         super().__init__(decoder, cache)
@@ -173,7 +182,7 @@ CASES: dict[str, tuple[int, int, int, bool]] = {
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS.keys())
 async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: list[Part]) -> None:
-    """All requests of a case are equal. So all rows at a position have one right value."""
+    """Equal requests have equal logits at each position."""
     answer, logits_TV = pair.reference(parts)
     for name, (num_requests, max_step_tokens, num_blocks, reuse_prefixes) in CASES.items():
         shape = CacheConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE)

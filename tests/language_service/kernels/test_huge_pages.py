@@ -30,7 +30,7 @@ def test_memory_is_advised_to_use_huge_pages() -> None:
 
 
 def flags_at(address: int) -> list[str]:
-    """Return the kernel's flags of the mapping that contains an address."""
+    """Return the flags of the mapping that contains an address."""
     inside = False
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):

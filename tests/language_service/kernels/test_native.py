@@ -1,4 +1,4 @@
-"""Compare each compiled kernel with torch in float32, at the edges of its tiles."""
+"""Compare each compiled kernel with torch in float32."""
 
 import asyncio
 import threading
@@ -35,7 +35,10 @@ def random(*shape: int) -> Tensor:
 
 
 def assert_rounded(found: Tensor, expected: Tensor) -> None:
-    """Assert that `found` equals `expected` rounded to bfloat16, except for the order of sums."""
+    """Assert that `found` equals `expected` rounded to bfloat16.
+
+    The order of sums may differ.
+    """
     torch.testing.assert_close(found.float(), expected, rtol=ROUNDING, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -84,7 +87,7 @@ def test_a_row_is_bitwise_equal_in_every_batch(num_threads: int) -> None:
 
 @needs_native
 def test_several_threads_may_call_the_kernels() -> None:
-    """The engines of two models share the threads of the kernels."""
+    """The engines of two models share the kernels' threads."""
     torch.set_num_threads(2)
     project, x_TK = NativeKernels().project(random(300, 200), None), random(30, 200)
     expected_TN = project(x_TK)
@@ -129,7 +132,10 @@ def test_the_largest_logit_is_found_at_its_first_index(width: int) -> None:
 
 
 def attend_slowly(cached: Tensor, q_THE: Tensor, start: int) -> Tensor:
-    """Return attention of the last tokens of one sequence over its keys and values, `cached` [2, C, G, E]."""
+    """Return attention of the last tokens of one sequence.
+
+    `cached` [2, C, G, E] has the keys and values of the whole sequence.
+    """
     k_GCE, v_GCE = cached.float().transpose(1, 2)
     seen_TC = torch.arange(k_GCE.shape[1]) <= start + torch.arange(len(q_THE))[:, None]
     q_HTE = q_THE.float().transpose(0, 1)
@@ -143,7 +149,10 @@ def attend_slowly(cached: Tensor, q_THE: Tensor, start: int) -> Tensor:
 @pytest.mark.parametrize("size", [32, 64, 96, 128])
 @pytest.mark.parametrize("block_size", [1, 16, 24])
 def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int, block_size: int) -> None:
-    """With sequences that decode, start and continue in one batch. All other blocks are NaN."""
+    """With sequences that decode, start and continue.
+
+    All other blocks are NaN.
+    """
     spans = [(0, 1), (63, 1), (64, 1), (200, 1), (0, 97), (5, 64), (62, 3), (130, 40)]
     lengths = [start + length for start, length in spans]
     num_blocks = [-(-length // block_size) for length in lengths]

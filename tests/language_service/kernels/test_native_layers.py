@@ -1,4 +1,4 @@
-"""All layers in one call are bitwise equal to the same kernels called one by one."""
+"""All layers in one call equal single calls bit by bit."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -40,7 +40,7 @@ class Served:
         self.cache.kv.zero_()
 
     def step(self, ids_T: Tensor, spans: Sequence[CacheSpan], rows: Sequence[int]) -> Tensor:
-        """Return the logits of `rows` after a step of `spans`, laid end to end."""
+        """Return the logits of `rows` after a step of `spans`."""
         positions = [span.start + i for span in spans for i in range(span.length)]
         with torch.inference_mode():
             logits = self.decoder.forward(

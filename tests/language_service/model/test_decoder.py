@@ -1,4 +1,4 @@
-"""The decoder against the same thing written slowly, option by option."""
+"""Compare the decoder with the slow reference, option by option."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.language_service.small import CONFIG, make_decoder, make_image, varia
 
 VARIANTS = {
     **variants_of(CONFIG),
-    "head width apart from the model's": CONFIG.model_copy(update={"head_dim": 12}),
+    "head dim x heads is not the width": CONFIG.model_copy(update={"head_dim": 12}),
 }
 
 
@@ -38,7 +38,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(decoder: Decoder) -> None:
         torch.testing.assert_close(together.view(3, 11, -1)[index], alone)
 
 
-def test_only_distance_matters_to_rotary_positions(decoder: Decoder) -> None:
+def test_rotary_positions_depend_only_on_the_distance(decoder: Decoder) -> None:
     embeddings_TD = decoder.embed(torch.arange(9))
     here = decoder(embeddings_TD, torch.arange(9), causal_attend(1, 9))
     shifted = decoder(embeddings_TD, torch.arange(9) + 100, causal_attend(1, 9))
@@ -48,14 +48,20 @@ def test_only_distance_matters_to_rotary_positions(decoder: Decoder) -> None:
 
 
 def test_rotation_pairs_first_and_second_half() -> None:
-    """Released weights are trained with this pairing; the interleaved one would give other numbers without an error."""
+    """Released weights are trained with this pairing.
+
+    Interleaved pairs would be wrong without any error.
+    """
     x_THE = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
     quarter = torch.tensor([[[math.pi / 2, 0.0]]])
     torch.testing.assert_close(rotate(x_THE, quarter.cos(), quarter.sin()), torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]))
 
 
 def test_llama3_scaling_keeps_fast_frequencies_and_slows_slow_ones() -> None:
-    """The figures are those of Llama 3.1: theta 500,000, factor 8, original context 8,192, head width 128."""
+    """With the numbers of Llama 3.1.
+
+    Theta is 500,000, the factor 8, the original context 8,192, the head dim 128.
+    """
     config = CONFIG.model_copy(update={"head_dim": 128, "rope_theta": 500_000.0})
     plain_F = Rotary(config).frequencies_F
     scaled_F = scale_frequencies(plain_F, RopeScaling(kind="llama3", factor=8.0))
@@ -77,7 +83,7 @@ def test_linear_scaling_divides_positions() -> None:
     torch.testing.assert_close(scaled, plain)
 
 
-def test_modalities_are_told_apart(decoder: Decoder) -> None:
+def test_text_and_images_get_different_modality_embeddings(decoder: Decoder) -> None:
     image_ND = make_image(0)
     table = decoder.state_dict()["language_model.modality_embedding.weight"]
     torch.testing.assert_close(decoder.embed_visual(image_ND), image_ND.float() + table[1])
@@ -88,7 +94,7 @@ def test_modalities_are_told_apart(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("preset", RESAMPLER_PRESETS)
-def test_tensors_are_those_of_the_checkpoint(preset: str) -> None:
+def test_tensors_match_the_checkpoint(preset: str) -> None:
     config = RESAMPLER_PRESETS[preset]
     with torch.device("meta"):
         decoder = Decoder(config.language)
@@ -107,7 +113,7 @@ def test_new_weights_keep_the_residual_stream_small() -> None:
 
 
 def test_every_weight_learns() -> None:
-    """A weight without a gradient would stay random through a whole training."""
+    """A weight without a gradient would stay random during training."""
     decoder = Decoder(CONFIG.model_copy(update={"attention_bias": True, "tied_embeddings": False}))
     embeddings_TD = torch.cat([decoder.embed(torch.arange(6)), decoder.embed_visual(make_image(0))])
     hidden_TD = decoder(embeddings_TD, torch.arange(11), causal_attend(1, 11))

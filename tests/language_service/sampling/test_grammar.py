@@ -1,4 +1,7 @@
-"""Constraints, compiled for the byte-level tokenizer of small checkpoints, and followed by random logits."""
+"""Compile constraints, and follow them with random logits.
+
+The tokenizer is the byte-level one of small checkpoints.
+"""
 
 import asyncio
 import json
@@ -68,16 +71,16 @@ def compiler() -> Iterator[GrammarCompiler]:
 
 
 def answer(grammars: list[Grammar], logits_seed: int, **options: Any) -> list[str]:
-    """Return the texts that random logits give, one for each grammar, chosen side by side."""
+    """Return texts from random logits, one per grammar."""
     generator = torch.Generator().manual_seed(logits_seed)
     states = [SamplingState(SamplingOptions(**options), eos_token_ids=[EOS], grammar=one) for one in grammars]
     tokens: list[list[int]] = [[] for _ in states]
     for _ in range(400):
-        going = [row for row, one in enumerate(grammars) if not one.is_complete]
-        if not going:
+        active = [row for row, one in enumerate(grammars) if not one.is_complete]
+        if not active:
             return [TOKENIZER.decode(row) for row in tokens]
-        choices = choose(torch.randn(len(going), VOCAB, generator=generator), [states[row] for row in going])
-        for row, choice in zip(going, choices, strict=True):
+        choices = choose(torch.randn(len(active), VOCAB, generator=generator), [states[row] for row in active])
+        for row, choice in zip(active, choices, strict=True):
             assert choice is not None
             assert grammars[row].problem is None
             tokens[row].append(choice.token_id)
@@ -85,15 +88,15 @@ def answer(grammars: list[Grammar], logits_seed: int, **options: Any) -> list[st
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "top_p": 0.9, "seed": 3, "frequency_penalty": 1.0}])
-async def test_whatever_the_logits_are_the_answer_fits(compiler: GrammarCompiler, options: dict[str, Any]) -> None:
-    """Several at a time, each with a grammar of its own."""
+async def test_answers_fit_their_constraint_for_any_logits(compiler: GrammarCompiler, options: dict[str, Any]) -> None:
+    """With several answers and grammars in a batch."""
     for seed in range(5):
         grammars = [await compiler.compile(constraint) for constraint, _ in CASES.values()]
         for text, (_, fits) in zip(answer(grammars, seed, **options), CASES.values(), strict=True):
             assert fits(text), text
 
 
-async def test_answers_under_one_constraint_are_followed_apart(compiler: GrammarCompiler) -> None:
+async def test_answers_under_one_constraint_have_separate_states(compiler: GrammarCompiler) -> None:
     constraint = Constraint("choices", '["ab", "cd"]')
     first, second = await compiler.compile(constraint), await compiler.compile(constraint)
     first.accept(TOKENIZER.encode("a").ids[0])
@@ -104,7 +107,7 @@ async def test_answers_under_one_constraint_are_followed_apart(compiler: Grammar
     ]
 
 
-async def test_one_row_without_a_constraint_is_left_alone(compiler: GrammarCompiler) -> None:
+async def test_a_row_without_a_constraint_is_not_changed(compiler: GrammarCompiler) -> None:
     grammar = await compiler.compile(Constraint("regex", "x"))
     states = [SamplingState(SamplingOptions(), eos_token_ids=[EOS], grammar=one) for one in (None, grammar)]
     logits_BV = torch.zeros(2, VOCAB)
@@ -113,7 +116,7 @@ async def test_one_row_without_a_constraint_is_left_alone(compiler: GrammarCompi
     assert grammar.is_complete
 
 
-# A text that fits them all is looked for among all combinations of where each of them may stand.
+# The search for a text that fits all of them goes through all combinations of their states.
 PATTERNS = [{"type": "string", "pattern": f"(a|b)*a(a|b){{{length}}}"} for length in range(1, 40)]
 
 BAD: dict[str, tuple[sampling_pb2.SamplingOptions, str]] = {
@@ -137,7 +140,7 @@ BAD: dict[str, tuple[sampling_pb2.SamplingOptions, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_what_cannot_be_followed_is_refused_by_name(compiler: GrammarCompiler, name: str) -> None:
+async def test_a_bad_constraint_is_refused_with_its_field(compiler: GrammarCompiler, name: str) -> None:
     message, field = BAD[name]
 
     async def read_and_compile() -> None:
@@ -165,10 +168,13 @@ async def test_a_constraint_is_compiled_once(compiler: GrammarCompiler, monkeypa
     assert compiled == [constraint for constraint, _ in CASES.values()]
 
 
-async def test_who_asks_for_the_same_at_once_waits_for_one_compiling(
+async def test_equal_constraints_at_the_same_time_are_compiled_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One who leaves meanwhile takes nothing from the others, and what fails is tried again."""
+    """A cancelled caller does not disturb the others.
+
+    A failed compilation is not cached.
+    """
     compiled: list[str] = []
     really_compile = compiler._compile
 
@@ -177,10 +183,10 @@ async def test_who_asks_for_the_same_at_once_waits_for_one_compiling(
         return really_compile(constraint)
 
     monkeypatch.setattr(compiler, "_compile", compile_and_note)
-    asking = [asyncio.create_task(compiler.compile(Constraint("regex", "ab+"))) for _ in range(4)]
+    callers = [asyncio.create_task(compiler.compile(Constraint("regex", "ab+"))) for _ in range(4)]
     await asyncio.sleep(0)
-    asking.pop(0).cancel()
-    grammars = await asyncio.gather(*asking)
+    callers.pop(0).cancel()
+    grammars = await asyncio.gather(*callers)
     assert len({id(grammar.matcher) for grammar in grammars}) == 3
     assert compiled == ["ab+"]
     for _ in range(2):
@@ -191,10 +197,10 @@ async def test_who_asks_for_the_same_at_once_waits_for_one_compiling(
     assert compiled == ["ab+", "(a", "(a"]
 
 
-async def test_what_nobody_waits_for_any_more_is_not_compiled(
+async def test_a_constraint_without_callers_is_not_compiled(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those who still wait would wait for it, too."""
+    """Otherwise the remaining callers would wait for it too."""
     compiled: list[str] = []
     go_on = threading.Event()
     really_compile = compiler._compile
@@ -205,16 +211,16 @@ async def test_what_nobody_waits_for_any_more_is_not_compiled(
         return really_compile(constraint)
 
     monkeypatch.setattr(compiler, "_compile", compile_and_note)
-    first, left, last = (asyncio.create_task(compiler.compile(Constraint("regex", text))) for text in "abc")
+    first, cancelled, last = (asyncio.create_task(compiler.compile(Constraint("regex", text))) for text in "abc")
     await until(lambda: compiled == ["a"])
-    left.cancel()
-    await asyncio.gather(left, return_exceptions=True)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     go_on.set()
     await asyncio.gather(first, last)
     assert compiled == ["a", "c"]
 
 
-async def test_only_so_many_wait_for_compiling(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_constraints_in_flight_are_limited(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     really_compile = compiler._compile
 
@@ -223,20 +229,20 @@ async def test_only_so_many_wait_for_compiling(compiler: GrammarCompiler, monkey
         return really_compile(constraint)
 
     monkeypatch.setattr(compiler, "_compile", compile_late)
-    asking = [asyncio.create_task(compiler.compile(Constraint("regex", f"a{number}"))) for number in range(32)]
+    callers = [asyncio.create_task(compiler.compile(Constraint("regex", f"a{number}"))) for number in range(32)]
     await asyncio.sleep(0)
     with pytest.raises(ResourceExhausted) as caught:
         await compiler.compile(Constraint("regex", "b"))
     assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1)
-    asking.append(asyncio.create_task(compiler.compile(Constraint("regex", "a0"))))  # no more to do
+    callers.append(asyncio.create_task(compiler.compile(Constraint("regex", "a0"))))  # already in flight
     await asyncio.sleep(0)
     go_on.set()
-    assert len(await asyncio.gather(*asking)) == 33
+    assert len(await asyncio.gather(*callers)) == 33
     await compiler.compile(Constraint("regex", "b"))
 
 
 async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngine, compiler: GrammarCompiler) -> None:
-    """Beside others without a constraint, and also where the end of sequence is ignored."""
+    """Also with `ignore_eos`, and in a batch with unconstrained answers."""
     engine = await make_engine(model=MODEL)
 
     async def ask(pattern: str | None) -> tuple[str, FinishReason]:
@@ -256,10 +262,10 @@ async def test_the_engine_ends_an_answer_that_is_complete(make_engine: MakeEngin
     assert free == await ask(None)
 
 
-async def test_a_constraint_that_turns_out_too_complex_is_its_callers_fault(
+async def test_a_constraint_that_becomes_too_complex_is_the_clients_error(
     make_engine: MakeEngine, compiler: GrammarCompiler
 ) -> None:
-    """Else one client could have a release taken for broken."""
+    """Otherwise one client could make a release look broken."""
     engine = await make_engine(model=MODEL)
     grammar = await compiler.compile(Constraint("regex", "((a{0,100}){0,100}){0,100}b"))
     generation = engine.open(SamplingOptions(logit_bias={A: 100.0}), salt=b"", priority=0, grammar=grammar)
@@ -271,10 +277,10 @@ async def test_a_constraint_that_turns_out_too_complex_is_its_callers_fault(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-async def test_an_answer_that_has_no_token_left_fails_alone(
+async def test_an_answer_without_allowed_tokens_fails_alone(
     make_engine: MakeEngine, compiler: GrammarCompiler, temperature: float
 ) -> None:
-    """Its grammar allows nothing but the end, and the end must not come yet."""
+    """Its grammar allows only end-of-sequence, which min_tokens forbids."""
     engine = await make_engine(model=MODEL)
 
     def ask(grammar: Grammar | None) -> Generation:

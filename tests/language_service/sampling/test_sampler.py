@@ -1,4 +1,4 @@
-"""Each option by its definition, on distributions small enough to write down."""
+"""Check each sampling option by its definition, on small distributions."""
 
 import math
 from collections import Counter
@@ -32,17 +32,17 @@ def tokens(logits_BV: torch.Tensor, states: list[SamplingState]) -> list[int]:
 
 
 def draws(count: int, **options: Any) -> Counter[int]:
-    """Return how often each token comes first in `count` answers, each with a seed of its own."""
+    """Count the first tokens of `count` answers with different seeds."""
     states = [make_state(seed=seed, **{"temperature": 1.0, **options}) for seed in range(count)]
     return Counter(tokens(logits_of(PROBS, count), states))
 
 
-def test_greedy_takes_the_likeliest() -> None:
+def test_greedy_takes_the_largest_logit() -> None:
     assert tokens(logits_of(PROBS), [make_state()]) == [0]
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Within 4.5 standard deviations of what each probability gives."""
+    """Within 4.5 standard deviations of each expected count."""
     counts = draws(4000)
     for token, prob in enumerate(PROBS):
         assert abs(counts[token] - 4000 * prob) < 4.5 * math.sqrt(4000 * prob * (1 - prob))
@@ -59,18 +59,18 @@ def test_draws_follow_the_distribution() -> None:
         ({"top_p": 0.84}, {0, 1, 2}),
         ({"top_p": 1e-9}, {0}),
         ({"top_p": 1.0}, {0, 1, 2, 3, 4}),
-        ({"min_p": 0.3}, {0, 1, 2}),  # of the likeliest: 0.12
+        ({"min_p": 0.3}, {0, 1, 2}),  # times the largest: 0.12
         ({"min_p": 1.0}, {0}),
-        ({"top_k": 3, "top_p": 0.6}, {0, 1}),  # p of what top-k leaves: 0.4 / 0.85 is below 0.6
+        ({"top_k": 3, "top_p": 0.6}, {0, 1}),  # p applies after top-k: 0.4 / 0.85 is below 0.6
         ({"temperature": 1e-30}, {0}),
     ],
 )
-def test_cuts_keep_what_their_definition_keeps(options: dict[str, Any], kept: set[int]) -> None:
+def test_cut_offs_keep_the_defined_tokens(options: dict[str, Any], kept: set[int]) -> None:
     assert set(draws(300, **options)) == kept
 
 
-def test_temperature_flattens() -> None:
-    """At temperature 2 each probability goes as its square root."""
+def test_temperature_flattens_the_distribution() -> None:
+    """At temperature 2, probabilities become their normalised square roots."""
     roots = [math.sqrt(prob) for prob in PROBS]
     counts = draws(3000, temperature=2.0)
     for token, root in enumerate(roots):
@@ -78,18 +78,18 @@ def test_temperature_flattens() -> None:
         assert abs(counts[token] - 3000 * prob) < 4.5 * math.sqrt(3000 * prob * (1 - prob))
 
 
-def test_the_same_seed_gives_the_same_tokens_beside_anyone() -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     logits_LV = torch.randn(30, 50)
 
-    def answer(others: list[dict[str, Any]], place: int) -> list[int]:
+    def answer(others: list[dict[str, Any]], row: int) -> list[int]:
         states = [make_state(**options) for options in others]
-        states.insert(place, make_state(temperature=0.9, seed=11, top_p=0.9, frequency_penalty=0.5))
+        states.insert(row, make_state(temperature=0.9, seed=11, top_p=0.9, frequency_penalty=0.5))
         generator = torch.Generator().manual_seed(len(others))
         chosen = []
         for logits_V in logits_LV:
             logits_BV = torch.randn(len(states), 50, generator=generator)
-            logits_BV[place] = logits_V
-            chosen.append(tokens(logits_BV, states)[place])
+            logits_BV[row] = logits_V
+            chosen.append(tokens(logits_BV, states)[row])
         return chosen
 
     alone = answer([], 0)
@@ -97,24 +97,24 @@ def test_the_same_seed_gives_the_same_tokens_beside_anyone() -> None:
     assert len(set(alone)) > 5
 
 
-def test_equal_logits_are_drawn_alike_beside_anyone() -> None:
-    """In which order they come is nobody else's business: a neighbour may keep more of them."""
+def test_ties_do_not_depend_on_the_batch() -> None:
+    """Their order must not depend on another row's top_k."""
     logits_V = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(0)).float()
     for top_k in (1, 3, 50, 0):
         for seed in range(20):
             state, alone = (make_state(temperature=1.0, top_k=top_k, seed=seed) for _ in range(2))
-            beside = tokens(logits_V.repeat(3, 1), [make_state(temperature=1.0), state, make_state(top_k=2)])
-            assert beside[1:2] == tokens(logits_V[None], [alone])
+            in_batch = tokens(logits_V.repeat(3, 1), [make_state(temperature=1.0), state, make_state(top_k=2)])
+            assert in_batch[1:2] == tokens(logits_V[None], [alone])
 
 
-def test_no_seed_draws_another_stream_each_time() -> None:
+def test_without_a_seed_answers_differ() -> None:
     state, other = (make_state(temperature=1.0) for _ in range(2))
     logits_BV = torch.zeros(2, 50)
     first, second = zip(*(tokens(logits_BV, [state, other]) for _ in range(20)), strict=True)
     assert first != second
 
 
-def test_bias_moves_single_tokens() -> None:
+def test_logit_bias_moves_single_tokens() -> None:
     assert tokens(logits_of(PROBS), [make_state(logit_bias={4: 100.0})]) == [4]
     assert tokens(logits_of(PROBS), [make_state(logit_bias={0: -100.0})]) == [1]
 
@@ -134,14 +134,19 @@ def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
     logits_BV = torch.tensor([[1.0, 0.9, 0.0]])
     presence = make_state(presence_penalty=0.5)
     presence.note_prompt([0])
-    assert [tokens(logits_BV, [presence])[0] for _ in range(4)] == [0, 1, 0, 0]  # once, however often it came
+    assert [tokens(logits_BV, [presence])[0] for _ in range(4)] == [
+        0,
+        1,
+        0,
+        0,
+    ]  # counted once, not per occurrence
     frequency = make_state(frequency_penalty=0.3)
     frequency.note_prompt([0])
     assert [tokens(logits_BV, [frequency])[0] for _ in range(6)] == [0, 1, 0, 1, 0, 1]
 
 
-def test_penalties_and_biases_of_rows_stay_apart() -> None:
-    """They lie end to end in one batch, and some rows have none or have seen nothing yet."""
+def test_penalties_and_biases_affect_only_their_row() -> None:
+    """A batch joins them. Some rows have none."""
     rows: list[dict[str, Any]] = [
         {"presence_penalty": 2.0},
         {},
@@ -165,7 +170,7 @@ def test_penalties_and_biases_of_rows_stay_apart() -> None:
 
 
 def test_the_number_of_operations_does_not_grow_with_the_rows() -> None:
-    """Each costs more than all that is done for a row in Python, and on a GPU a launch."""
+    """An operation costs more than all Python code per row."""
     options: dict[str, Any] = {
         "temperature": 0.8,
         "top_k": 4,
@@ -190,14 +195,17 @@ def test_the_number_of_operations_does_not_grow_with_the_rows() -> None:
     assert num_operations(9) == num_operations(2) > 0
 
 
-def test_min_tokens_holds_back_every_end() -> None:
+def test_min_tokens_forbids_every_end_token() -> None:
     logits_BV = torch.tensor([[0.0, 1.0, 9.0, 8.0]])
     state = make_state(min_tokens=2, stop_token_ids=frozenset([3]))
     assert [tokens(logits_BV, [state])[0] for _ in range(3)] == [1, 1, EOS]
 
 
-def test_logprobs_are_those_of_the_plain_distribution() -> None:
-    """Before temperature, penalties and cuts; rows that do not ask get none."""
+def test_logprobs_are_of_the_plain_distribution() -> None:
+    """Before temperature, penalties and cut-offs.
+
+    Only rows that request them get any.
+    """
     states = [
         make_state(num_logprobs=2, temperature=5.0, logit_bias={4: 100.0}),
         make_state(),
@@ -220,7 +228,7 @@ def test_logprobs_are_those_of_the_plain_distribution() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_that_is_not_finite_gets_no_token_and_harms_no_other(bad: float, temperature: float) -> None:
+def test_a_row_that_is_not_finite_gets_no_token_and_changes_no_other(bad: float, temperature: float) -> None:
     logits_BV = logits_of(PROBS, 3)
     logits_BV[1, 3] = bad
     states = [make_state(temperature=temperature, top_k=1, num_logprobs=1) for _ in range(3)]
@@ -232,8 +240,8 @@ def test_a_row_that_is_not_finite_gets_no_token_and_harms_no_other(bad: float, t
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_logit_that_options_make_infinite_is_taken_and_harms_no_other(temperature: float) -> None:
-    """So small a penalty divides to more than any number there is."""
+def test_a_logit_made_infinite_by_an_option_wins_and_changes_no_other_row(temperature: float) -> None:
+    """Dividing by such a small penalty overflows."""
     states = [make_state(temperature=temperature, repetition_penalty=1e-45), make_state()]
     states[0].note_prompt([3])
     assert tokens(torch.tensor([[1.0, 9.0, 3.0, 2.0]] * 2), states) == [3, 1]
@@ -248,7 +256,7 @@ def test_a_logit_that_options_make_infinite_is_taken_and_harms_no_other(temperat
     min_p=st.floats(0, 1),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_a_draw_is_always_a_token_the_cuts_keep(
+def test_a_draw_is_always_within_the_cut_offs(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
@@ -274,12 +282,12 @@ BAD: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
-def test_a_bad_option_is_refused_by_name(field: str, value: Any) -> None:
+def test_a_bad_option_is_refused_with_its_field(field: str, value: Any) -> None:
     message = sampling_pb2.SamplingOptions(**{"max_tokens": 10, field: value})
     with pytest.raises(InvalidArgument) as caught:
         read_options(message, vocab_size=2000)
     assert (caught.value.field, caught.value.reason) == (f"sampling.{field}", "BAD_SAMPLING")
 
 
-def test_absent_options_are_off() -> None:
+def test_missing_options_have_the_defaults() -> None:
     assert read_options(sampling_pb2.SamplingOptions(), vocab_size=5) == SamplingOptions()

@@ -1,4 +1,4 @@
-"""N-gram drafts, and answers that are equal with and without them."""
+"""N-gram drafts, and answers with and without them."""
 
 import asyncio
 from typing import Any
@@ -76,7 +76,7 @@ async def test_greedy_answers_with_drafts_equal_the_reference(make_engine: MakeE
     ],
 )
 async def test_drafts_change_no_answer_under_any_option(make_engine: MakeEngine, options: dict[str, Any]) -> None:
-    """Each token takes one number from the random stream of its answer, drafted or not."""
+    """Each token takes one random number, drafted or not."""
     plain, drafting = await make_engine(), await make_engine(max_drafts=6)
     for parts in REPEATING:
         assert await ask(drafting, parts, 40, **options) == await ask(plain, parts, 40, **options)

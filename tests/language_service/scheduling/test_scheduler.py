@@ -1,4 +1,4 @@
-"""The scheduling policy, step by step: order, tokens, blocks and preemption."""
+"""The scheduling policy: order, tokens, blocks and preemption."""
 
 import pytest
 
@@ -16,7 +16,10 @@ def test_decoding_goes_first_and_a_long_prompt_is_cut_to_the_budget() -> None:
 
 
 def test_a_long_prompt_does_not_block_the_short_ones_behind_it() -> None:
-    """It gets half of the prefill budget. The rest goes to the prompt with the fewest pending tokens."""
+    """It gets half of the prefill budget.
+
+    The rest goes to the prompt with the fewest pending tokens.
+    """
     scheduler = make_scheduler(max_step_tokens=8)
     first, long, short = add(scheduler, 40), add(scheduler, 30), add(scheduler, 6, 1)
     assert sizes(step(scheduler)) == [(first, 4), (short, 4)]
@@ -48,7 +51,7 @@ def test_first_come_first_served_within_a_priority() -> None:
 
 
 def test_a_sequence_that_waits_for_blocks_is_not_overtaken() -> None:
-    """Otherwise a stream of small requests would starve a large one."""
+    """Otherwise small requests would starve a large one."""
     scheduler = make_scheduler(num_blocks=4)
     running, large, small = add(scheduler, 4, 2), add(scheduler, 12, 2), add(scheduler, 1, 1)
     assert run(scheduler) == [running, running, large, large, small]

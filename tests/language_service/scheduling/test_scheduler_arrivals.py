@@ -33,7 +33,7 @@ def test_the_arrived_part_of_a_prompt_is_prefilled_before_it_ends() -> None:
 
 
 def test_the_last_token_is_computed_again_if_the_prompt_ends_after_it() -> None:
-    """Its logits choose the first token of the answer, but were dropped."""
+    """Its logits choose the next token, but were dropped."""
     scheduler = make_scheduler()
     sequence = add(scheduler, 6, max_tokens=None)
     step(scheduler)
@@ -45,7 +45,10 @@ def test_the_last_token_is_computed_again_if_the_prompt_ends_after_it() -> None:
 
 
 def test_incomplete_prompts_do_not_deadlock() -> None:
-    """Two prompts use all blocks and both need more. The later one is preempted and prefilled again."""
+    """Two prompts use all blocks and both need more.
+
+    The later one is preempted and prefilled again.
+    """
     scheduler = make_scheduler(num_blocks=4)
     first, second = add(scheduler, 8, None), add(scheduler, 8, None)
     assert sizes(step(scheduler)) == [(first, 8), (second, 8)]
@@ -56,7 +59,7 @@ def test_incomplete_prompts_do_not_deadlock() -> None:
 
 
 def test_a_stalled_prompt_is_preempted_before_a_sequence_that_grows() -> None:
-    """Also if it comes first in the order: it does not use its blocks, and the other one does."""
+    """Also if it comes first in the order."""
     scheduler = make_scheduler(num_blocks=4)
     stalled = add(scheduler, 4, None)
     step(scheduler)
@@ -110,7 +113,7 @@ def test_no_sequence_is_preempted_for_one_that_still_could_not_start() -> None:
 
 
 def test_shared_blocks_count_once_when_preemption_is_considered() -> None:
-    """Otherwise every step would preempt their owners for a sequence that still could not start."""
+    """Otherwise every step would preempt their owners for nothing."""
     scheduler = make_scheduler(num_blocks=7)
     stalled = [add_shared(scheduler, [*range(8), last], None) for last in (20, 21)]
     growing = add(scheduler, 4, 5)

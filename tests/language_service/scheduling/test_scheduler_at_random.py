@@ -1,4 +1,7 @@
-"""Run the scheduler under random traffic, and check every cache slot that a step reads."""
+"""Run the scheduler under random traffic.
+
+Check every cache slot that a step reads.
+"""
 
 import random
 from itertools import takewhile
@@ -28,13 +31,19 @@ segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size
 def test_every_sequence_finishes_and_reads_only_its_own_content(
     prompts: Prompts, max_drafts: int, seed: int, **limits: int
 ) -> None:
-    """Segments arrive and requests are cancelled between steps, in random order. Many prompts share prefixes."""
+    """Segments arrive and requests are cancelled between steps.
+
+    Many prompts share prefixes.
+    """
     scheduler = make_scheduler(**limits, max_drafts=max_drafts)
     Traffic(scheduler, random.Random(seed), prompts).run()
 
 
 class Traffic:
-    """Runs sequences to their end. Its cache records, for every slot, the tokens up to that position."""
+    """Runs sequences to their end.
+
+    Its cache records, for every slot, the tokens up to that position.
+    """
 
     def __init__(self, scheduler: Scheduler, chance: random.Random, prompts: Prompts) -> None:
         self.scheduler, self.chance = scheduler, chance
@@ -87,7 +96,7 @@ class Traffic:
             self._advance(chunk)
 
     def _tokens(self, chunk: Chunk) -> list[int]:
-        """Return the tokens up to the end of a chunk, with its drafts."""
+        """Return the tokens up to the end of a chunk."""
         return [*chunk.sequence.token_ids[: chunk.start], *chunk.token_ids]
 
     def _advance(self, chunk: Chunk) -> None:

@@ -1,4 +1,4 @@
-"""The scheduling policy for the prefix cache: computed once, shared, never written while shared."""
+"""The scheduling policy for the prefix cache."""
 
 from tests.language_service.stepping import add, add_shared, make_scheduler, run, sizes, step
 
@@ -80,7 +80,10 @@ def test_a_fully_cached_prompt_computes_its_last_block() -> None:
 
 
 def test_tokens_computed_after_a_preemption_are_no_cache_hits() -> None:
-    """The prompt ends while the sequence has no blocks. Its last block was a cache hit, but is computed now."""
+    """The prompt ends while the sequence has no blocks.
+
+    Its last block was a cache hit, but is computed now.
+    """
     scheduler = make_scheduler(max_running=1)
     add_shared(scheduler, list(range(8)), 1)
     run(scheduler)
@@ -95,7 +98,10 @@ def test_tokens_computed_after_a_preemption_are_no_cache_hits() -> None:
 
 
 def test_a_shared_block_is_never_written_again() -> None:
-    """The last token is computed again once the prompt has ended. Another sequence may share its block by then."""
+    """The last token is computed again after the prompt ends.
+
+    Another sequence may share its block by then.
+    """
     scheduler = make_scheduler()
     first = add_shared(scheduler, list(range(8)), max_tokens=None)
     step(scheduler)
@@ -110,7 +116,7 @@ def test_a_shared_block_is_never_written_again() -> None:
 
 
 def test_admission_needs_no_new_blocks_for_shared_ones() -> None:
-    """But the last token is always computed and needs a block."""
+    """But the last token is always computed."""
     for length, starts in ((9, True), (8, False)):
         scheduler = make_scheduler(num_blocks=5)
         first = add_shared(scheduler, list(range(8)), max_tokens=9)
