@@ -9,6 +9,25 @@ from checkpoint.families import (
     VisionConfig,
 )
 
+
+def _demo_decoder(*, modality_embedding: bool) -> LanguageConfig:
+    """Return the decoder of both variants of the demo model."""
+    return LanguageConfig(
+        width=192,
+        num_layers=4,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        mlp_width=384,
+        vocab_size=1024,
+        context_length=1024,
+        rope_theta=10_000.0,
+        qk_norm=True,
+        modality_embedding=modality_embedding,
+        eos_token_ids=(2,),
+    )
+
+
 RESAMPLER_PRESETS: dict[str, ResamplerModelConfig] = {
     # The model of the design: ViT-L/14 -> 64 x 1024 -> 32 queries -> 32 x 4096, and a 32-layer GQA decoder.
     "qwen3-vl-8b": ResamplerModelConfig(
@@ -51,19 +70,15 @@ RESAMPLER_PRESETS: dict[str, ResamplerModelConfig] = {
     "demo": ResamplerModelConfig(
         vision=VisionConfig(width=128, num_layers=4, num_heads=4, mlp_width=512, linear_bias=True),
         resampler=ResamplerConfig(num_layers=2, num_heads=4, head_dim=32, mlp_width=512),
-        language=LanguageConfig(
-            width=192,
-            num_layers=4,
-            num_heads=6,
-            num_kv_heads=2,
-            head_dim=32,
-            mlp_width=384,
-            vocab_size=1024,
-            context_length=1024,
-            rope_theta=10_000.0,
-            qk_norm=True,
-            eos_token_ids=(2,),
+        language=_demo_decoder(modality_embedding=False),
+    ),
+    # The demo model's direct variant: patch 16, and all 196 patches go to the same decoder.
+    "demo-direct": ResamplerModelConfig(
+        vision=VisionConfig(
+            patch_size=16, width=128, num_layers=4, num_heads=4, mlp_width=512, pool_size=1, linear_bias=True
         ),
+        resampler=ResamplerConfig(kind="none"),
+        language=_demo_decoder(modality_embedding=True),
     ),
 }
 

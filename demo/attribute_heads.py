@@ -37,6 +37,9 @@ class AttributeHeads(nn.Module):
     one third. So each token learns to describe one whole item, in the same way for every third. The decoder's attention
     can then find an item by its kind and read its other attributes from the same token. Without these heads the
     attributes of an item are scattered over tokens, and the decoder long answers questions about 'the bag' by chance.
+
+    A resampler's tokens have no place in the image, so equal shares of them are assigned to the thirds. Without a
+    resampler a token is a patch, and is assigned to the third that the patch lies in.
     """
 
     third_K: Tensor  # the third that each visual token describes
@@ -46,8 +49,7 @@ class AttributeHeads(nn.Module):
         self.side = config.vision.grid_size // config.vision.pool_size
         self.from_patches = nn.Linear(config.vision.width, sum(NUM_LABELS))
         self.from_tokens = nn.Linear(config.language.width, sum(NUM_LABELS))
-        third_K = torch.arange(config.num_visual_tokens) * len(POSITIONS) // config.num_visual_tokens
-        self.register_buffer("third_K", third_K, persistent=False)
+        self.register_buffer("third_K", _thirds(config), persistent=False)
 
     def forward(self, patches_BNW: Tensor, visual_BKD: Tensor, labels_BRA: Tensor) -> Tensor:
         """Return the sum of both heads' cross-entropies, means over attributes."""
@@ -55,6 +57,16 @@ class AttributeHeads(nn.Module):
         thirds_BRW = torch.stack([column.mean(dim=(1, 2)) for column in columns], dim=1)
         of_patches = _loss(self.from_patches(thirds_BRW), labels_BRA)
         return of_patches + _loss(self.from_tokens(visual_BKD), labels_BRA[:, self.third_K])
+
+
+def _thirds(config: ResamplerModelConfig) -> Tensor:
+    """Return the third of each visual token, [K]."""
+    if config.resampler.kind == "perceiver":
+        return torch.arange(config.num_visual_tokens) * len(POSITIONS) // config.num_visual_tokens
+    side = config.vision.grid_size // config.vision.pool_size
+    columns = torch.arange(side).tensor_split(len(POSITIONS))
+    third_of_column = torch.cat([torch.full_like(column, third) for third, column in enumerate(columns)])
+    return third_of_column.repeat(side)
 
 
 def _loss(scores_BXS: Tensor, labels_BXA: Tensor) -> Tensor:

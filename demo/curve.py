@@ -15,6 +15,7 @@ class Point:
     validation_loss: float
     validation_attribute_loss: float
     validation_accuracy: float  # share of conversations with exactly the right answers
+    cpu_s: float = 0.0  # CPU time of the first process until this step. Older curves lack it.
 
 
 def write_points(points: Sequence[Point], path: Path) -> None:

@@ -61,7 +61,9 @@ class Learner(nn.Module):
     def forward(self, batch: Batch) -> Answers:
         """Predict every answer of a batch."""
         patches_BNW = self.vision.vision_tower(batch.pixels_B3SS)
-        visual_BKD = self.vision.perceiver_resampler(patches_BNW)
+        vision = self.vision
+        to_tokens = vision.perceiver_resampler if vision.has_resampler else vision.vision_projection
+        visual_BKD = to_tokens(patches_BNW)
         attribute_loss = self.attribute_heads(patches_BNW, visual_BKD, batch.labels_BRA)
         prefix_BPD = self._embed_prefix(visual_BKD)
         num_images, prefix_length, width = prefix_BPD.shape

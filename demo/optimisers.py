@@ -67,5 +67,5 @@ class Optimisers:
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a linear map, not an embedding."""
-    is_embedding = name.endswith(("embed_tokens.weight", "query"))
+    is_embedding = name.endswith(("embed_tokens.weight", "modality_embedding.weight", "query"))
     return parameter.ndim == 2 and not is_embedding and not name.startswith("attribute_heads.")

@@ -10,18 +10,20 @@ import argparse
 import json
 import math
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from checkpoint.families import layout
+from checkpoint.config import read_config
+from checkpoint.families import ResamplerModelConfig, layout
 from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from demo.evaluate import Score, add_evaluation_arguments, measure, report, score, table
 from demo.questions import LANGUAGES, TOPICS, Language, Topic
-from demo.train import DEFAULT_FOLDER, TOKENIZER_FILE, demo_model, snapshot_name
+from demo.train import DEFAULT_FOLDER, TOKENIZER_FILE, snapshot_name
 from tandem.stack import StackConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,26 +31,59 @@ RESULTS = Path(__file__).parent / "results"
 Scores = dict[tuple[Language | None, Topic | None], Score]  # None means all
 
 
-def publish(root: Path, tag: str, weights: dict[str, Tensor], tokenizer_json: str, card: str) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A model at one step of its training."""
+
+    model: ResamplerModelConfig
+    weights: dict[str, Tensor]  # by name in a checkpoint
+    tokenizer_json: str
+    step: int
+
+
+def read_snapshot(folder: Path, step: int) -> Snapshot:
+    """Read a snapshot from the folder of a training run.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the folder has no readable configuration.
+        OSError: the folder has no snapshot of this step.
+    """
+    model = read_config(folder)
+    assert isinstance(model, ResamplerModelConfig)
+    return Snapshot(
+        model=model,
+        weights=torch.load(folder / snapshot_name(step), weights_only=True),
+        tokenizer_json=(folder / TOKENIZER_FILE).read_text(encoding="utf-8"),
+        step=step,
+    )
+
+
+def publish(root: Path, tag: str, snapshot: Snapshot, card: str) -> Path:
     """Write a release in bfloat16 to a model store.
 
     Returns the release's folder in the store at `root`.
 
     Raises:
-        FailedPrecondition: TAG_EXISTS, or the weights are not the demo model's.
+        FailedPrecondition: TAG_EXISTS, or the weights are not those of the model.
     """
     store = ModelStore(root)
     with store.create(tag) as folder:
         (folder / "README.md").write_text(card, encoding="utf-8")
-        save(folder, demo_model(), weights, tag, tokenizer_json=tokenizer_json, dtype=torch.bfloat16)
+        save(
+            folder,
+            snapshot.model,
+            snapshot.weights,
+            tag,
+            tokenizer_json=snapshot.tokenizer_json,
+            dtype=torch.bfloat16,
+        )
     return store.folder(tag)
 
 
-def model_card(tag: str, step: int, scores: Scores, note: str = "") -> str:
+def model_card(tag: str, model: ResamplerModelConfig, step: int, scores: Scores, note: str = "") -> str:
     """Return a release's model card in Markdown."""
-    model = demo_model()
     millions = sum(math.prod(spec.shape) for spec in layout(model)) / 1e6
-    vision, resampler, language = model.vision, model.resampler, model.language
+    vision, language = model.vision, model.language
     rows = "\n".join(
         f"| {topic or '**all**'} | "
         + " | ".join(
@@ -66,9 +101,7 @@ refers to the first. It is a small model for trying and testing Tandem, and it r
 It does not handle other images or other questions.
 
 - {millions:.2f} million parameters, stored in bfloat16.
-- Vision transformer: {vision.num_layers} layers, width {vision.width}, {vision.num_patches} patches pooled to \
-{vision.num_pooled}.
-- Perceiver resampler: {resampler.num_layers} layers, {resampler.num_queries} visual tokens.
+- Vision transformer: {vision.num_layers} layers, width {vision.width}, {_patches(model)}
 - Decoder: {language.num_layers} layers, width {language.width}, {language.num_heads} query and \
 {language.num_kv_heads} key-value heads.
 - Trained by `demo/train.py` on two CPU cores. These are the weights after {step:,} steps. `demo/scenes.py` and
@@ -87,6 +120,15 @@ not come from the image.
 """
 
 
+def _patches(model: ResamplerModelConfig) -> str:
+    """Describe the way from patches to visual tokens."""
+    vision, resampler = model.vision, model.resampler
+    if resampler.kind == "none":
+        return f"{vision.num_patches} patches, each a visual token."
+    return f"""{vision.num_patches} patches pooled to {vision.num_pooled}.
+- Perceiver resampler: {resampler.num_layers} layers, {resampler.num_queries} visual tokens."""
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
@@ -96,27 +138,22 @@ def main() -> None:
     parser.add_argument("--step", type=int, required=True, help="training step of the snapshot")
     parser.add_argument("--note", default="", help="a sentence about the training, for the model card")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="folder of the training run")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the scores (default: demo/results)")
     add_evaluation_arguments(parser)
     arguments = parser.parse_args()
     console = Console()
-    weights: dict[str, Tensor] = torch.load(arguments.folder / snapshot_name(arguments.step), weights_only=True)
-    tokenizer_json = (arguments.folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    snapshot = read_snapshot(arguments.folder, arguments.step)
     with tempfile.TemporaryDirectory() as scratch:
-        publish(Path(scratch), arguments.tag, weights, tokenizer_json, card="Not measured yet.\n")
+        publish(Path(scratch), arguments.tag, snapshot, card="Not measured yet.\n")
         stack = StackConfig(models=Path(scratch), release=arguments.tag)
         outcomes = measure(stack, arguments.questions, arguments.seed, console)
     console.print(table(arguments.tag, outcomes))
     scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
-    folder = publish(
-        arguments.models,
-        arguments.tag,
-        weights,
-        tokenizer_json,
-        model_card(arguments.tag, arguments.step, scores, arguments.note),
-    )
+    card = model_card(arguments.tag, snapshot.model, snapshot.step, scores, arguments.note)
+    folder = publish(arguments.models, arguments.tag, snapshot, card)
     results = json.dumps(report(arguments.tag, arguments.seed, outcomes), indent=2, ensure_ascii=False)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{arguments.tag}.json").write_text(results + "\n", encoding="utf-8")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / f"{arguments.tag}.json").write_text(results + "\n", encoding="utf-8")
     console.print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 

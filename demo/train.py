@@ -1,6 +1,7 @@
 """Train the demo model on CPU cores (`make train-demo`).
 
     python -m demo.train
+    python -m demo.train --preset demo-direct --positions sincos_2d --steps 500
 
 Runs are seeded and restartable. A step's images depend only on its number, and the state is saved regularly. So a
 stopped run continues to exactly the weights it would have reached.
@@ -12,6 +13,7 @@ would wait for each other at every operation.
 import argparse
 import os
 import socket
+import time
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
@@ -23,6 +25,8 @@ from tokenizers import Tokenizer
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from chassis.errors import FailedPrecondition
+from checkpoint.config import CONFIG_FILE, read_config, write_config
 from checkpoint.families import ResamplerModelConfig
 from checkpoint.presets import RESAMPLER_PRESETS
 from demo.batches import Batch, BatchConfig, Batches
@@ -31,11 +35,14 @@ from demo.learner import Answers, Learner
 from demo.optimisers import Optimisers, Schedule
 from demo.scenes import TRAINING_SEEDS, VALIDATION_SEEDS
 from demo.tokenizer import train_tokenizer
+from tandem.commands.failures import exit_on_error
 
 STATE_FILE = "state.pt"
 CURVE_FILE = "curve.json"
 TOKENIZER_FILE = "tokenizer.json"
 DEFAULT_FOLDER = Path(".tandem/training")
+PRESETS = ("demo", "demo-direct")
+POSITIONS = ("learned", "sincos_1d", "sincos_2d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +69,7 @@ class Run:
         self.rank = rank
         self.step = 0
         self.points: list[Point] = []
+        self.cpu_s = 0.0  # of this process, up to the current step
         torch.manual_seed(config.seed)
         self.batches = Batches(model, tokenizer, config.mix, TRAINING_SEEDS)
         self.learner = Learner(model, self.batches.encoder.before_image)
@@ -73,12 +81,14 @@ class Run:
 
     def advance(self) -> float:
         """Take one step and return this process's loss."""
+        start_s = time.process_time()
         batch = self.batches[self.step * self.config.num_processes + self.rank]
         answers = self._answer(batch)
         (answers.loss + self.config.attribute_weight * answers.attribute_loss).backward()  # type: ignore[no-untyped-call]
         self._share_gradients()
         self.optimisers.step(self.config.schedule.rate(self.step))
         self.step += 1
+        self.cpu_s += time.process_time() - start_s
         return answers.loss.item()
 
     def report(self, loss: float) -> Point:
@@ -92,6 +102,7 @@ class Run:
             validation_loss=answers.loss.item(),
             validation_attribute_loss=answers.attribute_loss.item(),
             validation_accuracy=right,
+            cpu_s=round(self.cpu_s, 1),
         )
         self.points.append(point)
         write_points(self.points, self.config.folder / CURVE_FILE)
@@ -105,6 +116,7 @@ class Run:
             "learner": self.learner.state_dict(),
             "optimisers": self.optimisers.state(),
             "points": self.points,
+            "cpu_s": self.cpu_s,
         }
         torch.save(state, folder / f"{STATE_FILE}.new")
         (folder / f"{STATE_FILE}.new").replace(folder / STATE_FILE)
@@ -114,7 +126,7 @@ class Run:
     def _restore(self) -> None:
         # We wrote this file ourselves. The safe loader would refuse the curve's points, which are objects.
         state: dict[str, Any] = torch.load(self.config.folder / STATE_FILE, weights_only=False)
-        self.step, self.points = state["step"], state["points"]
+        self.step, self.points, self.cpu_s = state["step"], state["points"], state["cpu_s"]
         self.learner.load_state_dict(state["learner"])
         self.optimisers.restore(state["optimisers"])
 
@@ -140,14 +152,30 @@ def snapshot_name(step: int) -> str:
     return f"weights-{step:05d}.pt"
 
 
-def demo_model() -> ResamplerModelConfig:
-    """Return the demo model's configuration."""
-    return RESAMPLER_PRESETS["demo"]
+def demo_model(preset: str = "demo", positions: str = "learned") -> ResamplerModelConfig:
+    """Return the configuration of a variant of the demo model.
+
+    Args:
+        preset: one of `PRESETS`.
+        positions: kind of the patches' positions, one of `POSITIONS`.
+    """
+    model = RESAMPLER_PRESETS[preset].model_dump()
+    return ResamplerModelConfig.model_validate({**model, "vision": {**model["vision"], "positions": positions}})
 
 
 def train(config: TrainingConfig, model: ResamplerModelConfig, tokenizer: Tokenizer) -> None:
-    """Train to the end of the schedule, from saved state."""
+    """Train to the end of the schedule, from saved state.
+
+    Raises:
+        FailedPrecondition: OTHER_MODEL, the folder has a run of another model.
+    """
     config.folder.mkdir(parents=True, exist_ok=True)
+    if (config.folder / CONFIG_FILE).exists() and read_config(config.folder) != model:
+        raise FailedPrecondition(
+            f"The folder {config.folder} has a run of another model; choose another with --folder.",
+            reason="OTHER_MODEL",
+        )
+    write_config(model, config.folder)
     tokenizer_json = tokenizer.to_str(pretty=True)
     (config.folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
     if config.num_processes == 1:
@@ -205,11 +233,15 @@ def _free_port() -> int:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model.")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="variant to train (default: %(default)s)")
+    parser.add_argument(
+        "--positions", choices=POSITIONS, default=POSITIONS[0], help="positions of the patches (default: %(default)s)"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         default=DEFAULT_FOLDER,
-        help="folder for state, snapshots and curve (default: %(default)s)",
+        help="folder for state, snapshots and curve, one for each model (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=3000, help="length of the run (default: %(default)s)")
     parser.add_argument(
@@ -224,7 +256,8 @@ def main() -> None:
         mix=BatchConfig(),
         num_processes=arguments.processes,
     )
-    train(config, demo_model(), train_tokenizer())
+    with exit_on_error():
+        train(config, demo_model(arguments.preset, arguments.positions), train_tokenizer())
 
 
 if __name__ == "__main__":

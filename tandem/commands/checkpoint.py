@@ -29,6 +29,7 @@ class Preset(StrEnum):
     full_size_direct = "qwen3-vl-8b-direct"
     tiny = "tiny"
     demo = "demo"
+    demo_direct = "demo-direct"
 
 
 class Dtype(StrEnum):

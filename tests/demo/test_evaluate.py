@@ -9,12 +9,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from checkpoint.families import layout
+from checkpoint.families import ResamplerModelConfig, layout
 from checkpoint.verification import raise_for_problems, verify
 from checkpoint.weights import load_half
 from demo.evaluate import Outcome, make_cases, report, score, table
 from demo.questions import LANGUAGES, TOPICS
-from demo.release import model_card, publish
+from demo.release import Snapshot, model_card, publish
 from demo.scenes import HELD_OUT_SEEDS
 from demo.train import demo_model
 from language_service.model.decoder import Decoder
@@ -87,15 +87,26 @@ def test_the_report_includes_wrong_answers(outcomes: list[Outcome]) -> None:
     assert len(table(TAG, outcomes).rows) == len(TOPICS) + 1
 
 
+def random_snapshot(model: ResamplerModelConfig, tokenizer: Tokenizer) -> Snapshot:
+    weights = {spec.name: torch.randn(spec.shape) for spec in layout(model)}
+    return Snapshot(model=model, weights=weights, tokenizer_json=tokenizer.to_str(), step=100)
+
+
 def test_a_published_release_is_small_and_passes_verification_and_loading(
     tmp_path: Path, tokenizer: Tokenizer, outcomes: list[Outcome]
 ) -> None:
-    weights = {spec.name: torch.randn(spec.shape) for spec in layout(demo_model())}
+    snapshot = random_snapshot(demo_model(), tokenizer)
     scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
-    card = model_card(TAG, 100, scores)
-    folder = publish(tmp_path, TAG, weights, tokenizer.to_str(), card)
+    folder = publish(tmp_path, TAG, snapshot, model_card(TAG, snapshot.model, 100, scores))
     raise_for_problems(TAG, verify(folder))
     assert sum(file.stat().st_size for file in folder.iterdir()) < 16e6
     VisionHalf(demo_model()).load_state_dict(load_half(folder, "vision", dtype=torch.float32).tensors)
     Decoder(demo_model().language).load_state_dict(load_half(folder, "language", dtype=torch.float32).tensors)
     assert "| **all** | 100.0% | 0.0% | 0.0% | 0.0% | 50.0% | 0.0% |" in (folder / "README.md").read_text()
+
+
+def test_the_card_of_a_direct_release_describes_no_resampler(outcomes: list[Outcome]) -> None:
+    scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
+    card = model_card(TAG, demo_model("demo-direct"), 100, scores)
+    assert "196 patches, each a visual token." in card
+    assert "resampler" not in card

@@ -7,11 +7,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from chassis.errors import FailedPrecondition
 from checkpoint.families import ResamplerModelConfig, layout
 from demo.batches import BatchConfig
 from demo.curve import plot, read_points
 from demo.optimisers import Schedule
-from demo.train import CURVE_FILE, Run, TrainingConfig, snapshot_name, train
+from demo.train import CURVE_FILE, POSITIONS, PRESETS, Run, TrainingConfig, demo_model, snapshot_name, train
 
 
 def small_run(folder: Path, num_steps: int) -> TrainingConfig:
@@ -38,6 +39,33 @@ def test_training_lowers_the_validation_loss(finished: Path) -> None:
     points = read_points(finished / CURVE_FILE)
     assert [point.step for point in points] == [4, 8]
     assert points[1].validation_loss < points[0].validation_loss < 6.9  # the loss of a uniform guess
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_direct_variant_learns_with_every_kind_of_positions(
+    positions: str, small_direct_model: ResamplerModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    vision = {**small_direct_model.vision.model_dump(), "positions": positions}
+    model = ResamplerModelConfig.model_validate({**small_direct_model.model_dump(), "vision": vision})
+    train(small_run(tmp_path, 8), model, tokenizer)
+    points = read_points(tmp_path / CURVE_FILE)
+    assert points[1].validation_loss < points[0].validation_loss < 6.9
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_flags_choose_variant_and_positions(preset: str, positions: str) -> None:
+    model = demo_model(preset, positions)
+    assert model.vision.positions == positions
+    assert model.num_visual_tokens == {"demo": 32, "demo-direct": 196}[preset]
+    assert model.language.modality_embedding is (preset == "demo-direct")
+
+
+def test_a_folder_with_a_run_of_another_model_is_refused(
+    finished: Path, small_direct_model: ResamplerModelConfig, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(FailedPrecondition, match="has a run of another model; choose another with --folder"):
+        train(small_run(finished, 8), small_direct_model, tokenizer)
 
 
 def test_a_resumed_run_reaches_the_weights_of_an_uninterrupted_one(
