@@ -2,9 +2,18 @@
 
 import sys
 
-from chassis.server import run_service
-from chassis.settings import load_settings
-from language_service.service import LanguageSettings, open_service
+from chassis.extras import require_extras
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    require_extras("python -m language_service", "stages")
+    from chassis.server import run_service
+    from chassis.settings import load_settings
+    from language_service.service import LanguageSettings, open_service
+
+    run_service("language", load_settings(LanguageSettings, sys.argv[1:]), open_service)
+
 
 if __name__ == "__main__":
-    run_service("language", load_settings(LanguageSettings, sys.argv[1:]), open_service)
+    main()

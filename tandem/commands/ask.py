@@ -57,7 +57,7 @@ def ask(
     api_key: ApiKey = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
-    """Ask a question about images, or without any.
+    """Ask a question, with or without images.
 
     Example: tandem ask bag.png "What colour is the bag?"
 

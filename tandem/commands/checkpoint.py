@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from chassis.extras import require_extras
 from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
-from tandem.commands.extras import require_extras
 
 app = typer.Typer(help="List, make, pack, verify and inspect checkpoints.", no_args_is_help=True)
 

@@ -16,7 +16,7 @@ from tandem.commands.rollout_view import plain_name, rollout_view
 from tandem.commands.terminal import live_display, table_console
 from tandem.v1 import rollout_pb2
 
-app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, watch it, and roll it back.")
+app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, or back.")
 
 REFRESH_S = 1.0
 _STEP = re.compile(r"(?P<weight>\d+(\.\d+)?)(:(?P<length>\d+(\.\d+)?)(?P<unit>[smh]))?(:(?P<requests>\d{1,9})r)?")

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from chassis.extras import require_extras
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag
-from tandem.commands.extras import require_extras
 from tandem.errors import NotFound
 
 Models = Annotated[Path, typer.Option(metavar="FOLDER", help="The model store, a folder of checkpoints.")]

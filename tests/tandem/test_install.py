@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tandem.commands.extras import MODULES
+from chassis.extras import MODULES
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -131,7 +131,7 @@ def client_only(*arguments: str) -> subprocess.CompletedProcess[str]:
 def check_refusals(tandem: Tandem) -> None:
     for arguments, (command, extras, names) in REFUSED.items():
         done = tandem(*arguments)
-        sentence = f"`{command}` needs {extras}: pip install '{NAME}[{names}]'.\n"
+        sentence = f"{command} needs {extras}: pip install '{NAME}[{names}]'.\n"
         assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
@@ -176,6 +176,15 @@ def test_every_help_works_with_the_plain_install() -> None:
 
 def test_a_command_without_its_extra_says_what_to_install() -> None:
     check_refusals(client_only)
+
+
+@pytest.mark.parametrize("service", ["gateway", "language_service", "vision_service"])
+def test_a_service_without_its_extra_says_what_to_install(service: str) -> None:
+    extra = "gateway" if service == "gateway" else "stages"
+    program = f"import runpy\nrunpy.run_module({service!r}, run_name='__main__')"
+    done = run_without(missing_modules(""), program)
+    sentence = f"python -m {service} needs the extra {extra}: pip install '{NAME}[{extra}]'.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
 def test_commands_on_a_store_work_with_the_plain_install(store: Path) -> None:

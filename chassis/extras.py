@@ -1,8 +1,6 @@
-"""Refuse a command whose optional packages are missing."""
+"""Exit with one sentence if the packages of an extra are missing."""
 
 from importlib.util import find_spec
-
-from tandem.errors import FailedPrecondition
 
 _SERVICE = (
     *("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop"),
@@ -18,16 +16,13 @@ MODULES = {
 def require_extras(command: str, *extras: str) -> None:
     """Check that the packages of some extras are installed.
 
-    Args:
-        command: the command as the user typed it, for the message.
-        extras: names of extras in pyproject.toml.
+    If not, exits with status 1 and a sentence on stderr that says what to install.
 
-    Raises:
-        FailedPrecondition: reason 'NOT_INSTALLED', with the line that installs them.
+    Args:
+        command: the command as the user typed it, for the sentence.
+        extras: names of extras in pyproject.toml.
     """
     if all(find_spec(module) is not None for extra in extras for module in MODULES[extra]):
         return
     names = f"the extra{'s' * (len(extras) > 1)} {' and '.join(extras)}"
-    raise FailedPrecondition(
-        f"`{command}` needs {names}: pip install 'tandem-serving[{','.join(extras)}]'.", reason="NOT_INSTALLED"
-    )
+    raise SystemExit(f"{command} needs {names}: pip install 'tandem-serving[{','.join(extras)}]'.")
