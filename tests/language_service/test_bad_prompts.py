@@ -110,19 +110,19 @@ def test_bad_prompts_are_refused_within_a_second_and_change_no_other_answer(serv
     alone, _ = ask(service, *prompt)
     times_s = []
     for name, bad in refused.items():
-        meanwhile = service.stub.Generate(iter(prompt), timeout=20)
-        next(meanwhile)
+        good_call = service.stub.Generate(iter(prompt), timeout=20)
+        next(good_call)
         started = time.perf_counter()
         error = refusal(service, bad.requests)
         times_s.append(time.perf_counter() - started)
         assert (error.code.name, error.reason, error.field) == (bad.code, bad.reason, bad.field), name
-        meanwhile.cancel()
+        good_call.cancel()
     assert median(times_s) < 1  # the median, because a busy machine may delay any single one
-    meanwhile = service.stub.Generate(iter(prompt), timeout=20)
-    tokens: list[int] = list(next(meanwhile).tokens.token_ids)
+    good_call = service.stub.Generate(iter(prompt), timeout=20)
+    tokens: list[int] = list(next(good_call).tokens.token_ids)
     for bad in refused.values():
         refusal(service, bad.requests)
-    for response in meanwhile:
+    for response in good_call:
         tokens += response.tokens.token_ids
     assert tokens == alone
     service.until_idle()

@@ -30,10 +30,10 @@ async def test_requests_that_end_in_every_way_leave_nothing_behind(tmp_path: Pat
     flags = ("--kv-cache-bytes", str(40 * BLOCK_BYTES), "--max-running", "12", "--max-waiting", "22")
     drafting = ("--max-drafts", "4", "--max-step-tokens", "64")
     with running(tmp_path, "--tags", TAG, *flags, *drafting) as service:
-        chance = random.Random(1)
-        await _send(service, chance, 200)  # allocates everything that is allocated only once
+        rng = random.Random(1)
+        await _send(service, rng, 200)  # allocates everything that is allocated only once
         before = _resident_bytes(service)
-        outcomes = await _send(service, chance, NUM_REQUESTS)
+        outcomes = await _send(service, rng, NUM_REQUESTS)
         service.until_idle()
         growth = _resident_bytes(service) - before
         assert service.metric("tandem_language_failed_steps_total") == 0
@@ -48,7 +48,7 @@ async def test_requests_that_end_in_every_way_leave_nothing_behind(tmp_path: Pat
     assert growth < MOST_GROWTH_BYTES
 
 
-async def _send(service: Running, chance: random.Random, count: int) -> Counter[str]:
+async def _send(service: Running, rng: random.Random, count: int) -> Counter[str]:
     """Send `count` requests. Count how they ended."""
     slots = asyncio.Semaphore(NUM_AT_ONCE)
     async with grpc.aio.insecure_channel(service.address) as channel:
@@ -58,13 +58,13 @@ async def _send(service: Running, chance: random.Random, count: int) -> Counter[
             async with slots:
                 return await _ask(stub, random.Random(seed), service.vision_digest)
 
-        return Counter(await asyncio.gather(*(one(chance.getrandbits(32)) for _ in range(count))))
+        return Counter(await asyncio.gather(*(one(rng.getrandbits(32)) for _ in range(count))))
 
 
-async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
-    timeout_s = chance.choice([0.02, 0.1, 20, 20, 20])
-    call = stub.Generate(_prompt(chance, digest), timeout=timeout_s)
-    patience = chance.choice([0, 3, 10**6, 10**6, 10**6])  # messages read before cancelling
+async def _ask(stub: Any, rng: random.Random, digest: bytes) -> str:
+    timeout_s = rng.choice([0.02, 0.1, 20, 20, 20])
+    call = stub.Generate(_prompt(rng, digest), timeout=timeout_s)
+    patience = rng.choice([0, 3, 10**6, 10**6, 10**6])  # messages read before cancelling
     try:
         async for _ in call:
             patience -= 1
@@ -79,20 +79,20 @@ async def _ask(stub: Any, chance: random.Random, digest: bytes) -> str:
     return "OK"
 
 
-async def _prompt(chance: random.Random, digest: bytes) -> AsyncIterator[Request]:
+async def _prompt(rng: random.Random, digest: bytes) -> AsyncIterator[Request]:
     """Yield a random prompt.
 
     Many share a prefix, and about every fourth is bad.
     """
-    yield start(max_tokens=chance.randint(1, 120), temperature=chance.choice([0.0, 0.8]), seed=chance.getrandbits(16))
-    yield text(*range(10, 10 + chance.choice([5, 16, 40])))
-    for _ in range(chance.randint(0, 2)):
-        await asyncio.sleep(chance.choice([0, 0, 0.01]))
-        if chance.random() < 0.15:
-            yield image(chance.choice([digest, bytes(32)]), visual_key=b"short")
+    yield start(max_tokens=rng.randint(1, 120), temperature=rng.choice([0.0, 0.8]), seed=rng.getrandbits(16))
+    yield text(*range(10, 10 + rng.choice([5, 16, 40])))
+    for _ in range(rng.randint(0, 2)):
+        await asyncio.sleep(rng.choice([0, 0, 0.01]))
+        if rng.random() < 0.15:
+            yield image(rng.choice([digest, bytes(32)]), visual_key=b"short")
         else:
-            yield image(digest, seed=chance.randrange(4))
-    yield text(*(chance.randrange(CONFIG.language.vocab_size) for _ in range(chance.randint(1, 20))))
+            yield image(digest, seed=rng.randrange(4))
+    yield text(*(rng.randrange(CONFIG.language.vocab_size) for _ in range(rng.randint(1, 20))))
 
 
 def _codes(service: Running) -> set[str]:

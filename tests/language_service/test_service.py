@@ -227,9 +227,10 @@ def _outcome(call: Any) -> TandemError | None:
     [
         (("--max-step-tokens", "64"), "--max-step-tokens"),
         (("--kv-cache-fraction", "2"), "--kv-cache-fraction"),
-        (("--device", "cuda:99"), "there is no such device here"),
+        (("--device", "cuda:99"), "GPUs here, so choose"),
         (("--device", "gpu"), "--device"),
         (("--precision", "int3"), "--precision"),
+        (("--engine", "other"), "--engine"),
     ],
 )
 def test_a_bad_setting_stops_the_start_with_its_name(

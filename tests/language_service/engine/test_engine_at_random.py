@@ -58,72 +58,72 @@ async def test_every_answer_under_random_traffic_equals_the_reference(
     make_engine: MakeEngine, compiler: GrammarCompiler, seed: int
 ) -> None:
     """Prompts share prefixes, blocks run out, and clients cancel."""
-    chance = random.Random(seed)
-    max_running = chance.choice([1, 3, 6])
+    rng = random.Random(seed)
+    max_running = rng.choice([1, 3, 6])
     engine = await make_engine(
         model=MODEL,
-        num_blocks=chance.choice([18, 24, 40]),
+        num_blocks=rng.choice([18, 24, 40]),
         max_running=max_running,
-        max_step_tokens=max_running + chance.choice([1, 4, 20]),
-        max_drafts=chance.choice([0, 4]),
-        reuse_prefixes=chance.random() < 0.8,
+        max_step_tokens=max_running + rng.choice([1, 4, 20]),
+        max_drafts=rng.choice([0, 4]),
+        reuse_prefixes=rng.random() < 0.8,
     )
 
-    async def one(chance: random.Random) -> int:
-        question = make_question(chance, room=engine.context_length)
+    async def one(rng: random.Random) -> int:
+        question = make_question(rng, room=engine.context_length)
         constraint = question.options.constraint
         grammars = [await compiler.compile(constraint) if constraint else None for _ in range(2)]
-        events = await ask(engine, question, grammars[0], chance)
+        events = await ask(engine, question, grammars[0], rng)
         if events:
             check(question, events, grammars[1])
         return len(events)
 
-    answered = await asyncio.gather(*(one(random.Random(chance.getrandbits(32))) for _ in range(NUM_REQUESTS)))
+    answered = await asyncio.gather(*(one(random.Random(rng.getrandbits(32))) for _ in range(NUM_REQUESTS)))
     assert sum(num_events > 0 for num_events in answered) > NUM_REQUESTS // 4
 
 
-def make_question(chance: random.Random, room: int) -> Question:
-    prefix = chance.choice(PREFIXES)
-    parts: list[Part] = [prefix[: chance.choice([1, 4, 8, len(prefix)])]]
-    for _ in range(chance.randint(0, 3)):
-        text = [chance.choice([5, 6, 7, 8, 40, 41, chance.randrange(3, VOCAB)]) for _ in range(chance.randint(1, 9))]
-        parts.append(text if chance.random() < 0.5 else make_image(chance.randrange(3), chance.choice([1, 4, 5])))
-    max_tokens = min(chance.choice([1, 2, 5, 20, 40]), room - sum(len(part) for part in parts))
+def make_question(rng: random.Random, room: int) -> Question:
+    prefix = rng.choice(PREFIXES)
+    parts: list[Part] = [prefix[: rng.choice([1, 4, 8, len(prefix)])]]
+    for _ in range(rng.randint(0, 3)):
+        text = [rng.choice([5, 6, 7, 8, 40, 41, rng.randrange(3, VOCAB)]) for _ in range(rng.randint(1, 9))]
+        parts.append(text if rng.random() < 0.5 else make_image(rng.randrange(3), rng.choice([1, 4, 5])))
+    max_tokens = min(rng.choice([1, 2, 5, 20, 40]), room - sum(len(part) for part in parts))
     return Question(
         parts=parts,
-        options=SamplingOptions(**make_options(chance, max_tokens)),
+        options=SamplingOptions(**make_options(rng, max_tokens)),
         max_tokens=max_tokens,
-        salt=chance.choice([b"", b"", b"other"]),
-        priority=chance.choice([0, 0, 1]),
+        salt=rng.choice([b"", b"", b"other"]),
+        priority=rng.choice([0, 0, 1]),
     )
 
 
-def make_options(chance: random.Random, max_tokens: int) -> dict[str, Any]:
+def make_options(rng: random.Random, max_tokens: int) -> dict[str, Any]:
     some: dict[str, Any] = {
-        "temperature": chance.choice([0.1, 0.5, 1.0, 2.0]),
-        "top_k": chance.choice([1, 10, 300]),
-        "top_p": chance.choice([0.1, 0.5, 0.9]),
-        "min_p": chance.choice([0.01, 0.3]),
-        "repetition_penalty": chance.choice([0.5, 1.3, 3.0]),
-        "presence_penalty": chance.choice([-1.0, 1.5]),
-        "frequency_penalty": chance.choice([-0.3, 0.7]),
-        "logit_bias": {chance.randrange(VOCAB): 8.0, chance.randrange(VOCAB): -100.0, EOS: 3.0},
-        "num_logprobs": chance.choice([0, 3]),
+        "temperature": rng.choice([0.1, 0.5, 1.0, 2.0]),
+        "top_k": rng.choice([1, 10, 300]),
+        "top_p": rng.choice([0.1, 0.5, 0.9]),
+        "min_p": rng.choice([0.01, 0.3]),
+        "repetition_penalty": rng.choice([0.5, 1.3, 3.0]),
+        "presence_penalty": rng.choice([-1.0, 1.5]),
+        "frequency_penalty": rng.choice([-0.3, 0.7]),
+        "logit_bias": {rng.randrange(VOCAB): 8.0, rng.randrange(VOCAB): -100.0, EOS: 3.0},
+        "num_logprobs": rng.choice([0, 3]),
         "ignore_eos": True,
-        "stop_token_ids": frozenset(chance.randrange(VOCAB) for _ in range(9)),
-        "min_tokens": chance.randint(0, max_tokens),
-        "constraint": chance.choice(CONSTRAINTS),
+        "stop_token_ids": frozenset(rng.randrange(VOCAB) for _ in range(9)),
+        "min_tokens": rng.randint(0, max_tokens),
+        "constraint": rng.choice(CONSTRAINTS),
     }
-    chosen = {name: value for name, value in some.items() if chance.random() < 0.3}
+    chosen = {name: value for name, value in some.items() if rng.random() < 0.3}
     if "constraint" in chosen:
         chosen.pop("stop_token_ids", None)  # the constraint may allow nothing else
-    return {"seed": chance.randrange(1000), **chosen}
+    return {"seed": rng.randrange(1000), **chosen}
 
 
-async def ask(engine: Engine, question: Question, grammar: Grammar | None, chance: random.Random) -> list[Event]:
+async def ask(engine: Engine, question: Question, grammar: Grammar | None, rng: random.Random) -> list[Event]:
     """Return the events of the answer, none if cancelled."""
-    cancels_after = chance.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
-    await asyncio.sleep(chance.choice([0, 0.002, 0.01]))
+    cancels_after = rng.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
+    await asyncio.sleep(rng.choice([0, 0.002, 0.01]))
     generation = engine.open(question.options, salt=question.salt, priority=question.priority, grammar=grammar)
     events: list[Event] = []
     try:
@@ -131,7 +131,7 @@ async def ask(engine: Engine, question: Question, grammar: Grammar | None, chanc
             if place == cancels_after:
                 return []
             feed(generation, [part])
-            await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01]))
+            await asyncio.sleep(rng.choice([0, 0, 0.001, 0.01]))
         generation.end_prompt(question.max_tokens)
         async for event in generation:
             events.append(event)

@@ -45,8 +45,8 @@ class Traffic:
     Its cache records, for every slot, the tokens up to that position.
     """
 
-    def __init__(self, scheduler: Scheduler, chance: random.Random, prompts: Prompts) -> None:
-        self.scheduler, self.chance = scheduler, chance
+    def __init__(self, scheduler: Scheduler, rng: random.Random, prompts: Prompts) -> None:
+        self.scheduler, self.rng = scheduler, rng
         self.arriving = {}
         for segments, max_tokens, priority in prompts:
             sequence = add_shared(scheduler, [], None)
@@ -62,8 +62,8 @@ class Traffic:
             if not self.alive:
                 break
             self._arrive()
-            if self.chance.random() < 0.02:
-                self._cancel(self.chance.choice(sorted(self.alive, key=id)))
+            if self.rng.random() < 0.02:
+                self._cancel(self.rng.choice(sorted(self.alive, key=id)))
             batch = self.scheduler.next_batch()
             self.scheduler.check()
             assert batch is not None or self.arriving or not self.alive, "all prompts are complete but nothing runs"
@@ -101,7 +101,7 @@ class Traffic:
 
     def _advance(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        answer = [self.chance.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
+        answer = [self.rng.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
         pairs = zip(chunk.drafts, answer, strict=False)
         num_accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.scheduler.advance(chunk, num_accepted)
@@ -121,7 +121,7 @@ class Traffic:
 
     def _arrive(self) -> None:
         for sequence, (segments, max_tokens) in list(self.arriving.items()):
-            if self.chance.random() < 0.5:
+            if self.rng.random() < 0.5:
                 continue
             if segments:
                 sequence.add_text(segments.pop(0))
