@@ -25,7 +25,7 @@ class LanguageSettings(StageSettings):
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
     engine: EngineName = Field("tandem", description="engine that runs the language half")
     kv_cache_bytes: int | None = Field(
-        None, ge=1, description="size of each model's KV cache, bytes; unset uses kv_cache_fraction"
+        None, ge=1, description="size of each model's KV cache, bytes. Unset uses kv_cache_fraction"
     )
     kv_cache_fraction: float = Field(
         0.5,
@@ -37,14 +37,14 @@ class LanguageSettings(StageSettings):
     max_running: int = Field(64, ge=1, description="most sequences in the continuous batch of a model")
     max_waiting: int = Field(256, ge=1, description="most requests in the queue of a model")
     max_step_tokens: int = Field(
-        512, ge=2, validate_default=True, description="most tokens computed in one step; must be above max_running"
+        512, ge=2, validate_default=True, description="most tokens computed in one step. Must be above max_running"
     )
     prefix_cache: bool = Field(True, description="compute equal prefixes of prompts once")
     max_drafts: int = Field(
         0,
         ge=0,
         le=64,
-        description="most draft tokens (n-gram speculation) per sequence and step; 0 drafts none",
+        description="most draft tokens (n-gram speculation) per sequence and step. 0 drafts none",
     )
     max_images: int = Field(8, ge=0, description="most images in one prompt")
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request without a limit, tokens")

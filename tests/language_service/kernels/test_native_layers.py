@@ -1,4 +1,4 @@
-"""All layers in one call equal single calls bit by bit."""
+"""All layers in one call equal single calls bitwise."""
 
 from collections.abc import Sequence
 from itertools import pairwise
