@@ -1,7 +1,7 @@
 """Describe models by family: configuration and tensors. Needs no torch."""
 
 from checkpoint.families.model import ModelConfig, layout
-from checkpoint.families.parts import LanguageConfig, Part, RopeScaling
+from checkpoint.families.parts import LanguageConfig, Part, RopeScaling, SamplingDefaults
 from checkpoint.families.qwen3_vl import QWEN3_VL_PRESETS, Qwen3VisionConfig, Qwen3VLConfig
 from checkpoint.families.resampler import QUERY, ResamplerConfig, ResamplerModelConfig, VisionConfig
 from checkpoint.families.tensors import EMBEDDING, HALVES, HEAD, Half, TensorSpec, half_of
@@ -25,6 +25,7 @@ __all__ = [
     "ResamplerConfig",
     "ResamplerModelConfig",
     "RopeScaling",
+    "SamplingDefaults",
     "TensorSpec",
     "VisionConfig",
     "half_of",

@@ -1,30 +1,34 @@
-"""The configuration of a whole model, whatever its family. Needs no torch."""
+"""The configuration of any model. Needs no torch."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
 from pydantic import Field
 
-from checkpoint.families.parts import LanguageConfig, Part
+from checkpoint.families.parts import LanguageConfig, Part, SamplingDefaults
 from checkpoint.families.tensors import Half, TensorSpec
 
 
 class ModelConfig(Part, ABC):
-    """A vision-language model. Each family is a subclass. `config.json` is this as JSON."""
+    """A vision-language model, stored as `config.json`.
+
+    Each family is a subclass.
+    """
 
     family: str
     language: LanguageConfig
-    image_token: str = Field(default="<|image_pad|>", min_length=1)  # the chat template's mark for one image
+    image_token: str = Field(default="<|image_pad|>", min_length=1)  # the chat template's placeholder of one image
+    default_sampling: SamplingDefaults = SamplingDefaults()
 
     @property
     @abstractmethod
     def num_visual_tokens(self) -> int | None:
-        """Visual tokens of one image, None if they depend on its size."""
+        """Visual tokens of one image. None if its size matters."""
 
     @property
     @abstractmethod
     def num_levels(self) -> int:
-        """Vectors of one visual token: its embedding, then one for each DeepStack level."""
+        """Vectors of one visual token: embedding and DeepStack levels."""
 
     @property
     def token_width(self) -> int:
@@ -33,21 +37,21 @@ class ModelConfig(Part, ABC):
 
     @property
     def kind(self) -> str:
-        """The family, and its variant if it has some, for people."""
+        """The family and its variant, for people."""
         return self.family
 
     @property
     @abstractmethod
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Tensor name prefixes of each part of the model, for people."""
+        """Tensor name prefixes of each part, for people."""
 
     @abstractmethod
     def tensors(self) -> list[TensorSpec]:
-        """Return every tensor in the order data flows, vision half first."""
+        """Return every tensor, first used first."""
 
     @abstractmethod
     def half_fields(self, half: Half) -> dict[str, Any]:
-        """Return the fields that decide how one half behaves, without fields at their default.
+        """Return the fields that affect one half, without defaults.
 
         The digest of a half covers them. Without defaults, the digests of released checkpoints stay when a field is
         added. Its default must then mean the behaviour before. The defaults themselves never change.
@@ -55,5 +59,5 @@ class ModelConfig(Part, ABC):
 
 
 def layout(config: ModelConfig) -> list[TensorSpec]:
-    """Return every tensor of a model in the order data flows, vision half first."""
+    """Return every tensor of a model, first used first."""
     return config.tensors()

@@ -6,19 +6,31 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 
 class Part(BaseModel):
-    """A frozen part of a configuration; an unknown field is an error, and so is a number that is not finite."""
+    """A frozen part of a configuration.
+
+    Unknown fields and numbers that are not finite are errors.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RopeScaling(Part):
-    """Stretches rotary positions so that a decoder reads further than it was trained to."""
+    """Stretches rotary positions for contexts longer than in training."""
 
     kind: Literal["linear", "llama3"]
     factor: float = Field(ge=1)
     low_freq_factor: float = Field(default=1.0, gt=0)  # llama3 only
     high_freq_factor: float = Field(default=4.0, gt=0)  # llama3 only
     original_context_length: PositiveInt = 8192  # llama3 only
+
+
+class SamplingDefaults(Part):
+    """Sampling options for requests that leave them out. None is the service's own default."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_k: NonNegativeInt | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0)
 
 
 class LanguageConfig(Part):
@@ -45,7 +57,7 @@ class LanguageConfig(Part):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse shapes that do not divide and token ids outside the vocabulary."""
+        """Refuse shapes and token ids that do not fit together."""
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:

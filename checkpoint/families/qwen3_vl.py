@@ -19,16 +19,19 @@ MAX_ASPECT_RATIO = 200
 
 
 class Qwen3VisionConfig(Part):
-    """The vision tower: image of any size -> patches -> merged patches, with DeepStack levels."""
+    """The vision tower, for images of any size.
+
+    It merges patches into visual tokens with DeepStack levels.
+    """
 
     patch_size: PositiveInt = 16  # pixels a side
-    temporal_patch_size: PositiveInt = 2  # frames; a still image fills all of them alike
-    merge_size: PositiveInt = 2  # side of the window of patches that becomes one visual token
+    temporal_patch_size: PositiveInt = 2  # frames, all equal for a still image
+    merge_size: PositiveInt = 2  # side of the window of patches of one visual token
     width: PositiveInt = 1024
     num_layers: PositiveInt = 24
     num_heads: PositiveInt = 16
     mlp_width: PositiveInt = 4096
-    num_positions: PositiveInt = 2304  # learned positions, a square grid that is interpolated to each image's
+    num_positions: PositiveInt = 2304  # a square grid of learned positions, interpolated to each image's grid
     deepstack_layers: tuple[NonNegativeInt, ...] = (5, 11, 17)  # layers whose output also becomes a level
     norm_eps: float = Field(default=1e-6, gt=0)
     rope_theta: float = Field(default=10_000.0, gt=0)
@@ -71,7 +74,7 @@ class Qwen3VisionConfig(Part):
 
     @property
     def num_levels(self) -> int:
-        """Vectors one visual token has: its embedding, then one for each DeepStack level."""
+        """Vectors of one visual token: embedding and DeepStack levels."""
         return 1 + len(self.deepstack_layers)
 
 
@@ -97,7 +100,7 @@ class Qwen3VLConfig(ModelConfig):
 
     @property
     def num_levels(self) -> int:
-        """Vectors of one visual token: its embedding, then one for each DeepStack level."""
+        """Vectors of one visual token: embedding and DeepStack levels."""
         return self.vision.num_levels
 
     @property
@@ -106,7 +109,7 @@ class Qwen3VLConfig(ModelConfig):
         return {"vision tower": ("visual.",), "decoder": ("language_model.", HEAD)}
 
     def tensors(self) -> list[TensorSpec]:
-        """Return every tensor in the order data flows, vision half first."""
+        """Return every tensor, first used first."""
         return [*_vision_layout(self), *decoder_layout(self.language)]
 
     def half_fields(self, half: Half) -> dict[str, Any]:
@@ -122,7 +125,7 @@ class Qwen3VLConfig(ModelConfig):
 
 
 def _vision_layout(config: Qwen3VLConfig) -> Iterator[TensorSpec]:
-    """Yield the tensors of the vision tower in the order data flows."""
+    """Yield the tensors of the vision tower, first used first."""
     vision, token_width = config.vision, config.language.width
     width, patch = vision.width, vision.patch_size
     tower = Section("visual.", "vision")
@@ -165,7 +168,10 @@ def _preset(
     tied_embeddings: bool,
     vision: Qwen3VisionConfig,
 ) -> Qwen3VLConfig:
-    """Return the configuration of a released size; the arguments are those in which the sizes differ."""
+    """Return the configuration of a released size.
+
+    The arguments are the fields in which the sizes differ.
+    """
     return Qwen3VLConfig(
         vision=vision,
         language=LanguageConfig(

@@ -1,4 +1,7 @@
-"""The resampler family: a ViT, a Perceiver resampler or a projection, and a decoder. Needs no torch."""
+"""Describe the resampler family. Needs no torch.
+
+A ViT, a Perceiver resampler or a projection, and a decoder.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -21,7 +24,7 @@ class VisionConfig(Part):
     num_layers: PositiveInt = 24
     num_heads: PositiveInt = 16
     mlp_width: PositiveInt = 4096
-    pool_size: PositiveInt = 2  # side of the window of patches averaged into one; 1 keeps every patch
+    pool_size: PositiveInt = 2  # side of the window of patches averaged into one, 1 keeps all
     positions: Literal["learned", "sincos_1d", "sincos_2d"] = "learned"
     linear_bias: bool = False  # a bias in the patch, attention and feed-forward projections
     norm_eps: float = Field(default=1e-6, gt=0)
@@ -60,7 +63,10 @@ class VisionConfig(Part):
 
 
 class ResamplerConfig(Part):
-    """From pooled patches to visual tokens: learned queries (perceiver) or a projection alone (none)."""
+    """Turns pooled patches into visual tokens.
+
+    'perceiver' has learned queries, 'none' only a projection.
+    """
 
     kind: Literal["perceiver", "none"] = "perceiver"
     num_queries: PositiveInt = 32
@@ -72,7 +78,7 @@ class ResamplerConfig(Part):
 
 
 class ResamplerModelConfig(ModelConfig):
-    """A model whose images all become the same number of visual tokens."""
+    """A model with equally many visual tokens per image."""
 
     family: Literal["resampler"] = "resampler"
     vision: VisionConfig
@@ -103,7 +109,7 @@ class ResamplerModelConfig(ModelConfig):
         }
 
     def tensors(self) -> list[TensorSpec]:
-        """Return every tensor in the order data flows, vision half first."""
+        """Return every tensor, first used first."""
         return [*_vision_tower(self), *_resampler(self), *decoder_layout(self.language)]
 
     def half_fields(self, half: Half) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Name the tensors of a model: shape, half, and use. Needs no torch."""
+"""List the tensors of a model. Needs no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from checkpoint.families.parts import LanguageConfig
 Half = Literal["vision", "language"]
 HALVES: tuple[Half, ...] = ("vision", "language")
 
-# linear: a matrix applied to activations; output: a matrix whose result is added to the residual stream;
-# embedding: vectors looked up, added or attended from; scale: a norm's weight; bias: added to a norm or a product.
+# linear: a matrix applied to activations. output: a matrix whose result is added to the residual stream.
+# embedding: vectors that are looked up, added or used as queries. scale: a norm's weight. bias: added to a norm or a
+# product.
 Kind = Literal["linear", "output", "embedding", "scale", "bias"]
 
 EMBEDDING = "language_model.embed_tokens.weight"
@@ -19,13 +20,13 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a checkpoint; a matrix is [outputs, inputs]."""
+    """One tensor of a checkpoint. A matrix is [outputs, inputs]."""
 
     name: str
     shape: tuple[int, ...]
     half: Half
     kind: Kind
-    role: str  # what it does, for people
+    role: str  # description for people
 
     @property
     def num_parameters(self) -> int:
@@ -37,14 +38,14 @@ class TensorSpec:
 
 
 def half_of(name: str) -> Half | None:
-    """Return the half of a canonical tensor name, None for neither."""
+    """Return the half of a canonical tensor name, or None."""
     if name.startswith(("vision_tower.", "perceiver_resampler.", "vision_projection.", "visual.")):
         return "vision"
     return "language" if name.startswith(("language_model.", "lm_head.")) else None
 
 
 class Section:
-    """Makes the specs of one part: a common prefix, one half."""
+    """Makes the specs of tensors with one prefix."""
 
     def __init__(self, prefix: str, half: Half) -> None:
         self.prefix, self.half = prefix, half
@@ -59,14 +60,14 @@ class Section:
         yield self.spec(f"{name}.bias", (width,), "bias", f"{role}, shift")
 
     def linear(self, name: str, shape: tuple[int, int], role: str, *, kind: Kind, bias: bool) -> Iterator[TensorSpec]:
-        """Yield the matrix [outputs, inputs] of a linear map, and its bias."""
+        """Yield matrix and bias of a linear map, [outputs, inputs]."""
         yield self.spec(f"{name}.weight", shape, kind, role)
         if bias:
             yield self.spec(f"{name}.bias", shape[:1], "bias", f"{role}, bias")
 
 
 def decoder_layout(language: LanguageConfig) -> Iterator[TensorSpec]:
-    """Yield the tensors of a decoder in the order data flows."""
+    """Yield the tensors of a decoder, first used first."""
     width, vocabulary = language.width, (language.vocab_size, language.width)
     decoder = Section("language_model.", "language")
     tied = " and head (tied)" if language.tied_embeddings else ""

@@ -171,7 +171,7 @@ def inspect(
     models: Models = Path("models"),
     as_json: Json = False,
 ) -> None:
-    """Show the tensors, parameters and memory of a checkpoint or a preset.
+    """Show tensors, parameters and memory of a checkpoint or preset.
 
     Only a checkpoint needs torch.
     """
@@ -194,7 +194,7 @@ def inspect(
 
 @contextmanager
 def _progress(tag: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr; yield the callback that advances it."""
+    """Show a progress bar and yield its callback."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -67,7 +67,7 @@ def inspection(found: Inspection) -> list[Table]:
 
 
 def size(num_bytes: int) -> str:
-    """Return a size such as '13.40 GB', in powers of 1000."""
+    """Return a size in powers of 1000: '13.40 GB'."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.2f} {unit}"

@@ -1,4 +1,4 @@
-"""Run one service as a child process and read its logs."""
+"""Run a service as a child process with its logs."""
 
 import contextlib
 import json
