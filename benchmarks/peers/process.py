@@ -73,6 +73,8 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None

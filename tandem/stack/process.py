@@ -91,12 +91,13 @@ class ServiceProcess:
         """Read all output, then wait for the exit code."""
         assert self._process is not None
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            # Show the line before acting on it, so that the log is in causal order. Keep reading if showing fails:
-            # a service whose pipe is full blocks at its next line.
-            with contextlib.suppress(OSError):
-                self._on_log(self.name, line.rstrip("\n"))
-            self._note(line.rstrip("\n"))
+        with self._process.stdout:
+            for line in self._process.stdout:
+                # Show the line before acting on it, so that the log is in causal order. Keep reading if showing fails:
+                # a service whose pipe is full blocks at its next line.
+                with contextlib.suppress(OSError):
+                    self._on_log(self.name, line.rstrip("\n"))
+                self._note(line.rstrip("\n"))
         code = self._process.wait()
         with self._changed:
             self.exit_code = code
