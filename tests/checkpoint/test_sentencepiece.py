@@ -1,0 +1,257 @@
+"""A converted SentencePiece model gives the ids of SentencePiece itself."""
+
+import io
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from chassis.errors import FailedPrecondition
+from checkpoint.sentencepiece import to_tokenizer_json
+
+REPOSITORY = Path(__file__).parents[2]
+COMMON = "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道"
+RARE = "龘靐齉麤鱻讟饕餮魑魅魍魉"
+OTHERS = "éüßñçøåÆœ①②㍿ｱｲｳＡＢＣ½™…“”‘’–—日本語ひらがなカタカナ한국어العربيةไทย🙂🎉👩🇩"
+SPECIALS = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "unk_token": "<unk>"}
+
+# Settings of SentencePiece's trainer. The first are Llama's.
+KINDS: dict[str, dict[str, Any]] = {
+    "bpe as llama": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+    },
+    "bpe with a character map": {"model_type": "bpe", "byte_fallback": True},
+    "bpe without bytes": {"model_type": "bpe"},
+    "unigram": {"model_type": "unigram"},
+    "unigram with bytes": {"model_type": "unigram", "byte_fallback": True},
+    "unigram without prefix": {
+        "model_type": "unigram",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A folder of an older release, and its model."""
+
+    kind: str
+    folder: Path
+    original: sentencepiece.SentencePieceProcessor
+    converted: Tokenizer
+
+    def score(self, ids: list[int]) -> float:
+        """Return the log-probability of a segmentation, without its rare characters."""
+        rare = (self.original.is_byte, self.original.is_unknown)
+        return sum(self.original.get_score(one) for one in ids if not any(is_rare(one) for is_rare in rare))
+
+
+def english() -> list[str]:
+    files = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "README.md"]
+    lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if len(line) > 20 and not line.startswith("|")]
+
+
+def texts(seed: int, count: int) -> Iterator[str]:
+    """Yield sentences in English and Chinese, mixed with other scripts and spaces."""
+    rng, lines = random.Random(seed), english()
+    for _ in range(count):
+        chinese = "".join(rng.choices(COMMON, k=rng.randrange(1, 30)))
+        match rng.randrange(5):
+            case 0:
+                yield rng.choice(lines)
+            case 1:
+                yield f"{chinese}，{''.join(rng.choices(RARE, k=rng.randrange(4)))}？"
+            case 2:
+                yield f"{rng.choice(lines)[:40]} {chinese} {rng.randrange(10**9)}"
+            case 3:
+                yield rng.choice(["  ", "\n", "\t", " \n\n"]).join([chinese, rng.choice(lines)[-20:], ""])
+            case _:
+                yield "".join(rng.choices(OTHERS + RARE + COMMON[:20] + "abc ,.", k=rng.randrange(40)))
+
+
+def train(folder: Path, **settings: Any) -> None:
+    """Write a small `tokenizer.model` and its special tokens."""
+    corpus = [text for text in texts(0, 4000) if not set(text) & set(RARE)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=model,
+        vocab_size=900,
+        character_coverage=0.99,
+        minloglevel=2,
+        num_threads=1,
+        **settings,
+    )
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "special_tokens_map.json").write_text(json.dumps(SPECIALS))
+
+
+def convert(kind: str, folder: Path) -> Trained:
+    train(folder, **KINDS[kind])
+    original = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return Trained(kind, folder, original, Tokenizer.from_str(to_tokenizer_json(folder)))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return convert(request.param, tmp_path_factory.mktemp("sentencepiece") / "old")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return convert("bpe as llama", tmp_path_factory.mktemp("sentencepiece") / "old")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """Return a folder that tests may change."""
+    folder = tmp_path / "old"
+    train(folder, **KINDS["bpe as llama"], control_symbols=["<|im_start|>"], user_defined_symbols=["<image>", "~"])
+    return folder
+
+
+def test_ten_thousand_texts_have_the_same_ids(trained: Trained) -> None:
+    """A unigram model may choose between segmentations of the same score, which both libraries round differently."""
+    num_bytes = num_unknown = 0
+    different = []
+    for text in texts(1, 10_000):
+        ids = trained.original.encode(text)
+        num_bytes += any(map(trained.original.is_byte, ids))
+        num_unknown += any(map(trained.original.is_unknown, ids))
+        if trained.converted.encode(text).ids != ids:
+            different.append(text)
+    # Otherwise the texts would not reach the path of rare characters.
+    assert max(num_bytes, num_unknown) > 2000
+    assert min(num_bytes, num_unknown) == 0
+    if "unigram" not in trained.kind:
+        assert different == []
+    assert len(different) < 50
+    for text in different:
+        score, expected = (
+            trained.score(trained.converted.encode(text).ids),
+            trained.score(trained.original.encode(text)),
+        )
+        assert score == pytest.approx(expected, rel=1e-6), text
+
+
+def test_decoding_returns_the_text_of_sentencepiece(trained: Trained) -> None:
+    for text in texts(2, 1000):
+        ids = trained.original.encode(text)
+        if trained.original.unk_id() not in ids:  # SentencePiece writes unknown text in a way of its own
+            assert trained.converted.decode(ids) == trained.original.decode(ids), text
+
+
+@given(st.text())
+def test_bpe_has_the_same_ids_for_any_text(llama: Trained, text: str) -> None:
+    assert llama.converted.encode(text).ids == llama.original.encode(text)
+
+
+@pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", "<0x41>"])
+def test_text_never_becomes_a_reserved_token(trained: Trained, token: str) -> None:
+    """Message text is encoded by a copy without added tokens, as here."""
+    state = json.loads(trained.converted.to_str())
+    state["added_tokens"] = []
+    reserved = trained.converted.token_to_id(token)
+    for text in (token, f"a{token}", f"{token} {token}b", f"中{token}文"):
+        ids = Tokenizer.from_str(json.dumps(state)).encode(text).ids
+        assert reserved not in ids or reserved == trained.original.unk_id()
+        assert ids == trained.original.encode(text)
+
+
+def test_special_and_added_tokens_keep_their_ids_and_kinds(old: Path) -> None:
+    tokens = {"<image>": 4, "<pad>": 900, "<grounding>": 901}
+    (old / "added_tokens.json").write_text(json.dumps({"<grounding>": 901, "<pad>": 900}))
+    entry = {"content": "<grounding>", "special": False, "lstrip": True, "normalized": True, "single_word": False}
+    (old / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"901": entry}, "legacy": True}))
+    (old / "special_tokens_map.json").write_text(
+        json.dumps({**SPECIALS, "pad_token": "<pad>", "mask_token": None, "more": ["<image>"]})
+    )
+    tokenizer = Tokenizer.from_str(to_tokenizer_json(old))
+    assert {token: tokenizer.token_to_id(token) for token in tokens} == tokens
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token_id: token.content for token_id, token in added.items() if token.special}
+    assert special == {1: "<s>", 2: "</s>", 3: "<|im_start|>", 4: "<image>", 900: "<pad>"}
+    assert [(token.content, token.lstrip) for token in added.values() if not token.special] == [("<grounding>", True)]
+    ids = tokenizer.encode("<|im_start|>a<image>~ <grounding>").ids
+    assert [token_id for token_id in ids if token_id in added] == [3, 4, 901]
+
+
+def test_code_in_the_folder_is_never_run(old: Path) -> None:
+    before = to_tokenizer_json(old)
+    (old / "tokenization_old.py").write_text("raise SystemExit('this code ran')")
+    auto_map = {"AutoTokenizer": ["tokenization_old.OldTokenizer", None]}
+    (old / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map, "tokenizer_class": "OldTokenizer"}))
+    assert to_tokenizer_json(old) == before
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(FailedPrecondition) as raised:
+        to_tokenizer_json(folder)
+    assert raised.value.reason == "BAD_CHECKPOINT"
+    assert (str(folder.parent) not in raised.value.message, raised.value.where) == (True, folder)
+    return raised.value.message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "special_tokens_map.json"])
+def test_the_error_names_a_missing_file(old: Path, name: str) -> None:
+    (old / name).unlink()
+    assert refusal(old) == f"The folder old has no {name}."
+
+
+def test_the_error_names_both_missing_files(tmp_path: Path) -> None:
+    assert "has no tokenizer.model and no special_tokens_map.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("tokenizer.model", "no model", "damaged tokenizer.model"),
+        ("tokenizer.model", "", "no tokens in tokenizer.model"),
+        ("special_tokens_map.json", "{", "special_tokens_map.json that is not valid"),
+        ("special_tokens_map.json", '{"pad_token": "<pad>"}', "without an id in any file: <pad>"),
+        ("added_tokens.json", '{"<pad>": "nine"}', "added_tokens.json that is not valid: <pad>"),
+        ("added_tokens.json", '{"<pad>": 905}', "'<pad>' the id 905, but the next free id is 900"),
+        ("added_tokens.json", '{"<s>": 7}', "'<s>' the id 7, but tokenizer.model gives it 1"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"3": {}}}', "3.content: Field required"),
+    ],
+)
+def test_the_error_for_an_invalid_file_names_it(old: Path, name: str, content: str, problem: str) -> None:
+    (old / name).write_text(content)
+    assert problem in refusal(old)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"model_type": "char"}, "neither BPE nor unigram"),
+        ({"model_type": "bpe", "treat_whitespace_as_suffix": True}, "tokenizer.json cannot express"),
+    ],
+)
+def test_a_model_that_cannot_be_expressed_is_refused(tmp_path: Path, settings: dict[str, Any], problem: str) -> None:
+    train(tmp_path / "old", **settings)
+    assert problem in refusal(tmp_path / "old")
+
+
+def test_the_error_without_sentencepiece_names_the_extra(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(FailedPrecondition, match=r"pip install 'tandem-serving\[import\]'") as raised:
+        to_tokenizer_json(old)
+    assert raised.value.reason == "NOT_INSTALLED"
