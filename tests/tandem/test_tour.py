@@ -15,6 +15,6 @@ def test_the_tour_asks_three_questions_and_shows_the_cache_hit(store: Path, imag
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("image 1 encoded") == 2
     assert done.stdout.count("image 1 cached") == 1
-    assert "The image of the last question was cached" in done.stdout
+    assert "The last question's image was a cache hit" in done.stdout
     assert done.stdout.endswith("All three services have stopped.\n")
     assert "\x1b" not in done.stdout
