@@ -98,7 +98,7 @@ def query_stages(
         for jpeg in jpegs:  # all different, since the service caches results
             request = vision_pb2.EncodeRequest(tag=TAG, image=jpeg, image_sha256=hashlib.sha256(jpeg).digest())
             start = time.perf_counter()
-            response = vision.Encode(request)
+            [response] = vision.Encode(request)
             samples.append(time.perf_counter() - start)
         get = model_pb2.GetModelRequest(tag=TAG)
         return vision.GetModel(get).model, language.GetModel(get).model, response, statistics.median(samples)

@@ -145,7 +145,7 @@ async def flooded(deployment: Deployment, tag: str) -> AsyncIterator[None]:
         async def encode_repeatedly(image: bytes) -> None:
             request = vision_pb2.EncodeRequest(tag=tag, image=image, image_sha256=hashlib.sha256(image).digest())
             while not stopping.is_set():
-                await stub.Encode(request)
+                await stub.Encode(request).read()
                 deployment.num_encoded += 1
 
         began_s = loop.time()

@@ -35,7 +35,7 @@ from checkpoint.families import LanguageConfig, ResamplerModelConfig
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.weights import load_half
-from processing import to_pixels
+from processing import open_image_processor
 from tandem.v1 import vision_pb2, vision_pb2_grpc
 from vision_service.backends import open_backend
 from vision_service.image_reader import ImageLimits, read_image
@@ -139,7 +139,7 @@ async def encode_with_service(address: str, tag: str, files: Sequence[bytes], ca
 
         async def caller() -> None:
             for request in requests:
-                await stub.Encode(request, metadata=((REQUEST_ID_HEADER, "benchmark"),))
+                await stub.Encode(request, metadata=((REQUEST_ID_HEADER, "benchmark"),)).read()
 
         start = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(callers)))
@@ -167,20 +167,20 @@ def count_flops(config: ResamplerModelConfig) -> float:
 
 def measure(model: Model, rounds: int, progress: Progress) -> Rates:
     """Return the samples of one model."""
-    vision, rates = model.config.vision, Rates()
+    processor, rates = open_image_processor(model.config), Rates()
     with tempfile.TemporaryDirectory(prefix="tandem-vision-") as folder:
         models = Path(folder)
         create_checkpoint(models, model.tag, model.config)
         half = load_half(models / model.tag, "vision", dtype=torch.bfloat16)
         backend = open_backend("torch", half.config, half.tensors, dtype=torch.bfloat16, device=torch.device("cpu"))
         files = image_files(max(*CALLERS, model.num_images))
-        decoded = {file: to_pixels(read_image(file, ImageLimits()), vision) for file in files}
+        decoded = {file: processor.to_pixels(read_image(file, ImageLimits())) for file in files}
 
         def from_files(some: list[bytes]) -> None:
-            backend.encode(np.stack([to_pixels(read_image(file, ImageLimits()), vision) for file in some]))
+            backend.encode([processor.to_pixels(read_image(file, ImageLimits())) for file in some])
 
         def from_pixels(some: list[bytes]) -> None:
-            backend.encode(np.stack([decoded[file] for file in some]))
+            backend.encode([decoded[file] for file in some])
 
         loops = [(rates.files, from_files)] + model.has_costly_decoding * [(rates.pixels, from_pixels)]
         task = progress.add_task(model.title, total=rounds * (len(CALLERS) + len(loops) * len(BATCHES)))

@@ -1,6 +1,6 @@
 """Validate tensors from the wire, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from chassis.errors import InvalidArgument
 from tandem.v1 import tensor_pb2
 
-_BFLOAT16_BYTES = 2
+MAX_CHUNK_BYTES = 2**20  # of one message, as in the contract
+
+BFLOAT16_BYTES = 2
 # A bfloat16 is not finite (infinity or NaN) exactly when all eight bits of its exponent are set.
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 
@@ -30,6 +32,13 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
         raise InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
 
 
+def split_data(data: bytes) -> Iterator[bytes]:
+    """Yield the bytes of a tensor in chunks of at most `MAX_CHUNK_BYTES`, at least one."""
+    yield data[:MAX_CHUNK_BYTES]
+    for start in range(MAX_CHUNK_BYTES, len(data), MAX_CHUNK_BYTES):
+        yield data[start : start + MAX_CHUNK_BYTES]
+
+
 def is_finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
     """Return whether all bfloat16 bit patterns are finite numbers."""
     return not bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
@@ -40,7 +49,7 @@ def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
         return "must be of type DATA_TYPE_BFLOAT16"
     if tuple(tensor.shape) != shape:
         return f"must have the shape {list(shape)}, not {_short(tensor.shape)}"
-    num_bytes = prod(shape) * _BFLOAT16_BYTES
+    num_bytes = prod(shape) * BFLOAT16_BYTES
     if len(tensor.data) != num_bytes:
         return f"must have {num_bytes} bytes of data, not {len(tensor.data)}"
     if not is_finite_bfloat16(np.frombuffer(tensor.data, dtype="<u2")):

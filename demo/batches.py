@@ -22,7 +22,7 @@ from demo.attribute_heads import labels
 from demo.drawing import draw
 from demo.questions import LANGUAGES, TOPICS, Conversation, Topic, ask
 from demo.scenes import Scene, make_scene
-from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment, to_pixels
+from processing import ChatMessage, ChatTemplate, ImagePart, PromptBuilder, TextPart, TextSegment, open_image_processor
 
 IGNORED = -100  # target of a token without loss: the default ignore_index of cross_entropy
 PADDING = 0  # token id. It stands last, so causal attention hides it from all real tokens.
@@ -111,6 +111,7 @@ class Batches(Dataset[Batch]):
         self.encoder = ConversationEncoder(config, tokenizer)
         self.mix = mix
         self.seeds = seeds
+        self.processor = open_image_processor(config)
 
     def __len__(self) -> int:
         return len(self.seeds) // self.mix.num_images
@@ -122,7 +123,7 @@ class Batches(Dataset[Batch]):
         """
         first = step * self.mix.num_images
         scenes = {seed: make_scene(seed) for seed in self.seeds[first : first + self.mix.num_images]}
-        pixels = np.stack([to_pixels(draw(scene), self.config.vision) for scene in scenes.values()])
+        pixels = np.stack([self.processor.to_pixels(draw(scene)) for scene in scenes.values()])
         encoded = [
             (image, *self.encoder.encode(conversation))
             for image, (seed, scene) in enumerate(scenes.items())

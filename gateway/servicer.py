@@ -77,8 +77,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request: gateway_pb2.CountTokensRequest, context: Context
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation."""
-        self._admission.count_request(self._authenticator.authenticate(context.invocation_metadata()))
-        return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)))
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
+        self._admission.count_request(tenant)
+        return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)), tenant)
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context

@@ -21,6 +21,21 @@ class ImageProcessor(Protocol):
         """Name of the steps and their settings. Part of every encoder id."""
         ...
 
+    @property
+    def square_side(self) -> int:
+        """Side of the model's square input, in pixels. 0 if its input has any size."""
+        ...
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels that larger images are scaled down to. 0 if the model's input has one size."""
+        ...
+
+    @property
+    def max_visual_tokens(self) -> int:
+        """Most visual tokens of one image."""
+        ...
+
     def grid(self, width: int, height: int) -> tuple[int, int] | None:
         """Return rows and columns of an image's visual tokens, None if they have no grid.
 

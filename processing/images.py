@@ -1,16 +1,7 @@
-"""Turn a decoded image into the input of a vision model.
-
-S side of the model's square input, in pixels
-"""
+"""Turn a decoded image into upright 8-bit RGB."""
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-
-from checkpoint.families import VisionConfig
-
-# Part of every encoder id. Change it whenever the same file would become other pixels.
-PREPROCESSING = "pad-square-bicubic-v1"
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -22,6 +13,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FIRST_TURNED = 5  # from here on, the image lies on its side
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -39,31 +31,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     """Undo the rotation that a camera recorded in EXIF."""
-    try:
-        orientation = source.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # ignore damaged EXIF, as browsers do
-        return rgb
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    method = _UPRIGHT.get(_orientation(source))
     return rgb if method is None else rgb.transpose(method)
 
 
-def to_pixels(image: Image.Image, config: VisionConfig) -> NDArray[np.float32]:
-    """Return an RGB image as model input, [3, S, S].
+def is_turned(image: Image.Image) -> bool:
+    """Return whether width and height change places when an image is turned upright."""
+    return _orientation(image) >= _FIRST_TURNED
 
-    The image is scaled (bicubic) until its longer side is S, and centred on a square of the mean colour, as in
-    LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744). So nothing is cropped and proportions stay. Colours in 0..1 are then
-    normalised by the configuration's mean and standard deviation, so the border is about 0.
-    """
-    side = config.image_size
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-    if (width, height) != (side, side):
-        border = tuple(round(255 * mean) for mean in config.image_mean)
-        square = Image.new("RGB", (side, side), border)
-        square.paste(scaled, ((side - width) // 2, (side - height) // 2))
-        scaled = square
-    colours_SS3 = np.asarray(scaled, dtype=np.float32) / np.float32(255)
-    mean_3, std_3 = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-    normal_SS3 = (colours_SS3 - mean_3) / std_3
-    return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # ignore damaged EXIF, as browsers do
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1

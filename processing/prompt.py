@@ -59,7 +59,7 @@ class PromptBuilder:
                 reason="BAD_CHECKPOINT",
             )
         self.tokenizer = tokenizer
-        self.num_visual_tokens = config.num_visual_tokens  # tokens per image
+        self.config = config
         self._image_id = image_id
         self._template = template
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
@@ -110,10 +110,15 @@ class PromptBuilder:
             raise Internal("The tokenizer turned plain text into a special token.", reason="BAD_CHECKPOINT")
         return token_ids
 
-    def count_tokens(self, segments: Sequence[Segment]) -> int:
-        """Return the number of tokens of `segments`, visual tokens included."""
+    def count_tokens(self, segments: Sequence[Segment], num_visual_tokens: Sequence[int]) -> int:
+        """Return the number of tokens of `segments`, visual tokens included.
+
+        Args:
+            segments: of the prompt.
+            num_visual_tokens: of each image, in the order of the conversation.
+        """
         return sum(
-            len(segment.token_ids) if isinstance(segment, TextSegment) else self.num_visual_tokens
+            len(segment.token_ids) if isinstance(segment, TextSegment) else num_visual_tokens[segment.index]
             for segment in segments
         )
 

@@ -26,12 +26,22 @@ class ResizedImages:
             max_pixels: larger images are scaled down to this many pixels. None leaves the configuration's limit.
         """
         self._config = config
-        self._max_pixels = config.max_pixels if max_pixels is None else min(max_pixels, config.max_pixels)
+        self.max_pixels = config.max_pixels if max_pixels is None else min(max_pixels, config.max_pixels)
+
+    @property
+    def square_side(self) -> int:
+        """Always 0: the model's input has any size."""
+        return 0
+
+    @property
+    def max_visual_tokens(self) -> int:
+        """Most visual tokens of one image."""
+        return self.max_pixels // self._config.cell_size**2
 
     @property
     def preprocessing(self) -> str:
         """Name of the steps and their settings."""
-        return f"smart-resize-bicubic-v1 {min(self._config.min_pixels, self._max_pixels)}-{self._max_pixels}"
+        return f"smart-resize-bicubic-v1 {min(self._config.min_pixels, self.max_pixels)}-{self.max_pixels}"
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return rows and columns of an image's visual tokens.
@@ -59,11 +69,11 @@ class ResizedImages:
         """Return width and height after resizing: multiples of a visual token, the area within the budget."""
         if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
             raise InvalidArgument(
-                f"The image has {width} x {height} pixels, but one side may be at most {_MAX_ASPECT_RATIO} times the other.",
+                f"The image has {width} x {height} pixels, but sides may differ by a factor of {_MAX_ASPECT_RATIO}.",
                 reason="IMAGE_TOO_NARROW",
                 field="image",
             )
-        cell, most = self._config.cell_size, self._max_pixels
+        cell, most = self._config.cell_size, self.max_pixels
         least = min(self._config.min_pixels, most)
         rounded_width, rounded_height = (round(length / cell) * cell for length in (width, height))
         if rounded_width * rounded_height > most:

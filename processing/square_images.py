@@ -20,6 +20,21 @@ class SquareImages:
         self._config = config
         self._num_visual_tokens = num_visual_tokens
 
+    @property
+    def square_side(self) -> int:
+        """Side of the model's square input, in pixels."""
+        return self._config.image_size
+
+    @property
+    def max_pixels(self) -> int:
+        """Always 0: the model's input has one size."""
+        return 0
+
+    @property
+    def max_visual_tokens(self) -> int:
+        """Visual tokens of every image."""
+        return self._num_visual_tokens
+
     def grid(self, width: int, height: int) -> None:
         """Return None: resampled visual tokens have no grid."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ class BatchConfig:
     """Limits on batch size, waiting time and queue length."""
 
     max_batch_size: int = 16
+    max_batch_size_sum: int = 2**22  # of the items' own sizes. A larger item runs alone
     max_wait_s: float = 0.002  # seconds an item waits for others while the model is idle
     max_queue: int = 256  # waiting items. A further one is rejected at once
 
@@ -57,7 +59,13 @@ class Batcher(Generic[T, R]):
     """
 
     def __init__(
-        self, run: Callable[[Sequence[T]], Sequence[R]], *, config: BatchConfig, executor: Executor, lock: asyncio.Lock
+        self,
+        run: Callable[[Sequence[T]], Sequence[R]],
+        *,
+        config: BatchConfig,
+        executor: Executor,
+        lock: asyncio.Lock,
+        size_of: Callable[[T], int] = lambda _item: 1,
     ) -> None:
         """Start the batcher.
 
@@ -67,11 +75,13 @@ class Batcher(Generic[T, R]):
             executor: runs `run`, so that the event loop stays free.
             lock: acquired for each batch. Batchers that share it run one after the other, in order of arrival. Each
                 selects its items after it has the lock, so that waiting makes its batch larger.
+            size_of: returns the size of an item, of which a batch takes a limited sum.
         """
         self._run = run
         self._config = config
         self._executor = executor
         self._lock = lock
+        self._size_of = size_of
         self._waiting: deque[_Job[T, R]] = deque()
         self._changed = asyncio.Event()  # an item was submitted
         self._last_run_s = 0.0
@@ -124,8 +134,7 @@ class Batcher(Generic[T, R]):
         while True:
             await self._wait_for_batch()
             async with self._lock:
-                count = min(len(self._waiting), self._config.max_batch_size)
-                jobs = [self._waiting.popleft() for _ in range(count)]
+                jobs = [self._waiting.popleft() for _ in range(self._next_batch_size())]
                 if jobs:  # all callers may have been cancelled meanwhile
                     await self._run_batch(jobs)
 
@@ -135,7 +144,7 @@ class Batcher(Generic[T, R]):
             self._changed.clear()
             await self._changed.wait()
         start_at = self._waiting[0].submitted_s + self._config.max_wait_s
-        while 0 < len(self._waiting) < self._config.max_batch_size:
+        while 0 < len(self._waiting) == self._next_batch_size() < self._config.max_batch_size:
             left_s = start_at - time.perf_counter()
             if left_s <= 0:
                 return
@@ -143,6 +152,15 @@ class Batcher(Generic[T, R]):
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self._changed.wait()
+
+    def _next_batch_size(self) -> int:
+        """Return how many of the waiting items the next batch takes."""
+        total = 0
+        for count, job in enumerate(islice(self._waiting, self._config.max_batch_size)):
+            total += self._size_of(job.item)
+            if count and total > self._config.max_batch_size_sum:
+                return count
+        return min(len(self._waiting), self._config.max_batch_size)
 
     async def _run_batch(self, jobs: list[_Job[T, R]]) -> None:
         started = time.perf_counter()

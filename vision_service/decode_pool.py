@@ -9,14 +9,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import Gauge
 
 from chassis.errors import InvalidArgument, ResourceExhausted
 from chassis.verified_cache import sha256_of
-from checkpoint.families import VisionConfig
-from processing import to_pixels
+from processing import ImageProcessor, Pixels
 from vision_service.image_reader import ImageLimits, check_bytes, read_image
 from vision_service.similar_images import Vector, thumbnail_vector
 
@@ -30,7 +27,8 @@ _MAX_INLINE_HASH_BYTES = 1 << 20  # hashed in less than a millisecond, which cos
 class DecodedImage:
     """An image as the input of the model."""
 
-    pixels: NDArray[np.float32]  # [3, S, S]
+    pixels: Pixels  # [3, height, width]
+    grid: tuple[int, int] | None  # rows and columns of the visual tokens, if they have a grid
     decode_s: float  # without the wait for a thread
     thumbnail: Vector | None  # to find similar images. None if switched off, or for a blank image
 
@@ -67,7 +65,7 @@ class DecodePool:
                 "image_sha256 is not the SHA-256 of the image.", reason="DIGEST_MISMATCH", field="image_sha256"
             )
 
-    async def decode(self, data: bytes, config: VisionConfig) -> DecodedImage:
+    async def decode(self, data: bytes, processor: ImageProcessor) -> DecodedImage:
         """Check an image file and return its pixels.
 
         If the caller is cancelled while the image waits, the image is not decoded.
@@ -81,7 +79,7 @@ class DecodePool:
                 "The queue for decoding is full, retry later.", reason="QUEUE_FULL", retry_after_s=_RETRY_AFTER_S
             )
         DECODING.inc()
-        work = self._executor.submit(self._decode, data, config)
+        work = self._executor.submit(self._decode, data, processor)
         # The thread may go on after the caller was cancelled, so the slot is freed when the thread is done.
         work.add_done_callback(lambda _: self._free_slot())
         return await asyncio.wrap_future(work)
@@ -94,9 +92,9 @@ class DecodePool:
         DECODING.dec()
         self._slots.release()
 
-    def _decode(self, data: bytes, config: VisionConfig) -> DecodedImage:
+    def _decode(self, data: bytes, processor: ImageProcessor) -> DecodedImage:
         started = time.perf_counter()
         image = read_image(data, self.limits)
         vector = thumbnail_vector(image) if self._with_thumbnails else None
-        pixels = to_pixels(image, config)
-        return DecodedImage(pixels, time.perf_counter() - started, vector)
+        pixels, grid = processor.to_pixels(image), processor.grid(*image.size)
+        return DecodedImage(pixels, grid, time.perf_counter() - started, vector)

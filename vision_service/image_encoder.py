@@ -15,9 +15,9 @@ from chassis.cache_metrics import CACHE_REQUESTS
 from chassis.errors import Internal, NotFound, Unavailable
 from chassis.single_flight import SingleFlight
 from chassis.tensors import is_finite_bfloat16
-from checkpoint.config import ModelConfig
+from checkpoint.families import ModelConfig
 from checkpoint.identity import encoder_id, visual_key
-from processing import PREPROCESSING
+from processing import ImageProcessor, Pixels
 from tandem.v1 import model_pb2
 from vision_service.backends import VisionBackend
 from vision_service.batcher import BatchConfig, Batcher
@@ -43,8 +43,7 @@ WAITING = Gauge("tandem_vision_waiting", "Decoded images that wait for a batch."
 
 NOT_CACHED = "IMAGE_NOT_CACHED"
 
-Pixels = NDArray[np.float32]  # [3, S, S]
-TokenBits = NDArray[np.uint16]  # [K, D], bfloat16 bit patterns
+TokenBits = NDArray[np.uint16]  # [N, levels x D], bfloat16 bit patterns
 
 
 class Source(Enum):
@@ -107,6 +106,7 @@ class ImageEncoder:
         *,
         tag: str,
         config: ModelConfig,
+        processor: ImageProcessor,
         digest: bytes,
         backend: VisionBackend,
         resources: SharedResources,
@@ -117,16 +117,18 @@ class ImageEncoder:
         Args:
             tag: of the checkpoint, for metrics.
             config: of the checkpoint.
+            processor: makes the model's input from decoded images.
             digest: of the vision half.
             backend: runs the vision half.
             resources: shared by all encoders of the process.
             batching: limits of batches and queue.
         """
         self.config = config
+        self.processor = processor
         self.digest = digest
         self.encoder_id = encoder_id(
             vision_digest=digest,
-            preprocessing=PREPROCESSING,
+            preprocessing=processor.preprocessing,
             precision=backend.precision,
             backend=backend.name,
         )
@@ -134,8 +136,14 @@ class ImageEncoder:
         self._backend = backend
         self._resources = resources
         self._batching = batching
+        # Visual tokens of another image can answer only if every image has as many.
+        self._similar_images = resources.similar_images if config.num_visual_tokens is not None else None
         self._batcher: Batcher[Pixels, TokenBits] = Batcher(
-            self._forward, config=batching, executor=resources.forward_executor, lock=resources.forward_lock
+            self._forward,
+            config=batching,
+            executor=resources.forward_executor,
+            lock=resources.forward_lock,
+            size_of=lambda pixels: pixels.shape[1] * pixels.shape[2],
         )
         WAITING.labels(tag).set_function(lambda: self._batcher.num_waiting)
 
@@ -167,9 +175,12 @@ class ImageEncoder:
             num_weight_bytes=self._backend.num_weight_bytes,
             vision=model_pb2.VisionModelInfo(
                 encoder_id=self.encoder_id,
-                image_size=self.config.vision.image_size,
-                num_visual_tokens=self.config.num_visual_tokens,
-                token_width=self.config.language.width,
+                image_size=self.processor.square_side,
+                num_visual_tokens=self.config.num_visual_tokens or 0,
+                token_width=self.config.token_width,
+                num_levels=self.config.num_levels,
+                max_resized_pixels=self.processor.max_pixels,
+                max_visual_tokens=self.processor.max_visual_tokens,
                 max_image_bytes=limits.max_bytes,
                 max_image_pixels=limits.max_pixels,
                 max_batch_size=self._batching.max_batch_size,
@@ -207,7 +218,7 @@ class ImageEncoder:
 
     async def _encode(self, request: ImageRequest, key: bytes) -> EncodedImage:
         """Decode and encode, unless a similar image is cached."""
-        decoded = await self._resources.decode_pool.decode(request.image, self.config.vision)
+        decoded = await self._resources.decode_pool.decode(request.image, self.processor)
         DECODE_SECONDS.observe(decoded.decode_s)
         scope = (self.encoder_id, request.cache_salt)  # images of one tenant never answer another
         encoded = self._find_similar(scope, decoded)
@@ -217,10 +228,10 @@ class ImageEncoder:
         QUEUE_SECONDS.labels(self._tag).observe(batched.queue_s)
         if not is_finite_bfloat16(batched.result):
             raise Internal("The visual tokens of the image are not finite.", reason="NOT_FINITE")
-        tokens = VisualTokens.of(batched.result)
+        tokens = VisualTokens.of(batched.result, decoded.grid)
         self._resources.cache.put(key, tokens)
-        if self._resources.similar_images is not None and decoded.thumbnail is not None:
-            self._resources.similar_images.add(scope, decoded.thumbnail, visual_key=key, image_sha256=request.sha256)
+        if self._similar_images is not None and decoded.thumbnail is not None:
+            self._similar_images.add(scope, decoded.thumbnail, visual_key=key, image_sha256=request.sha256)
         return EncodedImage(
             tokens=tokens,
             visual_key=key,
@@ -232,9 +243,9 @@ class ImageEncoder:
         )
 
     def _find_similar(self, scope: tuple[bytes, bytes], decoded: DecodedImage) -> EncodedImage | None:
-        if self._resources.similar_images is None or decoded.thumbnail is None:
+        if self._similar_images is None or decoded.thumbnail is None:
             return None
-        for similar in self._resources.similar_images.find(scope, decoded.thumbnail):
+        for similar in self._similar_images.find(scope, decoded.thumbnail):
             with self._resources.cache.use(similar.visual_key) as tokens:
                 if tokens is not None:
                     return EncodedImage(
@@ -248,8 +259,7 @@ class ImageEncoder:
 
     def _forward(self, images: Sequence[Pixels]) -> list[TokenBits]:
         started = time.perf_counter()
-        bits_BKD = self._backend.encode(np.stack(images))
+        tokens = self._backend.encode(images)
         FORWARD_SECONDS.labels(self._tag).observe(time.perf_counter() - started)
         BATCH_SIZE.labels(self._tag).observe(len(images))
-        # Copy each image's tokens. A view would keep the memory of the whole batch.
-        return [bits_KD.copy() for bits_KD in bits_BKD]
+        return tokens

@@ -4,24 +4,16 @@ The size is read from the header before anything is decoded. The content alone d
 decoders are not passed on, because they contain addresses.
 """
 
-import io
 import re
-import warnings
 from dataclasses import dataclass, replace
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
-from chassis.errors import InvalidArgument
-from processing import to_rgb, turn_upright
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+from processing import damaged_image, open_image_file, rejected_image, to_rgb, turn_upright
 
 # Pillow refuses to open larger images.
 PILLOW_MAX_PIXELS = 178_956_970
 
-# A photo takes about ten thousand reads, a large run-length encoded BMP hundreds of thousands. A malicious file can
-# take many millions, each of them a call in Python.
-_MAX_READS = 1_000_000
 # JPEG encoders write about ten scans. A scan needs ten bytes only, and its decoding walks over the whole image.
 _MAX_SCANS = 100
 _MAX_SEGMENTS = 10_000  # of a JPEG, including scans. Encoders fill segments of up to 64 KiB
@@ -32,9 +24,6 @@ _END, _SCAN = b"\xd9", b"\xda"
 
 # Pillow decodes run-length encoded BMPs in Python. This many pixels take up to half a second.
 _MAX_RUN_LENGTH_PIXELS = 4_000_000
-
-# Pillow warns of large sizes, which `ImageLimits` checks, and of odd EXIF, with which clients could flood the log.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +43,9 @@ def check_bytes(data: bytes, limits: ImageLimits) -> None:
         InvalidArgument: reason 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'.
     """
     if not data:
-        raise _rejection("IMAGE_EMPTY", "The image has no bytes.")
+        raise rejected_image("IMAGE_EMPTY", "The image has no bytes.")
     if len(data) > limits.max_bytes:
-        raise _rejection("IMAGE_TOO_LARGE", f"The image has {len(data)} bytes, send at most {limits.max_bytes}.")
+        raise rejected_image("IMAGE_TOO_LARGE", f"The image has {len(data)} bytes, send at most {limits.max_bytes}.")
 
 
 def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -70,7 +59,7 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
             damaged).
     """
     check_bytes(data, limits)
-    with _open(data, limits) as image:
+    with open_image_file(data) as image:
         _check_size(image.width, image.height, limits)
         if any(tile.codec_name == "bmp_rle" for tile in image.tile):
             _check_size(image.width, image.height, replace(limits, max_pixels=_MAX_RUN_LENGTH_PIXELS))
@@ -80,52 +69,26 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
             image.load()
             return turn_upright(to_rgb(image), image)
         except Exception as error:  # decoders raise many types of errors on damaged data
-            raise _damaged() from error
-
-
-class _CountedReads(io.BytesIO):
-    """BytesIO that raises after `_MAX_READS` reads."""
-
-    _num_reads = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        self._num_reads += 1
-        if self._num_reads > _MAX_READS:
-            raise OSError(f"more than {_MAX_READS} reads")
-        return super().read(size)
-
-
-def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
-    """Read the header only."""
-    try:
-        return Image.open(_CountedReads(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise _rejection("IMAGE_UNSUPPORTED", f"The format is not supported, send {', '.join(FORMATS)}.") from error
-    except Image.DecompressionBombError as error:
-        raise _rejection(
-            "IMAGE_TOO_MANY_PIXELS", f"The image has too many pixels, send at most {limits.max_pixels}."
-        ) from error
-    except Exception as error:  # a damaged header, which each decoder reports with its own errors
-        raise _damaged() from error
+            raise damaged_image() from error
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         message = f"The image has {width} x {height} pixels, send at most {limits.max_pixels} in total."
-        raise _rejection("IMAGE_TOO_MANY_PIXELS", message)
+        raise rejected_image("IMAGE_TOO_MANY_PIXELS", message)
     if max(width, height) > limits.max_side:
         message = f"The image has {width} x {height} pixels, send at most {limits.max_side} on each side."
-        raise _rejection("IMAGE_TOO_MANY_PIXELS", message)
+        raise rejected_image("IMAGE_TOO_MANY_PIXELS", message)
     if min(width, height) < limits.min_side:
         message = f"The image has {width} x {height} pixels, send at least {limits.min_side} on each side."
-        raise _rejection("IMAGE_TOO_SMALL", message)
+        raise rejected_image("IMAGE_TOO_SMALL", message)
 
 
 def _check_scans(data: bytes) -> None:
     # Counting bytes is fast and clears almost every image.
     if data.count(b"\xff" + _SCAN) > _MAX_SCANS and _has_too_many_scans(data):
         message = f"The JPEG has more than {_MAX_SCANS} scans or {_MAX_SEGMENTS} segments, save the image again."
-        raise _rejection("IMAGE_UNSUPPORTED", message)
+        raise rejected_image("IMAGE_UNSUPPORTED", message)
 
 
 def _has_too_many_scans(data: bytes) -> bool:
@@ -143,11 +106,3 @@ def _has_too_many_scans(data: bytes) -> bool:
             return True
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return True
-
-
-def _rejection(reason: str, message: str) -> InvalidArgument:
-    return InvalidArgument(message, reason=reason, field="image")
-
-
-def _damaged() -> InvalidArgument:
-    return _rejection("IMAGE_TRUNCATED", "The image is truncated or damaged, send a complete file.")

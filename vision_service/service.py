@@ -34,6 +34,12 @@ class VisionSettings(StageSettings):
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC server. Port 0 picks a free one")
     backend: BackendName = Field("torch", description="library that runs the vision half")
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="maximum images in a forward pass")
+    max_batch_pixels: int = Field(
+        _BATCHING.max_batch_size_sum, ge=1, description="maximum resized pixels of all images in a forward pass"
+    )
+    max_resized_pixels: int = Field(
+        2**20, ge=2**16, description="larger images are scaled down to this many pixels, for models that take any size"
+    )
     max_wait_ms: float = Field(
         1000 * _BATCHING.max_wait_s,
         ge=0,
@@ -84,9 +90,11 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
         device=torch.device(settings.device),
         batching=BatchConfig(
             max_batch_size=settings.max_batch_size,
+            max_batch_size_sum=settings.max_batch_pixels,
             max_wait_s=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
         ),
+        max_resized_pixels=settings.max_resized_pixels,
         resources=resources,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)

@@ -1,8 +1,11 @@
 """Serve `tandem.v1.VisionService` with the models of this process."""
 
+from collections.abc import AsyncIterator, Iterator
+
 from prometheus_client import Counter
 
 from chassis.errors import InvalidArgument, TandemError
+from chassis.tensors import split_data
 from chassis.tracing import span
 from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
 from hosting import ModelCalls, ModelHost
@@ -30,8 +33,10 @@ class VisionServicer(ModelCalls[ImageEncoder], vision_pb2_grpc.VisionServiceServ
     def __init__(self, models: ModelHost[ImageEncoder]) -> None:
         self.models = models
 
-    async def Encode(self, request: vision_pb2.EncodeRequest, context: object) -> vision_pb2.EncodeResponse:  # noqa: N802
-        """Return the visual tokens of one image."""
+    async def Encode(  # noqa: N802
+        self, request: vision_pb2.EncodeRequest, context: object
+    ) -> AsyncIterator[vision_pb2.EncodeResponse]:
+        """Return the visual tokens of one image, in chunks."""
         try:
             _validate(request)
             image_request = ImageRequest(
@@ -39,11 +44,14 @@ class VisionServicer(ModelCalls[ImageEncoder], vision_pb2_grpc.VisionServiceServ
             )
             attributes = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": request.tag}
             with span(f"embeddings {request.tag}", attributes=attributes), self.models.lease(request.tag) as encoder:
-                return _response(await encoder.encode(image_request), encoder.digest)
+                encoded = await encoder.encode(image_request)
+                digest = encoder.digest
         except TandemError as error:
             if error.reason != NOT_CACHED:  # no rejection: the client sends the bytes next
                 REJECTIONS.labels(error.reason).inc()
             raise
+        for response in _responses(encoded, digest):
+            yield response
 
 
 def _validate(request: vision_pb2.EncodeRequest) -> None:
@@ -61,9 +69,11 @@ def _validate(request: vision_pb2.EncodeRequest) -> None:
         )
 
 
-def _response(encoded: EncodedImage, vision_digest: bytes) -> vision_pb2.EncodeResponse:
+def _responses(encoded: EncodedImage, vision_digest: bytes) -> Iterator[vision_pb2.EncodeResponse]:
+    """Yield the message with every field and the first bytes, then the other bytes."""
+    chunks = split_data(encoded.tokens.data)
     embeddings = tensor_pb2.Tensor(
-        data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=encoded.tokens.shape, data=encoded.tokens.data
+        data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=encoded.tokens.shape, data=next(chunks)
     )
     response = vision_pb2.EncodeResponse(
         visual_tokens=tensor_pb2.VisualTokens(
@@ -77,7 +87,12 @@ def _response(encoded: EncodedImage, vision_digest: bytes) -> vision_pb2.EncodeR
         ),
         source=_SOURCES[encoded.source],
     )
+    if encoded.tokens.grid is not None:
+        rows, columns = encoded.tokens.grid
+        response.visual_tokens.grid.CopyFrom(tensor_pb2.VisualGrid(rows=rows, columns=columns))
     if encoded.similar is not None:
         response.similar.image_sha256 = encoded.similar.image_sha256
         response.similar.similarity = encoded.similar.similarity
-    return response
+    yield response
+    for chunk in chunks:
+        yield vision_pb2.EncodeResponse(data_chunk=chunk)

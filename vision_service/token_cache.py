@@ -18,13 +18,14 @@ class VisualTokens(HashedData):
     `data` is bfloat16, little-endian, row-major.
     """
 
-    shape: tuple[int, ...]  # [K, D]
+    shape: tuple[int, ...]  # [N, levels x D]
+    grid: tuple[int, int] | None = None  # rows and columns, if the tokens have a grid
 
     @classmethod
-    def of(cls, bits_KD: NDArray[np.uint16]) -> Self:
+    def of(cls, bits: NDArray[np.uint16], grid: tuple[int, int] | None = None) -> Self:
         """Return visual tokens from bfloat16 bit patterns."""
-        data = bits_KD.astype("<u2", copy=False).tobytes()
-        return cls(data, sha256_of(data), bits_KD.shape)
+        data = bits.astype("<u2", copy=False).tobytes()
+        return cls(data, sha256_of(data), bits.shape, grid)
 
 
 class TokenCache(VerifiedCache[VisualTokens]):

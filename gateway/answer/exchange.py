@@ -1,12 +1,14 @@
 """Exchange one prompt for one answer with the stages."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chassis.deadline import Deadline
 from chassis.errors import Internal, TandemError
+from chassis.tensors import split_data
 from chassis.tracing import span
 from gateway.admission import Tenant
 from gateway.answer import metrics
@@ -15,9 +17,9 @@ from gateway.answer.question import Question, QuestionBuilder
 from gateway.answer.report import Report
 from gateway.answer.span_attributes import request_attributes, response_attributes
 from gateway.filters import FilterSet
-from gateway.images import RequestImage, VisualTokenSource
+from gateway.images import RequestImage, TokenShape, VisualTokenSource
 from gateway.stages import CallEndedError, LanguageCall, Release, Replica, with_failover
-from processing import Segment, TextSegment
+from processing import TextSegment
 from tandem.v1 import gateway_pb2, language_pb2, tensor_pb2
 
 if TYPE_CHECKING:
@@ -122,18 +124,20 @@ class Exchange:
         images = self.question.images
         self.report.images.extend(gateway_pb2.ImageReport(sha256=image.sha256) for image in images)
         return [
-            tasks.create_task(self._encode(image, report, pins))
-            for image, report in zip(images, self.report.images, strict=True)
+            tasks.create_task(self._encode(image, shape, report, pins))
+            for image, shape, report in zip(images, self.question.shapes, self.report.images, strict=True)
         ]
 
-    async def _encode(self, image: RequestImage, report: gateway_pb2.ImageReport, pins: AsyncExitStack) -> bytes:
+    async def _encode(
+        self, image: RequestImage, shape: TokenShape, report: gateway_pb2.ImageReport, pins: AsyncExitStack
+    ) -> bytes:
         """Return an image's serialized visual tokens, and fill its report."""
         replica = self.question.route.vision
         assert replica is not None, "a question with images is routed with a vision replica"
         release = self.question.route.release.name
         with metrics.stage_call(release, "vision"), span("find visual tokens") as step:
             found = await self.visual_tokens.get(
-                image, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
+                image, shape, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
             step.set_attributes({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
         self.filters.check_image(found.entry.data, image.field)
@@ -141,7 +145,9 @@ class Exchange:
         if found.similar is not None:
             report.similar_sha256 = found.similar.image_sha256
             report.similarity = found.similar.similarity
-        report.num_visual_tokens = replica.info.vision.num_visual_tokens
+        report.num_visual_tokens = shape.num_visual_tokens
+        if shape.grid is not None:
+            report.grid.CopyFrom(tensor_pb2.VisualGrid(rows=shape.grid[0], columns=shape.grid[1]))
         report.ready_ms = self.report.ms_since_start()
         metrics.count_image(release, report)
         return found.entry.data
@@ -173,14 +179,17 @@ class Exchange:
         with suppress(CallEndedError, _EncodingFailedError):
             await call.write(self.question.start_message())
             for segment in self.question.segments:
-                await call.write(await self._segment_message(segment, encodings))
+                if isinstance(segment, TextSegment):
+                    text = language_pb2.TextSegment(token_ids=segment.token_ids)
+                    await call.write(language_pb2.GenerateRequest(text=text))
+                    continue
+                for message in self._image_messages(await _encoded(encodings[segment.index])):
+                    await call.write(message)
             await call.end_prompt()
 
-    async def _segment_message(self, segment: Segment, encodings: Encodings) -> language_pb2.GenerateRequest:
-        """Return a segment's message, after its image is encoded."""
-        if isinstance(segment, TextSegment):
-            return language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=segment.token_ids))
-        tokens = tensor_pb2.VisualTokens.FromString(await _encoded(encodings[segment.index]))
+    def _image_messages(self, serialized: bytes) -> Iterator[language_pb2.GenerateRequest]:
+        """Yield the messages of one image: its segment, then the rest of its bytes."""
+        tokens = tensor_pb2.VisualTokens.FromString(serialized)
         # Routing and the visual key already rule this out. Check again: crossed encoders give wrong answers silently.
         if tokens.vision_digest != self.question.route.language.info.language.vision_digest:
             metrics.CROSSED_VISUAL_TOKENS.inc()
@@ -189,7 +198,11 @@ class Exchange:
                 "report this to the operator.",
                 reason="ENCODERS_CROSSED",
             )
-        return language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
+        first, *rest = split_data(tokens.embeddings.data)
+        tokens.embeddings.data = first
+        yield language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
+        for data in rest:
+            yield language_pb2.GenerateRequest(image_chunk=language_pb2.ImageChunk(data=data))
 
 
 async def _encoded(encoding: asyncio.Task[bytes]) -> bytes:

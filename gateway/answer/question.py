@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
+from gateway.answer.token_shapes import token_shapes
 from gateway.filters import FilterSet
-from gateway.images import ImageStore, RequestImage
+from gateway.images import ImageStore, RequestImage, TokenShape
 from gateway.stages import Release, Releases, Route
 from processing import Segment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
@@ -25,6 +26,7 @@ class Question:
     route: Route
     segments: list[Segment]
     images: list[RequestImage]
+    shapes: list[TokenShape]  # of each image's visual tokens
     num_prompt_tokens: int  # includes visual tokens
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
@@ -34,7 +36,7 @@ class Question:
     @property
     def num_visual_tokens(self) -> int:
         """Number of visual tokens in the prompt."""
-        return len(self.images) * self.route.release.prompts.num_visual_tokens
+        return sum(shape.num_visual_tokens for shape in self.shapes)
 
     def start_message(self) -> language_pb2.GenerateRequest:
         """Return the first message of the language call."""
@@ -77,8 +79,9 @@ class QuestionBuilder:
         self._filters.check_text(conversation.messages)
         images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
         segments = await build_segments(release, conversation)
-        num_prompt_tokens = release.prompts.count_tokens(segments)
         route = await self._releases.route(release, with_images=bool(images))
+        shapes = await token_shapes(images, route)
+        num_prompt_tokens = release.prompts.count_tokens(segments, [shape.num_visual_tokens for shape in shapes])
         self._check_prompt_length(num_prompt_tokens)
         _check_context(num_prompt_tokens, request.sampling.max_tokens, route)
         _check_num_images(conversation.images, route)
@@ -86,25 +89,30 @@ class QuestionBuilder:
             route=route,
             segments=segments,
             images=images,
+            shapes=shapes,
             num_prompt_tokens=num_prompt_tokens,
-            sampling=self._with_max_tokens(request.sampling, route, num_prompt_tokens),
+            sampling=self._resolved(request.sampling, route, num_prompt_tokens),
             stops=request.stop,
             cache_salt=tenant.salt,
             priority=priority,
         )
 
-    async def count(self, messages: Sequence[gateway_pb2.Message], release: Release) -> gateway_pb2.CountTokensResponse:
+    async def count(
+        self, messages: Sequence[gateway_pb2.Message], release: Release, tenant: Tenant
+    ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation.
 
         Raises:
             InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `build`.
         """
         conversation = check_conversation(messages, self._limits)
-        num_prompt_tokens = release.prompts.count_tokens(await build_segments(release, conversation))
+        segments = await build_segments(release, conversation)
+        counts = await self._count_visual_tokens(conversation, release, tenant)
+        num_prompt_tokens = release.prompts.count_tokens(segments, counts)
         route = await self._releases.route(release, with_images=False)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
-            visual_tokens=len(conversation.images) * release.prompts.num_visual_tokens,
+            visual_tokens=sum(counts),
             remaining_tokens=max(0, route.language.info.language.context_length - num_prompt_tokens),
         )
 
@@ -118,17 +126,25 @@ class QuestionBuilder:
                 metadata={"prompt_tokens": str(num_prompt_tokens), "max_prompt_tokens": str(limit)},
             )
 
-    def _with_max_tokens(
+    async def _count_visual_tokens(self, conversation: Conversation, release: Release, tenant: Tenant) -> list[int]:
+        """Return the visual tokens of each image. Looks at images only if their sizes matter."""
+        fixed = release.config.num_visual_tokens
+        if fixed is not None or not conversation.images:
+            return [fixed or 0] * len(conversation.images)
+        images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
+        shapes = await token_shapes(images, await self._releases.route(release, with_images=True))
+        return [shape.num_visual_tokens for shape in shapes]
+
+    def _resolved(
         self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
     ) -> sampling_pb2.SamplingOptions:
-        """Return the options with the gateway's answer limit filled in."""
+        """Return the options with the release's defaults and the gateway's limit."""
+        resolved = route.release.default_sampling()
+        resolved.MergeFrom(sampling)
         limit = self._limits.max_output_tokens
-        if sampling.max_tokens or not limit:
-            return sampling
-        limited = sampling_pb2.SamplingOptions()
-        limited.CopyFrom(sampling)
-        limited.max_tokens = min(limit, route.language.info.language.context_length - num_prompt_tokens)
-        return limited
+        if limit and not sampling.max_tokens:
+            resolved.max_tokens = min(limit, route.language.info.language.context_length - num_prompt_tokens)
+        return resolved
 
 
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:

@@ -6,7 +6,7 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from chassis.errors import InvalidArgument
-from chassis.tensors import check_tensor
+from chassis.tensors import BFLOAT16_BYTES, check_tensor
 from chassis.verified_cache import HashedData, sha256_of
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import tensor_pb2
@@ -24,13 +24,22 @@ class ForeignTokensError(Exception):
     """Intact visual tokens of another image or encoder."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenShape:
+    """Number and grid of one image's visual tokens."""
+
+    num_visual_tokens: int
+    grid: tuple[int, int] | None = None  # rows and columns, if the tokens have a grid
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTokens:
     """The visual tokens that may answer for an image."""
 
     visual_key: bytes
     vision_digest: bytes  # of the vision half that encodes
-    shape: tuple[int, int]  # [visual tokens, token width]
+    shape: TokenShape
+    token_width: int  # elements of one visual token, all levels together
 
     def check_key(self, tokens: tensor_pb2.VisualTokens) -> None:
         """Check the visual key and the vision digest.
@@ -47,7 +56,16 @@ class ExpectedTokens:
         Raises:
             InvalidArgument: reason 'BAD_TENSOR'.
         """
-        check_tensor(tokens.embeddings, shape=self.shape, field="embeddings")
+        shape = (self.shape.num_visual_tokens, self.token_width)
+        check_tensor(tokens.embeddings, shape=shape, field="embeddings")
+        grid = (tokens.grid.rows, tokens.grid.columns) if tokens.HasField("grid") else None
+        if grid != self.shape.grid:
+            raise InvalidArgument(f"grid must be {self.shape.grid}, not {grid}.", reason="BAD_TENSOR", field="grid")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the embeddings."""
+        return self.shape.num_visual_tokens * self.token_width * BFLOAT16_BYTES
 
 
 @dataclass(frozen=True, slots=True)

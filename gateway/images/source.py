@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from chassis.deadline import Deadline
 from chassis.errors import Internal, InvalidArgument, NotFound, TandemError, Unavailable
 from checkpoint.identity import visual_key
-from gateway.images.entry import Entry, ExpectedTokens, ForeignTokensError
+from gateway.images.entry import Entry, ExpectedTokens, ForeignTokensError, TokenShape
 from gateway.images.memory_cache import MemoryCache, SourcedTokens
 from gateway.images.store import RequestImage
 from gateway.stages import Replica, translate_errors, with_failover
@@ -41,6 +41,7 @@ class _Lookup:
     """One image, and the replica to encode it."""
 
     image: bytes  # the file
+    shape: TokenShape
     request: vision_pb2.EncodeRequest  # with the digest of the image, without its bytes
     replica: "VisionReplica"
     deadline: Deadline
@@ -56,8 +57,9 @@ class _Lookup:
         key = visual_key(
             encoder_id=info.vision.encoder_id, cache_salt=self.request.cache_salt, image_sha256=image_sha256
         )
-        shape = (info.vision.num_visual_tokens, info.vision.token_width)
-        return ExpectedTokens(visual_key=key, vision_digest=info.half_digest, shape=shape)
+        return ExpectedTokens(
+            visual_key=key, vision_digest=info.half_digest, shape=self.shape, token_width=info.vision.token_width
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ class VisualTokenSource:
     async def get(
         self,
         image: RequestImage,
+        shape: TokenShape,
         replica: "VisionReplica",
         *,
         cache_salt: bytes,
@@ -85,6 +88,7 @@ class VisualTokenSource:
 
         Args:
             image: the image, with its bytes.
+            shape: of its visual tokens.
             replica: the vision replica to try first.
             cache_salt: the tenant's. Tenants with different salts share no visual tokens.
             pins: keeps the tokens in the memory cache until it is closed.
@@ -97,7 +101,7 @@ class VisualTokenSource:
         # A fresh salt makes every cache miss, also the KV cache of the decoder.
         salt = cache_salt if self.reuse else secrets.token_bytes(_FRESH_SALT_BYTES)
         request = vision_pb2.EncodeRequest(tag=replica.info.tag, image_sha256=image.sha256, cache_salt=salt)
-        lookup = _Lookup(image=image.data, request=request, replica=replica, deadline=deadline)
+        lookup = _Lookup(image=image.data, shape=shape, request=request, replica=replica, deadline=deadline)
         try:
             tokens = self.memory.use(lookup.expected.visual_key, lambda: self._fetch(lookup))
             return await pins.enter_async_context(tokens)
@@ -151,10 +155,25 @@ async def _request_by_digest(lookup: _Lookup) -> vision_pb2.EncodeResponse | Non
 
 
 async def _request(lookup: _Lookup, image: bytes) -> vision_pb2.EncodeResponse:
+    """Return the whole response, its chunks joined."""
     request = vision_pb2.EncodeRequest(image=image)
     request.MergeFrom(lookup.request)
+    response: vision_pb2.EncodeResponse | None = None
+    chunks: list[bytes] = []
+    max_bytes = lookup.expected.num_bytes
     with translate_errors("vision"):
-        return await lookup.replica.stub.Encode(request, timeout=lookup.deadline.remaining_s())
+        async for message in lookup.replica.stub.Encode(request, timeout=lookup.deadline.remaining_s()):
+            if response is None:
+                response = message
+            else:
+                chunks.append(message.data_chunk)
+            if sum(map(len, chunks)) > max_bytes:
+                break  # more than any image has: the check of the shape fails
+    if response is None:
+        raise Internal("The vision service ended a response without a message.", reason="VISION_FAILED")
+    embeddings = response.visual_tokens.embeddings
+    embeddings.data = b"".join((embeddings.data, *chunks))
+    return response
 
 
 def _verified(response: vision_pb2.EncodeResponse, lookup: _Lookup) -> SourcedTokens:

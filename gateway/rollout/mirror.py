@@ -82,7 +82,7 @@ class Mirror:
         if len(self._tasks) >= self._max_running:
             self._count(choice, "dropped")
             return send
-        pair = _Pair(choice=choice, is_greedy=request.sampling.temperature == 0)
+        pair = _Pair(choice=choice, is_greedy=_is_greedy(request, choice))
         task = asyncio.create_task(self._run(choice.mirror_to, request, tenant, deadline, pair))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -149,3 +149,10 @@ class Mirror:
         counts.add("shadow", number)
         self._traffic.add_counts(choice.window, counts)
         MIRRORED_REQUESTS.labels(choice.mirror_to, number).inc()
+
+
+def _is_greedy(request: gateway_pb2.GatewayGenerateRequest, choice: Choice) -> bool:
+    """Return whether the request is answered with greedy decoding."""
+    if request.sampling.HasField("temperature"):
+        return request.sampling.temperature == 0
+    return choice.release.default_sampling().temperature == 0

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from chassis.errors import FailedPrecondition, NotFound, TandemError
 from chassis.health import Health
 from chassis.single_flight import SingleFlight
+from checkpoint.families import ModelConfig
 from checkpoint.manifest import TOKENIZER_FILE, read_manifest
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag, split_release
 from gateway.stages.errors import short_list
 from gateway.stages.stage import Replica, Stage
 from processing import PromptBuilder, Vocabulary, open_prompt_builder
-from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, vision_pb2_grpc
+from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, sampling_pb2, vision_pb2_grpc
 
 SERVICE_NAME = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name
 
@@ -30,6 +31,7 @@ class Release:
 
     vision_tag: str
     language_tag: str
+    config: ModelConfig
     prompts: PromptBuilder
     vocabulary: Vocabulary
     tokenizer_digest: bytes
@@ -40,6 +42,10 @@ class Release:
         if self.vision_tag == self.language_tag:
             return self.language_tag
         return f"{self.vision_tag},{self.language_tag}"
+
+    def default_sampling(self) -> sampling_pb2.SamplingOptions:
+        """Return the options for fields that a request leaves absent."""
+        return sampling_pb2.SamplingOptions(**self.config.default_sampling.model_dump(exclude_none=True))
 
     def proto(self) -> gateway_pb2.Release:
         """Return the two tags as a message."""
@@ -80,6 +86,7 @@ def open_release(store: ModelStore, name: str) -> Release:
     return Release(
         vision_tag=vision_tag,
         language_tag=language_tag,
+        config=prompts.config,
         prompts=prompts,
         vocabulary=Vocabulary(prompts.tokenizer),
         tokenizer_digest=manifest.files[TOKENIZER_FILE],
@@ -173,6 +180,7 @@ class Releases:
                 is_default=release.name == self.default_name,
                 vision=self._vision.info(release.vision_tag),
                 language=self._language.info(release.language_tag),
+                default_sampling=release.default_sampling(),
             )
             for name in sorted(self.names)
             if (release := self._opened.get(name)) is not None
@@ -225,7 +233,7 @@ def _check_pair(vision: model_pb2.ModelInfo, language: model_pb2.ModelInfo) -> N
     """Check that the decoder was trained with this encoder."""
     fits = (
         vision.half_digest == language.language.vision_digest
-        and vision.vision.token_width == language.language.width
+        and vision.vision.token_width == (language.language.num_levels or 1) * language.language.width
         and vision.vision.num_visual_tokens == language.language.num_visual_tokens
     )
     if not fits:

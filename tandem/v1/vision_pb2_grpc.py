@@ -36,7 +36,7 @@ class VisionServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Encode = channel.unary_unary(
+        self.Encode = channel.unary_stream(
                 '/tandem.v1.VisionService/Encode',
                 request_serializer=tandem_dot_v1_dot_vision__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_vision__pb2.EncodeResponse.FromString,
@@ -73,6 +73,9 @@ class VisionServiceServicer:
         Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
         NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
         RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+
+        Visual tokens can be large, so they come in chunks. The first message has every field, but embeddings.data may end
+        early. Each further message has only 'data_chunk', the next bytes of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +112,7 @@ class VisionServiceServicer:
 
 def add_VisionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Encode': grpc.unary_unary_rpc_method_handler(
+            'Encode': grpc.unary_stream_rpc_method_handler(
                     servicer.Encode,
                     request_deserializer=tandem_dot_v1_dot_vision__pb2.EncodeRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_vision__pb2.EncodeResponse.SerializeToString,
@@ -157,7 +160,7 @@ class VisionService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/tandem.v1.VisionService/Encode',

@@ -34,12 +34,15 @@ class VisionServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
-    Encode: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
+    Encode: _grpc.UnaryStreamMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
     """Encodes one image, or returns its visual tokens from the cache.
 
     Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
     NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
     RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+
+    Visual tokens can be large, so they come in chunks. The first message has every field, but embeddings.data may end
+    early. Each further message has only 'data_chunk', the next bytes of it.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """Describes one model."""
@@ -55,12 +58,15 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Turns images into visual tokens."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Encode: _aio.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
+    Encode: _aio.UnaryStreamMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes one image, or returns its visual tokens from the cache.
 
     Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
     NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
     RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+
+    Visual tokens can be large, so they come in chunks. The first message has every field, but embeddings.data may end
+    early. Each further message has only 'data_chunk', the next bytes of it.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
@@ -79,12 +85,15 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _vision_pb2.EncodeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_vision_pb2.EncodeResponse, _abc.Awaitable[_vision_pb2.EncodeResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_vision_pb2.EncodeResponse], _abc.AsyncIterator[_vision_pb2.EncodeResponse]]:
         """Encodes one image, or returns its visual tokens from the cache.
 
         Errors: INVALID_ARGUMENT for an image that is refused. NOT_FOUND with reason UNKNOWN_TAG for an unknown tag.
         NOT_FOUND with reason IMAGE_NOT_CACHED for a digest without bytes that is not in the cache: send the bytes.
         RESOURCE_EXHAUSTED with a retry delay when the queue is full.
+
+        Visual tokens can be large, so they come in chunks. The first message has every field, but embeddings.data may end
+        early. Each further message has only 'data_chunk', the next bytes of it.
         """
 
     @_abc_1.abstractmethod

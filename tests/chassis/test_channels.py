@@ -69,10 +69,10 @@ async def test_a_request_with_an_image_is_retried(serve: Any) -> None:
         sizes.append(len(request.image))
         if len(sizes) < 2:
             raise Unavailable("Not yet.")
-        return vision_pb2.EncodeResponse()
+        yield vision_pb2.EncodeResponse()
 
     run = await serve(vision={"Encode": late})
-    await run.vision.Encode(vision_pb2.EncodeRequest(image=bytes(3_000_000)))
+    assert len([message async for message in run.vision.Encode(vision_pb2.EncodeRequest(image=bytes(3_000_000)))]) == 1
     assert sizes == [3_000_000] * 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from chassis import errors, grpc_errors
 from chassis.request_id import current_request_id
 from chassis.settings import ServiceSettings
-from tandem.v1 import gateway_pb2, language_pb2, vision_pb2
+from tandem.v1 import gateway_pb2, language_pb2, model_pb2
 
 ID = (("x-request-id", "abc-1.2_3"),)
 
@@ -166,17 +166,17 @@ async def test_a_handler_may_abort_the_rpc_itself(serve: Any, log_lines: Any) ->
 
 
 # A string field of each request (routing_key is number 4, tag is number 1) with one byte that is not UTF-8.
-NOT_UTF8 = {"/tandem.v1.Gateway/Generate": b"\x22\x01\xff", "/tandem.v1.VisionService/Encode": b"\x0a\x01\xff"}
+NOT_UTF8 = {"/tandem.v1.Gateway/Generate": b"\x22\x01\xff", "/tandem.v1.VisionService/GetModel": b"\x0a\x01\xff"}
 
 
 @pytest.mark.parametrize("data", [None, b"\xff", b"\x0a\x7f"], ids=["not UTF-8", "not a tag", "cut off"])
 @pytest.mark.parametrize("path", NOT_UTF8)
 async def test_an_unparsable_request_is_an_invalid_argument(serve: Any, path: str, data: bytes | None) -> None:
-    async def encode(self: Any, request: Any, context: Any) -> Any:
-        return vision_pb2.EncodeResponse()
+    async def get_model(self: Any, request: Any, context: Any) -> Any:
+        return model_pb2.GetModelResponse()
 
-    run = await serve(gateway={"Generate": stream_ids}, vision={"Encode": encode})
-    method = run.channel.unary_unary if path.endswith("Encode") else run.channel.unary_stream
+    run = await serve(gateway={"Generate": stream_ids}, vision={"GetModel": get_model})
+    method = run.channel.unary_unary if path.endswith("GetModel") else run.channel.unary_stream
     error = grpc_errors.from_rpc_error(await failure(method(path)(NOT_UTF8[path] if data is None else data)))
     assert isinstance(error, errors.InvalidArgument)
     assert error.reason == "BAD_MESSAGE"

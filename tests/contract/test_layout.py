@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint.families import ResamplerModelConfig, ResamplerConfig
-from checkpoint.families import Half, half_of, layout
+from checkpoint.families import Half, ResamplerConfig, ResamplerModelConfig, half_of, layout
 from checkpoint.presets import RESAMPLER_PRESETS
 from language_service.model.decoder import Decoder
 from vision_service.model.encoder import VisionHalf

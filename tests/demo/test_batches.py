@@ -13,7 +13,7 @@ from demo.drawing import draw
 from demo.questions import Conversation, ask
 from demo.scenes import TRAINING_SEEDS, make_scene
 from processing.chat_template import ChatTemplate
-from processing.images import to_pixels
+from processing.image_processors import open_image_processor
 from processing.prompt import PromptBuilder, TextSegment
 
 MIX = BatchConfig(num_images=3, num_conversations=4, num_groups=2)
@@ -59,7 +59,7 @@ def test_a_step_is_reproducible_and_repeats_no_image(small_model: ResamplerModel
     first, again, second = batches[0], batches[0], batches[1]
     assert torch.equal(first.pixels_B3SS, again.pixels_B3SS)
     assert all(torch.equal(a.token_ids_NL, b.token_ids_NL) for a, b in zip(first.groups, again.groups, strict=True))
-    expected = to_pixels(draw(make_scene(TRAINING_SEEDS[MIX.num_images])), small_model.vision)
+    expected = open_image_processor(small_model).to_pixels(draw(make_scene(TRAINING_SEEDS[MIX.num_images])))
     assert np.array_equal(second.pixels_B3SS[0].numpy(), expected)
 
 

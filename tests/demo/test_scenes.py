@@ -11,7 +11,7 @@ from checkpoint.presets import RESAMPLER_PRESETS
 from demo.drawing import IMAGE_SIZE, draw
 from demo.evaluate import to_png
 from demo.scenes import HELD_OUT_SEEDS, KINDS, MATERIALS, POSITIONS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, make_scene
-from processing.images import to_pixels
+from processing.image_processors import open_image_processor
 from vision_service.image_reader import ImageLimits, read_image
 
 SEEDS = range(200)
@@ -80,7 +80,8 @@ def test_serving_and_training_see_the_same_pixels() -> None:
     drawn = draw(make_scene(seed))
     read = read_image(to_png(seed), ImageLimits())
     assert read.tobytes() == drawn.tobytes()
-    config = RESAMPLER_PRESETS["demo"].vision
-    pixels = to_pixels(read, config).transpose(1, 2, 0) * config.image_std + config.image_mean
+    config = RESAMPLER_PRESETS["demo"]
+    pixels = open_image_processor(config).to_pixels(read).transpose(1, 2, 0)
+    pixels = pixels * config.vision.image_std + config.vision.image_mean
     assert np.array_equal((pixels * 255).round().astype(np.uint8), np.asarray(drawn))
     assert Image.open(io.BytesIO(to_png(seed))).format == "PNG"

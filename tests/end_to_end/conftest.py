@@ -1,4 +1,4 @@
-"""Releases to roll out, images to ask about, a world to do it in."""
+"""Fixtures of the rollout tests: releases, images, processes and Redis."""
 
 import io
 from collections.abc import AsyncIterator, Iterator
@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from tests.end_to_end.rollout_world import EQUAL, OTHER, STABLE, World
 from tests.gateway.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store of two different checkpoints, and of the first one under another tag."""
+    """Return a store with two checkpoints under three tags."""
     store = tmp_path_factory.mktemp("models")
     for tag, seed in ((STABLE, 0), (OTHER, 1), (EQUAL, 0)):
-        create_checkpoint(store, tag, PRESETS["tiny"], seed=seed)
+        create_checkpoint(store, tag, RESAMPLER_PRESETS["tiny"], seed=seed)
     return store
 
 

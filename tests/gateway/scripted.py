@@ -60,7 +60,9 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             await asyncio.Event().wait()
         return model_pb2.ListModelsResponse(models=[self.info])
 
-    async def Encode(self, request: vision_pb2.EncodeRequest, context: Any) -> vision_pb2.EncodeResponse:  # noqa: N802
+    async def Encode(  # noqa: N802
+        self, request: vision_pb2.EncodeRequest, context: Any
+    ) -> AsyncIterator[vision_pb2.EncodeResponse]:
         self.num_encodes += 1
         self.events.append("encode begins")
         self.deadlines_s.append(context.time_remaining())
@@ -85,7 +87,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         )
         self.change(tokens)
         self.events.append("encode ends")
-        return vision_pb2.EncodeResponse(visual_tokens=tokens, source=self.source, similar=self.similar)
+        yield vision_pb2.EncodeResponse(visual_tokens=tokens, source=self.source, similar=self.similar)
 
 
 @dataclass

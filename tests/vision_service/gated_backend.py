@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import io
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
+from processing.image_processors import open_image_processor
 from vision_service.batcher import BatchConfig
 from vision_service.decode_pool import DecodePool
 from vision_service.image_encoder import EncodedImage, ImageEncoder, ImageRequest, SharedResources
@@ -42,13 +43,13 @@ class GatedBackend:
     batches: list[int] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
 
-    def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        self.batches.append(len(pixels_B3SS))
+    def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
+        self.batches.append(len(images))
         assert self.gate.wait(10)
         if self.fails:
             raise RuntimeError("broken")
-        means_B = pixels_B3SS.mean((1, 2, 3), dtype=np.float32).view(np.uint32) >> 16
-        return np.repeat(means_B.astype(np.uint16), 12).reshape(-1, 3, 4)
+        means_B = np.array([pixels.mean(dtype=np.float32) for pixels in images]).view(np.uint32) >> 16
+        return list(np.repeat(means_B.astype(np.uint16), 12).reshape(-1, 3, 4))
 
 
 @dataclass
@@ -86,7 +87,8 @@ def make_encoder(
 ) -> ImageEncoder:
     return ImageEncoder(
         tag=tag,
-        config=PRESETS["tiny"],
+        config=RESAMPLER_PRESETS["tiny"],
+        processor=open_image_processor(RESAMPLER_PRESETS["tiny"]),
         digest=digest,
         backend=backend,
         resources=resources,

@@ -25,6 +25,14 @@ class Running(StageProcess):
         return vision_pb2_grpc.VisionServiceStub(self.channel)
 
 
+def encode(stub: Any, request: vision_pb2.EncodeRequest, timeout: float) -> vision_pb2.EncodeResponse:
+    """Return the whole response, its chunks joined."""
+    response, *rest = stub.Encode(request, timeout=timeout)
+    embeddings = response.visual_tokens.embeddings
+    embeddings.data += b"".join(message.data_chunk for message in rest)
+    return response  # type: ignore[no-any-return]
+
+
 def running(models: Path, *flags: str) -> AbstractContextManager[Running]:
     """Run a vision service for the block."""
     return processes.running(Running, models, *flags)

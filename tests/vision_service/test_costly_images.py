@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from chassis.settings import load_settings
+from processing import image_files
 from tests.vision_service.image_samples import LIMITS, gradient, png_chunk, png_of_one_colour, rejection, saved
-from vision_service import image_reader
 from vision_service.image_reader import PILLOW_MAX_PIXELS, read_image
 from vision_service.service import VisionSettings
 
@@ -83,7 +83,7 @@ def test_an_image_with_too_many_pieces_is_rejected(monkeypatch: pytest.MonkeyPat
 
     20 MB of them take ten seconds.
     """
-    monkeypatch.setattr(image_reader, "_MAX_READS", 10_000)
+    monkeypatch.setattr(image_files, "_MAX_READS", 10_000)
     png, jpeg = saved(gradient(), "PNG"), saved(gradient(), "JPEG")
     head, rest = png[: 8 + 25], png[8 + 25 :]
     assert read_image(head + 1000 * png_chunk(b"teSt", b"") + rest, LIMITS).size == gradient().size

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from chassis.errors import InvalidArgument, ResourceExhausted
-from checkpoint.config import VisionConfig
-from processing.images import to_pixels
+from checkpoint.families import VisionConfig
+from processing.square_images import SquareImages
 from vision_service import decode_pool
 from vision_service.decode_pool import DecodePool
 from vision_service.image_reader import ImageLimits, read_image
 
-CONFIG = VisionConfig()
+IMAGES = SquareImages(VisionConfig(), num_visual_tokens=32)
 
 
 def png(colour: str = "red") -> bytes:
@@ -39,8 +39,8 @@ def pool() -> Iterator[DecodePool]:
 
 async def test_pixels_equal_those_of_the_plain_functions(pool: DecodePool) -> None:
     data = png()
-    decoded = await pool.decode(data, CONFIG)
-    np.testing.assert_array_equal(decoded.pixels, to_pixels(read_image(data, ImageLimits()), CONFIG))
+    decoded = await pool.decode(data, IMAGES)
+    np.testing.assert_array_equal(decoded.pixels, IMAGES.to_pixels(read_image(data, ImageLimits())))
     assert decoded.decode_s > 0
 
 
@@ -66,15 +66,15 @@ async def test_the_pool_is_bounded_and_cancelled_calls_free_their_slots(
 
     monkeypatch.setattr(decode_pool, "read_image", slow_read)
     images = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
-    tasks = {colour: asyncio.create_task(pool.decode(images[colour], CONFIG)) for colour in ("red", "green")}
+    tasks = {colour: asyncio.create_task(pool.decode(images[colour], IMAGES)) for colour in ("red", "green")}
     await asyncio.sleep(0.01)
     with pytest.raises(ResourceExhausted) as caught:
-        await pool.decode(images["blue"], CONFIG)
+        await pool.decode(images["blue"], IMAGES)
     assert caught.value.reason == "QUEUE_FULL"
     assert caught.value.retry_after_s is not None
     tasks["green"].cancel()
     await asyncio.sleep(0)
-    tasks["white"] = asyncio.create_task(pool.decode(images["white"], CONFIG))
+    tasks["white"] = asyncio.create_task(pool.decode(images["white"], IMAGES))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(tasks["red"], tasks["white"])
@@ -84,5 +84,5 @@ async def test_the_pool_is_bounded_and_cancelled_calls_free_their_slots(
 async def test_bad_images_free_their_slots(pool: DecodePool) -> None:
     for _ in range(5):
         with pytest.raises(InvalidArgument):
-            await pool.decode(b"no image", CONFIG)
-    await asyncio.gather(*(pool.decode(png(), CONFIG) for _ in range(2)))
+            await pool.decode(b"no image", IMAGES)
+    await asyncio.gather(*(pool.decode(png(), IMAGES) for _ in range(2)))

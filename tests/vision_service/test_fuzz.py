@@ -22,8 +22,8 @@ from PIL import Image
 from chassis.errors import Code
 from chassis.grpc_errors import from_rpc_error
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
-from tests.vision_service.process import TAG, Running, fresh, running, values
+from checkpoint.presets import RESAMPLER_PRESETS
+from tests.vision_service.process import TAG, Running, encode, fresh, running, values
 
 NUM_MUTATIONS = int(os.environ.get("TANDEM_FUZZ_MUTATIONS", "1000"))
 AT_ONCE = 8  # damaged images in flight, in addition to a good one
@@ -124,7 +124,7 @@ def with_checksums(data: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = tmp_path_factory.mktemp("models")
-    create_checkpoint(models, TAG, PRESETS["tiny"])
+    create_checkpoint(models, TAG, RESAMPLER_PRESETS["tiny"])
     with running(models, "--tags", TAG, "--max-image-pixels", str(MAX_PIXELS), "--cache-bytes", "1000000") as process:
         yield process
 
@@ -155,10 +155,10 @@ def check_outcome(call: Any) -> bool:
 @pytest.mark.timeout(0)  # the long run has no limit, but every call has its own
 def test_damaged_images_do_not_affect_other_requests(service: Running) -> None:
     bystander = FILES[0]
-    alone = values(service.stub.Encode(fresh(bystander), timeout=20))
+    alone = values(encode(service.stub, fresh(bystander), timeout=20))
     largest = saved(Image.new("RGB", (2000, 2000)), "PNG")
     for file in (*FILES, largest, largest):
-        service.stub.Encode(fresh(file), timeout=20)
+        encode(service.stub, fresh(file), timeout=20)
     ceiling = memory_bytes(service, "VmRSS") + CEILING_BYTES
     outcomes: list[bool] = []
 

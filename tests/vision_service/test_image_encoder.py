@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from PIL import Image
 
 from chassis.errors import FailedPrecondition, Internal, NotFound
 from checkpoint.initial import RandomTensors, create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
 from checkpoint.weights import load_half
-from processing.images import to_pixels
+from processing.image_processors import open_image_processor
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decode_pool import DecodePool
@@ -31,7 +31,7 @@ from vision_service.model.encoder import VisionHalf
 from vision_service.token_cache import TokenCache, VisualTokens
 
 TAG = "tiny-v1.0.0"
-TINY = PRESETS["tiny"]
+TINY = RESAMPLER_PRESETS["tiny"]
 BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
 
 
@@ -70,7 +70,13 @@ def loader(
     store: ModelStore, resources: SharedResources, dtype: torch.dtype = torch.float32, batching: BatchConfig = BATCHING
 ) -> VisionLoader:
     return VisionLoader(
-        store=store, backend="torch", dtype=dtype, device=torch.device("cpu"), batching=batching, resources=resources
+        store=store,
+        backend="torch",
+        dtype=dtype,
+        device=torch.device("cpu"),
+        batching=batching,
+        max_resized_pixels=2**20,
+        resources=resources,
     )
 
 
@@ -90,7 +96,7 @@ async def test_the_encoder_computes_the_same_as_the_plain_model(
     half = VisionHalf(TINY)
     half.load_state_dict(load_half(store.folder(TAG), "vision", dtype=torch.float32).tensors)
     data = png("gradient")
-    pixels = torch.from_numpy(to_pixels(read_image(data, ImageLimits()), TINY.vision))
+    pixels = torch.from_numpy(open_image_processor(TINY).to_pixels(read_image(data, ImageLimits())))
     with torch.inference_mode():
         expected = half(pixels.unsqueeze(0))[0].numpy()
     tokens = await encode(model, data)
@@ -167,14 +173,22 @@ async def test_tokens_that_are_not_finite_are_never_returned(store: ModelStore, 
     class Overflowing(TorchBackend):
         """A backend that overflows on bright images."""
 
-        def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-            bits_BKD = super().encode(pixels_B3SS).copy()
-            bits_BKD[pixels_B3SS.mean((1, 2, 3)) > 1, 3, 5] = 0x7F80  # infinity
-            return bits_BKD
+        def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
+            tokens = super().encode(images)
+            for pixels, bits in zip(images, tokens, strict=True):
+                if pixels.mean() > 1:
+                    bits[3, 5] = 0x7F80  # infinity
+            return tokens
 
     backend = Overflowing(half.config, half.tensors, dtype=torch.float32, device=torch.device("cpu"))
     encoder = ImageEncoder(
-        tag=TAG, config=half.config, digest=half.digest, backend=backend, resources=resources, batching=BATCHING
+        tag=TAG,
+        config=half.config,
+        processor=open_image_processor(half.config),
+        digest=half.digest,
+        backend=backend,
+        resources=resources,
+        batching=BATCHING,
     )
     fine, bright = await asyncio.gather(
         encode(encoder, png("black")), encode(encoder, png("white")), return_exceptions=True

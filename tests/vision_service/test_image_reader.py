@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chassis.errors import InvalidArgument
-from checkpoint.config import VisionConfig
-from processing.images import to_pixels
+from checkpoint.families import VisionConfig
+from processing.square_images import SquareImages
 from tests.vision_service.image_samples import LIMITS, gradient, rejection, saved
 from vision_service.image_reader import ImageLimits, read_image
 
@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 VISION = VisionConfig()
+IMAGES = SquareImages(VISION, num_visual_tokens=32)
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -86,7 +87,7 @@ def test_damaged_bytes_give_an_image_or_a_typed_error(data: st.DataObject) -> No
     except InvalidArgument:
         return
     assert image.mode == "RGB"
-    assert np.isfinite(to_pixels(image, VISION)).all()
+    assert np.isfinite(IMAGES.to_pixels(image)).all()
 
 
 def test_bytes_after_the_end_of_the_image_are_ignored() -> None:
@@ -162,7 +163,7 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
 
 
 def test_pixels_are_normalised_colours() -> None:
-    pixels = to_pixels(Image.new("RGB", (224, 224), (255, 0, 51)), VISION)
+    pixels = IMAGES.to_pixels(Image.new("RGB", (224, 224), (255, 0, 51)))
     assert pixels.shape == (3, 224, 224)
     assert pixels.dtype == np.float32
     assert pixels.flags.c_contiguous
@@ -171,11 +172,11 @@ def test_pixels_are_normalised_colours() -> None:
 
 
 def test_a_wide_image_keeps_its_proportions_between_borders_near_zero() -> None:
-    pixels = to_pixels(Image.new("RGB", (400, 200), WHITE), VISION)
+    pixels = IMAGES.to_pixels(Image.new("RGB", (400, 200), WHITE))
     border = np.concatenate([pixels[:, :56], pixels[:, 168:]], axis=1)
     assert np.abs(border).max() < 0.01
     assert pixels[:, 56:168].min() > 1.5
 
 
 def test_an_extremely_wide_image_keeps_at_least_a_line() -> None:
-    assert to_pixels(Image.new("RGB", (20_000, 2), WHITE), VISION).max() > 1.5
+    assert IMAGES.to_pixels(Image.new("RGB", (20_000, 2), WHITE)).max() > 1.5

@@ -22,9 +22,9 @@ from chassis.grpc_errors import from_rpc_error
 from chassis.tensors import check_tensor
 from checkpoint.identity import visual_key
 from checkpoint.initial import create_checkpoint
-from checkpoint.presets import PRESETS
+from checkpoint.presets import RESAMPLER_PRESETS
 from tandem.v1 import model_pb2, vision_pb2, vision_pb2_grpc
-from tests.vision_service.process import TAG, Running, fresh, request, running, values
+from tests.vision_service.process import TAG, Running, encode, fresh, request, running, values
 
 OTHER_TAG, SPARE_TAG = "tiny-v1.1.0", "tiny-v2.0.0"
 START_S = 60
@@ -34,7 +34,7 @@ START_S = 60
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     for seed, tag in enumerate((TAG, OTHER_TAG, SPARE_TAG)):
-        create_checkpoint(root, tag, PRESETS["tiny"], seed=seed)
+        create_checkpoint(root, tag, RESAMPLER_PRESETS["tiny"], seed=seed)
     return root
 
 
@@ -53,7 +53,7 @@ def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
 
 def test_encode_returns_tokens_key_and_timings(service: Running) -> None:
     image = png()
-    response = service.stub.Encode(request(image, cache_salt=b"tenant"), timeout=10)
+    response = encode(service.stub, request(image, cache_salt=b"tenant"), timeout=10)
     model = service.stub.GetModel(model_pb2.GetModelRequest(tag=TAG)).model
     check_tensor(response.visual_tokens.embeddings, shape=(32, 64), field="embeddings")
     assert response.visual_tokens.vision_digest == model.half_digest
@@ -70,10 +70,10 @@ def test_an_image_is_sent_and_encoded_once_and_then_found_by_digest(service: Run
     by_digest = request(image, cache_salt=salt)
     by_digest.ClearField("image")
     with pytest.raises(grpc.RpcError) as caught:
-        service.stub.Encode(by_digest, timeout=10)
+        encode(service.stub, by_digest, timeout=10)
     assert from_rpc_error(caught.value).reason == "IMAGE_NOT_CACHED"
-    first = service.stub.Encode(request(image, cache_salt=salt), timeout=10)
-    again = service.stub.Encode(by_digest, timeout=10)
+    first = encode(service.stub, request(image, cache_salt=salt), timeout=10)
+    again = encode(service.stub, by_digest, timeout=10)
     assert (first.source, again.source) == (vision_pb2.ENCODE_SOURCE_ENCODED, vision_pb2.ENCODE_SOURCE_CACHED)
     assert again.visual_tokens == first.visual_tokens
     assert again.timings == vision_pb2.EncodeTimings()
@@ -85,7 +85,7 @@ def test_another_file_of_the_same_photo_gets_the_same_tokens(service: Running) -
     photo.save(files[0], "PNG")
     photo.save(files[1], "JPEG", quality=70)
     asks = [request(file.getvalue(), cache_salt=salt) for file in files]
-    first, copy = (service.stub.Encode(ask, timeout=10) for ask in asks)
+    first, copy = (encode(service.stub, ask, timeout=10) for ask in asks)
     assert copy.visual_tokens == first.visual_tokens  # including the key, because equal keys mean equal embeddings
     assert (copy.source, first.source) == (vision_pb2.ENCODE_SOURCE_SIMILAR, vision_pb2.ENCODE_SOURCE_ENCODED)
     assert copy.similar.image_sha256 == asks[0].image_sha256
@@ -99,8 +99,8 @@ def test_requests_of_several_connections_share_one_encoding(service: Running) ->
     before = read_metric(service, metric)
     with ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(service.address)) for _ in range(8)]
-        calls = [vision_pb2_grpc.VisionServiceStub(channel).Encode.future(ask, timeout=10) for channel in channels]
-        responses = [call.result() for call in calls]
+        calls = [vision_pb2_grpc.VisionServiceStub(channel).Encode(ask, timeout=10) for channel in channels]
+        responses = [response for call in calls for response in call]
     assert len({response.visual_tokens.SerializeToString(deterministic=True) for response in responses}) == 1
     assert [response.source for response in responses].count(vision_pb2.ENCODE_SOURCE_ENCODED) == 1
     assert read_metric(service, metric) == before + 1
@@ -108,10 +108,10 @@ def test_requests_of_several_connections_share_one_encoding(service: Running) ->
 
 def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Running) -> None:
     images = [png(colour) for colour in ("red", "green", "blue", "white")]
-    alone = [values(service.stub.Encode(fresh(image), timeout=10)) for image in images]
+    alone = [values(encode(service.stub, fresh(image), timeout=10)) for image in images]
     for _ in range(20):  # on a busy machine calls may arrive too late for one batch
-        calls = [service.stub.Encode.future(fresh(image), timeout=10) for image in images]
-        together = [call.result() for call in calls]
+        calls = [service.stub.Encode(fresh(image), timeout=10) for image in images]
+        together = [response for call in calls for response in call]
         if max(response.timings.batch_size for response in together) > 1:
             break
     assert max(response.timings.batch_size for response in together) > 1
@@ -121,7 +121,7 @@ def test_concurrent_calls_share_a_batch_and_each_gets_its_own_answer(service: Ru
 
 def test_models_of_one_process_give_their_own_answers(service: Running) -> None:
     image = png()
-    one, other = (service.stub.Encode(request(image, tag=tag), timeout=10).visual_tokens for tag in (TAG, OTHER_TAG))
+    one, other = (encode(service.stub, request(image, tag=tag), timeout=10).visual_tokens for tag in (TAG, OTHER_TAG))
     assert one.embeddings.data != other.embeddings.data
     assert one.visual_key != other.visual_key
     infos = service.stub.ListModels(model_pb2.ListModelsRequest()).models
@@ -139,11 +139,11 @@ def test_a_model_is_loaded_and_unloaded_while_others_serve(service: Running) -> 
     assert status(name) == status(f"{name}/{TAG}") == health_pb2.HealthCheckResponse.SERVING
     service.stub.LoadModel(model_pb2.LoadModelRequest(tag=SPARE_TAG), timeout=30)
     assert status(f"{name}/{SPARE_TAG}") == health_pb2.HealthCheckResponse.SERVING
-    service.stub.Encode(request(png(), tag=SPARE_TAG), timeout=10)
+    encode(service.stub, request(png(), tag=SPARE_TAG), timeout=10)
     service.stub.UnloadModel(model_pb2.UnloadModelRequest(tag=SPARE_TAG), timeout=30)
     assert status(f"{name}/{SPARE_TAG}") == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(grpc.RpcError) as caught:
-        service.stub.Encode(request(png(), tag=SPARE_TAG), timeout=10)
+        encode(service.stub, request(png(), tag=SPARE_TAG), timeout=10)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
@@ -175,22 +175,22 @@ def bad_requests() -> dict[str, tuple[vision_pb2.EncodeRequest, str, str]]:
 
 
 def test_bad_requests_cost_less_than_a_second_and_the_next_one_works(service: Running) -> None:
-    good = service.stub.Encode(request(png()), timeout=10).visual_tokens
+    good = encode(service.stub, request(png()), timeout=10).visual_tokens
     for name, (bad, code, reason) in bad_requests().items():
         before_s = read_metric(service, "process_cpu_seconds_total")
         with pytest.raises(grpc.RpcError) as caught:
-            service.stub.Encode(bad, timeout=10)
+            encode(service.stub, bad, timeout=10)
         assert read_metric(service, "process_cpu_seconds_total") - before_s < 1, name
         error = from_rpc_error(caught.value)
         assert (error.code.name, error.reason) == (code, reason), name
         assert "0x" not in error.message, name
-        assert service.stub.Encode(request(png()), timeout=10).visual_tokens == good, name
+        assert encode(service.stub, request(png()), timeout=10).visual_tokens == good, name
 
 
 def test_metrics_count_batches_and_rejections(service: Running) -> None:
-    service.stub.Encode(fresh(png()), timeout=10)
+    encode(service.stub, fresh(png()), timeout=10)
     with pytest.raises(grpc.RpcError):
-        service.stub.Encode(request(b"hello"), timeout=10)
+        encode(service.stub, request(b"hello"), timeout=10)
     with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as page:
         text = page.read().decode()
     assert f'tandem_vision_batch_size_count{{tag="{TAG}"}}' in text
@@ -222,22 +222,22 @@ def test_overload_timeout_and_drain(models: Path) -> None:
         assert all(retry_after_s for _, _, retry_after_s in rejected)
 
         with pytest.raises(grpc.RpcError) as caught:
-            service.stub.Encode(fresh(png()), timeout=0.3)
+            encode(service.stub, fresh(png()), timeout=0.3)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         # The image of the timed-out call takes no slot in the next batch.
-        assert service.stub.Encode(fresh(png()), timeout=10).timings.batch_size == 1
+        assert encode(service.stub, fresh(png()), timeout=10).timings.batch_size == 1
 
-        last = service.stub.Encode.future(fresh(png()), timeout=10)
+        last = service.stub.Encode(fresh(png()), timeout=10)
         while read_metric(service, "tandem_vision_waiting") == 0:
             assert not last.done()
         service.process.send_signal(signal.SIGTERM)
-        assert last.result().timings.queue_ms > 1000
+        assert next(last).timings.queue_ms > 1000
         assert service.process.wait(timeout=10) == 0
 
 
 def _outcome(stub: Any) -> tuple[str, str, float | None]:
     try:
-        stub.Encode(fresh(png()), timeout=30)
+        encode(stub, fresh(png()), timeout=30)
     except grpc.RpcError as rpc_error:
         error = from_rpc_error(rpc_error)
         return error.code.name, error.reason, error.retry_after_s

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
-from checkpoint.config import ModelConfig
+from checkpoint.families import ModelConfig
 from vision_service.backends.interface import VisionBackend
 
 BackendName = Literal["torch"]

@@ -1,8 +1,9 @@
 """The protocol of backends.
 
-B batch, S image side in pixels, K visual tokens, D decoder width
+N visual tokens of an image, D decoder width
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,9 +19,12 @@ class VisionBackend(Protocol):
     num_parameters: int
     num_weight_bytes: int
 
-    def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return visual tokens, [B, K, D], as bfloat16 bit patterns.
+    def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
+        """Return the visual tokens of each image, [N, levels x D], as bfloat16 bit patterns.
 
-        numpy has no bfloat16 type.
+        numpy has no bfloat16 type. The results share no memory.
+
+        Args:
+            images: normalised RGB pixels of each, [3, height, width].
         """
         ...

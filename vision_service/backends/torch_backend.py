@@ -1,17 +1,14 @@
-"""The vision half in eager torch, on CPU or GPU.
+"""The vision half in eager torch, on CPU or GPU."""
 
-B batch, S image side in pixels, K visual tokens, D decoder width
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from checkpoint.config import ModelConfig
-from vision_service.model import VisionHalf
+from checkpoint.families import ModelConfig
+from vision_service.model import build_vision_model
 
 
 class TorchBackend:
@@ -27,9 +24,9 @@ class TorchBackend:
     ) -> None:
         # Build on the meta device, then assign the loaded tensors. So the weights are in memory once, not twice.
         with torch.device("meta"):
-            half = VisionHalf(config)
+            half, self._model = build_vision_model(config)
         half.load_state_dict(tensors, assign=True)
-        self._half = half.to(device=device, dtype=dtype).eval()
+        half.to(device=device, dtype=dtype).eval()
         self._dtype = dtype
         self.device = str(device)
         self.precision = str(dtype).removeprefix("torch.")
@@ -38,8 +35,10 @@ class TorchBackend:
         self.num_weight_bytes = sum(parameter.nbytes for parameter in parameters)
 
     @torch.inference_mode()
-    def encode(self, pixels_B3SS: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """Return visual tokens, [B, K, D], as bfloat16 bit patterns."""
-        tokens_BKD = self._half(torch.from_numpy(pixels_B3SS).to(device=self.device, dtype=self._dtype))
-        bits_BKD: NDArray[np.uint16] = tokens_BKD.to(torch.bfloat16).contiguous().cpu().view(torch.uint16).numpy()
-        return bits_BKD
+    def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
+        """Return the visual tokens of each image, [N, levels x D], as bfloat16 bit patterns."""
+        pixels = [torch.from_numpy(image).to(device=self.device, dtype=self._dtype) for image in images]
+        # Copy each image's tokens. A view would keep the memory of the whole batch.
+        return [
+            tokens.to(torch.bfloat16).cpu().clone().view(torch.uint16).numpy() for tokens in self._model.encode(pixels)
+        ]

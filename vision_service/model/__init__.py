@@ -1,9 +1,7 @@
-"""The vision half in plain torch: ViT and resampler."""
+"""The vision halves in plain torch, one family a module."""
 
+from vision_service.model.choice import VisionModel, build_vision_model
 from vision_service.model.encoder import VisionHalf
 from vision_service.model.positions import sincos_2d
 
-__all__ = [
-    "VisionHalf",
-    "sincos_2d",
-]
+__all__ = ["VisionHalf", "VisionModel", "build_vision_model", "sincos_2d"]

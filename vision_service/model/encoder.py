@@ -4,7 +4,9 @@ B batch, S image side in pixels, N pooled patches, W vision width, K visual toke
 """
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from checkpoint.families import ResamplerModelConfig
@@ -18,10 +20,8 @@ _EMBEDDING_STD = 0.02
 class VisionHalf(nn.Module):
     """Turns pixels into visual tokens.
 
-    Parameters have the names of the checkpoint.
-
-
-    Parameters are uninitialised until weights are loaded or `reset_parameters` is called.
+    Parameters have the names of the checkpoint. They are uninitialised until weights are
+    loaded or `reset_parameters` is called.
     """
 
     def __init__(self, config: ResamplerModelConfig) -> None:
@@ -42,6 +42,10 @@ class VisionHalf(nn.Module):
         patches_BNW = self.vision_tower(pixels_B3SS)
         head = self.perceiver_resampler if self.has_resampler else self.vision_projection
         return head(patches_BNW)  # type: ignore[no-any-return]
+
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return the visual tokens of each image, [K, D], for pixels [3, S, S]."""
+        return list(self(torch.stack(list(images))))
 
     def reset_parameters(self) -> None:
         """Draw initial weights for training.

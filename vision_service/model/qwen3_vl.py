@@ -1,14 +1,17 @@
-"""The vision tower of Qwen3-VL: patches of many images in, visual tokens with DeepStack levels out.
+"""The vision tower of Qwen3-VL, with DeepStack levels.
 
-Module names are the checkpoint's tensor names. Patches of all images lie end to end, in blocks of merge x merge, so that
-the patches of one visual token are neighbours. Attention stays within an image.
+Module names are the checkpoint's tensor names. Patches of all images lie end to end, in blocks of merge x merge, so
+that the patches of one visual token are neighbours. Attention stays within an image. Source: `Qwen3VLVisionModel` of
+transformers.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoint.families.qwen3_vl import Qwen3VisionConfig, Qwen3VLConfig
+from checkpoint.families import Qwen3VisionConfig, Qwen3VLConfig
 
 # P patches of all images, p of one image, N visual tokens, W vision width, D decoder width, L levels, H heads,
 # E head dim, M merge x merge patches of a visual token, C = 3 x patch x patch pixels of a patch
@@ -169,10 +172,24 @@ class Qwen3VisionHalf(nn.Module):
         super().__init__()
         self.visual = Qwen3VisionTower(config.vision, config.language.width)
 
-    def forward(self, patches_PC: Tensor, grids: list[Grid]) -> Tensor:
-        """Return visual tokens [N, L, D]; see `Qwen3VisionTower`."""
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return the visual tokens of each image, [N, L x D], for pixels [3, height, width].
+
+        Height and width are multiples of a visual token's side. The images run in one forward pass.
+        """
+        config = self.visual.config
+        grids = [(image.shape[1] // config.patch_size, image.shape[2] // config.patch_size) for image in images]
+        patches_PC = torch.cat([to_patches(image, config.patch_size, config.merge_size) for image in images])
         tokens_NLD: Tensor = self.visual(patches_PC, grids)
-        return tokens_NLD
+        counts = [rows * columns // config.merge_size**2 for rows, columns in grids]
+        return list(torch.split(tokens_NLD.flatten(1), counts))
+
+
+def to_patches(pixels_3HW: Tensor, patch: int, merge: int) -> Tensor:
+    """Return the patches of an image, [p, C], in blocks of merge x merge."""
+    rows, columns = pixels_3HW.shape[1] // patch, pixels_3HW.shape[2] // patch
+    grid = pixels_3HW.view(3, rows, patch, columns, patch).permute(1, 3, 0, 2, 4)
+    return _in_blocks(grid, merge).flatten(1)
 
 
 def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +202,7 @@ def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tens
 def _in_blocks(grid: Tensor, merge: int) -> Tensor:
     """Return [rows x columns, ...] of a grid [rows, columns, ...], block after block of merge x merge."""
     rows, columns, *rest = grid.shape
-    blocks = grid.view(rows // merge, merge, columns // merge, merge, *rest).transpose(1, 2)
+    blocks = grid.reshape(rows // merge, merge, columns // merge, merge, *rest).transpose(1, 2)
     return blocks.reshape(rows * columns, *rest)
 
 

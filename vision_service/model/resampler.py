@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
-from checkpoint.config import ResamplerConfig
+from checkpoint.families import ResamplerConfig
 from vision_service.model.vit import FeedForward
 
 

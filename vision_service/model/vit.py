@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
-from checkpoint.config import VisionConfig
+from checkpoint.families import VisionConfig
 from vision_service.model.positions import sincos_1d, sincos_2d
 
 

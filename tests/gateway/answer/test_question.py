@@ -24,4 +24,4 @@ async def test_a_large_prompt_is_built_in_a_thread(parts: list[str], is_inline: 
     building = asyncio.create_task(build_segments(release, conversation))
     await asyncio.sleep(0)
     assert building.done() == is_inline
-    assert release.prompts.count_tokens(await building) > sum(map(len, parts))
+    assert release.prompts.count_tokens(await building, []) > sum(map(len, parts))

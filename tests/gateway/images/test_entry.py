@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.images.entry import CorruptedEntryError, Entry, ExpectedTokens, ForeignTokensError
+from gateway.images.entry import CorruptedEntryError, Entry, ExpectedTokens, ForeignTokensError, TokenShape
 from tandem.v1 import tensor_pb2
 
-EXPECTED = ExpectedTokens(visual_key=b"k" * 32, vision_digest=b"v" * 32, shape=(3, 4))
+EXPECTED = ExpectedTokens(visual_key=b"k" * 32, vision_digest=b"v" * 32, shape=TokenShape(3), token_width=4)
 
 
 def tokens_for(expected: ExpectedTokens, data: bytes | None = None) -> tensor_pb2.VisualTokens:
-    rows, columns = expected.shape
+    rows, columns = expected.shape.num_visual_tokens, expected.token_width
     embeddings = tensor_pb2.Tensor(
         data_type=tensor_pb2.DATA_TYPE_BFLOAT16,
-        shape=expected.shape,
+        shape=(rows, columns),
         data=b"\x80\x3f" * rows * columns if data is None else data,
     )
     return tensor_pb2.VisualTokens(
@@ -59,8 +59,9 @@ def test_other_bytes_are_not_an_entry(value: bytes) -> None:
     [
         replace(EXPECTED, visual_key=b"K" * 32),
         replace(EXPECTED, vision_digest=b"V" * 32),
-        replace(EXPECTED, shape=(4, 3)),
-        replace(EXPECTED, shape=(3, 5)),
+        replace(EXPECTED, shape=TokenShape(4), token_width=3),
+        replace(EXPECTED, token_width=5),
+        replace(EXPECTED, shape=TokenShape(3, grid=(1, 3))),
     ],
 )
 def test_intact_tokens_with_other_properties_are_foreign(other: ExpectedTokens) -> None:

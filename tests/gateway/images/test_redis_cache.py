@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.images.entry import Entry, ExpectedTokens
+from gateway.images.entry import Entry, ExpectedTokens, TokenShape
 from gateway.images.redis_cache import KEY_PREFIX, RedisCache
 from tests.gateway.images.test_entry import ENTRY, EXPECTED, tokens_for
 from tests.gateway.redis_server import RedisServer
@@ -93,7 +93,8 @@ async def test_every_expected_property_is_checked(cache: RedisCache, redis: Redi
     others = {
         "visual_key": replace(EXPECTED, visual_key=b"K" * 32),
         "vision_digest": replace(EXPECTED, vision_digest=b"V" * 32),
-        "shape": replace(EXPECTED, shape=(4, 3)),
+        "shape": replace(EXPECTED, shape=TokenShape(4), token_width=3),
+        "token_width": replace(EXPECTED, token_width=5),
     }
     for other in others.values():
         await store(cache, redis)
@@ -243,4 +244,4 @@ async def test_a_frozen_server_does_not_delay_closing(redis: RedisServer) -> Non
 
 def test_expected_tokens_have_no_unchecked_property() -> None:
     """Add a check above for every new property."""
-    assert set(ExpectedTokens.__dataclass_fields__) == {"visual_key", "vision_digest", "shape"}
+    assert set(ExpectedTokens.__dataclass_fields__) == {"visual_key", "vision_digest", "shape", "token_width"}

@@ -18,8 +18,9 @@ async def test_a_message_too_large_for_the_stage_is_the_requests_fault() -> None
     await server.start()
     try:
         async with open_channel(f"127.0.0.1:{server.port}") as channel:
+            call = vision_pb2_grpc.VisionServiceStub(channel).Encode(vision_pb2.EncodeRequest(image=bytes(5000)))
             with pytest.raises(InvalidArgument) as caught, translate_errors("vision"):
-                await vision_pb2_grpc.VisionServiceStub(channel).Encode(vision_pb2.EncodeRequest(image=bytes(5000)))
+                await call.read()
     finally:
         await server.stop(0)
     assert caught.value.reason == "TOO_LARGE_FOR_STAGE"

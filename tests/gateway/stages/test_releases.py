@@ -25,7 +25,9 @@ OTHER = "other-v1.0.0"
 def two(store: Path, tmp_path: Path) -> ModelStore:
     """Return a store of two checkpoints with different weights."""
     shutil.copytree(store / TAG, tmp_path / TAG)
-    create_checkpoint(tmp_path, OTHER, RESAMPLER_PRESETS["tiny"], seed=1, dtype=torch.bfloat16, shards=1, container="safetensors")
+    create_checkpoint(
+        tmp_path, OTHER, RESAMPLER_PRESETS["tiny"], seed=1, dtype=torch.bfloat16, shards=1, container="safetensors"
+    )
     return ModelStore(tmp_path)
 
 

@@ -154,7 +154,7 @@ async def test_a_replica_whose_address_left_dns_is_replaced(store: Path) -> None
 
         async def encode(replica: Replica[Any]) -> str:
             with translate_errors("vision"):
-                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"an image"))
+                await replica.stub.Encode(vision_pb2.EncodeRequest(image=b"an image")).read()
             return replica.endpoint.address
 
         for pod in pods:

@@ -8,17 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from checkpoint.config import ModelConfig, ResamplerConfig, VisionConfig
-from checkpoint.layout import layout
-from checkpoint.presets import PRESETS
+from checkpoint.families import ResamplerConfig, ResamplerModelConfig, VisionConfig, layout
+from checkpoint.presets import RESAMPLER_PRESETS
 from vision_service.model.encoder import VisionHalf
 from vision_service.model.positions import sincos_1d, sincos_2d
 
 Array = NDArray[np.float64]
 
-TINY = PRESETS["tiny"]
+TINY = RESAMPLER_PRESETS["tiny"]
 SMALL_VISION = VisionConfig(image_size=24, patch_size=4, width=16, num_layers=2, num_heads=2, mlp_width=24)
-VARIANTS: dict[str, ModelConfig] = {
+VARIANTS: dict[str, ResamplerModelConfig] = {
     "perceiver": TINY.model_copy(
         update={
             "vision": SMALL_VISION,
@@ -44,7 +43,7 @@ VARIANTS: dict[str, ModelConfig] = {
 }
 
 
-def random_half(config: ModelConfig) -> VisionHalf:
+def random_half(config: ResamplerModelConfig) -> VisionHalf:
     """Return a half with random parameters, including norms and biases."""
     torch.manual_seed(0)
     half = VisionHalf(config)
@@ -65,7 +64,7 @@ def gelu(x: Array) -> Array:
 class Reference:
     """Encodes an image one head and position at a time."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: ResamplerModelConfig, weights: Mapping[str, Tensor]) -> None:
         self.config = config
         self.weights = {name: tensor.double().numpy() for name, tensor in weights.items()}
 
@@ -161,9 +160,9 @@ def test_forward_equals_the_slow_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [*PRESETS.values(), *VARIANTS.values()], ids=[*PRESETS, *VARIANTS]
+    "config", [*RESAMPLER_PRESETS.values(), *VARIANTS.values()], ids=[*RESAMPLER_PRESETS, *VARIANTS]
 )
-def test_parameters_match_the_checkpoint_layout(config: ModelConfig) -> None:
+def test_parameters_match_the_checkpoint_layout(config: ResamplerModelConfig) -> None:
     """Checkpoints are written and checked by this layout."""
     with torch.device("meta"):
         half = VisionHalf(config)
@@ -174,7 +173,7 @@ def test_parameters_match_the_checkpoint_layout(config: ModelConfig) -> None:
 def test_computed_positions_are_real_on_the_meta_device() -> None:
     """No checkpoint contains them, so they are never loaded later."""
     with torch.device("meta"):
-        half = VisionHalf(PRESETS["qwen3-vl-8b-direct"])
+        half = VisionHalf(RESAMPLER_PRESETS["qwen3-vl-8b-direct"])
     assert half.vision_tower.pos_embed.device.type == "cpu"
 
 
@@ -186,7 +185,7 @@ def test_every_patch_has_a_distinct_position() -> None:
 
 def test_initial_weights_can_be_trained() -> None:
     """Every parameter gets a gradient."""
-    config = PRESETS["tiny"]
+    config = RESAMPLER_PRESETS["tiny"]
     torch.manual_seed(0)
     half = VisionHalf(config)
     half.reset_parameters()
