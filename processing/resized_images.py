@@ -4,6 +4,8 @@ The steps are those of `Qwen2VLImageProcessorPil` in transformers, to the bit.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from PIL import Image
 
 from chassis.errors import InvalidArgument
 from checkpoint.families import Qwen3VisionConfig
+from processing.limits import PromptLimits
 
 _MAX_ASPECT_RATIO = 200
 
@@ -35,8 +38,15 @@ class ResizedImages:
 
     @property
     def max_visual_tokens(self) -> int:
-        """Most visual tokens of one image."""
-        return self.max_pixels // self._config.cell_size**2
+        """Most visual tokens of one image.
+
+        A narrow image of few pixels grows to at least the lower limit, with sides rounded up. That can exceed a small
+        budget: sides that differ by the largest factor make the largest area.
+        """
+        cell, least = self._config.cell_size, min(self._config.min_pixels, self.max_pixels)
+        long, short = math.sqrt(least * _MAX_ASPECT_RATIO), math.sqrt(least / _MAX_ASPECT_RATIO)
+        grown = (math.ceil(long / cell) + 1) * (math.ceil(short / cell) + 1)
+        return max(self.max_pixels // cell**2, grown)
 
     @property
     def preprocessing(self) -> str:
@@ -64,6 +74,32 @@ class ResizedImages:
         colours_HW3 = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
         mean_3, std_3 = (np.array(values, np.float32) for values in (self._config.image_mean, self._config.image_std))
         return np.ascontiguousarray(((colours_HW3 - mean_3) / std_3).transpose(2, 0, 1))
+
+    def batch(self, samples: Sequence[Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[Any]]:
+        """Return `pixel_values` [patches of all images, 3 x frames x side x side] and `image_grid_thw` [images, 3].
+
+        A grid has the frames (1), rows and columns of an image's patches. Nothing is padded.
+        """
+        images = [image for sample in samples for image in sample]
+        patch = self._config.patch_size
+        grids = [(1, image.shape[1] // patch, image.shape[2] // patch) for image in images]
+        return {
+            "pixel_values": np.concatenate([self._patches(image) for image in images]),
+            "image_grid_thw": np.array(grids, np.int64),
+        }
+
+    def default_limits(self, context_length: int) -> PromptLimits:
+        """Return the context for text and for all tokens."""
+        return PromptLimits(context_length, context_length)
+
+    def _patches(self, image_3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the patches of an image, those of one visual token together."""
+        patch, merge = self._config.patch_size, self._config.merge_size
+        rows, columns = (length // self._config.cell_size for length in image_3HW.shape[1:])
+        cells = image_3HW.reshape(3, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)
+        patches = cells.reshape(-1, 3, 1, patch, patch)
+        # A still image shows the same in every frame.
+        return patches.repeat(self._config.temporal_patch_size, axis=2).reshape(len(patches), -1)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height after resizing: multiples of a visual token, the area within the budget."""

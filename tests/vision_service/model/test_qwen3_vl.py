@@ -52,7 +52,8 @@ def reference() -> Qwen3VLVisionModel:
     )
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,9 @@ def test_images_of_one_batch_do_not_see_each_other(
 GELU = functional.gelu  # before it is patched
 
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "exact GELU in the blocks": lambda patch: patch.setattr(
-        qwen3_vl.functional, "gelu", lambda x, approximate="none": GELU(x)
-    ),
+    "exact GELU in the blocks": lambda patch: patch.setattr(functional, "gelu", lambda x, approximate="none": GELU(x)),
     "tanh GELU in the mergers": lambda patch: patch.setattr(
-        qwen3_vl.functional, "gelu", lambda x, approximate="none": GELU(x, approximate="tanh")
+        functional, "gelu", lambda x, approximate="none": GELU(x, approximate="tanh")
     ),
     "patches in rows": lambda patch: patch.setattr(qwen3_vl, "_in_blocks", lambda grid, _merge: grid.flatten(0, 1)),
     "no rotary positions": lambda patch: patch.setattr(qwen3_vl, "_rotate", lambda x, _cos, _sin: x),
