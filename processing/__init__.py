@@ -2,9 +2,9 @@
 
 from processing.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
 from processing.detokenizer import Detokenizer, Vocabulary
-from processing.image_files import FORMATS, damaged_image, open_image_file, rejected_image, upright_size
+from processing.image_files import FORMATS, load_upright, open_image_file, rejected_image, upright_size
 from processing.image_processors import ImageProcessor, Pixels, open_image_processor
-from processing.images import to_rgb, turn_upright
+from processing.processor import Processor
 from processing.prompt import PromptBuilder, Segment, TextSegment, open_prompt_builder
 
 __all__ = [
@@ -15,17 +15,16 @@ __all__ = [
     "ImagePart",
     "ImageProcessor",
     "Pixels",
+    "Processor",
     "PromptBuilder",
     "Segment",
     "TextPart",
     "TextSegment",
     "Vocabulary",
-    "damaged_image",
+    "load_upright",
     "open_image_file",
     "open_image_processor",
     "open_prompt_builder",
     "rejected_image",
-    "to_rgb",
-    "turn_upright",
     "upright_size",
 ]

@@ -1,6 +1,7 @@
-"""Open image files of untrusted clients: format and size from the header, nothing decoded.
+"""Open image files of untrusted clients, and decode them.
 
-The content alone decides on the format. Messages of the decoders are not passed on, because they contain addresses.
+Opening reads format and size from the header only. The content alone decides on the format. Messages of the decoders
+are not passed on, because they contain addresses.
 """
 
 import io
@@ -9,7 +10,7 @@ import warnings
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from chassis.errors import InvalidArgument
-from processing.images import is_turned
+from processing.images import is_turned, to_rgb, turn_upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
@@ -44,6 +45,21 @@ def upright_size(data: bytes) -> tuple[int, int]:
     """Return width and height of an image file, as a viewer shows it. Raises as `open_image_file`."""
     with open_image_file(data) as image:
         return (image.height, image.width) if is_turned(image) else (image.width, image.height)
+
+
+def load_upright(image: Image.Image) -> Image.Image:
+    """Decode an opened image into upright 8-bit RGB.
+
+    Transparent pixels become white. An animation becomes its first frame.
+
+    Raises:
+        InvalidArgument: reason 'IMAGE_TRUNCATED', the image is truncated or damaged.
+    """
+    try:
+        image.load()
+        return turn_upright(to_rgb(image), image)
+    except Exception as error:  # decoders raise many types of errors on damaged data
+        raise damaged_image() from error
 
 
 def rejected_image(reason: str, message: str) -> InvalidArgument:

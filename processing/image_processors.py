@@ -1,12 +1,14 @@
 """Choose how a model family turns images into its input. The only place that lists the families."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoint.families import ModelConfig, Qwen3VLConfig, ResamplerModelConfig
+from processing.limits import PromptLimits
 from processing.resized_images import ResizedImages
 from processing.square_images import SquareImages
 
@@ -54,6 +56,22 @@ class ImageProcessor(Protocol):
 
     def to_pixels(self, image: Image.Image) -> Pixels:
         """Return an upright RGB image as model input. Raises as `grid`."""
+        ...
+
+    def batch(self, samples: Sequence[Sequence[Pixels]]) -> dict[str, NDArray[Any]]:
+        """Return the images of several samples as model inputs, by name.
+
+        Args:
+            samples: the results of `to_pixels` for the images of each sample. At least one image in all.
+        """
+        ...
+
+    def default_limits(self, context_length: int) -> PromptLimits:
+        """Return the limits of a prompt that the family is used with.
+
+        Args:
+            context_length: of the decoder, in tokens. No limit exceeds it.
+        """
         ...
 
 

@@ -60,7 +60,7 @@ class PromptBuilder:
             )
         self.tokenizer = tokenizer
         self.config = config
-        self._image_id = image_id
+        self.image_id = image_id  # of the image token
         self._template = template
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._with_specials = _copy(tokenizer, keep_added_tokens=True)
@@ -80,7 +80,7 @@ class PromptBuilder:
         token_ids: list[int] = []
         num_images = 0
         for token_id in self._token_ids(messages):
-            if token_id != self._image_id:
+            if token_id != self.image_id:
                 token_ids.append(token_id)
                 continue
             if token_ids:

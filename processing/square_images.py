@@ -3,11 +3,17 @@
 S side of the square, in pixels
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoint.families import VisionConfig
+from processing.limits import PromptLimits
+
+# Prompts of the resampler family are this long in training.
+_MAX_TEXT_TOKENS, _MAX_LENGTH = 512, 1024
 
 
 class SquareImages:
@@ -62,3 +68,19 @@ class SquareImages:
         mean_3, std_3 = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
         normal_SS3 = (colours_SS3 - mean_3) / std_3
         return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
+
+    def batch(self, samples: Sequence[Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+        """Return `pixel_values` [samples, most images of a sample, 3, S, S].
+
+        Images of a sample come first. Zeros fill the rest.
+        """
+        side, most = self._config.image_size, max(map(len, samples))
+        pixels = np.zeros((len(samples), most, 3, side, side), np.float32)
+        for row, images in zip(pixels, samples, strict=True):
+            for index, image in enumerate(images):
+                row[index] = image
+        return {"pixel_values": pixels}
+
+    def default_limits(self, context_length: int) -> PromptLimits:
+        """Return 512 text tokens and 1,024 tokens, or the context if shorter."""
+        return PromptLimits(min(_MAX_TEXT_TOKENS, context_length), min(_MAX_LENGTH, context_length))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from processing import damaged_image, open_image_file, rejected_image, to_rgb, turn_upright
+from processing import load_upright, open_image_file, rejected_image
 
 # Pillow refuses to open larger images.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -65,11 +65,7 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
             _check_size(image.width, image.height, replace(limits, max_pixels=_MAX_RUN_LENGTH_PIXELS))
         if image.format in ("JPEG", "MPO"):
             _check_scans(data)
-        try:
-            image.load()
-            return turn_upright(to_rgb(image), image)
-        except Exception as error:  # decoders raise many types of errors on damaged data
-            raise damaged_image() from error
+        return load_upright(image)
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
