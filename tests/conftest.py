@@ -1,4 +1,4 @@
-"""What several folders' tests stand on: a model store with one tiny checkpoint, and a stack that serves it."""
+"""Fixtures for all tests: a store with a tiny checkpoint, and a stack."""
 
 import gc
 import signal
@@ -16,16 +16,15 @@ from tandem.stack.stack import Stack, StackConfig
 
 TAG = "tiny-v1.0.0"
 
-# How long one example takes says nothing on a machine that is busy; whatever else is set stays as it is.
+# On a busy machine the time of one example says nothing. Other settings, such as those of CI, stay.
 settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
-    """Keep what is here by now out of the collector's way, as the services do.
+    """Exclude imported modules from garbage collection, as the services do.
 
-    Looking through all that tests import stops every event loop, and the clients and servers on it, for a quarter of a
-    second.
+    A full collection over them stops every event loop for a quarter of a second, and with it all clients and servers.
     """
     gc.collect()
     gc.freeze()
@@ -33,22 +32,29 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """Let what tests start hear Ctrl-C: a shell that runs the tests in the background has them ignore it."""
+    """Let processes of tests receive Ctrl-C.
+
+    A shell that runs the tests in the background makes them ignore it.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Keep torch to one thread: on tensors this small handing work out costs more than the work.
+    """Limit torch to one thread.
 
-    Sums keep one order, too, so that what is computed twice is equal to the last bit.
+    Tensors of tests are so small that distributing the work costs more than the work. With one thread sums also keep
+    their order, so two runs are equal to the last bit.
     """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def unbound_log() -> None:
-    """Forget fields that an earlier test bound to log lines: a server binds them in each call's own context."""
+    """Clear log fields that an earlier test has bound.
+
+    A server binds them in the context of one call. Tests without a server share one context.
+    """
     structlog.contextvars.clear_contextvars()
 
 
@@ -62,6 +68,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(store: Path) -> Iterator[Stack]:
-    """Yield the three real processes, ready."""
+    """Yield the three services as ready processes."""
     with Stack(StackConfig(models=store, release=TAG, precision="float32", threads=1, drain_s=2)) as stack:
         yield stack

@@ -1,4 +1,4 @@
-"""Run a real Valkey or Redis server for tests: stop, freeze, fill and start it again.
+"""A real Valkey or Redis server that tests stop, freeze and fill.
 
 The development dependencies bring Valkey, which speaks Redis's protocol. `TANDEM_TEST_REDIS=redis-server make test`
 runs the tests against another program.
@@ -32,7 +32,7 @@ PROGRAM = os.environ.get("TANDEM_TEST_REDIS") or _bundled_program()
 
 
 class RedisServer:
-    """One server without persistence; a context manager that leaves no process behind."""
+    """A server without persistence, as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class RedisServer:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(port=self.port)  # to look into it from outside
+        self.client = redis.Redis(port=self.port)  # reads entries past the code under test
 
     @property
     def url(self) -> str:
@@ -66,7 +66,7 @@ class RedisServer:
             self._process = None
 
     def freeze(self) -> None:
-        """Stop it where it stands: connections are taken, nothing is answered."""
+        """Stop the process: it accepts connections and never answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -75,12 +75,12 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def value(self, name: bytes) -> bytes:
-        """Return what is kept under a name; empty where nothing is."""
+        """Return the value of a key, or b"" without one."""
         value = self.client.get(name)
         return value if isinstance(value, bytes) else b""
 
     def fill(self) -> None:
-        """Leave no memory for another entry."""
+        """Leave no memory for new entries."""
         self.client.config_set("maxmemory", "1mb")
         self.client.config_set("maxmemory-policy", "noeviction")
 
