@@ -1,4 +1,4 @@
-"""make sets up a machine that has only Python, make and a shell."""
+"""The Makefile needs only Python and a shell."""
 
 import os
 import re
