@@ -109,15 +109,4 @@ class ResizedImages:
                 reason="IMAGE_TOO_NARROW",
                 field="image",
             )
-        cell, most = self._config.cell_size, self.max_pixels
-        least = min(self._config.min_pixels, most)
-        rounded_width, rounded_height = (round(length / cell) * cell for length in (width, height))
-        if rounded_width * rounded_height > most:
-            shrink = math.sqrt(width * height / most)
-            return max(cell, math.floor(width / shrink / cell) * cell), max(
-                cell, math.floor(height / shrink / cell) * cell
-            )
-        if rounded_width * rounded_height < least:
-            grow = math.sqrt(least / (width * height))
-            return math.ceil(width * grow / cell) * cell, math.ceil(height * grow / cell) * cell
-        return rounded_width, rounded_height
+        return self._config.resized(width, height, max_pixels=self.max_pixels)

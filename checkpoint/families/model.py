@@ -25,6 +25,10 @@ class ModelConfig(Part, ABC):
     def num_visual_tokens(self) -> int | None:
         """Visual tokens of one image. None if its size matters."""
 
+    @abstractmethod
+    def visual_tokens_of(self, width: int, height: int) -> int:
+        """Return the visual tokens of an image of this size, in pixels."""
+
     @property
     @abstractmethod
     def num_levels(self) -> int:

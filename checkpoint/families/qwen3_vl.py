@@ -77,6 +77,29 @@ class Qwen3VisionConfig(Part):
         """Vectors of one visual token: embedding and DeepStack levels."""
         return 1 + len(self.deepstack_layers)
 
+    def resized(self, width: int, height: int, *, max_pixels: int) -> tuple[int, int]:
+        """Return width and height of an image after resizing.
+
+        Both are multiples of a visual token's side, and their product is within the budget. Source: `smart_resize` of
+        transformers.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+            max_pixels: upper limit of the budget. The lower limit is `min_pixels`, but never more than this.
+        """
+        cell, least = self.cell_size, min(self.min_pixels, max_pixels)
+        rounded_width, rounded_height = (round(length / cell) * cell for length in (width, height))
+        if rounded_width * rounded_height > max_pixels:
+            shrink = math.sqrt(width * height / max_pixels)
+            return max(cell, math.floor(width / shrink / cell) * cell), max(
+                cell, math.floor(height / shrink / cell) * cell
+            )
+        if rounded_width * rounded_height < least:
+            grow = math.sqrt(least / (width * height))
+            return math.ceil(width * grow / cell) * cell, math.ceil(height * grow / cell) * cell
+        return rounded_width, rounded_height
+
 
 class Qwen3VLConfig(ModelConfig):
     """A released Qwen3-VL model."""
@@ -97,6 +120,11 @@ class Qwen3VLConfig(ModelConfig):
     def num_visual_tokens(self) -> None:
         """Always None: visual tokens depend on the image's size."""
         return
+
+    def visual_tokens_of(self, width: int, height: int) -> int:
+        """Return the visual tokens of an image of this size."""
+        resized_width, resized_height = self.vision.resized(width, height, max_pixels=self.vision.max_pixels)
+        return resized_width * resized_height // self.vision.cell_size**2
 
     @property
     def num_levels(self) -> int:

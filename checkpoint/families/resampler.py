@@ -94,6 +94,10 @@ class ResamplerModelConfig(ModelConfig):
         """Visual tokens of one image."""
         return self.resampler.num_queries if self.resampler.kind == "perceiver" else self.vision.num_pooled
 
+    def visual_tokens_of(self, width: int, height: int) -> int:
+        """Return the visual tokens of an image: the size does not matter."""
+        return self.num_visual_tokens
+
     @property
     def num_levels(self) -> int:
         """Vectors of one visual token."""
