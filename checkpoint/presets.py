@@ -4,6 +4,8 @@ from checkpoint.families import (
     QWEN3_VL_PRESETS,
     LanguageConfig,
     ModelConfig,
+    Qwen3VisionConfig,
+    Qwen3VLConfig,
     ResamplerConfig,
     ResamplerModelConfig,
     VisionConfig,
@@ -82,5 +84,35 @@ RESAMPLER_PRESETS: dict[str, ResamplerModelConfig] = {
     ),
 }
 
+# The structure of the released Qwen3-VL models, small enough for tests: three DeepStack levels, images of 16 to 1024
+# visual tokens, and the tokens of `byte_tokenizer`.
+TINY_QWEN3_VL = Qwen3VLConfig(
+    vision=Qwen3VisionConfig(
+        width=64,
+        num_layers=4,
+        num_heads=2,
+        mlp_width=96,
+        num_positions=64,
+        deepstack_layers=(0, 1, 2),
+        min_pixels=16_384,
+        max_pixels=1_048_576,
+    ),
+    language=LanguageConfig(
+        width=64,
+        num_layers=5,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        mlp_width=128,
+        vocab_size=264,
+        context_length=4096,
+        rope_theta=5_000_000.0,
+        qk_norm=True,
+        mrope_section=(6, 5, 5),
+        num_deepstack_levels=3,
+        eos_token_ids=(2,),
+    ),
+)
+
 # The released Qwen3-VL sizes, with their true shapes. They have nothing in common with `qwen3-vl-8b` above.
-PRESETS: dict[str, ModelConfig] = {**RESAMPLER_PRESETS, **QWEN3_VL_PRESETS}
+PRESETS: dict[str, ModelConfig] = {**RESAMPLER_PRESETS, **QWEN3_VL_PRESETS, "tiny-qwen3-vl": TINY_QWEN3_VL}

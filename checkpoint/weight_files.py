@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)  # the plain install has no structlog
 _SUFFIXES = (".safetensors", ".bin")
 _IGNORED = "language_model.embed_positions.weight"  # a static table of positions, unused with rotary positions
 _ALIASES = (
+    # Transformers stores Qwen3-VL with the prefix 'model'. Older exports leave it out.
+    (re.compile(r"^model\.(visual|language_model)\."), r"\1."),
     # A text decoder released alone (Llama, Qwen2, Qwen3) has the prefix 'model'.
     (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"language_model.\1."),
     (re.compile(r"^(language_model\.layers\.\d+)\.attn\."), r"\1.self_attn."),

@@ -30,6 +30,10 @@ class Preset(StrEnum):
     tiny = "tiny"
     demo = "demo"
     demo_direct = "demo-direct"
+    qwen3_vl_2b = "qwen3-vl-2b-instruct"
+    qwen3_vl_4b = "qwen3-vl-4b-instruct"
+    qwen3_vl_8b = "qwen3-vl-8b-instruct"
+    tiny_qwen3_vl = "tiny-qwen3-vl"
 
 
 class Dtype(StrEnum):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from chassis.errors import TandemError
 from checkpoint.manifest import read_manifest
-from checkpoint.presets import RESAMPLER_PRESETS
+from checkpoint.presets import PRESETS
 from tandem.commands.checkpoint import Preset, app
 
 
@@ -103,4 +103,4 @@ def test_tags_of_an_empty_store_say_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_help_names_every_preset() -> None:
-    assert {preset.value for preset in Preset} == set(RESAMPLER_PRESETS)
+    assert {preset.value for preset in Preset} == set(PRESETS)
