@@ -1,16 +1,20 @@
-"""Exit with one sentence if the packages of an extra are missing."""
+"""Say what to install if the packages of an extra are missing."""
 
 from importlib.util import find_spec
 
-_SERVICE = (
-    *("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop"),
-    *("numpy", "PIL", "jinja2", "tokenizers"),
-)
+_PROCESSOR = ("numpy", "PIL", "jinja2", "tokenizers")
+_SERVICE = ("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop", *_PROCESSOR)
 # The modules that an extra of pyproject.toml installs.
 MODULES = {
+    "processor": _PROCESSOR,
     "gateway": (*_SERVICE, "redis", "ahocorasick_rs", "safetensors"),
     "stages": (*_SERVICE, "torch", "llguidance"),
 }
+
+
+def are_installed(*extras: str) -> bool:
+    """Return whether the packages of some extras are installed."""
+    return all(find_spec(module) is not None for extra in extras for module in MODULES[extra])
 
 
 def require_extras(command: str, *extras: str) -> None:
@@ -22,7 +26,7 @@ def require_extras(command: str, *extras: str) -> None:
         command: the command as the user typed it, for the sentence.
         extras: names of extras in pyproject.toml.
     """
-    if all(find_spec(module) is not None for extra in extras for module in MODULES[extra]):
+    if are_installed(*extras):
         return
     names = f"the extra{'s' * (len(extras) > 1)} {' and '.join(extras)}"
     raise SystemExit(f"{command} needs {names}: pip install 'tandem-serving[{','.join(extras)}]'.")

@@ -1,5 +1,7 @@
 """Ask questions about images from Python.
 
+`Processor` makes model inputs without a service. It needs the extra `processor`.
+
 The command `tandem` is `tandem.commands`. The generated stubs are `tandem.v1`.
 """
 
@@ -7,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from processing import Processor
     from tandem import errors
     from tandem.client import (
         Answer,
@@ -46,6 +49,7 @@ __all__ = [
     "ImageReport",
     "Message",
     "PositionLogprobs",
+    "Processor",
     "Release",
     "ReleaseInfo",
     "TextStream",
@@ -70,6 +74,8 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         """
         if name == "errors":
             return import_module("tandem.errors")
+        if name == "Processor":
+            return import_module("tandem.processor").Processor
         if name in __all__:
             return getattr(import_module("tandem.client"), name)
         raise AttributeError(f"module 'tandem' has no attribute {name!r}")

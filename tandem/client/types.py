@@ -3,16 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 Role = Literal["system", "user", "assistant"]
+
+
+class DecodedImage(Protocol):
+    """A Pillow image or a NumPy array. `Processor` takes them, clients do not."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """Where its pixels are."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image of a conversation."""
 
-    source: Path | str | bytes  # path of a file, its bytes, or the digest from `put_image` (64 hex digits)
+    # Path of a file, its bytes, or the digest from `put_image` (64 hex digits). For `Processor`, also decoded pixels.
+    source: Path | str | bytes | DecodedImage
 
 
 ImageInput: TypeAlias = Image | Path | str | bytes

@@ -81,7 +81,7 @@ def messages(
 
     Raises:
         OSError: an image's file cannot be read.
-        TypeError: images or instructions stand beside a conversation.
+        TypeError: images or instructions stand beside a conversation, or an image is no file.
     """
     if isinstance(prompt, str):
         given = (image if isinstance(image, Image) else Image(image) for image in images)
@@ -99,6 +99,8 @@ def _part(part: str | Image) -> gateway_pb2.Part:
         return gateway_pb2.Part(text=part)
     if isinstance(part.source, str) and _DIGEST.fullmatch(part.source):
         return gateway_pb2.Part(image=gateway_pb2.Image(sha256=bytes.fromhex(part.source)))
+    if not isinstance(part.source, Path | str | bytes):
+        raise TypeError("a client sends files: give the path or the bytes of an image")
     return gateway_pb2.Part(image=gateway_pb2.Image(data=_read(part.source)))
 
 

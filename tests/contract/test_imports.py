@@ -86,7 +86,7 @@ ROOMS: dict[str, set[str]] = {
     "tandem.client": {"tandem.v1", "chassis"},
     "tandem.stack": {"chassis", "checkpoint"},
     "tandem.commands": {"tandem.v1", "chassis", "checkpoint", "tandem.client", "tandem.stack", "tandem"},
-    "tandem": {"chassis", "tandem.client"},
+    "tandem": {"chassis", "processing", "tandem.client"},
 }
 
 # Toolboxes and services: others import their modules. Every other room hands on what others may use in its `__init__`.

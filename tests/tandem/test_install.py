@@ -27,6 +27,7 @@ Tandem = Callable[..., subprocess.CompletedProcess[str]]
 PROMISED = {
     "": ("tandem.client", "tandem.commands", "checkpoint.inspection", "checkpoint.listing", "checkpoint.verification"),
     "traces": ("tandem.client", "chassis.otlp"),
+    "processor": ("processing.*", "tandem.processor"),
     "gateway": ("gateway.*", "chassis.server"),
     "stages": ("vision_service.*", "language_service.*", "checkpoint.*"),
     "similar,stages": ("vision_service.*", "faiss"),
@@ -185,6 +186,20 @@ def test_a_service_without_its_extra_says_what_to_install(service: str) -> None:
     done = run_without(missing_modules(""), program)
     sentence = f"python -m {service} needs the extra {extra}: pip install '{NAME}[{extra}]'.\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
+
+
+def test_the_processor_without_its_extra_says_what_to_install() -> None:
+    """Importing its name still works, so that `help(tandem)` does."""
+    program = """
+from tandem import *
+try:
+    Processor.from_pretrained("tiny-v1.0.0")
+except errors.FailedPrecondition as error:
+    print(error.reason, error)
+"""
+    done = run_without(missing_modules(""), program)
+    sentence = f"tandem.Processor needs the extra processor: pip install '{NAME}[processor]'."
+    assert (done.stdout, done.stderr) == (f"NOT_INSTALLED {sentence}\n", "")
 
 
 def test_commands_on_a_store_work_with_the_plain_install(store: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,11 @@ def test_instructions_come_before_images_and_images_before_the_question() -> Non
 def test_images_are_read_from_paths_and_strings(image_files: tuple[Path, Path]) -> None:
     [message] = wire.messages("?", [image_files[0], str(image_files[1])])
     assert [part.image.data for part in message.parts[:2]] == [path.read_bytes() for path in image_files]
+
+
+def test_decoded_images_are_not_sent() -> None:
+    with pytest.raises(TypeError, match="the path or the bytes"):
+        wire.messages([user(Image(PIL.Image.new("RGB", (8, 8))), "?")], ())
 
 
 def test_a_missing_image_raises_the_file_s_error(tmp_path: Path) -> None:
