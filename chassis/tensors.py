@@ -33,7 +33,7 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
 
 
 def split_data(data: bytes) -> Iterator[bytes]:
-    """Yield the bytes of a tensor in chunks of at most `MAX_CHUNK_BYTES`, at least one."""
+    """Yield at least one chunk of at most `MAX_CHUNK_BYTES`."""
     yield data[:MAX_CHUNK_BYTES]
     for start in range(MAX_CHUNK_BYTES, len(data), MAX_CHUNK_BYTES):
         yield data[start : start + MAX_CHUNK_BYTES]

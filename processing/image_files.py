@@ -42,7 +42,10 @@ def open_image_file(data: bytes) -> ImageFile.ImageFile:
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an image file, as a viewer shows it. Raises as `open_image_file`."""
+    """Return width and height of an image file, upright.
+
+    Raises as `open_image_file`.
+    """
     with open_image_file(data) as image:
         return (image.height, image.width) if is_turned(image) else (image.width, image.height)
 

@@ -1,4 +1,4 @@
-"""Choose how a model family turns images into its input. The only place that lists the families."""
+"""Choose how a model family turns images into its input."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,17 +20,26 @@ class ImageProcessor(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """Name of the steps and their settings. Part of every encoder id."""
+        """Name of the steps and their settings.
+
+        Part of every encoder id.
+        """
         ...
 
     @property
     def square_side(self) -> int:
-        """Side of the model's square input, in pixels. 0 if its input has any size."""
+        """Side of the model's square input, in pixels.
+
+        0 if its input has any size.
+        """
         ...
 
     @property
     def max_pixels(self) -> int:
-        """Pixels that larger images are scaled down to. 0 if the model's input has one size."""
+        """Pixels that larger images are scaled down to.
+
+        0 if the model's input has one size.
+        """
         ...
 
     @property
@@ -39,7 +48,9 @@ class ImageProcessor(Protocol):
         ...
 
     def grid(self, width: int, height: int) -> tuple[int, int] | None:
-        """Return rows and columns of an image's visual tokens, None if they have no grid.
+        """Return rows and columns of an image's visual tokens.
+
+        None if they have no grid.
 
         Args:
             width: of the upright image, in pixels.
@@ -51,11 +62,17 @@ class ImageProcessor(Protocol):
         ...
 
     def num_visual_tokens(self, width: int, height: int) -> int:
-        """Return the visual tokens of an image of this size. Raises as `grid`."""
+        """Return the visual tokens of an image.
+
+        Raises as `grid`.
+        """
         ...
 
     def to_pixels(self, image: Image.Image) -> Pixels:
-        """Return an upright RGB image as model input. Raises as `grid`."""
+        """Return an upright RGB image as model input.
+
+        Raises as `grid`.
+        """
         ...
 
     def batch(self, samples: Sequence[Sequence[Pixels]]) -> dict[str, NDArray[Any]]:

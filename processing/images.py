@@ -36,7 +36,7 @@ def turn_upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Return whether width and height change places when an image is turned upright."""
+    """Return whether turning upright swaps width and height."""
     return _orientation(image) >= _FIRST_TURNED
 
 

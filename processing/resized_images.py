@@ -19,7 +19,7 @@ _MAX_ASPECT_RATIO = 200
 
 
 class ResizedImages:
-    """Implements `ImageProcessor`. The number of visual tokens follows from an image's size."""
+    """Implements `ImageProcessor` for images of any size."""
 
     def __init__(self, config: Qwen3VisionConfig, *, max_pixels: int | None = None) -> None:
         """Take the pixel budget of the configuration, or less.
@@ -63,12 +63,18 @@ class ResizedImages:
         return resized_height // self._config.cell_size, resized_width // self._config.cell_size
 
     def num_visual_tokens(self, width: int, height: int) -> int:
-        """Return the visual tokens of an image of this size. Raises as `grid`."""
+        """Return the visual tokens of an image.
+
+        Raises as `grid`.
+        """
         rows, columns = self.grid(width, height)
         return rows * columns
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return an upright RGB image as model input, [3, height, width]. Raises as `grid`."""
+        """Return an upright RGB image as [3, height, width].
+
+        Raises as `grid`.
+        """
         size = self._resized(*image.size)
         resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
         colours_HW3 = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -102,7 +108,10 @@ class ResizedImages:
         return patches.repeat(self._config.temporal_patch_size, axis=2).reshape(len(patches), -1)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height after resizing: multiples of a visual token, the area within the budget."""
+        """Return width and height after resizing.
+
+        Both are multiples of a visual token's side, and the area is within the budget.
+        """
         if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
             raise InvalidArgument(
                 f"The image has {width} x {height} pixels, but sides may differ by a factor of {_MAX_ASPECT_RATIO}.",

@@ -17,7 +17,7 @@ _MAX_TEXT_TOKENS, _MAX_LENGTH = 512, 1024
 
 
 class SquareImages:
-    """Implements `ImageProcessor`. Every image becomes the same number of visual tokens."""
+    """Implements `ImageProcessor` with one size for every image."""
 
     # Change it whenever the same file would become other pixels.
     preprocessing = "pad-square-bicubic-v1"
@@ -45,11 +45,11 @@ class SquareImages:
         """Return None: resampled visual tokens have no grid."""
 
     def num_visual_tokens(self, width: int, height: int) -> int:
-        """Return the visual tokens of an image, the same for every size."""
+        """Return the visual tokens of every image."""
         return self._num_visual_tokens
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return an upright RGB image as model input, [3, S, S].
+        """Return an upright RGB image as [3, S, S].
 
         The image is scaled (bicubic) until its longer side is S, and centred on a square of the mean colour, as in
         LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744). So nothing is cropped and proportions stay. Colours in 0..1 are

@@ -154,7 +154,7 @@ class Batcher(Generic[T, R]):
                     await self._changed.wait()
 
     def _next_batch_size(self) -> int:
-        """Return how many of the waiting items the next batch takes."""
+        """Return the number of items in the next batch."""
         total = 0
         for count, job in enumerate(islice(self._waiting, self._config.max_batch_size)):
             total += self._size_of(job.item)

@@ -70,7 +70,7 @@ def _validate(request: vision_pb2.EncodeRequest) -> None:
 
 
 def _responses(encoded: EncodedImage, vision_digest: bytes) -> Iterator[vision_pb2.EncodeResponse]:
-    """Yield the message with every field and the first bytes, then the other bytes."""
+    """Yield one message with every field, then chunks of data."""
     chunks = split_data(encoded.tokens.data)
     embeddings = tensor_pb2.Tensor(
         data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=encoded.tokens.shape, data=next(chunks)

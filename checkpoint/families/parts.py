@@ -25,7 +25,10 @@ class RopeScaling(Part):
 
 
 class SamplingDefaults(Part):
-    """Sampling options for requests that leave them out. None is the service's own default."""
+    """Sampling options for requests that leave them out.
+
+    None is the service's own default.
+    """
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_k: NonNegativeInt | None = None

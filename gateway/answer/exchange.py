@@ -188,7 +188,7 @@ class Exchange:
             await call.end_prompt()
 
     def _image_messages(self, serialized: bytes) -> Iterator[language_pb2.GenerateRequest]:
-        """Yield the messages of one image: its segment, then the rest of its bytes."""
+        """Yield the messages of one image: segment, then chunks."""
         tokens = tensor_pb2.VisualTokens.FromString(serialized)
         # Routing and the visual key already rule this out. Check again: crossed encoders give wrong answers silently.
         if tokens.vision_digest != self.question.route.language.info.language.vision_digest:

@@ -127,7 +127,10 @@ class QuestionBuilder:
             )
 
     async def _count_visual_tokens(self, conversation: Conversation, release: Release, tenant: Tenant) -> list[int]:
-        """Return the visual tokens of each image. Looks at images only if their sizes matter."""
+        """Return the visual tokens of each image.
+
+        Looks at images only if their sizes matter.
+        """
         fixed = release.config.num_visual_tokens
         if fixed is not None or not conversation.images:
             return [fixed or 0] * len(conversation.images)
@@ -138,7 +141,7 @@ class QuestionBuilder:
     def _resolved(
         self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int
     ) -> sampling_pb2.SamplingOptions:
-        """Return the options with the release's defaults and the gateway's limit."""
+        """Return the options with the release's and gateway's defaults."""
         resolved = route.release.default_sampling()
         resolved.MergeFrom(sampling)
         limit = self._limits.max_output_tokens

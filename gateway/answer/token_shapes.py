@@ -24,7 +24,10 @@ async def token_shapes(images: Sequence[RequestImage], route: Route) -> list[Tok
 async def shapes_for(
     images: Sequence[RequestImage], release: Release, vision: model_pb2.VisionModelInfo
 ) -> list[TokenShape]:
-    """Return number and grid of each image's visual tokens for one vision half. Raises as `token_shapes`."""
+    """Return number and grid of each image's visual tokens.
+
+    Raises as `token_shapes`.
+    """
     fixed = release.config.num_visual_tokens
     if fixed is not None:
         return [TokenShape(fixed)] * len(images)

@@ -35,7 +35,7 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dic
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: one authority, a server certificate for localhost and a client certificate, and a stranger's."""
+    """PEM files of authorities, a server and two clients."""
 
     ca: Path
     server: tuple[Path, Path]

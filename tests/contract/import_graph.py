@@ -21,7 +21,7 @@ class Import:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Return every module of the packages by dotted name, stubs excluded."""
+    """Return every module except stubs, by dotted name."""
     found = {}
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*.py")):
@@ -59,13 +59,19 @@ def _is_for_types(node: ast.stmt) -> bool:
 
 
 def module_of(one: Import) -> str:
-    """Return the module an import names: 'from gateway.answer import checks' names a module, not its room."""
+    """Return the module that an import names.
+
+    'from gateway.answer import checks' names a module, not its room.
+    """
     full = f"{one.module}.{one.name}"
     return full if one.name is not None and full in modules() else one.module
 
 
 def loaded_by(module: str) -> set[str]:
-    """Return every module, ours or not, that importing `module` loads, through `__init__` files too."""
+    """Return every module that importing `module` loads.
+
+    The `__init__` files of its parents load more.
+    """
     seen: set[str] = set()
     todo = [module]
     while todo:

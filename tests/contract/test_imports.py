@@ -1,4 +1,7 @@
-"""Rooms import downwards only, through their `__init__`, so that each can be read, tested and replaced alone."""
+"""Rooms import downwards only, through their `__init__`.
+
+So each room can be read, tested and replaced alone.
+"""
 
 import ast
 
@@ -89,7 +92,7 @@ ROOMS: dict[str, set[str]] = {
     "tandem": {"chassis", "processing", "tandem.client"},
 }
 
-# Toolboxes and services: others import their modules. Every other room hands on what others may use in its `__init__`.
+# Toolboxes and services: others import their modules. Every other room hands on names in its `__init__`.
 OPEN = {
     "tandem.v1", "chassis", "checkpoint", "gateway", "gateway.rollout", "vision_service", "language_service", "tandem",
 }  # fmt: skip
@@ -108,8 +111,8 @@ FREE_OF: dict[str, set[str]] = {
 
 
 def room_of(module: str) -> str:
-    """Return the innermost room a module stands in. `python -m tandem` is the command."""
-    if module == "tandem.__main__":
+    """Return the innermost room of a module."""
+    if module == "tandem.__main__":  # `python -m tandem` is the command
         return "tandem.commands"
     return max((room for room in ROOMS if module == room or module.startswith(room + ".")), key=len)
 
@@ -119,7 +122,7 @@ def is_ours(module: str) -> bool:
 
 
 def edges() -> set[tuple[str, str, str]]:
-    """Return (importing module, imported module, imported room) over every room's border."""
+    """Return importing module, imported module and its room."""
     return {
         (importer, target, room_of(target))
         for importer, path in modules().items()
@@ -146,7 +149,7 @@ def test_every_permission_is_used() -> None:
 
 
 def test_rooms_have_no_circles() -> None:
-    """The table itself is free of circles, whatever order it is written in."""
+    """The table itself has none, in any order."""
     left = {room: set(below) for room, below in ROOMS.items()}
     while left:
         bottom = {room for room, below in left.items() if not below & left.keys()}
@@ -155,7 +158,10 @@ def test_rooms_have_no_circles() -> None:
 
 
 def test_modules_have_no_circles() -> None:
-    """Within a room, too. Its own `__init__` is left out: it imports the modules, and Python runs it before them."""
+    """Within a room, too.
+
+    Its own `__init__` is left out: it imports the modules, and Python runs it before them.
+    """
     left = {
         name: {
             target
@@ -171,7 +177,10 @@ def test_modules_have_no_circles() -> None:
 
 
 def test_a_room_with_rooms_inside_imports_none_of_itself() -> None:
-    """Its `__init__` runs before those of the rooms inside, which must not load their neighbours with it."""
+    """Its `__init__` runs before those of the rooms inside.
+
+    They must not load their neighbours with it.
+    """
     parents = {room for room in ROOMS for other in ROOMS if other.startswith(room + ".")}
     assert {"tandem", "gateway", "gateway.rollout"} <= parents
     for room in parents:
@@ -179,7 +188,7 @@ def test_a_room_with_rooms_inside_imports_none_of_itself() -> None:
 
 
 def test_rooms_are_entered_by_the_front_door() -> None:
-    """Others see what a room's `__init__` hands on, and no more."""
+    """Others use only the names that `__init__` hands on."""
     wrong = [
         f"{importer} imports {one.module}.{one.name}"
         for importer, path in modules().items()
@@ -194,7 +203,7 @@ def test_rooms_are_entered_by_the_front_door() -> None:
 
 
 def _handed_on(room: str) -> set[str]:
-    """Return `__all__` of a room, and the modules it hands on whole."""
+    """Return `__all__` of a room."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(modules()[room].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
@@ -203,7 +212,7 @@ def _handed_on(room: str) -> set[str]:
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_every_room_says_in_one_sentence_what_it_is_for(room: str) -> None:
+def test_every_room_has_one_sentence_at_its_top(room: str) -> None:
     if room == "tandem.v1":
         return  # generated
     summary = (ast.get_docstring(ast.parse(modules()[room].read_text(encoding="utf-8"))) or "").split("\n")[0]

@@ -1,4 +1,4 @@
-"""Resized images against transformers' own image processor, and their numbers of visual tokens."""
+"""Resized images against transformers' own image processor."""
 
 import io
 
@@ -20,7 +20,7 @@ MAX_PIXELS = 2**20
 
 
 def reference_pixels(image: Image.Image, max_pixels: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return patches as transformers makes them, one frame of each, and the grid of visual tokens."""
+    """Return transformers' patches, one frame each, and the grid."""
     processor = Qwen2VLImageProcessorPil(
         patch_size=16,
         temporal_patch_size=2,

@@ -20,9 +20,9 @@ class VisionBackend(Protocol):
     num_weight_bytes: int
 
     def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
-        """Return the visual tokens of each image, [N, levels x D], as bfloat16 bit patterns.
+        """Return the visual tokens of each image.
 
-        numpy has no bfloat16 type. The results share no memory.
+        They are bfloat16 bit patterns [N, levels x D], because numpy has no bfloat16. The results share no memory.
 
         Args:
             images: normalised RGB pixels of each, [3, height, width].

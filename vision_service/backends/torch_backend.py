@@ -36,7 +36,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
-        """Return the visual tokens of each image, [N, levels x D], as bfloat16 bit patterns."""
+        """Return each image's visual tokens, [N, levels x D], as bit patterns."""
         pixels = [torch.from_numpy(image).to(device=self.device, dtype=self._dtype) for image in images]
         # Copy each image's tokens. A view would keep the memory of the whole batch.
         return [

@@ -1,4 +1,4 @@
-"""Choose the vision model of a family. The only place that lists them."""
+"""Choose the vision model of a family. Only this file lists them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ class VisionModel(Protocol):
     """A vision half that encodes images of its family."""
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return the visual tokens of each image, [N, levels x D].
+        """Return each image's visual tokens, [N, levels x D].
 
         Args:
             images: normalised RGB pixels of each, [3, height, width], of the weights' type, on their device.
@@ -23,7 +23,7 @@ class VisionModel(Protocol):
 
 
 def build_vision_model(config: ModelConfig) -> tuple[nn.Module, VisionModel]:
-    """Return the modules that hold the weights, and the same as a `VisionModel`."""
+    """Return the module with the weights, also as a `VisionModel`."""
     match config:
         case ResamplerModelConfig():
             half = VisionHalf(config)

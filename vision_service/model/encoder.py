@@ -44,7 +44,7 @@ class VisionHalf(nn.Module):
         return head(patches_BNW)  # type: ignore[no-any-return]
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return the visual tokens of each image, [K, D], for pixels [3, S, S]."""
+        """Return visual tokens [K, D] of images [3, S, S]."""
         return list(self(torch.stack(list(images))))
 
     def reset_parameters(self) -> None:

@@ -20,7 +20,10 @@ Grid = tuple[int, int]  # rows and columns of patches of one image
 
 
 class PatchEmbed(nn.Module):
-    """Projects the pixels of each patch. A still image fills all frames of a patch alike, so their taps are summed."""
+    """Projects the pixels of each patch.
+
+    A still image fills all frames of a patch alike, so the weights of the frames are summed.
+    """
 
     def __init__(self, config: Qwen3VisionConfig) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(3, config.width, (config.temporal_patch_size, patch, patch))
 
     def forward(self, patches_PC: Tensor) -> Tensor:
-        """Return [P, W] for patches of pixels [P, C], channel by channel."""
+        """Return [P, W] for pixels [P, C], channel by channel."""
         weight_WC = self.proj.weight.float().sum(dim=2).flatten(1).to(patches_PC.dtype)
         return functional.linear(patches_PC, weight_WC, self.proj.bias)
 
@@ -67,7 +70,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then feed-forward, each added to its input."""
+    """One pre-norm layer with attention and feed-forward."""
 
     def __init__(self, config: Qwen3VisionConfig) -> None:
         super().__init__()
@@ -84,7 +87,10 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
-    """Joins the M patches of each visual token and projects them to the decoder's width, with exact GELU."""
+    """Joins the M patches of each visual token and projects them.
+
+    The result has the decoder's width. GELU is exact here.
+    """
 
     def __init__(self, config: Qwen3VisionConfig, token_width: int, *, norm_after_merge: bool) -> None:
         super().__init__()
@@ -116,7 +122,9 @@ class Qwen3VisionTower(nn.Module):
         )
 
     def forward(self, patches_PC: Tensor, grids: list[Grid]) -> Tensor:
-        """Return visual tokens [N, L, D] of all images end to end: the embedding, then each DeepStack level.
+        """Return the visual tokens [N, L, D] of all images.
+
+        The first of the L vectors is the embedding, the others are DeepStack levels.
 
         Args:
             patches_PC: normalised pixels of the patches, in blocks of merge x merge.
@@ -135,7 +143,10 @@ class Qwen3VisionTower(nn.Module):
         return torch.stack([self.merger(x_PW), *levels], dim=1)
 
     def _positions(self, grid: Grid) -> Tensor:
-        """Return the learned positions [p, W] of one image, interpolated bilinearly with aligned corners."""
+        """Return the learned positions [p, W] of one image.
+
+        They are interpolated bilinearly, with aligned corners.
+        """
         side = self.config.grid_side
         device = self.pos_embed.weight.device
         (top, bottom, down), (left, right, across) = (_between(length, side, device) for length in grid)
@@ -150,7 +161,7 @@ class Qwen3VisionTower(nn.Module):
         return _in_blocks(positions, self.config.merge_size)
 
     def _angles(self, grids: list[Grid], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine [P, 1, E / 2] of each patch's row and column, in float32."""
+        """Return cosine and sine [P, 1, E / 2] of rows and columns."""
         quarter = self.config.head_dim // 4
         device = self.pos_embed.weight.device
         exponents = torch.arange(quarter, dtype=torch.float32, device=device) / quarter
@@ -173,7 +184,7 @@ class Qwen3VisionHalf(nn.Module):
         self.visual = Qwen3VisionTower(config.vision, config.language.width)
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return the visual tokens of each image, [N, L x D], for pixels [3, height, width].
+        """Return visual tokens [N, L x D] of images [3, height, width].
 
         Height and width are multiples of a visual token's side. The images run in one forward pass.
         """
@@ -186,28 +197,37 @@ class Qwen3VisionHalf(nn.Module):
 
 
 def to_patches(pixels_3HW: Tensor, patch: int, merge: int) -> Tensor:
-    """Return the patches of an image, [p, C], in blocks of merge x merge."""
+    """Return an image's patches [p, C], block by block."""
     rows, columns = pixels_3HW.shape[1] // patch, pixels_3HW.shape[2] // patch
     grid = pixels_3HW.view(3, rows, patch, columns, patch).permute(1, 3, 0, 2, 4)
     return _in_blocks(grid, merge).flatten(1)
 
 
 def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two learned positions around each of `length` evenly spaced places, and the second's weight."""
+    """Return the learned positions around each of `length` places.
+
+    The places are evenly spaced. The third result is the weight of the upper neighbour.
+    """
     places = torch.arange(length, dtype=torch.float32, device=device) * (side - 1) / max(length - 1, 1)
     lower = places.long()
     return lower, (lower + 1).clamp(max=side - 1), places - lower
 
 
 def _in_blocks(grid: Tensor, merge: int) -> Tensor:
-    """Return [rows x columns, ...] of a grid [rows, columns, ...], block after block of merge x merge."""
+    """Return a grid [rows, columns, ...] block by block.
+
+    A block has merge x merge cells. The result is [rows x columns, ...].
+    """
     rows, columns, *rest = grid.shape
     blocks = grid.reshape(rows // merge, merge, columns // merge, merge, *rest).transpose(1, 2)
     return blocks.reshape(rows * columns, *rest)
 
 
 def _rotate(x_PHE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor) -> Tensor:
-    """Return heads with each pair (i, i + E / 2) turned by its patch's angles; computed in float32."""
+    """Rotate each pair (i, i + E / 2) of every head.
+
+    Computed in float32.
+    """
     first, second = x_PHE.float().chunk(2, dim=-1)
     turned = torch.cat([first * cos_P1F - second * sin_P1F, second * cos_P1F + first * sin_P1F], dim=-1)
     return turned.to(x_PHE.dtype)

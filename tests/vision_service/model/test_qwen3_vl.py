@@ -65,7 +65,7 @@ def half(reference: Qwen3VLVisionModel) -> Qwen3VisionHalf:
 
 @torch.no_grad()
 def expected(reference: Qwen3VLVisionModel, image: Tensor) -> Tensor:
-    """Return the reference's visual tokens of one image, its levels side by side."""
+    """Return the reference's visual tokens, levels side by side."""
     patches = qwen3_vl.to_patches(image, 16, 2).view(-1, 3, 1, 256).expand(-1, -1, 2, -1).flatten(1)
     grid = torch.tensor([[1, image.shape[1] // 16, image.shape[2] // 16]])
     output = reference(patches, grid_thw=grid)
