@@ -83,7 +83,7 @@ OR_SAY_WHY = >.venv/install.log 2>&1 || { cat .venv/install.log >&2; exit 1; }
 		test ! -e .venv || echo "The Python of .venv is gone, so .venv is made again."; \
 		rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@if $(INDEX_ANSWERS) >/dev/null 2>&1; then index='--extra-index-url $(TORCH_INDEX)'; fi; $(INSTALL) $$index torch $(OR_SAY_WHY)
-	@$(INSTALL) --editable '.[gateway,stages,similar,traces,import,dev]' $(OR_SAY_WHY)
+	@$(INSTALL) --editable '.[all,dev]' $(OR_SAY_WHY)
 	@touch $@
 
 # Whole lists of exact versions, dependencies not followed: vLLM names packages that come without a build for processors.
