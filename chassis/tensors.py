@@ -27,9 +27,23 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
     Raises:
         InvalidArgument: reason 'BAD_TENSOR', the type, the shape, the number of bytes or an element is wrong.
     """
-    problem = _problem(tensor, tuple(shape))
-    if problem is not None:
-        raise InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
+    check_shape(tensor, shape=shape, field=field)
+    num_bytes = prod(shape) * BFLOAT16_BYTES
+    if len(tensor.data) != num_bytes:
+        raise _bad_tensor(field, f"must have {num_bytes} bytes of data, not {len(tensor.data)}")
+    if not is_finite_bfloat16(np.frombuffer(tensor.data, dtype="<u2")):
+        raise _bad_tensor(field, "must hold finite numbers only, but has an infinity or NaN")
+
+
+def check_shape(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str) -> None:
+    """Check type and shape of `tensor`, but not its data.
+
+    See `check_tensor`.
+    """
+    if tensor.data_type != tensor_pb2.DATA_TYPE_BFLOAT16:
+        raise _bad_tensor(field, "must be of type DATA_TYPE_BFLOAT16")
+    if tuple(tensor.shape) != tuple(shape):
+        raise _bad_tensor(field, f"must have the shape {list(shape)}, not {_short(tensor.shape)}")
 
 
 def split_data(data: bytes) -> Iterator[bytes]:
@@ -44,17 +58,8 @@ def is_finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
     return not bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
 
 
-def _problem(tensor: tensor_pb2.Tensor, shape: tuple[int, ...]) -> str | None:
-    if tensor.data_type != tensor_pb2.DATA_TYPE_BFLOAT16:
-        return "must be of type DATA_TYPE_BFLOAT16"
-    if tuple(tensor.shape) != shape:
-        return f"must have the shape {list(shape)}, not {_short(tensor.shape)}"
-    num_bytes = prod(shape) * BFLOAT16_BYTES
-    if len(tensor.data) != num_bytes:
-        return f"must have {num_bytes} bytes of data, not {len(tensor.data)}"
-    if not is_finite_bfloat16(np.frombuffer(tensor.data, dtype="<u2")):
-        return "must hold finite numbers only, but has an infinity or NaN"
-    return None
+def _bad_tensor(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
 
 
 def _short(shape: Sequence[int]) -> str:

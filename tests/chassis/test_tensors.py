@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
-from chassis.tensors import check_tensor
+from chassis.tensors import check_shape, check_tensor
 from tandem.v1 import tensor_pb2
 
 BF16 = tensor_pb2.DATA_TYPE_BFLOAT16
@@ -66,3 +66,11 @@ def test_the_error_for_an_invalid_tensor_names_the_problem_and_the_field(tensor:
         check_tensor(tensor, shape=(2, 3), field="visual_tokens.embeddings")
     assert (caught.value.reason, caught.value.field) == ("BAD_TENSOR", "visual_tokens.embeddings")
     assert len(caught.value.message) < 200
+
+
+def test_a_shape_is_checked_before_the_data_arrives() -> None:
+    check_shape(wire([], (2, 3)), shape=(2, 3), field="t")
+    for tensor in (wire([], (3, 2)), tensor_pb2.Tensor(shape=[2, 3])):
+        with pytest.raises(InvalidArgument) as caught:
+            check_shape(tensor, shape=(2, 3), field="t")
+        assert (caught.value.reason, caught.value.field) == ("BAD_TENSOR", "t")
