@@ -4,6 +4,7 @@ Needs no torch.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -12,13 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from chassis.errors import DataLoss, FailedPrecondition
 from chassis.validation import first_problem
 from checkpoint.config import CONFIG_FILE, parse_config
-from checkpoint.families import Half, ModelConfig
-from checkpoint.identity import DIGEST_BYTES
+from checkpoint.families import HALVES, Half, ModelConfig
+from checkpoint.identity import DIGEST_BYTES, TensorDigest, half_digest
 from checkpoint.tags import MAX_TAG_CHARS
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+
+_CHUNK_BYTES = 4 * 1024 * 1024  # of a file that is hashed
 
 Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 
@@ -91,6 +94,32 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def make_manifest(
+    tag: str,
+    config: ModelConfig,
+    files: Mapping[str, bytes],
+    tensors: Mapping[Half, Mapping[str, TensorDigest]],
+    *,
+    trained_with: bytes | None = None,
+) -> Manifest:
+    """Return the manifest of a new checkpoint.
+
+    Args:
+        tag: the checkpoint's tag.
+        config: of the model.
+        files: SHA-256 of every file by name.
+        tensors: the tensors of each half by canonical name.
+        trained_with: digest of the vision half that the language half was trained with. Default: this vision half.
+    """
+    vision_digest, language_digest = (half_digest(config, half, tensors[half]) for half in HALVES)
+    return Manifest(
+        tag=tag,
+        files=dict(files),
+        vision=VisionEntry(digest=vision_digest),
+        language=LanguageEntry(digest=language_digest, vision_digest=trained_with or vision_digest),
+    )
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json`, the last file of a checkpoint.
 
@@ -141,7 +170,17 @@ def tokenizer_digest(folder: Path) -> bytes:
     return hashlib.sha256(read_verified(folder, read_manifest(folder), TOKENIZER_FILE)).digest()
 
 
-def file_sha256(path: Path) -> bytes:
-    """Return the SHA-256 (32 bytes) of a large file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> bytes:
+    """Return the SHA-256 (32 bytes) of a large file.
+
+    Args:
+        path: of the file.
+        on_bytes: called with the number of bytes of each chunk that was hashed.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            if on_bytes:
+                on_bytes(len(chunk))
+    return digest.digest()

@@ -11,16 +11,8 @@ from torch import Tensor
 from checkpoint.checks import check_names, check_shapes, check_tied_head
 from checkpoint.config import write_config
 from checkpoint.families import EMBEDDING, HALVES, HEAD, Half, ModelConfig
-from checkpoint.identity import TensorDigest, half_digest
-from checkpoint.manifest import (
-    TEMPLATE_FILE,
-    TOKENIZER_FILE,
-    LanguageEntry,
-    Manifest,
-    VisionEntry,
-    file_sha256,
-    write_manifest,
-)
+from checkpoint.identity import TensorDigest
+from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest, file_sha256, make_manifest, write_manifest
 from checkpoint.stored_tensor import tensor_digest
 from checkpoint.tags import parse_tag
 from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
@@ -81,7 +73,8 @@ def save(
     write_config(config, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
     (folder / TEMPLATE_FILE).write_text(chat_template, encoding="utf-8")
-    manifest = _manifest(folder, tag, config, digests, vision_digest)
+    hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    manifest = make_manifest(tag, config, hashes, digests, trained_with=vision_digest)
     write_manifest(manifest, folder)
     return manifest
 
@@ -108,19 +101,3 @@ def _write_tensors(
     shards, container = files.get("shards", 1), files.get("container", "safetensors")
     write_weights(folder, tag, plan, take, shards=shards, container=container)
     return digests
-
-
-def _manifest(
-    folder: Path,
-    tag: str,
-    config: ModelConfig,
-    digests: Mapping[Half, Mapping[str, TensorDigest]],
-    trained_with: bytes | None,
-) -> Manifest:
-    vision_digest, language_digest = (half_digest(config, half, digests[half]) for half in HALVES)
-    return Manifest(
-        tag=tag,
-        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-        vision=VisionEntry(digest=vision_digest),
-        language=LanguageEntry(digest=language_digest, vision_digest=trained_with or vision_digest),
-    )

@@ -36,6 +36,23 @@ class ModelStore:
             raise NotFound(f"The model store has no {tag}{others}.", reason="UNKNOWN_TAG", field="tag", where=self.root)
         return folder
 
+    def new_folder(self, tag: str) -> Path:
+        """Return the path of a checkpoint that does not exist yet.
+
+        Raises:
+            InvalidArgument: BAD_TAG, the text is not a tag.
+            FailedPrecondition: TAG_EXISTS, releases are never overwritten.
+        """
+        folder = self.root / str(parse_tag(tag))
+        if folder.exists():
+            raise FailedPrecondition(
+                f"The model store has a {tag} already: releases are never overwritten, so choose another tag.",
+                reason="TAG_EXISTS",
+                field="tag",
+                where=self.root,
+            )
+        return folder
+
     @contextmanager
     def create(self, tag: str) -> Iterator[Path]:
         """Yield an empty folder that becomes a checkpoint.
@@ -47,15 +64,13 @@ class ModelStore:
             InvalidArgument: BAD_TAG, the text is not a tag.
             FailedPrecondition: TAG_EXISTS, releases are never overwritten.
         """
-        target = self.root / str(parse_tag(tag))
-        self._refuse_existing(target)
+        self.new_folder(tag)
         self.root.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{tag}.", suffix=".partial", dir=self.root))
         try:
             yield partial
             partial.chmod(0o755)  # mkdtemp makes it readable by its owner only
-            self._refuse_existing(target)
-            partial.rename(target)
+            partial.rename(self.new_folder(tag))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -67,13 +82,3 @@ class ModelStore:
                 continue  # a README, or a checkpoint that is being written
             if entry.is_dir():
                 yield tag
-
-    @staticmethod
-    def _refuse_existing(target: Path) -> None:
-        if target.exists():
-            raise FailedPrecondition(
-                f"The model store has a {target.name} already: releases are never overwritten, so choose another tag.",
-                reason="TAG_EXISTS",
-                field="tag",
-                where=target.parent,
-            )

@@ -34,6 +34,18 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def read_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """Return the tokenizer of a `tokenizer.json`.
+
+    Raises:
+        FailedPrecondition: BAD_CHECKPOINT, the text is not a tokenizer.
+    """
+    try:
+        return Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise FailedPrecondition("The file tokenizer.json is not a tokenizer.", reason="BAD_CHECKPOINT") from error
+
+
 def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
     """Check that a tokenizer is readable and fits a model.
 
@@ -41,10 +53,7 @@ def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
         FailedPrecondition: BAD_CHECKPOINT, the tokenizer cannot be read, has ids beyond the vocabulary or lacks the
             image token.
     """
-    try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise FailedPrecondition("The file tokenizer.json is not a tokenizer.", reason="BAD_CHECKPOINT") from error
+    tokenizer = read_tokenizer(tokenizer_json)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.language.vocab_size:
         raise FailedPrecondition(

@@ -79,6 +79,10 @@ class WeightFiles(Mapping[str, StoredTensor]):
         """Return the name of the file that holds a tensor."""
         return self._places[name][0]
 
+    def paths(self) -> dict[str, Path]:
+        """Return the weight files by name. Some may be missing."""
+        return dict(self._paths)
+
     def num_bytes(self) -> int:
         """Return the size of all weight files on disk, bytes."""
         return sum(path.stat().st_size for path in self._paths.values())
