@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from chassis.errors import TandemError
-from chassis.health import Health
+from chassis.health import Health, serve_probes
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.listening import cannot_listen
 from chassis.logs import configure_logging
@@ -143,14 +143,14 @@ async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
         tracing(name, settings.trace_endpoint, settings.trace_sample),
         serve_metrics(host, settings.metrics_port) as server.metrics_port,
     ):
-        async with open_service(settings, server):
+        async with serve_probes(server.health, settings.probe_listen) as probe_port, open_service(settings, server):
             await server.start()
             # Objects of the start live as long as the process. Exclude them from garbage collection. Otherwise a full
             # collection, every few thousand requests, would pause all streams for tens of milliseconds.
             gc.collect()
             gc.freeze()
             signals.ready = True
-            _always.info("ready", port=server.port, metrics_port=server.metrics_port)
+            _always.info("ready", port=server.port, metrics_port=server.metrics_port, probe_port=probe_port)
             await signals.drain.wait()
             _log.info("stopping", drain_s=settings.drain_s)
             await server.stop(settings.drain_s, at_once=signals.stop_now)

@@ -62,6 +62,10 @@ class ServiceSettings(BaseSettings):
         le=65535,
         description="port of Prometheus metrics on the same host. 0 picks a free one, -1 is off",
     )
+    probe_listen: str | None = Field(
+        default=None,
+        description="host:port of health checks alone, without TLS and keys, for the probes of Kubernetes. Unset is off",
+    )
     log_format: LogFormat = Field(
         default="auto", description="form of log lines. auto means console in a terminal, else json"
     )
@@ -97,10 +101,11 @@ class ServiceSettings(BaseSettings):
         default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
     )
 
-    @field_validator("listen")
+    @field_validator("listen", "probe_listen")
     @classmethod
-    def _check_address(cls, value: str) -> str:
-        split_address(value)
+    def _check_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
         return value
 
     @field_validator("tls_cert", "tls_key", "tls_client_ca")

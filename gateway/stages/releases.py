@@ -17,6 +17,7 @@ from processing import PromptBuilder, Vocabulary, open_prompt_builder
 from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, sampling_pb2, vision_pb2_grpc
 
 SERVICE_NAME = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name
+STABLE_HEALTH_NAME = f"{SERVICE_NAME}/stable"  # for readiness probes: a tag's name would end with its rollout
 
 VisionStage = Stage["vision_pb2_grpc.VisionServiceAsyncStub"]
 LanguageStage = Stage["language_pb2_grpc.LanguageServiceAsyncStub"]
@@ -189,10 +190,14 @@ class Releases:
     async def watch(self, health: Health, every_s: float) -> None:
         """Refresh the stages until cancelled, and report each release's health.
 
+        '<service>/stable' is SERVING once both stages have had the stable release. It stays so when a stage is lost.
+        Otherwise one lost stage would take every gateway out of its Service, and clients would see no reason.
+
         Args:
-            health: gets the status of '<service>/<language tag>'.
+            health: gets the status of '<service>/<language tag>' and of '<service>/stable'.
             every_s: seconds between two refreshes.
         """
+        await health.set(STABLE_HEALTH_NAME, serving=False)
         reported: set[str] = set()
         while True:
             await self._refresh()
@@ -203,6 +208,8 @@ class Releases:
             for tag in reported | ready.keys():
                 await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
             reported |= ready.keys()
+            if self.default_name in self._opened and self._is_ready(self._opened[self.default_name]):
+                await health.set(STABLE_HEALTH_NAME, serving=True)
             await asyncio.sleep(every_s)
 
     async def _refresh(self) -> None:

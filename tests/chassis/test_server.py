@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chassis.channels import open_channel
 from chassis.errors import FailedPrecondition
+from chassis.health import Health, serve_probes
 from chassis.server import Server
 from chassis.settings import ServiceSettings
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
@@ -193,3 +194,35 @@ async def test_one_connection_takes_more_rpcs_than_grpcs_default(serve: Any) -> 
     running = await serve(gateway={"CountTokens": meet})
     calls = [running.gateway.CountTokens(gateway_pb2.CountTokensRequest(), timeout=30) for _ in range(300)]
     await asyncio.gather(*calls)
+
+
+async def test_probes_answer_health_alone_in_the_clear_beside_a_server_with_tls(certificates: Any) -> None:
+    cert, key = certificates.server
+    server = Server(ServiceSettings(tls_cert=cert, tls_key=key, tls_client_ca=certificates.ca))
+    gateway_pb2_grpc.add_GatewayServicer_to_server(gateway_pb2_grpc.GatewayServicer(), server.grpc)
+    server.announce("tandem.v1.Gateway")
+    async with serve_probes(server.health, "127.0.0.1:0") as port, open_channel(f"127.0.0.1:{port}") as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        check = health_pb2.HealthCheckRequest
+        assert (await health.Check(check(service=""))).status == NOT_SERVING
+        await server.start()
+        assert (await health.Check(check(service=""))).status == SERVING
+        assert (await health.Check(check(service="tandem.v1.Gateway"))).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(aiter(gateway_pb2_grpc.GatewayStub(channel).Generate(REQUEST)))
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        await server.stop(0)
+        assert (await health.Check(check(service=""))).status == NOT_SERVING
+
+
+async def test_probes_without_an_address_listen_nowhere() -> None:
+    async with serve_probes(Health(), None) as port:
+        assert port == -1
+
+
+async def test_probes_on_a_port_in_use_explain_the_cause() -> None:
+    async with serve_probes(Health(), "127.0.0.1:0") as port:
+        with pytest.raises(FailedPrecondition, match="for probes: the port is in use") as caught:
+            async with serve_probes(Health(), f"127.0.0.1:{port}"):
+                pass
+        assert caught.value.reason == "CANNOT_LISTEN"
