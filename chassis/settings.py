@@ -64,7 +64,7 @@ class ServiceSettings(BaseSettings):
     )
     probe_listen: str | None = Field(
         default=None,
-        description="host:port of health checks alone, without TLS and keys, for the probes of Kubernetes. Unset is off",
+        description="host:port of health checks alone, without TLS and keys, for Kubernetes probes. Unset is off",
     )
     log_format: LogFormat = Field(
         default="auto", description="form of log lines. auto means console in a terminal, else json"
