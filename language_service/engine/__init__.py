@@ -11,6 +11,7 @@ from language_service.engine.interface import (
     Prefilled,
     Tokens,
 )
+from language_service.model import Grid
 
 __all__ = [
     "Engine",
@@ -20,6 +21,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "Generation",
+    "Grid",
     "Prefilled",
     "Tokens",
     "open_engine",

@@ -40,8 +40,15 @@ class RecordedSteps:
         self._steps: dict[tuple[int, int], tuple[_Step, Run]] = {}
         self._works = True
 
-    def forward(self, token_ids: Sequence[int], spans: Sequence[CacheSpan]) -> Tensor | None:
+    def forward(
+        self, token_ids: Sequence[int], spans: Sequence[CacheSpan], positions: Sequence[int] | None = None
+    ) -> Tensor | None:
         """Compute and cache one token of each sequence.
+
+        Args:
+            token_ids: one per sequence.
+            spans: place of each token in the cache.
+            positions: rotary position of each token. None uses its index.
 
         Returns:
             Logits [sequences, V], which the next call overwrites. None, and nothing is computed, if padding would cost
@@ -54,7 +61,7 @@ class RecordedSteps:
             return None
         recorded = self._steps.get((num_rows, width))
         step = _Step(self._decoder, self._cache, num_rows, width) if recorded is None else recorded[0]
-        step.fill(token_ids, spans)
+        step.fill(token_ids, spans, [span.start for span in spans] if positions is None else positions)
         try:
             run = self._record(step.run) if recorded is None else recorded[1]
         except RuntimeError:  # torch ran out of memory or cannot record an operation. Better slow than failing.
@@ -71,12 +78,12 @@ class _Step:
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, num_rows: int, width: int) -> None:
         self._decoder, self._cache = decoder, cache
         device, num_slots = cache.device, width * cache.config.block_size
-        self._inputs_3N = torch.zeros(3, num_rows, dtype=torch.long, device=device)
+        self._inputs_4N = torch.zeros(4, num_rows, dtype=torch.long, device=device)
         self._tables_NM = torch.zeros(num_rows, width, dtype=torch.long, device=device)
         self._rows_N = torch.arange(num_rows, device=device)
-        self._positions_C = torch.arange(num_slots, device=device)
+        self._indices_C = torch.arange(num_slots, device=device)
 
-    def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan]) -> None:
+    def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan], positions: Sequence[int]) -> None:
         """Copy a batch into the fixed memory.
 
         It is padded with copies of its first sequence.
@@ -87,9 +94,10 @@ class _Step:
         num_rows, width = self._tables_NM.shape
         padding = num_rows - len(spans)
         rows = [*spans, *[spans[0]] * padding]
-        positions = [span.start for span in rows]
+        tokens, positions = ([*inputs, *[inputs[0]] * padding] for inputs in (token_ids, positions))
+        indices = [span.start for span in rows]
         slots = [slot for span in rows for slot in span.slots(size)]
-        self._inputs_3N.copy_(torch.tensor([[*token_ids, *[token_ids[0]] * padding], positions, slots]))
+        self._inputs_4N.copy_(torch.tensor([tokens, positions, indices, slots]))
         self._tables_NM.copy_(torch.tensor([span.table(size, width) for span in rows]))
 
     def run(self) -> Tensor:
@@ -97,8 +105,8 @@ class _Step:
 
         A recording contains no Python code. So the result may depend on the batch through tensors only.
         """
-        tokens_N, positions_N, slots_N = self._inputs_3N
-        hidden_NC = self._positions_C > positions_N[:, None]
+        tokens_N, positions_N, indices_N, slots_N = self._inputs_4N
+        hidden_NC = self._indices_C > indices_N[:, None]
         mask_N11C = torch.zeros(hidden_NC.shape, dtype=self._cache.kv.dtype, device=self._cache.device)
         mask_N11C = mask_N11C.masked_fill(hidden_NC, float("-inf"))[:, None, None]
 

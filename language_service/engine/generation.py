@@ -10,6 +10,7 @@ from torch import Tensor
 from chassis.errors import Internal, InvalidArgument, TandemError
 from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Timings, Tokens, Usage
 from language_service.engine.runner import PlacedImage
+from language_service.model import Grid, shift_after
 from language_service.sampling import Choice, SamplingState
 from language_service.scheduling import Sequence as ScheduledSequence
 
@@ -92,12 +93,13 @@ class PagedGeneration:
             self.sequence.add_text(token_ids)
             self.state.note_prompt(token_ids)
 
-    def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
+    def add_image(self, embeddings_NX: Tensor, visual_key: bytes, grid: Grid | None = None) -> None:
         """Add an image to the prompt, see `Generation`."""
         with self._updating(self):
             self.clock.record_segment()
-            self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_ND, visual_key))
-            self.sequence.add_image(visual_key, len(embeddings_ND))
+            shift = shift_after(self.images[-1]) if self.images else 0
+            self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_NX, visual_key, grid, shift))
+            self.sequence.add_image(visual_key, len(embeddings_NX))
 
     def end_prompt(self, max_tokens: int) -> None:
         """Declare the prompt complete, see `Generation`."""
@@ -159,7 +161,7 @@ class PagedGeneration:
     def _finished(self) -> Finished:
         usage = Usage(
             num_prompt=self.sequence.num_prompt,
-            num_visual=sum(len(image.embeddings_ND) for image in self.images),
+            num_visual=sum(len(image.embeddings_NX) for image in self.images),
             num_cached_prompt=self.sequence.num_cached_tokens,
             num_answer=self.sequence.num_answer,
         )

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from language_service.model import Grid
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
 from language_service.scheduling import SchedulerConfig
 
@@ -125,12 +126,13 @@ class Generation(Protocol):
         """
         ...
 
-    def add_image(self, embeddings_ND: Tensor, visual_key: bytes) -> None:
+    def add_image(self, embeddings_NX: Tensor, visual_key: bytes, grid: Grid | None = None) -> None:
         """Add an image to the prompt.
 
         Args:
-            embeddings_ND: its N visual tokens.
+            embeddings_NX: its N visual tokens, each the embedding, then its vector for each DeepStack level.
             visual_key: identifies their content, 32 bytes.
+            grid: their rows and columns. None if the model's visual tokens have no grid.
 
         Raises:
             TandemError: the request has failed already.

@@ -10,24 +10,27 @@ from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps
 from language_service.engine.interface import EngineDescription
 from language_service.engine.kv_cache import CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
-from language_service.model import Decoder
+from language_service.model import Decoder, Grid, ImageRows, shift_at, token_positions
 from language_service.scheduling import Chunk
 
-# T tokens of the batch, N visual tokens of an image, D model dim, B rows that choose a token, V vocabulary
+# T tokens of the batch, N visual tokens of an image, L vectors of each (embedding and DeepStack levels), D model dim,
+# X = L D, B rows that choose a token, V vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
     """Visual tokens at their place in a prompt."""
 
-    start: int  # position of the first
-    embeddings_ND: Tensor
+    start: int  # index of the first in its sequence
+    embeddings_NX: Tensor
     visual_key: bytes  # identifies their content, 32 bytes
+    grid: Grid | None = None  # None gives them positions as in text
+    shift: int = 0  # position minus index, in the text before the image
 
     @property
     def end(self) -> int:
-        """Position after the last."""
-        return self.start + len(self.embeddings_ND)
+        """Index after the last."""
+        return self.start + len(self.embeddings_NX)
 
 
 Images = Sequence[PlacedImage]  # all images of one sequence
@@ -48,6 +51,7 @@ class Runner:
         )
         self.cache = cache
         self.device = cache.device
+        self._has_grids = self.decoder.config.mrope_section is not None
         on_gpu = self.device.type == "cuda"
         self._recorded = RecordedSteps(self.decoder, cache, CudaRecorder(self.device)) if on_gpu else None
 
@@ -83,7 +87,8 @@ class Runner:
         self.cache.clear(fresh_blocks)
         spans = [CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]
         if self._recorded is not None and all(map(_only_decodes, chunks, images)):
-            logits_BV = self._recorded.forward([chunk.token_ids[0] for chunk in chunks], spans)
+            token_ids, positions = [chunk.token_ids[0] for chunk in chunks], self._text_positions(chunks, images)
+            logits_BV = self._recorded.forward(token_ids, spans, positions)
             if logits_BV is not None:
                 return logits_BV
         attend = self.cache.attend(spans)
@@ -94,25 +99,53 @@ class Runner:
             if chunk.samples:
                 sampled_rows += range(end - 1 - chunk.num_drafts, end)
         rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
-        return self.decoder.forward(self._embed(chunks, images), self._positions(chunks), attend, rows_B)
+        image_rows = self._image_rows(chunks, images)
+        embeddings_TD = self._embed(chunks, image_rows)
+        positions_T = self._positions(chunks, images, with_images=bool(image_rows))
+        return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
 
-    def _embed(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> Tensor:
-        token_ids = [token for chunk in chunks for token in chunk.token_ids]
-        embeddings_TD = self.decoder.embed(torch.tensor(token_ids, device=self.device))
-        row = 0
+    def _image_rows(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[ImageRows]:
+        """Return the visual tokens in the batch. The others are not copied."""
+        found = []
+        levels, row = 1 + self.decoder.config.num_deepstack_levels, 0
         for chunk, images_of_chunk in zip(chunks, images, strict=True):
             for image in images_of_chunk:
                 first, last = max(chunk.start, image.start), min(chunk.end, image.end)
                 if first < last:
-                    visual_ND = image.embeddings_ND[first - image.start : last - image.start].to(self.device)
-                    image_row = row + first - chunk.start
-                    embeddings_TD[image_row : image_row + last - first] = self.decoder.embed_visual(visual_ND)
+                    visual_NX = image.embeddings_NX[first - image.start : last - image.start]
+                    visual_NLD = visual_NX.to(self.device, self.decoder.dtype).reshape(last - first, levels, -1)
+                    found.append(ImageRows(row + first - chunk.start, visual_NLD))
             row += len(chunk.token_ids)
+        return found
+
+    def _embed(self, chunks: Sequence[Chunk], images: Sequence[ImageRows]) -> Tensor:
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        embeddings_TD = self.decoder.embed(torch.tensor(token_ids, device=self.device))
+        for image in images:
+            embeddings_TD[image.first : image.end] = self.decoder.embed_visual(image.tokens_NLD[:, 0])
         return embeddings_TD
 
-    def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
-        positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
-        return torch.tensor(positions, device=self.device)
+    def _positions(self, chunks: Sequence[Chunk], images: Sequence[Images], *, with_images: bool) -> Tensor:
+        """Return rotary positions, [T] or [3, T]."""
+        if not (self._has_grids and with_images):
+            return torch.tensor(self._text_positions(chunks, images), device=self.device)
+        parts: list[list[int]] = [[], [], []]
+        for chunk, images_of_chunk in zip(chunks, images, strict=True):
+            for part, positions in zip(parts, token_positions(chunk.start, chunk.end, images_of_chunk), strict=True):
+                part += positions
+        return torch.tensor(parts, device=self.device)
+
+    def _text_positions(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[int]:
+        """Return rotary positions of chunks without visual tokens.
+
+        Their three parts are equal.
+        """
+        if not self._has_grids:
+            return [position for chunk in chunks for position in range(chunk.start, chunk.end)]
+        starts = [chunk.start + shift_at(chunk.start, placed) for chunk, placed in zip(chunks, images, strict=True)]
+        return [
+            start + step for start, chunk in zip(starts, chunks, strict=True) for step in range(len(chunk.token_ids))
+        ]
 
 
 def _only_decodes(chunk: Chunk, images: Images) -> bool:

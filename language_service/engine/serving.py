@@ -7,7 +7,7 @@ from torch import Tensor
 
 from checkpoint.families import LanguageConfig
 from language_service.kernels import Head, Kernels, Layer, PlainHead, Projection, choose_kernels
-from language_service.model import Attend, Rotary
+from language_service.model import Attend, ImageRows, Rotary
 
 # T tokens of the batch, R of them wanted, D model dim, V vocabulary
 
@@ -36,7 +36,7 @@ class ServingDecoder:
         self.num_weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self.rotary = Rotary(config)
         embedding_VD = tensors.pop("language_model.embed_tokens.weight")
-        self._dtype = embedding_VD.dtype
+        self.dtype = embedding_VD.dtype
         self.kernels = kernels or choose_kernels(config, embedding_VD.dtype, embedding_VD.device)
         self._modality_2D = tensors.pop("language_model.modality_embedding.weight", None)
         self._norm_D = tensors.pop("language_model.norm.weight")
@@ -51,15 +51,27 @@ class ServingDecoder:
 
     def embed_visual(self, visual_tokens: Tensor) -> Tensor:
         """Return image embeddings [..., D] for `visual_tokens` [..., D]."""
-        return self._add_modality(visual_tokens.to(self._dtype), _IMAGE)
+        return self._add_modality(visual_tokens.to(self.dtype), _IMAGE)
 
-    def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend, rows_R: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings_TD: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        rows_R: Tensor,
+        images: Sequence[ImageRows] = (),
+    ) -> Tensor:
         """Return logits [R, V] of the next token after `rows_R`.
 
-        Rows must ascend.
+        Args:
+            embeddings_TD: of text and images.
+            positions: rotary positions, [T] or [3, T], see `Rotary`.
+            attend: stores keys and values, and computes attention.
+            rows_R: the wanted rows. They must ascend.
+            images: DeepStack levels of the images in the batch, in `dtype`. Models without levels ignore them.
         """
-        angles = self.rotary.angles(positions_T, self.kernels.angle_dtype)
-        last_RD = self._layers(embeddings_TD, angles, attend, rows_R)
+        angles = self.rotary.angles(positions, self.kernels.angle_dtype)
+        last_RD = self._layers(embeddings_TD, angles, attend, rows_R, images)
         return self._head.logits(self.kernels.rms_norm(last_RD, self._norm_D, self.config.norm_eps))
 
     def _take_layer(self, tensors: MutableMapping[str, Tensor], prefix: str) -> Layer:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from checkpoint.families import LanguageConfig
-from language_service.model import Attend
+from language_service.model import Attend, ImageRows
 
 # T tokens, R of them wanted, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width,
 # H heads, E head dim, F = E/2 frequencies
@@ -59,12 +59,15 @@ class Layer:
 class Layers(Protocol):
     """All layers of a decoder."""
 
-    def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
+    def __call__(
+        self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor, images: Sequence[ImageRows] = ()
+    ) -> Tensor:
         """Return the last layer's outputs [R, D] for `rows_R`.
 
         Rows must ascend.
 
-        The last layer computes keys and values for all tokens, and everything else for these rows only.
+        The last layer computes keys and values for all tokens, and everything else for these rows only. DeepStack
+        level l of `images` is added to the output of layer l. The last layer has no level.
         """
         ...
 

@@ -19,6 +19,8 @@ void tandem_rotate_heads(tandem::bf16* x, const tandem::bf16* weight, const floa
 
 void tandem_swiglu(const tandem::bf16* x, tandem::bf16* out, long num_rows, long width, int num_threads);
 
+void tandem_add_rows(tandem::bf16* x, const tandem::bf16* y, long num_rows, long stride, long width, int num_threads);
+
 void tandem_largest(const float* x, float* values, std::int64_t* indices, long num_rows, long width, int num_threads);
 
 void tandem_attention(const tandem::bf16* q, const tandem::bf16* k, const tandem::bf16* v, tandem::bf16* keys,

@@ -21,8 +21,14 @@ struct Layer {
 
 struct Model {
   const Layer* layers;
-  long num_layers, width, heads, kv_heads, size, mlp_width;
+  long num_layers, num_levels, width, heads, kv_heads, size, mlp_width;  // fewer levels than layers
   float eps;
+};
+
+// Visual tokens of an image on neighbouring rows of the batch.
+struct Image {
+  const bf16* levels;  // [num_rows][num_levels][width], rows `stride` elements apart
+  long first, num_rows, stride;
 };
 
 struct Batch {
@@ -30,7 +36,8 @@ struct Batch {
   bf16 *const *keys, *const *values;  // of each layer, see attention.cpp
   const std::int32_t *spans, *tables;
   const std::int64_t* wanted;  // [num_wanted] rows, ascending
-  long num_rows, num_spans, block_size, num_wanted;
+  const Image* images;         // [num_images]
+  long num_rows, num_spans, block_size, num_wanted, num_images;
 };
 
 // One step through the model, with its buffers.
@@ -55,6 +62,7 @@ class Step {
       if (index == model_.num_layers - 1) drop_unwanted();
       linear(attended_.get(), layer.out, hidden_, hidden_, model_.heads * model_.size, model_.width);
       feed_forward(layer);
+      if (index < model_.num_levels) add_level(index);
     }
   }
 
@@ -94,6 +102,15 @@ class Step {
     linear(normed_.get(), layer.gate_up, nullptr, gate_up_.get(), model_.width, 2 * model_.mlp_width);
     tandem_swiglu(gate_up_.get(), gated_.get(), num_rows_, model_.mlp_width, num_threads_);
     linear(gated_.get(), layer.down, hidden_, hidden_, model_.mlp_width, model_.width);
+  }
+
+  // Adds a DeepStack level to the rows of images. All rows are still there, because the last layer has no level.
+  void add_level(long level) const {
+    for (long index = 0; index < batch_.num_images; ++index) {
+      const Image& image = batch_.images[index];
+      tandem_add_rows(hidden_ + image.first * model_.width, image.levels + level * model_.width, image.num_rows,
+                      image.stride, model_.width, num_threads_);
+    }
   }
 
   // Drops all rows but the wanted ones. They ascend, so no row is overwritten before it is moved.

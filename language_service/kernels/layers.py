@@ -6,7 +6,7 @@ from torch import Tensor
 
 from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Angles, Kernels, Layer
-from language_service.model import Attend
+from language_service.model import Attend, ImageRows
 
 # Letters as in `interface`, and R rows wanted, G key-value heads, X = (H + 2 G) E
 
@@ -17,7 +17,9 @@ class LayerByLayer:
     def __init__(self, kernels: Kernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
         self._kernels, self._config, self._layers = kernels, config, layers
 
-    def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
+    def __call__(
+        self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor, images: Sequence[ImageRows] = ()
+    ) -> Tensor:
         """Return the last layer's outputs [R, D]."""
         eps, kernels = self._config.norm_eps, self._kernels
         for index, layer in enumerate(self._layers):
@@ -30,6 +32,9 @@ class LayerByLayer:
             hidden_TD = layer.out(attended, hidden_TD)
             gate_up = layer.gate_up(kernels.rms_norm(hidden_TD, layer.mlp_norm, eps))
             hidden_TD = layer.down(kernels.swiglu(gate_up), hidden_TD)
+            if index < self._config.num_deepstack_levels:
+                for image in images:
+                    image.add_level(index, hidden_TD)
         return hidden_TD
 
     def _heads(self, qkv_TX: Tensor) -> Sequence[Tensor]:

@@ -12,7 +12,7 @@ from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import address, require
 from language_service.kernels.native_attention import NativeAttend
 from language_service.kernels.native_projection import NativeProjection
-from language_service.model import Attend
+from language_service.model import Attend, ImageRows
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -37,17 +37,23 @@ class _Model(ctypes.Structure):
 
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((name, _LONG) for name in ("num_layers", "width", "heads", "kv_heads", "size", "mlp_width")),
+        *((name, _LONG) for name in ("num_layers", "num_levels", "width", "heads", "kv_heads", "size", "mlp_width")),
         ("eps", _FLOAT),
     )
+
+
+class _Image(ctypes.Structure):
+    """`Image` in layers.cpp."""
+
+    _fields_ = (("levels", _POINTER), *((name, _LONG) for name in ("first", "num_rows", "stride")))
 
 
 class _Batch(ctypes.Structure):
     """`Batch` in layers.cpp."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("cosines", "sines", "keys", "values", "spans", "tables", "wanted")),
-        *((name, _LONG) for name in ("num_rows", "num_spans", "block_size", "num_wanted")),
+        *((name, _POINTER) for name in ("cosines", "sines", "keys", "values", "spans", "tables", "wanted", "images")),
+        *((name, _LONG) for name in ("num_rows", "num_spans", "block_size", "num_wanted", "num_images")),
     )
 
 
@@ -66,6 +72,7 @@ class NativeLayers(LayerByLayer):
         self._model = _Model(
             (_Layer * len(layers))(*map(_fields, layers)),
             config.num_layers,
+            config.num_deepstack_levels,
             config.width,
             config.num_heads,
             config.num_kv_heads,
@@ -74,11 +81,16 @@ class NativeLayers(LayerByLayer):
             config.norm_eps,
         )
 
-    def __call__(self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor) -> Tensor:
+    def __call__(
+        self, hidden_TD: Tensor, angles: Angles, attend: Attend, rows_R: Tensor, images: Sequence[ImageRows] = ()
+    ) -> Tensor:
         """Return the last layer's outputs [R, D]."""
         if not isinstance(attend, NativeAttend):
-            return super().__call__(hidden_TD, angles, attend, rows_R)
+            return super().__call__(hidden_TD, angles, attend, rows_R, images)
         out_TD = hidden_TD.clone()
+        if self._config.num_deepstack_levels == 0:
+            images = ()
+        levels = (_Image * len(images))(*map(_image, images)) if images else None
         cos_T1F, sin_T1F = angles
         batch = _Batch(
             cosines=cos_T1F.data_ptr(),
@@ -88,10 +100,12 @@ class NativeLayers(LayerByLayer):
             spans=attend.spans_S4.buffer_info()[0],
             tables=attend.tables.buffer_info()[0],
             wanted=rows_R.data_ptr(),
+            images=None if levels is None else ctypes.addressof(levels),
             num_rows=len(hidden_TD),
             num_spans=len(attend.spans_S4) // 4,
             block_size=attend.cache.kv.shape[-3],
             num_wanted=len(rows_R),
+            num_images=len(images),
         )
         self._compute(
             ctypes.addressof(self._model), ctypes.addressof(batch), out_TD.data_ptr(), torch.get_num_threads()
@@ -115,3 +129,15 @@ def _fields(layer: Layer) -> _Layer:
 def _matrix(projection: Projection) -> _Matrix:
     assert isinstance(projection, NativeProjection)
     return _Matrix(projection.panels_PJ64x2.data_ptr(), address(projection.bias_N))
+
+
+def _image(image: ImageRows) -> _Image:
+    levels_NLD = image.tokens_NLD[:, 1:]
+    assert levels_NLD.dtype == torch.bfloat16
+    assert levels_NLD[0].is_contiguous()
+    return _Image(
+        levels=levels_NLD.data_ptr(),
+        first=image.first,
+        num_rows=len(levels_NLD),
+        stride=levels_NLD.stride(0),
+    )

@@ -1,4 +1,4 @@
-// Operations on single rows: normalise, rotate heads by their positions, gate, find the largest element.
+// Operations on single rows: normalise, rotate heads by their positions, gate, add, find the largest element.
 
 #include <cmath>
 #include <cstdint>
@@ -79,6 +79,17 @@ extern "C" void tandem_swiglu(const bf16* x, bf16* out, long num_rows, long widt
     for (long i = 0; i < width; i += kLanes) {
       const __mmask16 lanes = first_lanes(width - i);
       store(out + row * width + i, _mm512_mul_ps(silu(load(gate + i, lanes)), load(up + i, lanes)), lanes);
+    }
+  });
+}
+
+// Adds the rows of y, `stride` elements apart, to x[rows][width] in place. Sums are rounded once.
+extern "C" void tandem_add_rows(bf16* x, const bf16* y, long num_rows, long stride, long width, int num_threads) {
+  split_evenly(threads_for(num_rows, num_threads), num_rows, [=](long row) {
+    bf16* to = x + row * width;
+    for (long i = 0; i < width; i += kLanes) {
+      const __mmask16 lanes = first_lanes(width - i);
+      store(to + i, _mm512_add_ps(load(to + i, lanes), load(y + row * stride + i, lanes)), lanes);
     }
   });
 }

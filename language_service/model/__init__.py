@@ -2,11 +2,18 @@
 
 from language_service.model.attention import Attend
 from language_service.model.decoder import Decoder
+from language_service.model.deepstack import ImageRows
+from language_service.model.positions import Grid, shift_after, shift_at, token_positions
 from language_service.model.rotary import Rotary, rotate
 
 __all__ = [
     "Attend",
     "Decoder",
+    "Grid",
+    "ImageRows",
     "Rotary",
     "rotate",
+    "shift_after",
+    "shift_at",
+    "token_positions",
 ]

@@ -5,6 +5,7 @@ caller's `attend` decides which tokens see each other. So training, prefill and 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from checkpoint.families import LanguageConfig
 from language_service.model.attention import Attend
+from language_service.model.deepstack import ImageRows
 from language_service.model.rotary import Rotary, rotate
 
 # T tokens, D model dim, H query heads, G key-value heads, E head dim, V vocabulary
@@ -133,12 +135,24 @@ class Decoder(nn.Module):
         """Return image embeddings [..., D] for `visual_tokens` [..., D]."""
         return self._add_modality(visual_tokens.to(self.language_model.embed_tokens.weight.dtype), _IMAGE)
 
-    def forward(self, embeddings_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """Return the normalised hidden states [T, D]."""
-        angles = self.rotary.angles(positions_T, embeddings_TD.dtype)
+    def forward(
+        self, embeddings_TD: Tensor, positions: Tensor, attend: Attend, images: Sequence[ImageRows] = ()
+    ) -> Tensor:
+        """Return the normalised hidden states [T, D].
+
+        Args:
+            embeddings_TD: of text and images.
+            positions: rotary positions, [T] or [3, T], see `Rotary`.
+            attend: decides which tokens see each other.
+            images: DeepStack levels of the images in the batch, if the model has any.
+        """
+        angles = self.rotary.angles(positions, embeddings_TD.dtype)
         hidden_TD = embeddings_TD
         for index, layer in enumerate(self.language_model.layers):
             hidden_TD = layer(hidden_TD, angles, index, attend)
+            if index < self.config.num_deepstack_levels:
+                for image in images:
+                    image.add_level(index, hidden_TD)
         normed_TD: Tensor = self.language_model.norm(hidden_TD)
         return normed_TD
 

@@ -21,7 +21,7 @@ def whole(decoder: Decoder, token_ids: list[int], images: list[PlacedImage]) -> 
     """Return logits [T, V] from one pass without a cache."""
     embeddings_TD = decoder.embed(torch.tensor(token_ids))
     for image in images:
-        embeddings_TD[image.start : image.end] = decoder.embed_visual(image.embeddings_ND)
+        embeddings_TD[image.start : image.end] = decoder.embed_visual(image.embeddings_NX)
     length = len(token_ids)
     return decoder.logits(decoder(embeddings_TD, torch.arange(length), causal_attend(1, length)))
 
