@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from chassis.errors import InvalidArgument
-from chassis.tensors import check_tensor
+from chassis.tensors import MAX_CHUNK_BYTES, check_shape
 from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
+from language_service.arriving_image import EMBEDDINGS, ArrivingImage, Image
+from language_service.engine import Grid
 from language_service.sampling import SamplingOptions
 from tandem.v1 import language_pb2, tensor_pb2
 
@@ -20,8 +19,9 @@ class PromptLimits:
 
     vocab_size: int
     context_length: int  # tokens, prompt and answer together
-    width: int  # elements per visual token
-    num_visual_tokens: int  # of one image
+    width: int  # elements of the decoder's vectors
+    num_levels: int  # vectors of one visual token: its embedding and its DeepStack levels
+    num_visual_tokens: int | None  # of one image. None if each image has a grid of its own.
     max_images: int
     vision_digest: bytes  # of the vision half the decoder was trained with
     default_max_tokens: int  # of an answer without a limit of its own
@@ -35,13 +35,15 @@ class PromptReader:
         self.options = options
         self.num_tokens = 0
         self.num_images = 0
+        self._arriving: ArrivingImage | None = None
 
     def text(self, segment: language_pb2.TextSegment) -> list[int]:
         """Return the token ids of a text segment.
 
         Raises:
-            InvalidArgument: reason 'EMPTY_SEGMENT', 'UNKNOWN_TOKEN' or 'PROMPT_TOO_LONG'.
+            InvalidArgument: reason 'BAD_STREAM', 'EMPTY_SEGMENT', 'UNKNOWN_TOKEN' or 'PROMPT_TOO_LONG'.
         """
+        self._check_no_image_arrives("text")
         token_ids = list(segment.token_ids)
         if not token_ids:
             message = "text.token_ids must have at least one token."
@@ -55,12 +57,16 @@ class PromptReader:
             )
         return token_ids
 
-    def image(self, segment: language_pb2.ImageSegment) -> tuple[Tensor, bytes]:
-        """Return visual tokens [N, D] in bfloat16, and their key.
+    def image(self, segment: language_pb2.ImageSegment) -> Image | None:
+        """Return the image of a segment, or None if chunks follow.
+
+        Its shape is checked before any data is kept.
 
         Raises:
-            InvalidArgument: 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR', 'PROMPT_TOO_LONG'.
+            InvalidArgument: 'BAD_STREAM', 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR',
+                'PROMPT_TOO_LONG'.
         """
+        self._check_no_image_arrives("image")
         visual, field = segment.visual_tokens, "image.visual_tokens"
         self.num_images += 1
         if self.num_images > self.limits.max_images:
@@ -79,17 +85,45 @@ class PromptReader:
                 reason="BAD_VISUAL_KEY",
                 field=f"{field}.visual_key",
             )
-        shape = (self.limits.num_visual_tokens, self.limits.width)
-        check_tensor(visual.embeddings, shape=shape, field=f"{field}.embeddings")
-        self._count(self.limits.num_visual_tokens, "image")
-        return _to_torch(visual.embeddings), visual.visual_key
+        grid = self._grid(visual)
+        num_tokens = self.limits.num_visual_tokens if grid is None else grid.rows * grid.columns
+        assert num_tokens is not None, "images without a grid have a fixed number of visual tokens"
+        shape = (num_tokens, self.limits.num_levels * self.limits.width)
+        check_shape(visual.embeddings, shape=shape, field=EMBEDDINGS)
+        self._count(num_tokens, "image")
+        self._arriving = ArrivingImage(shape, visual.visual_key, grid)
+        return self._add(self._arriving, visual.embeddings.data, EMBEDDINGS)
+
+    def image_chunk(self, chunk: language_pb2.ImageChunk) -> Image | None:
+        """Return the image that this chunk completes, or None.
+
+        Raises:
+            InvalidArgument: reason 'BAD_STREAM' or 'BAD_TENSOR'.
+        """
+        if self._arriving is None:
+            message = "An 'image_chunk' must follow an 'image' whose data is not complete."
+            raise InvalidArgument(message, reason="BAD_STREAM", field="image_chunk")
+        if not 0 < len(chunk.data) <= MAX_CHUNK_BYTES:
+            raise InvalidArgument(
+                f"image_chunk.data must have 1 to {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}.",
+                reason="BAD_TENSOR",
+                field="image_chunk.data",
+            )
+        return self._add(self._arriving, chunk.data, "image_chunk.data")
 
     def end(self) -> int:
         """End the prompt. Return the token limit of the answer.
 
         Raises:
-            InvalidArgument: reason 'EMPTY_PROMPT', or 'BAD_SAMPLING' if `min_tokens` exceeds the maximum.
+            InvalidArgument: reason 'EMPTY_PROMPT', 'BAD_TENSOR' if the last image is not complete, or 'BAD_SAMPLING' if
+                `min_tokens` exceeds the maximum.
         """
+        if self._arriving is not None:
+            raise InvalidArgument(
+                f"The prompt ended after {self._arriving.progress} of the last image.",
+                reason="BAD_TENSOR",
+                field=EMBEDDINGS,
+            )
         if self.num_tokens == 0:
             raise InvalidArgument("The prompt is empty. Send at least one token.", reason="EMPTY_PROMPT", field="text")
         room = self.limits.context_length - self.num_tokens
@@ -101,6 +135,32 @@ class PromptReader:
                 field="sampling.min_tokens",
             )
         return max_tokens
+
+    def _grid(self, visual: tensor_pb2.VisualTokens) -> Grid | None:
+        """Return the grid of an image, if this model's images have one."""
+        if self.limits.num_visual_tokens is not None:
+            if visual.HasField("grid"):
+                raise _bad_grid("must be absent, because the visual tokens of this model have no grid")
+            return None
+        grid = Grid(visual.grid.rows, visual.grid.columns)
+        if min(grid) < 1:
+            raise _bad_grid("must have at least one row and one column")
+        return grid
+
+    def _add(self, image: ArrivingImage, data: bytes, field: str) -> Image | None:
+        image.add(data, field)
+        if not image.is_complete:
+            return None
+        self._arriving = None
+        return image.finish()
+
+    def _check_no_image_arrives(self, field: str) -> None:
+        if self._arriving is not None:
+            raise InvalidArgument(
+                f"Send the rest of the image as 'image_chunk' first: {self._arriving.progress} have arrived.",
+                reason="BAD_STREAM",
+                field=field,
+            )
 
     def _count(self, num_tokens: int, field: str) -> None:
         """Count tokens of the prompt. Leave room for the answer.
@@ -134,6 +194,6 @@ def check_start(start: language_pb2.GenerateStart) -> None:
         )
 
 
-def _to_torch(tensor: tensor_pb2.Tensor) -> Tensor:
-    # A copy, because torch needs writable memory.
-    return torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).view(*tensor.shape)
+def _bad_grid(problem: str) -> InvalidArgument:
+    field = "image.visual_tokens.grid"
+    return InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)

@@ -67,15 +67,19 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         So prefill starts while a later image is encoded.
         """
         while (request := await self._next(requests)) is not None:
+            image = None
             match request.WhichOneof("message"):
                 case "text":
                     generation.add_text(reader.text(request.text))
                 case "image":
-                    generation.add_image(*reader.image(request.image))
+                    image = reader.image(request.image)
+                case "image_chunk":
+                    image = reader.image_chunk(request.image_chunk)
                 case _:
-                    raise InvalidArgument(
-                        "Every message after 'start' must be 'text' or 'image'.", reason="BAD_STREAM", field="message"
-                    )
+                    message = "Every message after 'start' must be 'text', 'image' or 'image_chunk'."
+                    raise InvalidArgument(message, reason="BAD_STREAM", field="message")
+            if image is not None:
+                generation.add_image(*image)
         generation.end_prompt(reader.end())
 
     async def _next(self, requests: Requests) -> language_pb2.GenerateRequest | None:

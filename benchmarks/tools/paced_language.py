@@ -104,6 +104,7 @@ async def open_service(settings: PacedSettings, server: Server) -> AsyncIterator
             width=config.language.width,
             context_length=config.language.context_length,
             num_visual_tokens=config.num_visual_tokens or 0,
+            num_levels=config.num_levels,
             max_images=8,
         ),
     )
