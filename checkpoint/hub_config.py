@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from chassis.errors import FailedPrecondition
 from chassis.validation import problems
+from checkpoint.config import CONFIG_FILE, read_config
 from checkpoint.families import LanguageConfig, ModelConfig, Qwen3VisionConfig, Qwen3VLConfig
 from checkpoint.hub_files import Generation, ModelType, Preprocessor, Processor, Qwen3VL, TowerConfig, token_ids
 
-CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"  # newer releases of transformers put the image processor into it
@@ -58,8 +58,20 @@ class _HubFolder:
         return FailedPrecondition(f"The folder {self.folder.name} {problem}.", reason="BAD_CHECKPOINT")
 
 
+def needed_files(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return the files that `read_hub_config` reads, with files that may replace them."""
+    try:
+        foreign = ModelType.model_validate_json((folder / CONFIG_FILE).read_bytes()).model_type is not None
+    except (OSError, ValidationError):  # reading it again tells the reason
+        foreign = True
+    needed: dict[str, tuple[str, ...]] = {CONFIG_FILE: ()}
+    return {**needed, GENERATION_FILE: (), PREPROCESSOR_FILE: (PROCESSOR_FILE,)} if foreign else needed
+
+
 def read_hub_config(folder: Path, token_of: TokenOf) -> ModelConfig:
     """Return the configuration of a Hub folder in our form.
+
+    A `config.json` without a `model_type` must have our form already.
 
     Args:
         folder: of the release.
@@ -71,6 +83,8 @@ def read_hub_config(folder: Path, token_of: TokenOf) -> ModelConfig:
     """
     hub = _HubFolder(folder, token_of)
     found = hub.read(CONFIG_FILE, ModelType).model_type
+    if found is None:
+        return read_config(folder)
     if found not in _READERS:
         names = ", ".join(_READERS)
         raise hub.bad(f"holds a model of type {found!r}, but only these can be imported: {names}")

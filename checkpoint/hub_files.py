@@ -19,9 +19,9 @@ class _Form(BaseModel):
 
 
 class ModelType(_Form):
-    """The part of `config.json` that every model has."""
+    """The part of `config.json` that every model of the Hub has. Our own form lacks it."""
 
-    model_type: str
+    model_type: str | None = None
 
 
 class Rope(BaseModel):

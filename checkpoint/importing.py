@@ -1,0 +1,197 @@
+"""Import a Hub folder into a model store. Needs no torch, except for `.bin` weights.
+
+Weight files are linked or copied as they are, and loading maps their tensor names. Hashing takes most of the time. So
+the hashes of each finished file are kept, and an interrupted import goes on with the next file.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from chassis.errors import DataLoss, FailedPrecondition
+from checkpoint.config import write_config
+from checkpoint.families import HALVES, Half, ModelConfig
+from checkpoint.hub_folder import HubFolder, open_hub_folder
+from checkpoint.identity import TensorDigest
+from checkpoint.import_files import WeightFile, copy_file, hash_file, link, plan
+from checkpoint.import_state import Fingerprint, UnfinishedImport
+from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest, file_sha256, make_manifest, write_manifest
+from checkpoint.store import ModelStore
+
+_FREE_BYTES = 64 * 1024 * 1024  # left over for small files
+_BLOB = re.compile(r"[0-9a-f]{64}")  # a file of the Hub's cache is named by its SHA-256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an import is."""
+
+    file: str  # that is being copied or hashed, the last one at the end
+    num_files_done: int
+    num_files: int
+    num_bytes: int  # copied and hashed so far
+    num_bytes_total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A new checkpoint, and how it was made."""
+
+    folder: Path
+    config: ModelConfig
+    manifest: Manifest
+    num_files: int  # with weights
+    num_bytes: int  # of these files
+    num_linked: int  # of these files, the others are copies
+    num_resumed: int  # files that an interrupted import had finished
+
+
+def import_folder(
+    source: Path, root: Path, tag: str, *, copy: bool = False, on_progress: OnProgress | None = None
+) -> Imported:
+    """Import a Hub folder into a model store.
+
+    A second call after an interruption goes on with the file at which the first one stopped.
+
+    Args:
+        source: the folder, as downloaded.
+        root: the model store.
+        tag: the new checkpoint's tag.
+        copy: copy the weight files. Default: make hard links, or copies where the file system has no links.
+        on_progress: called every few megabytes.
+
+    Raises:
+        InvalidArgument: BAD_TAG, BAD_SOURCE.
+        FailedPrecondition: TAG_EXISTS, IMPORT_RUNNING, NO_SPACE, and the errors of `open_hub_folder`.
+        DataLoss: DIGEST_MISMATCH, a file of the Hub's cache is not the one its name tells.
+    """
+    store = ModelStore(root)
+    store.new_folder(tag)
+    hub = open_hub_folder(source)
+    with UnfinishedImport.open(store, tag) as unfinished:
+        files = plan(hub, unfinished.folder)
+        todo = [file for file in files if not file.is_done(unfinished.records.get(file.name), copy=copy)]
+        _clear(unfinished, files, todo)
+        to_copy = {file.name for file in todo if copy or not link(file)}
+        _check_space([file for file in todo if file.name in to_copy], unfinished)
+        _copy_and_hash(todo, to_copy, unfinished, _Meter(files, todo, to_copy, on_progress))
+        num_linked = sum(file.is_linked() for file in files)
+        manifest = _write_rest(hub, files, unfinished, tag)
+        folder = unfinished.finish()
+    return Imported(
+        folder=folder,
+        config=hub.config,
+        manifest=manifest,
+        num_files=len(files),
+        num_bytes=sum(file.num_bytes for file in files),
+        num_linked=num_linked,
+        num_resumed=len(files) - len(todo),
+    )
+
+
+def _clear(unfinished: UnfinishedImport, files: list[WeightFile], todo: list[WeightFile]) -> None:
+    """Remove files that were not finished, or belong to another source folder."""
+    done = {file.name for file in files} - {file.name for file in todo}
+    for path in unfinished.folder.iterdir():
+        if path.name not in done:
+            path.unlink()
+    unfinished.records = {name: record for name, record in unfinished.records.items() if name in done}
+
+
+def _check_space(files: list[WeightFile], unfinished: UnfinishedImport) -> None:
+    """Check that the file system has room for copies."""
+    needed = sum(file.num_bytes for file in files)
+    free = shutil.disk_usage(unfinished.folder).free
+    if needed and needed + _FREE_BYTES > free:
+        raise FailedPrecondition(
+            f"The weights need {needed / 1e9:.2f} GB, but the model store's file system has {free / 1e9:.2f} GB free: "
+            "free some space, or use a model store on the file system of the weights without --copy.",
+            reason="NO_SPACE",
+            where=unfinished.folder.parent.parent,
+        )
+
+
+class _Meter:
+    """Counts the bytes that were copied and hashed."""
+
+    def __init__(
+        self, files: list[WeightFile], todo: list[WeightFile], to_copy: set[str], on_progress: OnProgress | None
+    ) -> None:
+        work = {file.name: file.num_bytes * (2 if file.name in to_copy else 1) for file in files}
+        self._num_files, self._num_bytes_total = len(files), sum(work.values())
+        self._num_files_done = len(files) - len(todo)
+        self._num_bytes = self._num_bytes_total - sum(work[file.name] for file in todo)
+        self._on_progress = on_progress
+
+    def add(self, file: WeightFile, num_bytes: int) -> None:
+        """Count bytes of a file."""
+        self._num_bytes += num_bytes
+        self._report(file)
+
+    def end(self, file: WeightFile) -> None:
+        """Count a finished file."""
+        self._num_files_done += 1
+        self._report(file)
+
+    def _report(self, file: WeightFile) -> None:
+        if self._on_progress:
+            self._on_progress(
+                Progress(
+                    file=file.name,
+                    num_files_done=self._num_files_done,
+                    num_files=self._num_files,
+                    num_bytes=self._num_bytes,
+                    num_bytes_total=self._num_bytes_total,
+                )
+            )
+
+
+def _copy_and_hash(todo: list[WeightFile], to_copy: set[str], unfinished: UnfinishedImport, meter: _Meter) -> None:
+    """Copy and hash files one by one, and keep the hashes."""
+    for file in todo:
+        on_bytes, before = partial(meter.add, file), Fingerprint.of(file.source)
+        on_bytes(0)
+        if file.name in to_copy:
+            copy_file(file, on_bytes)
+        record = hash_file(file, before, on_bytes)
+        _check_blob(file, record.sha256)
+        unfinished.save(file.name, record)
+        meter.end(file)
+
+
+def _check_blob(file: WeightFile, sha256: bytes) -> None:
+    """Compare a file of the Hub's cache with its name."""
+    if _BLOB.fullmatch(file.source.name) and file.source.name != sha256.hex():
+        raise DataLoss(
+            f"The file {file.name} is damaged: its SHA-256 is not the one in the Hub's cache. Download it again.",
+            reason="DIGEST_MISMATCH",
+            where=file.source,
+        )
+
+
+def _write_rest(hub: HubFolder, files: list[WeightFile], unfinished: UnfinishedImport, tag: str) -> Manifest:
+    """Write all files but the weights, the manifest last."""
+    folder = unfinished.folder
+    write_config(hub.config, folder)
+    (folder / TOKENIZER_FILE).write_text(hub.tokenizer_json, encoding="utf-8")
+    (folder / TEMPLATE_FILE).write_text(hub.chat_template, encoding="utf-8")
+    if hub.index:
+        shutil.copyfile(hub.index, folder / hub.index.name)
+    weights = {file.name for file in files}
+    hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name not in weights}
+    hashes |= {name: unfinished.records[name].sha256 for name in weights}
+    digests: dict[str, TensorDigest] = {
+        name: tensor.digest() for record in unfinished.records.values() for name, tensor in record.tensors.items()
+    }
+    halves: dict[Half, dict[str, TensorDigest]] = {
+        half: {spec.name: digests[spec.name] for spec in hub.specs if spec.half == half} for half in HALVES
+    }
+    manifest = make_manifest(tag, hub.config, dict(sorted(hashes.items())), halves)
+    write_manifest(manifest, folder)
+    return manifest
