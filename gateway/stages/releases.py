@@ -182,6 +182,7 @@ class Releases:
                 vision=self._vision.info(release.vision_tag),
                 language=self._language.info(release.language_tag),
                 default_sampling=release.default_sampling(),
+                kind=release.config.kind,
             )
             for name in sorted(self.names)
             if (release := self._opened.get(name)) is not None

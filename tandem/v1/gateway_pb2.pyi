@@ -577,10 +577,13 @@ class ReleaseInfo(_message.Message):
     VISION_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
     DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """Whether both halves are ready, so that the release can answer."""
     is_default: _builtins.bool
     """Whether requests without a pin go to this release."""
+    kind: _builtins.str
+    """Family and variant of the model: 'resampler', 'direct' or 'qwen3_vl'."""
     @_builtins.property
     def release(self) -> Global___Release:
         """The pair of tags."""
@@ -608,10 +611,11 @@ class ReleaseInfo(_message.Message):
         vision: _model_pb2.ModelInfo | None = ...,
         language: _model_pb2.ModelInfo | None = ...,
         default_sampling: _sampling_pb2.SamplingOptions | None = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "language", b"language", "release", b"release", "vision", b"vision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "is_default", b"is_default", "language", b"language", "ready", b"ready", "release", b"release", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "is_default", b"is_default", "kind", b"kind", "language", b"language", "ready", b"ready", "release", b"release", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
