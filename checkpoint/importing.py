@@ -73,7 +73,7 @@ def import_folder(
     """
     store = ModelStore(root)
     store.new_folder(tag)
-    hub = open_hub_folder(source)
+    hub = open_hub_folder(source.absolute())  # messages name the folder
     with UnfinishedImport.open(store, tag) as unfinished:
         files = plan(hub, unfinished.folder)
         todo = [file for file in files if not file.is_done(unfinished.records.get(file.name), copy=copy)]

@@ -11,10 +11,12 @@ from pathlib import Path
 from checkpoint.checks import check_weights
 from checkpoint.config import read_config
 from checkpoint.families import EMBEDDING, HALVES, QUERY, ModelConfig, TensorSpec, layout
-from checkpoint.memory import PRECISIONS, kv_bytes_per_token, weight_bytes
+from checkpoint.memory import PRECISIONS, kv_bytes_per_token, visual_token_bytes, weight_bytes
 from checkpoint.weight_files import WeightFiles, open_folder
 
 FIRST_Q_PROJECTION = "language_model.layers.0.self_attn.q_proj.weight"
+# Width and height of the images whose visual tokens are counted, pixels.
+IMAGE_SIZES = ((256, 256), (512, 512), (640, 480), (1024, 1024), (1920, 1080))
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -41,11 +43,22 @@ class TensorFacts:
     std: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """The visual tokens of an image."""
+
+    width: int  # pixels
+    height: int
+    num_visual_tokens: int
+    num_bytes: int  # of its visual tokens in bf16, with all levels
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """A description of one checkpoint or preset."""
 
     source: str  # tag or preset
+    kind: str  # the family and its variant
     rows: list[Row]
     parameters: dict[str, int]  # by part
     num_parameters: int
@@ -58,6 +71,8 @@ class Inspection:
     num_visual_tokens: int | None  # of one image. None if they depend on its size.
     num_levels: int  # vectors of one visual token
     visual_token_width: int  # elements of one such vector
+    images: list[ImageFacts]  # of several sizes. Empty if the size does not matter.
+    default_sampling: dict[str, float | None]  # options of requests that leave them out
     weight_bytes: dict[str, int]  # in memory, by precision
     kv_bytes_per_token: int
     context_length: int
@@ -88,6 +103,7 @@ def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Ins
     tied = config.language.tied_embeddings
     return Inspection(
         source=source,
+        kind=config.kind,
         rows=_rows(specs, files),
         parameters={
             part: sum(spec.num_parameters for spec in specs if spec.name.startswith(prefixes))
@@ -103,11 +119,20 @@ def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Ins
         num_visual_tokens=config.num_visual_tokens,
         num_levels=config.num_levels,
         visual_token_width=config.language.width,
+        images=_images(config),
+        default_sampling=config.default_sampling.model_dump(),
         weight_bytes={precision: weight_bytes(specs, precision) for precision in PRECISIONS},
         kv_bytes_per_token=kv_bytes_per_token(config.language),
         context_length=config.language.context_length,
         disk_bytes=files.num_bytes() if files is not None else None,
     )
+
+
+def _images(config: ModelConfig) -> list[ImageFacts]:
+    if config.num_visual_tokens is not None:
+        return []
+    counts = [(width, height, config.visual_tokens_of(width, height)) for width, height in IMAGE_SIZES]
+    return [ImageFacts(width, height, count, count * visual_token_bytes(config)) for width, height, count in counts]
 
 
 def _rows(specs: Sequence[TensorSpec], files: WeightFiles | None) -> list[Row]:

@@ -20,7 +20,8 @@ class StoreEntry:
 
     tag: str
     problem: str | None = None  # the reason why it cannot be read
-    family: str = ""  # 'resampler', or 'direct' without one
+    family: str = ""  # 'resampler' or 'qwen3_vl'
+    kind: str = ""  # the family's variant: 'resampler', 'direct' or 'qwen3_vl'
     num_parameters: int = 0
     num_files: int = 0  # manifest included
     num_bytes: int = 0  # of all files
@@ -45,7 +46,8 @@ def _entry(folder: Path) -> StoreEntry:
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
     return StoreEntry(
         tag=folder.name,
-        family=config.kind,
+        family=config.family,
+        kind=config.kind,
         num_parameters=sum(spec.num_parameters for spec in layout(config)),
         num_files=len(sizes),
         num_bytes=sum(sizes),

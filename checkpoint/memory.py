@@ -1,10 +1,10 @@
-"""Count the memory of a model: weights and KV cache."""
+"""Count the memory of a model: weights, KV cache, visual tokens."""
 
 import math
 from collections.abc import Iterable
 from typing import Literal
 
-from checkpoint.families import LanguageConfig, TensorSpec
+from checkpoint.families import LanguageConfig, ModelConfig, TensorSpec
 
 Precision = Literal["bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
@@ -26,6 +26,11 @@ def weight_bytes(specs: Iterable[TensorSpec], precision: Precision) -> int:
 def kv_bytes_per_token(config: LanguageConfig) -> int:
     """Return the bytes per token of a bf16 KV cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BF16_BYTES
+
+
+def visual_token_bytes(config: ModelConfig) -> int:
+    """Return the bytes of one visual token in bf16, with all levels."""
+    return config.token_width * _BF16_BYTES
 
 
 def _tensor_bytes(spec: TensorSpec, precision: Precision) -> int:

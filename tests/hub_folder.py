@@ -86,9 +86,9 @@ def write_hub_folder(
         dtype: of the weights.
         seed: equal seeds give equal weights.
     """
-    model = random_model(tied=tied, seed=seed).to(dtype)
+    model: Any = random_model(tied=tied, seed=seed)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     edit_json(folder / "config.json", _as_released)
     write_json(folder / "generation_config.json", GENERATION)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
@@ -124,10 +124,11 @@ def random_model(*, tied: bool = True, seed: int = 0) -> Qwen3VLForConditionalGe
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1, 2],
     }
-    ids = {f"{name}_token_id": TOKEN_IDS[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
+    ids: dict[str, Any] = {f"{name}_token_id": TOKEN_IDS[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
     ids |= {f"{name}_token_id": TOKEN_IDS[f"<|{name}_pad|>"] for name in ("image", "video")}
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    model = Qwen3VLForConditionalGeneration(config)
+    model.train(False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -177,7 +177,7 @@ def _vision_layout(config: Qwen3VLConfig) -> Iterator[TensorSpec]:
     yield from _merger("visual.merger.", width, merged, token_width, "visual tokens")
     for level in range(len(vision.deepstack_layers)):
         prefix = f"visual.deepstack_merger_list.{level}."
-        yield from _merger(prefix, merged, merged, token_width, f"DeepStack level {level}")
+        yield from _merger(prefix, merged, merged, token_width, "a DeepStack level")
 
 
 def _merger(prefix: str, norm_width: int, merged: int, token_width: int, role: str) -> Iterator[TensorSpec]:

@@ -131,6 +131,7 @@ class ImageReport:
     ready_ms: float  # from the request until the visual tokens were ready
     similar_sha256: str = ""  # of the similar image, 64 hex digits. Empty without one.
     similarity: float = 0.0  # of both images, up to 1. 0 without a similar image.
+    grid: tuple[int, int] | None = None  # rows and columns of the visual tokens, if the model gives them a grid
 
     @property
     def cached(self) -> bool:
@@ -191,6 +192,19 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """The options of requests that leave them out.
+
+    None means the service's own default: greedy decoding among all tokens, without a penalty.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseInfo:
     """A release that the gateway serves."""
 
@@ -199,7 +213,10 @@ class ReleaseInfo:
     is_default: bool  # answers requests that name no release
     vision: Half
     language: Half
-    image_size: int  # side of the model's square input, pixels
-    num_visual_tokens: int  # of one image
+    image_size: int  # side of the model's square input, pixels. 0 if it takes images of any size.
+    num_visual_tokens: int  # of one image. 0 if they depend on its size.
     max_images: int  # in one prompt
     context_length: int  # maximum tokens of prompt and answer together
+    max_visual_tokens: int = 0  # of one image. 0 if the vision service cannot be reached.
+    kind: str = ""  # family and variant of the model: 'resampler', 'direct' or 'qwen3_vl'
+    default_sampling: SamplingDefaults = SamplingDefaults()

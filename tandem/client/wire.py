@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from tandem.client.types import (
     PositionLogprobs,
     Release,
     ReleaseInfo,
+    SamplingDefaults,
     Timings,
     TokenCount,
     TokenLogprob,
@@ -214,7 +216,17 @@ def release_info(info: gateway_pb2.ReleaseInfo) -> ReleaseInfo:
         num_visual_tokens=info.vision.vision.num_visual_tokens,
         max_images=info.language.language.max_images,
         context_length=info.language.language.context_length,
+        max_visual_tokens=info.vision.vision.max_visual_tokens,
+        kind=info.kind,
+        default_sampling=_sampling_defaults(info.default_sampling),
     )
+
+
+def _sampling_defaults(options: sampling_pb2.SamplingOptions) -> SamplingDefaults:
+    """Return the options that are set. Their floats have 24 bits, so the digits beyond are noise."""
+    given: dict[str, Any] = {field.name: value for field, value in options.ListFields()}
+    names = (field.name for field in fields(SamplingDefaults))
+    return SamplingDefaults(**{name: round(given[name], 6) for name in names if name in given})
 
 
 def _release(release: gateway_pb2.Release) -> Release:
@@ -229,6 +241,7 @@ def _image_report(report: gateway_pb2.ImageReport) -> ImageReport:
         ready_ms=report.ready_ms,
         similar_sha256=report.similar_sha256.hex(),
         similarity=report.similarity,
+        grid=(report.grid.rows, report.grid.columns) if report.HasField("grid") else None,
     )
 
 

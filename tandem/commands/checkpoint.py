@@ -1,11 +1,9 @@
-"""`tandem checkpoint`: list, make, pack, verify and inspect checkpoints.
+"""`tandem checkpoint`: list, make, import, pack, verify and inspect checkpoints.
 
 Each command imports the modules it needs when it runs, so `tandem ask` starts without torch and pydantic.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chassis.extras import require_extras
 from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
+from tandem.commands.checkpoint_progress import file_progress, tensor_progress
 
-app = typer.Typer(help="List, make, pack, verify and inspect checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, make, import, pack, verify and inspect checkpoints.", no_args_is_help=True)
 
 
 class Preset(StrEnum):
@@ -92,7 +90,7 @@ def new(
     from checkpoint.initial import create_checkpoint
     from checkpoint.presets import PRESETS
 
-    with _progress(tag) as on_tensor:
+    with tensor_progress(tag) as on_tensor:
         create_checkpoint(
             models,
             tag,
@@ -104,6 +102,32 @@ def new(
             on_tensor=on_tensor,
         )
     typer.echo(f"made {models / tag}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A released model as downloaded, such as a snapshot of the Hub.")
+    ],
+    tag: NewTag,
+    models: Models = Path("models"),
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the weights. Default: link them where possible.")] = False,
+) -> None:
+    """Make a checkpoint from a released Qwen3-VL model.
+
+    Nothing in the folder is run. The same command goes on after an interruption.
+    """
+    require_extras("tandem checkpoint import", "stages")
+    from checkpoint.importing import import_folder
+
+    try:
+        with file_progress() as on_progress:
+            imported = import_folder(source, models, tag, copy=copy, on_progress=on_progress)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"imported {models / tag}")
+    tables.show(tables.imported(imported))
 
 
 @app.command()
@@ -134,7 +158,7 @@ def pack(
 
     from checkpoint.packing import pack as pack_checkpoint
 
-    with _progress(tag) as on_tensor:
+    with tensor_progress(tag) as on_tensor:
         pack_checkpoint(
             sources,
             models,
@@ -194,17 +218,3 @@ def inspect(
         typer.echo(json.dumps(asdict(inspection), indent=2))
     else:
         tables.show(*tables.inspection(inspection))
-
-
-@contextmanager
-def _progress(tag: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar and yield its callback."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(tag, total=None)
-
-        def on_tensor(_name: str, bytes_so_far: int, bytes_in_total: int) -> None:
-            progress.update(task, completed=bytes_so_far, total=bytes_in_total)
-
-        yield on_tensor

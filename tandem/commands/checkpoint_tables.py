@@ -9,9 +9,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tandem.commands.models import short_count
+from tandem.commands.models import sampling_text, short_count
 
 if TYPE_CHECKING:  # these modules need an extra
+    from checkpoint.importing import Imported
     from checkpoint.inspection import Inspection, TensorFacts
     from checkpoint.listing import StoreEntry
     from checkpoint.verification import Check
@@ -46,7 +47,7 @@ def store(entries: Sequence[StoreEntry]) -> Table:
     """Return the table of `tags`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tag", no_wrap=True)
-    table.add_column("family")
+    table.add_column("kind", no_wrap=True)
     for column in ("parameters", "size", "files"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("vision half", "language half"):
@@ -57,13 +58,34 @@ def store(entries: Sequence[StoreEntry]) -> Table:
             continue
         digests = (digest.hex()[:_DIGEST_CHARS] for digest in (entry.vision_digest, entry.language_digest))
         count = short_count(entry.num_parameters)
-        table.add_row(entry.tag, entry.family, count, size(entry.num_bytes), str(entry.num_files), *digests)
+        table.add_row(entry.tag, entry.kind, count, size(entry.num_bytes), str(entry.num_files), *digests)
+    return table
+
+
+def imported(made: Imported) -> Table:
+    """Return the table of `import`."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("fact", no_wrap=True)
+    table.add_column("value")
+    from checkpoint.families import HALVES, layout
+
+    specs = layout(made.config)
+    parameters = {half: sum(spec.num_parameters for spec in specs if spec.half == half) for half in HALVES}
+    table.add_row("kind", made.config.kind)
+    table.add_row("parameters", ", ".join(f"{half} {short_count(count)}" for half, count in parameters.items()))
+    copied = made.num_files - made.num_linked
+    how = ", ".join(f"{count} {word}" for count, word in ((made.num_linked, "linked"), (copied, "copied")) if count)
+    resumed = f", {made.num_resumed} done before the interruption" if made.num_resumed else ""
+    table.add_row("weights", f"{size(made.num_bytes)}, files: {how}{resumed}")
+    table.add_row("sampling", sampling_text(made.config.default_sampling.model_dump()))
+    for half in HALVES:
+        table.add_row(f"{half} half", made.manifest.half_digest(half).hex()[:_DIGEST_CHARS])
     return table
 
 
 def inspection(found: Inspection) -> list[Table]:
-    """Return the tables of `inspect`: tensors, and the whole model."""
-    return [_modules(found), _facts(found)]
+    """Return the tables of `inspect`: tensors, the whole model, and images."""
+    return [_modules(found), _facts(found), *([_images(found)] if found.images else [])]
 
 
 def size(num_bytes: int) -> str:
@@ -103,7 +125,7 @@ def _facts(found: Inspection) -> Table:
         table.add_row(f"parameters, {part}", f"{count:,}")
     table.add_row("parameters, total", f"{found.num_parameters:,}")
     table.add_section()
-    table.add_row("resampler's query", _tensor(found.query) if found.query else "none, the patches go to the decoder")
+    table.add_row("resampler's query", _tensor(found.query) if found.query else "none, patches become visual tokens")
     table.add_row("first layer's Q projection", _tensor(found.first_q_projection))
     group = found.num_heads // found.num_kv_heads
     table.add_row("attention heads", f"{found.num_heads} query on {found.num_kv_heads} key-value: GQA {group} to 1")
@@ -111,6 +133,7 @@ def _facts(found: Inspection) -> Table:
     tied = f"tied to the embedding, which saves {saved:,} parameters, {size(2 * saved)} in bf16"
     table.add_row("head", tied if found.tied_head else "a separate matrix, not tied to the embedding")
     table.add_row("visual tokens of an image", _visual_tokens(found))
+    table.add_row("sampling, if a request names none", sampling_text(found.default_sampling))
     table.add_section()
     on_disk = "no weights" if found.disk_bytes is None else size(found.disk_bytes)
     table.add_row("weights on disk", on_disk)
@@ -134,6 +157,16 @@ def _tensor(facts: TensorFacts) -> str:
 
 def _visual_tokens(found: Inspection) -> str:
     """Return number and width of an image's visual tokens."""
-    count = "one for each 32 x 32 pixels" if found.num_visual_tokens is None else str(found.num_visual_tokens)
-    levels = f"{found.num_levels} x " if found.num_levels > 1 else ""
-    return f"{count} x {levels}{found.visual_token_width}"
+    count = "by its size, each of" if found.num_visual_tokens is None else f"{found.num_visual_tokens} x"
+    levels = f"{found.num_levels} levels x " if found.num_levels > 1 else ""
+    return f"{count} {levels}{found.visual_token_width}"
+
+
+def _images(found: Inspection) -> Table:
+    table = Table(title="visual tokens by image size", title_justify="left")
+    for column in ("image", "visual tokens", "bytes in bf16, all levels"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for image in found.images:
+        memory = f"{image.num_bytes:,}"
+        table.add_row(f"{image.width} x {image.height}", f"{image.num_visual_tokens:,}", memory)
+    return table

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -30,7 +31,7 @@ def models(
     if json_output:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in releases]))
     else:
-        table_console().print(models_table(releases))
+        table_console().print(models_table(releases), "", defaults_table(releases), sep="\n")
 
 
 def models_table(releases: list[ReleaseInfo]) -> Table:
@@ -50,10 +51,34 @@ def models_table(releases: list[ReleaseInfo]) -> Table:
             " + ".join(filter(None, halves)),
             short_count(info.vision.num_parameters),
             short_count(info.language.num_parameters),
-            f"{info.num_visual_tokens}",
+            str(info.num_visual_tokens) if info.num_visual_tokens else f"≤ {info.max_visual_tokens:,}",
             f"{info.context_length:,}",
         )
     return table
+
+
+def defaults_table(releases: list[ReleaseInfo]) -> Table:
+    """Return the kind and the sampling defaults of each release."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("release", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("sampling, if a request names none")
+    for info in releases:
+        table.add_row(str(info.release), info.kind, sampling_text(dataclasses.asdict(info.default_sampling)))
+    return table
+
+
+def sampling_text(defaults: Mapping[str, float | None]) -> str:
+    """Return a release's sampling defaults: 'temperature 0.7, top_k 20'.
+
+    Args:
+        defaults: options by name. None is the service's own default.
+    """
+    given = {name: value for name, value in defaults.items() if value is not None}
+    if not given.get("temperature"):  # the other options then have no effect, except for penalties
+        given = {name: value for name, value in given.items() if name == "repetition_penalty"}
+        return ", ".join(["greedy", *(f"{name} {value:g}" for name, value in given.items())])
+    return ", ".join(f"{name} {value:g}" for name, value in given.items())
 
 
 def short_count(count: int) -> str:
