@@ -8,6 +8,7 @@ A request is `{"prompts": [[token ids], ...], "num_tokens": N}`. The engine gets
 greedily by exactly N tokens, ignoring the end of sequence. The answer is a `Recording` as JSON.
 """
 
+import io
 import json
 import os
 import sys
@@ -53,6 +54,8 @@ def serve(load: Callable[[Path], tuple[str, Complete]]) -> None:
     """Load an engine and answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of libraries goes to the log, not between the answers
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the log is complete even if the engine is killed
     name, complete = load(Path(sys.argv[1]))
     print(json.dumps({"ready": name}), file=answers)
     for line in sys.stdin:
