@@ -43,11 +43,19 @@ def images_remark(images: tuple[ImageReport, ...]) -> Text:
         Text.assemble(
             f"image {number} ",
             (origin(image), "green" if image.cached else "yellow"),
-            f" ({image.ready_ms:.1f} ms)",
+            f" ({tokens_of(image)}{image.ready_ms:.1f} ms)",
         )
         for number, image in enumerate(images, 1)
     )
     return remark if images else Text("no image")
+
+
+def tokens_of(image: ImageReport) -> str:
+    """Return the grid of an image's visual tokens, empty without one."""
+    if image.grid is None:
+        return ""
+    rows, columns = image.grid
+    return f"{columns} x {rows} = {image.num_visual_tokens} tokens, "
 
 
 def origin(image: ImageReport) -> str:
