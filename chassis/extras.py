@@ -1,4 +1,4 @@
-"""Say what to install if the packages of an extra are missing."""
+"""Say what to install for an extra."""
 
 from importlib.util import find_spec
 

@@ -150,7 +150,7 @@ def _merges(pieces: Iterable[Any]) -> list[tuple[str, str]]:
 
 
 def _split_reserved(pieces: Iterable[Any]) -> pre_tokenizers.PreTokenizer:
-    """Return a step that breaks the spelling of reserved pieces in text.
+    """Return a step that breaks reserved pieces in text.
 
     The unigram model of the tokenizers library knows no reserved pieces. It would turn the text '</s>' into a special
     token.
@@ -187,9 +187,10 @@ def _compare(folder: Path, proto: Any, tokenizer: Tokenizer) -> None:
 
 
 def _added_tokens(folder: Path, proto: Any) -> list[_Token]:
-    """Return the tokens to match before the model, in the order of their ids.
+    """Return the tokens to match before the model.
 
-    The unknown piece is not among them, because the model itself writes it for ordinary text.
+    They are in the order of their ids. The unknown piece is not among them, because the model itself writes it for
+    ordinary text.
     """
     known = {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)}
     found = {token.content: token for token in _reserved(proto.pieces)}
@@ -216,7 +217,7 @@ def _reserved(pieces: Iterable[Any]) -> Iterator[_Token]:
 
 
 def _named_tokens(folder: Path) -> Iterator[_Token]:
-    """Yield tokens of the JSON files, with the fields that each file sets."""
+    """Yield the tokens that the JSON files name."""
     for content, token_id in _read_json(folder, ADDED_FILE, _AddedFile).root.items():
         yield _Token(content=content, id=token_id)
     for token_id, token in _read_json(folder, CONFIG_FILE, _ConfigFile).added_tokens_decoder.items():
@@ -229,7 +230,7 @@ def _named_tokens(folder: Path) -> Iterator[_Token]:
 
 
 def _read_json(folder: Path, name: str, form: type[_File]) -> _File:
-    """Return a JSON file of the folder, empty if it is missing."""
+    """Return a JSON file, empty if it is missing."""
     path = folder / name
     try:
         return form.model_validate_json(path.read_bytes() if path.is_file() else b"{}")
@@ -238,7 +239,7 @@ def _read_json(folder: Path, name: str, form: type[_File]) -> _File:
 
 
 def _add_tokens(folder: Path, tokenizer: Tokenizer, tokens: Iterable[_Token]) -> None:
-    """Add tokens, those beyond the vocabulary at the next free ids."""
+    """Add tokens, new ones at the next free ids."""
     for token in tokens:
         # Normalized tokens would be matched with a space before them.
         flags = {"special": token.special, "lstrip": token.lstrip, "rstrip": token.rstrip}

@@ -88,7 +88,7 @@ def _to_bytes(token: str) -> bytes:
 
 
 def _sentencepiece_to_bytes(token: str) -> bytes:
-    """Return the bytes of a SentencePiece piece, as its spelling tells."""
+    """Return the bytes of a SentencePiece spelling."""
     if byte := _BYTE_PIECE.fullmatch(token):
         return bytes([int(byte[1], 16)])
     return token.replace("▁", " ").encode()

@@ -76,7 +76,7 @@ class ImageProcessor(Protocol):
         ...
 
     def batch(self, samples: Sequence[Sequence[Pixels]]) -> dict[str, NDArray[Any]]:
-        """Return the images of several samples as model inputs, by name.
+        """Return the images of a batch as named model inputs.
 
         Args:
             samples: the results of `to_pixels` for the images of each sample. At least one image in all.
@@ -84,7 +84,7 @@ class ImageProcessor(Protocol):
         ...
 
     def default_limits(self, context_length: int) -> PromptLimits:
-        """Return the limits of a prompt that the family is used with.
+        """Return the family's usual limits of a prompt.
 
         Args:
             context_length: of the decoder, in tokens. No limit exceeds it.

@@ -59,13 +59,16 @@ def _count_text(segments: Sequence[Segment]) -> int:
 
 
 def _excess(segments: Sequence[Segment], num_visual: int, limits: PromptLimits) -> int:
-    """Return the text tokens above the limits, 0 or less if there are none."""
+    """Return the text tokens to cut, 0 or less if none."""
     num_text = _count_text(segments)
     return max(num_text - limits.max_text_tokens, num_text + num_visual - limits.max_length)
 
 
 def _without_oldest(builder: PromptBuilder, messages: Sequence[ChatMessage], num_tokens: int) -> list[ChatMessage]:
-    """Return the messages without about `num_tokens` tokens of their oldest text."""
+    """Return the messages without their oldest text tokens.
+
+    About `num_tokens` are cut, because the rest is encoded again.
+    """
     shorter: list[ChatMessage] = []
     for message in messages:
         content: list[TextPart | ImagePart] = []
@@ -81,9 +84,9 @@ def _without_oldest(builder: PromptBuilder, messages: Sequence[ChatMessage], num
 
 
 def _suffix(builder: PromptBuilder, text: str, num_tokens: int) -> str:
-    """Return the longest end of `text` that has at most `num_tokens` tokens.
+    """Return the longest end of `text` within `num_tokens`.
 
-    Whole characters are cut, so no token is torn.
+    It is cut between characters, so no character is torn.
     """
     if num_tokens <= 0:
         return ""

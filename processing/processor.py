@@ -1,4 +1,4 @@
-"""Turn batches of conversations into model inputs, as the services do.
+"""Turn batches of conversations into model inputs.
 
 B samples, L tokens of the longest sample, I images of the sample with most
 """
@@ -109,9 +109,10 @@ class Processor:
         max_length: int | None = None,
         on_overflow: Overflow = "raise",
     ) -> "dict[str, NDArray[Any]] | dict[str, torch.Tensor]":
-        """Return the model inputs of a batch, padded to its longest sample.
+        """Return the padded model inputs of a batch.
 
-        Every sample may have another number of images and texts. The prompt ends where the answer begins.
+        Every sample may have another number of images and texts. L is the longest sample. A prompt ends where its
+        answer begins.
 
         - `input_ids` [B, L] int64: token ids. An image takes as many image tokens as it has visual tokens.
         - `attention_mask` [B, L] int64: 1 at tokens, 0 at padding.
@@ -170,7 +171,10 @@ class Processor:
         return pixels
 
     def _token_ids(self, sample: Sample, limits: PromptLimits, on_overflow: Overflow) -> list[int]:
-        """Return the token ids of a sample, with an image token for each visual token."""
+        """Return the token ids of a sample.
+
+        An image token stands for each visual token.
+        """
         num_visual_tokens = [self._images.num_visual_tokens(*image.size) for image in sample.images]
         with naming(f"{sample.place}.messages"):
             segments = build_within(self._prompts, sample.messages, num_visual_tokens, limits, on_overflow)
@@ -192,7 +196,7 @@ class Processor:
 
 
 def _mask(lengths: Sequence[int], padding_side: Side) -> NDArray[np.int64]:
-    """Return [rows, longest] with 1 at the places of each row and 0 at its padding."""
+    """Return [rows, longest] with 0 at the padding of each row."""
     longest = max(lengths)
     places = np.arange(longest)
     columns_B1 = np.array(lengths)[:, None]

@@ -82,9 +82,10 @@ class ResizedImages:
         return np.ascontiguousarray(((colours_HW3 - mean_3) / std_3).transpose(2, 0, 1))
 
     def batch(self, samples: Sequence[Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[Any]]:
-        """Return `pixel_values` [patches of all images, 3 x frames x side x side] and `image_grid_thw` [images, 3].
+        """Return the patches and the grid of every image.
 
-        A grid has the frames (1), rows and columns of an image's patches. Nothing is padded.
+        `pixel_values` is [patches of all images, 3 x frames x side x side]. `image_grid_thw` is [images, 3]: frames
+        (1), rows and columns of an image's patches. Nothing is padded.
         """
         images = [image for sample in samples for image in sample]
         patch = self._config.patch_size
@@ -99,7 +100,7 @@ class ResizedImages:
         return PromptLimits(context_length, context_length)
 
     def _patches(self, image_3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the patches of an image, those of one visual token together."""
+        """Return the patches of an image, grouped by visual token."""
         patch, merge = self._config.patch_size, self._config.merge_size
         rows, columns = (length // self._config.cell_size for length in image_3HW.shape[1:])
         cells = image_3HW.reshape(3, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)

@@ -1,4 +1,4 @@
-"""Read the conversations of offline users: texts, and images from files or memory."""
+"""Read conversations with images from files or memory."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Turn(Protocol):
 
     @property
     def role(self) -> str:
-        """Who speaks: system, user or assistant."""
+        """The speaker: system, user or assistant."""
         ...
 
     @property
@@ -39,7 +39,7 @@ class Turn(Protocol):
 
 @dataclass(slots=True)
 class Sample:
-    """One conversation for the chat template, with its images in order."""
+    """One conversation for the chat template, with its images."""
 
     place: str  # its field in the batch: 'samples[3]'
     messages: list[ChatMessage] = field(default_factory=list)
@@ -86,7 +86,7 @@ def naming(place: str) -> Iterator[None]:
 
 
 def _read_part(part: object, sample: Sample, place: str) -> TextPart | ImagePart:
-    """Return a part for the chat template, and keep its image."""
+    """Return a part for the template, and keep its image."""
     if isinstance(part, str):
         if found := _GARBLED.search(part):
             character = f"U+{ord(found[0]):04X} at position {found.start()}"
@@ -100,7 +100,7 @@ def _read_part(part: object, sample: Sample, place: str) -> TextPart | ImagePart
 
 
 def _read_image(source: object) -> Image.Image:
-    """Return an image as upright RGB, as the vision service reads it."""
+    """Return an image as upright RGB."""
     match source:
         case bytes():
             return _decode(source)

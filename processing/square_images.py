@@ -70,9 +70,9 @@ class SquareImages:
         return np.ascontiguousarray(normal_SS3.transpose(2, 0, 1))
 
     def batch(self, samples: Sequence[Sequence[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
-        """Return `pixel_values` [samples, most images of a sample, 3, S, S].
+        """Return the images of every sample, padded.
 
-        Images of a sample come first. Zeros fill the rest.
+        `pixel_values` is [samples, most images of a sample, 3, S, S]. Zeros follow the images of a sample.
         """
         side, most = self._config.image_size, max(map(len, samples))
         pixels = np.zeros((len(samples), most, 3, side, side), np.float32)
@@ -82,5 +82,5 @@ class SquareImages:
         return {"pixel_values": pixels}
 
     def default_limits(self, context_length: int) -> PromptLimits:
-        """Return 512 text tokens and 1,024 tokens, or the context if shorter."""
+        """Return 512 text tokens and 1,024 in all."""
         return PromptLimits(min(_MAX_TEXT_TOKENS, context_length), min(_MAX_LENGTH, context_length))

@@ -1,4 +1,4 @@
-"""Hand on `Processor`, or a class that names the extra it needs."""
+"""Hand on `Processor`, or a class that names its extra."""
 
 from typing import TYPE_CHECKING, NoReturn
 

@@ -64,7 +64,7 @@ def english() -> list[str]:
 
 
 def texts(seed: int, count: int) -> Iterator[str]:
-    """Yield sentences in English and Chinese, mixed with other scripts and spaces."""
+    """Yield English, Chinese and mixed sentences."""
     rng, lines = random.Random(seed), english()
     for _ in range(count):
         chinese = "".join(rng.choices(COMMON, k=rng.randrange(1, 30)))

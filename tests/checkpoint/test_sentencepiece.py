@@ -49,7 +49,10 @@ def test_ten_thousand_texts_have_the_same_ids(trained: Trained) -> None:
 
 
 def test_runs_of_characters_have_the_same_score(trained: Trained) -> None:
-    """A unigram model often has a choice between equal segmentations, and both libraries round sums differently."""
+    """A unigram model may choose between equal segmentations.
+
+    The two libraries round sums differently.
+    """
     for run in ("0", "-", "的", "| ", "in", "the "):
         for length in range(1, 60):
             ids, expected = trained.converted.encode(run * length).ids, trained.original.encode(run * length)
@@ -71,7 +74,7 @@ def test_bpe_has_the_same_ids_for_any_text(llama: Trained, text: str) -> None:
 
 @pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", "<0x41>"])
 def test_text_never_becomes_a_reserved_token(trained: Trained, token: str) -> None:
-    """Message text is encoded by a copy without added tokens, as here."""
+    """Message text is encoded without added tokens."""
     state = json.loads(trained.converted.to_str())
     state["added_tokens"] = []
     reserved = trained.converted.token_to_id(token)

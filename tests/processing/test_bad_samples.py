@@ -1,4 +1,4 @@
-"""Invalid samples are typed errors that name the sample and the part."""
+"""Invalid samples are typed errors that name the part."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ GARBLED = {
 
 
 def refusal(processor: Processor, turns: list[Message]) -> InvalidArgument:
-    """Return the error for a batch whose fourth sample is invalid."""
+    """Return the error of a batch with `turns` as fourth sample."""
     with pytest.raises(InvalidArgument) as raised:
         processor([GOOD, GOOD, GOOD, turns])
     assert raised.value.field is not None
@@ -55,7 +55,7 @@ def test_the_error_of_an_image_names_its_part(resampler: Processor, name: str) -
 
 
 def test_a_damaged_pillow_image_names_its_part(qwen: Processor, tmp_path: Path) -> None:
-    """Pillow decodes an opened file when its pixels are first used."""
+    """Pillow decodes a file when its pixels are first used."""
     path = tmp_path / "half.png"
     path.write_bytes(PNG[: len(PNG) // 2])
     with PillowImage.open(path) as opened:

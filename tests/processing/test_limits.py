@@ -1,4 +1,4 @@
-"""Prompts over a limit lose their oldest text, or are refused. Images always stay."""
+"""Prompts over a limit are shortened or refused."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ LATER_TURNS = st.lists(st.builds(user, st.just(IMAGE), st.text(st.sampled_from("
 
 
 def decoded(processor: Processor, ids: np.ndarray) -> str:
-    """Return the text of a prompt, with the image tokens removed."""
+    """Return the text of a prompt without image tokens."""
     text = [token_id for token_id in ids.tolist() if token_id != IMAGE_ID]
     return str(processor.tokenizer.decode(text, skip_special_tokens=False))
 
@@ -77,7 +77,7 @@ def test_the_oldest_text_goes_first(resampler: Processor) -> None:
 
 
 def test_text_is_cut_between_characters(resampler: Processor) -> None:
-    """A token of byte-level BPE may be a part of a character."""
+    """A token may be a part of a character."""
     turns = [user("问题问题")]
     whole = resampler([turns])["input_ids"].shape[1]
     for dropped, left in ((1, "题问题"), (3, "题问题"), (4, "问题"), (12, "")):
@@ -89,7 +89,7 @@ def test_text_is_cut_between_characters(resampler: Processor) -> None:
 def test_a_truncated_prompt_is_that_of_shorter_messages(
     resampler: Processor, resampler_folder: Path, later: list[Message], max_text_tokens: int, max_length: int
 ) -> None:
-    """Neither images nor the template's text are lost, and no limit is exceeded."""
+    """Images and the template's text stay, within every limit."""
     turns = [*TURNS, *later]
     limits: dict[str, Any] = {"max_text_tokens": max_text_tokens, "max_length": max_length, "on_overflow": "truncate"}
     without_text = [Message(turn.role, _without_text(turn)) for turn in turns]

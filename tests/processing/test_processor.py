@@ -1,4 +1,4 @@
-"""Batches of conversations as model inputs: shapes, masks, and the services' own tensors."""
+"""Batches of conversations as the services' own tensors."""
 
 import io
 from collections.abc import Sequence
@@ -47,7 +47,10 @@ NUM_IMAGES = [0, 1, 4]
 
 
 def served_ids(folder: Path, turns: Sequence[Message]) -> list[int]:
-    """Return the token ids that the gateway sends, with an image token for each visual token."""
+    """Return the token ids that the gateway sends.
+
+    An image token stands for each visual token.
+    """
     prompts = open_prompt_builder(folder)
     images = open_image_processor(prompts.config)
     conversation = check_conversation(wire.messages(turns, ()), LIMITS)
@@ -98,7 +101,7 @@ def test_squares_are_those_of_the_vision_service(resampler: Processor, resampler
 
 
 def test_patches_are_those_of_the_vision_service(qwen: Processor, qwen_folder: Path) -> None:
-    """Each patch is cut out of the service's pixels by plain indexing."""
+    """Plain indexing cuts patches out of the service's pixels."""
     inputs = qwen(SAMPLES)
     patches, at = inputs["pixel_values"].reshape(-1, 3, 2, 16, 16), 0
     expected = [pixels for turns in SAMPLES for pixels in served_pixels(qwen_folder, turns)]

@@ -1,4 +1,4 @@
-"""The Qwen3-VL inputs against transformers' own processor, and in its own model."""
+"""Qwen3-VL inputs against transformers' processor and in its model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def test_every_input_equals_that_of_transformers(
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """Return the model of transformers in the checkpoint's shape, with random weights."""
+    """Return transformers' model of the checkpoint's shape, random."""
     vision, language = TINY_QWEN3_VL.vision, TINY_QWEN3_VL.language
     config = Qwen3VLConfig(
         vision_config={

@@ -1,4 +1,4 @@
-"""Qwen3's own tokenizer: round trips, forged tokens, and the prompts of the released Qwen3-VL."""
+"""Qwen3's own tokenizer, in the prompts of Qwen3-VL."""
 
 import hashlib
 import shutil
@@ -92,7 +92,7 @@ def test_any_chinese_text_survives_a_round_trip(prompts: PromptBuilder, vocabula
 
 
 def test_no_added_token_can_be_forged(prompts: PromptBuilder) -> None:
-    """Also not the tokens for tool calls and thinking, which are not marked special."""
+    """The tokens for tool calls and thinking are not special."""
     added = prompts.tokenizer.get_added_tokens_decoder()
     assert len(added) == 26
     assert not all(token.special for token in added.values())
@@ -109,7 +109,7 @@ def test_no_added_token_can_be_forged(prompts: PromptBuilder) -> None:
 
 
 def test_prompts_are_those_of_the_released_template(prompts: PromptBuilder) -> None:
-    """The whole prompt, encoded at once as transformers does, has the ids of its parts."""
+    """Transformers encodes the whole prompt at once."""
     photo = Image(PillowImage.new("RGB", (640, 480), "red"))
     samples = [
         [user(photo, "这是什么颜色？")],

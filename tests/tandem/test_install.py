@@ -188,20 +188,6 @@ def test_a_service_without_its_extra_says_what_to_install(service: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
-def test_the_processor_without_its_extra_says_what_to_install() -> None:
-    """Importing its name still works, so that `help(tandem)` does."""
-    program = """
-from tandem import *
-try:
-    Processor.from_pretrained("tiny-v1.0.0")
-except errors.FailedPrecondition as error:
-    print(error.reason, error)
-"""
-    done = run_without(missing_modules(""), program)
-    sentence = f"tandem.Processor needs the extra processor: pip install '{NAME}[processor]'."
-    assert (done.stdout, done.stderr) == (f"NOT_INSTALLED {sentence}\n", "")
-
-
 def test_commands_on_a_store_work_with_the_plain_install(store: Path) -> None:
     check_store_commands(client_only, store)
 
