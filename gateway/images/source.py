@@ -1,6 +1,7 @@
 """Get visual tokens from the caches or the vision service."""
 
 import secrets
+from collections.abc import AsyncIterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -158,21 +159,30 @@ async def _request(lookup: _Lookup, image: bytes) -> vision_pb2.EncodeResponse:
     """Return the whole response, its chunks joined."""
     request = vision_pb2.EncodeRequest(image=image)
     request.MergeFrom(lookup.request)
-    response: vision_pb2.EncodeResponse | None = None
-    chunks: list[bytes] = []
-    max_bytes = lookup.expected.num_bytes
-    with translate_errors("vision"):
-        async for message in lookup.replica.stub.Encode(request, timeout=lookup.deadline.remaining_s()):
-            if response is None:
-                response = message
-            else:
-                chunks.append(message.data_chunk)
-            if sum(map(len, chunks)) > max_bytes:
-                break  # more than any image has: the check of the shape fails
+    call = None
+    try:
+        with translate_errors("vision"):
+            call = lookup.replica.stub.Encode(request, timeout=lookup.deadline.remaining_s())
+            return await _joined(call, max_bytes=lookup.expected.num_bytes)
+    finally:
+        if call is not None:
+            call.cancel()  # does nothing after the end of the call
+
+
+async def _joined(call: AsyncIterable[vision_pb2.EncodeResponse], *, max_bytes: int) -> vision_pb2.EncodeResponse:
+    """Return the first message of a call, with the data of all."""
+    messages = aiter(call)
+    response = await anext(messages, None)
     if response is None:
-        raise Internal("The vision service ended a response without a message.", reason="VISION_FAILED")
-    embeddings = response.visual_tokens.embeddings
-    embeddings.data = b"".join((embeddings.data, *chunks))
+        raise Internal("The vision service ended a call without a response.", reason="VISION_FAILED")
+    chunks = [response.visual_tokens.embeddings.data]
+    num_bytes = len(chunks[0])
+    # More bytes than expected fail the check of the tensor, so it is enough to read one message beyond.
+    while num_bytes <= max_bytes and (message := await anext(messages, None)) is not None:
+        chunks.append(message.data_chunk)
+        num_bytes += len(message.data_chunk)
+    if len(chunks) > 1:
+        response.visual_tokens.embeddings.data = b"".join(chunks)
     return response
 
 

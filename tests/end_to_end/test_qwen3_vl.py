@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from transformers import Qwen3VLForConditionalGeneration
 
 from checkpoint.importing import import_folder
-from tandem import Client, GenerateOptions, Image, Message, Processor, assistant, system, user
+from tandem import Client, Image, Message, Processor, assistant, system, user
 from tandem.errors import InvalidArgument
 from tandem.stack.stack import Stack, StackConfig
 from tests.hub_folder import write_hub_folder
@@ -86,7 +86,7 @@ def expected(hub: Path, models: Path) -> dict[str, list[int]]:
     processor = Processor.from_pretrained(TAG, models, max_pixels=MAX_PIXELS)
     answers = {}
     for name, messages in CONVERSATIONS.items():
-        inputs = processor([messages], return_tensors="pt")
+        inputs: dict[str, Any] = dict(processor([messages], return_tensors="pt"))
         inputs.pop("image_attention_mask", None)
         output = model.generate(**inputs, do_sample=False, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS)
         answers[name] = output[0, inputs["input_ids"].shape[1] :].tolist()
@@ -100,8 +100,7 @@ def _round_to_bfloat16(_module: object, _inputs: object, output: Any) -> Any:
 
 
 def tokens_of(client: Client, messages: list[Message]) -> list[int]:
-    options: GenerateOptions = {"temperature": 0, "max_tokens": NUM_TOKENS, "min_tokens": NUM_TOKENS}
-    answer = client.ask(messages, num_logprobs=0, **options)
+    answer = client.ask(messages, temperature=0, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS, num_logprobs=0)
     return [position.chosen.token_id for position in answer.logprobs]
 
 

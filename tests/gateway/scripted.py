@@ -47,6 +47,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     error: TandemError | None = None  # raised instead of a reply
     change: Callable[[tensor_pb2.VisualTokens], None] = lambda tokens: None  # modifies a reply
     source: vision_pb2.EncodeSource.ValueType = vision_pb2.ENCODE_SOURCE_ENCODED
+    chunk_bytes: int | None = None  # data in the first message of a reply and in each further one. None is all.
+    extra_chunks: int = 0  # messages after the last byte
     similar: vision_pb2.SimilarImage | None = None  # every reply has the visual tokens of this image
     known: set[bytes] = field(default_factory=set)  # digests of images that need not be sent
     requests: list[vision_pb2.EncodeRequest] = field(default_factory=list)
@@ -87,7 +89,13 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         )
         self.change(tokens)
         self.events.append("encode ends")
+        data, size = tokens.embeddings.data, self.chunk_bytes or len(tokens.embeddings.data)
+        tokens.embeddings.data = data[:size]
         yield vision_pb2.EncodeResponse(visual_tokens=tokens, source=self.source, similar=self.similar)
+        for start in range(size, len(data), size):
+            yield vision_pb2.EncodeResponse(data_chunk=data[start : start + size])
+        for _ in range(self.extra_chunks):
+            yield vision_pb2.EncodeResponse(data_chunk=b"more")
 
 
 @dataclass

@@ -65,6 +65,30 @@ async def test_a_small_image_is_sent_at_once(world: World) -> None:
     assert [request.image for request in world.vision.requests] == [SMALL]
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 1000])
+async def test_chunks_are_joined(chunk_bytes: int, world: World) -> None:
+    world.vision.chunk_bytes = chunk_bytes
+    await level(world, SMALL)
+    [tokens] = world.language.images
+    shape = tokens.embeddings.shape
+    assert tokens.embeddings.data == b"\x80\x3f" * shape[0] * shape[1]
+
+
+async def test_endless_chunks_are_an_error_of_the_stage(world: World) -> None:
+    """A call ends at the first byte too many."""
+    world.vision.extra_chunks = 10**9
+    with pytest.raises(grpc.RpcError) as raised:
+        await world.ask(SMALL, "What is it?")
+    assert from_rpc_error(raised.value).reason == "BAD_TENSOR"
+
+
+async def test_missing_chunks_are_an_error_of_the_stage(world: World) -> None:
+    world.vision.change = lambda tokens: setattr(tokens.embeddings, "data", tokens.embeddings.data[:-2])
+    with pytest.raises(grpc.RpcError) as raised:
+        await world.ask(SMALL, "What is it?")
+    assert from_rpc_error(raised.value).reason == "BAD_TENSOR"
+
+
 async def test_a_large_image_is_asked_for_by_digest_and_then_sent(world: World) -> None:
     assert await level(world, LARGE) == MISS
     assert [request.image for request in world.vision.requests] == [b"", LARGE]
