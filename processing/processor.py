@@ -68,7 +68,7 @@ class Processor:
         folder = Path(source)
         if not folder.is_dir():
             folder = ModelStore(Path(models)).folder(str(source))
-        return cls(open_prompt_builder(folder.resolve()), max_pixels=max_pixels)
+        return cls(open_prompt_builder(folder.absolute()), max_pixels=max_pixels)
 
     @property
     def tokenizer(self) -> Tokenizer:
