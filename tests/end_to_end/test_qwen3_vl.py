@@ -81,7 +81,7 @@ def expected(hub: Path, models: Path) -> dict[str, list[int]]:
 
     Visual tokens travel in bfloat16, so the reference rounds its own.
     """
-    model = Qwen3VLForConditionalGeneration.from_pretrained(hub, dtype=torch.float32)
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(hub, dtype=torch.float32)
     model.model.visual.register_forward_hook(_round_to_bfloat16)
     processor = Processor.from_pretrained(TAG, models, max_pixels=MAX_PIXELS)
     answers = {}
