@@ -1,0 +1,126 @@
+"""Every overlay and combination of components builds and validates."""
+
+import json
+import os
+import subprocess
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.k8s.static.manifests import COMPONENTS, DELIVERIES, K8S, OVERLAYS, TOOLS, build, objects, run, tool
+
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
+
+CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}
+
+# Components that go together or exclude each other. The canary copies the pods of all others, so it comes last.
+_OTHERS = [name for name in COMPONENTS if name not in (*DELIVERIES, "keda", "hpa", "canary")]
+COMBINATIONS = {
+    **{name: [name] for name in COMPONENTS},
+    **{f"all with {name} and keda": [name, *_OTHERS, "keda", "canary"] for name in DELIVERIES},
+    **{f"all with {name} and hpa": [name, *_OTHERS, "hpa", "canary"] for name in DELIVERIES},
+}
+
+# Checks of checkov that do not apply, with the reason.
+SKIPPED = {
+    "CKV_K8S_11": "no cpu limits: throttling would delay tokens, and cpu requests already share a node",
+    "CKV_K8S_15": "tags are never overwritten, so pulling them again at every start gains nothing",
+    "CKV_K8S_43": "the digest is the operator's: overlays set the registry and the tag",
+}
+
+
+def combine(folder: Path, names: list[str]) -> str:
+    """Build the base with some components."""
+    folder.mkdir()
+    canary = [{"name": "release-canary", "literals": ["vision=a-v1.0.0", "language=a-v1.0.0"]}]
+    kustomization = {
+        "resources": [os.path.relpath(K8S / "base", folder)],
+        "components": [os.path.relpath(K8S / "components" / name, folder) for name in names],
+        "namespace": "tandem",
+        "configMapGenerator": canary if "canary" in names else [],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return build(folder)
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a file for each overlay and each combination of components."""
+    folder = tmp_path_factory.mktemp("rendered")
+    texts = {f"overlay-{name}": build(K8S / "overlays" / name) for name in OVERLAYS}
+    texts |= {f"with-{name}": combine(folder / name, components) for name, components in COMBINATIONS.items()}
+    for name, text in texts.items():
+        (folder / f"{name.replace(' ', '-')}.yaml").write_text(text)
+    return sorted(folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+def test_every_object_validates_strictly(version: str, rendered: list[Path]) -> None:
+    done = run(tool("kubernetes-validate"), "-k", version, "--strict", "--quiet", "--no-warn", *rendered)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_custom_resources_validate(rendered: list[Path]) -> None:
+    custom = [one for path in rendered for one in objects(path.read_text()) if one["kind"] in CUSTOM]
+    assert {one["kind"] for one in custom} == CUSTOM
+    script = Path(__file__).parent / "validate_custom.mjs"
+    done = subprocess.run(
+        [tool("node"), script, TOOLS], input=json.dumps(custom), capture_output=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_checkov_finds_nothing_else(rendered: list[Path]) -> None:
+    overlays = chain.from_iterable(("--file", path) for path in rendered if path.name.startswith("overlay-"))
+    flags = ("--framework", "kubernetes", "--compact", "--quiet", "--skip-check", ",".join(SKIPPED))
+    done = run(tool("checkov"), *overlays, *flags)
+    assert done.returncode == 0, done.stdout
+
+
+def pods(overlay: str) -> dict[str, dict[str, Any]]:
+    """Return the pods of an overlay by the name of their Deployment."""
+    found = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "Deployment"]
+    return {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in found}
+
+
+def test_a_canary_differs_from_stable_by_its_tag_alone() -> None:
+    found = pods("canary")
+    for stage in ("vision", "language"):
+        stable, canary = found[stage], found[f"{stage}-canary"]
+        for pod in (stable, canary):
+            (tag,) = [one for one in pod["containers"][0]["env"] if one["name"] == f"TANDEM_{stage.upper()}_TAGS"]
+            pod["release"] = tag["valueFrom"]["configMapKeyRef"].pop("name")
+        assert canary.pop("release").startswith("release-canary-")
+        assert not stable.pop("release").startswith("release-canary-")
+        assert canary == stable
+
+
+def test_the_canary_overlay_changes_no_object_of_production() -> None:
+    production, canary = (objects(build(K8S / "overlays" / name)) for name in ("production", "canary"))
+    assert [one for one in production if one not in canary] == []
+    added = {f"{one['kind']}/{one['metadata']['name']}" for one in canary if one not in production}
+    (release,) = [name for name in added if name.startswith("ConfigMap/release-canary-")]
+    assert added == {"Deployment/vision-canary", "Deployment/language-canary", release}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_restricted_with_a_read_only_root(overlay: str) -> None:
+    for name, pod in pods(overlay).items():
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"], name
+            assert not context["allowPrivilegeEscalation"], name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"], name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_policy_admits_the_probe_port(overlay: str) -> None:
+    policies = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "NetworkPolicy"]
+    admitted = {port["port"] for one in policies for rule in one["spec"].get("ingress", []) for port in rule["ports"]}
+    assert 50060 not in admitted
+    assert not policies or admitted == {50050, 50051, 50052, 6379, 4317, 9090}
