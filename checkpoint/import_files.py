@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,13 @@ def plan(hub: HubFolder, folder: Path) -> list[WeightFile]:
     ]
 
 
-def link(file: WeightFile) -> bool:
-    """Make a hard link, and return whether that was possible."""
-    try:
+def link(file: WeightFile) -> None:
+    """Make a hard link if that is possible.
+
+    It is not on another file system, on one without links, and for some files of other users.
+    """
+    with suppress(OSError):
         os.link(file.source, file.target)
-    except OSError:  # another file system, or one without links, or a file of another user
-        return False
-    return True
 
 
 def copy_file(file: WeightFile, on_bytes: OnBytes) -> None:

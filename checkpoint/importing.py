@@ -78,9 +78,11 @@ def import_folder(
         files = plan(hub, unfinished.folder)
         todo = [file for file in files if not file.is_done(unfinished.records.get(file.name), copy=copy)]
         _clear(unfinished, files, todo)
-        to_copy = {file.name for file in todo if copy or not link(file)}
-        _check_space([file for file in todo if file.name in to_copy], unfinished)
-        _copy_and_hash(todo, to_copy, unfinished, _Meter(files, todo, to_copy, on_progress))
+        if not copy:
+            for file in todo:
+                link(file)
+        _check_space([file for file in todo if not file.is_linked()], unfinished)
+        _copy_and_hash(todo, unfinished, _Meter(files, todo, on_progress))
         num_linked = sum(file.is_linked() for file in files)
         manifest = _write_rest(hub, files, unfinished, tag)
         folder = unfinished.finish()
@@ -120,10 +122,8 @@ def _check_space(files: list[WeightFile], unfinished: UnfinishedImport) -> None:
 class _Meter:
     """Counts the bytes that were copied and hashed."""
 
-    def __init__(
-        self, files: list[WeightFile], todo: list[WeightFile], to_copy: set[str], on_progress: OnProgress | None
-    ) -> None:
-        work = {file.name: file.num_bytes * (2 if file.name in to_copy else 1) for file in files}
+    def __init__(self, files: list[WeightFile], todo: list[WeightFile], on_progress: OnProgress | None) -> None:
+        work = {file.name: file.num_bytes * (1 if file.is_linked() else 2) for file in files}
         self._num_files, self._num_bytes_total = len(files), sum(work.values())
         self._num_files_done = len(files) - len(todo)
         self._num_bytes = self._num_bytes_total - sum(work[file.name] for file in todo)
@@ -152,12 +152,12 @@ class _Meter:
             )
 
 
-def _copy_and_hash(todo: list[WeightFile], to_copy: set[str], unfinished: UnfinishedImport, meter: _Meter) -> None:
-    """Copy and hash files one by one, and keep the hashes."""
+def _copy_and_hash(todo: list[WeightFile], unfinished: UnfinishedImport, meter: _Meter) -> None:
+    """Copy the files that are not linked, hash all one by one, and keep the hashes."""
     for file in todo:
         on_bytes, before = partial(meter.add, file), Fingerprint.of(file.source)
         on_bytes(0)
-        if file.name in to_copy:
+        if not file.is_linked():
             copy_file(file, on_bytes)
         record = hash_file(file, before, on_bytes)
         _check_blob(file, record.sha256)

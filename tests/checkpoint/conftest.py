@@ -6,6 +6,7 @@ import pytest
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
+from tests.hub_folder import write_hub_folder
 
 TAG = "tiny-v1.0.0"
 
@@ -31,3 +32,15 @@ def checkpoint(pristine: Path, tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copytree(pristine / stored / TAG, tmp_path / stored / TAG))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an unmodified Hub folder with sharded weights."""
+    return write_hub_folder(tmp_path_factory.mktemp("hub") / "Qwen3-VL-tiny")
+
+
+@pytest.fixture
+def hub(released: Path, tmp_path: Path) -> Path:
+    """Return a copy of the Hub folder to modify."""
+    return Path(shutil.copytree(released, tmp_path / "Qwen3-VL-tiny"))

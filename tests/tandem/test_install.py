@@ -39,6 +39,7 @@ REFUSED = {
     ("checkpoint", "new", "--preset", "tiny", "--tag", "a-v1.0.0"): (
         *("tandem checkpoint new", "the extra stages", "stages"),
     ),
+    ("checkpoint", "import", ".", "--tag", "a-v1.0.0"): (*("tandem checkpoint import", "the extra stages", "stages"),),
     ("checkpoint", "pack", ".", "--tag", "a-v1.0.0", "--config", "config.json"): (
         *("tandem checkpoint pack", "the extra stages", "stages"),
     ),

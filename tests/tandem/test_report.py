@@ -7,8 +7,8 @@ import re
 import pytest
 from rich.console import Console, RenderableType
 
-from tandem.client.types import Answer, Half, ImageReport, Release, ReleaseInfo, Timings, Usage
-from tandem.commands.models import models_table, short_count
+from tandem.client.types import Answer, Half, ImageReport, Release, ReleaseInfo, SamplingDefaults, Timings, Usage
+from tandem.commands.models import defaults_table, models_table, sampling_text, short_count
 from tandem.commands.report import timing_table
 from tandem.commands.terminal import table_console
 
@@ -120,6 +120,34 @@ def test_the_models_table_marks_default_and_not_ready() -> None:
     first, second = plain(models_table([DEFAULT, other])).splitlines()[1:]
     assert first.split() == ["demo-v1.1.0", "(default)", "ready", "bfloat16", "3", "M", "3", "M", "32", "1,024"]
     assert second.startswith("demo-v1.1.0,demo-v1.0.0 not ready")
+
+
+def test_visual_tokens_that_depend_on_the_image_are_shown_with_their_limit() -> None:
+    info = dataclasses.replace(DEFAULT, num_visual_tokens=0, max_visual_tokens=1024)
+    assert "≤ 1,024" in plain(models_table([info]))
+
+
+def test_the_defaults_table_names_kind_and_sampling_within_80_characters() -> None:
+    sampling = SamplingDefaults(temperature=0.7, top_k=20, top_p=0.8)
+    info = dataclasses.replace(DEFAULT, kind="qwen3_vl", default_sampling=sampling)
+    lines = plain(defaults_table([info, dataclasses.replace(DEFAULT, kind="direct")]), width=80).splitlines()
+    assert [line.rstrip().split(maxsplit=2) for line in lines[1:]] == [
+        ["demo-v1.1.0", "qwen3_vl", "temperature 0.7, top_k 20, top_p 0.8"],
+        ["demo-v1.1.0", "direct", "greedy"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "text"),
+    [
+        ({}, "greedy"),
+        ({"temperature": None, "top_k": 20}, "greedy"),
+        ({"temperature": 0.0, "top_p": 0.8, "repetition_penalty": 1.05}, "greedy, repetition_penalty 1.05"),
+        ({"temperature": 1.0, "top_k": None}, "temperature 1"),
+    ],
+)
+def test_sampling_options_without_effect_are_left_out(defaults: dict[str, float | None], text: str) -> None:
+    assert sampling_text(defaults) == text
 
 
 def test_the_models_table_fits_80_characters_and_is_complete_in_a_pipe(
