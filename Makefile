@@ -76,7 +76,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OR_SAY_WHY = >.venv/install.log 2>&1 || { cat .venv/install.log >&2; exit 1; }
 
 # Torch comes first: only its step may look into its index.
-.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard language_service/kernels/*.cpp language_service/kernels/*.h)
+.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard */kernels/*.cpp */kernels/*.h)
 	$(if $(PYTHON),,$(error Install Python 3.11 or newer, with its venv module (Debian: python3-venv)))
 	@echo "$(if $(wildcard $@),Updating,Setting up) .venv: installing packages and compiling kernels takes up to two minutes."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \

@@ -18,7 +18,8 @@ ROOMS: dict[str, set[str]] = {
     "hosting": {"tandem.v1", "chassis"},
     "processing": {"chassis", "checkpoint.families", "checkpoint"},
     "vision_service.model": {"checkpoint.families"},
-    "vision_service.backends": {"checkpoint.families", "vision_service.model"},
+    "vision_service.kernels": {"vision_service.model"},
+    "vision_service.backends": {"checkpoint.families", "vision_service.model", "vision_service.kernels"},
     "vision_service": {
         "tandem.v1",
         "chassis",

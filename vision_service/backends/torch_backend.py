@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoint.families import ModelConfig
+from vision_service.kernels import accelerate
 from vision_service.model import build_vision_model
 
 
@@ -33,6 +34,8 @@ class TorchBackend:
         parameters = list(half.parameters())
         self.num_parameters = sum(parameter.numel() for parameter in parameters)
         self.num_weight_bytes = sum(parameter.nbytes for parameter in parameters)
+        if dtype == torch.bfloat16 and device.type == "cpu":
+            accelerate(half)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:

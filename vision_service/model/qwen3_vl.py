@@ -5,7 +5,8 @@ that the patches of one visual token are neighbours. Attention stays within an i
 transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from checkpoint.families import Qwen3VisionConfig, Qwen3VLConfig
 # E head dim, M merge x merge patches of a visual token, C = 3 x patch x patch pixels of a patch
 
 Grid = tuple[int, int]  # rows and columns of patches of one image
+
+# Returns attention [P, W]. Takes queries, keys and values [P, 3, H, E], cosine and sine of rotary angles [P, 1, E / 2],
+# and the patches of each image.
+Attend = Callable[[Tensor, Tensor, Tensor, list[int]], Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -36,22 +41,36 @@ class PatchEmbed(nn.Module):
         return functional.linear(patches_PC, weight_WC, self.proj.bias)
 
 
+class LinearGelu(nn.Linear):
+    """A linear layer with GELU after it."""
+
+    def __init__(self, in_features: int, out_features: int, *, approximate: Literal["none", "tanh"]) -> None:
+        super().__init__(in_features, out_features)
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        """Return [..., out_features]."""
+        return functional.gelu(super().forward(input), approximate=self.approximate)
+
+
 class Attention(nn.Module):
-    """Full attention within each image, with two-dimensional rotary positions."""
+    """Full attention within each image, with two-dimensional rotary positions.
+
+    Attributes:
+        attend: computes the attention. A backend may replace it by a faster function.
+    """
 
     def __init__(self, config: Qwen3VisionConfig) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
+        self.attend: Attend = attend
 
     def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
         """Return [P, W]; `lengths` are the patches of each image."""
-        q_PHE, k_PHE, v_PHE = self.qkv(x_PW).view(len(x_PW), 3, self.num_heads, self.head_dim).unbind(1)
-        q_PHE, k_PHE = _rotate(q_PHE, *angles), _rotate(k_PHE, *angles)
-        images = zip(*(part.split(lengths) for part in (q_PHE, k_PHE, v_PHE)), strict=True)
-        out = [functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in image)) for image in images]
-        out_PW: Tensor = self.proj(torch.cat([one[0].transpose(0, 1).flatten(1) for one in out]))
+        qkv_P3HE = self.qkv(x_PW).view(len(x_PW), 3, self.num_heads, self.head_dim)
+        out_PW: Tensor = self.proj(self.attend(qkv_P3HE, *angles, lengths))
         return out_PW
 
 
@@ -60,12 +79,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Qwen3VisionConfig) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(config.width, config.mlp_width)
+        self.linear_fc1 = LinearGelu(config.width, config.mlp_width, approximate="tanh")
         self.linear_fc2 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x_PW: Tensor) -> Tensor:
         """Return [P, W]."""
-        out_PW: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(x_PW), approximate="tanh"))
+        out_PW: Tensor = self.linear_fc2(self.linear_fc1(x_PW))
         return out_PW
 
 
@@ -96,14 +115,14 @@ class Merger(nn.Module):
         super().__init__()
         self.merged_width = config.width * config.merge_size**2
         self.norm = nn.LayerNorm(self.merged_width if norm_after_merge else config.width, config.norm_eps)
-        self.linear_fc1 = nn.Linear(self.merged_width, self.merged_width)
+        self.linear_fc1 = LinearGelu(self.merged_width, self.merged_width, approximate="none")
         self.linear_fc2 = nn.Linear(self.merged_width, token_width)
 
     def forward(self, x_PW: Tensor) -> Tensor:
         """Return [N, D] for patches [P, W] in blocks."""
         x = x_PW.view(-1, self.norm.normalized_shape[0])
         x_NMW = self.norm(x).view(-1, self.merged_width)
-        out_ND: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(x_NMW)))
+        out_ND: Tensor = self.linear_fc2(self.linear_fc1(x_NMW))
         return out_ND
 
 
@@ -201,6 +220,15 @@ def to_patches(pixels_3HW: Tensor, patch: int, merge: int) -> Tensor:
     rows, columns = pixels_3HW.shape[1] // patch, pixels_3HW.shape[2] // patch
     grid = pixels_3HW.view(3, rows, patch, columns, patch).permute(1, 3, 0, 2, 4)
     return _in_blocks(grid, merge).flatten(1)
+
+
+def attend(qkv_P3HE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor, lengths: list[int]) -> Tensor:
+    """Return attention [P, W] within each image, by torch."""
+    q_PHE, k_PHE, v_PHE = qkv_P3HE.unbind(1)
+    q_PHE, k_PHE = _rotate(q_PHE, cos_P1F, sin_P1F), _rotate(k_PHE, cos_P1F, sin_P1F)
+    images = zip(*(torch.split(part, lengths) for part in (q_PHE, k_PHE, v_PHE)), strict=True)
+    out = [functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in image)) for image in images]
+    return torch.cat([one[0].transpose(0, 1).flatten(1) for one in out])
 
 
 def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""Faster arithmetic in bfloat16, compared with the same in torch."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.processing.image_zoo import IMAGES
+from tests.vision_service.model.test_qwen3_vl import CONFIG, PROCESSOR
+from vision_service.kernels import accelerate
+from vision_service.kernels.acceleration import OneDnnLinear
+from vision_service.kernels.native_attention import open_native_attention
+from vision_service.model.qwen3_vl import Qwen3VisionHalf, attend
+
+NATIVE = open_native_attention()
+needs_native = pytest.mark.skipif(NATIVE is None, reason="the compiled attention cannot be used here")
+
+
+def inputs(num_patches: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random queries, keys, values and the cosine and sine of random angles."""
+    generator = torch.Generator().manual_seed(num_patches)
+    qkv_P3HE = torch.randn(num_patches, 3, num_heads, head_dim, generator=generator) * 2
+    angles_P1F = torch.rand(num_patches, 1, head_dim // 2, generator=generator) * 6
+    return qkv_P3HE.bfloat16(), angles_P1F.cos(), angles_P1F.sin()
+
+
+@needs_native
+@pytest.mark.parametrize("lengths", [[4], [64], [100, 4, 784], [48, 65, 128]], ids=str)
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(2, 64), (3, 72), (4, 16), (1, 128)])
+def test_compiled_attention_is_as_exact_as_torchs(lengths: list[int], num_heads: int, head_dim: int) -> None:
+    assert NATIVE is not None
+    qkv_P3HE, cos_P1F, sin_P1F = inputs(sum(lengths), num_heads, head_dim)
+    exact = attend(qkv_P3HE.float(), cos_P1F, sin_P1F, lengths)
+    by_torch = attend(qkv_P3HE, cos_P1F, sin_P1F, lengths).float()
+    compiled = NATIVE(qkv_P3HE, cos_P1F, sin_P1F, lengths).float()
+    assert (compiled - exact).square().mean() <= 1.05 * (by_torch - exact).square().mean()
+    assert (compiled - exact).abs().max() <= 1.5 * (by_torch - exact).abs().max()
+
+
+@needs_native
+def test_an_images_attention_does_not_depend_on_its_batch() -> None:
+    assert NATIVE is not None
+    qkv_P3HE, cos_P1F, sin_P1F = inputs(300, 2, 64)
+    together = NATIVE(qkv_P3HE, cos_P1F, sin_P1F, [100, 200])
+    alone = NATIVE(qkv_P3HE[100:], cos_P1F[100:], sin_P1F[100:], [200])
+    assert torch.equal(together[100:], alone)
+
+
+@torch.no_grad()
+def test_an_accelerated_model_gives_the_same_tokens() -> None:
+    torch.manual_seed(0)
+    half = Qwen3VisionHalf(CONFIG).eval()
+    for parameter in half.parameters():
+        parameter.normal_(0, 0.05)
+    images = [torch.from_numpy(PROCESSOR.to_pixels(image)) for image in IMAGES.values()]
+    exact = torch.cat(half.encode(images))
+    half.bfloat16()
+    plain = torch.cat(half.encode([image.bfloat16() for image in images])).float()
+    fast = copy.deepcopy(half)
+    accelerate(fast)
+    tokens = torch.cat(fast.encode([image.bfloat16() for image in images])).float()
+    assert (tokens - exact).square().mean() <= 1.1 * (plain - exact).square().mean()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert sum(isinstance(module, OneDnnLinear) for module in fast.modules()) == 4 * 4 + 2 * 4
