@@ -22,9 +22,8 @@ class OneDnnLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), _ROWS)
         self._bias = None if linear.bias is None else linear.bias.detach()
-        self._then: tuple[str, list[float], str] = (
-            ("gelu", [], linear.approximate) if isinstance(linear, LinearGelu) else ("none", [], "")
-        )
+        gelu = linear.approximate if isinstance(linear, LinearGelu) else None
+        self._then: tuple[str, list[float], str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., outputs] for [..., inputs]."""
