@@ -32,7 +32,7 @@ class ModelStore:
         folder = self.root / str(parse_tag(tag))
         if not folder.is_dir():
             known = self.tags()[-_TAGS_SHOWN:]
-            others = f"; it has {', '.join(known)}" if known else ""
+            others = f"; it has {', '.join(known)}" if known else "; it is empty, so check its path or mount"
             raise NotFound(f"The model store has no {tag}{others}.", reason="UNKNOWN_TAG", field="tag", where=self.root)
         return folder
 

@@ -1,5 +1,7 @@
 """Load one half of a checkpoint, verified against its manifest."""
 
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chassis.errors import DataLoss
+from chassis.errors import DataLoss, FailedPrecondition
+from checkpoint.available_memory import available_bytes
 from checkpoint.checks import check_weights
 from checkpoint.families import Half, ModelConfig, TensorSpec
 from checkpoint.identity import TensorDigest, half_digest
@@ -37,7 +40,8 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
 
     Raises:
         FailedPrecondition: BAD_CHECKPOINT, a file is missing, cut short or not valid. WRONG_HALF, the checkpoint holds
-            only the other half. MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, with the names.
+            only the other half. MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE, with the names. NO_MEMORY, the half
+            does not fit into the memory that is available.
         DataLoss: DIGEST_MISMATCH, a file or the half differs from the manifest.
     """
     manifest = read_manifest(folder)
@@ -46,6 +50,7 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
         read_verified(folder, manifest, TOKENIZER_FILE)
     files = open_folder(folder)
     specs = check_weights(files, config, [half], folder.name)
+    _check_memory(f"The {half} half of {folder.name}", specs, dtype, torch.device(device))
 
     def read(spec: TensorSpec) -> tuple[Tensor, TensorDigest]:
         stored = files[spec.name]
@@ -65,3 +70,18 @@ def load_half(folder: Path, half: Half, *, dtype: torch.dtype, device: torch.dev
             reason="DIGEST_MISMATCH",
         )
     return LoadedHalf(config, tensors, found, manifest)
+
+
+def _check_memory(subject: str, specs: Sequence[TensorSpec], dtype: torch.dtype, device: torch.device) -> None:
+    """Check that the weights fit.
+
+    Otherwise the system would kill the process in the middle of the load, without a reason in its log.
+    """
+    needed = sum(math.prod(spec.shape) for spec in specs) * dtype.itemsize
+    available = available_bytes(device)
+    if needed > available:
+        raise FailedPrecondition(
+            f"{subject} takes {needed / 2**20:.0f} MiB, and {available / 2**20:.0f} MiB are available: raise the "
+            "memory limit.",
+            reason="NO_MEMORY",
+        )

@@ -5,11 +5,11 @@ import asyncio
 import structlog
 
 from chassis.errors import FailedPrecondition
+from checkpoint.available_memory import available_bytes
 from checkpoint.families import LanguageConfig
 from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import EngineConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_block
-from language_service.engine.memory import available_bytes
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
@@ -56,6 +56,13 @@ def _size_cache(model: LanguageConfig, config: EngineConfig) -> CacheConfig:
         budget = int(config.cache_fraction * available_bytes(config.device))
     max_useful = config.scheduling.max_running * -(-model.context_length // block_size)
     num_blocks = min(budget // block_bytes, max_useful)
+    available = available_bytes(config.device)
+    if num_blocks * block_bytes > available:
+        raise FailedPrecondition(
+            f"A KV cache of {num_blocks * block_bytes} bytes does not fit beside the weights, {available} bytes are "
+            "available. Lower --kv-cache-bytes, or raise the memory limit.",
+            reason="NO_MEMORY",
+        )
     if num_blocks < 1:
         raise FailedPrecondition(
             f"A KV cache of {budget} bytes has no room for one block of {block_bytes} bytes. "

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chassis.errors import DataLoss, FailedPrecondition, TandemError
+from checkpoint import weights
 from checkpoint.config import read_config
 from checkpoint.families import HALVES, HEAD, Half, layout
 from checkpoint.manifest import read_manifest, write_manifest
@@ -234,3 +235,12 @@ def test_a_separate_head_that_differs_is_refused(
         lambda tensors: tensors.update({HEAD: change(tensors["language_model.embed_tokens.weight"]).clone()}),
     )
     assert "ties them" in rejected(folder, "language", "UNEXPECTED_TENSORS")
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_half_larger_than_the_available_memory_is_rejected(
+    checkpoint: Copy, half: Half, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "available_bytes", lambda _device: 1000)
+    message = rejected(checkpoint(), half, "NO_MEMORY")
+    assert "raise the memory limit" in message

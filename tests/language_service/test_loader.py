@@ -87,6 +87,15 @@ async def test_the_cache_takes_its_fraction_of_the_available_memory(
     await hosted.close()
 
 
+async def test_a_cache_larger_than_the_available_memory_is_refused(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "available_bytes", lambda _device: 1000)
+    with pytest.raises(FailedPrecondition, match="raise the memory limit") as caught:
+        await make_loader(models, cache_bytes=2**20).load(TAG)
+    assert caught.value.reason == "NO_MEMORY"
+
+
 async def test_a_cache_smaller_than_the_context_limits_the_context(models: Path) -> None:
     """A prompt that needs more blocks would wait forever."""
     per_block = 16 * 2 * 2 * 2 * 16 * 4

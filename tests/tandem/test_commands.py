@@ -221,7 +221,8 @@ def test_a_checkpoint_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> Non
 
 def test_an_unknown_checkpoint_is_one_sentence_with_the_folder(tmp_path: Path) -> None:
     done = run("checkpoint", "inspect", "other-v1.0.0", "--models", tmp_path)
-    assert (done.returncode, done.stderr) == (1, f"The model store has no other-v1.0.0 ({tmp_path}).\n")
+    message = f"The model store has no other-v1.0.0; it is empty, so check its path or mount ({tmp_path}).\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
 def test_python_m_tandem_is_the_command() -> None:

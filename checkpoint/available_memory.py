@@ -1,4 +1,4 @@
-"""Measure how much memory a KV cache may take."""
+"""Measure how much memory weights and a KV cache may take."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,16 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Files of limit, use and statistics, and the name of cached pages in the latter: version 2 of cgroups, then version 1.
+_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
 
 
 def available_bytes(device: torch.device) -> int:
@@ -30,12 +40,13 @@ def _machine_bytes() -> int:
 
 def _container_bytes() -> int:
     """Return the memory that the container's limit leaves."""
-    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
-    if not (limit.isdigit() and used.isdigit()):
-        return 2**63
-    # Cached file pages, also those of the weights just read, count as used. Linux drops them when memory is needed.
-    statistics = dict(line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
-    return max(0, int(limit) - int(used) + int(statistics.get("inactive_file", 0)))
+    for limit_file, used_file, statistics_file, pages in _FILES:
+        limit, used = _read(_CGROUP / limit_file).strip(), _read(_CGROUP / used_file).strip()
+        if limit.isdigit() and used.isdigit():
+            # Cached file pages, also those of the weights just read, count as used. Linux drops them when needed.
+            statistics = dict(line.split() for line in _read(_CGROUP / statistics_file).splitlines())
+            return max(0, int(limit) - int(used) + int(statistics.get(pages, 0)))
+    return 2**63
 
 
 def _read(path: Path) -> str:
