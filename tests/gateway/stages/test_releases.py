@@ -3,19 +3,24 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, TandemError
+from chassis.health import NOT_SERVING, SERVING
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from gateway.stages.errors import short_list
-from gateway.stages.releases import Releases, open_release
-from tandem.v1 import gateway_pb2
-from tests.gateway.halves import TAG
+from gateway.stages.releases import SERVICE_NAME, STABLE_HEALTH_NAME, Releases, open_release
+from tandem.v1 import gateway_pb2, model_pb2
+from tests.gateway import scripted
+from tests.gateway.conftest import MakeWorld
+from tests.gateway.halves import TAG, vision_info
 from tests.gateway.scripted import World
 
 OTHER = "other-v1.0.0"
@@ -91,3 +96,36 @@ async def test_a_restarted_stage_is_found_within_seconds(world: World) -> None:
 async def is_ready(world: World) -> bool:
     models = await world.stub.ListModels(gateway_pb2.GatewayListModelsRequest())
     return all(release.ready for release in models.releases)
+
+
+async def health_of(world: World, name: str) -> Any:
+    async with grpc.aio.insecure_channel(world.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+
+
+async def test_a_gateway_that_found_its_release_stays_healthy_when_a_stage_is_lost(world: World) -> None:
+    """A probe asks for this name. Its clients learn from the gateway which stage is missing."""
+    async with asyncio.timeout(30):
+        while await health_of(world, STABLE_HEALTH_NAME) != SERVING:
+            await asyncio.sleep(0.1)
+    await world.stage_servers["vision"].stop()
+    async with asyncio.timeout(30):
+        while await is_ready(world):  # noqa: ASYNC110  (no event to wait for)
+            await asyncio.sleep(0.1)
+    assert await health_of(world, STABLE_HEALTH_NAME) == SERVING
+
+
+async def test_a_gateway_whose_halves_do_not_fit_is_not_healthy(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_half(store: Path) -> model_pb2.ModelInfo:
+        info = vision_info(store)
+        info.half_digest = bytes(32)
+        return info
+
+    monkeypatch.setattr(scripted, "vision_info", other_half)
+    async with make_world(refresh_s=0.05) as world:
+        await asyncio.sleep(0.5)
+        assert await health_of(world, f"{SERVICE_NAME}/{TAG}") == NOT_SERVING
+        assert await health_of(world, STABLE_HEALTH_NAME) == NOT_SERVING
