@@ -14,7 +14,7 @@ from chassis.tracing import traceparent
 
 __all__ = ["ChannelTls", "check_target", "open_blocking_channel", "open_channel"]
 
-_SERVICE_CONFIG = {
+_SERVICE_CONFIG: dict[str, Any] = {
     # Spread calls over all addresses of a name such as dns:///headless-service. The default uses only the first.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -31,6 +31,9 @@ _SERVICE_CONFIG = {
         }
     ],
 }
+
+# Clients watch the health of each server. A server that drains gets no new calls, and its name is resolved again.
+_WATCHING_SERVICE_CONFIG = {**_SERVICE_CONFIG, "healthCheckConfig": {"serviceName": ""}}
 
 
 def check_target(target: str) -> None:
@@ -57,6 +60,7 @@ def open_channel(
     tls: ChannelTls | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     authority: str | None = None,
+    watch_health: bool = False,
 ) -> grpc.aio.Channel:
     """Open a channel with keepalive, retries and load balancing.
 
@@ -70,11 +74,12 @@ def open_channel(
         tls: TLS files. None uses plain text.
         max_message_bytes: largest response message, bytes.
         authority: the server's name in its certificate, if `target` is one of its addresses instead.
+        watch_health: leave a server that drains for another address of `target`.
 
     Raises:
         FailedPrecondition: reason 'BAD_TLS', the TLS files cannot be used.
     """
-    options = _channel_options(max_message_bytes)
+    options = _channel_options(max_message_bytes, watch_health)
     if authority is not None:
         options += [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
     if tls is None:
@@ -85,21 +90,25 @@ def open_channel(
 
 
 def open_blocking_channel(
-    target: str, *, tls: ChannelTls | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    target: str,
+    *,
+    tls: ChannelTls | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    watch_health: bool = False,
 ) -> grpc.Channel:
     """Open the same channel for code without asyncio.
 
     It is thread-safe. Callers send their own request id.
     """
-    options = _channel_options(max_message_bytes)
+    options = _channel_options(max_message_bytes, watch_health)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
     return grpc.secure_channel(target, tls.credentials(), options=options)
 
 
-def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
+def _channel_options(max_message_bytes: int, watch_health: bool) -> list[tuple[str, str | int]]:
     return [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(_WATCHING_SERVICE_CONFIG if watch_health else _SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
         # A retry needs the buffered request. The default of 256 KiB would exclude requests with images.
@@ -113,6 +122,8 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, str | int]]:
         # jitter of 20 %. With gRPC's default, pauses grow to two minutes and calls fail meanwhile.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 400),
+        # gRPC's default of 30 s would leave a client without a server when pods are replaced.
+        ("grpc.dns_min_time_between_resolutions_ms", 500),
     ]
 
 

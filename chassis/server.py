@@ -26,6 +26,7 @@ from chassis.tls import server_credentials
 from chassis.tracing import tracing
 
 _FLUSH_S = 0.5  # grace period after the last handler, to send its status and close open health watches
+_SETTLE_S = 0.5  # shortest drain: clients that watch the health leave, and their last RPCs get a reason
 _UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
 
 _log = structlog.get_logger()
@@ -91,7 +92,7 @@ class Server:
         self._in_flight.draining = True
         await self.health.stop()
         interrupted = asyncio.create_task((at_once or asyncio.Event()).wait())
-        idle = asyncio.create_task(self._in_flight.idle.wait())
+        idle = asyncio.create_task(self._wait_until_idle(min(drain_s, _SETTLE_S)))
         # Start gRPC's own drain only afterwards: it cancels new RPCs, while the interceptor refuses them with a reason.
         await asyncio.wait({interrupted, idle}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
         drained = idle.done() and not interrupted.done()
@@ -101,6 +102,10 @@ class Server:
         # Cancelled handlers must free their resources before the service closes the models they use.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_flight.idle.wait(), _UNWIND_S)
+
+    async def _wait_until_idle(self, at_least_s: float) -> None:
+        await asyncio.sleep(at_least_s)
+        await self._in_flight.idle.wait()
 
 
 S = TypeVar("S", bound=ServiceSettings)

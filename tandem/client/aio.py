@@ -58,7 +58,7 @@ class AsyncClient(Connection):
     """
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_channel(self.address, tls=tls)
+        self._channel = open_channel(self.address, tls=tls, watch_health=True)
         self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def generate(

@@ -162,7 +162,7 @@ class BlockingConnection(Connection, Closeable):
     """A connection whose calls block until they are answered. Thread-safe."""
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_blocking_channel(self.address, tls=tls)
+        self._channel = open_blocking_channel(self.address, tls=tls, watch_health=True)
 
     def close(self) -> None:
         """Close the connection and cancel its running requests."""
