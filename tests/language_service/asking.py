@@ -11,11 +11,12 @@ from torch import Tensor
 
 from language_service.engine.interface import Engine, Finished, Generation, Tokens
 from language_service.model.decoder import Decoder
+from language_service.model.positions import Grid
 from language_service.sampling.options import SamplingOptions
 from tests.language_service import reference
-from tests.language_service.small import make_image
+from tests.language_service.small import GridImage, make_image
 
-Part = list[int] | Tensor  # token ids, or an image's visual tokens
+Part = list[int] | Tensor | GridImage  # token ids, or an image's visual tokens
 
 PROMPTS: list[list[Part]] = [
     [[5, 6, 7]],
@@ -34,9 +35,19 @@ def start(engine: Engine, salt: bytes = b"", **options: Any) -> Generation:
 def feed(generation: Generation, parts: Sequence[Part]) -> None:
     for part in parts:
         if isinstance(part, Tensor):
-            generation.add_image(part, sha256(part.float().numpy().tobytes()).digest())
+            generation.add_image(part, visual_key(part))
+        elif isinstance(part, GridImage):
+            generation.add_image(part.tokens_NX, visual_key(part.tokens_NX, part.grid), part.grid)
         else:
             generation.add_text(part)
+
+
+def visual_key(tokens_NX: Tensor, grid: Grid | None = None) -> bytes:
+    """Return a key for these tokens.
+
+    In production, it is the image's key, which also determines the grid.
+    """
+    return sha256(tokens_NX.float().numpy().tobytes() + str(grid).encode()).digest()
 
 
 async def read(generation: Generation) -> tuple[list[int], Finished]:
@@ -56,11 +67,17 @@ async def ask(engine: Engine, parts: Sequence[Part], max_tokens: int = 12, **opt
     return (await read(generation))[0]
 
 
+def embed(decoder: Decoder, parts: Sequence[Part]) -> Tensor:
+    """Return the embeddings [T, D] of a prompt without grids."""
+    embeddings = []
+    for part in parts:
+        assert not isinstance(part, GridImage), "`one_pass` embeds images with grids"
+        embeddings.append(decoder.embed_visual(part) if isinstance(part, Tensor) else decoder.embed(torch.tensor(part)))
+    return torch.cat(embeddings)
+
+
 def expected(decoder: Decoder, parts: Sequence[Part], num_tokens: int = 12) -> list[int]:
-    embeddings = [
-        decoder.embed_visual(part) if isinstance(part, Tensor) else decoder.embed(torch.tensor(part)) for part in parts
-    ]
-    return reference.greedy(decoder, torch.cat(embeddings), num_tokens)
+    return reference.greedy(decoder, embed(decoder, parts), num_tokens)
 
 
 async def until(condition: Callable[[], bool]) -> None:

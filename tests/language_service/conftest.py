@@ -32,7 +32,7 @@ async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
         async def make(*, num_blocks: int = 64, model: Decoder = decoder, **limits: Any) -> PagedEngine:
             limits = {"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits}
             engine = PagedEngine(
-                Runner(model, make_cache(num_blocks)),
+                Runner(model, make_cache(num_blocks, config=model.config)),
                 SchedulerConfig(block_size=4, **limits),
                 tag="test-v1.0.0",
                 model_digest=bytes(32),

@@ -1,6 +1,7 @@
 """A small decoder with varied answers, and its cache."""
 
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.model.decoder import Decoder
+from language_service.model.positions import Grid
 from language_service.scheduling.sequence import Chunk, Sequence
 
 CPU = torch.device("cpu")
@@ -27,6 +29,21 @@ CONFIG = LanguageConfig(
 )
 # Heads of 32, as the native kernels need. Its widths fill no whole number of panels.
 WIDE = CONFIG.model_copy(update={"head_dim": 32})
+# As Qwen3-VL: positions of three parts, and levels after all layers but the last.
+GRIDS = WIDE.model_copy(
+    update={"num_layers": 4, "modality_embedding": False, "mrope_section": (6, 5, 5), "num_deepstack_levels": 3}
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridImage:
+    """Visual tokens with a grid and levels."""
+
+    tokens_NX: Tensor  # of each token the embedding, then its levels
+    grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.tokens_NX)
 
 
 def variants_of(config: LanguageConfig) -> dict[str, LanguageConfig]:
@@ -54,16 +71,23 @@ def make_decoder(config: LanguageConfig) -> Decoder:
     return decoder
 
 
-def make_cache(num_blocks: int, block_size: int = 4) -> PagedCache:
+def make_cache(num_blocks: int, block_size: int = 4, config: LanguageConfig = CONFIG) -> PagedCache:
     """Return an empty cache in float32."""
     shape = CacheConfig(num_blocks=num_blocks, block_size=block_size)
-    return PagedCache(CONFIG, shape, dtype=torch.float32, device=CPU)
+    return PagedCache(config, shape, dtype=torch.float32, device=CPU)
 
 
 def make_image(seed: int, num_tokens: int = 5) -> Tensor:
     """Return visual tokens [num_tokens, D] in bfloat16, as in messages."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_tokens, CONFIG.width, generator=generator).to(torch.bfloat16)
+
+
+def make_grid_image(seed: int, rows: int, columns: int, config: LanguageConfig = GRIDS) -> GridImage:
+    """Return an image in bfloat16 for a model with grids."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows * columns, (1 + config.num_deepstack_levels) * config.width)
+    return GridImage(torch.randn(shape, generator=generator).to(torch.bfloat16), Grid(rows, columns))
 
 
 def make_chunk(

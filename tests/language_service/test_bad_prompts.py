@@ -32,12 +32,14 @@ def service(store: Path) -> Iterator[Running]:
 
 def bad_streams() -> dict[str, Refused]:
     """Return messages out of order."""
+    more = Request(image_chunk=language_pb2.ImageChunk(data=b"1"))
     return {
         "nothing": Refused([], "BAD_STREAM", "start"),
         "no start": Refused([text(1)], "BAD_STREAM", "start"),
         "an empty first message": Refused([Request()], "BAD_STREAM", "start"),
         "an empty later message": Refused([start(), Request()], "BAD_STREAM", "message"),
         "two starts": Refused([start(), text(1), start()], "BAD_STREAM", "message"),
+        "a chunk without an image": Refused([start(), text(1), more], "BAD_STREAM", "image_chunk"),
     }
 
 

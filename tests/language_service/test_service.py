@@ -111,6 +111,7 @@ def test_a_model_describes_itself(service: Running, models: Path) -> None:
     assert language.tokenizer_digest == tokenizer_digest(models / TAG)
     assert (language.width, language.vocab_size, language.context_length) == (64, 264, 1024)
     assert (language.num_visual_tokens, language.max_images, language.max_running) == (32, 2, 64)
+    assert language.num_levels == 1
     assert (language.num_blocks, language.block_size) == (NUM_BLOCKS, 16)
     assert language.num_cache_bytes == service.metric("tandem_language_kv_blocks") * 16 * 2 * 2 * 2 * 16 * 4
 

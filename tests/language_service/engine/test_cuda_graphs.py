@@ -17,8 +17,18 @@ from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.runner import Images, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.scheduling.sequence import Chunk
+from tests.language_service import one_pass
+from tests.language_service.asking import Part
 from tests.language_service.operation_spy import OperationSpy
-from tests.language_service.small import CONFIG, make_cache, make_chunk, make_decoder, make_image
+from tests.language_service.small import (
+    CONFIG,
+    GRIDS,
+    make_cache,
+    make_chunk,
+    make_decoder,
+    make_grid_image,
+    make_image,
+)
 
 DECODER = ServingDecoder(CONFIG, dict(make_decoder(CONFIG).state_dict()))
 BLOCK_SIZE = 4
@@ -155,6 +165,32 @@ def test_the_runner_replays_only_steps_that_decode(monkeypatch: pytest.MonkeyPat
         expected_BV = plain.forward(chunks, [], images).clone()
         torch.testing.assert_close(replaying.forward(chunks, [], images), expected_BV, rtol=1e-5, atol=2e-4)
         assert recorder.count == num_recorded
+
+
+def test_replayed_steps_shift_the_positions_after_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sequence by its own images, in one recorded shape."""
+    decoder, recorder = make_decoder(GRIDS), Recorder()
+    runner = Runner(decoder, make_cache(32, BLOCK_SIZE, GRIDS))
+    monkeypatch.setattr(runner, "_recorded", RecordedSteps(runner.decoder, runner.cache, recorder))
+    answer = [21, 22, 23, 24]
+    prompts: list[list[Part]] = [
+        [[5, 6], make_grid_image(1, 2, 3), [7]],
+        [[5, 6, 7], make_grid_image(2, 1, 5)],
+        [[8] * 9],
+    ]
+    images = [one_pass.place(parts) for parts in prompts]
+    ids = [[*one_pass.token_ids(parts), *answer] for parts in prompts]
+    blocks = [list(range(first, first + 4)) for first in (0, 4, 8)]
+    lengths = [len(each) - len(answer) for each in ids]
+    parts = list(zip(lengths, ids, blocks, strict=True))
+    runner.forward([make_chunk(0, each[:length], own) for length, each, own in parts], [], images)
+    expected = [one_pass.logits(decoder, [*parts, answer])[-len(answer) :] for parts in prompts]
+    assert recorder.count == 0
+    for step in range(len(answer)):
+        chunks = [make_chunk(length + step, [each[length + step]], own) for length, each, own in parts]
+        logits_BV = runner.forward(chunks, [], images)
+        torch.testing.assert_close(logits_BV, torch.stack([each[step] for each in expected]), rtol=1e-5, atol=2e-4)
+    assert recorder.count == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

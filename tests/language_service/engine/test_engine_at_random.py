@@ -12,16 +12,17 @@ from torch import Tensor
 
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import Engine, Event, Finished, FinishReason, Prefilled, Tokens
+from language_service.model.decoder import Decoder
 from language_service.sampling.grammar import Grammar, GrammarCompiler
 from language_service.sampling.options import Constraint, SamplingOptions
-from tests.language_service import reference
-from tests.language_service.asking import Part, feed
+from tests.language_service import one_pass, reference
+from tests.language_service.asking import Part, embed, feed
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.slow_sampling import SlowAnswer
-from tests.language_service.small import CONFIG, make_decoder, make_image
+from tests.language_service.small import CONFIG, GRIDS, make_decoder, make_grid_image, make_image
 
 VOCAB, EOS = 264, 2
-MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
+MODEL, GRID_MODEL = (make_decoder(config.model_copy(update={"vocab_size": VOCAB})) for config in (CONFIG, GRIDS))
 NUM_REQUESTS = 24
 PREFIXES = [[5, 6, 7, 8] * 3, [9] * 11, list(range(20, 41)), [40, 41, 42] * 3]
 CONSTRAINTS = [
@@ -35,6 +36,7 @@ CONSTRAINTS = [
 class Question:
     """One request."""
 
+    model: Decoder
     parts: list[Part]
     options: SamplingOptions
     max_tokens: int
@@ -53,15 +55,16 @@ async def compiler() -> AsyncIterator[GrammarCompiler]:
     compiler.close()
 
 
+@pytest.mark.parametrize("model", [MODEL, GRID_MODEL], ids=["ours", "grids"])
 @pytest.mark.parametrize("seed", range(10))
 async def test_every_answer_under_random_traffic_equals_the_reference(
-    make_engine: MakeEngine, compiler: GrammarCompiler, seed: int
+    make_engine: MakeEngine, compiler: GrammarCompiler, model: Decoder, seed: int
 ) -> None:
     """Prompts share prefixes, blocks run out, and clients cancel."""
     rng = random.Random(seed)
     max_running = rng.choice([1, 3, 6])
     engine = await make_engine(
-        model=MODEL,
+        model=model,
         num_blocks=rng.choice([18, 24, 40]),
         max_running=max_running,
         max_step_tokens=max_running + rng.choice([1, 4, 20]),
@@ -70,7 +73,7 @@ async def test_every_answer_under_random_traffic_equals_the_reference(
     )
 
     async def one(rng: random.Random) -> int:
-        question = make_question(rng, room=engine.context_length)
+        question = make_question(rng, model, room=engine.context_length)
         constraint = question.options.constraint
         grammars = [await compiler.compile(constraint) if constraint else None for _ in range(2)]
         events = await ask(engine, question, grammars[0], rng)
@@ -82,20 +85,27 @@ async def test_every_answer_under_random_traffic_equals_the_reference(
     assert sum(num_events > 0 for num_events in answered) > NUM_REQUESTS // 4
 
 
-def make_question(rng: random.Random, room: int) -> Question:
+def make_question(rng: random.Random, model: Decoder, room: int) -> Question:
     prefix = rng.choice(PREFIXES)
     parts: list[Part] = [prefix[: rng.choice([1, 4, 8, len(prefix)])]]
     for _ in range(rng.randint(0, 3)):
         text = [rng.choice([5, 6, 7, 8, 40, 41, rng.randrange(3, VOCAB)]) for _ in range(rng.randint(1, 9))]
-        parts.append(text if rng.random() < 0.5 else make_image(rng.randrange(3), rng.choice([1, 4, 5])))
+        parts.append(text if rng.random() < 0.5 else make_any_image(rng, model))
     max_tokens = min(rng.choice([1, 2, 5, 20, 40]), room - sum(len(part) for part in parts))
     return Question(
+        model=model,
         parts=parts,
         options=SamplingOptions(**make_options(rng, max_tokens)),
         max_tokens=max_tokens,
         salt=rng.choice([b"", b"", b"other"]),
         priority=rng.choice([0, 0, 1]),
     )
+
+
+def make_any_image(rng: random.Random, model: Decoder) -> Part:
+    if model is GRID_MODEL:
+        return make_grid_image(rng.randrange(3), *rng.choice([(1, 1), (2, 2), (1, 5), (5, 1), (2, 3)]))
+    return make_image(rng.randrange(3), rng.choice([1, 4, 5]))
 
 
 def make_options(rng: random.Random, max_tokens: int) -> dict[str, Any]:
@@ -152,10 +162,10 @@ def check(question: Question, events: list[Event], grammar: Grammar | None) -> N
     logprobs = [one for chunk in chunks if isinstance(chunk, Tokens) for one in chunk.logprobs]
     assert len(logprobs) == (0 if question.options.num_logprobs is None else len(tokens))
     assert (finished.usage.num_prompt, finished.usage.num_answer) == (question.num_prompt, len(tokens))
-    prompt_ids = [token for part in question.parts if not isinstance(part, Tensor) for token in part]
+    prompt_ids = [token for part in question.parts if isinstance(part, list) for token in part]
     slow = SlowAnswer(question.options, prompt_ids, eos_token_id=EOS, grammar=grammar)
     stream = random.Random(question.options.seed)
-    for place, logits_V in enumerate(_logits(question.parts, tokens)):
+    for place, logits_V in enumerate(_logits(question, tokens)):
         if slow.is_complete or place == question.max_tokens:
             assert place == len(tokens)
             break
@@ -175,10 +185,9 @@ def check(question: Question, events: list[Event], grammar: Grammar | None) -> N
     assert finished.reason is (FinishReason.STOP if slow.is_complete else FinishReason.LENGTH)
 
 
-def _logits(parts: list[Part], answer: list[int]) -> Tensor:
+def _logits(question: Question, answer: list[int]) -> Tensor:
     """Return the logits of each answer token and one more."""
-    nonempty = [part for part in [*parts, answer] if len(part)]
-    embeddings = [
-        MODEL.embed_visual(part) if isinstance(part, Tensor) else MODEL.embed(torch.tensor(part)) for part in nonempty
-    ]
-    return reference.logits(MODEL, torch.cat(embeddings))[-1 - len(answer) :]
+    nonempty: list[Part] = [part for part in [*question.parts, answer] if len(part)]
+    if question.model is GRID_MODEL:
+        return one_pass.logits(GRID_MODEL, nonempty)[-1 - len(answer) :]
+    return reference.logits(MODEL, embed(MODEL, nonempty))[-1 - len(answer) :]

@@ -15,8 +15,9 @@ from language_service.kernels.native import NativeKernels, TileKernels
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
-from tests.language_service import reference
-from tests.language_service.small import CONFIG, WIDE, make_decoder, make_image, variants_of
+from tests.language_service import one_pass, reference
+from tests.language_service.asking import Part
+from tests.language_service.small import CONFIG, GRIDS, WIDE, make_decoder, make_grid_image, make_image, variants_of
 
 VARIANTS = variants_of(WIDE)
 KINDS: dict[str, Callable[[], Kernels]] = {
@@ -63,6 +64,33 @@ def test_bfloat16_logits_are_close_to_exact_ones(config: LanguageConfig, kind: s
     ids_T = torch.randint(0, config.vocab_size, (23,))
     expected_TV = reference.logits(exact, exact.embed(ids_T))
     logits_TV = forward(serving, serving.embed(ids_T), list(range(23)))
+    assert (logits_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
+
+
+GRID_PROMPT: list[Part] = [[5, 6], make_grid_image(1, 2, 3), [7], make_grid_image(2, 5, 1), [8, 9]]
+
+
+def forward_images(serving: ServingDecoder, decoder: Decoder) -> Tensor:
+    embeddings_TD, positions_3T, images = one_pass.inputs(decoder, GRID_PROMPT)
+    length = len(embeddings_TD)
+    with torch.inference_mode():
+        return serving.forward(embeddings_TD, positions_3T, causal_attend(1, length), torch.arange(length), images)
+
+
+def test_float32_logits_of_images_equal_the_plain_decoder() -> None:
+    decoder = make_decoder(GRIDS)
+    logits_TV = forward_images(ServingDecoder(GRIDS, dict(decoder.state_dict())), decoder)
+    expected_TV = one_pass.logits(decoder, GRID_PROMPT)
+    torch.testing.assert_close(logits_TV, expected_TV, rtol=1e-5, atol=1e-5 * float(expected_TV.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_logits_of_images_are_close_to_exact_ones(kind: str) -> None:
+    rough = make_decoder(GRIDS).bfloat16()
+    exact = Decoder(GRIDS)
+    exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
+    logits_TV = forward_images(ServingDecoder(GRIDS, dict(rough.state_dict()), make_kernels(kind)), rough)
+    expected_TV = one_pass.logits(exact, GRID_PROMPT)
     assert (logits_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
@@ -22,8 +23,8 @@ from language_service.kernels.native import NativeKernels
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import PlainKernels
 from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service.asking import PROMPTS, ask
-from tests.language_service.small import CONFIG, CPU, make_decoder
+from tests.language_service.asking import PROMPTS, Part, ask
+from tests.language_service.small import CONFIG, CPU, GRIDS, make_decoder, make_grid_image
 
 needs_native = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 PLAIN = PlainKernels(torch.float32)
@@ -197,7 +198,19 @@ def test_numbers_that_are_not_finite_stay_in_their_sequence() -> None:
     assert found[1].isnan().all()
 
 
-async def answers(decoder: ServingDecoder, *, num_blocks: int, at_once: bool, **limits: Any) -> list[list[int]]:
+GRID_PROMPTS: list[list[Part]] = [
+    [[5, 6, 7]],
+    [[9, 10], make_grid_image(1, 2, 3), [11, 12]],
+    [[9, 10], make_grid_image(1, 2, 3), [13], make_grid_image(2, 1, 7), [14]],
+    [make_grid_image(3, 4, 2), [13]],
+    [[14], make_grid_image(1, 2, 3)],
+    [list(range(20, 33))],
+]
+
+
+async def answers(
+    decoder: ServingDecoder, prompts: list[list[Part]], *, num_blocks: int, at_once: bool, **limits: Any
+) -> list[list[int]]:
     cache = PagedCache(
         decoder.config, CacheConfig(num_blocks=num_blocks, block_size=4), dtype=torch.bfloat16, device=CPU
     )
@@ -206,25 +219,31 @@ async def answers(decoder: ServingDecoder, *, num_blocks: int, at_once: bool, **
         Runner(decoder, cache), config, tag="native-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock()
     )
     if at_once:
-        found = await asyncio.gather(*(ask(engine, parts, 40, temperature=1.0, seed=7) for parts in PROMPTS))
+        found = await asyncio.gather(*(ask(engine, parts, 40, temperature=1.0, seed=7) for parts in prompts))
     else:
-        found = [await ask(engine, parts, 40, temperature=1.0, seed=7) for parts in PROMPTS]
+        found = [await ask(engine, parts, 40, temperature=1.0, seed=7) for parts in prompts]
     await engine.close()
     return found
 
 
 @needs_native
-async def test_answers_in_bfloat16_do_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize(
+    ("config", "prompts"),
+    [(CONFIG.model_copy(update={"head_dim": 32}), PROMPTS), (GRIDS, GRID_PROMPTS)],
+    ids=["ours", "grids"],
+)
+async def test_answers_in_bfloat16_do_not_depend_on_the_batch(
+    config: LanguageConfig, prompts: list[list[Part]]
+) -> None:
     """Nor on chunks, preemption, cache hits or drafts.
 
     Tokens are sampled, so that a single wrong bit of a logit can show.
     """
-    config = CONFIG.model_copy(update={"head_dim": 32})
     tensors = make_decoder(config).bfloat16().state_dict()
     decoder = ServingDecoder(config, tensors, NativeKernels())
-    alone = await answers(decoder, num_blocks=64, at_once=False, reuse_prefixes=False)
+    alone = await answers(decoder, prompts, num_blocks=64, at_once=False, reuse_prefixes=False)
     assert len({tuple(answer) for answer in alone}) == len(alone)
-    assert await answers(decoder, num_blocks=64, at_once=True) == alone
-    assert await answers(decoder, num_blocks=64, at_once=True, max_step_tokens=9) == alone
-    assert await answers(decoder, num_blocks=18, at_once=True, max_running=3, max_step_tokens=8) == alone
-    assert await answers(decoder, num_blocks=64, at_once=True, max_drafts=6) == alone
+    assert await answers(decoder, prompts, num_blocks=64, at_once=True) == alone
+    assert await answers(decoder, prompts, num_blocks=64, at_once=True, max_step_tokens=9) == alone
+    assert await answers(decoder, prompts, num_blocks=18, at_once=True, max_running=3, max_step_tokens=8) == alone
+    assert await answers(decoder, prompts, num_blocks=64, at_once=True, max_drafts=6) == alone

@@ -14,7 +14,8 @@ from language_service.kernels import library
 from language_service.kernels.interface import Layer, Layers
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.native import NativeKernels
-from tests.language_service.small import CPU, WIDE, make_decoder, variants_of
+from language_service.model.deepstack import ImageRows
+from tests.language_service.small import CPU, GRIDS, WIDE, make_decoder, make_grid_image, variants_of
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 
@@ -39,13 +40,14 @@ class Served:
         self.cache = PagedCache(config, CacheConfig(num_blocks=10, block_size=4), dtype=torch.bfloat16, device=CPU)
         self.cache.kv.zero_()
 
-    def step(self, ids_T: Tensor, spans: Sequence[CacheSpan], rows: Sequence[int]) -> Tensor:
+    def step(
+        self, ids_T: Tensor, spans: Sequence[CacheSpan], rows: Sequence[int], images: Sequence[ImageRows] = ()
+    ) -> Tensor:
         """Return the logits of `rows` after a step of `spans`."""
-        positions = [span.start + i for span in spans for i in range(span.length)]
+        positions = torch.tensor([span.start + i for span in spans for i in range(span.length)])
         with torch.inference_mode():
-            logits = self.decoder.forward(
-                self.decoder.embed(ids_T), torch.tensor(positions), self.cache.attend(spans), torch.tensor(rows).long()
-            )
+            embeddings_TD, rows_R = self.decoder.embed(ids_T), torch.tensor(rows).long()
+            logits = self.decoder.forward(embeddings_TD, positions, self.cache.attend(spans), rows_R, images)
         return logits.clone()
 
 
@@ -69,6 +71,34 @@ def test_one_call_is_bitwise_equal_to_many(config: LanguageConfig, num_threads: 
             found, expected = at_once.step(ids_T, spans, rows), one_by_one.step(ids_T, spans, rows)
             assert torch.equal(found, expected)
         assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
+
+
+def make_rows(first: int, seed: int, rows: int, columns: int, *, skipped: int = 0) -> ImageRows:
+    """Return an image, or its end, at a row of the batch."""
+    tokens_NX = make_grid_image(seed, rows, columns).tokens_NX[skipped:]
+    return ImageRows(first, tokens_NX.view(len(tokens_NX), 1 + GRIDS.num_deepstack_levels, GRIDS.width))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_levels_are_added_bitwise_equally_in_one_call(num_threads: int) -> None:
+    """Also to the end of an image, and whichever rows are wanted."""
+    torch.set_num_threads(num_threads)
+    ids_T, spans = torch.randint(0, GRIDS.vocab_size, (18,)), [CacheSpan(0, 11, [3, 1, 9]), CacheSpan(0, 7, [0, 7])]
+    images = [make_rows(1, 1, 2, 3), make_rows(9, 2, 3, 3, skipped=7), make_rows(12, 3, 1, 1), make_rows(14, 4, 2, 2)]
+    for rows in ([17], range(18), range(0, 18, 5), [10], []):
+        at_once, one_by_one = Served(GRIDS, NativeKernels()), Served(GRIDS, OneByOne())
+        found, expected = at_once.step(ids_T, spans, rows, images), one_by_one.step(ids_T, spans, rows, images)
+        assert torch.equal(found, expected)
+        assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
+    assert not torch.equal(at_once.step(ids_T, spans, [17], images), at_once.step(ids_T, spans, [17]))
+
+
+def test_levels_change_no_row_of_another_sequence() -> None:
+    served = Served(GRIDS, NativeKernels())
+    ids_T, spans = torch.randint(0, GRIDS.vocab_size, (18,)), [CacheSpan(0, 11, [3, 1, 9]), CacheSpan(0, 7, [0, 7])]
+    before, after = served.step(ids_T, spans, range(18)), served.step(ids_T, spans, range(18), [make_rows(12, 1, 2, 2)])
+    assert torch.equal(before[:12], after[:12])
+    assert not (before[12:] == after[12:]).all(dim=1).any()
 
 
 def test_a_step_without_wanted_rows_fills_the_cache() -> None:

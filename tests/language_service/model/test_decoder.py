@@ -9,9 +9,10 @@ from checkpoint.families import LanguageConfig, RopeScaling, layout
 from checkpoint.presets import RESAMPLER_PRESETS
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
+from language_service.model.deepstack import ImageRows
 from language_service.model.rotary import Rotary, rotate, scale_frequencies
 from tests.language_service import reference
-from tests.language_service.small import CONFIG, make_decoder, make_image, variants_of
+from tests.language_service.small import CONFIG, GRIDS, make_decoder, make_grid_image, make_image, variants_of
 
 VARIANTS = {
     **variants_of(CONFIG),
@@ -121,6 +122,16 @@ def test_every_weight_learns() -> None:
     names, parameters = zip(*decoder.named_parameters(), strict=True)
     for name, gradient in zip(names, torch.autograd.grad(loss, parameters), strict=True):
         assert gradient.any(), name
+
+
+def test_levels_of_visual_tokens_learn() -> None:
+    """Each level has a gradient, so training can reach the vision tower."""
+    decoder, image = Decoder(GRIDS), make_grid_image(0, 2, 2)
+    tokens_NLD = image.tokens_NX.float().view(4, 4, GRIDS.width).requires_grad_()
+    embeddings_TD = torch.cat([decoder.embed_visual(tokens_NLD[:, 0]), decoder.embed(torch.arange(3))])
+    hidden_TD = decoder(embeddings_TD, torch.arange(7), causal_attend(1, 7), [ImageRows(0, tokens_NLD)])
+    (gradient,) = torch.autograd.grad(hidden_TD[-1].sum(), tokens_NLD)
+    assert gradient.any(dim=-1).all()
 
 
 def test_bfloat16_stays_close_to_float32(decoder: Decoder) -> None:
