@@ -29,7 +29,7 @@ _File = TypeVar("_File", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class _HubFolder:
-    """The parsed JSON files of a Hub folder, and its tokens."""
+    """A Hub folder with its tokens."""
 
     folder: Path
     token_of: TokenOf
@@ -48,7 +48,7 @@ class _HubFolder:
             raise self.bad(f"has a {name} that cannot be used: {'; '.join(problems(error))}") from error
 
     def token(self, name: str, token_id: int) -> str:
-        """Return the token that a field of `config.json` names by id."""
+        """Return the token that a field names by id."""
         token = self.token_of(token_id)
         if token is None:
             raise self.bad(f"has no token with the id {token_id}, which {CONFIG_FILE} gives as {name}")
@@ -59,7 +59,7 @@ class _HubFolder:
 
 
 def needed_files(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return the files that `read_hub_config` reads, with files that may replace them."""
+    """Return the files to read, with their replacements."""
     try:
         foreign = ModelType.model_validate_json((folder / CONFIG_FILE).read_bytes()).model_type is not None
     except (OSError, ValidationError):  # reading it again tells the reason
@@ -165,7 +165,7 @@ def _images(hub: _HubFolder) -> Preprocessor:
 
 
 def _compare(hub: _HubFolder, pairs: Mapping[str, tuple[int, int]]) -> None:
-    """Check that values that two files or parts give are equal."""
+    """Check values that are stored twice."""
     wrong = [f"{name} is {one}, not {other}" for name, (one, other) in pairs.items() if one != other]
     if wrong:
         raise hub.bad(f"has a {CONFIG_FILE} that does not fit its other files: {'; '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""The JSON files of a Hub folder, as far as they concern us. Needs no torch.
+"""The forms of a Hub folder's JSON files. Needs no torch.
 
 A field is required if it gives a shape. Other fields have the default of transformers. Unknown fields are ignored,
 because every version of transformers adds some.
@@ -19,13 +19,19 @@ class _Form(BaseModel):
 
 
 class ModelType(_Form):
-    """The part of `config.json` that every model of the Hub has. Our own form lacks it."""
+    """The part of any `config.json` of the Hub.
+
+    Our own form lacks it.
+    """
 
     model_type: str | None = None
 
 
 class Rope(BaseModel):
-    """Rotary positions of the decoder. Unknown fields would scale them, so they are errors."""
+    """Rotary positions of the decoder.
+
+    Unknown fields would scale them, so they are errors.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -134,7 +140,7 @@ class Qwen3VL(_Form):
 
 
 class _Size(_Form):
-    """The budget of pixels. Both are areas, in spite of their names."""
+    """The budget of pixels: areas, in spite of the names."""
 
     shortest_edge: PositiveInt
     longest_edge: PositiveInt
@@ -216,5 +222,5 @@ class Generation(_Form):
 
 
 def token_ids(field: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return the ids of a field that holds one or several."""
+    """Return the token ids of a field as a tuple."""
     return (field,) if isinstance(field, int) else field

@@ -1,4 +1,7 @@
-"""Find the files of a Hub folder. Needs no torch, except for `.bin` weights."""
+"""Find and check the files of a Hub folder.
+
+Needs no torch, except for `.bin` weights.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ class _NamedTemplate(BaseModel):
 
 
 class _TemplateHolder(BaseModel):
-    """A JSON file that may hold a chat template, or several with names."""
+    """A JSON file with a chat template, or several."""
 
     chat_template: str | list[_NamedTemplate] | None = None
 
@@ -51,7 +54,9 @@ class HubFolder:
 
 
 def open_hub_folder(folder: Path) -> HubFolder:
-    """Read and check all files of a Hub folder, except the elements of its tensors.
+    """Read and check the files of a Hub folder.
+
+    The elements of tensors are not read.
 
     Raises:
         InvalidArgument: BAD_SOURCE, it is not a folder.
@@ -102,7 +107,10 @@ def _index(folder: Path, weights: WeightFiles) -> Path | None:
 
 
 def _is_missing(path: Path) -> bool:
-    """Return whether a file is absent, a broken link or a Git LFS pointer."""
+    """Return whether a file was not downloaded.
+
+    It is absent, a broken link, or a Git LFS pointer.
+    """
     if not path.is_file():
         return True
     with path.open("rb") as file:
@@ -124,7 +132,7 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """Return the chat template from the first file that has one."""
+    """Return the chat template, None without one."""
     if not _is_missing(folder / TEMPLATE_FILE):
         return _text(folder / TEMPLATE_FILE)
     for name in (_TEMPLATE_JSON, _TOKENIZER_CONFIG):

@@ -1,4 +1,7 @@
-"""Link, copy and hash the weight files of an import. Needs no torch, except for `.bin` files."""
+"""Link, copy and hash the weight files of an import.
+
+Needs no torch, except for `.bin` files.
+"""
 
 import os
 from collections.abc import Callable
@@ -39,7 +42,7 @@ class WeightFile:
         return self.target.exists() and self.target.samefile(self.source)
 
     def is_done(self, record: WeightRecord | None, *, copy: bool) -> bool:
-        """Return whether the target is in place, hashed and up to date.
+        """Return whether the target is complete and hashed.
 
         Args:
             record: of an earlier import.
@@ -92,7 +95,7 @@ def copy_file(file: WeightFile, on_bytes: OnBytes) -> None:
 
 
 def hash_file(file: WeightFile, before: Fingerprint, on_bytes: OnBytes) -> WeightRecord:
-    """Hash the target and each of its tensors, side by side.
+    """Hash a file and its tensors, side by side.
 
     Args:
         file: in its place.

@@ -1,4 +1,4 @@
-"""Keep what an unfinished import has done, so that it can go on. Needs no torch."""
+"""Store the state of unfinished imports. Needs no torch."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ class _Record(BaseModel):
 
 
 class Fingerprint(_Record):
-    """Tells whether a source file is still the one that was hashed."""
+    """Detects that a source file was changed or replaced."""
 
     num_bytes: int
     mtime_ns: int

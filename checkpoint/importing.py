@@ -1,7 +1,8 @@
-"""Import a Hub folder into a model store. Needs no torch, except for `.bin` weights.
+"""Import a Hub folder into a model store.
 
-Weight files are linked or copied as they are, and loading maps their tensor names. Hashing takes most of the time. So
-the hashes of each finished file are kept, and an interrupted import goes on with the next file.
+Needs no torch, except for `.bin` weights. Weight files are linked or copied as they are, and loading maps their tensor
+names. Hashing takes most of the time. So the hashes of each finished file are kept, and an interrupted import goes on
+with the next file.
 """
 
 import re
@@ -98,7 +99,7 @@ def import_folder(
 
 
 def _clear(unfinished: UnfinishedImport, files: list[WeightFile], todo: list[WeightFile]) -> None:
-    """Remove files that were not finished, or belong to another source folder."""
+    """Remove unfinished files, and those of another source folder."""
     done = {file.name for file in files} - {file.name for file in todo}
     for path in unfinished.folder.iterdir():
         if path.name not in done:
@@ -153,7 +154,7 @@ class _Meter:
 
 
 def _copy_and_hash(todo: list[WeightFile], unfinished: UnfinishedImport, meter: _Meter) -> None:
-    """Copy the files that are not linked, hash all one by one, and keep the hashes."""
+    """Copy the files that are not linked, and hash all."""
     for file in todo:
         on_bytes, before = partial(meter.add, file), Fingerprint.of(file.source)
         on_bytes(0)

@@ -29,7 +29,7 @@ def kv_bytes_per_token(config: LanguageConfig) -> int:
 
 
 def visual_token_bytes(config: ModelConfig) -> int:
-    """Return the bytes of one visual token in bf16, with all levels."""
+    """Return the bytes of a bf16 visual token, all levels."""
     return config.token_width * _BF16_BYTES
 
 

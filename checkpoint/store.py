@@ -37,7 +37,7 @@ class ModelStore:
         return folder
 
     def new_folder(self, tag: str) -> Path:
-        """Return the path of a checkpoint that does not exist yet.
+        """Return the path of a new checkpoint.
 
         Raises:
             InvalidArgument: BAD_TAG, the text is not a tag.

@@ -1,4 +1,4 @@
-"""Hub folders of tiny Qwen3-VL models with random weights, written by transformers."""
+"""Hub folders of tiny random Qwen3-VL models, written by transformers."""
 
 import json
 from pathlib import Path
@@ -98,7 +98,7 @@ def write_hub_folder(
 
 
 def random_model(*, tied: bool = True, seed: int = 0) -> Qwen3VLForConditionalGeneration:
-    """Return a model in which every parameter is random, norms and biases too."""
+    """Return a model with random parameters, norms and biases too."""
     text = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -161,7 +161,7 @@ def edit_json(path: Path, change: Any) -> None:
 
 
 def _as_released(config: dict[str, Any]) -> None:
-    """Turn `config.json` of transformers 5 into the released form, which is of transformers 4."""
+    """Turn `config.json` into the released form, of transformers 4."""
     text, vision = config["text_config"], config["vision_config"]
     text["rope_scaling"] = text.pop("rope_parameters")
     text["rope_theta"] = text["rope_scaling"].pop("rope_theta")

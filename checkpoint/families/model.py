@@ -27,7 +27,7 @@ class ModelConfig(Part, ABC):
 
     @abstractmethod
     def visual_tokens_of(self, width: int, height: int) -> int:
-        """Return the visual tokens of an image of this size, in pixels."""
+        """Return the visual tokens of an image, by its pixels."""
 
     @property
     @abstractmethod

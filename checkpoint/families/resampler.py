@@ -95,7 +95,7 @@ class ResamplerModelConfig(ModelConfig):
         return self.resampler.num_queries if self.resampler.kind == "perceiver" else self.vision.num_pooled
 
     def visual_tokens_of(self, width: int, height: int) -> int:
-        """Return the visual tokens of an image: the size does not matter."""
+        """Return the visual tokens of an image of any size."""
         return self.num_visual_tokens
 
     @property

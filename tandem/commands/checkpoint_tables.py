@@ -84,7 +84,7 @@ def imported(made: Imported) -> Table:
 
 
 def inspection(found: Inspection) -> list[Table]:
-    """Return the tables of `inspect`: tensors, the whole model, and images."""
+    """Return the tables of `inspect`: tensors, model, images."""
     return [_modules(found), _facts(found), *([_images(found)] if found.images else [])]
 
 

@@ -1,4 +1,4 @@
-"""Read the configuration of Hub folders, and refuse others by name."""
+"""The configuration of Hub folders, and refusals by name."""
 
 import json
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def token_of(token_id: int) -> str | None:
 
 
 def put(path: str, value: object) -> Callable[[Any], None]:
-    """Return a change that sets a field, or removes it if the value is None."""
+    """Return a change that sets a field, or removes it."""
 
     def change(content: Any) -> None:
         *outer, name = path.split(".")

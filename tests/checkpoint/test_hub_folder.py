@@ -1,4 +1,4 @@
-"""A Hub folder with anything missing or wrong is refused by name, and leaves nothing."""
+"""Hub folders that are refused by name, and leave nothing."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -62,7 +62,7 @@ def test_names_and_shapes_are_those_of_transformers(tied: bool) -> None:
 
 
 def test_every_preset_has_the_parameters_of_its_release() -> None:
-    """Counted from the files: total, and those of the vision tower."""
+    """Billions in total and in the vision tower."""
     counts = {
         name: tuple(
             sum(spec.num_parameters for spec in layout(config) if spec.half in halves)

@@ -38,7 +38,7 @@ def imported(source: Path, store: Path, *, copy: bool = False) -> Imported:
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """Return the tensors of both halves by the names of the Hub."""
+    """Return both halves by the names of the Hub."""
     tensors: dict[str, Tensor] = {}
     for half in HALVES:
         tensors |= load_half(folder, half, dtype=dtype).tensors

@@ -1,4 +1,4 @@
-"""An interrupted import goes on, and ends like one without an interruption."""
+"""An interrupted import ends like one without an interruption."""
 
 import json
 import os
