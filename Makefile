@@ -15,8 +15,8 @@ CODE := tandem gateway vision_service language_service processing hosting checkp
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+)(%?):[^#]*## +(.*)/\1|\2|\3/p' Makefile | while IFS='|' read -r name any text; do \
-		printf 'make %-11s %s\n' "$$name$${any:+NAME}" "$$text"; done
+	@sed -nE 's/^([a-z0-9-]+)(%?):[^#]*## +(.*)/\1|\2|\3/p' Makefile | while IFS='|' read -r name any text; do \
+		printf 'make %-15s %s\n' "$$name$${any:+NAME}" "$$text"; done
 
 demo: .venv/ready  ## start a stack and ask it three questions about two images
 	$(BIN)/python -m demo.tour
