@@ -199,7 +199,7 @@ async def test_one_connection_takes_more_rpcs_than_grpcs_default(serve: Any) -> 
 async def test_probes_answer_health_alone_in_the_clear_beside_a_server_with_tls(certificates: Any) -> None:
     cert, key = certificates.server
     server = Server(ServiceSettings(tls_cert=cert, tls_key=key, tls_client_ca=certificates.ca))
-    gateway_pb2_grpc.add_GatewayServicer_to_server(gateway_pb2_grpc.GatewayServicer(), server.grpc)
+    gateway_pb2_grpc.add_GatewayServicer_to_server(gateway_pb2_grpc.GatewayServicer(), server.grpc)  # type: ignore[abstract]
     server.announce("tandem.v1.Gateway")
     async with serve_probes(server.health, "127.0.0.1:0") as port, open_channel(f"127.0.0.1:{port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
