@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,8 +44,8 @@ def plan(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["plan", *map(str, arguments)])
 
 
-def asked(overlay: Path) -> dict[str, object]:
-    found: dict[str, object] = yaml.safe_load((overlay.parents[2] / "bin" / "asked").read_text())
+def asked(overlay: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((overlay.parents[2] / "bin" / "asked").read_text())
     return found
 
 
@@ -62,7 +63,7 @@ def test_a_canary_is_added_by_its_component(overlay: Path) -> None:
     plan("eyes-v1.0.0,words-v1.1.0", "--overlay", overlay)
     kustomization = asked(overlay)
     assert kustomization["namespace"] == "here"
-    (component,) = kustomization["components"]  # type: ignore[misc]
+    (component,) = kustomization["components"]
     assert component.endswith("k8s/components/canary")
     assert kustomization["configMapGenerator"] == [
         {"name": "release-canary", "literals": ["vision=eyes-v1.0.0", "language=words-v1.1.0"]}
