@@ -33,9 +33,9 @@ class Health:
 
 @asynccontextmanager
 async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]:
-    """Serve health checks alone, in the clear, until the block ends.
+    """Serve health checks alone until the block ends.
 
-    A kubelet probes without TLS and keys. The process is NOT_SERVING from the start of the block until its server has
+    It takes plain text, because a kubelet probes without TLS and keys. The process is NOT_SERVING from the start of the block until its server has
     started.
 
     Yields the port, or -1 without an address.

@@ -1,4 +1,4 @@
-"""`tandem deploy`: show what a release changes in a Kubernetes overlay."""
+"""`tandem deploy`: show how a release changes a Kubernetes overlay."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import typer
 from checkpoint.tags import parse_tag, split_release
 from tandem.errors import FailedPrecondition, NotFound
 
-app = typer.Typer(no_args_is_help=True, help="Show what a release changes in a Kubernetes overlay.")
+app = typer.Typer(no_args_is_help=True, help="Show how a release changes a Kubernetes overlay.")
 
 _NAME = re.compile(r"^metadata:\n(?:  .*\n)*?  name: (\S+)$", re.MULTILINE)
 _KIND = re.compile(r"^kind: (\S+)$", re.MULTILINE)
@@ -24,7 +24,7 @@ _NAMESPACE = re.compile(r"^  namespace: (\S+)$", re.MULTILINE)
 
 @app.callback()
 def deploy() -> None:
-    """Show what a release changes in a Kubernetes overlay."""
+    """Show how a release changes a Kubernetes overlay."""
 
 
 @app.command()

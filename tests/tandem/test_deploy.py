@@ -25,7 +25,7 @@ def document(kind: str, name: str, value: str) -> str:
 
 @pytest.fixture
 def overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an overlay beside a component, with a kubectl that knows both."""
+    """Return an overlay, beside a component and a fake kubectl."""
     for folder in ("bin", "k8s/overlays/overlay", "k8s/components/canary"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "k8s/overlays/overlay/kustomization.yaml").touch()

@@ -105,7 +105,7 @@ async def health_of(world: World, name: str) -> Any:
 
 
 async def test_a_gateway_that_found_its_release_stays_healthy_when_a_stage_is_lost(world: World) -> None:
-    """A probe asks for this name. Its clients learn from the gateway which stage is missing."""
+    """Clients then learn from it which stage is missing."""
     async with asyncio.timeout(30):
         while await health_of(world, STABLE_HEALTH_NAME) != SERVING:  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.1)

@@ -61,13 +61,13 @@ def files() -> list[Path]:
 
 
 def sources() -> dict[str, str]:
-    """Return the text of every file that names settings, by path."""
+    """Return the files that name settings, by path."""
     paths = [*files(), *K8S.rglob("*.env"), REPOSITORY / "compose.yaml"]
     return {str(path.relative_to(REPOSITORY)): path.read_text() for path in paths}
 
 
 def containers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield the Deployments of the base, as name, pod and main container."""
+    """Yield name, pod and main container of each Deployment."""
     for name in ("vision", "language", "gateway"):
         for one in objects((K8S / "base" / f"{name}.yaml").read_text()):
             if one["kind"] == "Deployment":

@@ -1,4 +1,4 @@
-"""Each alert fires at its fault, and none fires on a healthy stack. promtool evaluates them."""
+"""promtool finds that each alert fires at its fault alone."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def firing(rules: Path, series: dict[str, str]) -> set[str]:
-    """Return the names of the alerts that fire after half an hour.
+    """Return the alerts that fire after half an hour.
 
     promtool compares with the labels that are expected, so it is told to expect nothing, and prints the difference.
     """

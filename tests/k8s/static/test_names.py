@@ -1,4 +1,4 @@
-"""Names in the manifests exist in the code: variables, ports, health names, metrics, paths, runbooks."""
+"""Names in the manifests exist in the code."""
 
 import json
 import re
@@ -121,7 +121,7 @@ def metric_names() -> set[str]:
 
 
 def queries() -> dict[str, str]:
-    """Return every query of alerts, panels and autoscalers, by its place."""
+    """Return the queries of alerts, panels and autoscalers."""
     found = {f"alert {rule['alert']}": rule["expr"] for rule in alerts()}
     for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
         for target in panel.get("targets", []):

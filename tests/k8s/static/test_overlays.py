@@ -46,7 +46,7 @@ def combine(folder: Path, names: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return a file for each overlay and each combination of components."""
+    """Return a file for each overlay and combination."""
     folder = tmp_path_factory.mktemp("rendered")
     texts = {f"overlay-{name}": build(K8S / "overlays" / name) for name in OVERLAYS}
     texts |= {f"with-{name}": combine(folder / name, components) for name, components in COMBINATIONS.items()}
@@ -81,7 +81,7 @@ def test_checkov_finds_nothing_else(rendered: list[Path]) -> None:
 
 
 def pods(overlay: str) -> dict[str, dict[str, Any]]:
-    """Return the pods of an overlay by the name of their Deployment."""
+    """Return the pods of an overlay by Deployment."""
     found = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "Deployment"]
     return {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in found}
 

@@ -34,7 +34,11 @@ class Prometheus:
         self._url = f"http://127.0.0.1:{port}/api/v1"
 
     def query(self, query: str) -> list[dict[str, Any]]:
-        """Return the samples of a query. A wrong query raises HTTPError."""
+        """Return the samples of a query.
+
+        Raises:
+            HTTPError: the query is wrong.
+        """
         parameters = urllib.parse.urlencode({"query": query.replace("$__rate_interval", "1m")})
         with urllib.request.urlopen(f"{self._url}/query?{parameters}", timeout=30) as answer:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
@@ -64,7 +68,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes the stack every second, after one question."""
+    """Yield a Prometheus that scrapes the stack, after one question."""
     folder = tmp_path_factory.mktemp("prometheus")
     targets = [
         {
