@@ -24,6 +24,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from benchmarks.tools.machine import read_bandwidth
+from benchmarks.tools.processes import peak_bytes
 from benchmarks.tools.report import Report, parse_arguments
 from tandem import Client
 from tandem.stack import Stack, StackConfig
@@ -71,14 +72,6 @@ def make_checkpoint(models: Path) -> None:
     command = [sys.executable, "-m", "tandem", "checkpoint", "new", "--preset", "qwen3-vl-8b", "--tag", TAG]
     command += ["--shards", "4", "--models", str(models)]
     subprocess.run(command, check=True)
-
-
-def peak_bytes(pid: int) -> int:
-    """Return a process's peak memory, including mapped weights."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/{pid}/status has no line VmHWM")
 
 
 def query_stages(

@@ -37,14 +37,22 @@ class EngineKind:
         """Whether its environment is complete."""
         return self.is_ours or (ENVIRONMENTS / self.environment / "ready").exists()
 
+    @property
+    def python(self) -> str:
+        """The Python of its environment."""
+        return sys.executable if self.is_ours else str(ENVIRONMENTS / self.environment / "bin" / "python")
+
     def start(self, checkpoints: Path) -> EngineProcess:
         """Start its process, which loads the model in the background."""
-        python = sys.executable if self.is_ours else str(ENVIRONMENTS / self.environment / "bin" / "python")
-        command = [python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints)]
+        command = [self.python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints)]
+        return EngineProcess(self.name, command, self.variables(), checkpoints / f"{self.module}.log")
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of its process."""
         settings = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", **self.settings}
         if libraries := self._libraries():
             settings["LD_PRELOAD"] = ":".join(map(str, libraries))
-        return EngineProcess(self.name, command, settings, checkpoints / f"{self.module}.log")
+        return settings
 
     def _libraries(self) -> list[Path]:
         folders = [ENVIRONMENTS / self.environment / "lib", *Path("/usr/lib").glob("*-linux-gnu")]
@@ -66,6 +74,7 @@ ENGINES = (
                 "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_NO_USAGE_STATS": "1",
+                "PYTHONPATH": str(Path(__file__).parent / "vllm_path"),
                 "VLLM_USE_AOT_COMPILE": "0",  # it fails to load its own cache and compiles for a minute on every start
             }
         ),

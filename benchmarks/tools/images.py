@@ -19,14 +19,14 @@ def mosaic(seed: int) -> bytes:
 
 
 @functools.cache
-def photograph(seed: int) -> bytes:
-    """Return a JPEG file of 640 x 480 pixels.
+def photograph(seed: int, width: int = 640, height: int = 480) -> bytes:
+    """Return a JPEG file, like a camera's photograph: smooth areas with noise.
 
-    It has about 90 KiB, like a camera's photograph: smooth areas with noise. Every seed gives a different image.
+    With 640 x 480 pixels it has about 90 KiB. Every seed gives a different image.
     """
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((640, 480))
-    noisy = np.asarray(coarse, np.float32) + rng.normal(0, 12, (480, 640, 1)).astype(np.float32)
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse, np.float32) + rng.normal(0, 12, (height, width, 1)).astype(np.float32)
     file = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from tandem.errors import Unavailable
 from tandem.stack import ServiceProcess
@@ -31,6 +32,14 @@ def running(module: str, flags: Sequence[str]) -> Iterator[ServiceProcess]:
         yield service
     finally:
         service.kill()
+
+
+def peak_bytes(pid: int) -> int:
+    """Return a process's peak memory, including mapped weights."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/{pid}/status has no line VmHWM")
 
 
 def address_of(service: ServiceProcess) -> str:
