@@ -58,9 +58,9 @@ class PromptReader:
         return token_ids
 
     def image(self, segment: language_pb2.ImageSegment) -> Image | None:
-        """Return the image of a segment, or None if chunks follow.
+        """Return a complete image, or None if chunks follow.
 
-        Its shape is checked before any data is kept.
+        The shape is checked before any data is kept.
 
         Raises:
             InvalidArgument: 'BAD_STREAM', 'TOO_MANY_IMAGES', 'VISION_MISMATCH', 'BAD_VISUAL_KEY', 'BAD_TENSOR',
@@ -137,7 +137,7 @@ class PromptReader:
         return max_tokens
 
     def _grid(self, visual: tensor_pb2.VisualTokens) -> Grid | None:
-        """Return the grid of an image, if this model's images have one."""
+        """Return the grid of an image, or None without grids."""
         if self.limits.num_visual_tokens is not None:
             if visual.HasField("grid"):
                 raise _bad_grid("must be absent, because the visual tokens of this model have no grid")

@@ -105,7 +105,10 @@ class Runner:
         return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
 
     def _image_rows(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[ImageRows]:
-        """Return the visual tokens in the batch. The others are not copied."""
+        """Return the visual tokens of the batch.
+
+        On the CPU they are views if their type is the decoder's. Other visual tokens are not touched.
+        """
         found = []
         levels, row = 1 + self.decoder.config.num_deepstack_levels, 0
         for chunk, images_of_chunk in zip(chunks, images, strict=True):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """Visual tokens of one image on neighbouring rows of a batch."""
+    """Visual tokens of one image, as neighbouring rows."""
 
-    first: int  # row of the first
+    first: int  # row of the first in the batch
     tokens_NLD: Tensor
 
     @property
@@ -24,5 +24,5 @@ class ImageRows:
         return self.first + len(self.tokens_NLD)
 
     def add_level(self, level: int, hidden_TD: Tensor) -> None:
-        """Add one level to the rows of this image, in place."""
+        """Add one level to the image's rows, in place."""
         hidden_TD[self.first : self.end] += self.tokens_NLD[:, 1 + level]

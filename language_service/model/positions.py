@@ -35,7 +35,7 @@ class ImageSpan(Protocol):
 
     @property
     def grid(self) -> Grid | None:
-        """Grid of its tokens. None gives them positions as in text."""
+        """Grid of its tokens. None: positions as in text."""
         ...
 
     @property
@@ -60,7 +60,7 @@ def shift_at(index: int, images: Sequence[ImageSpan]) -> int:
 
 
 def token_positions(start: int, end: int, images: Sequence[ImageSpan]) -> Parts:
-    """Return the positions of the tokens `start` to `end` - 1.
+    """Return the positions of neighbouring tokens.
 
     Args:
         start: index of the first token.

@@ -74,7 +74,7 @@ def scale_frequencies(frequencies_F: Tensor, scaling: RopeScaling | None) -> Ten
 
 
 def _parts_of(section: tuple[int, int, int] | None, num_frequencies: int) -> Tensor:
-    """Return the part of a position that each frequency uses, [F].
+    """Return the part of a position for each frequency, [F].
 
     Args:
         section: number of frequencies for time, row and column. None uses the time only.

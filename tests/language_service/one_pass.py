@@ -30,7 +30,7 @@ def place(parts: Sequence[Part]) -> list[PlacedImage]:
 
 
 def token_ids(parts: Sequence[Part]) -> list[int]:
-    """Return the ids of a prompt, 0 at the positions of images."""
+    """Return token ids of a prompt, 0 for visual tokens."""
     return [token for part in parts for token in (part if isinstance(part, list) else [0] * len(part))]
 
 

@@ -1,4 +1,4 @@
-"""Images arrive whole or in chunks, with a grid where the model has one."""
+"""Send images whole and in chunks, with and without grids."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
 from chassis.tensors import MAX_CHUNK_BYTES
-from checkpoint.families import LanguageConfig, Qwen3VisionConfig, Qwen3VLConfig
 from checkpoint.initial import create_checkpoint
+from checkpoint.presets import TINY_QWEN3_VL
 from language_service.engine import Grid
 from language_service.prompt import PromptLimits, PromptReader
 from language_service.sampling import SamplingOptions
@@ -155,36 +155,18 @@ def test_a_model_without_a_grid_refuses_one() -> None:
 
 # The same with a process.
 
-CONFIG = Qwen3VLConfig(
-    vision=Qwen3VisionConfig(width=32, num_layers=4, num_heads=2, mlp_width=64, deepstack_layers=(0, 1, 2)),
-    language=LanguageConfig(
-        width=64,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        mlp_width=96,
-        vocab_size=264,
-        context_length=8192,
-        qk_norm=True,
-        mrope_section=(6, 5, 5),
-        num_deepstack_levels=3,
-        eos_token_ids=(2,),
-    ),
-)
-
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = tmp_path_factory.mktemp("models")
-    create_checkpoint(models, TAG, CONFIG)
+    create_checkpoint(models, TAG, TINY_QWEN3_VL)
     with running(models, "--tags", TAG, "--kv-cache-bytes", str(64 << 20)) as process:
         yield process
 
 
 def image_messages(service: Running, rows: int, columns: int, *, chunk_bytes: int, seed: int = 0) -> list[Request]:
-    shape = (rows * columns, CONFIG.token_width)
-    data = random_bytes(seed, rows * columns * CONFIG.token_width)
+    shape = (rows * columns, TINY_QWEN3_VL.token_width)
+    data = random_bytes(seed, rows * columns * TINY_QWEN3_VL.token_width)
     pieces = [data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes)]
     first = segment(pieces[0], shape=shape, grid=(rows, columns), digest=service.vision_digest)
     first.visual_tokens.visual_key = bytes([seed, rows, columns, *bytes(29)])

@@ -181,19 +181,19 @@ async def test_a_second_turn_with_another_image(pair: Pair, questions: list[Refe
         assert await served.close() < TOLERANCE
 
 
-def forward_in_chunks(pair: Pair, question: Reference, cuts: Sequence[int], *, step: int = 1) -> Tensor:
+def forward_in_chunks(pair: Pair, question: Reference, cuts: Sequence[int]) -> Tensor:
     """Return the logits after the last token of each chunk.
 
-    The question may be asked with chunks of prompt and answer.
+    The chunks cover prompt and answer. `cuts` are the indices between them.
     """
     parts = [*question.parts, question.answer]
     ids, images = one_pass.token_ids(parts), one_pass.place(parts)
     blocks = list(range(-(-len(ids) // BLOCK_SIZE)))
     shape = CacheConfig(num_blocks=len(blocks), block_size=BLOCK_SIZE)
-    cut = Runner(pair.ours, PagedCache(pair.config, shape, dtype=torch.float32, device=CPU))
+    runner_of_chunks = Runner(pair.ours, PagedCache(pair.config, shape, dtype=torch.float32, device=CPU))
     edges = [0, *cuts, len(ids)]
     chunks = [make_chunk(start, ids[start:end], blocks) for start, end in pairwise(edges)]
-    return torch.cat([cut.forward([chunk], [], [images]) for chunk in chunks])
+    return torch.cat([runner_of_chunks.forward([chunk], [], [images]) for chunk in chunks])
 
 
 def test_a_prompt_cut_at_every_offset_of_every_image(pair: Pair, questions: list[Reference]) -> None:

@@ -70,6 +70,10 @@ def test_bfloat16_logits_are_close_to_exact_ones(config: LanguageConfig, kind: s
 GRID_PROMPT: list[Part] = [[5, 6], make_grid_image(1, 2, 3), [7], make_grid_image(2, 5, 1), [8, 9]]
 
 
+# Heads and frequencies as in the released models.
+RELEASED = GRIDS.model_copy(update={"head_dim": 128, "mrope_section": (24, 20, 20)})
+
+
 def forward_images(serving: ServingDecoder, decoder: Decoder) -> Tensor:
     embeddings_TD, positions_3T, images = one_pass.inputs(decoder, GRID_PROMPT)
     length = len(embeddings_TD)
@@ -85,11 +89,12 @@ def test_float32_logits_of_images_equal_the_plain_decoder() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_logits_of_images_are_close_to_exact_ones(kind: str) -> None:
-    rough = make_decoder(GRIDS).bfloat16()
-    exact = Decoder(GRIDS)
+@pytest.mark.parametrize("config", [GRIDS, RELEASED], ids=["small heads", "released heads"])
+def test_bfloat16_logits_of_images_are_close_to_exact_ones(config: LanguageConfig, kind: str) -> None:
+    rough = make_decoder(config).bfloat16()
+    exact = Decoder(config)
     exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
-    logits_TV = forward_images(ServingDecoder(GRIDS, dict(rough.state_dict()), make_kernels(kind)), rough)
+    logits_TV = forward_images(ServingDecoder(config, dict(rough.state_dict()), make_kernels(kind)), rough)
     expected_TV = one_pass.logits(exact, GRID_PROMPT)
     assert (logits_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
 

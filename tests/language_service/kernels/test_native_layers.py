@@ -74,14 +74,14 @@ def test_one_call_is_bitwise_equal_to_many(config: LanguageConfig, num_threads: 
 
 
 def make_rows(first: int, seed: int, rows: int, columns: int, *, skipped: int = 0) -> ImageRows:
-    """Return an image, or its end, at a row of the batch."""
+    """Return an image, or its end, at a row."""
     tokens_NX = make_grid_image(seed, rows, columns).tokens_NX[skipped:]
     return ImageRows(first, tokens_NX.view(len(tokens_NX), 1 + GRIDS.num_deepstack_levels, GRIDS.width))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_levels_are_added_bitwise_equally_in_one_call(num_threads: int) -> None:
-    """Also to the end of an image, and whichever rows are wanted."""
+    """For parts of images too, and for any wanted rows."""
     torch.set_num_threads(num_threads)
     ids_T, spans = torch.randint(0, GRIDS.vocab_size, (18,)), [CacheSpan(0, 11, [3, 1, 9]), CacheSpan(0, 7, [0, 7])]
     images = [make_rows(1, 1, 2, 3), make_rows(9, 2, 3, 3, skipped=7), make_rows(12, 3, 1, 1), make_rows(14, 4, 2, 2)]

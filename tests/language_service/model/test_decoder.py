@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from checkpoint.families import LanguageConfig, RopeScaling, layout
-from checkpoint.presets import RESAMPLER_PRESETS
+from checkpoint.presets import PRESETS, RESAMPLER_PRESETS
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
 from language_service.model.deepstack import ImageRows
@@ -94,9 +94,9 @@ def test_text_and_images_get_different_modality_embeddings(decoder: Decoder) -> 
     )
 
 
-@pytest.mark.parametrize("preset", RESAMPLER_PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_tensors_match_the_checkpoint(preset: str) -> None:
-    config = RESAMPLER_PRESETS[preset]
+    config = PRESETS[preset]
     with torch.device("meta"):
         decoder = Decoder(config.language)
     ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
@@ -125,7 +125,7 @@ def test_every_weight_learns() -> None:
 
 
 def test_levels_of_visual_tokens_learn() -> None:
-    """Each level has a gradient, so training can reach the vision tower."""
+    """Each has a gradient for the vision tower."""
     decoder, image = Decoder(GRIDS), make_grid_image(0, 2, 2)
     tokens_NLD = image.tokens_NX.float().view(4, 4, GRIDS.width).requires_grad_()
     embeddings_TD = torch.cat([decoder.embed_visual(tokens_NLD[:, 0]), decoder.embed(torch.arange(3))])

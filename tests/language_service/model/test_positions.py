@@ -25,7 +25,7 @@ prompts = st.lists(st.tuples(texts, grids), max_size=4)
 
 
 def place(prompt: list[tuple[int, Grid]]) -> list[PlacedImage]:
-    """Return the images of a prompt, in which text goes before each."""
+    """Return the images of a prompt. Text precedes each."""
     images: list[PlacedImage] = []
     end = shift = 0
     for num_text, grid in prompt:
@@ -63,7 +63,7 @@ def test_positions_equal_those_of_transformers(prompt: list[tuple[int, Grid]], n
 def test_positions_of_a_chunk_are_those_of_the_whole(
     prompt: list[tuple[int, Grid]], num_last: int, data: st.DataObject
 ) -> None:
-    """Wherever it is cut, and however many images are known before."""
+    """For any cut, and if later images have not arrived."""
     images = place(prompt)
     length = (images[-1].end if images else 0) + num_last
     start = data.draw(st.integers(0, length - 1))
