@@ -47,6 +47,7 @@ class Imported:
     folder: Path
     config: ModelConfig
     manifest: Manifest
+    parameters: dict[Half, int]  # number of parameters of each half
     num_files: int  # with weights
     num_bytes: int  # of these files
     num_linked: int  # of these files, the others are copies
@@ -91,6 +92,7 @@ def import_folder(
         folder=folder,
         config=hub.config,
         manifest=manifest,
+        parameters={half: sum(one.num_parameters for one in hub.specs if one.half == half) for half in HALVES},
         num_files=len(files),
         num_bytes=sum(file.num_bytes for file in files),
         num_linked=num_linked,

@@ -67,18 +67,14 @@ def imported(made: Imported) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("fact", no_wrap=True)
     table.add_column("value")
-    from checkpoint.families import HALVES, layout
-
-    specs = layout(made.config)
-    parameters = {half: sum(spec.num_parameters for spec in specs if spec.half == half) for half in HALVES}
     table.add_row("kind", made.config.kind)
-    table.add_row("parameters", ", ".join(f"{half} {short_count(count)}" for half, count in parameters.items()))
+    table.add_row("parameters", ", ".join(f"{half} {short_count(count)}" for half, count in made.parameters.items()))
     copied = made.num_files - made.num_linked
     how = ", ".join(f"{count} {word}" for count, word in ((made.num_linked, "linked"), (copied, "copied")) if count)
     resumed = f", {made.num_resumed} done before the interruption" if made.num_resumed else ""
     table.add_row("weights", f"{size(made.num_bytes)}, files: {how}{resumed}")
     table.add_row("sampling", sampling_text(made.config.default_sampling.model_dump()))
-    for half in HALVES:
+    for half in made.parameters:
         table.add_row(f"{half} half", made.manifest.half_digest(half).hex()[:_DIGEST_CHARS])
     return table
 
