@@ -142,7 +142,7 @@ def ask_description(scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def ask_yes_or_no(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Ask if an item exists, or has a colour or material."""
+    """Ask if an item exists, or how it looks."""
     form = rng.choice(("is it there", "is it there at", "is colour", "is material"))
     item = rng.choice(_unique(scene) or scene.items)
     if form == "is it there" or not _unique(scene):

@@ -59,7 +59,7 @@ def _count_text(segments: Sequence[Segment]) -> int:
 
 
 def _excess(segments: Sequence[Segment], num_visual: int, limits: PromptLimits) -> int:
-    """Return the text tokens to cut, 0 or less if none."""
+    """Return how many text tokens to cut, 0 for none."""
     num_text = _count_text(segments)
     return max(num_text - limits.max_text_tokens, num_text + num_visual - limits.max_length)
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a store with a tiny checkpoint, and a stack."""
+"""Fixtures for all tests: a tiny checkpoint and a stack."""
 
 import gc
 import signal

@@ -37,7 +37,7 @@ class TowerProcess:
         self._process.stdout.close()
 
     def encode(self, size: tuple[int, int]) -> float:
-        """Encode a random image of a width and height, return the seconds."""
+        """Encode a random image and return the seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{size[0]} {size[1]}\n".encode())
         self._process.stdin.flush()

@@ -20,7 +20,7 @@ def mosaic(seed: int) -> bytes:
 
 @functools.cache
 def photograph(seed: int, width: int = 640, height: int = 480) -> bytes:
-    """Return a JPEG file, like a camera's photograph: smooth areas with noise.
+    """Return a JPEG file like a photo: smooth, with noise.
 
     With 640 x 480 pixels it has about 90 KiB. Every seed gives a different image.
     """

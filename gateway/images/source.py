@@ -170,7 +170,7 @@ async def _request(lookup: _Lookup, image: bytes) -> vision_pb2.EncodeResponse:
 
 
 async def _joined(call: AsyncIterable[vision_pb2.EncodeResponse], *, max_bytes: int) -> vision_pb2.EncodeResponse:
-    """Return the first message of a call, with the data of all."""
+    """Return the first message, with the data of all."""
     messages = aiter(call)
     response = await anext(messages, None)
     if response is None:

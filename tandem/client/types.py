@@ -9,7 +9,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 class DecodedImage(Protocol):
-    """A Pillow image or a NumPy array. `Processor` takes them, clients do not."""
+    """A Pillow image or a NumPy array, for `Processor`."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:

@@ -223,7 +223,10 @@ def release_info(info: gateway_pb2.ReleaseInfo) -> ReleaseInfo:
 
 
 def _sampling_defaults(options: sampling_pb2.SamplingOptions) -> SamplingDefaults:
-    """Return the options that are set. Their floats have 24 bits, so the digits beyond are noise."""
+    """Return the options that are set.
+
+    Their floats have 24 bits, so the digits beyond are noise.
+    """
     given: dict[str, Any] = {field.name: value for field, value in options.ListFields()}
     names = (field.name for field in fields(SamplingDefaults))
     return SamplingDefaults(**{name: round(given[name], 6) for name in names if name in given})

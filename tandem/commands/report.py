@@ -51,7 +51,7 @@ def images_remark(images: tuple[ImageReport, ...]) -> Text:
 
 
 def tokens_of(image: ImageReport) -> str:
-    """Return the grid of an image's visual tokens, empty without one."""
+    """Return the grid of an image's visual tokens, if any."""
     if image.grid is None:
         return ""
     rows, columns = image.grid

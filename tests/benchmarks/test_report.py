@@ -56,5 +56,5 @@ def test_every_module_directly_in_benchmarks_is_a_script_with_quick_and_json() -
 
 @pytest.mark.parametrize("suffix", [".json", ".png"])
 def test_every_benchmark_has_committed_results(suffix: str) -> None:
-    """And no results remain of a benchmark that no longer exists."""
+    """No results remain of a removed benchmark."""
     assert {path.stem for path in RESULTS.glob(f"*{suffix}")} == benchmarks()

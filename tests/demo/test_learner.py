@@ -63,7 +63,7 @@ def test_a_resamplers_tokens_are_shared_among_the_thirds_in_equal_parts(small_mo
 
 
 def test_a_patch_as_a_token_describes_the_third_it_lies_in(small_direct_model: ResamplerModelConfig) -> None:
-    """The same thirds as those of the patch head, in every row."""
+    """The same thirds as those of the patch head."""
     rows = AttributeHeads(small_direct_model).third_K.view(14, 14)
     assert rows[0].tolist() == [0] * 5 + [1] * 5 + [2] * 4
     assert (rows == rows[0]).all()

@@ -1,4 +1,4 @@
-"""A released Qwen3-VL folder through import, the whole stack and gRPC, against transformers."""
+"""A Qwen3-VL folder through import and stack, against transformers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +111,7 @@ def test_greedy_answers_equal_those_of_transformers(client: Client, expected: di
 
 
 def test_answers_in_a_batch_equal_those_of_transformers(client: Client, expected: dict[str, list[int]]) -> None:
-    """All at once, twice: batched, chunked, preempted for want of blocks, and with cached prefixes."""
+    """All at once and twice: batched, chunked, with cached prefixes."""
     jobs = list(CONVERSATIONS.items()) * 2
     with ThreadPoolExecutor(len(jobs)) as callers:
         answers = list(callers.map(lambda job: tokens_of(client, job[1]), jobs))

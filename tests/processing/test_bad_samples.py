@@ -38,7 +38,7 @@ GARBLED = {
 
 
 def refusal(processor: Processor, turns: list[Message]) -> InvalidArgument:
-    """Return the error of a batch with `turns` as fourth sample."""
+    """Return the error of a batch with one bad sample."""
     with pytest.raises(InvalidArgument) as raised:
         processor([GOOD, GOOD, GOOD, turns])
     assert raised.value.field is not None

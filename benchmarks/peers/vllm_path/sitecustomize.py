@@ -1,4 +1,4 @@
-"""Python imports this first in each of vLLM's processes, which have this folder in their PYTHONPATH.
+"""Imported first in each of vLLM's processes, through their PYTHONPATH.
 
 No torchvision fits torch's build for processors. Its compiled part does not load there, and its Python part does not
 import unless these operators are declared. Nothing calls them.

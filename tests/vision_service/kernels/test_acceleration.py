@@ -18,7 +18,7 @@ needs_native = pytest.mark.skipif(NATIVE is None, reason="the compiled attention
 
 
 def inputs(num_patches: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random queries, keys, values and the cosine and sine of random angles."""
+    """Return random queries, keys, values, cosines and sines."""
     generator = torch.Generator().manual_seed(num_patches)
     qkv_P3HE = torch.randn(num_patches, 3, num_heads, head_dim, generator=generator) * 2
     angles_P1F = torch.rand(num_patches, 1, head_dim // 2, generator=generator) * 6
