@@ -6,12 +6,12 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do 
 # Torch for CPUs: PyPI's build for Linux brings CUDA, which is gigabytes. `make TORCH_INDEX= test` takes PyPI's.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load
+SEPARATE := load k8s images
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo serve test $(SEPARATE:%=test-%) lint format protos bench train-demo peers clean
+.PHONY: help demo serve images test $(SEPARATE:%=test-%) lint format protos bench train-demo peers clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -29,6 +29,15 @@ test: .venv/ready  ## run the tests, the quick ones first; with COVERAGE=1 also 
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
 	$(BIN)/pytest -m "slow $(SEPARATE:%=and not %)"
 	@echo "Left out, each by a target of its own: $(SEPARATE:%=test-%)"
+
+images:  ## build the images with docker, podman or buildah; VARIANT=cuda for GPUs
+	images/build
+
+test-images: .venv/ready  ## build the images and run each in a container, alone
+	tests/k8s/run -m images
+
+test-k8s: .venv/ready  ## run the Kubernetes manifests in containers under load; with SHORT=1 the main scenarios
+	tests/k8s/run -m "k8s$(if $(SHORT), and not slow)"
 
 test-load: .venv/ready  ## run the load tests: real processes that are killed and rolled back, for minutes
 	$(BIN)/pytest -m load -s

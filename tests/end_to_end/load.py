@@ -41,6 +41,7 @@ class LoadGenerator:
     addresses: dict[str, str]  # gateways by name
     streams: int = 50
     max_tokens: int = 12
+    api_key: str | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     _stopping: bool = False
 
@@ -65,7 +66,7 @@ class LoadGenerator:
         return [one for one in self.outcomes if one.ended_at > at]
 
     async def _stream(self, number: int, gateway: str) -> None:
-        async with AsyncClient(self.addresses[gateway], timeout_s=DEADLINE_S) as client:
+        async with AsyncClient(self.addresses[gateway], timeout_s=DEADLINE_S, api_key=self.api_key) as client:
             turn = number  # a different start for each stream, so images are spread over time
             while not self._stopping:
                 self.outcomes.append(await self._ask(client, gateway, with_image=turn % 3 == 0))

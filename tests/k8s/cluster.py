@@ -27,7 +27,7 @@ _POLL_S = 0.1
 
 
 class Cluster:
-    """Two nodes, their pods and the controllers. Start it with `running`."""
+    """Two nodes, their pods and the controllers."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Cluster:
         self._wake = asyncio.Event()
         self._numbers = itertools.count(1)
         self._applied = ""
+        self.failure: Exception | None = None  # of a controller
 
     # Commands of an operator.
 
@@ -89,7 +90,7 @@ class Cluster:
         self._wake.set()
 
     async def drain(self, node: str) -> None:
-        """Do `kubectl drain`: evict the pods of a node as their budgets allow."""
+        """Evict the pods of a node as their budgets allow."""
         self.nodes[node] = False
         while remaining := [pod for pod in self.pods if pod.node == node]:
             for pod in remaining:
@@ -100,32 +101,46 @@ class Cluster:
     def uncordon(self, node: str) -> None:
         self.nodes[node] = True
 
+    async def signal(self, pod: Pod, number: int) -> None:
+        """Send a signal to the first process of a pod."""
+        await self._runtime.signal(pod, pod.spec["containers"][0]["name"], number)
+
+    async def exec(self, pod: Pod, *command: str) -> str:
+        """Do `kubectl exec` in the first container.
+
+        Raises:
+            RuntimeError: the command fails.
+        """
+        return await self._runtime.exec(pod, pod.spec["containers"][0]["name"], command)
+
     # Status.
 
     def pods_of(self, deployment: str) -> list[Pod]:
         return [pod for pod in self.pods if pod.owner == deployment]
 
     def rolled_out(self, *deployments: str) -> bool:
-        """Return whether updates are complete, the end of old pods included."""
+        """Return whether updates are complete and old pods gone."""
         return all(
             is_rolled_out(one := self.store.get("Deployment", name), self._template(one), self.pods_of(name))
             for name in deployments
         )
 
     async def wait_until(self, is_true: Callable[[], bool], within_s: float, doing: str = "") -> float:
-        """Wait for a state of the cluster and return the seconds.
+        """Wait for a state and return the seconds.
 
         Raises:
             AssertionError: the time is over. The message describes all pods.
         """
         started_s = time.monotonic()
         while not is_true():
+            if self.failure is not None:
+                raise self.failure
             assert time.monotonic() - started_s < within_s, f"not within {within_s} s: {doing}\n{self.describe()}"
             await asyncio.sleep(_POLL_S)
         return time.monotonic() - started_s
 
     async def wait_rolled_out(self, *deployments: str, within_s: float = 180) -> float:
-        """Do `kubectl rollout status`, and wait for the end of old pods, too."""
+        """Wait for a rollout and the end of old pods."""
         return await self.wait_until(lambda: self.rolled_out(*deployments), within_s, f"roll out {deployments}")
 
     def describe(self) -> str:
@@ -139,10 +154,14 @@ class Cluster:
     # Controllers.
 
     async def run(self) -> None:
-        """Reconcile until cancelled."""
+        """Reconcile until cancelled, or until a controller fails."""
         while True:
             self._wake.clear()
-            self._reconcile()
+            try:
+                self._reconcile()
+            except Exception as error:
+                self.failure = error
+                raise
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await self._wake.wait()
@@ -257,7 +276,7 @@ class Cluster:
 
 @asynccontextmanager
 async def running(cluster: Cluster) -> AsyncIterator[Cluster]:
-    """Run the controllers for the block, and end all pods after it."""
+    """Run the controllers for the block, then end all pods."""
     assert cluster.names is not None
     cluster.names.start()
     controllers = asyncio.create_task(cluster.run())

@@ -1,4 +1,4 @@
-"""Fixtures: a cluster that runs the rendered manifests in containers, or as processes."""
+"""A cluster of containers or processes for the rendered manifests."""
 
 import os
 from collections.abc import AsyncIterator
@@ -8,36 +8,23 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from chassis.api_keys import key_sha256, new_key
 from tests.k8s.cluster import Cluster, running
 from tests.k8s.kubelet import Runtime
 from tests.k8s.load import HEADER, Load
-from tests.k8s.objects import ObjectStore
+from tests.k8s.objects import ObjectStore, render
 from tests.k8s.podman import Podman
 from tests.k8s.services import NameServer
 
 OVERLAYS = Path(__file__).parent / "overlays"
 NAMESPACE = "tandem"
 PODS, SERVICES, DNS = "198.18.0.0/16", IPv4Network("198.19.1.0/24"), "198.19.0.10"  # kept for tests by RFC 2544
+STAGES_AND_GATEWAY = ("vision", "language", "gateway")
+EVERYTHING = (*STAGES_AND_GATEWAY, "redis")
 GATEWAY = f"dns:///gateway.{NAMESPACE}.svc.cluster.local:50050"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """Return an empty cluster. `tests/k8s/run` has made the network for it."""
-    assert os.environ.get("TANDEM_K8S"), "start these tests with `make test-k8s`"
-    folder = tmp_path_factory.mktemp("cluster")
-    store = ObjectStore()
-    podman = Podman(folder, store, subnet=PODS, dns=DNS, namespace=NAMESPACE)
-    await podman.remove_leftovers()
-    runtime: Runtime = podman
-    names = NameServer(folder, DNS)
-    async with running(Cluster(store, runtime, names, service_network=SERVICES)) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def table() -> "Table":
-    return Table()
+API_KEY = new_key()
 
 
 class Table:
@@ -47,5 +34,42 @@ class Table:
         print(f"\n{HEADER}", flush=True)
 
     def add(self, name: str, load: Load, remark: str = "") -> None:
-        assert load.summary is not None
         print(load.summary.row(name), remark, flush=True)
+
+
+@pytest.fixture(scope="session")
+def table() -> Table:
+    return Table()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """Return a cluster with namespace and Secret, without pods.
+
+    `tests/k8s/run` has made the network for it.
+    """
+    assert os.environ.get("TANDEM_K8S"), "start these tests with `make test-k8s`"
+    folder = tmp_path_factory.mktemp("cluster")
+    store = ObjectStore()
+    podman = Podman(folder, store, subnet=PODS, dns=DNS, namespace=NAMESPACE)
+    await podman.remove_leftovers()
+    runtime: Runtime = podman
+    names = NameServer(folder, DNS)
+    async with running(Cluster(store, runtime, names, service_network=SERVICES)) as cluster:
+        tenant = f'[[tenants]]\nname = "test"\nrole = "operator"\nkey_sha256 = ["{key_sha256(API_KEY)}"]\n'
+        metadata = {"name": "gateway-keys", "namespace": NAMESPACE}
+        cluster.apply([{"kind": "Secret", "metadata": metadata, "stringData": {"keys.toml": tenant}}])
+        yield cluster
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stable(cluster: Cluster) -> Cluster:
+    """Return the cluster with all pods of the overlay `stable`."""
+    cluster.apply(render(OVERLAYS / "stable"))
+    await cluster.wait_rolled_out(*EVERYTHING)
+    return cluster
+
+
+def under_load(*, streams: int = 30, max_tokens: int = 12) -> Load:
+    """Ask questions for a block."""
+    return Load(GATEWAY, API_KEY, streams=streams, max_tokens=max_tokens)

@@ -28,7 +28,7 @@ class Runtime(Protocol):
         """Start a container that has ended."""
 
     async def wait(self, pod: Pod, name: str) -> int:
-        """Wait for the end of a container and return its exit code."""
+        """Wait for a container and return its exit code."""
 
     async def signal(self, pod: Pod, name: str, number: int) -> None:
         """Send a signal to a container's first process."""
@@ -75,7 +75,7 @@ class Kubelet:
         """End the pod: preStop, SIGTERM, grace, SIGKILL."""
         async with self._starting:
             pass
-        grace_s = self._pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+        grace_s = self._grace_s()
         containers = [one for one in self._pod.spec["containers"] if one["name"] in self._running]
         await asyncio.gather(*(self._stop_container(one, grace_s) for one in containers))
         await self._runtime.remove(self._pod)
@@ -100,9 +100,8 @@ class Kubelet:
             both: set[asyncio.Task[Any]] = {exited, probes}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if probes.done() and not exited.done():
-                self._event(f"Killing: {probes.result()}")
-                grace_s = self._pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
-                await self._stop_container(container, grace_s)
+                self._event(f"Killing: {probes.result()} failed")
+                await self._stop_container(container, self._grace_s(container, probes.result()))
             code = await exited
             probes.cancel()
             self._running.discard(name)
@@ -117,10 +116,10 @@ class Kubelet:
             await self._runtime.start_container(self._pod, name)
 
     async def _probe(self, container: Object) -> str:
-        """Probe a container, and return why it must be killed."""
+        """Probe a container until a probe demands its end."""
         startup = container.get("startupProbe")
         if startup and not await self._until_started(container, startup):
-            return "startup probe failed"
+            return "startupProbe"
         readiness = asyncio.create_task(self._watch_readiness(container))
         try:
             await self._until_dead(container)
@@ -128,7 +127,7 @@ class Kubelet:
             readiness.cancel()
             with suppress(asyncio.CancelledError):
                 await readiness
-        return "liveness probe failed"
+        return "livenessProbe"
 
     async def _until_started(self, container: Object, probe: Object) -> bool:
         counter = ProbeCounter(probe)
@@ -139,7 +138,7 @@ class Kubelet:
             await asyncio.sleep(probe.get("periodSeconds", 10))
 
     async def _until_dead(self, container: Object) -> None:
-        """Return when the liveness probe has failed. A pod that ends is not asked any more."""
+        """Return when the liveness probe has failed."""
         probe = container.get("livenessProbe", {})
         counter = ProbeCounter(probe)
         await asyncio.sleep(probe.get("initialDelaySeconds", 0))
@@ -186,6 +185,11 @@ class Kubelet:
             self._event("Killed: the grace period is over")
             await self._runtime.signal(self._pod, name, signal.SIGKILL)
             await self._runtime.wait(self._pod, name)
+
+    def _grace_s(self, container: Object | None = None, probe: str = "") -> float:
+        """Return the grace of the pod or failed probe."""
+        of_pod: float = self._pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+        return float((container or {}).get(probe, {}).get("terminationGracePeriodSeconds", of_pod))
 
     async def _note_exit(self, container: Object, code: int) -> None:
         if code and container.get("terminationMessagePolicy") == "FallbackToLogsOnError":

@@ -6,6 +6,7 @@ python -m tests.k8s.load dns:///gateway.tandem.svc.cluster.local:50050 30
 import asyncio
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,17 +38,21 @@ HEADER = f"{'under 30 streams':55} {'asked':>6} {'fail':>4} {'longest':>7} {'gap
 
 
 class Load:
-    """Streams of questions in a process of their own. A context manager.
+    """Streams of questions in a process of their own."""
 
-    `summary` is there after the block.
-    """
-
-    def __init__(self, address: str, *, streams: int = 30, max_tokens: int = 12) -> None:
-        self.summary: Summary | None = None
+    def __init__(self, address: str, api_key: str, *, streams: int = 30, max_tokens: int = 12) -> None:
+        self._summary: Summary | None = None
         self._command = [sys.executable, "-m", "tests.k8s.load", address, str(streams), str(max_tokens)]
+        self._environment = {**os.environ, "TANDEM_API_KEY": api_key}
+
+    @property
+    def summary(self) -> Summary:
+        """The outcomes, after the block."""
+        assert self._summary is not None
+        return self._summary
 
     def __enter__(self) -> "Load":
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, encoding="utf-8")
+        self._process = subprocess.Popen(self._command, env=self._environment, stdout=subprocess.PIPE, encoding="utf-8")
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "answered\n", "the load got no answer"
         return self
@@ -60,12 +65,13 @@ class Load:
         self._process.terminate()
         out, _error = self._process.communicate(timeout=120)
         if kind is None:
-            self.summary = Summary(**json.loads(out))
+            self._summary = Summary(**json.loads(out))
 
 
 async def main(address: str, streams: int, max_tokens: int) -> None:
     """Ask until SIGTERM."""
-    load = LoadGenerator({"gateway": address}, streams=streams, max_tokens=max_tokens)
+    key = os.environ.get("TANDEM_API_KEY")
+    load = LoadGenerator({"gateway": address}, streams=streams, max_tokens=max_tokens, api_key=key)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop)
     started_s = time.monotonic()
     asking = asyncio.create_task(load.run())

@@ -15,7 +15,8 @@ import yaml
 from tests.k8s.objects import Object, ObjectStore, Pod, environment, text_data
 
 # Podman would run these by rules of its own. The test controller runs them by those of the kubelet.
-_KUBELET_FIELDS = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "envFrom")
+# It would also publish every container port on the node.
+_KUBELET_FIELDS = ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "envFrom", "ports")
 NETWORK = "tandem"
 _CONFIG = """
 [containers]
@@ -80,7 +81,7 @@ class Podman:
         await self._read_pid(pod, name)
 
     async def wait(self, pod: Pod, name: str) -> int:
-        """Wait for the end of a container and return its exit code."""
+        """Wait for a container and return its exit code."""
         with suppress(ProcessLookupError):
             file = os.pidfd_open(self._pids[pod.name, name])
             loop, ended = asyncio.get_running_loop(), asyncio.Event()

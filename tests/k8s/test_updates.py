@@ -1,38 +1,123 @@
 """Updates, scaling, drains and failures of pods under load."""
 
+import asyncio
+import copy
+import signal
 import time
 
 import pytest
 
 from tests.k8s.cluster import Cluster
-from tests.k8s.conftest import GATEWAY, OVERLAYS, Table
-from tests.k8s.load import Load
-from tests.k8s.objects import render
+from tests.k8s.conftest import EVERYTHING, OVERLAYS, STAGES_AND_GATEWAY, Table, under_load
+from tests.k8s.objects import Object, Pod, render
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
-
-SERVICES = ("vision", "language", "gateway")
-EVERYTHING = (*SERVICES, "redis")
 
 
 async def test_a_cluster_answers_after_apply(cluster: Cluster, table: Table) -> None:
     started_s = time.monotonic()
     cluster.apply(render(OVERLAYS / "stable"))
-    await cluster.wait_until(lambda: all(map(cluster.pods_of, EVERYTHING)), 5)
     await cluster.wait_rolled_out(*EVERYTHING)
     ready_s = time.monotonic() - started_s
-    with Load(GATEWAY, streams=1) as load:
+    with under_load(streams=1) as load:
         answered_s = time.monotonic() - started_s
-    table.add("the first answers", load, f"ready after {ready_s:.1f} s, answer after {answered_s:.1f} s")
-    assert load.summary is not None
+    table.add("start from nothing", load, f"ready after {ready_s:.1f} s, first answer after {answered_s:.1f} s")
     assert load.summary.failed == {}
 
 
-@pytest.mark.parametrize("service", SERVICES)
-async def test_a_rolling_update_fails_no_request(cluster: Cluster, table: Table, service: str) -> None:
-    with Load(GATEWAY) as load:
-        cluster.restart(service)
-        seconds = await cluster.wait_rolled_out(service)
+@pytest.mark.parametrize("service", STAGES_AND_GATEWAY)
+async def test_a_rolling_update_fails_no_request(stable: Cluster, table: Table, service: str) -> None:
+    with under_load() as load:
+        stable.restart(service)
+        seconds = await stable.wait_rolled_out(service)
     table.add(f"rolling update of {service}", load, f"{seconds:.1f} s")
-    assert load.summary is not None
     assert load.summary.failed == {}
+
+
+async def test_streams_end_within_the_grace_of_a_replaced_gateway(stable: Cluster, table: Table) -> None:
+    old = set(stable.pods_of("gateway"))
+    with under_load(max_tokens=400) as load:
+        stable.restart("gateway")
+        seconds = await stable.wait_rolled_out("gateway")
+    table.add("gateway replaced while answers of 400 tokens run", load, f"{seconds:.1f} s")
+    assert load.summary.failed == {}
+    assert not any("Killed" in event for pod in old for event in pod.events)
+
+
+async def test_scaling_a_stage_fails_no_request(stable: Cluster, table: Table) -> None:
+    with under_load() as load:
+        stable.scale("vision", 3)
+        up_s = await stable.wait_rolled_out("vision")
+        stable.scale("vision", 1)
+        down_s = await stable.wait_rolled_out("vision")
+    table.add("vision scaled 1 -> 3 -> 1", load, f"{up_s:.1f} s up, {down_s:.1f} s down")
+    assert load.summary.failed == {}
+
+
+async def test_a_drained_node_fails_no_request(stable: Cluster, table: Table) -> None:
+    for service in STAGES_AND_GATEWAY:
+        stable.scale(service, 2)
+    await stable.wait_rolled_out(*EVERYTHING)
+    node = stable.pods_of("redis")[0].node
+    started_s = time.monotonic()
+    with under_load() as load:
+        await stable.drain(node)
+        await stable.wait_rolled_out(*EVERYTHING)
+    table.add("a node drained", load, f"{time.monotonic() - started_s:.1f} s")
+    stable.uncordon(node)
+    assert load.summary.failed == {}
+    assert {pod.node for pod in stable.pods} != {node}
+
+
+async def test_a_pod_that_never_becomes_ready_harms_nobody(stable: Cluster, table: Table) -> None:
+    """Its release is missing in the store."""
+    good = copy.deepcopy(stable.store.get("Deployment", "language"))
+    bad = copy.deepcopy(good)
+    set_variable(bad, "TANDEM_LANGUAGE_TAGS", "absent-v1.0.0")
+    serving = [pod for pod in stable.pods_of("language") if pod.serves]
+    with under_load() as load:
+        stable.apply([bad])
+        await stable.wait_until(lambda: bool(failing_pods(stable)), 120, "fail to start")
+        (failing,) = failing_pods(stable)
+        assert all(pod.serves for pod in serving)
+        stable.apply([good])
+        seconds = await stable.wait_rolled_out("language")
+    table.add("a release that is not in the store, undone", load, f"{seconds:.1f} s to undo")
+    assert load.summary.failed == {}
+    assert "absent-v1.0.0" in failing.termination_message
+    assert set(stable.pods_of("language")) == set(serving)
+
+
+async def test_a_hung_pod_is_restarted_by_its_liveness_probe(stable: Cluster, table: Table) -> None:
+    """Requests in the hung process may fail, later ones not."""
+    hung = stable.pods_of("vision")[0]
+    with under_load() as load:
+        await stable.signal(hung, signal.SIGSTOP)
+        await stable.wait_until(lambda: hung.restarts == 1 and hung.serves, 180, "restart the hung pod")
+    table.add("a vision pod that hangs, until it is restarted", load, " | ".join(hung.events[-4:]))
+    with under_load() as load:
+        pass
+    assert load.summary.failed == {}
+
+
+async def test_requests_succeed_without_redis(stable: Cluster, table: Table) -> None:
+    with under_load() as load:
+        stable.scale("redis", 0)
+        await stable.wait_rolled_out("redis")
+        await asyncio.sleep(10)
+        stable.scale("redis", 1)
+        await stable.wait_rolled_out("redis")
+    table.add("Redis gone for 10 s", load)
+    assert load.summary.failed == {}
+
+
+def set_variable(deployment: Object, name: str, value: str) -> None:
+    """Set a variable of the Deployment's only container."""
+    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    (variable,) = [one for one in variables if one["name"] == name]
+    variable.pop("valueFrom", None)
+    variable["value"] = value
+
+
+def failing_pods(cluster: Cluster) -> list[Pod]:
+    return [pod for pod in cluster.pods_of("language") if pod.restarts and pod.termination_message]
