@@ -1,4 +1,4 @@
-"""The picture of the dashboard in docs/kubernetes.md."""
+"""The image of the dashboard in docs/kubernetes.md."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.k8s, pytest.mark.slow, pytest.mark.timeout(300)]
 COMMAND = (sys.executable, "-m", "tandem")
 
 
-@pytest.mark.skipif("TANDEM_DRAW" not in os.environ, reason="TANDEM_DRAW names the picture to write")
+@pytest.mark.skipif("TANDEM_DRAW" not in os.environ, reason="TANDEM_DRAW names the file to write")
 def test_the_dashboard_is_drawn_under_load(stack: Stack, prometheus: Prometheus) -> None:
     """Thirty streams ask while traffic moves to the other release."""
     end_s = time.monotonic() + 90

@@ -3,12 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.k8s.static.manifests import COMPONENTS, DELIVERIES, K8S, OVERLAYS, TOOLS, build, objects, run, tool
+from tests.k8s.static.test_names import SERVICES
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
 
@@ -125,3 +127,30 @@ def test_no_policy_admits_the_probe_port(overlay: str) -> None:
     admitted = {port["port"] for one in policies for rule in one["spec"].get("ingress", []) for port in rule["ports"]}
     assert 50060 not in admitted
     assert not policies or admitted == {50050, 50051, 50052, 6379, 4317, 9090}
+
+
+@pytest.mark.parametrize("name", ["vision", "language", "gateway"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_settings_of_an_overlay_are_valid(overlay: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except for files and GPUs, which this machine lacks."""
+    found = objects(build(K8S / "overlays" / overlay))
+    data = {one["metadata"]["name"]: one["data"] for one in found if one["kind"] == "ConfigMap"}
+    (source,) = pods(overlay)[name]["containers"][0]["envFrom"]
+    for variable, value in data[source["configMapRef"]["name"]].items():
+        if not value.startswith(("/etc/tandem/", "cuda")):
+            monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("TANDEM_GATEWAY_RELEASE", "tandem-demo-v1.1.0")
+    monkeypatch.setenv("TANDEM_GATEWAY_ALLOW_PLAINTEXT", "true")
+    monkeypatch.setenv("TANDEM_GATEWAY_ALLOW_ANONYMOUS", "true")
+    SERVICES[name]()
+
+
+def test_a_plan_of_a_canary_is_the_canary_overlay() -> None:
+    release = (K8S / "overlays" / "canary" / "release.env").read_text()
+    tag = next(line.removeprefix("vision=") for line in release.splitlines() if line.startswith("vision="))
+    path = f"{TOOLS / 'bin'}:{os.environ['PATH']}"
+    command = [sys.executable, "-m", "tandem", "deploy", "plan", tag, "--overlay", K8S / "overlays" / "production"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    production, canary = (objects(build(K8S / "overlays" / name)) for name in ("production", "canary"))
+    assert objects(done.stdout) == [one for one in canary if one not in production]
