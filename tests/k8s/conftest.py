@@ -10,10 +10,10 @@ import pytest_asyncio
 
 from chassis.api_keys import key_sha256, new_key
 from tests.k8s.cluster import Cluster, running
-from tests.k8s.kubelet import Runtime
 from tests.k8s.load import HEADER, Load
 from tests.k8s.objects import ObjectStore, render
 from tests.k8s.podman import Podman
+from tests.k8s.processes import Processes
 from tests.k8s.services import NameServer
 
 OVERLAYS = Path(__file__).parent / "overlays"
@@ -25,6 +25,9 @@ GATEWAY = f"dns:///gateway.{NAMESPACE}.svc.cluster.local:50050"
 
 
 API_KEY = new_key()
+
+
+needs_containers = pytest.mark.skipif(os.environ.get("TANDEM_K8S") == "processes", reason="needs containers")
 
 
 class Table:
@@ -48,14 +51,17 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
     `tests/k8s/run` has made the network for it.
     """
-    assert os.environ.get("TANDEM_K8S"), "start these tests with `make test-k8s`"
+    mode = os.environ.get("TANDEM_K8S")
+    assert mode, "start these tests with `make test-k8s`"
     folder = tmp_path_factory.mktemp("cluster")
     store = ObjectStore()
-    podman = Podman(folder, store, subnet=PODS, dns=DNS, namespace=NAMESPACE)
-    await podman.remove_leftovers()
-    runtime: Runtime = podman
-    names = NameServer(folder, DNS)
-    async with running(Cluster(store, runtime, names, service_network=SERVICES)) as cluster:
+    if mode == "containers":
+        podman = Podman(folder, store, subnet=PODS, dns=DNS, namespace=NAMESPACE)
+        await podman.remove_leftovers()
+        made = Cluster(store, podman, NameServer(folder, DNS), service_network=SERVICES)
+    else:
+        made = Cluster(store, Processes(folder, store), NameServer(folder, "127.0.0.1"))
+    async with running(made) as cluster:
         tenant = f'[[tenants]]\nname = "test"\nrole = "operator"\nkey_sha256 = ["{key_sha256(API_KEY)}"]\n'
         metadata = {"name": "gateway-keys", "namespace": NAMESPACE}
         cluster.apply([{"kind": "Secret", "metadata": metadata, "stringData": {"keys.toml": tenant}}])

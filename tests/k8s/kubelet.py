@@ -109,11 +109,13 @@ class Kubelet:
             await self._note_exit(container, code)
             if not self._pod.deleting:
                 await asyncio.sleep(backoff_s)
-            if self._pod.deleting:
-                return
             backoff_s = min(max(FIRST_BACKOFF_S, 2 * backoff_s), MAX_BACKOFF_S)
-            self._pod.restarts += 1
-            await self._runtime.start_container(self._pod, name)
+            async with self._starting:
+                if self._pod.deleting:
+                    return
+                self._pod.restarts += 1
+                await self._runtime.start_container(self._pod, name)
+                self._running.add(name)
 
     async def _probe(self, container: Object) -> str:
         """Probe a container until a probe demands its end."""

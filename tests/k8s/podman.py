@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from tests.k8s.objects import Object, ObjectStore, Pod, environment, text_data
+from tests.k8s.objects import Object, ObjectStore, Pod, environment
+from tests.k8s.volumes import make_volume
 
 # Podman would run these by rules of its own. The test controller runs them by those of the kubelet.
 # It would also publish every container port on the node.
@@ -82,24 +83,20 @@ class Podman:
 
     async def wait(self, pod: Pod, name: str) -> int:
         """Wait for a container and return its exit code."""
+        pid = self._pids[pod.name, name]
         with suppress(ProcessLookupError):
-            file = os.pidfd_open(self._pids[pod.name, name])
-            loop, ended = asyncio.get_running_loop(), asyncio.Event()
-            loop.add_reader(file, ended.set)
-            try:
-                await ended.wait()
-            finally:
-                loop.remove_reader(file)
-                os.close(file)
+            if pid:  # 0 if the container ended before its id was read
+                await _wait_for_process(pid)
         while (state := await self._inspect(f"{pod.name}-{name}", "{{.State.Status}}")) not in ("exited", "stopped"):
-            assert state in ("running", "stopping"), state
+            assert state in ("created", "initialized", "running", "stopping"), state
             await asyncio.sleep(0.05)
         return int(await self._inspect(f"{pod.name}-{name}", "{{.State.ExitCode}}"))
 
     async def signal(self, pod: Pod, name: str, number: int) -> None:
         """Send a signal to a container's first process."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pids[pod.name, name], number)
+        if pid := self._pids[pod.name, name]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     async def log_tail(self, pod: Pod, name: str) -> str:
         """Return the last lines of a container's log."""
@@ -130,8 +127,11 @@ class Podman:
                 container["image"] = f"localhost/{container['image']}"
             # Podman takes the user of a container from here only.
             container["securityContext"] = {**spec.get("securityContext", {}), **container.get("securityContext", {})}
-        group = spec.get("securityContext", {}).get("fsGroup", 0)
-        spec["volumes"] = [self._volume(pod, one, group) for one in spec.get("volumes", [])]
+        # Podman ends the network of a pod with its last container. Kubernetes keeps it.
+        first = spec["containers"][0]
+        pause = {"name": "pause", "image": first["image"], "command": ["sleep", "infinity"]}
+        spec["containers"].append({**pause, "securityContext": first["securityContext"]})
+        spec["volumes"] = [self._volume(pod, one) for one in spec.get("volumes", [])]
         spec["restartPolicy"] = "Never"
         metadata = {"name": pod.name, "labels": pod.labels}
         kept = ("containers", "initContainers", "volumes", "restartPolicy", "securityContext")
@@ -142,32 +142,9 @@ class Podman:
             "spec": {key: spec[key] for key in kept if key in spec},
         }
 
-    def _volume(self, pod: Pod, volume: Object, group: int) -> Object:
-        """Return a folder of the node with the volume's content."""
-        if "hostPath" in volume:
-            return volume
-        if claim := volume.get("persistentVolumeClaim"):
-            path = self._folder / "claims" / claim["claimName"]
-        else:
-            path = self._folder / pod.name / volume["name"]
-        path.mkdir(parents=True, exist_ok=True)
-        for name, text in self._files(volume).items():
-            (path / name).write_text(text)
-        os.chown(path, 0, group)
-        path.chmod(0o2770 if group else 0o777)
-        for file in path.iterdir():
-            os.chown(file, 0, group)
+    def _volume(self, pod: Pod, volume: Object) -> Object:
+        path = make_volume(self._folder, pod, volume, self._store)
         return {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
-
-    def _files(self, volume: Object) -> dict[str, str]:
-        for kind, key, name in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
-            if key in volume:
-                found = self._store.find(kind, volume[key][name])
-                if found is None:
-                    raise LookupError(f'{kind.lower()} "{volume[key][name]}" not found')
-                items = {one["key"]: one["path"] for one in volume[key].get("items", [])}
-                return {items.get(one, one): text for one, text in text_data(found).items()}
-        return {}
 
     async def _read_pid(self, pod: Pod, name: str) -> None:
         self._pids[pod.name, name] = int(await self._inspect(f"{pod.name}-{name}", "{{.State.Pid}}"))
@@ -192,3 +169,19 @@ class Podman:
         if process.returncode:
             raise RuntimeError(f"podman {' '.join(arguments[:3])}: {error.decode().strip()}")
         return out.decode() + (error.decode() if arguments[0] == "logs" else "")
+
+
+async def _wait_for_process(pid: int) -> None:
+    """Wait for the end of a process that is no child.
+
+    Raises:
+        ProcessLookupError: it has ended already.
+    """
+    file = os.pidfd_open(pid)
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(file, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(file)
+        os.close(file)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.k8s.cluster import Cluster
-from tests.k8s.conftest import NAMESPACE
+from tests.k8s.conftest import NAMESPACE, needs_containers
 from tests.k8s.objects import Object, Pod
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
@@ -37,6 +37,7 @@ async def reaches(cluster: Cluster, source: Pod, host: str, port: int) -> bool:
     return True
 
 
+@needs_containers
 async def test_only_listed_traffic_passes(stable: Cluster) -> None:
     stable.apply(
         [

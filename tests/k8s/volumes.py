@@ -1,0 +1,44 @@
+"""Folders of the node that are the volumes of pods."""
+
+import os
+from pathlib import Path
+
+from tests.k8s.objects import Object, ObjectStore, Pod, text_data
+
+
+def make_volume(root: Path, pod: Pod, volume: Object, store: ObjectStore) -> Path:
+    """Return a folder with the content of a volume.
+
+    Args:
+        root: holds the folders of all pods.
+        pod: gets the folder, which its `fsGroup` may write.
+        volume: emptyDir, ConfigMap, Secret, claim or hostPath.
+        store: has the ConfigMaps and Secrets.
+
+    Raises:
+        LookupError: a ConfigMap or a Secret is missing.
+    """
+    if "hostPath" in volume:
+        return Path(volume["hostPath"]["path"])
+    claim = volume.get("persistentVolumeClaim")
+    path = root.joinpath(*("claims", claim["claimName"]) if claim else (pod.name, volume["name"]))
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in _files(volume, store).items():
+        (path / name).write_text(text)
+    group = pod.spec.get("securityContext", {}).get("fsGroup", 0)
+    if os.getuid() == 0 and group:
+        for one in (path, *path.iterdir()):
+            os.chown(one, 0, group)
+    path.chmod(0o2770 if group else 0o777)
+    return path
+
+
+def _files(volume: Object, store: ObjectStore) -> dict[str, str]:
+    for kind, key, name in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
+        if key in volume:
+            found = store.find(kind, volume[key][name])
+            if found is None:
+                raise LookupError(f'{kind.lower()} "{volume[key][name]}" not found')
+            items = {one["key"]: one["path"] for one in volume[key].get("items", [])}
+            return {items.get(one, one): text for one, text in text_data(found).items()}
+    return {}
