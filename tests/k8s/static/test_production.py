@@ -1,4 +1,4 @@
-"""Processes with the settings of the overlay production: TLS, mutual TLS, keys, probes."""
+"""Processes run with the settings of the overlay production."""
 
 import json
 import os
@@ -30,7 +30,7 @@ _ELSEWHERE = ("TRACE_ENDPOINT", "SHARED_CACHE_URL", "ROLLOUT_REDIS")
 
 
 def settings_of(name: str, secrets: Path) -> dict[str, str]:
-    """Return the variables of a service, with ports and files of this machine."""
+    """Return the variables of a service, for this machine."""
     found = objects(build(K8S / "overlays" / "production"))
     maps = {one["metadata"]["name"].rpartition("-")[0]: one["data"] for one in found if one["kind"] == "ConfigMap"}
     variables = {key: value for key, value in maps[f"{name}-settings"].items() if not key.endswith(_ELSEWHERE)}
@@ -62,7 +62,7 @@ def running(name: str, variables: dict[str, str], log: Path) -> Iterator[dict[st
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """Return the Secrets of the components tls and keys, as folders of each service."""
+    """Return a folder with the Secrets of each service."""
     authority = trustme.CA()
     for name, folder, names in (
         ("gateway", "tls", ["localhost"]),
