@@ -61,15 +61,20 @@ class Kubelet:
         self._check = probe
         self._ready: dict[str, bool] = {container["name"]: False for container in pod.spec["containers"]}
         self._running: set[str] = set()
+        self._exits: dict[str, asyncio.Task[int]] = {}
         self._starting = asyncio.Lock()
 
     async def run(self) -> None:
         """Start the pod and keep it running until cancelled."""
         while not await self._try_to_start():  # noqa: ASYNC110  (nothing tells when the object exists)
             await asyncio.sleep(1)
-        async with asyncio.TaskGroup() as tasks:
-            for container in self._pod.spec["containers"]:
-                tasks.create_task(self._run_container(container))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for container in self._pod.spec["containers"]:
+                    tasks.create_task(self._run_container(container))
+        finally:
+            for waiting in self._exits.values():
+                waiting.cancel()
 
     async def terminate(self) -> None:
         """End the pod: preStop, SIGTERM, grace, SIGKILL."""
@@ -95,7 +100,7 @@ class Kubelet:
         name, backoff_s = container["name"], 0.0
         while True:
             self._running.add(name)
-            exited = asyncio.create_task(self._runtime.wait(self._pod, name))
+            exited = self._exits[name] = asyncio.create_task(self._runtime.wait(self._pod, name))
             probes = asyncio.create_task(self._probe(container))
             both: set[asyncio.Task[Any]] = {exited, probes}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -182,11 +187,11 @@ class Kubelet:
         await self._runtime.signal(self._pod, name, signal.SIGTERM)
         try:
             async with asyncio.timeout(max(0, deadline_s - time.monotonic())):
-                await self._runtime.wait(self._pod, name)
+                await asyncio.shield(self._exits[name])
         except TimeoutError:
             self._event("Killed: the grace period is over")
             await self._runtime.signal(self._pod, name, signal.SIGKILL)
-            await self._runtime.wait(self._pod, name)
+            await self._exits[name]
 
     def _grace_s(self, container: Object | None = None, probe: str = "") -> float:
         """Return the grace of the pod or failed probe."""

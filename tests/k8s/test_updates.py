@@ -45,6 +45,7 @@ async def test_streams_end_within_the_grace_of_a_replaced_gateway(stable: Cluste
     assert not any("Killed" in event for pod in old for event in pod.events)
 
 
+@pytest.mark.slow
 async def test_scaling_a_stage_fails_no_request(stable: Cluster, table: Table) -> None:
     with under_load() as load:
         stable.scale("vision", 3)
@@ -55,6 +56,7 @@ async def test_scaling_a_stage_fails_no_request(stable: Cluster, table: Table) -
     assert load.summary.failed == {}
 
 
+@pytest.mark.slow
 async def test_a_drained_node_fails_no_request(stable: Cluster, table: Table) -> None:
     for service in STAGES_AND_GATEWAY:
         stable.scale(service, 2)
@@ -70,6 +72,7 @@ async def test_a_drained_node_fails_no_request(stable: Cluster, table: Table) ->
     assert {pod.node for pod in stable.pods} != {node}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a release that is not in the store", "too little memory"])
 async def test_a_pod_that_never_becomes_ready_harms_nobody(stable: Cluster, table: Table, fault: str) -> None:
     """The update stops, and the pod says why it ends."""
@@ -96,6 +99,7 @@ async def test_a_pod_that_never_becomes_ready_harms_nobody(stable: Cluster, tabl
         assert "absent-v1.0.0" in failing.termination_message
 
 
+@pytest.mark.slow
 async def test_a_hung_pod_is_restarted_by_its_liveness_probe(stable: Cluster, table: Table) -> None:
     """Requests in the hung process may fail, later ones not."""
     stable.scale("vision", 2)
