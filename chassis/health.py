@@ -35,7 +35,8 @@ class Health:
 async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]:
     """Serve health checks alone until the block ends.
 
-    It takes plain text, because a kubelet probes without TLS and keys. The process is NOT_SERVING from the start of the block until its server has
+    It takes plain text, because a kubelet probes without TLS and keys. The
+    process is NOT_SERVING from the start of the block until its server has
     started.
 
     Yields the port, or -1 without an address.
