@@ -106,7 +106,7 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
-    """Joins the M patches of each visual token and projects them.
+    """Joins and projects the patches of each visual token.
 
     The result has the decoder's width. GELU is exact here.
     """
@@ -252,7 +252,7 @@ def _in_blocks(grid: Tensor, merge: int) -> Tensor:
 
 
 def _rotate(x_PHE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor) -> Tensor:
-    """Rotate each pair (i, i + E / 2) of every head.
+    """Rotate the pairs of every head.
 
     Computed in float32.
     """
