@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")} - {REPOSITORY / "CHANGELOG.md"})
 SERVICES: list[type[ServiceSettings]] = [GatewaySettings, VisionSettings, LanguageSettings]
 
-KUBECTL_FLAGS = {"--for", "--from-file", "--replicas"}
+OTHER_FLAGS = {"--for", "--from-file", "--replicas", "--wait"}  # of kubectl and docker
 BUF_FLAGS = {"--data", "--list-methods", "--protocol"}  # tests/tandem/test_readme.py runs commands with these
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -48,7 +48,7 @@ def known_flags() -> set[str]:
     command_flags = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts}
     sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
     programs = {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
-    return services | command_flags | programs | BUF_FLAGS | KUBECTL_FLAGS | {"--help"}
+    return services | command_flags | programs | BUF_FLAGS | OTHER_FLAGS | {"--help"}
 
 
 @page
