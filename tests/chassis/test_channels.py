@@ -186,3 +186,28 @@ def test_invalid_tls_files_are_refused_when_the_channel_opens(certificates: Any)
             tls.credentials()
         assert caught.value.reason == "BAD_TLS"
         assert str(cert.parent) not in caught.value.message
+
+
+async def test_a_client_leaves_a_server_that_drains(serve: Any) -> None:
+    async def count(self: Any, request: Any, context: Any) -> Any:
+        await asyncio.sleep(0.02)
+        return gateway_pb2.CountTokensResponse(prompt_tokens=5)
+
+    first, second = await serve(gateway={"CountTokens": count}), await serve(gateway={"CountTokens": count})
+    target = f"ipv4:127.0.0.1:{first.server.port},127.0.0.1:{second.server.port}"
+    draining = False
+    async with open_channel(target, watch_health=True) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+
+        async def ask_until_stopped() -> None:
+            while not draining or not stopping.done():
+                await stub.CountTokens(COUNT)
+
+        stopping = asyncio.create_task(asyncio.sleep(0))
+        asking = [asyncio.create_task(ask_until_stopped()) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        stopping = asyncio.create_task(first.server.stop(5))
+        draining = True
+        await stopping
+        await asyncio.gather(*asking)  # no call failed
+        assert (await stub.CountTokens(COUNT)).prompt_tokens == 5

@@ -172,7 +172,7 @@ class Podman:
 
 
 async def _wait_for_process(pid: int) -> None:
-    """Wait for the end of a process that is no child.
+    """Wait for the end of another parent's process.
 
     Raises:
         ProcessLookupError: it has ended already.

@@ -60,7 +60,7 @@ class Processes:
             )
 
     async def wait(self, pod: Pod, name: str) -> int:
-        """Wait for the end of a container and return its exit code."""
+        """Wait for a container's end, and return its exit code."""
         code = await self._processes[pod.name, name].wait()
         return code if code >= 0 else 128 - code
 
@@ -74,7 +74,10 @@ class Processes:
         return self._log(pod, name).read_text(errors="replace").strip()[-2048:]
 
     async def exec(self, pod: Pod, name: str, command: Sequence[str]) -> str:
-        """Do nothing: the program of the image is not on this machine, so exec probes succeed."""
+        """Do nothing, so exec probes succeed.
+
+        The program of the image may not be on this machine.
+        """
         return ""
 
     async def remove(self, pod: Pod) -> None:

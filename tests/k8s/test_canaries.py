@@ -22,7 +22,7 @@ CANARY_PODS = ("vision-canary", "language-canary")
 
 @pytest.mark.slow
 async def test_a_bad_canary_is_rolled_back_and_the_stable_pods_stay(stable: Cluster, table: Table) -> None:
-    """Its language pod gets a tenth of a processor, so its first tokens are late."""
+    """A canary with little processor time has late first tokens."""
     objects = render(OVERLAYS / "canary")
     language = next(one for one in objects if one["metadata"]["name"] == "language-canary")
     language["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "100m"
