@@ -98,8 +98,8 @@ def test_named_commands_exist(page: Path) -> None:
 
 @page
 def test_named_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    assert not matches(r"(?:`|^)make ([a-z-]+)", page) - targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert not matches(r"(?:`|^)make ([a-z0-9-]+)", page) - targets
 
 
 @pytest.mark.parametrize("settings", SERVICES)
