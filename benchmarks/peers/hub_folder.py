@@ -105,7 +105,7 @@ def _hub_name(name: str) -> str:
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:
-    """Return a byte-level BPE without merges, with words that only a model generates.
+    """Return a byte-level BPE without merges, with made-up words.
 
     The special tokens are the last ids.
     """

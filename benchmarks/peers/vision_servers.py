@@ -98,7 +98,7 @@ class TandemServer:
 
 @asynccontextmanager
 async def running_tandem(hub: Path, models: Path) -> AsyncIterator[TandemServer]:
-    """Import the folder, unless it is imported, and run our stack."""
+    """Import the folder if needed, and run our stack."""
     if TAG not in ModelStore(models).tags():
         import_folder(hub, models, TAG)
     config = StackConfig(

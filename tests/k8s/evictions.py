@@ -7,7 +7,7 @@ from tests.k8s.objects import ObjectStore, Pod, selects
 
 
 def may_evict(pod: Pod, pods: Sequence[Pod], store: ObjectStore) -> bool:
-    """Return whether every budget that selects a pod allows its eviction."""
+    """Return whether every budget allows the eviction of a pod."""
     for budget in store.of("PodDisruptionBudget"):
         spec = budget["spec"]
         if not selects(spec["selector"], pod.labels):

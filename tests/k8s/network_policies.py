@@ -11,7 +11,7 @@ Namespaces = Mapping[str, Mapping[str, str]]  # labels by name
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """One of the two directions, by the names that policies and nftables use."""
+    """One direction, as policies and nftables name it."""
 
     policy_type: str
     rules: str
@@ -47,7 +47,7 @@ def rules(policies: Sequence[Object], pods: Sequence[Pod], namespaces: Namespace
 
 
 def ruleset(policies: Sequence[Object], pods: Sequence[Pod], namespaces: Namespaces) -> str:
-    """Return a file for `nft -f` that replaces the earlier rules at once.
+    """Return an nftables file that replaces the rules at once.
 
     The node itself reaches every pod, as kubelets must.
     """

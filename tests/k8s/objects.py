@@ -36,7 +36,7 @@ class ObjectStore:
         self._objects: dict[tuple[str, str], Object] = {}
 
     def apply(self, objects: Sequence[Object]) -> None:
-        """Add objects, and replace those of the same kind and name."""
+        """Add objects, or replace those of the same name."""
         for one in objects:
             self._objects[one["kind"], one["metadata"]["name"]] = copy.deepcopy(one)
 
@@ -44,7 +44,7 @@ class ObjectStore:
         del self._objects[kind, name]
 
     def get(self, kind: str, name: str) -> Object:
-        """Return the object itself, so that a caller can edit it."""
+        """Return the object itself, for editing."""
         return self._objects[kind, name]
 
     def find(self, kind: str, name: str) -> Object | None:
@@ -104,19 +104,19 @@ def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def template_hash(template: Object) -> str:
-    """Return a short hash, which changes with every edit of a template."""
+    """Return a short hash of a template."""
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def quantity(text: str | int | float) -> float:
-    """Return a quantity such as '64Mi' or '250m' as a number."""
+    """Return a quantity such as '64Mi' as a number."""
     match = re.fullmatch(r"([\d.]+)(m|[kMG]|[KMG]i|)", str(text))
     assert match, f"unknown quantity {text!r}"
     return float(match[1]) / 1000 if match[2] == "m" else float(match[1]) * _BYTES[match[2]]
 
 
 def environment(container: Object, pod: Pod, store: ObjectStore) -> dict[str, str]:
-    """Return the variables of a container, as the kubelet resolves them.
+    """Return the resolved variables of a container.
 
     Raises:
         LookupError: a ConfigMap, Secret or key is missing.

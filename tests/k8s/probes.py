@@ -33,7 +33,7 @@ class ProbeCounter:
 
 
 async def check(probe: Object, ip: str, timeout_s: float) -> bool:
-    """Run a gRPC, TCP or HTTP probe once, on a connection of its own."""
+    """Run a probe once, on a connection of its own."""
     try:
         async with asyncio.timeout(timeout_s):
             if "grpc" in probe:

@@ -22,7 +22,7 @@ def endpoints(service: Object, pods: Sequence[Pod]) -> list[str]:
 
 
 def is_headless(service: Object) -> bool:
-    """Return whether the name of a Service resolves to its pods."""
+    """Return whether a Service is headless."""
     return bool(service["spec"].get("clusterIP") == "None")
 
 
@@ -32,7 +32,7 @@ def host_names(service: Object) -> str:
 
 
 def forwarding(service: Object, address: str, targets: Sequence[str]) -> list[str]:
-    """Return the nftables rules that spread the connections to a cluster address.
+    """Return nftables rules that spread connections of a cluster address.
 
     Without a ready pod, connections are refused.
     """
@@ -47,7 +47,7 @@ def forwarding(service: Object, address: str, targets: Sequence[str]) -> list[st
 
 
 def ruleset(forwards: Sequence[str], network: str) -> str:
-    """Return a file for `nft -f` that replaces the earlier rules at once.
+    """Return an nftables file that replaces the rules at once.
 
     Args:
         forwards: rules of all Services.

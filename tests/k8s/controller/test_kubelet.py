@@ -14,7 +14,7 @@ from tests.k8s.probes import ProbeCounter, with_port_numbers
 
 
 class FakeRuntime:
-    """Containers that end when a test or a signal says so."""
+    """Containers that end on a signal or by a test."""
 
     def __init__(self, *, ignores_sigterm: bool = False) -> None:
         self.calls: list[str] = []
