@@ -1,5 +1,6 @@
 """Single service processes, for benchmarks that need no whole stack."""
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ def peak_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/{pid}/status has no line VmHWM")
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and its threads so far, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    user, system = int(fields[11]), int(fields[12])  # clock ticks
+    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 def address_of(service: ServiceProcess) -> str:

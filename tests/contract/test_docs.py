@@ -48,6 +48,8 @@ def known_flags() -> set[str]:
     command_flags = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts}
     sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
     programs = {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
+    # Arguments of `benchmarks.tools.report.parse_arguments`.
+    programs |= {f"--{name}" for source in sources for name in re.findall(r"^ {8}([a-z]+)=\{", source, re.MULTILINE)}
     return services | command_flags | programs | BUF_FLAGS | OTHER_FLAGS | {"--help"}
 
 
