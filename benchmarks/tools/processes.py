@@ -44,7 +44,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process and its threads so far, seconds."""
+    """Return the CPU seconds of a process and its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     user, system = int(fields[11]), int(fields[12])  # clock ticks
     return (user + system) / os.sysconf("SC_CLK_TCK")
