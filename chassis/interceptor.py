@@ -21,7 +21,7 @@ from chassis.spans import Span
 from chassis.tracing import NO_SPAN, span
 
 # RPCs that kubelets, load balancers and gateways poll or keep open. They are logged at debug level only, get no span,
-# and draining neither refuses them nor waits for them.
+# do not count as in flight, and draining neither refuses them nor waits for them.
 _BACKGROUND_METHODS = re.compile(r"grpc\.(health|reflection)\..*|.*/ListModels|.*/Watch")
 _SERVER_FAULTS = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS})
 
@@ -128,12 +128,14 @@ class _RpcRecord:
 
     def __enter__(self) -> "_RpcRecord":
         self._started = time.perf_counter()
-        RPC_IN_FLIGHT.labels(self._method).inc()
+        if not self._background:
+            RPC_IN_FLIGHT.labels(self._method).inc()
         return self
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._started
-        RPC_IN_FLIGHT.labels(self._method).dec()
+        if not self._background:
+            RPC_IN_FLIGHT.labels(self._method).dec()
         RPC_REQUESTS.labels(self._method, self.code.name).inc()
         RPC_SECONDS.labels(self._method).observe(seconds)
         self._span.set_attributes({"rpc.grpc.status_code": self.code.value[0]})

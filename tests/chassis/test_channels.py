@@ -11,6 +11,7 @@ import pytest
 from chassis.channels import ChannelTls, open_channel
 from chassis.errors import FailedPrecondition, Unavailable
 from chassis.grpc_errors import from_rpc_error
+from chassis.metrics import RPC_IN_FLIGHT
 from chassis.request_id import bound_request_id, current_request_id
 from chassis.settings import ServiceSettings
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc, language_pb2, vision_pb2
@@ -211,3 +212,17 @@ async def test_a_client_leaves_a_server_that_drains(serve: Any) -> None:
         await stopping
         await asyncio.gather(*asking)  # no call failed
         assert (await stub.CountTokens(COUNT)).prompt_tokens == 5
+
+
+async def test_a_watch_of_health_is_not_in_flight(serve: Any) -> None:
+    async def count(self: Any, request: Any, context: Any) -> Any:
+        return gateway_pb2.CountTokensResponse(prompt_tokens=5)
+
+    server = await serve(gateway={"CountTokens": count})
+    async with open_channel(f"127.0.0.1:{server.server.port}", watch_health=True) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+        assert (await stub.CountTokens(COUNT)).prompt_tokens == 5
+        in_flight = {
+            sample.labels["method"]: sample.value for metric in RPC_IN_FLIGHT.collect() for sample in metric.samples
+        }
+        assert not any(in_flight.values()), in_flight
