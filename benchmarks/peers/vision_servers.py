@@ -107,7 +107,8 @@ async def running_tandem(hub: Path, models: Path) -> AsyncIterator[TandemServer]
         precision="bfloat16",
         threads=THREADS,
         vision_flags=("--max-resized-pixels", str(MAX_PIXELS)),
-        language_flags=("--kv-cache-bytes", str(KV_CACHE_GIB << 30)),
+        # Several large images take longer than a prompt may take by default.
+        language_flags=("--kv-cache-bytes", str(KV_CACHE_GIB << 30), "--segment-timeout-s", f"{_ANSWER_S:g}"),
     )
     with Stack(config) as stack:
         async with AsyncClient(stack.address) as client:
