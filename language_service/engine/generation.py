@@ -98,7 +98,7 @@ class PagedGeneration:
         with self._updating(self):
             self.clock.record_segment()
             shift = shift_after(self.images[-1]) if self.images else 0
-            self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_NX, visual_key, grid, shift))
+            self.images.append(PlacedImage(self.sequence.num_prompt, embeddings_NX, grid, shift))
             self.sequence.add_image(visual_key, len(embeddings_NX))
 
     def end_prompt(self, max_tokens: int) -> None:

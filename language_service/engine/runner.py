@@ -23,7 +23,6 @@ class PlacedImage:
 
     start: int  # index of the first in its sequence
     embeddings_NX: Tensor
-    visual_key: bytes  # identifies their content, 32 bytes
     grid: Grid | None = None  # None gives them positions as in text
     shift: int = 0  # position minus index, in the text before the image
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from language_service.engine.runner import PlacedImage
 from language_service.model import Decoder, ImageRows, shift_after, token_positions
 from language_service.model.attention import causal_attend
-from tests.language_service.asking import Part, visual_key
-from tests.language_service.small import GridImage
+from tests.language_service.asking import Part
 
 
 def place(parts: Sequence[Part]) -> list[PlacedImage]:
@@ -20,11 +19,10 @@ def place(parts: Sequence[Part]) -> list[PlacedImage]:
     images: list[PlacedImage] = []
     start = 0
     for part in parts:
-        shift = shift_after(images[-1]) if images else 0
-        if isinstance(part, Tensor):
-            images.append(PlacedImage(start, part, visual_key(part), None, shift))
-        elif isinstance(part, GridImage):
-            images.append(PlacedImage(start, part.tokens_NX, visual_key(part.tokens_NX, part.grid), part.grid, shift))
+        if not isinstance(part, list):
+            tokens_NX, grid = (part, None) if isinstance(part, Tensor) else (part.tokens_NX, part.grid)
+            shift = shift_after(images[-1]) if images else 0
+            images.append(PlacedImage(start, tokens_NX, grid, shift))
         start += len(part)
     return images
 

@@ -147,7 +147,7 @@ def test_the_runner_replays_only_steps_that_decode(monkeypatch: pytest.MonkeyPat
     plain, replaying = Runner(DECODER, make_cache(16)), Runner(DECODER, make_cache(16))
     assert plain._recorded is None
     monkeypatch.setattr(replaying, "_recorded", RecordedSteps(DECODER, replaying.cache, recorder))
-    image = [PlacedImage(3, make_image(1), bytes(32))]
+    image = [PlacedImage(3, make_image(1))]
 
     def chunk(start: int, *token_ids: int, num_drafts: int = 0) -> Chunk:
         return make_chunk(start, token_ids, [3, 1, 2], num_drafts=num_drafts)

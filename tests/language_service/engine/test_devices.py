@@ -40,7 +40,7 @@ def make_parts(config: LanguageConfig = CONFIG) -> tuple[ServingDecoder, PagedCa
 def test_a_mixed_step_stays_on_the_models_device() -> None:
     """With a prompt, an image, a draft, and another answer."""
     runner = Runner(*make_parts())
-    images = [PlacedImage(1, make_image(1), bytes(32))]
+    images = [PlacedImage(1, make_image(1))]
     chunks = [
         make_chunk(0, [5, 0, 0, 0, 0, 0, 6], [3, 4], samples=False),
         make_chunk(9, [7, 8], [5, 6, 7], num_drafts=1),
@@ -53,7 +53,7 @@ def test_a_mixed_step_stays_on_the_models_device() -> None:
 
 def test_levels_and_grids_stay_on_the_models_device() -> None:
     image = make_grid_image(1, 1, 5)
-    images = [PlacedImage(1, image.tokens_NX, bytes(32), image.grid)]
+    images = [PlacedImage(1, image.tokens_NX, image.grid)]
     chunks = [make_chunk(0, [5, 0, 0, 0], [3, 4]), make_chunk(6, [9], [8, 9])]
     with OperationSpy(check_device):
         logits_BV = Runner(*make_parts(GRIDS)).forward(chunks, [3, 4], [images, images])

@@ -50,7 +50,7 @@ def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]]
     for length, cuts in sequences:
         token_ids = torch.randint(0, CONFIG.vocab_size, (length,), generator=generator).tolist()
         fits = image_at + 5 <= length
-        images.append([PlacedImage(image_at, make_image(seed % 100), bytes(32))] if fits else [])
+        images.append([PlacedImage(image_at, make_image(seed % 100))] if fits else [])
         own = [blocks.pop() for _ in range(-(-length // BLOCK_SIZE))]
         expected.append(whole(DECODER, token_ids, images[-1]))
         chunks.append([make_chunk(start, token_ids[start:end], own) for start, end in edges_of(length, cuts)])

@@ -30,7 +30,7 @@ def place(prompt: list[tuple[int, Grid]]) -> list[PlacedImage]:
     end = shift = 0
     for num_text, grid in prompt:
         visual = torch.empty(grid.rows * grid.columns, 0)
-        images.append(PlacedImage(end + num_text, visual, b"", grid, shift))
+        images.append(PlacedImage(end + num_text, visual, grid, shift))
         end, shift = images[-1].end, shift_after(images[-1])
     return images
 
@@ -75,13 +75,13 @@ def test_positions_of_a_chunk_are_those_of_the_whole(
 
 
 def test_an_image_without_a_grid_has_positions_as_text() -> None:
-    images = [PlacedImage(2, torch.empty(3, 0), b""), PlacedImage(6, torch.empty(2, 0), b"")]
+    images = [PlacedImage(2, torch.empty(3, 0)), PlacedImage(6, torch.empty(2, 0))]
     assert token_positions(1, 9, images) == (list(range(1, 9)),) * 3
     assert shift_at(8, images) == 0
 
 
 def test_an_image_shifts_the_text_after_it() -> None:
-    wide, tall = (PlacedImage(2, torch.empty(6, 0), b"", grid) for grid in (Grid(2, 3), Grid(6, 1)))
+    wide, tall = (PlacedImage(2, torch.empty(6, 0), grid) for grid in (Grid(2, 3), Grid(6, 1)))
     times, rows, columns = token_positions(1, 10, [wide])
     assert times == [1, 2, 2, 2, 2, 2, 2, 5, 6]
     assert rows == [1, 2, 2, 2, 3, 3, 3, 5, 6]
