@@ -1,6 +1,6 @@
 """Choose the engine of a language half.
 
-No other module names an engine.
+No other module opens an engine by its name.
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
 """Choose the kernels of a decoder.
 
-The engine names no kernels.
+The engine chooses no kernels.
 """
 
 import torch
