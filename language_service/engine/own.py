@@ -51,12 +51,10 @@ def _size_cache(model: LanguageConfig, config: EngineConfig) -> CacheConfig:
     """
     block_size = config.scheduling.block_size
     block_bytes = bytes_per_block(model, block_size, config.dtype)
-    budget = config.cache_bytes
-    if budget is None:
-        budget = int(config.cache_fraction * available_bytes(config.device))
+    available = available_bytes(config.device)  # once, as it changes
+    budget = int(config.cache_fraction * available) if config.cache_bytes is None else config.cache_bytes
     max_useful = config.scheduling.max_running * -(-model.context_length // block_size)
     num_blocks = min(budget // block_bytes, max_useful)
-    available = available_bytes(config.device)
     if num_blocks * block_bytes > available:
         raise FailedPrecondition(
             f"A KV cache of {num_blocks * block_bytes} bytes does not fit beside the weights, {available} bytes are "
