@@ -30,9 +30,9 @@ def check_tensor(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str)
     check_shape(tensor, shape=shape, field=field)
     num_bytes = prod(shape) * BFLOAT16_BYTES
     if len(tensor.data) != num_bytes:
-        raise _bad_tensor(field, f"must have {num_bytes} bytes of data, not {len(tensor.data)}")
+        raise bad_tensor(field, f"must have {num_bytes} bytes of data, not {len(tensor.data)}")
     if not is_finite_bfloat16(np.frombuffer(tensor.data, dtype="<u2")):
-        raise _bad_tensor(field, "must hold finite numbers only, but has an infinity or NaN")
+        raise bad_tensor(field, "must hold finite numbers only, but has an infinity or NaN")
 
 
 def check_shape(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str) -> None:
@@ -41,9 +41,9 @@ def check_shape(tensor: tensor_pb2.Tensor, *, shape: Sequence[int], field: str) 
     See `check_tensor`.
     """
     if tensor.data_type != tensor_pb2.DATA_TYPE_BFLOAT16:
-        raise _bad_tensor(field, "must be of type DATA_TYPE_BFLOAT16")
+        raise bad_tensor(field, "must be of type DATA_TYPE_BFLOAT16")
     if tuple(tensor.shape) != tuple(shape):
-        raise _bad_tensor(field, f"must have the shape {list(shape)}, not {_short(tensor.shape)}")
+        raise bad_tensor(field, f"must have the shape {list(shape)}, not {_short(tensor.shape)}")
 
 
 def split_data(data: bytes) -> Iterator[bytes]:
@@ -58,7 +58,8 @@ def is_finite_bfloat16(bits: NDArray[np.uint16]) -> bool:
     return not bool(np.any((bits & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT))
 
 
-def _bad_tensor(field: str, problem: str) -> InvalidArgument:
+def bad_tensor(field: str, problem: str) -> InvalidArgument:
+    """Return the error that names the problem of `field`."""
     return InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
 
 

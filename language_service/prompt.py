@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from chassis.errors import InvalidArgument
-from chassis.tensors import MAX_CHUNK_BYTES, check_shape
+from chassis.tensors import MAX_CHUNK_BYTES, bad_tensor, check_shape
 from checkpoint.identity import DIGEST_BYTES, MAX_SALT_BYTES
 from language_service.arriving_image import EMBEDDINGS, ArrivingImage, Image
 from language_service.engine import Grid
@@ -104,11 +104,7 @@ class PromptReader:
             message = "An 'image_chunk' must follow an 'image' whose data is not complete."
             raise InvalidArgument(message, reason="BAD_STREAM", field="image_chunk")
         if not 0 < len(chunk.data) <= MAX_CHUNK_BYTES:
-            raise InvalidArgument(
-                f"image_chunk.data must have 1 to {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}.",
-                reason="BAD_TENSOR",
-                field="image_chunk.data",
-            )
+            raise bad_tensor("image_chunk.data", f"must have 1 to {MAX_CHUNK_BYTES} bytes, not {len(chunk.data)}")
         return self._add(self._arriving, chunk.data, "image_chunk.data")
 
     def end(self) -> int:
@@ -138,13 +134,14 @@ class PromptReader:
 
     def _grid(self, visual: tensor_pb2.VisualTokens) -> Grid | None:
         """Return the grid of an image, or None without grids."""
+        field = "image.visual_tokens.grid"
         if self.limits.num_visual_tokens is not None:
             if visual.HasField("grid"):
-                raise _bad_grid("must be absent, because the visual tokens of this model have no grid")
+                raise bad_tensor(field, "must be absent, because the visual tokens of this model have no grid")
             return None
         grid = Grid(visual.grid.rows, visual.grid.columns)
         if min(grid) < 1:
-            raise _bad_grid("must have at least one row and one column")
+            raise bad_tensor(field, "must have at least one row and one column")
         return grid
 
     def _add(self, image: ArrivingImage, data: bytes, field: str) -> Image | None:
@@ -192,8 +189,3 @@ def check_start(start: language_pb2.GenerateStart) -> None:
         raise InvalidArgument(
             f"start.priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}.", reason="BAD_PRIORITY", field="start.priority"
         )
-
-
-def _bad_grid(problem: str) -> InvalidArgument:
-    field = "image.visual_tokens.grid"
-    return InvalidArgument(f"{field} {problem}.", reason="BAD_TENSOR", field=field)
