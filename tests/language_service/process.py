@@ -5,6 +5,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,16 @@ def text(*token_ids: int) -> Request:
     return Request(text=language_pb2.TextSegment(token_ids=token_ids))
 
 
+def random_bytes(seed: int, count: int) -> bytes:
+    """Return `count` finite bfloat16 numbers."""
+    values = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
+    return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+
+
 def image(vision_digest: bytes, seed: int = 0, **fields: Any) -> Request:
     shape = (CONFIG.num_visual_tokens, CONFIG.language.width)
-    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    tensor = tensor_pb2.Tensor(
-        data_type=tensor_pb2.DATA_TYPE_BFLOAT16,
-        shape=shape,
-        data=(values.view(np.uint32) >> 16).astype("<u2").tobytes(),
-    )
+    data = random_bytes(seed, prod(shape))
+    tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=shape, data=data)
     fields = {"embeddings": tensor, "visual_key": bytes([seed]) * 32, "vision_digest": vision_digest, **fields}
     return Request(image=language_pb2.ImageSegment(visual_tokens=tensor_pb2.VisualTokens(**fields)))
 

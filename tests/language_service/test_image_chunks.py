@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +18,7 @@ from language_service.engine import Grid
 from language_service.prompt import PromptLimits, PromptReader
 from language_service.sampling import SamplingOptions
 from tandem.v1 import language_pb2, model_pb2, tensor_pb2
-from tests.language_service.process import TAG, Request, Running, ask, refusal, running, start, text
+from tests.language_service.process import TAG, Request, Running, ask, random_bytes, refusal, running, start, text
 
 DIGEST, KEY = bytes(32), b"k" * 32
 LIMITS = PromptLimits(
@@ -33,19 +32,11 @@ LIMITS = PromptLimits(
     default_max_tokens=4,
 )
 FIXED = replace(LIMITS, num_visual_tokens=6, num_levels=1)
+DATA = random_bytes(0, 6 * 32)
 NAN = b"\xc0\x7f"
 EMBEDDINGS, CHUNK, GRID = "image.visual_tokens.embeddings", "image_chunk.data", "image.visual_tokens.grid"
 
 Step = Callable[[PromptReader], object]
-
-
-def random_bytes(seed: int, count: int) -> bytes:
-    """Return `count` finite bfloat16 numbers."""
-    values = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
-    return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
-
-
-DATA = random_bytes(0, 6 * 32)
 
 
 def segment(
