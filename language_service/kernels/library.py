@@ -5,18 +5,17 @@ Installing the package builds them if there is a compiler. Without them, torch c
 
 import ctypes
 from functools import cache
-from importlib.util import find_spec
 
 import structlog
 import torch
 from torch import Tensor
 
+from chassis.native_library import open_native_library
 from checkpoint.families import LanguageConfig
 
 _log = structlog.get_logger()
 
 _MAX_GROUP = 96  # attention.cpp's kMaxRows
-_NEEDED = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16")
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "tandem_linear": [*[_POINTER] * 5, *[_LONG] * 3, _INT, _INT],
@@ -36,7 +35,7 @@ def library() -> ctypes.CDLL | None:
     Logs the reason once.
     """
     try:
-        opened = _open()
+        opened = open_native_library("language_service.kernels")
     except OSError as error:
         _log.info("native kernels not used", reason=str(error))
         return None
@@ -44,22 +43,6 @@ def library() -> ctypes.CDLL | None:
         function = getattr(opened, name)
         function.argtypes, function.restype = signature, None
     return opened
-
-
-def _open() -> ctypes.CDLL:
-    """Open the library of kernels.
-
-    Raises:
-        OSError: it was not built, or was built for another processor or system.
-    """
-    capabilities = torch.cpu.get_capabilities()
-    if missing := [name for name in _NEEDED if not capabilities.get(name)]:
-        raise OSError(f"the processor lacks {', '.join(missing)}")
-    spec = find_spec("language_service.kernels._native")
-    if spec is None or spec.origin is None:
-        raise OSError("not built: install a C++ compiler, then reinstall the package")
-    # Opened by path, not imported: it has plain functions, which ctypes calls without the interpreter's lock.
-    return ctypes.CDLL(spec.origin)
 
 
 def require() -> ctypes.CDLL:

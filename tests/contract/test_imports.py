@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "hosting": {"tandem.v1", "chassis"},
     "processing": {"chassis", "checkpoint.families", "checkpoint"},
     "vision_service.model": {"checkpoint.families"},
-    "vision_service.kernels": {"vision_service.model"},
+    "vision_service.kernels": {"chassis", "vision_service.model"},
     "vision_service.backends": {"checkpoint.families", "vision_service.model", "vision_service.kernels"},
     "vision_service": {
         "tandem.v1",
@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
         "vision_service.backends",
     },
     "language_service.model": {"checkpoint.families"},
-    "language_service.kernels": {"checkpoint.families", "language_service.model"},
+    "language_service.kernels": {"chassis", "checkpoint.families", "language_service.model"},
     "language_service.cache": set(),
     "language_service.scheduling": {"language_service.cache"},
     "language_service.sampling": {"tandem.v1", "chassis", "language_service.kernels"},

@@ -5,17 +5,15 @@ Installing the package builds it if there is a compiler. Without it, torch compu
 
 import ctypes
 from functools import cache
-from importlib.util import find_spec
 
 import structlog
 import torch
 from torch import Tensor
 
+from chassis.native_library import open_native_library
 from vision_service.model import Attend
 
 _log = structlog.get_logger()
-
-_NEEDED = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16")
 
 
 @cache
@@ -25,7 +23,7 @@ def open_native_attention() -> Attend | None:
     Logs the reason once.
     """
     try:
-        function = _open().tandem_image_attention
+        function = open_native_library("vision_service.kernels").tandem_image_attention
     except OSError as error:
         _log.info("native attention not used", reason=str(error))
         return None
@@ -49,19 +47,3 @@ def open_native_attention() -> Attend | None:
         return out_PW
 
     return attend
-
-
-def _open() -> ctypes.CDLL:
-    """Open the compiled library.
-
-    Raises:
-        OSError: it was not built, or was built for another processor or system.
-    """
-    capabilities = torch.cpu.get_capabilities()
-    if missing := [name for name in _NEEDED if not capabilities.get(name)]:
-        raise OSError(f"the processor lacks {', '.join(missing)}")
-    spec = find_spec("vision_service.kernels._native")
-    if spec is None or spec.origin is None:
-        raise OSError("not built: install a C++ compiler, then reinstall the package")
-    # Opened by path, not imported: it has plain functions, which ctypes calls without the interpreter's lock.
-    return ctypes.CDLL(spec.origin)

@@ -1,7 +1,6 @@
 """Compare each compiled kernel with torch in float32."""
 
 import asyncio
-import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import spec_from_file_location
@@ -13,18 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chassis import native_library
 from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
-from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels import library, native
 from language_service.kernels.native import NativeKernels
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import PlainKernels
-from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.asking import PROMPTS, Part, ask
-from tests.language_service.small import CONFIG, CPU, GRIDS, make_decoder, make_grid_image
+from tests.language_service.small import CONFIG, CPU, GRIDS, make_decoder, make_grid_image, make_paged_engine
 
 needs_native = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 PLAIN = PlainKernels(torch.float32)
@@ -52,9 +50,9 @@ def test_if_the_library_does_not_load_torch_computes(tmp_path: Path, monkeypatch
     """For example, if it was built with newer system libraries."""
     path = tmp_path / "_native.so"
     path.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(library, "find_spec", lambda _name: spec_from_file_location("_native", path))
+    monkeypatch.setattr(native_library, "find_spec", lambda _name: spec_from_file_location("_native", path))
     monkeypatch.setattr(
-        torch.cpu, "get_capabilities", lambda: dict.fromkeys(library._NEEDED, True)
+        torch.cpu, "get_capabilities", lambda: dict.fromkeys(native_library.NEEDED, True)
     )  # otherwise the processor could be the reason
     assert library.library.__wrapped__() is None
 
@@ -214,10 +212,7 @@ async def answers(
     cache = PagedCache(
         decoder.config, CacheConfig(num_blocks=num_blocks, block_size=4), dtype=torch.bfloat16, device=CPU
     )
-    config = SchedulerConfig(block_size=4, **{"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits})
-    engine = PagedEngine(
-        Runner(decoder, cache), config, tag="native-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock()
-    )
+    engine = make_paged_engine(Runner(decoder, cache), tag="native-v1.0.0", **limits)
     if at_once:
         found = await asyncio.gather(*(ask(engine, parts, 40, temperature=1.0, seed=7) for parts in prompts))
     else:
