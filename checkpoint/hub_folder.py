@@ -17,7 +17,7 @@ from checkpoint.hub_config import needed_files, read_hub_config
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE
 from checkpoint.sentencepiece import MODEL_FILE, to_tokenizer_json
 from checkpoint.tokenizer import check_tokenizer, read_tokenizer
-from checkpoint.weight_files import WeightFiles, open_folder
+from checkpoint.weight_files import SUFFIXES, WeightFiles, open_folder
 
 _TEMPLATE_JSON = "chat_template.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -71,8 +71,9 @@ def open_hub_folder(folder: Path) -> HubFolder:
     if missing or template is None:
         raise _lacks(folder, missing if template else [*missing, TEMPLATE_FILE])
     tokenizer_json = _tokenizer(folder)
-    config = read_hub_config(folder, read_tokenizer(tokenizer_json).id_to_token)
-    check_tokenizer(tokenizer_json, config)
+    tokenizer = read_tokenizer(tokenizer_json)
+    config = read_hub_config(folder, tokenizer.id_to_token)
+    check_tokenizer(tokenizer, config)
     weights = open_folder(folder)
     return HubFolder(
         config=config,
@@ -95,7 +96,7 @@ def _missing_weights(folder: Path) -> list[str]:
     """Return the names of missing weight files."""
     if any(folder.glob("*.index.json")):
         return [name for name, path in open_folder(folder).paths().items() if _is_missing(path)]
-    for suffix in (".safetensors", ".bin"):
+    for suffix in SUFFIXES:
         if weights := sorted(folder.glob(f"*{suffix}")):
             return [path.name for path in weights if _is_missing(path)]
     return ["model.safetensors"]

@@ -8,21 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from chassis.errors import FailedPrecondition
 from checkpoint.identity import TensorDigest
-from checkpoint.manifest import Digest
+from checkpoint.manifest import Digest, Record
 from checkpoint.store import ModelStore
 
 _STATE_FILE = "state.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", val_json_bytes="hex", ser_json_bytes="hex")
-
-
-class Fingerprint(_Record):
+class Fingerprint(Record):
     """Detects that a source file was changed or replaced."""
 
     num_bytes: int
@@ -37,7 +33,7 @@ class Fingerprint(_Record):
         return cls(num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, device=stat.st_dev, inode=stat.st_ino)
 
 
-class TensorRecord(_Record):
+class TensorRecord(Record):
     """The digest of one tensor, see `TensorDigest`."""
 
     dtype: str
@@ -54,7 +50,7 @@ class TensorRecord(_Record):
         return TensorDigest(self.dtype, self.shape, self.sha256)
 
 
-class WeightRecord(_Record):
+class WeightRecord(Record):
     """The hashes of one weight file."""
 
     source: Fingerprint
@@ -62,8 +58,8 @@ class WeightRecord(_Record):
     tensors: dict[str, TensorRecord]  # by canonical name
 
 
-class _State(_Record):
-    files: dict[str, WeightRecord] = {}
+class _State(Record):
+    files: dict[str, WeightRecord] = Field(default_factory=dict)
 
 
 class UnfinishedImport:

@@ -26,26 +26,26 @@ _CHUNK_BYTES = 4 * 1024 * 1024  # of a file that is hashed
 Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     """A frozen record, with digests in hex in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", val_json_bytes="hex", ser_json_bytes="hex")
 
 
-class VisionEntry(_Record):
+class VisionEntry(Record):
     """Digests of the vision half."""
 
     digest: Digest
 
 
-class LanguageEntry(_Record):
+class LanguageEntry(Record):
     """Digests of the language half."""
 
     digest: Digest
     vision_digest: Digest  # of the vision half it was trained with, the only one it understands
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The digests of one checkpoint."""
 
     tag: str = Field(max_length=MAX_TAG_CHARS)

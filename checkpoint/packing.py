@@ -16,7 +16,7 @@ from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import CHAT_TEMPLATE
 from checkpoint.torch_tensors import as_torch
-from checkpoint.weight_files import WeightFiles, open_files, open_folder
+from checkpoint.weight_files import SUFFIXES, WeightFiles, open_files, open_folder
 
 
 def pack(
@@ -66,7 +66,7 @@ def _open(sources: Sequence[Path]) -> tuple[Path, WeightFiles]:
     """Return the folder of the weights, and the weights."""
     if len(sources) == 1 and sources[0].is_dir():
         return sources[0], open_folder(sources[0])
-    strange = [path.name for path in sources if not path.is_file() or path.suffix not in (".safetensors", ".bin")]
+    strange = [path.name for path in sources if not path.is_file() or path.suffix not in SUFFIXES]
     if strange or not sources:
         raise InvalidArgument(
             f"Give one folder or weight files (*.safetensors, *.bin), not {', '.join(strange) or 'nothing'}.",

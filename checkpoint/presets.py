@@ -51,7 +51,7 @@ RESAMPLER_PRESETS: dict[str, ResamplerModelConfig] = {
         resampler=ResamplerConfig(kind="none"),
         language=LanguageConfig(eos_token_ids=(2,), modality_embedding=True),
     ),
-    # The same architecture, small enough for tests, with every option of the decoder.
+    # The same architecture, small enough for tests.
     "tiny": ResamplerModelConfig(
         vision=VisionConfig(width=32, num_layers=2, num_heads=2, mlp_width=64),
         resampler=ResamplerConfig(num_layers=1, num_heads=2, head_dim=16, mlp_width=64),

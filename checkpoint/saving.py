@@ -15,7 +15,7 @@ from checkpoint.identity import TensorDigest
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest, file_sha256, make_manifest, write_manifest
 from checkpoint.stored_tensor import tensor_digest
 from checkpoint.tags import parse_tag
-from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer
+from checkpoint.tokenizer import CHAT_TEMPLATE, check_tokenizer, read_tokenizer
 from checkpoint.torch_tensors import TorchTensor
 from checkpoint.weight_writers import Container, PlannedTensor, write_weights
 
@@ -64,9 +64,10 @@ def save(
         InvalidArgument: BAD_TAG, BAD_SHARDS.
     """
     parse_tag(tag)
-    check_tokenizer(tokenizer_json, config)
+    check_tokenizer(read_tokenizer(tokenizer_json), config)
     specs = check_names(tensors, config, HALVES, tag)
-    if HEAD in tensors:
+    # The tie comes first: `in` makes the tensor of a mapping that makes them on demand.
+    if config.language.tied_embeddings and HEAD in tensors:
         check_tied_head({name: TorchTensor(tensors[name]) for name in (HEAD, EMBEDDING)}, config, tag)
     plan = [PlannedTensor(spec, dtype or tensors[spec.name].dtype) for spec in specs]
     digests = _write_tensors(folder, tag, tensors, plan, files)

@@ -46,19 +46,21 @@ def read_tokenizer(tokenizer_json: str) -> Tokenizer:
         raise FailedPrecondition("The file tokenizer.json is not a tokenizer.", reason="BAD_CHECKPOINT") from error
 
 
-def check_tokenizer(tokenizer_json: str, config: ModelConfig) -> None:
-    """Check that a tokenizer is readable and fits a model.
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> int:
+    """Check that a tokenizer fits a model.
+
+    Returns the id of the image token.
 
     Raises:
-        FailedPrecondition: BAD_CHECKPOINT, the tokenizer cannot be read, has ids beyond the vocabulary or lacks the
-            image token.
+        FailedPrecondition: BAD_CHECKPOINT, the tokenizer has ids beyond the vocabulary or lacks the image token.
     """
-    tokenizer = read_tokenizer(tokenizer_json)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= config.language.vocab_size:
         raise FailedPrecondition(
             f"The tokenizer has the token id {highest}, but the model has only {config.language.vocab_size} token ids.",
             reason="BAD_CHECKPOINT",
         )
-    if tokenizer.token_to_id(config.image_token) is None:
+    image_id = tokenizer.token_to_id(config.image_token)
+    if image_id is None:
         raise FailedPrecondition(f"The tokenizer lacks the image token {config.image_token}.", reason="BAD_CHECKPOINT")
+    return image_id

@@ -17,7 +17,7 @@ from checkpoint.stored_tensor import ELEMENT_BYTES, StoredTensor
 
 log = logging.getLogger(__name__)  # the plain install has no structlog
 
-_SUFFIXES = (".safetensors", ".bin")
+SUFFIXES = (".safetensors", ".bin")
 _IGNORED = "language_model.embed_positions.weight"  # a static table of positions, unused with rotary positions
 _ALIASES = (
     # Transformers stores Qwen3-VL with the prefix 'model'. Older exports leave it out.
@@ -107,7 +107,7 @@ def open_folder(folder: Path) -> WeightFiles:
         FailedPrecondition: BAD_CHECKPOINT, there are no weights, or a file or the index cannot be read. NOT_INSTALLED,
             there are only `.bin` files and no torch.
     """
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))
         if len(indexes) > 1:
             raise _bad(f"Folder {folder.name} has several indexes: {', '.join(path.name for path in indexes)}.")

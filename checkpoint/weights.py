@@ -1,6 +1,5 @@
 """Load one half of a checkpoint, verified against its manifest."""
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def _check_memory(subject: str, specs: Sequence[TensorSpec], dtype: torch.dtype,
 
     Otherwise the system would kill the process in the middle of the load, without a reason in its log.
     """
-    needed = sum(math.prod(spec.shape) for spec in specs) * dtype.itemsize
+    needed = sum(spec.num_parameters for spec in specs) * dtype.itemsize
     available = available_bytes(device)
     if needed > available:
         raise FailedPrecondition(

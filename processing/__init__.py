@@ -2,13 +2,12 @@
 
 from processing.chat_template import ChatMessage, ChatTemplate, ImagePart, TextPart
 from processing.detokenizer import Detokenizer, Vocabulary
-from processing.image_files import FORMATS, load_upright, open_image_file, rejected_image, upright_size
+from processing.image_files import load_upright, open_image_file, rejected_image, upright_size
 from processing.image_processors import ImageProcessor, Pixels, open_image_processor
 from processing.processor import Processor
 from processing.prompt import PromptBuilder, Segment, TextSegment, open_prompt_builder
 
 __all__ = [
-    "FORMATS",
     "ChatMessage",
     "ChatTemplate",
     "Detokenizer",

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from chassis.errors import FailedPrecondition, Internal
 from checkpoint.families import ModelConfig
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified, read_verified_config
+from checkpoint.tokenizer import check_tokenizer
 from processing.chat_template import ChatMessage, ChatTemplate, MessageText, TemplateText
 
 
@@ -45,22 +46,9 @@ class PromptBuilder:
         Raises:
             FailedPrecondition: reason 'BAD_CHECKPOINT', the tokenizer does not fit the configuration.
         """
-        image_id = tokenizer.token_to_id(config.image_token)
-        if image_id is None:
-            raise FailedPrecondition(
-                f"The tokenizer lacks the image token {config.image_token!r} of the configuration.",
-                reason="BAD_CHECKPOINT",
-            )
-        highest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
-        vocab_size = config.language.vocab_size
-        if highest_id >= vocab_size:
-            raise FailedPrecondition(
-                f"The tokenizer has token id {highest_id}, but the model's vocabulary has {vocab_size} tokens.",
-                reason="BAD_CHECKPOINT",
-            )
         self.tokenizer = tokenizer
         self.config = config
-        self.image_id = image_id  # of the image token
+        self.image_id = check_tokenizer(tokenizer, config)
         self._template = template
         self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._with_specials = _copy(tokenizer, keep_added_tokens=True)

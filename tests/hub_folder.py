@@ -22,29 +22,7 @@ SPECIAL_TOKENS = (
 TOKEN_IDS = {token: 256 + position for position, token in enumerate(SPECIAL_TOKENS)}
 
 # The released template without tools and videos.
-CHAT_TEMPLATE = """\
-{%- set image_count = namespace(value=0) %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- for content in message.content %}
-            {%- if content.type == 'image' or 'image' in content or 'image_url' in content %}
-                {%- set image_count.value = image_count.value + 1 %}
-                {%- if add_vision_id %}Picture {{ image_count.value }}: {% endif -%}
-                <|vision_start|><|image_pad|><|vision_end|>
-            {%- elif 'text' in content %}
-                {{- content.text }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+CHAT_TEMPLATE = (Path(__file__).parent / "qwen3_vl_template.jinja").read_text(encoding="utf-8")
 
 GENERATION = {
     "bos_token_id": TOKEN_IDS["<|endoftext|>"],

@@ -15,7 +15,6 @@ from checkpoint.families.tensors import HEAD, Half, Section, TensorSpec, decoder
 
 # Pixels of a resized image: at least 256 x 256. The largest the model was trained on has 4096 x 4096.
 MIN_PIXELS, MAX_PIXELS = 65_536, 16_777_216
-MAX_ASPECT_RATIO = 200
 
 
 class Qwen3VisionConfig(Part):

@@ -7,7 +7,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chassis.errors import FailedPrecondition
 from checkpoint.presets import RESAMPLER_PRESETS
-from checkpoint.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer, check_tokenizer
+from checkpoint.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer, check_tokenizer, read_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
@@ -44,12 +44,12 @@ def test_the_template_writes_chatml_with_any_trim_setting(trim: bool) -> None:
 def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
     config = RESAMPLER_PRESETS["tiny"]
     small = config.model_copy(update={"language": config.language.model_copy(update={"vocab_size": 261})})
-    check_tokenizer(TOKENIZER.to_str(), config)
+    check_tokenizer(TOKENIZER, config)
     with pytest.raises(FailedPrecondition, match="token id 261"):
-        check_tokenizer(TOKENIZER.to_str(), small)
+        check_tokenizer(TOKENIZER, small)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json", "\0"])
 def test_text_that_is_not_a_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(FailedPrecondition, match=r"tokenizer\.json"):
-        check_tokenizer(text, RESAMPLER_PRESETS["tiny"])
+        check_tokenizer(read_tokenizer(text), RESAMPLER_PRESETS["tiny"])

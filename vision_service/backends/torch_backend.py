@@ -25,7 +25,7 @@ class TorchBackend:
     ) -> None:
         # Build on the meta device, then assign the loaded tensors. So the weights are in memory once, not twice.
         with torch.device("meta"):
-            half, self._model = build_vision_model(config)
+            half = self._model = build_vision_model(config)
         half.load_state_dict(tensors, assign=True)
         half.to(device=device, dtype=dtype).eval()
         self._dtype = dtype

@@ -152,7 +152,7 @@ class Qwen3VisionTower(nn.Module):
         lengths = [rows * columns for rows, columns in grids]
         x_PW = self.patch_embed(patches_PC)
         x_PW = x_PW + torch.cat([self._positions(grid) for grid in grids]).to(x_PW.dtype)
-        angles = self._angles(grids, x_PW.dtype)
+        angles = self._angles(grids)
         levels: list[Tensor] = []
         mergers = dict(zip(self.config.deepstack_layers, self.deepstack_merger_list, strict=True))
         for index, block in enumerate(self.blocks):
@@ -179,8 +179,8 @@ class Qwen3VisionTower(nn.Module):
         positions = sum(table(row[:, None] * side + column) * weight[..., None] for row, column, weight in corners)
         return _in_blocks(positions, self.config.merge_size)
 
-    def _angles(self, grids: list[Grid], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine [P, 1, E / 2] of rows and columns."""
+    def _angles(self, grids: list[Grid]) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine [P, 1, E / 2] of rows and columns, in float32."""
         quarter = self.config.head_dim // 4
         device = self.pos_embed.weight.device
         exponents = torch.arange(quarter, dtype=torch.float32, device=device) / quarter
