@@ -9,7 +9,7 @@ from prometheus_client import Counter, Histogram
 from chassis.errors import TandemError
 from tandem.v1 import gateway_pb2
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 RELEASE_IMAGES = Counter(
     "tandem_gateway_release_images",
@@ -20,7 +20,7 @@ IMAGE_READY = Histogram(
     "tandem_gateway_image_ready_seconds",
     "Time from the request to the visual tokens of an image, seconds.",
     ["release"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 STAGE_REQUESTS = Counter(
     "tandem_gateway_stage_requests",

@@ -77,7 +77,7 @@ class QuestionBuilder:
         check_options(request, self._limits)
         conversation = check_conversation(request.messages, self._limits)
         self._filters.check_text(conversation.messages)
-        images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
+        images = await self._resolve(conversation.images, tenant)
         segments = await build_segments(release, conversation)
         route = await self._releases.route(release, with_images=bool(images))
         shapes = await token_shapes(images, route)
@@ -107,14 +107,23 @@ class QuestionBuilder:
         """
         conversation = check_conversation(messages, self._limits)
         segments = await build_segments(release, conversation)
-        counts = await self._count_visual_tokens(conversation, release, tenant)
+        fixed = release.config.num_visual_tokens
+        # Images are looked at, and a vision replica is needed, only if their sizes matter.
+        images = await self._resolve(conversation.images, tenant) if fixed is None else []
+        route = await self._releases.route(release, with_images=bool(images))
+        if fixed is None:
+            counts = [shape.num_visual_tokens for shape in await token_shapes(images, route)]
+        else:
+            counts = [fixed] * len(conversation.images)
         num_prompt_tokens = release.prompts.count_tokens(segments, counts)
-        route = await self._releases.route(release, with_images=False)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
             visual_tokens=sum(counts),
             remaining_tokens=max(0, route.language.info.language.context_length - num_prompt_tokens),
         )
+
+    async def _resolve(self, images: Sequence[ImageField], tenant: Tenant) -> list[RequestImage]:
+        return [await self._images.resolve(image.image, image.field, tenant.salt) for image in images]
 
     def _check_prompt_length(self, num_prompt_tokens: int) -> None:
         limit = self._limits.max_prompt_tokens
@@ -125,18 +134,6 @@ class QuestionBuilder:
                 field="messages",
                 metadata={"prompt_tokens": str(num_prompt_tokens), "max_prompt_tokens": str(limit)},
             )
-
-    async def _count_visual_tokens(self, conversation: Conversation, release: Release, tenant: Tenant) -> list[int]:
-        """Return the visual tokens of each image.
-
-        Looks at images only if their sizes matter.
-        """
-        fixed = release.config.num_visual_tokens
-        if fixed is not None or not conversation.images:
-            return [fixed or 0] * len(conversation.images)
-        images = [await self._images.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
-        shapes = await token_shapes(images, await self._releases.route(release, with_images=True))
-        return [shape.num_visual_tokens for shape in shapes]
 
     def _resolved(
         self, sampling: sampling_pb2.SamplingOptions, route: Route, num_prompt_tokens: int

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Histogram
 
+from gateway.answer.metrics import SECONDS
 from tandem.v1 import gateway_pb2, language_pb2
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 TIME_TO_FIRST_TOKEN = Histogram(
     "tandem_gateway_time_to_first_token_seconds",
     "Time from the request to the first token of its answer, seconds.",
     ["release"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 INTER_TOKEN = Histogram(
     "tandem_gateway_inter_token_seconds",

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from chassis.errors import InvalidArgument
 from gateway.images import RequestImage, TokenShape
-from gateway.stages import Release, Route
+from gateway.stages import Route
 from processing import ImageProcessor, open_image_processor, upright_size
-from tandem.v1 import model_pb2
 
 
 async def token_shapes(images: Sequence[RequestImage], route: Route) -> list[TokenShape]:
@@ -18,22 +17,12 @@ async def token_shapes(images: Sequence[RequestImage], route: Route) -> list[Tok
     """
     if route.vision is None:
         return []
-    return await shapes_for(images, route.release, route.vision.info.vision)
-
-
-async def shapes_for(
-    images: Sequence[RequestImage], release: Release, vision: model_pb2.VisionModelInfo
-) -> list[TokenShape]:
-    """Return number and grid of each image's visual tokens.
-
-    Raises as `token_shapes`.
-    """
-    fixed = release.config.num_visual_tokens
-    if fixed is not None:
-        return [TokenShape(fixed)] * len(images)
-    processor = open_image_processor(release.config, max_pixels=vision.max_resized_pixels or None)
+    config = route.release.config
+    if config.num_visual_tokens is not None:
+        return [TokenShape(config.num_visual_tokens)] * len(images)
+    processor = open_image_processor(config, max_pixels=route.vision.info.vision.max_resized_pixels or None)
     # A header can be slow to read, so not on the event loop.
-    return [await asyncio.to_thread(_shape, image, processor) for image in images]
+    return await asyncio.to_thread(lambda: [_shape(image, processor) for image in images])
 
 
 def _shape(image: RequestImage, processor: ImageProcessor) -> TokenShape:

@@ -125,7 +125,7 @@ class Mirror:
                 )
                 await exchange.run(keep)
         except Exception as error:
-            if isinstance(error, TandemError) and is_client_error(error):
+            if is_client_error(error):
                 return
             if not isinstance(error, TandemError | TimeoutError):
                 _log.exception("mirrored request failed")

@@ -18,7 +18,6 @@ from chassis.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
-    TandemError,
     Unauthenticated,
 )
 from chassis.request_id import current_request_id, new_request_id
@@ -183,7 +182,7 @@ class Traffic:
                 request.end(failed=True)
             raise
         except Exception as error:
-            if not isinstance(error, _CLIENT_ERRORS):
+            if not is_client_error(error):
                 request.end(failed=True)
             raise
         else:
@@ -225,6 +224,6 @@ class Traffic:
             PHASE.labels(phase).set(state is not None and state.phase is phase)
 
 
-def is_client_error(error: TandemError) -> bool:
+def is_client_error(error: Exception) -> bool:
     """Return whether the client caused an error."""
     return isinstance(error, _CLIENT_ERRORS)

@@ -202,14 +202,12 @@ class Releases:
         reported: set[str] = set()
         while True:
             await self._refresh()
-            ready = {
-                split_release(name)[1]: name in self._opened and self._is_ready(self._opened[name])
-                for name in self.names
-            }
-            for tag in reported | ready.keys():
-                await health.set(f"{SERVICE_NAME}/{tag}", ready.get(tag, False))
-            reported |= ready.keys()
-            if self.default_name in self._opened and self._is_ready(self._opened[self.default_name]):
+            ready = {name for name in self.names if name in self._opened and self._is_ready(self._opened[name])}
+            is_ready = {split_release(name)[1]: name in ready for name in self.names}
+            for tag in reported | is_ready.keys():
+                await health.set(f"{SERVICE_NAME}/{tag}", is_ready.get(tag, False))
+            reported |= is_ready.keys()
+            if self.default_name in ready:
                 await health.set(STABLE_HEALTH_NAME, serving=True)
             await asyncio.sleep(every_s)
 

@@ -13,7 +13,7 @@ from tests.gateway.api_keys import ask_with_key, tenant_entry
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.scripted import ask, error_of, eventually
 
-KEY, OTHER_KEY, OPERATOR_KEY = new_key(), new_key(), new_key()
+KEY, OTHER_KEY = new_key(), new_key()
 
 
 def gauge(name: str) -> float | None:

@@ -6,17 +6,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
-from chassis.grpc_errors import from_rpc_error
 from checkpoint.identity import visual_key
 from gateway.images.redis_cache import KEY_PREFIX
 from tandem.v1 import gateway_pb2, vision_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import ENCODER_ID
 from tests.gateway.redis_server import RedisServer
-from tests.gateway.scripted import World, eventually
+from tests.gateway.scripted import World, error_of, eventually
 
 BUSY_S = 3.0  # delay that a busy machine may add
 SMALL, LARGE = b"an image", b"a large image" * 10_000
@@ -77,16 +75,12 @@ async def test_chunks_are_joined(chunk_bytes: int, world: World) -> None:
 async def test_endless_chunks_are_an_error_of_the_stage(world: World) -> None:
     """A call ends at the first byte too many."""
     world.vision.extra_chunks = 10**9
-    with pytest.raises(grpc.RpcError) as raised:
-        await world.ask(SMALL, "What is it?")
-    assert from_rpc_error(raised.value).reason == "BAD_TENSOR"
+    assert (await error_of(world.ask(SMALL, "What is it?"))).reason == "BAD_TENSOR"
 
 
 async def test_missing_chunks_are_an_error_of_the_stage(world: World) -> None:
     world.vision.change = lambda tokens: setattr(tokens.embeddings, "data", tokens.embeddings.data[:-2])
-    with pytest.raises(grpc.RpcError) as raised:
-        await world.ask(SMALL, "What is it?")
-    assert from_rpc_error(raised.value).reason == "BAD_TENSOR"
+    assert (await error_of(world.ask(SMALL, "What is it?"))).reason == "BAD_TENSOR"
 
 
 async def test_a_large_image_is_asked_for_by_digest_and_then_sent(world: World) -> None:
@@ -135,9 +129,7 @@ async def test_a_similar_image_with_a_wrong_key_is_rejected(world: World) -> Non
     world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
     world.vision.similar = vision_pb2.SimilarImage(image_sha256=bytes(32), similarity=0.97)
     world.vision.change = lambda tokens: setattr(tokens, "visual_key", b"k" * 32)
-    with pytest.raises(grpc.RpcError) as raised:
-        await world.ask(SMALL, "What is it?")
-    assert from_rpc_error(raised.value).reason == "ENCODER_CHANGED"
+    assert (await error_of(world.ask(SMALL, "What is it?"))).reason == "ENCODER_CHANGED"
 
 
 async def test_without_reuse_every_request_encodes_its_images(make_world: MakeWorld) -> None:

@@ -9,6 +9,7 @@ from gateway.answer.report import Report
 from gateway.rollout.counted_request import CountedRequest, outcome_of
 from gateway.rollout.policy.counts import Outcome
 from tandem.v1 import gateway_pb2
+from tests.gateway.scripted import eventually
 
 OVERDUE_S = 0.2
 
@@ -20,9 +21,7 @@ def start(report: Report) -> tuple[CountedRequest, list[Outcome]]:
 
 
 async def until_counted(counted: list[Outcome]) -> Outcome:
-    async with asyncio.timeout(20):
-        while not counted:  # noqa: ASYNC110  (no event to wait for)
-            await asyncio.sleep(0.01)
+    await eventually(lambda: bool(counted))
     return counted[0]
 
 

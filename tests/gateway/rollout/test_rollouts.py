@@ -9,11 +9,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
-from chassis.grpc_errors import from_rpc_error
 from gateway.rollout.policy.choice import takes_canary
 from tandem.v1 import gateway_pb2, rollout_pb2
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
-from tests.gateway.scripted import eventually
+from tests.gateway.scripted import error_of, eventually
 
 PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
 ROLLED_BACK, PROMOTED = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK, rollout_pb2.ROLLOUT_PHASE_PROMOTED
@@ -79,9 +78,7 @@ async def test_a_release_is_unloaded_only_after_its_last_request(live: LiveGatew
     live.language.go[CANARY].set()
     assert (await last).text == "canary"
     await eventually(lambda: CANARY not in live.language.models and CANARY not in live.vision.models, 20)
-    with pytest.raises(grpc.RpcError) as raised:
-        await live.ask(pin=CANARY)
-    assert from_rpc_error(raised.value).reason == "UNKNOWN_RELEASE"
+    assert (await error_of(live.ask(pin=CANARY))).reason == "UNKNOWN_RELEASE"
 
 
 async def test_the_configured_release_stays_loaded_when_another_is_promoted(live: LiveGateway) -> None:
@@ -110,9 +107,7 @@ async def test_a_model_that_a_restarted_stage_lost_is_no_client_error(two_releas
     async with open_gateway(two_releases, tokenizer, refresh_s=60) as live:
         await live.ask()
         del live.language.models[STABLE]
-        with pytest.raises(grpc.RpcError) as raised:
-            await live.ask()
-        assert from_rpc_error(raised.value).reason == "MODEL_ABSENT"
+        assert (await error_of(live.ask())).reason == "MODEL_ABSENT"
         live.language.add_model(STABLE)
         assert (await live.ask()).text == "stable"  # without waiting for the next refresh
 
@@ -202,9 +197,8 @@ async def test_a_refused_plan_does_not_change_the_running_rollout(
     await live.set(50, 100)
     before = await live.wait_for_phase(RUNNING)
     fields = {"canary": CANARY, "steps": before.plan.steps, "guard": before.plan.guard, **change}
-    with pytest.raises(grpc.RpcError) as raised:
-        await live.operator.Set(rollout_pb2.RolloutsSetRequest(plan=rollout_pb2.RolloutPlan(**fields)))
-    assert from_rpc_error(raised.value).reason == reason
+    call = live.operator.Set(rollout_pb2.RolloutsSetRequest(plan=rollout_pb2.RolloutPlan(**fields)))
+    assert (await error_of(call)).reason == reason
     after = await live.get()
     assert (after.id, after.phase, after.plan, after.changes) == (before.id, RUNNING, before.plan, before.changes)
 
@@ -228,9 +222,7 @@ async def test_watch_reports_every_change(live: LiveGateway) -> None:
 @pytest.mark.parametrize("command", ["Promote", "Rollback"])
 async def test_a_command_without_a_rollout_is_refused(live: LiveGateway, command: str) -> None:
     request = getattr(rollout_pb2, f"Rollouts{command}Request")()
-    with pytest.raises(grpc.RpcError) as raised:
-        await getattr(live.operator, command)(request)
-    assert from_rpc_error(raised.value).reason == "NO_ROLLOUT"
+    assert (await error_of(getattr(live.operator, command)(request))).reason == "NO_ROLLOUT"
 
 
 async def test_a_request_stays_on_one_release_from_prompt_to_answer(live: LiveGateway) -> None:

@@ -26,6 +26,7 @@ from gateway.stages.releases import Releases, open_release
 from tests.gateway.halves import TAG
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import numbers, plan
+from tests.gateway.scripted import eventually
 
 CANARY = "tiny-v1.1.0"
 PLAN = replace(plan(50, 100, seconds=0), stable=TAG, canary=CANARY)
@@ -71,9 +72,7 @@ def started(state: State | None, now_s: float) -> State:
 
 
 async def wait_for_phase(sync: StoreSync, phase: Phase) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while sync.view.state is None or sync.view.state.phase is not phase:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: sync.view.state is not None and sync.view.state.phase is phase)
 
 
 async def test_five_gateways_add_up_their_counts_and_one_decides(
@@ -108,15 +107,11 @@ async def test_requests_that_wait_at_one_gateway_are_counted_at_the_others(
     assert state is not None
     keys = (f"user-{number}" for number in range(1000))
     on_stable = next(key for key in keys if not takes_canary(key, state.id, state.weight_percent))
-    async with (
-        traffic.route(on_stable, None, deadline=Deadline.after(60), report=Report()),
-        asyncio.timeout(PATIENCE_S),
-    ):
-        while other.view.counts.number("stable", "waiting") != 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    async with asyncio.timeout(PATIENCE_S):
-        while [other.view.counts.number("stable", number) for number in ("waiting", "requests")] != [0, 1]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with traffic.route(on_stable, None, deadline=Deadline.after(60), report=Report()):
+        await eventually(lambda: other.view.counts.number("stable", "waiting") == 1)
+    await eventually(
+        lambda: [other.view.counts.number("stable", number) for number in ("waiting", "requests")] == [0, 1]
+    )
 
 
 async def test_a_canary_that_one_gateway_cannot_read_counts_as_an_error(store: Path) -> None:
@@ -164,9 +159,7 @@ async def test_a_store_that_lost_its_data_is_restored_and_the_rollout_stays(
     await sync.change(started)
     before = sync.view.state
     redis.client.flushall()
-    async with asyncio.timeout(PATIENCE_S):
-        while not redis.client.exists("{tandem:rollout}:state"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: redis.client.exists("{tandem:rollout}:state") == 1)
     assert sync.view.state == before
     assert traffic.offered == (TAG, CANARY)
 
@@ -183,9 +176,7 @@ async def test_of_two_states_with_one_version_the_stored_one_wins(
     redis.client.flushall()
     await other.set(PLAN)
     await run(one, stack)
-    async with asyncio.timeout(PATIENCE_S):
-        while one.view.state != other.view.state:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: one.view.state == other.view.state)
 
 
 async def test_a_command_completes_although_its_caller_is_cancelled(
@@ -217,9 +208,7 @@ async def test_while_the_store_is_unreachable_the_rollout_stays_and_commands_fai
     await sync.set(PLAN)
     await sync.change(started)
     redis.kill()
-    async with asyncio.timeout(PATIENCE_S):
-        while sync.view.store_reachable:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not sync.view.store_reachable)
     state = sync.view.state
     assert state is not None
     assert state.phase is Phase.RUNNING
@@ -227,9 +216,7 @@ async def test_while_the_store_is_unreachable_the_rollout_stays_and_commands_fai
     with pytest.raises(Unavailable):
         await sync.change(started)
     redis.start()
-    async with asyncio.timeout(PATIENCE_S):
-        while sync.view.counts.number("canary", "requests") != 5:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # counts from before are not lost
+    await eventually(lambda: sync.view.counts.number("canary", "requests") == 5)  # counts from before are not lost
 
 
 async def test_without_its_store_a_gateway_starts_with_its_local_copy(
@@ -260,9 +247,7 @@ async def test_corrupt_state_in_the_store_changes_nothing_for_running_gateways(
     await sync.set(PLAN)
     before = sync.view.state
     redis.client.hset("{tandem:rollout}:state", "state", "nonsense")
-    async with asyncio.timeout(PATIENCE_S):
-        while sync.view.store_reachable:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not sync.view.store_reachable)
     assert sync.view.state == before
     with pytest.raises(FailedPrecondition) as raised:
         await sync.change(started)

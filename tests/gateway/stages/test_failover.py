@@ -3,17 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 from chassis.errors import Code, InvalidArgument, ResourceExhausted, TandemError, Unavailable
-from chassis.grpc_errors import from_rpc_error
 from tandem.v1 import language_pb2_grpc, vision_pb2_grpc
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import language_info, vision_info
-from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, StageServer, World, ask, eventually
+from tests.gateway.scripted import ScriptedLanguage, ScriptedVision, StageServer, World, ask, error_of, eventually
 
 IMAGE = b"an image"
 DRAINING = Unavailable("The model is being unloaded.", reason="MODEL_DRAINING")
@@ -49,12 +46,6 @@ async def pair(make_world: MakeWorld, store: Path) -> AsyncIterator[Pair]:
     ):
         await world.ask(b"another image", "Warm up?")
         yield Pair(world, vision, language)
-
-
-async def error_of(call: Any) -> TandemError:
-    with pytest.raises(grpc.RpcError) as raised:
-        await call
-    return from_rpc_error(raised.value)
 
 
 async def test_calls_go_to_the_least_busy_replica(pair: Pair) -> None:
