@@ -1,6 +1,5 @@
 """Fixtures with the small decoder."""
 
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,8 +9,7 @@ import pytest
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.model.decoder import Decoder
-from language_service.scheduling.scheduler import SchedulerConfig
-from tests.language_service.small import CONFIG, make_cache, make_decoder
+from tests.language_service.small import CONFIG, make_cache, make_decoder, make_paged_engine
 
 MakeEngine = Callable[..., Awaitable[PagedEngine]]
 
@@ -30,14 +28,7 @@ async def make_engine(decoder: Decoder) -> AsyncIterator[MakeEngine]:
     async with AsyncExitStack() as stack:
 
         async def make(*, num_blocks: int = 64, model: Decoder = decoder, **limits: Any) -> PagedEngine:
-            limits = {"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits}
-            engine = PagedEngine(
-                Runner(model, make_cache(num_blocks, config=model.config)),
-                SchedulerConfig(block_size=4, **limits),
-                tag="test-v1.0.0",
-                model_digest=bytes(32),
-                step_lock=threading.Lock(),
-            )
+            engine = make_paged_engine(Runner(model, make_cache(num_blocks, config=model.config)), **limits)
             stack.push_async_callback(_close, engine)
             return engine
 

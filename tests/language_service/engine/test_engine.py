@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import threading
 import weakref
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 from chassis.errors import ResourceExhausted, Unavailable
 from language_service.engine.generation import PagedGeneration
 from language_service.engine.interface import Finished, FinishReason, Prefilled, Tokens
-from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.model.decoder import Decoder
-from language_service.scheduling.scheduler import SchedulerConfig
 from tests.language_service.asking import PROMPTS, ask, expected, feed, read, start, until
 from tests.language_service.conftest import MakeEngine
-from tests.language_service.small import CONFIG, make_cache, make_image
+from tests.language_service.small import CONFIG, make_cache, make_image, make_paged_engine
 
 
 async def test_greedy_answers_equal_the_reference_alone_and_together(make_engine: MakeEngine, decoder: Decoder) -> None:
@@ -186,9 +183,8 @@ async def test_closing_fails_unfinished_requests_and_refuses_new_ones(make_engin
 
 async def test_a_closed_engine_is_garbage_collected(decoder: Decoder) -> None:
     """That frees its weights and its cache."""
-    config = SchedulerConfig(block_size=4, max_running=2, max_waiting=2, max_step_tokens=8)
-    engine = PagedEngine(
-        Runner(decoder, make_cache(8)), config, tag="gone-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock()
+    engine = make_paged_engine(
+        Runner(decoder, make_cache(8)), tag="gone-v1.0.0", max_running=2, max_waiting=2, max_step_tokens=8
     )
     await ask(engine, [[1, 2, 3]], max_tokens=2)
     await engine.close()

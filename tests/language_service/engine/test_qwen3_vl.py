@@ -1,9 +1,7 @@
 """Compare the engine with transformers on prompts with image grids."""
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,18 +10,15 @@ import torch
 from torch import Tensor
 
 from language_service.engine import runner
-from language_service.engine.kv_cache import CacheConfig, PagedCache
-from language_service.engine.paged import PagedEngine
-from language_service.engine.runner import Images, Runner
+from language_service.engine.runner import Runner
 from language_service.model.deepstack import ImageRows
 from language_service.model.positions import token_positions
-from language_service.scheduling.scheduler import SchedulerConfig
-from language_service.scheduling.sequence import Chunk
 from language_service.scheduling.sequence import Sequence as ScheduledSequence
 from tests.language_service import one_pass
 from tests.language_service.asking import Part, count, feed, read, start
 from tests.language_service.qwen3_vl import IMAGE_TOKEN, NUM_TOKENS, Pair, Reference
-from tests.language_service.small import CPU, make_chunk
+from tests.language_service.recording import RecordingRunner
+from tests.language_service.small import make_cache, make_chunk, make_paged_engine
 
 pytestmark = pytest.mark.slow  # two models, many modes, 64 tokens each
 BLOCK_SIZE = 4
@@ -31,48 +26,13 @@ TOLERANCE = 1e-4  # of a logit
 SHOWS = 0.1  # a fault changes a log-probability by more
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The logits after one token."""
-
-    sequence: ScheduledSequence
-    index: int  # of the token
-    drafts: list[int]  # before this row, perhaps wrong
-    logits_V: Tensor
-
-
-class RecordingRunner(Runner):
-    """Records the logits of every row that chose a token."""
-
-    rows: list[Row]
-
-    def forward(
-        self, chunks: Sequence[Chunk], fresh_blocks: Sequence[int], images: Sequence[Images] | None = None
-    ) -> Tensor:
-        logits_BV = super().forward(chunks, fresh_blocks, images)
-        computed = iter(logits_BV.clone())
-        for chunk in chunks:
-            for num_drafts in range(chunk.num_drafts + 1) if chunk.samples else ():
-                index = chunk.end - 1 - chunk.num_drafts + num_drafts
-                self.rows.append(Row(chunk.sequence, index, chunk.drafts[:num_drafts], next(computed)))
-        return logits_BV
-
-
 class Served:
     """An engine that compares its logits with a reference."""
 
     def __init__(self, pair: Pair, *, num_blocks: int = 128, **limits: Any) -> None:
-        shape = CacheConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE)
-        self._runner = RecordingRunner(pair.ours, PagedCache(pair.config, shape, dtype=torch.float32, device=CPU))
-        self._runner.rows = []
-        limits = {"max_running": 8, "max_waiting": 8, "max_step_tokens": 256, "reuse_prefixes": False, **limits}
-        self.engine = PagedEngine(
-            self._runner,
-            SchedulerConfig(block_size=BLOCK_SIZE, **limits),
-            tag="test-v1.0.0",
-            model_digest=bytes(32),
-            step_lock=threading.Lock(),
-        )
+        self._runner = RecordingRunner(pair.ours, make_cache(num_blocks, BLOCK_SIZE, pair.config))
+        limits = {"max_waiting": 8, "max_step_tokens": 256, "reuse_prefixes": False, **limits}
+        self.engine = make_paged_engine(self._runner, **limits)
         self._questions: dict[ScheduledSequence, Reference] = {}
 
     async def ask(self, question: Reference) -> int:
@@ -189,8 +149,7 @@ def forward_in_chunks(pair: Pair, question: Reference, cuts: Sequence[int]) -> T
     parts = [*question.parts, question.answer]
     ids, images = one_pass.token_ids(parts), one_pass.place(parts)
     blocks = list(range(-(-len(ids) // BLOCK_SIZE)))
-    shape = CacheConfig(num_blocks=len(blocks), block_size=BLOCK_SIZE)
-    runner_of_chunks = Runner(pair.ours, PagedCache(pair.config, shape, dtype=torch.float32, device=CPU))
+    runner_of_chunks = Runner(pair.ours, make_cache(len(blocks), BLOCK_SIZE, pair.config))
     edges = [0, *cuts, len(ids)]
     chunks = [make_chunk(start, ids[start:end], blocks) for start, end in pairwise(edges)]
     return torch.cat([runner_of_chunks.forward([chunk], [], [images]) for chunk in chunks])

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,11 @@ from checkpoint.packing import pack
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from checkpoint.weights import load_half
-from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.engine.paged import PagedEngine
-from language_service.engine.runner import Images, Runner
 from language_service.model.decoder import Decoder
-from language_service.scheduling.scheduler import SchedulerConfig
-from language_service.scheduling.sequence import Chunk
 from tests.language_service.asking import Part, count, feed, read, start
+from tests.language_service.recording import RecordingRunner
+from tests.language_service.small import make_cache, make_paged_engine
 
 pytestmark = pytest.mark.slow  # two models, several modes, 200 tokens each
 NUM_TOKENS = 200
@@ -144,21 +141,6 @@ def _pack(folder: Path, config: ResamplerModelConfig, tag: str) -> None:
     )
 
 
-class RecordingRunner(Runner):
-    """Records the logits of every row that chose a token."""
-
-    def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
-        super().__init__(decoder, cache)
-        self.rows: list[tuple[int, Tensor]] = []
-
-    def forward(
-        self, chunks: Sequence[Chunk], fresh_blocks: Sequence[int], images: Sequence[Images] | None = None
-    ) -> Tensor:
-        logits_BV = super().forward(chunks, fresh_blocks, images)
-        self.rows += zip([chunk.end - 1 for chunk in chunks if chunk.samples], logits_BV.clone(), strict=True)
-        return logits_BV
-
-
 PROMPTS: dict[str, list[Part]] = {
     "text": [[5, 17, 99, 200, 31, 8, 64, 3, 77, 150, 151, 12, 13, 14, 15, 16, 201, 202, 203]],
     "images": [
@@ -185,17 +167,10 @@ async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: li
     """Equal requests have equal logits at each position."""
     answer, logits_TV = pair.reference(parts)
     for name, (num_requests, max_step_tokens, num_blocks, reuse_prefixes) in CASES.items():
-        shape = CacheConfig(num_blocks=num_blocks, block_size=BLOCK_SIZE)
-        cache = PagedCache(pair.ours.config, shape, dtype=torch.float32, device=torch.device("cpu"))
-        runner = RecordingRunner(pair.ours, cache)
-        config = SchedulerConfig(
-            block_size=BLOCK_SIZE,
-            max_running=4,
-            max_waiting=8,
-            max_step_tokens=max_step_tokens,
-            reuse_prefixes=reuse_prefixes,
+        runner = RecordingRunner(pair.ours, make_cache(num_blocks, BLOCK_SIZE, pair.ours.config))
+        engine = make_paged_engine(
+            runner, max_running=4, max_waiting=8, max_step_tokens=max_step_tokens, reuse_prefixes=reuse_prefixes
         )
-        engine = PagedEngine(runner, config, tag="test-v1.0.0", model_digest=bytes(32), step_lock=threading.Lock())
         preempted, found = count("preemptions"), count("tokens", kind="found")
         answers = await asyncio.gather(*(_ask(engine, parts) for _ in range(num_requests)))
         await engine.close()
@@ -203,8 +178,8 @@ async def test_logits_and_tokens_are_those_of_transformers(pair: Pair, parts: li
         assert (count("tokens", kind="found") > found) == reuse_prefixes, name
         assert answers == [answer] * num_requests, name
         assert len(runner.rows) >= num_requests * NUM_TOKENS
-        for position, logits_V in runner.rows:
-            torch.testing.assert_close(logits_V, logits_TV[position], rtol=0, atol=1e-4, msg=name)
+        for row in runner.rows:
+            torch.testing.assert_close(row.logits_V, logits_TV[row.index], rtol=0, atol=1e-4, msg=name)
 
 
 async def _ask(engine: PagedEngine, parts: Sequence[Part]) -> list[int]:
