@@ -4,7 +4,7 @@ The rules are those of the Deployment controller in Kubernetes, for the strategi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.k8s.objects import Object, Pod
@@ -35,8 +35,8 @@ def bounds(deployment: Object) -> Bounds:
     if strategy.get("type") == "Recreate":
         return Bounds(replicas, 0, replicas)
     rolling = strategy.get("rollingUpdate", {})
-    surge = _pods(rolling.get("maxSurge", "25%"), replicas, math.ceil)
-    unavailable = _pods(rolling.get("maxUnavailable", "25%"), replicas, math.floor)
+    surge = num_pods(rolling.get("maxSurge", "25%"), replicas, math.ceil)
+    unavailable = num_pods(rolling.get("maxUnavailable", "25%"), replicas, math.floor)
     return Bounds(replicas, surge, unavailable if surge or unavailable else 1)
 
 
@@ -86,8 +86,8 @@ def _first_to_delete(pods: Sequence[Pod], available: set[Pod]) -> list[Pod]:
     return sorted(pods, key=lambda pod: (pod in available, -pod.created_s))
 
 
-def _pods(value: int | str, replicas: int, rounded: "type[int] | object") -> int:
+def num_pods(value: int | str, replicas: int, rounded: Callable[[float], int]) -> int:
+    """Return a number or percentage of replicas, in pods."""
     if isinstance(value, int):
         return value
-    share = replicas * int(value.removesuffix("%")) / 100
-    return math.ceil(share) if rounded is math.ceil else math.floor(share)
+    return rounded(replicas * int(value.removesuffix("%")) / 100)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from tests.k8s.deployments import num_pods
 from tests.k8s.objects import ObjectStore, Pod, selects
 
 
@@ -26,9 +27,5 @@ def may_evict(pod: Pod, pods: Sequence[Pod], store: ObjectStore) -> bool:
 def _wanted(spec: dict[str, int | str], expected: int) -> int:
     """Return the healthy pods that must remain."""
     if "minAvailable" in spec:
-        return _pods(spec["minAvailable"], expected)
-    return expected - _pods(spec["maxUnavailable"], expected)
-
-
-def _pods(value: int | str, expected: int) -> int:
-    return value if isinstance(value, int) else math.ceil(expected * int(value.removesuffix("%")) / 100)
+        return num_pods(spec["minAvailable"], expected, math.ceil)
+    return expected - num_pods(spec["maxUnavailable"], expected, math.ceil)

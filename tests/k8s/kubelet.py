@@ -120,7 +120,6 @@ class Kubelet:
                     return
                 self._pod.restarts += 1
                 await self._runtime.start_container(self._pod, name)
-                self._running.add(name)
 
     async def _probe(self, container: Object) -> str:
         """Probe a container until a probe demands its end."""

@@ -1,17 +1,16 @@
 """Read the objects of a rendered overlay."""
 
+import base64
 import copy
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.k8s.static import manifests
 
 Object = dict[str, Any]
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -23,10 +22,7 @@ def render(folder: Path) -> list[Object]:
     Raises:
         AssertionError: it does not build. The message is kubectl's.
     """
-    command = [shutil.which("kubectl") or "kubectl", "kustomize", str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one is not None]
+    return manifests.objects(manifests.build(folder))
 
 
 class ObjectStore:
@@ -49,6 +45,20 @@ class ObjectStore:
 
     def find(self, kind: str, name: str) -> Object | None:
         return self._objects.get((kind, name))
+
+    def texts(self, kind: str, name: str) -> dict[str, str]:
+        """Return the texts of a ConfigMap or a Secret.
+
+        Raises:
+            LookupError: it does not exist.
+        """
+        found = self.find(kind, name)
+        if found is None:
+            raise LookupError(f'{kind.lower()} "{name}" not found')
+        data = found.get("data") or {}
+        if kind == "Secret":
+            data = {key: base64.b64decode(value).decode() for key, value in data.items()}
+        return {**data, **found.get("stringData", {})}
 
     def of(self, kind: str) -> list[Object]:
         return [one for (its_kind, _), one in self._objects.items() if its_kind == kind]
@@ -150,21 +160,6 @@ def _value_from(source: Object, container: Object, pod: Pod, store: ObjectStore)
 
 def _data(config_map: Object | None, secret: Object | None, store: ObjectStore) -> dict[str, str]:
     kind, reference = ("ConfigMap", config_map) if config_map else ("Secret", secret or {})
-    found = store.find(kind, reference["name"])
-    if found is None:
-        if reference.get("optional"):
-            return {}
-        raise LookupError(f'{kind.lower()} "{reference["name"]}" not found')
-    return text_data(found)
-
-
-def text_data(config: Object) -> dict[str, str]:
-    """Return the texts of a ConfigMap or a Secret."""
-    import base64
-
-    encoded = (
-        {key: base64.b64decode(value).decode() for key, value in (config.get("data") or {}).items()}
-        if config["kind"] == "Secret"
-        else dict(config.get("data") or {})
-    )
-    return {**encoded, **config.get("stringData", {})}
+    if reference.get("optional") and store.find(kind, reference["name"]) is None:
+        return {}
+    return store.texts(kind, reference["name"])

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.k8s.objects import Object, Pod
+from tests.k8s.objects import Object, Pod, selects
 
 DOMAIN = "svc.cluster.local"
 
@@ -16,7 +16,7 @@ def endpoints(service: Object, pods: Sequence[Pod]) -> list[str]:
     selector = spec.get("selector")
     if not selector:
         return []
-    found = [pod for pod in pods if all(pod.labels.get(key) == value for key, value in selector.items())]
+    found = [pod for pod in pods if selects({"matchLabels": selector}, pod.labels)]
     everybody = spec.get("publishNotReadyAddresses", False)
     return sorted(pod.ip for pod in found if pod.ip and (pod.serves or everybody))
 

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tests.k8s.objects import Object, ObjectStore, Pod, text_data
+from tests.k8s.objects import Object, ObjectStore, Pod
 
 
 def make_volume(root: Path, pod: Pod, volume: Object, store: ObjectStore) -> Path:
@@ -37,9 +37,6 @@ def make_volume(root: Path, pod: Pod, volume: Object, store: ObjectStore) -> Pat
 def _files(volume: Object, store: ObjectStore) -> dict[str, str]:
     for kind, key, name in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
         if key in volume:
-            found = store.find(kind, volume[key][name])
-            if found is None:
-                raise LookupError(f'{kind.lower()} "{volume[key][name]}" not found')
             items = {one["key"]: one["path"] for one in volume[key].get("items", [])}
-            return {items.get(one, one): text for one, text in text_data(found).items()}
+            return {items.get(one, one): text for one, text in store.texts(kind, volume[key][name]).items()}
     return {}

@@ -1,5 +1,6 @@
 """Build kustomizations and find the tools of `tests/k8s/install_tools`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,3 +86,19 @@ def alerts() -> list[dict[str, Any]]:
     """Return the alerting rules."""
     (rule,) = objects((MONITORING / "alerts.yaml").read_text())
     return [rule for group in rule["spec"]["groups"] for rule in group["rules"]]
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """Yield name and query of each target of the dashboard."""
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
+        for target in panel.get("targets", []):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+
+
+def scalers() -> Iterator[tuple[str, str]]:
+    """Yield name and query of each trigger of KEDA."""
+    for path in files():
+        for one in objects(path.read_text()):
+            if one.get("kind") == "ScaledObject":
+                for number, trigger in enumerate(one["spec"]["triggers"]):
+                    yield f"{path.stem} {number}", trigger["metadata"]["query"]

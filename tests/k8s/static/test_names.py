@@ -1,6 +1,5 @@
 """Names in the manifests exist in the code."""
 
-import json
 import re
 from importlib import import_module
 from typing import Any
@@ -15,12 +14,13 @@ from language_service.service import LanguageSettings
 from language_service.servicer import SERVICE_NAME as LANGUAGE
 from tests.k8s.static.manifests import (
     K8S,
-    MONITORING,
     REPOSITORY,
     alerts,
     containers,
     files,
     objects,
+    panels,
+    scalers,
     settings_of,
     sources,
 )
@@ -122,15 +122,11 @@ def metric_names() -> set[str]:
 
 def queries() -> dict[str, str]:
     """Return the queries of alerts, panels and autoscalers."""
-    found = {f"alert {rule['alert']}": rule["expr"] for rule in alerts()}
-    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
-        for target in panel.get("targets", []):
-            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
-    for path in files():
-        for one in objects(path.read_text()):
-            triggers = one["spec"]["triggers"] if one.get("kind") == "ScaledObject" else []
-            found |= {f"scaling {path.stem} {n}": one["metadata"]["query"] for n, one in enumerate(triggers)}
-    return found
+    return {
+        **{f"alert {rule['alert']}": rule["expr"] for rule in alerts()},
+        **{f"panel {name}": query for name, query in panels()},
+        **{f"scaling {name}": query for name, query in scalers()},
+    }
 
 
 @pytest.mark.parametrize(("place", "query"), queries().items(), ids=list(queries()))

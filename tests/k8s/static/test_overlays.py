@@ -157,9 +157,7 @@ def test_the_settings_of_an_overlay_are_valid(overlay: str, name: str, monkeypat
 def test_a_plan_of_a_canary_is_the_canary_overlay() -> None:
     release = (K8S / "overlays" / "canary" / "release.env").read_text()
     tag = next(line.removeprefix("vision=") for line in release.splitlines() if line.startswith("vision="))
-    path = f"{TOOLS / 'bin'}:{os.environ['PATH']}"
-    command = [sys.executable, "-m", "tandem", "deploy", "plan", tag, "--overlay", str(K8S / "overlays/production")]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "PATH": path})
+    done = run(sys.executable, "-m", "tandem", "deploy", "plan", tag, "--overlay", K8S / "overlays/production")
     assert done.returncode == 0, done.stderr
     production, canary = (objects(build(K8S / "overlays" / name)) for name in ("production", "canary"))
     assert objects(done.stdout) == [one for one in canary if one not in production]

@@ -1,11 +1,9 @@
 """A real Prometheus evaluates every query against a running stack."""
 
 import io
-import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 from PIL import Image
@@ -14,23 +12,9 @@ import tandem
 from tandem.errors import TandemError
 from tandem.stack import Stack
 from tests.k8s.static.conftest import Prometheus
-from tests.k8s.static.manifests import MONITORING, alerts, files, objects
+from tests.k8s.static.manifests import alerts, panels, scalers
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
-
-
-def panels() -> Iterator[tuple[str, str]]:
-    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
-        for target in panel.get("targets", []):
-            yield f"{panel['title']} {target['refId']}", target["expr"]
-
-
-def scalers() -> Iterator[tuple[str, str]]:
-    for path in files():
-        for one in objects(path.read_text()):
-            if one.get("kind") == "ScaledObject":
-                for number, trigger in enumerate(one["spec"]["triggers"]):
-                    yield f"{path.stem} {number}", trigger["metadata"]["query"]
 
 
 def test_no_panel_is_empty_after_one_question(prometheus: Prometheus) -> None:
