@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("tandem", "gateway", "vision_service", "language_service", "processing", "hosting", "checkpoint", "chassis")
+FOLDERS = (*PACKAGES, "demo", "benchmarks", "tests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,13 @@ class Import:
     module: str  # 'gateway.stages'
     name: str | None  # 'Stage' of 'from gateway.stages import Stage'; None for 'import gateway.stages'
     at_import: bool  # runs when the importing module is imported: outside functions and TYPE_CHECKING blocks
+
+
+@cache
+def sources() -> tuple[Path, ...]:
+    """Return every Python file except generated stubs."""
+    found = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]
+    return tuple(sorted(path for path in found if "_pb2" not in path.name))
 
 
 @cache

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.import_graph import REPOSITORY
-
-FOLDERS = (
-    "tandem", "gateway", "http_gateway", "vision_service", "language_service", "processing", "hosting", "checkpoint",
-    "chassis", "demo", "benchmarks", "tests",
-)  # fmt: skip
+from tests.contract.import_graph import REPOSITORY, sources
 
 MAX_SUMMARY_WORDS = 10
 MAX_MODULE_SUMMARY_WORDS = 12
@@ -96,13 +91,6 @@ def test_the_rules_find_an_offender() -> None:
     assert text.split() == ["Return", "what", "a;", "b.", "who"]
     assert (rate(VAGUE_WORDS, text), rate(SEMICOLONS, text)) == (400, 200)
     assert "House Keeper" in words("class _HouseKeeper: ...\n")
-
-
-@cache
-def sources() -> tuple[Path, ...]:
-    """Return every Python file except generated stubs."""
-    found = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]
-    return tuple(sorted(path for path in found if "_pb2" not in path.name and "/." not in str(path)))
 
 
 @cache
