@@ -9,13 +9,11 @@ share the machine's cores. The CPU time per token tells how many streams a gatew
 
 import asyncio
 import gc
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from rich.progress import Progress
 from benchmarks.tools import bare_relay
 from benchmarks.tools.models import RELEASE_OPTIONS, chosen_release
 from benchmarks.tools.paced_language import since_ms
-from benchmarks.tools.processes import address_of, running
+from benchmarks.tools.processes import address_of, cpu_s, running
 from benchmarks.tools.report import Report, parse_arguments
 from chassis.channels import open_channel
 from tandem.stack import ServiceProcess
@@ -131,12 +129,6 @@ async def _ask_later(paths: Paths, path: str, taken: Samples, delay_s: float) ->
     """Ask after a delay, so that requests do not queue."""
     await asyncio.sleep(delay_s)
     await paths.ask(path, taken)
-
-
-def cpu_s(pid: int) -> float:
-    """Return a process's CPU time, all threads together, seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 def add_figures(report: Report, samples: Measured) -> dict[str, list[float]]:

@@ -12,7 +12,6 @@ about ten minutes on two idle cores. `--models` and `--release` measure another 
 
 import asyncio
 import contextlib
-import random
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from rich.progress import Progress
 from benchmarks.tools.images import photograph
 from benchmarks.tools.models import chosen_release, full_size_encoder
 from benchmarks.tools.report import Report, parse_arguments
-from benchmarks.tools.traffic import LoadGenerator, Measurements, poisson_arrivals, printable_only
+from benchmarks.tools.traffic import ZIPF, LoadGenerator, Measurements, poisson_arrivals, printable_only, zipf
 from checkpoint.config import read_config
 from checkpoint.initial import create_checkpoint
 from tandem.client import AsyncClient
@@ -35,7 +34,6 @@ from tandem.stack import Stack, StackConfig
 
 OFF, ON = "caches off", "caches on"
 ANSWER_TOKENS = 16
-ZIPF = 1.1  # exponent
 USERS = 8
 LOAD = 0.6  # share of the throughput without caches
 
@@ -51,9 +49,7 @@ class Plan:
 
     def draw(self, seed: int) -> list[bytes]:
         """Return random images for one part of a round."""
-        weights = [1 / (rank + 1) ** ZIPF for rank in range(self.num_images)]
-        ranks = random.Random(seed).choices(range(self.num_images), weights, k=self.num_requests)
-        return [photograph(rank) for rank in ranks]
+        return [photograph(rank) for rank in zipf(range(self.num_images), self.num_requests, seed)]
 
 
 @contextlib.contextmanager

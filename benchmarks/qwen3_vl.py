@@ -14,7 +14,6 @@ each of these requests gets its image with other bytes at the end, so that no ca
 
 import asyncio
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -31,12 +30,12 @@ from benchmarks.peers.vision_servers import VLLM, Reply, VisionServer, running_t
 from benchmarks.tools.images import photograph
 from benchmarks.tools.machine import matmul_peak, read_bandwidth
 from benchmarks.tools.report import Report, parse_arguments
+from benchmarks.tools.traffic import ZIPF, zipf
 from checkpoint.families import Qwen3VLConfig
 from checkpoint.presets import PRESETS, TINY_QWEN3_VL
 
 SMALL, LARGE = (448, 448), (1024, 768)
 QUESTION = "{:06d}: what is shown, and where?"
-ZIPF = 1.1  # exponent
 FLOODING = 4  # callers that ask about new images while texts are asked
 FIRST_TOKENS = 2  # of answers of which only the first token matters
 
@@ -221,12 +220,6 @@ class Rounds:
         if reply.answer_tokens != max_tokens:
             raise RuntimeError(f"{server.name} answered with {reply.answer_tokens} tokens instead of {max_tokens}")
         return reply
-
-
-def zipf(images: Sequence[bytes], count: int, seed: int) -> list[bytes]:
-    """Return random images, the first most often."""
-    weights = [1 / (rank + 1) ** ZIPF for rank in range(len(images))]
-    return random.Random(seed).choices(images, weights, k=count)
 
 
 async def compare(folder: Path, config: Qwen3VLConfig, plan: Plan, *, with_peer: bool, end_s: float) -> Report:

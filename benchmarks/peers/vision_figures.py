@@ -83,7 +83,7 @@ def _percentile(rounds: Sequence[Sequence[float]], percent: float) -> float:
 
 
 def plot(axes: Axes, report: Report) -> None:
-    """Draw all ratios with an aim as bars."""
+    """Draw all ratios as bars, missed aims in red."""
     ratios = [figure for figure in report.figures if figure.unit == "x"][::-1]
     colours = ["tab:blue" if figure.met is not False else "tab:red" for figure in ratios]
     axes.barh([figure.name for figure in ratios], [figure.value for figure in ratios], color=colours)

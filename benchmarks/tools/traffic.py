@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,6 +17,9 @@ from checkpoint.config import read_config
 from tandem.client import AsyncClient
 
 QUESTIONS = ("What colour is the bag?", "Is it made of leather?", "Who is this for?", "What stands beside it?")
+ZIPF = 1.1  # exponent
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,12 @@ def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
     """Return `count` random request times, on average `rate` per second."""
     rng = random.Random(seed)
     return list(itertools.accumulate(rng.expovariate(rate) for _ in range(count)))
+
+
+def zipf(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """Return `count` random items, the first most often."""
+    weights = [1 / (rank + 1) ** ZIPF for rank in range(len(items))]
+    return random.Random(seed).choices(items, weights, k=count)
 
 
 def percentile_ms(rounds: Iterable[Sequence[float]], percent: float) -> float:

@@ -8,8 +8,9 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from benchmarks.peers.hub_folder import make_hub_folder
 from benchmarks.peers.vision_figures import fill
-from benchmarks.qwen3_vl import Images, Measurements, zipf
+from benchmarks.qwen3_vl import Images, Measurements
 from benchmarks.tools.report import Report
+from benchmarks.tools.traffic import zipf
 from checkpoint.families import Qwen3VLConfig
 from checkpoint.importing import import_folder
 from checkpoint.presets import TINY_QWEN3_VL
