@@ -34,7 +34,7 @@ images:  ## build the images with docker, podman or buildah; VARIANT=cuda for GP
 	images/build
 
 test-images: .venv/ready  ## build the images and run each in a container, alone
-	tests/k8s/run -m images
+	TANDEM_TESTS=tests/images tests/k8s/run -m images
 
 test-k8s: .venv/ready  ## run the Kubernetes manifests in containers under load; with SHORT=1 the main scenarios
 	tests/k8s/run -m "k8s$(if $(SHORT), and not slow)"
@@ -64,7 +64,7 @@ bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## run every benchmark, each within 
 bench-%: .venv/ready  ## run one benchmark within about a minute
 	$(BIN)/python -m benchmarks.$* --quick
 
-train-demo: .venv/ready  ## train the demo model again, about 90 minutes on two cores
+train-demo: .venv/ready  ## train the demo model again, over an hour on two cores
 	$(BIN)/python -m demo.train
 
 peers: .peers/transformers/ready .peers/vllm/ready .peers/llama_cpp/ready  ## install engines to compare with; -k skips those that fail

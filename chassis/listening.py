@@ -22,11 +22,11 @@ def cannot_listen(address: str, error: OSError | None = None, *, service: str = 
         error: the error of the operating system. With None, find it by binding a socket, because gRPC hides it.
         service: the kind of server, for the message.
     """
-    cause = _describe(error or _bind_error(address))
+    cause = _describe(error or bind_error(address))
     return FailedPrecondition(f"Cannot listen on {address} for {service}: {cause}.", reason="CANNOT_LISTEN")
 
 
-def _bind_error(address: str) -> OSError | None:
+def bind_error(address: str) -> OSError | None:
     """Return the error of binding a socket, if any."""
     host, port = split_address(address)
     try:

@@ -8,7 +8,6 @@ Used by `tandem up`, the demo and the benchmarks. Production runs the same three
 
 import contextlib
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.channels import open_blocking_channel
 from chassis.errors import FailedPrecondition, Unavailable
+from chassis.listening import bind_error
 from checkpoint.tags import split_release
 from tandem.stack.process import ServiceProcess
 
@@ -227,16 +227,12 @@ def _flags(values: Mapping[str, object]) -> list[str]:
 
 
 def _check_port_free(port: int) -> None:
-    """Raise FailedPrecondition if another process listens on a port.
+    """Raise FailedPrecondition if the gateway cannot use its port.
 
-    gRPC itself would share the port (SO_REUSEPORT) and get only some of the calls.
+    The gateway itself would say so only after the models have loaded.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise FailedPrecondition(
-                f"Port {port} on {HOST} cannot be used ({error.strerror}); choose another with --port.",
-                reason="PORT_BUSY",
-            ) from error
+    if (error := bind_error(f"{HOST}:{port}")) is not None:
+        raise FailedPrecondition(
+            f"Port {port} on {HOST} cannot be used ({error.strerror}); choose another with --port.",
+            reason="PORT_BUSY",
+        ) from error
