@@ -5,13 +5,15 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do 
 	$$python -c 'import ensurepip, venv' 2>/dev/null && echo $$python && break; done)
 # Torch for CPUs: PyPI's build for Linux brings CUDA, which is gigabytes. `make TORCH_INDEX= test` takes PyPI's.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Runs `make gpu-check`: python3 of a machine with a GPU, or the .venv where there is one.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load k8s images
+SEPARATE := load k8s images gpu kernels
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo serve images test $(SEPARATE:%=test-%) lint format protos bench train-demo peers clean
+.PHONY: help demo serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -42,6 +44,12 @@ test-k8s: .venv/ready  ## run the Kubernetes manifests in containers under load;
 test-load: .venv/ready  ## run the load tests: real processes that are killed and rolled back, for minutes
 	$(BIN)/pytest -m load -s
 
+test-gpu: .venv/ready  ## run the tests that need a GPU
+	$(BIN)/pytest -m gpu
+
+test-kernels: .venv/ready .tandem/triton/ready  ## interpret and compile the GPU kernels, without a GPU
+	PYTHONPATH=.tandem/triton TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
+
 lint: .venv/ready  ## check style, types and the contract
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -64,6 +72,13 @@ bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## run every benchmark, each within 
 bench-%: .venv/ready  ## run one benchmark within about a minute
 	$(BIN)/python -m benchmarks.$* --quick
 
+gpu-wheels: .venv/ready  ## fetch packages for a GPU machine without a network; with RTX=1 also TensorRT for RTX
+	$(BIN)/python -m benchmarks.gpu_check.wheels $(if $(RTX),--rtx)
+
+# Needs no .venv: the machine's own Python, which has torch with CUDA.
+gpu-check:  ## check on a GPU all that needs one, in eight minutes; with DRY=1 only list it
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DRY),--dry) $(if $(ONLY),$(ONLY:%=--only %))
+
 train-demo: .venv/ready  ## train the demo model again, over an hour on two cores
 	$(BIN)/python -m demo.train
 
@@ -76,6 +91,11 @@ clean:  ## delete the virtual environment and every cache
 ifneq ($(shell test -x $(BIN)/python && echo runs),runs)
 .PHONY: .venv/ready
 endif
+
+# The version that torch 2.11 brings on a machine with CUDA.
+.tandem/triton/ready:
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0
+	touch $@
 
 # Succeeds where the index answers within three seconds; the name server's time counts, too.
 INDEX_ANSWERS = $(BIN)/python -c 'import faulthandler, sys, urllib.request as web; \
