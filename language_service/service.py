@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
-from language_service.engine import EngineConfig, EngineName
+from language_service.engine import AttentionName, EngineConfig, EngineName
 from language_service.loader import LanguageLoader
 from language_service.scheduling import SchedulerConfig
 from language_service.servicer import SERVICE_NAME, LanguageServicer
@@ -33,6 +33,11 @@ class LanguageSettings(StageSettings):
         le=1,
         description="size of each model's KV cache, as a fraction of the memory available after its weights are loaded",
     )
+    decode_attention: AttentionName = Field(
+        "auto",
+        description="attention of sequences that decode: torch, triton, or auto, which measures both on a GPU and "
+        "takes torch on a CPU",
+    )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in one block of the KV cache")
     max_running: int = Field(64, ge=1, description="most sequences in the continuous batch of a model")
     max_waiting: int = Field(256, ge=1, description="most requests in the queue of a model")
@@ -49,7 +54,10 @@ class LanguageSettings(StageSettings):
     max_images: int = Field(8, ge=0, description="most images in one prompt")
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request without a limit, tokens")
     segment_timeout_s: float = Field(
-        60, gt=0, allow_inf_nan=False, description="longest wait for the next segment of a prompt, seconds"
+        600,  # as long as the gateway's longest deadline, which ends a request earlier if it is shorter
+        gt=0,
+        allow_inf_nan=False,
+        description="longest wait for the next segment of a prompt, seconds",
     )
 
     @field_validator("max_step_tokens")
@@ -103,5 +111,6 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
             max_drafts=settings.max_drafts,
         ),
         cache_bytes=settings.kv_cache_bytes,
+        decode_attention=settings.decode_attention,
         cache_fraction=settings.kv_cache_fraction,
     )

@@ -17,6 +17,7 @@ from chassis.grpc_errors import from_rpc_error
 from chassis.settings import load_settings
 from checkpoint.initial import create_checkpoint
 from checkpoint.manifest import read_manifest, tokenizer_digest
+from gateway.settings import GatewaySettings
 from language_service.service import LanguageSettings
 from tandem.v1 import model_pb2, sampling_pb2
 from tests.language_service.process import (
@@ -140,6 +141,12 @@ def test_an_exceeded_deadline_frees_everything(service: Running) -> None:
     error = refusal(service, [start(max_tokens=1000), text(7)], timeout=0.2)
     assert error.code == Code.DEADLINE_EXCEEDED
     service.until_idle()
+
+
+def test_an_image_may_take_until_the_gateways_longest_deadline() -> None:
+    """A slow encoder is then reported by the deadline the client set, not by a limit it cannot see."""
+    fields, deadlines = LanguageSettings.model_fields, GatewaySettings.model_fields
+    assert fields["segment_timeout_s"].default >= deadlines["max_deadline_s"].default
 
 
 def test_a_stalled_prompt_is_ended(service: Running) -> None:
