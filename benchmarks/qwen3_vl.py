@@ -48,7 +48,9 @@ class Plan:
     callers: tuple[int, ...] = (1, 4, 8)
     new_requests: tuple[int, ...] = (2, 4, 8)  # for each number of callers
     hot_requests: tuple[int, ...] = (3, 8, 16)
+    first_tokens: tuple[int, int] = (4, 1)  # new images of each size, smaller ones first
     known_questions: int = 3  # about each known image
+    texts_at_rest: int = 6
     texts: int = 12  # while images flood
     text_gap_s: float = 4.0  # from one of these texts to the next
     answer_tokens: int = 32
@@ -59,7 +61,9 @@ QUICK = Plan(
     callers=(1, 4),
     new_requests=(2, 4),
     hot_requests=(2, 4),
+    first_tokens=(1, 1),
     known_questions=2,
+    texts_at_rest=2,
     texts=3,
     text_gap_s=0.5,
     answer_tokens=8,
@@ -70,7 +74,7 @@ QUICK = Plan(
 class Measurements:
     """Measurements of one server, lists by round."""
 
-    first_new_s: dict[str, list[float]] = field(default_factory=dict)  # by size of the image
+    first_new_s: dict[str, list[float]] = field(default_factory=dict)  # by size of the image, one of each image
     first_known_s: dict[str, list[list[float]]] = field(default_factory=dict)
     new_per_s: dict[int, list[float]] = field(default_factory=dict)  # by callers
     hot_per_s: dict[int, list[float]] = field(default_factory=dict)
@@ -124,9 +128,10 @@ class Rounds:
             progress.update(task, description=f"round {number + 1}: {part}", advance=1)
             self._show(part)
 
-        for size in (SMALL, LARGE):
+        for size, count in zip((SMALL, LARGE), self._plan.first_tokens, strict=True):
             begin(f"first tokens, {size[0]} x {size[1]}")
-            await self._first_tokens(turn, size)
+            for _ in range(count):
+                await self._first_tokens(turn, size)
         for callers, new, hot in zip(self._plan.callers, self._plan.new_requests, self._plan.hot_requests, strict=True):
             begin(f"new images, {callers} callers")
             images = self._images.new(new)
@@ -166,7 +171,7 @@ class Rounds:
         images = self._images.new(32)
         for server in turn:
             measured = self.measured[server.name]
-            measured.text_s.append([(await self._ask(server, None, FIRST_TOKENS)).first_s for _ in range(3)])
+            measured.text_s.append(await self._texts_at_rest(server))
             stopping, queue, answered = asyncio.Event(), iter(images), itertools.count()
 
             async def flood(
@@ -184,6 +189,11 @@ class Rounds:
                 stopping.set()
             measured.flooded_text_s.append([reply.first_s for reply in asked])
             self._show(f"{server.name}: first tokens {[f'{reply.first_s:.2f} s' for reply in asked]}")
+
+    async def _texts_at_rest(self, server: VisionServer) -> list[float]:
+        """Return seconds to the first tokens of texts, one after the other."""
+        texts = range(self._plan.texts_at_rest)
+        return [(await self._ask(server, None, FIRST_TOKENS)).first_s for _ in texts]
 
     async def _ask_later(self, server: VisionServer, number: int) -> Reply:
         """Ask about text at a fixed time, regardless of answers."""
