@@ -27,6 +27,9 @@ from chassis.tracing import tracing
 
 _FLUSH_S = 0.5  # grace period after the last handler, to send its status and close open health watches
 _SETTLE_S = 0.5  # shortest drain: clients that watch the health leave, and their last RPCs get a reason
+_AGE_GRACE_S = (
+    90_000  # for RPCs on a connection that is too old: longer than the longest deadline of a gateway, one day
+)
 _UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
 
 _log = structlog.get_logger()
@@ -196,6 +199,9 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", 10_000),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
+        # gRPC varies the age by a tenth, so that connections do not end together.
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
         # Detect a dead client within 30 s and cancel its RPCs.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),

@@ -77,6 +77,13 @@ class ServiceSettings(BaseSettings):
         allow_inf_nan=False,
         description="longest wait for requests in flight after SIGTERM, seconds",
     )
+    max_connection_age_s: float = Field(
+        default=300,
+        ge=1,
+        le=86_400,
+        description="age at which a connection takes no new request, so that its client connects anew and finds new "
+        "replicas, seconds. Running answers end undisturbed",
+    )
     tls_cert: Path | None = Field(
         default=None, description="PEM file of the server's certificate chain, switches TLS on"
     )

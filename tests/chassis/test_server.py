@@ -226,3 +226,28 @@ async def test_probes_on_a_port_in_use_explain_the_cause() -> None:
             async with serve_probes(Health(), f"127.0.0.1:{port}"):
                 pass
         assert caught.value.reason == "CANNOT_LISTEN"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_an_old_connection_takes_no_new_call_and_its_stream_ends_undisturbed(serve: Any, ours: bool) -> None:
+    """So clients that keep a connection find new replicas."""
+    slow, peers = Slow(), []
+
+    async def count_tokens(_servicer: Any, request: Any, context: Any) -> Any:
+        peers.append(context.peer())
+        return gateway_pb2.CountTokensResponse()
+
+    handlers = {**slow.handlers, "CountTokens": count_tokens}
+    run = await serve(gateway=handlers, settings=ServiceSettings(max_connection_age_s=1))
+    target = f"localhost:{run.server.port}"
+    async with open_channel(target) if ours else grpc.aio.insecure_channel(target) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+        call = stub.Generate(REQUEST, wait_for_ready=True)
+        assert (await call.read()).delta.text == "first"
+        async with asyncio.timeout(20):
+            while len(set(peers)) < 3:
+                await stub.CountTokens(gateway_pb2.CountTokensRequest())
+                await asyncio.sleep(0.02)
+        slow.end.set()
+        assert (await call.read()).delta.text == "last"
+        assert await call.code() == grpc.StatusCode.OK
