@@ -11,7 +11,8 @@ EXPOSE 6379
 CMD ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
 
 FROM ${BASE} AS prometheus
-RUN apt-get update && apt-get install --yes --no-install-recommends prometheus && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends prometheus && rm -rf /var/lib/apt/lists/* \
+    && install --directory --owner 65532 --group 65532 /prometheus
 USER 65532:65532
 EXPOSE 9090
 ENTRYPOINT ["prometheus"]
