@@ -16,7 +16,7 @@ from tests.k8s import network_policies, services
 from tests.k8s.deployments import is_rolled_out, next_changes
 from tests.k8s.evictions import may_evict
 from tests.k8s.kubelet import Kubelet, Runtime
-from tests.k8s.objects import Object, ObjectStore, Pod, template_hash
+from tests.k8s.objects import RESTARTED_AT, Object, ObjectStore, Pod, template_hash
 from tests.k8s.services import NameServer, endpoints, forwarding, host_names, is_headless
 
 KNOWN_KINDS = {
@@ -86,7 +86,7 @@ class Cluster:
     def restart(self, name: str) -> None:
         """Do `kubectl rollout restart`."""
         metadata = self.store.get("Deployment", name)["spec"]["template"]["metadata"]
-        metadata.setdefault("annotations", {})["kubectl.kubernetes.io/restartedAt"] = str(time.time())
+        metadata.setdefault("annotations", {})[RESTARTED_AT] = str(time.time())
         self._wake.set()
 
     async def drain(self, node: str) -> None:
@@ -176,9 +176,7 @@ class Cluster:
         await asyncio.gather(*(self._runtime.remove(pod) for pod in self.pods), return_exceptions=True)
 
     def _reconcile(self) -> None:
-        for pod, (_, task) in self._workers.items():
-            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise RuntimeError(f"the pod {pod.name} cannot run") from error
+        self._raise_failures()
         deployments = {one["metadata"]["name"]: one for one in self.store.of("Deployment")}
         for name, deployment in deployments.items():
             template = self._template(deployment)
@@ -187,13 +185,18 @@ class Cluster:
                 self._end(pod)
             for _ in range(changes.create):
                 self._create(deployment, template)
+        alone = {one["metadata"]["name"]: one for one in self.store.of("Pod")}
+        for name in alone.keys() - {pod.name for pod in self.pods}:
+            self._start(self._pod(alone[name], name))
         for pod in self.pods:
-            if pod.owner and pod.owner not in deployments and not pod.deleting:
+            if not pod.deleting and (pod.owner not in deployments if pod.owner else pod.name not in alone):
                 self._end(pod)
-        for one in self.store.of("Pod"):
-            if not any(pod.name == one["metadata"]["name"] for pod in self.pods):
-                self._start(self._pod(one, one["metadata"]["name"]))
         self._publish()
+
+    def _raise_failures(self) -> None:
+        for pod, (_, task) in self._workers.items():
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise RuntimeError(f"the pod {pod.name} cannot run") from error
 
     def _template(self, deployment: Object) -> str:
         return template_hash(deployment["spec"]["template"])

@@ -45,9 +45,9 @@ def table() -> Table:
     return Table()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """Return a cluster with namespace and Secret, without pods.
+    """Return a cluster with namespace and Secret.
 
     `tests/k8s/run` has made the network for it.
     """
@@ -68,11 +68,23 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield cluster
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def stable(cluster: Cluster) -> Cluster:
-    """Return the cluster with all pods of the overlay `stable`."""
-    cluster.apply(render(OVERLAYS / "stable"))
+    """Return the cluster with the pods of `stable` alone.
+
+    Undoes what the test before has left.
+    """
+    wanted = render(OVERLAYS / "stable")
+    kept = {(one["kind"], one["metadata"]["name"]) for one in wanted}
+    for kind in ("Deployment", "Pod"):
+        for one in cluster.store.of(kind):
+            if (kind, one["metadata"]["name"]) not in kept:
+                cluster.delete(kind, one["metadata"]["name"])
+    for node in cluster.nodes:
+        cluster.uncordon(node)
+    cluster.apply(wanted)
     await cluster.wait_rolled_out(*EVERYTHING)
+    await cluster.wait_until(lambda: all(pod.owner in EVERYTHING for pod in cluster.pods), 60, "remove other pods")
     return cluster
 
 

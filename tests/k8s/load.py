@@ -68,7 +68,7 @@ class Load:
 
 async def main(address: str, streams: int, max_tokens: int) -> None:
     """Ask until SIGTERM."""
-    key = os.environ.get("TANDEM_API_KEY")
+    key = os.environ.get("TANDEM_API_KEY") or None
     load = LoadGenerator({"gateway": address}, streams=streams, max_tokens=max_tokens, api_key=key)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop)
     asking = asyncio.create_task(load.run())

@@ -13,6 +13,7 @@ from typing import Any
 from tests.k8s.static import manifests
 
 Object = dict[str, Any]
+RESTARTED_AT = "kubectl.kubernetes.io/restartedAt"
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -32,9 +33,19 @@ class ObjectStore:
         self._objects: dict[tuple[str, str], Object] = {}
 
     def apply(self, objects: Sequence[Object]) -> None:
-        """Add objects, or replace those of the same name."""
+        """Add objects, or replace those of the same name.
+
+        The annotation of `kubectl rollout restart` stays, since no manifest names it.
+        """
         for one in objects:
-            self._objects[one["kind"], one["metadata"]["name"]] = copy.deepcopy(one)
+            key = one["kind"], one["metadata"]["name"]
+            before, made = self._objects.get(key), copy.deepcopy(one)
+            if before is not None and made["kind"] == "Deployment":
+                kept = before["spec"]["template"]["metadata"].get("annotations", {})
+                if RESTARTED_AT in kept:
+                    annotations = made["spec"]["template"]["metadata"].setdefault("annotations", {})
+                    annotations.setdefault(RESTARTED_AT, kept[RESTARTED_AT])
+            self._objects[key] = made
 
     def delete(self, kind: str, name: str) -> None:
         del self._objects[kind, name]

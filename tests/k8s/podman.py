@@ -63,7 +63,6 @@ class Podman:
         network = {"cniVersion": "0.4.0", "name": NETWORK, "plugins": [plugin]}
         (networks / f"{NETWORK}.conflist").write_text(json.dumps(network))
         self._environment = {**os.environ, "CONTAINERS_CONF": str(config)}
-        self._environment.setdefault("STORAGE_DRIVER", "overlay")
 
     async def start(self, pod: Pod) -> None:
         """Start all containers, and set the address of the pod."""

@@ -8,24 +8,15 @@ import time
 import pytest
 
 from tests.k8s.cluster import Cluster
-from tests.k8s.conftest import EVERYTHING, OVERLAYS, STAGES_AND_GATEWAY, Table, under_load
-from tests.k8s.objects import Object, Pod, render
+from tests.k8s.conftest import EVERYTHING, STAGES_AND_GATEWAY, Table, under_load
+from tests.k8s.objects import Object, Pod
 
-pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
-
-
-async def test_a_cluster_answers_after_apply(cluster: Cluster, table: Table) -> None:
-    started_s = time.monotonic()
-    cluster.apply(render(OVERLAYS / "stable"))
-    await cluster.wait_rolled_out(*EVERYTHING)
-    ready_s = time.monotonic() - started_s
-    with under_load(streams=1) as load:
-        answered_s = time.monotonic() - started_s
-    table.add("start from nothing", load, f"ready after {ready_s:.1f} s, first answer after {answered_s:.1f} s")
-    assert load.summary.failed == {}
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="session")]
 
 
-@pytest.mark.parametrize("service", STAGES_AND_GATEWAY)
+@pytest.mark.parametrize(
+    "service", ["gateway", *(pytest.param(one, marks=pytest.mark.slow) for one in ("vision", "language"))]
+)
 async def test_a_rolling_update_fails_no_request(stable: Cluster, table: Table, service: str) -> None:
     with under_load() as load:
         stable.restart(service)
@@ -72,8 +63,9 @@ async def test_a_drained_node_fails_no_request(stable: Cluster, table: Table) ->
     assert {pod.node for pod in stable.pods} != {node}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["a release that is not in the store", "too little memory"])
+@pytest.mark.parametrize(
+    "fault", ["a release that is not in the store", pytest.param("too little memory", marks=pytest.mark.slow)]
+)
 async def test_a_pod_that_never_becomes_ready_harms_nobody(stable: Cluster, table: Table, fault: str) -> None:
     """The update stops, and the pod says why it ends."""
     good = copy.deepcopy(stable.store.get("Deployment", "language"))
@@ -114,6 +106,7 @@ async def test_a_hung_pod_is_restarted_by_its_liveness_probe(stable: Cluster, ta
     assert load.summary.failed == {}
 
 
+@pytest.mark.slow
 async def test_requests_succeed_without_redis(stable: Cluster, table: Table) -> None:
     with under_load() as load:
         stable.scale("redis", 0)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tests.k8s.static.test_names import SERVICES
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
 
+VERSIONS = ("1.31", "1.37")
 CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}
 
 # Components that go together or exclude each other. The canary copies the pods of all others, so it comes last.
@@ -50,10 +53,12 @@ def combine(folder: Path, names: list[str]) -> str:
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return a file for each overlay and combination."""
     folder = tmp_path_factory.mktemp("rendered")
-    texts = {f"overlay-{name}": build(K8S / "overlays" / name) for name in OVERLAYS}
-    texts |= {f"with-{name}": combine(folder / name, components) for name, components in COMBINATIONS.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = {f"overlay-{name}": pool.submit(build, K8S / "overlays" / name) for name in OVERLAYS}
+        for name, components in COMBINATIONS.items():
+            texts[f"with-{name}"] = pool.submit(combine, folder / name, components)
     for name, text in texts.items():
-        (folder / f"{name.replace(' ', '-')}.yaml").write_text(text)
+        (folder / f"{name.replace(' ', '-')}.yaml").write_text(text.result())
     return sorted(folder.glob("*.yaml"))
 
 
@@ -66,10 +71,28 @@ def every_object(rendered: list[Path], tmp_path_factory: pytest.TempPathFactory)
     return file
 
 
-@pytest.mark.parametrize("version", ["1.31", "1.37"])
-def test_every_object_validates_strictly(version: str, every_object: Path) -> None:
-    done = run(tool("kubernetes-validate"), "-k", version, "--strict", "--quiet", "--no-warn", every_object)
+@pytest.fixture(scope="session")
+def checks(rendered: list[Path], every_object: Path) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Yield the runs of the validators, which share the processors."""
+    overlays = [word for path in rendered if path.name.startswith("overlay-") for word in ("--file", str(path))]
+    flags = ("--framework", "kubernetes", "--compact", "--quiet", "--skip-check", ",".join(SKIPPED))
+    commands = {"checkov": (tool("checkov"), *overlays, *flags)}
+    for version in VERSIONS:
+        flags = ("-k", version, "--strict", "--quiet", "--no-warn", str(every_object))
+        commands[version] = (tool("kubernetes-validate"), *flags)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run, *command) for name, command in commands.items()}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_validates_strictly(version: str, checks: dict[str, Future[Any]]) -> None:
+    done = checks[version].result()
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_checkov_finds_nothing_else(checks: dict[str, Future[Any]]) -> None:
+    done = checks["checkov"].result()
+    assert done.returncode == 0, done.stdout
 
 
 def test_custom_resources_validate(every_object: Path) -> None:
@@ -80,15 +103,6 @@ def test_custom_resources_validate(every_object: Path) -> None:
         [tool("node"), script, TOOLS], input=json.dumps(custom), capture_output=True, encoding="utf-8"
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
-def test_checkov_finds_nothing_else(rendered: list[Path]) -> None:
-    overlays: list[str] = []
-    for path in rendered:
-        overlays += ["--file", str(path)] if path.name.startswith("overlay-") else []
-    flags = ("--framework", "kubernetes", "--compact", "--quiet", "--skip-check", ",".join(SKIPPED))
-    done = run(tool("checkov"), *overlays, *flags)
-    assert done.returncode == 0, done.stdout
 
 
 def pods(overlay: str) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from chassis.api_keys import key_sha256, new_key
 from tandem.errors import TandemError
 from tests.k8s.static.manifests import K8S, REPOSITORY, build, objects
 
-pytestmark = [pytest.mark.k8s, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.k8s, pytest.mark.slow, pytest.mark.timeout(120)]
 
 RELEASE = "tandem-demo-v1.1.0"
 IMAGE = REPOSITORY / "demo" / "images" / "bag-and-bottle.png"
