@@ -125,7 +125,12 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
     A folder without a manifest is not a checkpoint.
     """
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_text(manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return the content of `manifest.json`."""
+    return manifest.model_dump_json(indent=2) + "\n"
 
 
 def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:

@@ -18,10 +18,11 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 MATERIALS: tuple[Material, ...] = get_args(Material)
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-# Three disjoint ranges: for training, for the validation curve, and for the evaluation of releases.
+# Four disjoint ranges: for training, for the validation curve, for the evaluation of releases, and for their probes.
 TRAINING_SEEDS = range(1_000_000_000)
 VALIDATION_SEEDS = range(1_000_000_000, 2_000_000_000)
 HELD_OUT_SEEDS = range(2_000_000_000, 3_000_000_000)
+PROBE_SEEDS = range(3_000_000_000, 4_000_000_000)
 
 REPEATED_KIND_SHARE = 0.25  # of scenes with several items. Without it, every count of a kind would be 0 or 1.
 
