@@ -68,6 +68,8 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             traffic=traffic,
             releases=releases,
             loading=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
+            exchanges=exchanges,
+            models=store,
             check_operator=partial(authenticator.authenticate, role="operator"),
         )
         await stack.enter_async_context(rollouts)

@@ -8,8 +8,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls, check_target
+from chassis.errors import InvalidArgument
 from chassis.network import split_address
 from chassis.settings import CommaSeparated, ServiceSettings
+from checkpoint.probes import check_grader
 from gateway.admission import AdmissionLimits, Role
 from gateway.answer import MAX_STOP_STRINGS, Limits
 from gateway.filters import FilterSet, ImageFilter, read_word_lists
@@ -137,6 +139,12 @@ class GatewaySettings(ServiceSettings):
     rollout_load_timeout_s: float = Field(
         600, gt=0, le=86_400, description="time a canary's models may take to load before a rollback, seconds"
     )
+    rollout_probes: Path | None = Field(
+        None, description="file of probes that both releases answer before a rollout, beside those in their folders"
+    )
+    rollout_grader: str | None = Field(
+        None, description="grpc://host:port or command line of the grader of probes with the judge grader"
+    )
 
     @field_validator("vision", "language")
     @classmethod
@@ -157,6 +165,16 @@ class GatewaySettings(ServiceSettings):
             except ValueError:  # its message may contain part of the password
                 raise ValueError("must be redis://host:port/db, rediss://host:port/db or unix://path") from None
         return url
+
+    @field_validator("rollout_grader")
+    @classmethod
+    def _check_grader(cls, target: str | None) -> str | None:
+        if target is not None:
+            try:
+                check_grader(target)
+            except InvalidArgument as error:
+                raise ValueError(error.message) from None
+        return target
 
     @model_validator(mode="after")
     def _check_request_bytes(self) -> Self:
@@ -221,6 +239,8 @@ class GatewaySettings(ServiceSettings):
             tick_s=self.rollout_tick_s,
             refresh_s=self.refresh_s,
             load_timeout_s=self.rollout_load_timeout_s,
+            probes_file=self.rollout_probes,
+            grader=self.rollout_grader,
         )
 
     @property

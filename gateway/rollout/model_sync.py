@@ -9,6 +9,7 @@ import structlog
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
 from checkpoint.tags import split_release
 from gateway.rollout.policy import Phase, State, controller
+from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
 from gateway.stages import ModelLoading, Releases
@@ -28,6 +29,7 @@ class ModelSync:
         traffic: Traffic,
         releases: Releases,
         loading: ModelLoading,
+        probes: ProbeRunner,
         *,
         every_s: float,
         load_timeout_s: float,
@@ -39,6 +41,7 @@ class ModelSync:
             traffic: knows the releases in use.
             releases: opens releases by name.
             loading: loads and unloads models at the stages.
+            probes: lets both releases answer the probes, once they are loaded.
             every_s: time between two checks of the stages, seconds.
             load_timeout_s: a rollout is rolled back after waiting so long for unreachable stages, seconds.
         """
@@ -46,6 +49,7 @@ class ModelSync:
         self._traffic = traffic
         self._releases = releases
         self._loading = loading
+        self._probes = probes
         self._every_s = every_s
         self._load_timeout_s = load_timeout_s
         self._unloaded: set[tuple[str, str]] = set()  # pairs of rollout and release
@@ -88,8 +92,24 @@ class ModelSync:
             await self._handle_load_error(state, error)
             return
         if state.phase is Phase.PREPARING:
-            await self._change(state, controller.start)
+            await self._probe_and_start(state)
         await self._unload_departed(state)
+
+    async def _probe_and_start(self, state: State) -> None:
+        """Start the rollout, or roll it back by the probes.
+
+        Do nothing while another gateway runs the probes. This is called again after `every_s`.
+        """
+        try:
+            probing = await self._probes.run(state)
+        except Unavailable as error:
+            _log.warning("probes not run, will retry", reason=error.reason, error=error.local_message)
+        except TandemError as error:
+            reason = f"The probes cannot be used: {error.message}"
+            await self._change(state, lambda now, now_s: controller.roll_back(now, reason, now_s))
+        else:
+            if probing is not None:
+                await self._change(state, lambda now, now_s: controller.start(now, now_s, probing))
 
     async def _ensure_loaded(self, state: State) -> None:
         """Open the needed releases and load them at the stages.

@@ -41,6 +41,13 @@ for index = 1, #all, 2 do
 end
 return living
 """
+# Taken if it is free, renewed if it is the gateway's own.
+_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 
 _STATE = TypeAdapter(State)
 
@@ -60,6 +67,7 @@ class RedisStore:
         self._prefix = f"{{{prefix}}}"  # the braces keep all keys in one slot of a cluster
         self._compare_and_set_script = self._redis.register_script(_COMPARE_AND_SET)
         self._heartbeat_script = self._redis.register_script(_HEARTBEAT)
+        self._lease_script = self._redis.register_script(_LEASE)
 
     async def read(self) -> Document:
         """Return the document."""
@@ -101,6 +109,15 @@ class RedisStore:
         with _translate_errors():
             living = await self._heartbeat_script(keys=[f"{self._prefix}:gateways"], args=arguments)
         return [Heartbeat.model_validate_json(text) for text in living]
+
+    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+        """Take or renew a lease. Return whether it succeeded."""
+        with _translate_errors():
+            return bool(
+                await self._lease_script(
+                    keys=[f"{self._prefix}:lease:{task}"], args=[gateway, max(1, round(seconds * 1000))]
+                )
+            )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 from gateway.rollout.policy import State, controller, with_releases
+from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.wire import plan_from_message, rollout_message
 from gateway.stages import Releases
@@ -23,9 +24,12 @@ CheckOperator = Callable[[Iterable[tuple[str, str | bytes]]], object]
 class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     """Answers the five calls. The server's interceptor sends raised errors."""
 
-    def __init__(self, store_sync: StoreSync, releases: Releases, check_operator: CheckOperator) -> None:
+    def __init__(
+        self, store_sync: StoreSync, releases: Releases, probes: ProbeRunner, check_operator: CheckOperator
+    ) -> None:
         self._store_sync = store_sync
         self._releases = releases
+        self._probes = probes
         self._check_operator = check_operator
 
     async def Get(  # noqa: N802
@@ -47,6 +51,8 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         # Opening both releases refuses unknown tags, pairs that do not fit and broken files.
         stable, canary = [await self._releases.open(name) for name in (plan.stable, plan.canary)]
         plan = with_releases(plan, stable=stable.name, canary=canary.name)
+        if plan.guard.max_quality_drop is not None:
+            await self._probes.read(plan)  # refuses files that are not valid
         return rollout_pb2.RolloutsSetResponse(rollout=rollout_message(await self._store_sync.set(plan)))
 
     async def Promote(  # noqa: N802

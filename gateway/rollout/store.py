@@ -9,7 +9,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
-from gateway.rollout.policy import Arm, Counts, State
+from gateway.rollout.policy import Arm, Counts, Probing, State
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +35,7 @@ class Heartbeat(BaseModel):
     version: int  # of the document it acts on
     in_use: tuple[str, ...]  # releases with requests in flight
     waiting: dict[Arm, int] = {}  # requests of the running step without a first token, by arm
+    probing: Probing | None = Field(default=None, exclude_if=lambda value: value is None)  # so far, if it runs them
 
 
 class RolloutStore(Protocol):
@@ -58,6 +59,10 @@ class RolloutStore(Protocol):
 
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
         """Report this gateway as alive. Return all living gateways."""
+        ...
+
+    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+        """Take or renew a lease. Return whether it succeeded."""
         ...
 
     async def close(self) -> None:
@@ -130,6 +135,10 @@ class FileStore:
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
         """Return the heartbeat of this gateway, the only one."""
         return [own]
+
+    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+        """Return True, as this gateway is the only one."""
+        return True
 
     async def close(self) -> None:
         """Do nothing, as there are no connections."""

@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from chassis.errors import TandemError, Unavailable
-from gateway.rollout.policy import Change, Counts, Phase, Plan, State, controller
+from gateway.rollout.policy import Change, Counts, Phase, Plan, Probing, State, controller, first_beyond
 from gateway.rollout.store import Document, FileStore, Heartbeat, RolloutStore
 from gateway.rollout.traffic import Traffic
 
 STORE_UP = Gauge("tandem_rollout_store_up", "1 if this gateway reaches the rollout store, else 0.")
+DECISIONS = Counter(
+    "tandem_rollout_decisions",
+    "Changes of rollouts that this gateway made, by kind, and the metric beyond its bound behind a rollback.",
+    ["event", "metric"],
+)
 
 # A command tries again when another gateway changes the document first.
 _MAX_ATTEMPTS = 20
@@ -34,6 +39,7 @@ class View:
     in_force: str
     counts: Counts  # of the running step, over all gateways
     store_reachable: bool
+    probing: Probing | None = None  # the result of the probes, or their answers so far
 
 
 class StoreSync:
@@ -61,6 +67,7 @@ class StoreSync:
         self._is_reachable = True
         self._changed = asyncio.Event()
         self.heartbeats: list[Heartbeat] = []  # of all living gateways
+        self.own_probing: Probing | None = None  # answers so far, while this gateway runs the probes
 
     @property
     def view(self) -> View:
@@ -70,7 +77,15 @@ class StoreSync:
             in_force=self._traffic.in_force,
             counts=self._counts,
             store_reachable=self._is_reachable,
+            probing=self._probing,
         )
+
+    @property
+    def _probing(self) -> Probing | None:
+        state = self._document.state
+        if state is None or state.phase is not Phase.PREPARING:
+            return state.probing if state is not None else None
+        return next((one.probing for one in self.heartbeats if one.probing is not None), None)
 
     @property
     def version(self) -> int:
@@ -140,6 +155,14 @@ class StoreSync:
             "Other gateways keep changing the rollout. Try again.", reason="ROLLOUT_CONTENDED", retry_after_s=1
         )
 
+    async def take_lease(self, task: str, seconds: float) -> bool:
+        """Take or renew a lease. Return whether it succeeded.
+
+        Raises:
+            Unavailable: reason 'ROLLOUT_STORE_UNREACHABLE'.
+        """
+        return await self._store.take_lease(task, self._name, seconds)
+
     async def watch(self) -> AsyncGenerator[View, None]:
         """Yield the view now and after every change."""
         while True:
@@ -162,6 +185,7 @@ class StoreSync:
             version=document.version,
             in_use=self._traffic.in_use,
             waiting=self._traffic.waiting,
+            probing=self.own_probing,
         )
         self.heartbeats = await self._store.heartbeat(own)
         state = document.state
@@ -235,6 +259,8 @@ class StoreSync:
                 _log.error("local copy of the rollout not written", error=error.local_message)
 
     def _log_decision(self, state: State, change: Change) -> None:
+        beyond = first_beyond(change.findings)
+        DECISIONS.labels(change.event, beyond.metric if beyond is not None else "").inc()
         _log.info(
             "rollout decision",
             event_kind=change.event,

@@ -2,7 +2,18 @@
 
 from dataclasses import asdict
 
-from gateway.rollout.policy import Arm, Change, Counts, Finding, Guard, Phase, Plan, controller, read_plan
+from gateway.rollout.policy import (
+    Arm,
+    Change,
+    Counts,
+    Finding,
+    Guard,
+    Phase,
+    Plan,
+    Probing,
+    controller,
+    read_plan,
+)
 from gateway.rollout.store_sync import View
 from tandem.v1 import rollout_pb2
 
@@ -48,6 +59,8 @@ def rollout_message(view: View) -> rollout_pb2.Rollout:
     message.canary.CopyFrom(_counts_message(view.counts, "canary"))
     if state.phase is Phase.RUNNING:
         message.findings.extend(map(_finding_message, controller.preview(state, view.counts)))
+    if view.probing is not None and state.plan.guard.max_quality_drop is not None:
+        message.probes.CopyFrom(_probes_message(view.probing))
     if state.plan.shadow_percent:
         message.shadow.CopyFrom(_mirrored_message(view.counts))
     return message
@@ -88,7 +101,17 @@ def _finding_message(finding: Finding) -> rollout_pb2.RolloutFinding:
         p_beyond=finding.p_beyond,
         p_within=finding.p_within,
         verdict=rollout_pb2.RolloutVerdict.Value(f"ROLLOUT_VERDICT_{finding.verdict.name}"),
+        slice=finding.slice,
     )
+
+
+def _probes_message(probing: Probing) -> rollout_pb2.RolloutProbes:
+    message = rollout_pb2.RolloutProbes(lost_ids=probing.lost, problem=probing.problem)
+    if probing.counts:
+        count = probing.counts[0]
+        message.judged, message.unjudged = count.total, count.unjudged
+        message.stable_wrong, message.canary_wrong, message.lost = count.stable_wrong, count.canary_wrong, count.lost
+    return message
 
 
 def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:

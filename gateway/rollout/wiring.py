@@ -7,7 +7,10 @@ from pathlib import Path
 
 from chassis.background import in_background
 from chassis.server import Server
+from checkpoint.store import ModelStore
+from gateway.answer import ExchangeBuilder
 from gateway.rollout.model_sync import ModelSync
+from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServicer
 from gateway.rollout.store import FileStore, RolloutStore
 from gateway.rollout.store_sync import StoreSync
@@ -25,6 +28,8 @@ class RolloutConfig:
     tick_s: float  # between two reads of the store
     refresh_s: float  # between two checks of the models at the stages
     load_timeout_s: float  # longest time to load a canary's models
+    probes_file: Path | None = None  # further probes, beside those of the releases
+    grader: str | None = None  # judges probes with the judge `grader`
 
 
 @asynccontextmanager
@@ -35,6 +40,8 @@ async def open_rollouts(
     traffic: Traffic,
     releases: Releases,
     loading: ModelLoading,
+    exchanges: ExchangeBuilder,
+    models: ModelStore,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
     """Serve `tandem.v1.Rollouts` and sync the rollout within the block.
@@ -45,11 +52,13 @@ async def open_rollouts(
     """
     store, local_copy = _stores(config)
     store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s)
+    probes = ProbeRunner(store_sync, traffic, exchanges, models, file=config.probes_file, grader=config.grader)
     model_sync = ModelSync(
         store_sync,
         traffic,
         releases,
         loading,
+        probes,
         every_s=config.refresh_s,
         load_timeout_s=config.load_timeout_s,
     )
@@ -57,7 +66,7 @@ async def open_rollouts(
         await store_sync.open()
         for name in traffic.offered:  # before the first request, which would wait for a tokenizer
             await releases.open(name)
-        servicer = RolloutsServicer(store_sync, releases, check_operator)
+        servicer = RolloutsServicer(store_sync, releases, probes, check_operator)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
         server.announce(SERVICE_NAME)
         async with in_background(store_sync.run(), model_sync.run()):

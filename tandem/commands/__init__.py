@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import tandem
-from tandem.commands import checkpoint, deploy, keys, rollout
+from tandem.commands import checkpoint, deploy, keys, probes, rollout
 from tandem.commands.ask import ask
 from tandem.commands.failures import exit_on_error
 from tandem.commands.models import models
@@ -26,6 +26,7 @@ app.command()(top)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(keys.app, name="keys")
+app.add_typer(probes.app, name="probes")
 app.add_typer(rollout.app, name="rollout")
 
 

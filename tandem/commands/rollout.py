@@ -57,6 +57,21 @@ OverdueS = Annotated[
         min=0, metavar="SECONDS", help="A request without any answer for so long counts as failed; 0 means 10."
     ),
 ]
+QualityDrop = Annotated[
+    float,
+    typer.Option(
+        "--max-quality-drop",
+        min=0,
+        metavar="PART",
+        help="Maximum of the canary's share of wrong answers to the probes above stable's; 0 turns this check off.",
+    ),
+]
+ProbeTimeoutS = Annotated[
+    float,
+    typer.Option(
+        "--probe-timeout", min=0, metavar="SECONDS", help="Longest time for the probes before traffic; 0 means 300."
+    ),
+]
 Shadow = Annotated[
     float,
     typer.Option(
@@ -79,6 +94,8 @@ def set_rollout(
     inter_token: InterToken = 1.5,
     min_requests: MinRequests = 50,
     overdue_s: OverdueS = 10,
+    max_quality_drop: QualityDrop = 0.02,
+    probe_timeout_s: ProbeTimeoutS = 0,
     shadow: Shadow = 0,
     json_output: Json = False,
     address: Address = DEFAULT_ADDRESS,
@@ -96,6 +113,8 @@ def set_rollout(
         max_inter_token_ratio=inter_token or None,
         min_requests=min_requests,
         overdue_s=overdue_s,
+        max_quality_drop=max_quality_drop or None,
+        probe_timeout_s=probe_timeout_s,
     )
     plan = rollout_pb2.RolloutPlan(
         stable=stable, canary=canary, steps=parse_steps(steps), guard=guard, shadow_percent=shadow

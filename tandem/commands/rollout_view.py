@@ -9,7 +9,9 @@ from tandem.v1 import rollout_pb2
 
 _PHASE_STYLES = {"running": "yellow", "preparing": "yellow", "promoted": "green", "rolled back": "red"}
 _VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
-_RATES = (rollout_pb2.ROLLOUT_METRIC_ERROR_RATE, rollout_pb2.ROLLOUT_METRIC_EMPTY_RATE)
+# The other metrics are rates.
+_TIMES = (rollout_pb2.ROLLOUT_METRIC_FIRST_TOKEN, rollout_pb2.ROLLOUT_METRIC_INTER_TOKEN)
+_MAX_SLICES = 4
 
 
 def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
@@ -25,6 +27,8 @@ def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     if not rollout.id:
         return Group(*parts, Text(f"No rollout yet; {rollout.in_force} answers everything."))
     parts += [_heading(rollout, now_s), _side_by_side(rollout)]
+    if rollout.HasField("probes"):
+        parts.append(_probes(rollout.probes))
     if rollout.HasField("shadow"):
         parts.append(_mirrored(rollout.shadow))
     parts.append(Text(rollout.changes[-1].reason, "dim"))
@@ -67,18 +71,23 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     for name in ("requests", "errors", "overdue", "empty", "waiting"):
         table.add_row(name, f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}")
     # An ended rollout shows the numbers behind its last decision.
-    for finding in rollout.findings or (rollout.changes[-1].findings if rollout.changes else ()):
+    findings = rollout.findings or (rollout.changes[-1].findings if rollout.changes else ())
+    for finding in findings:
+        if not finding.slice:
+            table.add_row(*_finding_row(finding))
+    worst = sorted((finding for finding in findings if finding.slice), key=lambda finding: -finding.effect)
+    for finding in worst[:_MAX_SLICES]:
         table.add_row(*_finding_row(finding))
     return table
 
 
 def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
-    is_rate = finding.metric in _RATES
+    is_rate = finding.metric not in _TIMES
     verdict = plain_name(rollout_pb2.RolloutVerdict.DESCRIPTOR, finding.verdict)
     sign, times = ("+", " pp") if is_rate else ("", "x")
     scale = 100 if is_rate else 1
     return [
-        plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric),
+        _row_name(finding),
         _value(finding.stable, is_rate) if finding.HasField("stable") else "-",
         _value(finding.canary, is_rate) if finding.HasField("canary") else "-",
         f"{scale * finding.effect:{sign}.2f}{times}" if finding.HasField("effect") else "-",
@@ -87,6 +96,26 @@ def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
         f"{finding.p_within:.2g}",
         Text(verdict, _VERDICT_STYLES.get(verdict, "")),
     ]
+
+
+def _row_name(finding: rollout_pb2.RolloutFinding) -> str:
+    if finding.slice:
+        return f"  by slice: {finding.slice}"
+    if finding.metric == rollout_pb2.ROLLOUT_METRIC_QUALITY:
+        return "quality (probes), wrong"
+    return plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric)
+
+
+def _probes(probes: rollout_pb2.RolloutProbes) -> Text:
+    """Return the answers to the probes in words."""
+    if not probes.judged + probes.unjudged:
+        return Text(f"quality (probes): {probes.problem or 'not asked yet'}")
+    unjudged = f", {probes.unjudged} without verdict" if probes.unjudged else ""
+    lost = f"; lost: {', '.join(probes.lost_ids[:3])}{', ...' if probes.lost > 3 else ''}" if probes.lost_ids else ""
+    return Text(
+        f"quality (probes): of {probes.judged} answers stable has {probes.stable_wrong} wrong, the canary "
+        f"{probes.canary_wrong}{unjudged}{lost}. {probes.problem}".rstrip()
+    )
 
 
 def _value(value: float, is_rate: bool) -> str:

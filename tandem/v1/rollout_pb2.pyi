@@ -28,7 +28,7 @@ class _RolloutPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutP
     ROLLOUT_PHASE_UNSPECIFIED: _RolloutPhase.ValueType  # 0
     """There has been no rollout yet."""
     ROLLOUT_PHASE_PREPARING: _RolloutPhase.ValueType  # 1
-    """The canary's models are loading. Stable answers everything."""
+    """The canary's models load, then both releases answer the probes. Stable answers everything."""
     ROLLOUT_PHASE_RUNNING: _RolloutPhase.ValueType  # 2
     """The canary answers its share."""
     ROLLOUT_PHASE_PROMOTED: _RolloutPhase.ValueType  # 3
@@ -42,7 +42,7 @@ class RolloutPhase(_RolloutPhase, metaclass=_RolloutPhaseEnumTypeWrapper):
 ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase.ValueType  # 0
 """There has been no rollout yet."""
 ROLLOUT_PHASE_PREPARING: RolloutPhase.ValueType  # 1
-"""The canary's models are loading. Stable answers everything."""
+"""The canary's models load, then both releases answer the probes. Stable answers everything."""
 ROLLOUT_PHASE_RUNNING: RolloutPhase.ValueType  # 2
 """The canary answers its share."""
 ROLLOUT_PHASE_PROMOTED: RolloutPhase.ValueType  # 3
@@ -67,6 +67,8 @@ class _RolloutMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     """Median time to first token, seconds."""
     ROLLOUT_METRIC_INTER_TOKEN: _RolloutMetric.ValueType  # 4
     """Median over answers of the mean time between two tokens, seconds."""
+    ROLLOUT_METRIC_QUALITY: _RolloutMetric.ValueType  # 5
+    """Wrong answers to the probes as a share of all."""
 
 class RolloutMetric(_RolloutMetric, metaclass=_RolloutMetricEnumTypeWrapper):
     """A metric that the guard compares."""
@@ -81,6 +83,8 @@ ROLLOUT_METRIC_FIRST_TOKEN: RolloutMetric.ValueType  # 3
 """Median time to first token, seconds."""
 ROLLOUT_METRIC_INTER_TOKEN: RolloutMetric.ValueType  # 4
 """Median over answers of the mean time between two tokens, seconds."""
+ROLLOUT_METRIC_QUALITY: RolloutMetric.ValueType  # 5
+"""Wrong answers to the probes as a share of all."""
 Global___RolloutMetric: _TypeAlias = RolloutMetric  # noqa: Y015
 
 class _RolloutVerdict:
@@ -197,6 +201,8 @@ class RolloutGuard(_message.Message):
     FALSE_ROLLBACK_FIELD_NUMBER: _builtins.int
     FALSE_PROMOTION_FIELD_NUMBER: _builtins.int
     OVERDUE_S_FIELD_NUMBER: _builtins.int
+    MAX_QUALITY_DROP_FIELD_NUMBER: _builtins.int
+    PROBE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
     """Highest error rate of the canary minus stable's, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
@@ -215,6 +221,14 @@ class RolloutGuard(_message.Message):
     """Longest wait for the first token, and between two tokens, seconds, at most 600. A request that waits longer is
     overdue and counts as failed from then on. 0 means 10.
     """
+    max_quality_drop: _builtins.float
+    """Highest share of wrong answers of the canary to the probes minus stable's, in (0, 1). Without probes it is not
+    judged.
+    """
+    probe_timeout_s: _builtins.float
+    """Longest time for the probes, after the models are loaded, seconds, at most 86,400. Probes that are not answered by
+    then have no verdict. 0 means 300.
+    """
     def __init__(
         self,
         *,
@@ -226,10 +240,12 @@ class RolloutGuard(_message.Message):
         false_rollback: _builtins.float = ...,
         false_promotion: _builtins.float = ...,
         overdue_s: _builtins.float = ...,
+        max_quality_drop: _builtins.float | None = ...,
+        probe_timeout_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "min_requests", b"min_requests", "overdue_s", b"overdue_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_empty_rate_increase: _TypeAlias = _typing.Literal["max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofArgType__max_empty_rate_increase: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase"]  # noqa: Y015
@@ -239,6 +255,8 @@ class RolloutGuard(_message.Message):
     _WhichOneofArgType__max_first_token_ratio: _TypeAlias = _typing.Literal["_max_first_token_ratio", b"_max_first_token_ratio"]  # noqa: Y015
     _WhichOneofReturnType__max_inter_token_ratio: _TypeAlias = _typing.Literal["max_inter_token_ratio"]  # noqa: Y015
     _WhichOneofArgType__max_inter_token_ratio: _TypeAlias = _typing.Literal["_max_inter_token_ratio", b"_max_inter_token_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__max_quality_drop: _TypeAlias = _typing.Literal["max_quality_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_quality_drop: _TypeAlias = _typing.Literal["_max_quality_drop", b"_max_quality_drop"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_empty_rate_increase) -> _WhichOneofReturnType__max_empty_rate_increase | None: ...
     @_typing.overload
@@ -247,6 +265,8 @@ class RolloutGuard(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_first_token_ratio) -> _WhichOneofReturnType__max_first_token_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_inter_token_ratio) -> _WhichOneofReturnType__max_inter_token_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_quality_drop) -> _WhichOneofReturnType__max_quality_drop | None: ...
 
 Global___RolloutGuard: _TypeAlias = RolloutGuard  # noqa: Y015
 
@@ -308,6 +328,7 @@ class RolloutFinding(_message.Message):
     P_BEYOND_FIELD_NUMBER: _builtins.int
     P_WITHIN_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
     metric: Global___RolloutMetric.ValueType
     """The metric."""
     stable: _builtins.float
@@ -324,6 +345,8 @@ class RolloutFinding(_message.Message):
     """Chance of numbers this good from a canary beyond the bound (p-value)."""
     verdict: Global___RolloutVerdict.ValueType
     """The conclusion at the level of this look."""
+    slice: _builtins.str
+    """With metric QUALITY: the slice of the probes, such as 'topic=colour'. Empty for all probes."""
     def __init__(
         self,
         *,
@@ -335,10 +358,11 @@ class RolloutFinding(_message.Message):
         p_beyond: _builtins.float = ...,
         p_within: _builtins.float = ...,
         verdict: Global___RolloutVerdict.ValueType = ...,
+        slice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_canary", b"_canary", "_effect", b"_effect", "_stable", b"_stable", "canary", b"canary", "effect", b"effect", "stable", b"stable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary", b"_canary", "_effect", b"_effect", "_stable", b"_stable", "bound", b"bound", "canary", b"canary", "effect", b"effect", "metric", b"metric", "p_beyond", b"p_beyond", "p_within", b"p_within", "stable", b"stable", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary", b"_canary", "_effect", b"_effect", "_stable", b"_stable", "bound", b"bound", "canary", b"canary", "effect", b"effect", "metric", b"metric", "p_beyond", b"p_beyond", "p_within", b"p_within", "slice", b"slice", "stable", b"stable", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__canary: _TypeAlias = _typing.Literal["canary"]  # noqa: Y015
     _WhichOneofArgType__canary: _TypeAlias = _typing.Literal["_canary", b"_canary"]  # noqa: Y015
@@ -449,6 +473,54 @@ class RolloutShadowCounts(_message.Message):
 Global___RolloutShadowCounts: _TypeAlias = RolloutShadowCounts  # noqa: Y015
 
 @_typing.final
+class RolloutProbes(_message.Message):
+    """Answers of both releases to the probes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JUDGED_FIELD_NUMBER: _builtins.int
+    UNJUDGED_FIELD_NUMBER: _builtins.int
+    STABLE_WRONG_FIELD_NUMBER: _builtins.int
+    CANARY_WRONG_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    LOST_IDS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    judged: _builtins.int
+    """Probes with a verdict on both answers."""
+    unjudged: _builtins.int
+    """Probes without one of the verdicts."""
+    stable_wrong: _builtins.int
+    """Wrong answers of stable among the judged."""
+    canary_wrong: _builtins.int
+    """Wrong answers of the canary among the judged."""
+    lost: _builtins.int
+    """Probes that only the canary answered wrong."""
+    problem: _builtins.str
+    """Why there are no probes, or why verdicts are missing, in one sentence. Empty if none are missing."""
+    @_builtins.property
+    def lost_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the first 20 lost probes."""
+
+    def __init__(
+        self,
+        *,
+        judged: _builtins.int = ...,
+        unjudged: _builtins.int = ...,
+        stable_wrong: _builtins.int = ...,
+        canary_wrong: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        lost_ids: _abc.Iterable[_builtins.str] | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_wrong", b"canary_wrong", "judged", b"judged", "lost", b"lost", "lost_ids", b"lost_ids", "problem", b"problem", "stable_wrong", b"stable_wrong", "unjudged", b"unjudged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutProbes: _TypeAlias = RolloutProbes  # noqa: Y015
+
+@_typing.final
 class RolloutChange(_message.Message):
     """One change of a rollout."""
 
@@ -511,6 +583,7 @@ class Rollout(_message.Message):
     SHADOW_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     STORE_REACHABLE_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique id. Part of every choice of a release, so each rollout starts with other conversations. Empty before the
     first rollout.
@@ -551,6 +624,10 @@ class Rollout(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutChange]:
         """The changes so far, oldest first, at most the last 64."""
 
+    @_builtins.property
+    def probes(self) -> Global___RolloutProbes:
+        """Answers to the probes, also while they go on. Absent before the first one, and if quality has no bound."""
+
     def __init__(
         self,
         *,
@@ -567,10 +644,11 @@ class Rollout(_message.Message):
         shadow: Global___RolloutShadowCounts | None = ...,
         changes: _abc.Iterable[Global___RolloutChange] | None = ...,
         store_reachable: _builtins.bool = ...,
+        probes: Global___RolloutProbes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan", b"plan", "shadow", b"shadow", "stable", b"stable"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "stable", b"stable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "phase", b"phase", "plan", b"plan", "shadow", b"shadow", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "phase", b"phase", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,15 +2,18 @@
 
 An operator sets a `Plan`. `controller` makes a `State` of it and decides its next state from the `Counts` of the
 running step. For this it asks the guard, which compares both releases with the tests in `significance` and reports a
-`Finding` for each metric. Between decisions `takes_canary` chooses the release of each conversation. Nothing here does
-I/O or reads a clock: `gateway.rollout` brings the time, counts requests and keeps the state in a store.
+`Finding` for each metric. Before the steps it compares the releases' answers to probes (`probing`, with the test in
+`paired`). Between decisions `takes_canary` chooses the release of each conversation. Nothing here does I/O or reads a
+clock: `gateway.rollout` brings the time, counts requests and keeps the state in a store.
 """
 
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome
 from gateway.rollout.policy.guard import Finding
+from gateway.rollout.policy.paired import drop_interval
 from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
+from gateway.rollout.policy.probing import PairCounter, PairedCount, Probing, first_beyond, judge_probes
 from gateway.rollout.policy.state import Change, Phase, State
 
 __all__ = [
@@ -21,10 +24,16 @@ __all__ = [
     "Guard",
     "Kind",
     "Outcome",
+    "PairCounter",
+    "PairedCount",
     "Phase",
     "Plan",
+    "Probing",
     "State",
     "controller",
+    "drop_interval",
+    "first_beyond",
+    "judge_probes",
     "read_plan",
     "takes_canary",
     "with_releases",

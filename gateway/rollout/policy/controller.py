@@ -11,6 +11,7 @@ from chassis.errors import FailedPrecondition
 from gateway.rollout.policy.counts import Arm, Counts
 from gateway.rollout.policy.guard import LOOK_GROWTH, Finding, Verdict, judge, levels_of, num_comparable
 from gateway.rollout.policy.plan import FULL, Plan
+from gateway.rollout.policy.probing import Probing, describe, first_beyond, judge_probes, lost_probes
 from gateway.rollout.policy.state import MAX_CHANGES, Change, Event, Looks, Phase, State
 
 
@@ -56,10 +57,19 @@ def begin(previous: State | None, plan: Plan, *, in_force: str, rollout_id: str,
     )
 
 
-def start(state: State, now_s: float) -> State:
-    """Return the state in which the first step runs."""
-    started = replace(state, phase=Phase.RUNNING, step_started_s=now_s)
-    return _with_change(started, Event.STARTED, "The canary's models are ready.", now_s)
+def start(state: State, now_s: float, probing: Probing | None = None) -> State:
+    """Return the state in which the first step runs.
+
+    A canary that answers the probes plainly worse is rolled back instead. It never gets traffic.
+    """
+    probed = replace(state, probing=probing)
+    findings = judge_probes(probing, state.plan)
+    beyond = first_beyond(findings)
+    if beyond is not None:
+        return roll_back(probed, _reason_to_roll_back(beyond) + lost_probes(probing), now_s, findings)
+    started = replace(probed, phase=Phase.RUNNING, step_started_s=now_s)
+    reason = f"The canary's models are ready.{describe(probing, state.plan)}"
+    return _with_change(started, Event.STARTED, reason, now_s, findings)
 
 
 def promote(state: State, reason: str, now_s: float, findings: tuple[Finding, ...] = ()) -> State:
@@ -103,7 +113,8 @@ def tick(state: State, counts: Counts, now_s: float) -> State | None:
 def preview(state: State, counts: Counts) -> tuple[Finding, ...]:
     """Return the findings at the levels of the next look."""
     looks = state.looks
-    return judge(counts, state.plan.guard, levels_of(state.plan, looks.taken + 1, looks.final_taken + 1))
+    of_traffic = judge(counts, state.plan.guard, levels_of(state.plan, looks.taken + 1, looks.final_taken + 1))
+    return of_traffic + judge_probes(state.probing, state.plan)
 
 
 def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State | None:
@@ -134,8 +145,9 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
 def _advance_or_hold(state: State, findings: tuple[Finding, ...], comparable: int, now_s: float) -> State:
     """Advance if every metric is within its bound, else hold."""
     looks = state.looks
-    within = {*looks.within, *(finding.metric for finding in findings if finding.verdict is Verdict.WITHIN)}
-    missing = [finding.metric for finding in findings if finding.metric not in within]
+    findings_needed = [finding for finding in findings if not finding.slice]  # a slice is too small to show much
+    within = {*looks.within, *(finding.metric for finding in findings_needed if finding.verdict is Verdict.WITHIN)}
+    missing = [finding.metric for finding in findings_needed if finding.metric not in within]
     if not missing:
         return _advance(state, "The canary is shown to be within every bound.", now_s, findings)
     looks = replace(
@@ -168,9 +180,10 @@ def _next_look_at(comparable: int) -> int:
 
 
 def _reason_to_roll_back(finding: Finding) -> str:
+    place = f" in {finding.slice}" if finding.slice else ""
     return (
-        f"The canary's {finding.metric.replace('_', ' ')} is beyond its bound: {finding.effect:.3g} against at most "
-        f"{finding.bound:g} (p = {finding.p_beyond:.2g})."
+        f"The canary's {finding.metric.replace('_', ' ')}{place} is beyond its bound: {finding.effect:.3g} against at "
+        f"most {finding.bound:g} (p = {finding.p_beyond:.2g})."
     )
 
 

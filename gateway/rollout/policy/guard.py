@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import pydantic.dataclasses
+from pydantic import Field
 
 from gateway.rollout.policy.counts import Counts, Kind, Number, Timing
 from gateway.rollout.policy.histograms import Histogram, bucket_of, capped, median_s, scaled
@@ -42,6 +43,11 @@ class Metric(StrEnum):
     EMPTY_RATE = "empty_rate"
     FIRST_TOKEN = "first_token"
     INTER_TOKEN = "inter_token"
+    QUALITY = "quality"  # share of wrong answers to probes
+
+
+def _is_empty(text: str) -> bool:
+    return not text
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -56,6 +62,7 @@ class Finding:
     p_beyond: float  # chance of numbers this bad from a canary within the bound
     p_within: float  # chance of numbers this good from a canary beyond the bound
     verdict: Verdict
+    slice: str = Field(default="", exclude_if=_is_empty)  # of the probes, '' for all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +82,18 @@ def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
         final_look: number of the look after the end of the step, from 1.
     """
     guard = plan.guard
-    num_tests = plan.num_judged_steps * guard.num_bounds
     return Levels(
-        beyond=guard.false_rollback / num_tests / (look * (look + 1)),
+        beyond=guard.false_rollback / num_tests(plan) / (look * (look + 1)),
         within=guard.false_promotion / (final_look * (final_look + 1)),
     )
+
+
+def num_tests(plan: Plan) -> int:
+    """Return the tests that share the false rollback chance.
+
+    Each metric of traffic is tested in each step, and the probes once, before all steps.
+    """
+    return plan.num_judged_steps * plan.guard.num_bounds + (plan.guard.max_quality_drop is not None)
 
 
 def num_comparable(counts: Counts) -> int:

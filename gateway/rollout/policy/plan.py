@@ -19,6 +19,13 @@ MAX_STEPS = 32
 FULL = 100.0  # percent
 STRICT = ConfigDict(extra="forbid")  # of everything that is stored
 
+PROBE_TIMEOUT_S = 300.0
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 # A difference of rates, and a ratio of times. Neither bound means anything at its limits.
 _Increase = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
 _Ratio = Field(default=None, gt=1, allow_inf_nan=False)
@@ -47,14 +54,20 @@ class Guard:
     max_empty_rate_increase: float | None = _Increase
     max_first_token_ratio: float | None = _Ratio
     max_inter_token_ratio: float | None = _Ratio
+    # Highest share of wrong answers to probes, minus stable's. Fields that later versions added are stored if set.
+    max_quality_drop: float | None = Field(default=None, gt=0, lt=1, allow_inf_nan=False, exclude_if=_is_none)
     min_requests: int = Field(default=50, ge=10)  # of each release in a step, before the first look
     overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
     false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # chance for a canary beyond a bound
+    # Longest time for the probes, after the models are loaded. Then the other probes are without verdict.
+    probe_timeout_s: float = Field(
+        default=PROBE_TIMEOUT_S, gt=0, le=86_400, allow_inf_nan=False, exclude_if=lambda value: value == PROBE_TIMEOUT_S
+    )
 
     @property
     def num_bounds(self) -> int:
-        """Number of metrics that are judged."""
+        """Number of metrics of live traffic that are judged."""
         bounds = (
             self.max_error_rate_increase,
             self.max_empty_rate_increase,

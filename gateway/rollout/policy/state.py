@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from gateway.rollout.policy.guard import Finding, Metric
 from gateway.rollout.policy.plan import FULL, STRICT, Plan, Step
+from gateway.rollout.policy.probing import Probing
 
 MAX_CHANGES = 64
 
@@ -14,7 +15,7 @@ MAX_CHANGES = 64
 class Phase(StrEnum):
     """Phase of a rollout."""
 
-    PREPARING = "preparing"  # the canary's models are loading
+    PREPARING = "preparing"  # the canary's models load, then both releases answer the probes
     RUNNING = "running"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
@@ -69,6 +70,7 @@ class State:
     step_started_s: float  # Unix time
     looks: Looks = Looks()
     changes: tuple[Change, ...] = Field(min_length=1, max_length=MAX_CHANGES)
+    probing: Probing | None = Field(default=None, exclude_if=lambda value: value is None)  # None before its end
 
     @property
     def is_live(self) -> bool:

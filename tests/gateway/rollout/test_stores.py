@@ -54,6 +54,21 @@ async def test_a_store_is_empty_at_first_and_returns_the_document_it_got(store: 
     assert await store.read() == document
 
 
+async def test_one_gateway_at_a_time_has_a_lease(server: RedisServer) -> None:
+    server.client.flushall()
+    store = RedisStore(server.url, timeout_s=PATIENCE_S)
+    won = await asyncio.gather(*(store.take_lease("r", f"gateway-{number}", 60) for number in range(20)))
+    assert sum(won) == 1
+    holder = f"gateway-{won.index(True)}"
+    assert await store.take_lease("r", holder, 0.2)  # renewed, and shorter
+    assert await store.take_lease("other", "somebody", 60)
+    async with asyncio.timeout(PATIENCE_S):
+        while not await store.take_lease("r", "successor", 60):  # noqa: ASYNC110  (Redis ends it)
+            await asyncio.sleep(0.05)
+    assert not await store.take_lease("r", holder, 60)
+    await store.close()
+
+
 async def test_exactly_one_of_many_concurrent_writes_replaces_a_document(store: RolloutStore) -> None:
     document = Document(version=1, state=some_state())
     assert sum(await asyncio.gather(*(store.compare_and_set(0, document) for _ in range(20)))) == 1

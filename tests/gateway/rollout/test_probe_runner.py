@@ -1,0 +1,198 @@
+"""Probes before traffic, through a gateway with scripted stages."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from chassis.errors import Internal, ResourceExhausted
+from checkpoint.release_probes import add_probes
+from gateway.rollout.store_sync import DECISIONS
+from tandem.v1 import rollout_pb2
+from tests.checkpoint.probes.files import probe_line
+from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
+from tests.gateway.scripted import error_of, eventually
+
+PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
+ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
+STEPS = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in (50, 100)]
+ONLY_STABLE, BOTH = {"exact": "stable"}, {"one_of": ["stable", "canary"]}
+
+MakeGateway = Callable[..., Any]
+
+
+def lines(judge: dict[str, Any], number: int = 60) -> str:
+    return "\n".join(probe_line(f"p{index}", judge=judge, max_tokens=100 + index) for index in range(number))
+
+
+@pytest.fixture
+def make_gateway(two_releases: Path, tokenizer: Tokenizer, tmp_path: Path) -> MakeGateway:
+    """Return a function that opens a gateway with probes."""
+
+    def make(probes: str, **settings: Any) -> Any:
+        store = tmp_path / "store"
+        shutil.copytree(two_releases, store)
+        (tmp_path / "mine.jsonl").write_text(probes)
+        if probes:
+            add_probes(store / CANARY, tmp_path / "mine.jsonl")
+        return open_gateway(store, tokenizer, **settings)
+
+    return make
+
+
+async def begin(live: LiveGateway, **guard: Any) -> rollout_pb2.Rollout:
+    limits = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, max_quality_drop=0.02, overdue_s=60, **guard)
+    plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=STEPS, guard=limits)
+    response: rollout_pb2.RolloutsSetResponse = await live.operator.Set(rollout_pb2.RolloutsSetRequest(plan=plan))
+    return response.rollout
+
+
+async def test_a_plainly_worse_canary_never_sees_a_user(make_gateway: MakeGateway) -> None:
+    before = DECISIONS.labels("rolled_back", "quality")._value.get()
+    async with make_gateway(lines(ONLY_STABLE)) as live:
+        await begin(live)
+        asking = [await live.ask(f"user-{number}") for number in range(20)]
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+        asking += [await live.ask(f"user-{number}") for number in range(20)]
+    assert {one.text for one in asking} == {"stable"}
+    assert "quality is beyond its bound" in rollout.changes[-1].reason
+    assert rollout.probes.judged < 60  # it does not ask on
+    assert rollout.probes.lost == rollout.probes.judged == len(rollout.probes.lost_ids)
+    assert rollout.changes[-1].findings[0].metric == rollout_pb2.ROLLOUT_METRIC_QUALITY
+    assert DECISIONS.labels("rolled_back", "quality")._value.get() == before + 1
+
+
+async def test_an_equal_canary_starts_with_its_probes_in_the_table(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH, 300)) as live:
+        await begin(live)
+        rollout = await live.wait_for_phase(RUNNING, 60)
+        quality = rollout.findings[-1]
+        assert (quality.metric, quality.verdict) == (
+            rollout_pb2.ROLLOUT_METRIC_QUALITY,
+            rollout_pb2.ROLLOUT_VERDICT_WITHIN,
+        )
+        assert (rollout.probes.judged, rollout.probes.lost) == (300, 0)
+        greedy = {start.sampling.temperature for start in live.language.starts}
+    assert greedy == {0}
+
+
+async def test_without_probes_the_rollout_says_so_and_starts(make_gateway: MakeGateway) -> None:
+    async with make_gateway("") as live:
+        await begin(live)
+        rollout = await live.wait_for_phase(RUNNING)
+        assert rollout.probes.problem == "Neither release has probes: its answers are not compared."
+        assert rollout.changes[-1].reason.endswith(rollout.probes.problem)
+        assert [one.metric for one in rollout.findings] == [rollout_pb2.ROLLOUT_METRIC_ERROR_RATE]
+
+
+async def test_an_operators_file_is_asked_too(make_gateway: MakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "further.jsonl").write_text(lines(ONLY_STABLE, 30))
+    async with make_gateway(lines(BOTH, 30), rollout_probes=tmp_path / "further.jsonl") as live:
+        await begin(live)
+        await live.wait_for_phase(ROLLED_BACK)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nonsense", "BAD_PROBES"),
+        (probe_line(judge={"similar": "a"}), "UNKNOWN_JUDGE"),
+        (probe_line(judge={"regex": "("}), "BAD_EXPRESSION"),
+        (f"{probe_line()}\n{probe_line()}", "DUPLICATE_PROBE"),
+        (
+            probe_line(messages=[{"role": "user", "content": [{"type": "image", "file": "no.png"}]}]),
+            "PROBE_IMAGE_MISSING",
+        ),
+    ],
+)
+async def test_a_bad_file_is_refused_and_the_rollout_in_force_stays(
+    make_gateway: MakeGateway, tmp_path: Path, text: str, reason: str
+) -> None:
+    (tmp_path / "further.jsonl").write_text(text)
+    async with make_gateway("", rollout_probes=tmp_path / "further.jsonl") as live:
+        assert (await error_of(begin(live))).reason == reason
+        assert not (await live.get()).id
+        assert (await live.ask()).text == "stable"
+
+
+async def test_at_most_two_answers_are_in_flight(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH)) as live:
+        live.language.go[STABLE].clear()
+        live.language.go[CANARY].clear()
+        await begin(live)
+        await eventually(lambda: len(live.language.starts) == 2)
+        await asyncio.sleep(0.3)
+        assert {start.tag for start in live.language.starts} == {STABLE, CANARY}
+        assert len(live.language.starts) == 2
+
+
+async def test_probes_that_run_out_of_time_have_no_verdict_and_do_not_promote(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH)) as live:
+        live.language.go[CANARY].clear()
+        await begin(live, probe_timeout_s=1)
+        rollout = await live.wait_for_phase(RUNNING)
+        assert (rollout.probes.judged, rollout.probes.unjudged) == (0, 60)
+        assert rollout.probes.problem == "The probes ran out of time."
+        assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN
+
+
+async def test_a_stage_without_room_is_asked_again(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH, 20)) as live:
+        live.language.errors[CANARY] = ResourceExhausted("It is full.", reason="QUEUE_FULL", retry_after_s=1)
+        await begin(live)
+        await live.wait_until(lambda _: len(live.language.starts) > 4)
+        del live.language.errors[CANARY]
+        rollout = await live.wait_for_phase(RUNNING)
+        assert (rollout.probes.judged, rollout.probes.canary_wrong) == (20, 0)
+
+
+async def test_a_canary_that_fails_answers_wrong(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH)) as live:
+        live.language.errors[CANARY] = Internal("The decoder failed.")
+        await begin(live)
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+        assert rollout.probes.canary_wrong == rollout.probes.judged > 0
+
+
+async def test_an_absent_grader_holds(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines({"grader": "Is it polite?"})) as live:
+        await begin(live)
+        rollout = await live.wait_for_phase(RUNNING)
+        assert (rollout.probes.unjudged, rollout.probes.problem) == (60, "The gateway has no grader.")
+        assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN
+
+
+async def test_an_operators_grader_judges(make_gateway: MakeGateway) -> None:
+    command = """/bin/sh -c 'grep -q stable && echo "{\\"right\\": true}" || echo "{\\"right\\": false}"'"""
+    async with make_gateway(lines({"grader": "Is it right?"}), rollout_grader=command) as live:
+        await begin(live)
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+        assert rollout.probes.lost == rollout.probes.judged > 0
+
+
+async def test_an_operator_can_roll_back_while_the_probes_run(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(BOTH)) as live:
+        live.language.go[CANARY].clear()
+        await begin(live)
+        await eventually(lambda: bool(live.language.starts))
+        await live.operator.Rollback(rollout_pb2.RolloutsRollbackRequest(reason="enough"))
+        live.language.go[CANARY].set()
+        await asyncio.sleep(0.3)
+        assert (await live.get()).changes[-1].reason == "enough"
+
+
+async def test_reasons_and_findings_have_ids_and_no_texts(make_gateway: MakeGateway) -> None:
+    async with make_gateway(
+        lines({"exact": "a secret answer"}) + "\n" + lines(ONLY_STABLE).replace('"p', '"q')
+    ) as live:
+        await begin(live)
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+    shown = json.dumps(str(rollout))
+    assert "q" in rollout.probes.lost_ids[0]
+    assert "secret" not in shown
+    assert "What is it?" not in shown
