@@ -14,7 +14,9 @@ ROOMS: dict[str, set[str]] = {
     "tandem.v1": set(),
     "chassis": {"tandem.v1"},
     "checkpoint.families": set(),
-    "checkpoint": {"chassis", "checkpoint.families"},
+    # Asks an operator's grader over gRPC.
+    "checkpoint.probes": {"tandem.v1", "chassis"},
+    "checkpoint": {"chassis", "checkpoint.families", "checkpoint.probes"},
     "hosting": {"tandem.v1", "chassis"},
     "processing": {"chassis", "checkpoint.families", "checkpoint"},
     "vision_service.model": {"checkpoint.families"},
@@ -70,6 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "gateway.rollout": {
         "tandem.v1",
         "chassis",
+        "checkpoint.probes",
         "checkpoint",
         "gateway.admission",
         "gateway.stages",
@@ -79,6 +82,7 @@ ROOMS: dict[str, set[str]] = {
     "gateway": {
         "tandem.v1",
         "chassis",
+        "checkpoint.probes",
         "checkpoint",
         "gateway.admission",
         "gateway.stages",
@@ -89,7 +93,16 @@ ROOMS: dict[str, set[str]] = {
     },
     "tandem.client": {"tandem.v1", "chassis"},
     "tandem.stack": {"chassis", "checkpoint"},
-    "tandem.commands": {"tandem.v1", "chassis", "checkpoint", "tandem.client", "tandem.stack", "tandem"},
+    "tandem.commands": {
+        "tandem.v1",
+        "chassis",
+        "checkpoint.probes",
+        "checkpoint",
+        "gateway.rollout.policy",  # plain Python; `tandem probes run` compares two releases with its test
+        "tandem.client",
+        "tandem.stack",
+        "tandem",
+    },
     "tandem": {"chassis", "processing", "tandem.client"},
 }
 
