@@ -7,6 +7,7 @@ import argparse
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
             print(requirement)
 
 
-def requirements(project: dict, extras: list[str]) -> list[str]:
+def requirements(project: dict[str, Any], extras: list[str]) -> list[str]:
     """Return the requirements of the project and of its extras, each once."""
     found = dict.fromkeys(project["dependencies"])
     for extra in extras:

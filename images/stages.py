@@ -1,6 +1,6 @@
 """Build a target of a Dockerfile stage by stage, each stage once for its inputs.
 
-    images/stages.py --file images/Dockerfile --target vision --tag tandem-vision:0.1.0 -- buildah build
+    python3 -m images.stages --file images/Dockerfile --target vision --tag tandem-vision:0.1.0 -- buildah build
 
 Every stage becomes an image, named by a digest of its instructions, arguments, files and earlier stages. A stage whose
 image exists is not built again, in whatever folder the repository lies. Docker's BuildKit does the same by itself.
@@ -21,10 +21,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from images.requirements import requirements
+
 NAME = "localhost/tandem-stage"
 # Arguments that change no content. An image keeps the commit that it was first built from. The index of torch may be
 # out of reach for a moment, while constraints.txt and VARIANT say which torch it is.
 _NO_INPUTS = {"REVISION", "TORCH_INDEX"}
+_LISTED = re.compile(r"requirements\.py ([^>]*)>")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Builder:
             if name not in _NO_INPUTS:
                 yield f"{name}={self._arguments.get(name, default)}"
         # The stage that lists requirements depends on them alone. An edit elsewhere in pyproject.toml installs nothing.
-        read = _requirements if any("requirements.py" in line for line in stage.instructions) else Path.read_bytes
+        read = _requirements(stage)
         for source, paths in stage.copies:
             yield from [self.name(source)] if source else self._files(paths, read)
 
@@ -172,14 +175,19 @@ class Builder:
         return done.stdout.strip()
 
 
-def _requirements(file: Path) -> bytes:
-    """Return a file, but of pyproject.toml only what images install."""
-    content = file.read_bytes()
-    if file.name != "pyproject.toml":
-        return content
-    project = tomllib.loads(content.decode())["project"]
-    extras = {name: list(names) for name, names in project["optional-dependencies"].items() if name != "dev"}
-    return json.dumps([project["dependencies"], extras]).encode()
+def _requirements(stage: Stage) -> Callable[[Path], bytes]:
+    """Return how to read files: of pyproject.toml, only the requirements that a stage lists."""
+    commands = " ".join(line for line in stage.instructions if line.startswith("RUN "))
+    extras = [re.sub(r"--only \S+", "", one).split() for one in _LISTED.findall(commands)]
+
+    def read(file: Path) -> bytes:
+        content = file.read_bytes()
+        if file.name != "pyproject.toml":
+            return content
+        project = tomllib.loads(content.decode())["project"]
+        return json.dumps([requirements(project, names) for names in extras]).encode()
+
+    return read if extras else Path.read_bytes
 
 
 def main() -> None:

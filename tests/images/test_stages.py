@@ -1,5 +1,6 @@
 """A stage is built again only when its inputs change."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_dependencies_are_installed_again_only_when_they_change(original: Path, 
     pyproject = copy / "pyproject.toml"
     text = pyproject.read_text()
     pyproject.write_text(text.replace("line-length = 120", "line-length = 100"))
+    assert changed(names(original), names(copy)) == CODE
+    pyproject.write_text(re.sub(r"^dev = \[$", 'another = ["absent>=1"]\ndev = [', text, flags=re.MULTILINE))
     assert changed(names(original), names(copy)) == CODE
     pyproject.write_text(text.replace('"rich>=15"', '"rich>=15.1"'))
     assert changed(names(original), names(copy)) >= {"packages", "torch", "gateway", "vision", "language"}
