@@ -92,9 +92,9 @@ ifneq ($(shell test -x $(BIN)/python && echo runs),runs)
 .PHONY: .venv/ready
 endif
 
-# The version that torch 2.11 brings on a machine with CUDA.
+# Triton of torch 2.11 on machines with CUDA. Its interpreter needs a numpy before 2.4.
 .tandem/triton/ready:
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0 numpy==2.3.5
 	touch $@
 
 # Succeeds where the index answers within three seconds; the name server's time counts, too.

@@ -17,7 +17,10 @@ def open_native_library(room: str) -> ctypes.CDLL:
     Raises:
         OSError: it was not built, or was built for another processor or system.
     """
-    capabilities = torch.cpu.get_capabilities()
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if get_capabilities is None:  # older than torch 2.13
+        raise OSError("this torch does not tell the processor's instructions")
+    capabilities = get_capabilities()
     if missing := [name for name in NEEDED if not capabilities.get(name)]:
         raise OSError(f"the processor lacks {', '.join(missing)}")
     spec = find_spec(f"{room}._native")

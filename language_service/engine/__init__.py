@@ -11,9 +11,11 @@ from language_service.engine.interface import (
     Prefilled,
     Tokens,
 )
+from language_service.kernels import AttentionName
 from language_service.model import Grid
 
 __all__ = [
+    "AttentionName",
     "Engine",
     "EngineConfig",
     "EngineName",

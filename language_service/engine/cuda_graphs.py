@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 import structlog
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from language_service.engine.kv_cache import CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
 
-# N sequences of one token each, M blocks per sequence, C = M * block size cached positions, H query heads, G key-value
-# heads, R = H / G heads of a group, E head dim, V vocabulary
+# N sequences of one token each, M blocks per sequence, H query heads, G key-value heads, E head dim, V vocabulary
 
 Run = Callable[[], Tensor]  # computes the batch in its input memory, returns logits [N, V]
 
@@ -77,11 +75,10 @@ class _Step:
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, num_rows: int, width: int) -> None:
         self._decoder, self._cache = decoder, cache
-        device, num_slots = cache.device, width * cache.config.block_size
+        device = cache.device
         self._inputs_4N = torch.zeros(4, num_rows, dtype=torch.long, device=device)
         self._tables_NM = torch.zeros(num_rows, width, dtype=torch.long, device=device)
         self._rows_N = torch.arange(num_rows, device=device)
-        self._indices_C = torch.arange(num_slots, device=device)
 
     def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan], positions: Sequence[int]) -> None:
         """Copy a batch into the fixed memory.
@@ -106,17 +103,12 @@ class _Step:
         A recording contains no Python code. So the result may depend on the batch through tensors only.
         """
         tokens_N, positions_N, indices_N, slots_N = self._inputs_4N
-        hidden_NC = self._indices_C > indices_N[:, None]
-        mask_N11C = torch.zeros(hidden_NC.shape, dtype=self._cache.kv.dtype, device=self._cache.device)
-        mask_N11C = mask_N11C.masked_fill(hidden_NC, float("-inf"))[:, None, None]
+        attend_decoded = self._cache.decode_attention.plan(self._tables_NM, indices_N + 1)
 
         def attend(layer: int, q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor) -> Tensor:
             kv = self._cache.kv[layer]
             kv.flatten(1, 2).index_copy_(1, slots_N, torch.stack([k_NGE, v_NGE]))
-            k_NGCE, v_NGCE = kv[:, self._tables_NM].flatten(2, 3).transpose(2, 3)
-            # With one token per sequence, the heads of a group form the rows of one query. So no key is repeated.
-            q_NGRE = q_NHE.view(len(q_NHE), k_NGE.shape[1], -1, k_NGE.shape[2])
-            return functional.scaled_dot_product_attention(q_NGRE, k_NGCE, v_NGCE, attn_mask=mask_N11C).flatten(1, 2)
+            return attend_decoded(q_NHE, kv)
 
         return self._decoder.forward(self._decoder.embed(tokens_N), positions_N, attend, self._rows_N)
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from language_service.kernels import AttentionName
 from language_service.model import Grid
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
 from language_service.scheduling import SchedulerConfig
@@ -108,6 +109,7 @@ class EngineConfig:
     scheduling: SchedulerConfig
     cache_bytes: int | None  # size of the KV cache. None sizes it by `cache_fraction`.
     cache_fraction: float = 0.5  # of the memory available after the weights are loaded
+    decode_attention: AttentionName = "auto"  # computes attention of decoding sequences. 'auto' measures on a GPU.
     # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.
     step_lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -2,15 +2,16 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from checkpoint.families import LanguageConfig
-from language_service.kernels import NativeAttention, choose_attention, huge_pages
+from language_service.kernels import DecodeAttention, GatheredAttention, NativeAttention, choose_attention, huge_pages
 from language_service.model import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens per sequence, M blocks per sequence, C = M * block size
@@ -67,8 +68,7 @@ class _Group:
     """
 
     rows_BL: Tensor  # rows of the batch with the new tokens
-    blocks_BM: Tensor
-    mask_B1LC: Tensor  # 0 where a token sees a cached position, else -inf
+    attend: Callable[[Tensor, Tensor], Tensor]  # queries [B, L, H, E] and a layer of the cache to outputs [B, L, H, E]
 
 
 def bytes_per_block(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -89,6 +89,9 @@ class PagedCache:
         # Written now, because the system promises more memory than it has. Better fail at start than in a request.
         self.kv = huge_pages.empty(shape, dtype, device).zero_()
         self._native = choose_attention(config, self.kv)
+        # Flash attention takes a causal mask for a context of any length, but not an explicit mask.
+        self.has_flash = dtype == torch.bfloat16 and device.type == "cuda" and _has_flash(device)
+        self.decode_attention: DecodeAttention = GatheredAttention()  # of sequences with one new token
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks` with zeros after they changed owner.
@@ -118,12 +121,7 @@ class PagedCache:
             kv.flatten(1, 2).index_copy_(1, slots_T, torch.stack([k_TGE, v_TGE]))
             out_THE = torch.empty_like(q_THE)
             for group in groups:
-                k_BGCE, v_BGCE = kv[:, group.blocks_BM].flatten(2, 3).transpose(2, 3)
-                q_BHLE = q_THE[group.rows_BL].transpose(1, 2)
-                out_BHLE = functional.scaled_dot_product_attention(
-                    q_BHLE, k_BGCE, v_BGCE, attn_mask=group.mask_B1LC, enable_gqa=True
-                )
-                out_THE[group.rows_BL] = out_BHLE.transpose(1, 2)
+                out_THE[group.rows_BL] = group.attend(q_THE[group.rows_BL], kv)
             return out_THE
 
         return attend
@@ -144,24 +142,69 @@ class PagedCache:
 
         So decoding sequences of similar length share a call, and padding never more than doubles a context.
         """
-        members: defaultdict[tuple[int, int], list[tuple[int, CacheSpan]]] = defaultdict(list)
+        members: defaultdict[tuple[int, int, int], list[tuple[int, CacheSpan]]] = defaultdict(list)
         row = 0
         for span in spans:
-            members[span.length, span.num_blocks(self.config.block_size).bit_length()].append((row, span))
+            alone = row if self.has_flash and span.length > 1 else -1
+            members[span.length, span.num_blocks(self.config.block_size).bit_length(), alone].append((row, span))
             row += span.length
-        return [self._group(length, group) for (length, _), group in members.items()]
+        return [self._group(length, group) for (length, _, _), group in members.items()]
 
     def _group(self, length: int, members: list[tuple[int, CacheSpan]]) -> _Group:
         size = self.config.block_size
         width = max(span.num_blocks(size) for _, span in members)
         steps_L = torch.arange(length, device=self.device)
         rows_B1 = torch.tensor([[row] for row, _ in members], device=self.device)
-        starts_B1 = torch.tensor([[span.start] for _, span in members], device=self.device)
-        positions_C = torch.arange(width * size, device=self.device)
-        hidden_B1LC = positions_C > (starts_B1 + steps_L)[:, None, :, None]
-        mask_B1LC = torch.zeros(hidden_B1LC.shape, dtype=self.kv.dtype, device=self.device)
-        return _Group(
-            rows_BL=rows_B1 + steps_L,
-            blocks_BM=torch.tensor([span.table(size, width) for _, span in members], device=self.device),
-            mask_B1LC=mask_B1LC.masked_fill_(hidden_B1LC, float("-inf")),
-        )
+        starts_B = torch.tensor([span.start for _, span in members], device=self.device)
+        blocks_BM = torch.tensor([span.table(size, width) for _, span in members], device=self.device)
+        if length == 1:
+            attend = _attend_one(self.decode_attention, blocks_BM, starts_B + 1)
+        elif self.has_flash:
+            attend = _attend_causally(blocks_BM, members[0][1].start + length)
+        else:
+            attend = _attend_masked(blocks_BM, starts_B[:, None] + steps_L, size, self.kv.dtype)
+        return _Group(rows_B1 + steps_L, attend)
+
+
+def _attend_one(attention: DecodeAttention, blocks_BM: Tensor, lengths_B: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return attention of sequences with one new token."""
+    attend_decoded = attention.plan(blocks_BM, lengths_B)
+    return lambda q_B1HE, kv: attend_decoded(q_B1HE[:, 0], kv)[:, None]
+
+
+def _attend_causally(blocks_1M: Tensor, num_cached: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return attention of one sequence.
+
+    Its new tokens are the last of `num_cached`.
+    """
+
+    def attend(q_1LHE: Tensor, kv: Tensor) -> Tensor:
+        k_1GCE, v_1GCE = kv[:, blocks_1M].flatten(2, 3)[:, :, :num_cached].transpose(2, 3)
+        mask = causal_lower_right(q_1LHE.shape[1], num_cached)
+        return functional.scaled_dot_product_attention(
+            q_1LHE.transpose(1, 2), k_1GCE, v_1GCE, attn_mask=mask, enable_gqa=True
+        ).transpose(1, 2)
+
+    return attend
+
+
+def _attend_masked(
+    blocks_BM: Tensor, positions_BL: Tensor, block_size: int, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return attention of any chunks of equal length."""
+    positions_C = torch.arange(blocks_BM.shape[1] * block_size, device=blocks_BM.device)
+    hidden_B1LC = positions_C > positions_BL[:, None, :, None]
+    mask_B1LC = torch.zeros(hidden_B1LC.shape, dtype=dtype, device=blocks_BM.device)
+    mask_B1LC.masked_fill_(hidden_B1LC, float("-inf"))
+
+    def attend(q_BLHE: Tensor, kv: Tensor) -> Tensor:
+        k_BGCE, v_BGCE = kv[:, blocks_BM].flatten(2, 3).transpose(2, 3)
+        return functional.scaled_dot_product_attention(
+            q_BLHE.transpose(1, 2), k_BGCE, v_BGCE, attn_mask=mask_B1LC, enable_gqa=True
+        ).transpose(1, 2)
+
+    return attend
+
+
+def _has_flash(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and newer

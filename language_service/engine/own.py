@@ -13,6 +13,7 @@ from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
+from language_service.kernels import DecodeAttention, choose_decode_attention
 from language_service.scheduling import Chunk, Sequence
 
 _log = structlog.get_logger()
@@ -29,6 +30,7 @@ def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
     model = half.config.language
     decoder = ServingDecoder(model, half.tensors)
     cache = PagedCache(model, _size_cache(model, config), dtype=config.dtype, device=config.device)
+    cache.decode_attention = _choose_attention(cache, model, config)
     runner = Runner(decoder, cache)
     # The first pass chooses kernels and allocates memory. Better now than in the first request.
     chunk = Chunk(sequence=Sequence(), start=0, token_ids=[0], blocks=[0], samples=True)
@@ -42,6 +44,13 @@ def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
         "kv cache ready", tag=tag, num_blocks=facts.num_blocks, num_tokens=num_tokens, num_bytes=facts.num_cache_bytes
     )
     return runner
+
+
+def _choose_attention(cache: PagedCache, model: LanguageConfig, config: EngineConfig) -> DecodeAttention:
+    try:
+        return choose_decode_attention(config.decode_attention, cache.kv, model.num_heads)
+    except ValueError as error:
+        raise FailedPrecondition(str(error), reason="NO_KERNEL") from error
 
 
 def _size_cache(model: LanguageConfig, config: EngineConfig) -> CacheConfig:

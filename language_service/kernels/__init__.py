@@ -2,12 +2,17 @@
 
 from language_service.kernels import huge_pages
 from language_service.kernels.choice import choose_attention, choose_kernels
+from language_service.kernels.decode_attention import DecodeAttention, GatheredAttention
+from language_service.kernels.decode_choice import AttentionName, choose_decode_attention
 from language_service.kernels.interface import Head, Kernels, Layer, Projection
 from language_service.kernels.native import largest
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import PlainHead
 
 __all__ = [
+    "AttentionName",
+    "DecodeAttention",
+    "GatheredAttention",
     "Head",
     "Kernels",
     "Layer",
@@ -15,6 +20,7 @@ __all__ = [
     "PlainHead",
     "Projection",
     "choose_attention",
+    "choose_decode_attention",
     "choose_kernels",
     "huge_pages",
     "largest",

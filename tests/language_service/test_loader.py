@@ -17,6 +17,7 @@ from checkpoint.store import ModelStore
 from language_service import loader
 from language_service.engine import own
 from language_service.engine.interface import EngineConfig, Finished
+from language_service.kernels import decode_choice
 from language_service.loader import LanguageLoader
 from language_service.sampling.options import SamplingOptions
 from language_service.scheduling.scheduler import SchedulerConfig
@@ -110,6 +111,13 @@ async def test_a_failed_load_raises_the_cause(models: Path) -> None:
         await make_loader(models).load("other-v1.0.0")
     with pytest.raises(FailedPrecondition, match="no room for one block"):
         await make_loader(models, cache_bytes=1000).load(TAG)
+
+
+async def test_attention_that_cannot_run_here_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_choice, "find_spec", lambda _name: None)
+    with pytest.raises(FailedPrecondition, match="choose --decode-attention torch") as caught:
+        await make_loader(models, decode_attention="triton").load(TAG)
+    assert caught.value.reason == "NO_KERNEL"
 
 
 async def test_an_unreadable_tokenizer_leaves_no_engine_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

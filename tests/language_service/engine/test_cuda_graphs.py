@@ -193,6 +193,7 @@ def test_replayed_steps_shift_the_positions_after_an_image(monkeypatch: pytest.M
     assert recorder.count == 1
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 @torch.inference_mode()
 def test_a_cuda_graph_equals_the_ordinary_step() -> None:

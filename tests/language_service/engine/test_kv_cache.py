@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,23 @@ def test_chunks_in_any_mix_equal_one_pass(sequences: list[tuple[int, list[int]]]
         logits_BV = runner.forward(batch, [], [images[index] for index in active])
         for index, chunk, logits_V in zip(active, batch, logits_BV, strict=True):
             torch.testing.assert_close(logits_V, expected[index][chunk.end - 1], rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says why each flash kernel of a GPU cannot run here
+def test_causal_attention_of_single_chunks_equals_one_pass() -> None:
+    """As on a GPU: chunks alone, without an explicit mask.
+
+    Slots past the end are not read.
+    """
+    cache = make_cache(16, BLOCK_SIZE)
+    cache.has_flash = True
+    cache.kv.fill_(float("nan"))
+    runner, token_ids, own = Runner(DECODER, cache), list(range(5, 19)), [3, 1, 7, 2]
+    other = make_chunk(0, [9, 8, 7], [11])
+    for start, end in ((0, 5), (5, 7), (7, 14)):
+        logits_BV = runner.forward([make_chunk(start, token_ids[start:end], own), other], [])
+        expected = [whole(DECODER, token_ids, [])[end - 1], whole(DECODER, [9, 8, 7], [])[-1]]
+        torch.testing.assert_close(logits_BV, torch.stack(expected), rtol=1e-5, atol=2e-4)
 
 
 def test_long_and_short_contexts_decode_together() -> None:

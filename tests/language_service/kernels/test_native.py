@@ -46,6 +46,12 @@ def test_without_the_needed_instructions_torch_computes(monkeypatch: pytest.Monk
     assert library.library.__wrapped__() is None
 
 
+def test_with_a_torch_that_cannot_tell_the_instructions_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as torch 2.11."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert library.library.__wrapped__() is None
+
+
 def test_if_the_library_does_not_load_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For example, if it was built with newer system libraries."""
     path = tmp_path / "_native.so"

@@ -1,0 +1,63 @@
+"""Compile the GPU kernels for a GPU that is not there.
+
+`python -m tests.language_service.kernels.compile_for_gpu CAPABILITY` prints a line of JSON for each kernel.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from language_service.kernels import triton_attention, triton_kernels
+
+Kernel = tuple[Any, dict[str, str], dict[str, Any]]  # function, types of its arguments, constants
+
+
+def kernels(dtype: str) -> Iterator[Kernel]:
+    """Yield every kernel with the shapes of the full-size decoder."""
+    data, floats, integers = f"*{dtype}", "*fp32", "*i64"
+    attend = {
+        "q_NHE": data,
+        "kv_2PSGE": data,
+        "tables_NM": integers,
+        "lengths_N": integers,
+        "out_NHE": data,
+        "sums_NHKE": floats,
+        "scales_NHK2": floats,
+        "scale": "fp32",
+        "q_stride": "i32",
+        "value_offset": "i64",
+        "table_width": "i32",
+        "num_parts": "i32",
+    }
+    shape = {"num_kv_heads": 8, "group_size": 4, "num_rows": 16, "head_dim": 128, "block_size": 16}
+    for is_split in (False, True):
+        yield triton_attention._attend_part, attend, {**shape, "tile": triton_attention.TILE, "is_split": is_split}
+    join = {"sums_NHKE": floats, "scales_NHK2": floats, "out_NHE": data}
+    yield triton_attention._join_parts, join, {"num_parts": 64, "head_dim": 128}
+    norm = {"x_TD": data, "weight_D": data, "out_TD": data, "width": "i32", "eps": "fp32"}
+    yield triton_kernels._rms_norm, norm, {"padded": 4096}
+    rotate = {"x_THE": data, "weight_E": data, "cos_TF": floats, "sin_TF": floats, "row_stride": "i32", "eps": "fp32"}
+    for has_weight in (False, True):
+        yield triton_kernels._rotate_heads, rotate, {"half": 64, "has_weight": has_weight}
+    yield triton_kernels._swiglu, {"x_TM": data, "out": data, "width": "i32"}, {"size": 1024}
+
+
+def main(capability: int) -> None:
+    """Compile all of them and print their sizes."""
+    for dtype in ("bf16", "fp32"):
+        for kernel, types, constants in kernels(dtype):
+            signature = {**types, **dict.fromkeys(constants, "constexpr")}
+            assert list(signature) == kernel.arg_names, kernel
+            fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+            made = triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", capability, 32))
+            facts = {"name": made.metadata.name, "shared": made.metadata.shared, "bytes": len(made.asm["cubin"])}
+            print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
