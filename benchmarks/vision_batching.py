@@ -34,10 +34,9 @@ from chassis.request_id import REQUEST_ID_HEADER
 from checkpoint.families import LanguageConfig, ResamplerModelConfig
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
-from checkpoint.weights import load_half
 from processing import open_image_processor
 from tandem.v1 import vision_pb2, vision_pb2_grpc
-from vision_service.backends import open_backend
+from vision_service.backends import BackendOptions, open_backend
 from vision_service.image_reader import ImageLimits, read_image
 from vision_service.model import VisionHalf
 
@@ -171,8 +170,7 @@ def measure(model: Model, rounds: int, progress: Progress) -> Rates:
     with tempfile.TemporaryDirectory(prefix="tandem-vision-") as folder:
         models = Path(folder)
         create_checkpoint(models, model.tag, model.config)
-        half = load_half(models / model.tag, "vision", dtype=torch.bfloat16)
-        backend = open_backend("torch", half.config, half.tensors, dtype=torch.bfloat16, device=torch.device("cpu"))
+        backend = open_backend("torch", models / model.tag, BackendOptions()).backend
         files = image_files(max(*CALLERS, model.num_images))
         decoded = {file: processor.to_pixels(read_image(file, ImageLimits())) for file in files}
 

@@ -9,6 +9,9 @@ MODULES = {
     "processor": _PROCESSOR,
     "gateway": (*_SERVICE, "redis", "ahocorasick_rs", "safetensors"),
     "stages": (*_SERVICE, "torch", "llguidance"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "export": (*_SERVICE, "torch", "llguidance", "onnx", "onnxscript", "onnxruntime"),
 }
 
 

@@ -35,12 +35,22 @@ def half_digest(config: ModelConfig, half: Half, tensors: Mapping[str, TensorDig
     return _digest(f"tandem/{half}-half/1", _canonical_json(config.half_fields(half)), _canonical_json(records))
 
 
-def encoder_id(*, vision_digest: bytes, preprocessing: str, precision: str, backend: str) -> bytes:
+def encoder_id(
+    *, vision_digest: bytes, preprocessing: str, precision: str, backend: str, export_digest: bytes = b""
+) -> bytes:
     """Return the identity (32 bytes) of an encoder.
 
     It covers everything that affects the visual tokens of an image.
+
+    Args:
+        vision_digest: of the vision half.
+        preprocessing: name of the way from an image to pixels.
+        precision: type of the arithmetic.
+        backend: kind of backend.
+        export_digest: of the export that runs. Empty if the backend runs the checkpoint's own weights.
     """
-    return _digest("tandem/encoder/1", vision_digest, preprocessing.encode(), precision.encode(), backend.encode())
+    parts = (vision_digest, preprocessing.encode(), precision.encode(), backend.encode())
+    return _digest("tandem/encoder/1", *parts, *([export_digest] if export_digest else []))
 
 
 def visual_key(*, encoder_id: bytes, cache_salt: bytes, image_sha256: bytes) -> bytes:

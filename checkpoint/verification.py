@@ -3,13 +3,14 @@
 Only `.bin` weights need torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis.errors import DataLoss
+from chassis.errors import DataLoss, FailedPrecondition
 from checkpoint.checks import check_weights
 from checkpoint.config import read_config
+from checkpoint.exports import EXPORTS_FOLDER, export_folders, read_record
 from checkpoint.families import HALVES, Half
 from checkpoint.identity import TensorDigest, half_digest
 from checkpoint.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
@@ -28,7 +29,7 @@ class Check:
 
 
 def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> list[Check]:
-    """Hash all files of a checkpoint, then both halves.
+    """Hash all files, exports and both halves of a checkpoint.
 
     The halves are hashed only if all files are right. Problems are part of the list, so one run names them all.
 
@@ -49,10 +50,13 @@ def verify(folder: Path, on_check: Callable[[Check], None] | None = None) -> lis
             on_check(check)
 
     for name in sorted(manifest.files):
-        add(_check_file(folder, manifest, name))
+        add(_check_file(folder, manifest.files, name, subject=name))
     for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST_FILE and path.name not in manifest.files:
+        if path.name not in (MANIFEST_FILE, EXPORTS_FOLDER) and path.name not in manifest.files:
             add(Check(path.name, path.lstat().st_size, None, "is not named by the manifest"))
+    for place in export_folders(folder):
+        for check in _check_export(place, manifest):
+            add(check)
     if all(check.problem is None for check in checks):
         for half in HALVES:
             add(_check_half(folder, manifest, half))
@@ -72,12 +76,25 @@ def raise_for_problems(tag: str, checks: list[Check]) -> None:
         )
 
 
-def _check_file(folder: Path, manifest: Manifest, name: str) -> Check:
+def _check_file(folder: Path, files: Mapping[str, bytes], name: str, *, subject: str) -> Check:
     path = folder / name
     if not path.is_file():
-        return Check(name, 0, None, "is missing")
+        return Check(subject, 0, None, "is missing")
     digest = file_sha256(path)
-    return Check(name, path.stat().st_size, digest, None if digest == manifest.files[name] else "was changed")
+    return Check(subject, path.stat().st_size, digest, None if digest == files[name] else "was changed")
+
+
+def _check_export(place: Path, manifest: Manifest) -> Iterator[Check]:
+    subject = f"{EXPORTS_FOLDER}/{place.name}"
+    try:
+        export = read_record(place)
+    except FailedPrecondition:
+        yield Check(subject, 0, None, "has no valid record")
+        return
+    if export.vision_digest != manifest.vision.digest:
+        yield Check(subject, 0, None, "was made of other weights")
+    for name in sorted(export.files):
+        yield _check_file(place, export.files, name, subject=f"{subject}/{name}")
 
 
 def _check_half(folder: Path, manifest: Manifest, half: Half) -> Check:

@@ -25,7 +25,8 @@ class StageSettings(ServiceSettings):
     @property
     def dtype(self) -> torch.dtype:
         """The precision as a torch type."""
-        return torch.float32 if self.precision == "float32" else torch.bfloat16
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
 
     @field_validator("device")
     @classmethod

@@ -131,6 +131,7 @@ class ImageEncoder:
             preprocessing=processor.preprocessing,
             precision=backend.precision,
             backend=backend.name,
+            export_digest=backend.export_digest,
         )
         self._tag = tag
         self._backend = backend

@@ -6,19 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.server import Server
+from chassis.settings import CommaSeparated
+from checkpoint.exports import Precision
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
-from vision_service.backends import BackendName
+from vision_service.backends import BACKENDS, BackendName, BackendOptions, PerformanceHint
 from vision_service.batcher import BatchConfig
 from vision_service.decode_pool import DecodePool
 from vision_service.image_encoder import SharedResources
 from vision_service.image_reader import PILLOW_MAX_PIXELS, ImageLimits
-from vision_service.loader import VisionLoader
+from vision_service.loader import AUTO, VisionLoader
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.similar_images import SimilarityIndex
 from vision_service.token_cache import TokenCache
@@ -32,7 +34,17 @@ class VisionSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_", cli_prog_name="python -m vision_service")
 
     listen: str = Field("127.0.0.1:50051", description="host:port of the gRPC server. Port 0 picks a free one")
-    backend: BackendName = Field("torch", description="library that runs the vision half")
+    backend: CommaSeparated = Field(
+        ("torch",),
+        description=f"libraries that may run the vision half, the first that can: {', '.join(BACKENDS)}. "
+        f"Or {AUTO}, the one that was recorded as the fastest",
+    )
+    precision: Precision = Field(  # type: ignore[assignment]  # one more than the language service has
+        "bfloat16", description="data type of weights and arithmetic"
+    )
+    openvino_hint: PerformanceHint = Field(
+        "latency", description="run a batch of openvino on all threads together, or its images side by side"
+    )
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="maximum images in a forward pass")
     max_batch_pixels: int = Field(
         _BATCHING.max_batch_size_sum, ge=1, description="maximum resized pixels of all images in a forward pass"
@@ -72,6 +84,21 @@ class VisionSettings(StageSettings):
     )
     similar_entries: int = Field(4096, ge=1, le=10**6, description="maximum images in the similarity index, 4 KiB each")
 
+    @field_validator("backend")
+    @classmethod
+    def _check_backends(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names != (AUTO,) and (not names or len(set(names)) < len(names) or not set(names) <= set(BACKENDS)):
+            raise ValueError(f"choose {AUTO}, or some of {', '.join(BACKENDS)}, each once, the preferred one first")
+        return names
+
+    @property
+    def backends(self) -> tuple[BackendName, ...]:
+        """The backends in order of preference.
+
+        Empty for the recorded one.
+        """
+        return tuple(name for chosen in self.backend for name in BACKENDS if name == chosen)
+
 
 @asynccontextmanager
 async def open_service(settings: VisionSettings, server: Server) -> AsyncIterator[None]:
@@ -85,16 +112,20 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
     resources = _open_resources(settings)
     loader = VisionLoader(
         store=ModelStore(settings.models),
-        backend=settings.backend,
-        dtype=settings.dtype,
-        device=torch.device(settings.device),
+        backends=settings.backends,
+        options=BackendOptions(
+            precision=settings.precision,
+            device=torch.device(settings.device),
+            max_batch_size=settings.max_batch_size,
+            max_resized_pixels=settings.max_resized_pixels,
+            openvino_hint=settings.openvino_hint,
+        ),
         batching=BatchConfig(
             max_batch_size=settings.max_batch_size,
             max_batch_size_sum=settings.max_batch_pixels,
             max_wait_s=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
         ),
-        max_resized_pixels=settings.max_resized_pixels,
         resources=resources,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)

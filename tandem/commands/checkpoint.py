@@ -1,4 +1,4 @@
-"""`tandem checkpoint`: list, make, import, pack, verify and inspect checkpoints.
+"""`tandem checkpoint`: list, make, import, pack, verify, inspect and export checkpoints.
 
 Each command imports the modules it needs when it runs, so `tandem ask` starts without torch and pydantic.
 """
@@ -15,9 +15,12 @@ from rich.console import Console
 from chassis.extras import require_extras
 from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
+from tandem.commands.checkpoint_export import choose_backend, export
 from tandem.commands.checkpoint_progress import file_progress, tensor_progress
 
-app = typer.Typer(help="List, make, import, pack, verify and inspect checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, make, import, pack, verify, inspect and export checkpoints.", no_args_is_help=True)
+app.command()(export)
+app.command()(choose_backend)
 
 
 class Preset(StrEnum):

@@ -21,7 +21,23 @@ ROOMS: dict[str, set[str]] = {
     "processing": {"chassis", "checkpoint.families", "checkpoint"},
     "vision_service.model": {"checkpoint.families"},
     "vision_service.kernels": {"chassis", "vision_service.model"},
-    "vision_service.backends": {"checkpoint.families", "vision_service.model", "vision_service.kernels"},
+    # Loads a checkpoint's weights, or the export that its library runs.
+    "vision_service.backends": {
+        "chassis",
+        "checkpoint.families",
+        "checkpoint",
+        "vision_service.model",
+        "vision_service.kernels",
+    },
+    # Runs what it wrote, to compare it with torch.
+    "vision_service.exporting": {
+        "chassis",
+        "checkpoint.families",
+        "checkpoint",
+        "processing",
+        "vision_service.model",
+        "vision_service.backends",
+    },
     "vision_service": {
         "tandem.v1",
         "chassis",
@@ -99,6 +115,8 @@ ROOMS: dict[str, set[str]] = {
         "checkpoint.probes",
         "checkpoint",
         "gateway.rollout.policy",  # plain Python; `tandem probes run` compares two releases with its test
+        "vision_service.backends",  # `tandem checkpoint choose-backend` measures them
+        "vision_service.exporting",  # `tandem checkpoint export`
         "tandem.client",
         "tandem.stack",
         "tandem",

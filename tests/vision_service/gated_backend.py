@@ -37,6 +37,7 @@ class GatedBackend:
     name: str = "gated"
     device: str = "cpu"
     precision: str = "float32"
+    export_digest: bytes = b""
     num_parameters: int = 0
     num_weight_bytes: int = 0
     fails: bool = False

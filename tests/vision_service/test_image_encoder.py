@@ -21,6 +21,7 @@ from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
 from checkpoint.weights import load_half
 from processing.image_processors import open_image_processor
+from vision_service.backends import BackendOptions
 from vision_service.backends.torch_backend import TorchBackend
 from vision_service.batcher import BatchConfig
 from vision_service.decode_pool import DecodePool
@@ -71,11 +72,9 @@ def loader(
 ) -> VisionLoader:
     return VisionLoader(
         store=store,
-        backend="torch",
-        dtype=dtype,
-        device=torch.device("cpu"),
+        backends=("torch",),
+        options=BackendOptions(precision="float32" if dtype == torch.float32 else "bfloat16"),
         batching=batching,
-        max_resized_pixels=2**20,
         resources=resources,
     )
 

@@ -19,6 +19,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    export_digest = b""
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device

@@ -2,14 +2,22 @@
 
 from vision_service.model.choice import build_vision_model
 from vision_service.model.encoder import VisionHalf
+from vision_service.model.graph import OUTPUT, GraphBatch, Inputs, Run, build_graph, dynamic_dimensions, graph_batches
 from vision_service.model.positions import sincos_2d
 from vision_service.model.qwen3_vl import Attend, Attention, LinearGelu
 
 __all__ = [
+    "OUTPUT",
     "Attend",
     "Attention",
+    "GraphBatch",
+    "Inputs",
     "LinearGelu",
+    "Run",
     "VisionHalf",
+    "build_graph",
     "build_vision_model",
+    "dynamic_dimensions",
+    "graph_batches",
     "sincos_2d",
 ]

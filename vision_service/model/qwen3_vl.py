@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoint.families import Qwen3VisionConfig, Qwen3VLConfig
+from vision_service.model.grids import Grid, interpolation, rotary_angles, to_patches
 
 # P patches of all images, p of one image, N visual tokens, W vision width, D decoder width, L levels, H heads,
 # E head dim, M merge x merge patches of a visual token, C = 3 x patch x patch pixels of a patch
-
-Grid = tuple[int, int]  # rows and columns of patches of one image
 
 # Returns attention [P, W]. Takes queries, keys and values [P, 3, H, E], cosine and sine of rotary angles [P, 1, E / 2],
 # and the patches of each image.
@@ -37,8 +36,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches_PC: Tensor) -> Tensor:
         """Return [P, W] for pixels [P, C], channel by channel."""
-        weight_WC = self.proj.weight.float().sum(dim=2).flatten(1).to(patches_PC.dtype)
-        return functional.linear(patches_PC, weight_WC, self.proj.bias)
+        return functional.linear(patches_PC, self.weight().to(patches_PC.dtype), self.proj.bias)
+
+    def weight(self) -> Tensor:
+        """Return the weights [W, C] of a still image, in float32."""
+        return self.proj.weight.float().sum(dim=2).flatten(1)
 
 
 class LinearGelu(nn.Linear):
@@ -69,7 +71,7 @@ class Attention(nn.Module):
 
     def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
         """Return [P, W]; `lengths` are the patches of each image."""
-        qkv_P3HE = self.qkv(x_PW).view(len(x_PW), 3, self.num_heads, self.head_dim)
+        qkv_P3HE = self.qkv(x_PW).view(-1, 3, self.num_heads, self.head_dim)
         out_PW: Tensor = self.proj(self.attend(qkv_P3HE, *angles, lengths))
         return out_PW
 
@@ -149,10 +151,18 @@ class Qwen3VisionTower(nn.Module):
             patches_PC: normalised pixels of the patches, in blocks of merge x merge.
             grids: patches of each image, both numbers multiples of the merge size.
         """
-        lengths = [rows * columns for rows, columns in grids]
         x_PW = self.patch_embed(patches_PC)
         x_PW = x_PW + torch.cat([self._positions(grid) for grid in grids]).to(x_PW.dtype)
-        angles = self._angles(grids)
+        return self.run_blocks(x_PW, self._angles(grids), [rows * columns for rows, columns in grids])
+
+    def run_blocks(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
+        """Return the visual tokens [N, L, D] of embedded patches.
+
+        Args:
+            x_PW: patches with their learned positions.
+            angles: cosine and sine, as `Attend` takes them.
+            lengths: patches of each image.
+        """
         levels: list[Tensor] = []
         mergers = dict(zip(self.config.deepstack_layers, self.deepstack_merger_list, strict=True))
         for index, block in enumerate(self.blocks):
@@ -162,36 +172,17 @@ class Qwen3VisionTower(nn.Module):
         return torch.stack([self.merger(x_PW), *levels], dim=1)
 
     def _positions(self, grid: Grid) -> Tensor:
-        """Return the learned positions [p, W] of one image.
-
-        They are interpolated bilinearly, with aligned corners.
-        """
-        side = self.config.grid_side
-        device = self.pos_embed.weight.device
-        (top, bottom, down), (left, right, across) = (_between(length, side, device) for length in grid)
-        table = self.pos_embed
-        corners = [
-            (top, left, (1 - down)[:, None] * (1 - across)),
-            (top, right, (1 - down)[:, None] * across),
-            (bottom, left, down[:, None] * (1 - across)),
-            (bottom, right, down[:, None] * across),
-        ]
-        positions = sum(table(row[:, None] * side + column) * weight[..., None] for row, column, weight in corners)
-        return _in_blocks(positions, self.config.merge_size)
+        """Return the learned positions [p, W] of one image, interpolated."""
+        indices_4p, weights_4p = interpolation(grid, self.config, self.pos_embed.weight.device)
+        positions_pW: Tensor = sum(
+            self.pos_embed(indices) * weights[:, None] for indices, weights in zip(indices_4p, weights_4p, strict=True)
+        )
+        return positions_pW
 
     def _angles(self, grids: list[Grid]) -> tuple[Tensor, Tensor]:
         """Return cosine and sine [P, 1, E / 2] of rows and columns, in float32."""
-        quarter = self.config.head_dim // 4
         device = self.pos_embed.weight.device
-        exponents = torch.arange(quarter, dtype=torch.float32, device=device) / quarter
-        frequencies = 1.0 / self.config.rope_theta**exponents
-        angles = []
-        for rows, columns in grids:
-            row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
-            column = torch.arange(columns, device=device).expand(rows, columns)
-            places = _in_blocks(torch.stack([row, column], dim=-1), self.config.merge_size)
-            angles.append((places[..., None].float() * frequencies).flatten(1))
-        angles_PF = torch.cat(angles)
+        angles_PF = torch.cat([rotary_angles(grid, self.config, device) for grid in grids])
         return angles_PF.cos()[:, None], angles_PF.sin()[:, None]
 
 
@@ -215,43 +206,16 @@ class Qwen3VisionHalf(nn.Module):
         return list(torch.split(tokens_NLD.flatten(1), counts))
 
 
-def to_patches(pixels_3HW: Tensor, patch: int, merge: int) -> Tensor:
-    """Return an image's patches [p, C], block by block."""
-    rows, columns = pixels_3HW.shape[1] // patch, pixels_3HW.shape[2] // patch
-    grid = pixels_3HW.view(3, rows, patch, columns, patch).permute(1, 3, 0, 2, 4)
-    return _in_blocks(grid, merge).flatten(1)
-
-
 def attend(qkv_P3HE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor, lengths: list[int]) -> Tensor:
     """Return attention [P, W] within each image, by torch."""
     q_PHE, k_PHE, v_PHE = qkv_P3HE.unbind(1)
-    q_PHE, k_PHE = _rotate(q_PHE, cos_P1F, sin_P1F), _rotate(k_PHE, cos_P1F, sin_P1F)
+    q_PHE, k_PHE = rotate(q_PHE, cos_P1F, sin_P1F), rotate(k_PHE, cos_P1F, sin_P1F)
     images = zip(*(torch.split(part, lengths) for part in (q_PHE, k_PHE, v_PHE)), strict=True)
     out = [functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in image)) for image in images]
     return torch.cat([one[0].transpose(0, 1).flatten(1) for one in out])
 
 
-def _between(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the learned positions around each of `length` places.
-
-    The places are evenly spaced. The third result is the weight of the upper neighbour.
-    """
-    places = torch.arange(length, dtype=torch.float32, device=device) * (side - 1) / max(length - 1, 1)
-    lower = places.long()
-    return lower, (lower + 1).clamp(max=side - 1), places - lower
-
-
-def _in_blocks(grid: Tensor, merge: int) -> Tensor:
-    """Return a grid [rows, columns, ...] block by block.
-
-    A block has merge x merge cells. The result is [rows x columns, ...].
-    """
-    rows, columns, *rest = grid.shape
-    blocks = grid.reshape(rows // merge, merge, columns // merge, merge, *rest).transpose(1, 2)
-    return blocks.reshape(rows * columns, *rest)
-
-
-def _rotate(x_PHE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor) -> Tensor:
+def rotate(x_PHE: Tensor, cos_P1F: Tensor, sin_P1F: Tensor) -> Tensor:
     """Rotate the pairs of every head.
 
     Computed in float32.

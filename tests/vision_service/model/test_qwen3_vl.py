@@ -13,8 +13,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from checkpoint.families import LanguageConfig, Qwen3VisionConfig, Qwen3VLConfig, layout
 from processing.resized_images import ResizedImages
 from tests.processing.image_zoo import IMAGES
-from vision_service.backends.choice import open_backend
-from vision_service.model import qwen3_vl
+from vision_service.backends.torch_backend import TorchBackend
+from vision_service.model import grids, qwen3_vl
 from vision_service.model.qwen3_vl import Qwen3VisionHalf
 
 CONFIG = Qwen3VLConfig(
@@ -66,7 +66,7 @@ def half(reference: Qwen3VLVisionModel) -> Qwen3VisionHalf:
 @torch.no_grad()
 def expected(reference: Qwen3VLVisionModel, image: Tensor) -> Tensor:
     """Return the reference's visual tokens, levels side by side."""
-    patches = qwen3_vl.to_patches(image, 16, 2).view(-1, 3, 1, 256).expand(-1, -1, 2, -1).flatten(1)
+    patches = grids.to_patches(image, 16, 2).view(-1, 3, 1, 256).expand(-1, -1, 2, -1).flatten(1)
     grid = torch.tensor([[1, image.shape[1] // 16, image.shape[2] // 16]])
     output = reference(patches, grid_thw=grid)
     return torch.cat([output.pooler_output, *output.deepstack_features], dim=1)
@@ -101,8 +101,8 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "tanh GELU in the mergers": lambda patch: patch.setattr(
         functional, "gelu", lambda x, approximate="none": GELU(x, approximate="tanh")
     ),
-    "patches in rows": lambda patch: patch.setattr(qwen3_vl, "_in_blocks", lambda grid, _merge: grid.flatten(0, 1)),
-    "no rotary positions": lambda patch: patch.setattr(qwen3_vl, "_rotate", lambda x, _cos, _sin: x),
+    "patches in rows": lambda patch: patch.setattr(grids, "in_blocks", lambda grid, _merge: grid.flatten(0, 1)),
+    "no rotary positions": lambda patch: patch.setattr(qwen3_vl, "rotate", lambda x, _cos, _sin: x),
 }
 
 
@@ -128,7 +128,7 @@ def test_the_layout_has_the_models_tensors(half: Qwen3VisionHalf) -> None:
 
 
 def test_the_backend_returns_each_images_tokens_in_bfloat16(half: Qwen3VisionHalf, images: list[Tensor]) -> None:
-    backend = open_backend("torch", CONFIG, half.state_dict(), dtype=torch.float32, device=torch.device("cpu"))
+    backend = TorchBackend(CONFIG, half.state_dict(), dtype=torch.float32, device=torch.device("cpu"))
     assert isinstance(half, nn.Module)
     with torch.no_grad():
         alone = half.encode(images)
