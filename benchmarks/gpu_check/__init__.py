@@ -1,0 +1,1 @@
+"""Check on a GPU whatever needs one: `make gpu-check`."""
