@@ -16,13 +16,22 @@ from prometheus_client import Counter
 
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, TandemError, Unavailable
-from checkpoint.probes import Graded, Grader, Probe, Probes, Verdict, merge_probes, open_grader, read_probes_file
+from checkpoint.probes import Graded, Grader, Probe, Probes, merge_probes, open_grader, read_probes_file
 from checkpoint.release_probes import read_release_probes
 from checkpoint.store import ModelStore
 from checkpoint.tags import split_release
 from gateway.admission import Tenant
 from gateway.answer import ExchangeBuilder, Report
-from gateway.rollout.policy import PairCounter, Plan, Probing, State, first_beyond, judge_probes
+from gateway.rollout.policy import (
+    PairCounter,
+    Plan,
+    ProbeVerdict,
+    Probing,
+    State,
+    Verdict,
+    first_beyond,
+    judge_probes,
+)
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
 from tandem.v1 import gateway_pb2, sampling_pb2
@@ -158,7 +167,11 @@ class _Run:
         self._problem = ""  # why verdicts are missing
 
     async def run(self) -> Probing:
-        """Answer probes until the end, the timeout or a verdict."""
+        """Answer probes until the end, timeout or a plain result.
+
+        The test holds at every look. So a canary that is shown to be worse, or shown to be good in every slice, needs
+        no more probes.
+        """
         pairs = PairCounter()
         for probe in self._probes:
             stable, canary = await asyncio.gather(
@@ -167,18 +180,19 @@ class _Run:
             pairs.add(probe.id, probe.slice_names, stable, canary)
             probing = pairs.probing(self._problem)
             self._store_sync.own_probing = probing
-            if first_beyond(judge_probes(probing, self._plan)) is not None:
+            findings = judge_probes(probing, self._plan)
+            if first_beyond(findings) is not None or all(one.verdict is Verdict.WITHIN for one in findings):
                 break
         result = pairs.probing(self._problem)
         _log.info("probes answered", canary=self._plan.canary, lost=result.lost, problem=self._problem)
         return result
 
-    async def _judged(self, probe: Probe, name: str) -> Verdict:
+    async def _judged(self, probe: Probe, name: str) -> ProbeVerdict:
         verdict = await self._verdict(probe, name)
         PROBE_ANSWERS.labels(name, verdict).inc()
         return verdict
 
-    async def _verdict(self, probe: Probe, name: str) -> Verdict:
+    async def _verdict(self, probe: Probe, name: str) -> ProbeVerdict:
         """Return the verdict on a release's answer."""
         try:
             answer = await self._answer(probe, name)

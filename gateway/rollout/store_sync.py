@@ -22,6 +22,7 @@ DECISIONS = Counter(
     "Changes of rollouts that this gateway made, by kind, and the metric beyond its bound behind a rollback.",
     ["event", "metric"],
 )
+DECISIONS.labels("rolled_back", "quality")  # an alert needs the 0 before the 1
 
 # A command tries again when another gateway changes the document first.
 _MAX_ATTEMPTS = 20

@@ -62,10 +62,10 @@ def _heading(rollout: rollout_pb2.Rollout, now_s: float) -> Text:
 
 def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("stable", "canary", "effect", "bound", "p beyond", "p within"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True, min_width=len("beyond"))
     weight = rollout.weight_percent
     table.add_row("weight", f"{100 - weight:g} %", f"{weight:g} %")
     for name in ("requests", "errors", "overdue", "empty", "waiting"):
@@ -75,6 +75,7 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     for finding in findings:
         if not finding.slice:
             table.add_row(*_finding_row(finding))
+    # The slices with the largest drop.
     worst = sorted((finding for finding in findings if finding.slice), key=lambda finding: -finding.effect)
     for finding in worst[:_MAX_SLICES]:
         table.add_row(*_finding_row(finding))
@@ -100,9 +101,9 @@ def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
 
 def _row_name(finding: rollout_pb2.RolloutFinding) -> str:
     if finding.slice:
-        return f"  by slice: {finding.slice}"
+        return f"  {finding.slice}"
     if finding.metric == rollout_pb2.ROLLOUT_METRIC_QUALITY:
-        return "quality (probes), wrong"
+        return "quality (probes)"
     return plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric)
 
 

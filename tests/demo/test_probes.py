@@ -16,7 +16,7 @@ TAGS = ("tandem-demo-v1.0.0", "tandem-demo-v1.1.0")
 
 
 def questions(lines: list[str]) -> list[str]:
-    """Return ids, texts and rules without images, whose bytes depend on Pillow."""
+    """Return probes without images, whose bytes depend on Pillow."""
     kept = [json.loads(line) for line in lines]
     for probe in kept:
         for message in probe.get("messages", []):

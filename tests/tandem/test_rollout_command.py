@@ -151,3 +151,41 @@ def test_mirrored_requests_are_one_line() -> None:
         "mirrored: 12 requests, 1 errors, first token 250.0 ms, between tokens 20.0 ms, "
         "9 of 10 greedy answers equal, 2 dropped" in captured.get()
     )
+
+
+def test_answers_to_probes_are_rows_and_a_line() -> None:
+    findings = [
+        rollout_pb2.RolloutFinding(
+            metric=rollout_pb2.ROLLOUT_METRIC_QUALITY,
+            slice=name,
+            stable=0.01,
+            canary=0.01 + drop,
+            effect=drop,
+            bound=0.02,
+            verdict=rollout_pb2.ROLLOUT_VERDICT_OPEN,
+        )
+        for name, drop in (("", 0.05), ("topic=a", 0.0), ("topic=b", 0.2), ("topic=c", -0.1))
+    ]
+    probes = rollout_pb2.RolloutProbes(
+        judged=90, unjudged=10, stable_wrong=1, canary_wrong=6, lost=5, lost_ids=["p1", "p2", "p3", "p4", "p5"]
+    )
+    plan = rollout_pb2.RolloutPlan(stable=STABLE, canary=OTHER)
+    changes = [rollout_pb2.RolloutChange(number=1, reason="Because.", findings=findings)]
+    rollout = rollout_pb2.Rollout(id="r", plan=plan, changes=changes, probes=probes, store_reachable=True)
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    lines = captured.get().splitlines()
+    rows = [line.split()[0] for line in lines if "pp" in line]
+    assert rows == ["quality", "topic=b", "topic=a", "topic=c"]
+    assert "+5.00 pp" in captured.get()
+    assert (
+        "quality (probes): of 90 answers stable has 1 wrong, the canary 6, 10 without verdict; lost: p1, p2, p3, ...."
+        in lines
+    )
+    probes.Clear()
+    probes.problem = "Neither release has probes."
+    rollout.probes.CopyFrom(probes)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    assert "quality (probes): Neither release has probes." in captured.get()

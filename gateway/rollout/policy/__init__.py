@@ -10,10 +10,10 @@ clock: `gateway.rollout` brings the time, counts requests and keeps the state in
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome
-from gateway.rollout.policy.guard import Finding
+from gateway.rollout.policy.guard import Finding, Verdict
 from gateway.rollout.policy.paired import drop_interval
 from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
-from gateway.rollout.policy.probing import PairCounter, PairedCount, Probing, first_beyond, judge_probes
+from gateway.rollout.policy.probing import PairCounter, PairedCount, ProbeVerdict, Probing, first_beyond, judge_probes
 from gateway.rollout.policy.state import Change, Phase, State
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "PairedCount",
     "Phase",
     "Plan",
+    "ProbeVerdict",
     "Probing",
     "State",
+    "Verdict",
     "controller",
     "drop_interval",
     "first_beyond",

@@ -76,7 +76,8 @@ async def test_an_equal_canary_starts_with_its_probes_in_the_table(make_gateway:
             rollout_pb2.ROLLOUT_METRIC_QUALITY,
             rollout_pb2.ROLLOUT_VERDICT_WITHIN,
         )
-        assert (rollout.probes.judged, rollout.probes.lost) == (300, 0)
+        assert rollout.probes.lost == 0
+        assert 200 < rollout.probes.judged < 300  # it ends once the drop is shown to be small
         greedy = {start.sampling.temperature for start in live.language.starts}
     assert greedy == {0}
 

@@ -39,6 +39,8 @@ HEALTHY = {
     "tandem_rollout_store_up": "1x30",
     'tandem_rollout_phase{phase="rolled_back"}': "0x30",
     'tandem_rollout_phase{phase="running"}': "1x30",
+    'tandem_rollout_decisions_total{event="rolled_back", metric="quality"}': "0x30",
+    'tandem_rollout_decisions_total{event="promoted", metric=""}': "0x20 1x10",
 }
 
 # The series that a fault changes, by alert. Faults begin after ten healthy minutes.
@@ -57,6 +59,7 @@ FAULTS = {
     "TandemVisualTokensCrossed": {"tandem_gateway_crossed_visual_tokens_total": "0x26 1x4"},
     "TandemSharedCacheDown": {"tandem_gateway_shared_cache_breaker_open": "0x10 1x20"},
     "TandemRolloutStoreDown": {"tandem_rollout_store_up": "1x10 0x20"},
+    "TandemCanaryAnswersWorse": {'tandem_rollout_decisions_total{event="rolled_back", metric="quality"}': "0x20 1x10"},
     "TandemRolledBack": {'tandem_rollout_phase{phase="rolled_back"}': "0x10 1x20"},
 }
 # Alerts that this fault rightly causes as well.
