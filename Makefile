@@ -13,7 +13,7 @@ SEPARATE := load k8s images gpu kernels
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers clean
+.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -22,6 +22,9 @@ help:  ## show this list
 
 demo: .venv/ready  ## start a stack and ask it three questions about two images
 	$(BIN)/python -m demo.tour
+
+demo-canary: .venv/ready  ## roll out a worse and a better release under traffic, in about a minute
+	$(BIN)/python -m demo.canary
 
 serve: .venv/ready  ## run the three services on this machine until Ctrl-C
 	$(BIN)/tandem up
