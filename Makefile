@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Runs `make gpu-check`: python3 of a machine with a GPU, or the .venv where there is one.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load k8s images gpu kernels
+SEPARATE := load k8s images gpu kernels tensorrt triton
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
@@ -52,6 +52,12 @@ test-gpu: .venv/ready  ## run the tests that need a GPU
 
 test-kernels: .venv/ready .tandem/triton/ready  ## interpret and compile the GPU kernels, without a GPU
 	PYTHONPATH=.tandem/triton TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
+
+test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU
+	tests/vision_service/tensorrt/run
+
+test-triton: .venv/ready  ## encode on a real Triton, which is killed under load; with SHORT=1 under a short load
+	tests/vision_service/triton/run -m "triton$(if $(SHORT), and not slow)" -s
 
 lint: .venv/ready  ## check style, types and the contract
 	$(BIN)/ruff check $(CODE)

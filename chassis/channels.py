@@ -12,7 +12,7 @@ from chassis.spans import TRACEPARENT_HEADER
 from chassis.tls import ChannelTls
 from chassis.tracing import traceparent
 
-__all__ = ["ChannelTls", "check_target", "open_blocking_channel", "open_channel"]
+__all__ = ["ChannelTls", "channel_options", "check_target", "open_blocking_channel", "open_channel"]
 
 _SERVICE_CONFIG: dict[str, Any] = {
     # Spread calls over all addresses of a name such as dns:///headless-service. The default uses only the first.
@@ -79,7 +79,7 @@ def open_channel(
     Raises:
         FailedPrecondition: reason 'BAD_TLS', the TLS files cannot be used.
     """
-    options = _channel_options(max_message_bytes, watch_health)
+    options = channel_options(max_message_bytes, watch_health)
     if authority is not None:
         options += [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
     if tls is None:
@@ -100,13 +100,19 @@ def open_blocking_channel(
 
     It is thread-safe. Callers send their own request id.
     """
-    options = _channel_options(max_message_bytes, watch_health)
+    options = channel_options(max_message_bytes, watch_health)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
     return grpc.secure_channel(target, tls.credentials(), options=options)
 
 
-def _channel_options(max_message_bytes: int, watch_health: bool) -> list[tuple[str, str | int]]:
+def channel_options(max_message_bytes: int, watch_health: bool = False) -> list[tuple[str, str | int]]:
+    """Return channel options: keepalive, retries, load balancing.
+
+    Args:
+        max_message_bytes: largest response message.
+        watch_health: leave a server that drains for another address of the target.
+    """
     return [
         ("grpc.service_config", json.dumps(_WATCHING_SERVICE_CONFIG if watch_health else _SERVICE_CONFIG)),
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -11,6 +11,7 @@ MODULES = {
     "stages": (*_SERVICE, "torch", "llguidance"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "triton": ("tritonclient",),
     "export": (*_SERVICE, "torch", "llguidance", "onnx", "onnxscript", "onnxruntime"),
 }
 

@@ -19,9 +19,10 @@ from checkpoint.families import ModelConfig
 from checkpoint.identity import encoder_id, visual_key
 from processing import ImageProcessor, Pixels
 from tandem.v1 import model_pb2
-from vision_service.backends import VisionBackend
+from vision_service.backends import RemoteBackend, VisionBackend
 from vision_service.batcher import BatchConfig, Batcher
 from vision_service.decode_pool import DecodedImage, DecodePool
+from vision_service.remote_queue import RemoteQueue
 from vision_service.similar_images import SimilarImage, SimilarityIndex
 from vision_service.token_cache import LEVEL, TokenCache, VisualTokens
 
@@ -139,14 +140,18 @@ class ImageEncoder:
         self._batching = batching
         # Visual tokens of another image can answer only if every image has as many.
         self._similar_images = resources.similar_images if config.num_visual_tokens is not None else None
-        self._batcher: Batcher[Pixels, TokenBits] = Batcher(
-            self._forward,
-            config=batching,
-            executor=resources.forward_executor,
-            lock=resources.forward_lock,
-            size_of=lambda pixels: pixels.shape[1] * pixels.shape[2],
+        self._queue: Batcher[Pixels, TokenBits] | RemoteQueue = (
+            RemoteQueue(backend, max_in_flight=batching.max_queue)
+            if isinstance(backend, RemoteBackend)
+            else Batcher(
+                self._forward,
+                config=batching,
+                executor=resources.forward_executor,
+                lock=resources.forward_lock,
+                size_of=lambda pixels: pixels.shape[1] * pixels.shape[2],
+            )
         )
-        WAITING.labels(tag).set_function(lambda: self._batcher.num_waiting)
+        WAITING.labels(tag).set_function(lambda: self._queue.num_waiting)
 
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Return the visual tokens of an image.
@@ -193,7 +198,7 @@ class ImageEncoder:
 
     async def close(self) -> None:
         """Stop the queue and fail the waiting requests."""
-        await self._batcher.close()
+        await self._queue.close()
         WAITING.remove(self._tag)
 
     async def _find_or_encode(self, request: ImageRequest) -> EncodedImage:
@@ -225,8 +230,10 @@ class ImageEncoder:
         encoded = self._find_similar(scope, decoded)
         if encoded is not None:
             return encoded
-        batched = await self._batcher.submit(decoded.pixels)
+        batched = await self._queue.submit(decoded.pixels)
         QUEUE_SECONDS.labels(self._tag).observe(batched.queue_s)
+        if isinstance(self._queue, RemoteQueue):
+            FORWARD_SECONDS.labels(self._tag).observe(batched.run_s)
         if not is_finite_bfloat16(batched.result):
             raise Internal("The visual tokens of the image are not finite.", reason="NOT_FINITE")
         tokens = VisualTokens.of(batched.result, decoded.grid)

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from chassis.channels import check_target
 from chassis.server import Server
 from chassis.settings import CommaSeparated
 from checkpoint.exports import Precision
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
-from vision_service.backends import BACKENDS, BackendName, BackendOptions, PerformanceHint
+from vision_service.backends import BACKENDS, BackendName, BackendOptions, PerformanceHint, SharedMemory, TritonOptions
 from vision_service.batcher import BatchConfig
 from vision_service.decode_pool import DecodePool
 from vision_service.image_encoder import SharedResources
@@ -25,7 +26,7 @@ from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.similar_images import SimilarityIndex
 from vision_service.token_cache import TokenCache
 
-_LIMITS, _BATCHING = ImageLimits(), BatchConfig()
+_LIMITS, _BATCHING, _TRITON = ImageLimits(), BatchConfig(), TritonOptions()
 
 
 class VisionSettings(StageSettings):
@@ -44,6 +45,16 @@ class VisionSettings(StageSettings):
     )
     openvino_hint: PerformanceHint = Field(
         "latency", description="run a batch of openvino on all threads together, or its images side by side"
+    )
+    triton_address: str = Field(
+        _TRITON.address, description="host:port of Triton's gRPC endpoint, for --backend triton"
+    )
+    triton_model: str = Field(_TRITON.model, description="name of the model in Triton. Empty is the name in the tag")
+    triton_timeout_s: float = Field(
+        _TRITON.timeout_s, gt=0, allow_inf_nan=False, description="maximum time of one call to Triton, seconds"
+    )
+    triton_shared_memory: SharedMemory = Field(
+        _TRITON.shared_memory, description="memory that carries images to a Triton on the same host"
     )
     max_batch_size: int = Field(_BATCHING.max_batch_size, ge=1, le=1024, description="maximum images in a forward pass")
     max_batch_pixels: int = Field(
@@ -91,6 +102,12 @@ class VisionSettings(StageSettings):
             raise ValueError(f"choose {AUTO}, or some of {', '.join(BACKENDS)}, each once, the preferred one first")
         return names
 
+    @field_validator("triton_address")
+    @classmethod
+    def _check_triton_address(cls, address: str) -> str:
+        check_target(address)
+        return address
+
     @property
     def backends(self) -> tuple[BackendName, ...]:
         """The backends in order of preference.
@@ -119,6 +136,13 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
             max_batch_size=settings.max_batch_size,
             max_resized_pixels=settings.max_resized_pixels,
             openvino_hint=settings.openvino_hint,
+            triton=TritonOptions(
+                address=settings.triton_address,
+                model=settings.triton_model,
+                timeout_s=settings.triton_timeout_s,
+                shared_memory=settings.triton_shared_memory,
+            ),
+            loop=asyncio.get_running_loop(),
         ),
         batching=BatchConfig(
             max_batch_size=settings.max_batch_size,

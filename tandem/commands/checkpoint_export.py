@@ -16,6 +16,17 @@ from rich.table import Table
 from chassis.extras import require_extras
 from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
+from tandem.commands.checkpoint_triton import (
+    InstanceKind,
+    Instances,
+    Kind,
+    MaxWait,
+    Platform,
+    Repository,
+    TritonPlatform,
+    export_engine,
+    export_repository,
+)
 
 if TYPE_CHECKING:  # these modules need an extra
     from checkpoint.backend_choice import BackendChoice
@@ -23,10 +34,15 @@ if TYPE_CHECKING:  # these modules need an extra
 
 
 class Target(StrEnum):
-    """The kinds of `checkpoint.exports.ExportKind` that can be made here."""
+    """The kinds of exports, and the forms made of them."""
 
     onnx = "onnx"
     openvino = "openvino"
+    tensorrt = "tensorrt"
+    triton_repository = "triton-repository"
+
+
+_EXTRAS = {Target.openvino: "openvino", Target.triton_repository: "triton"}
 
 
 class Arithmetic(StrEnum):
@@ -58,6 +74,7 @@ ImagePixels = Annotated[
 def export(
     tag: Tag,
     to: Annotated[Target, typer.Option("--to", help="Library that will run the vision half.")],
+    repository: Repository = None,
     precision: Precision = Arithmetic.bfloat16,
     models: Models = Path("models"),
     max_batch_size: BatchSize = 16,
@@ -67,12 +84,16 @@ def export(
         typer.Option("--image", metavar="FILE", exists=True, help="Image to compare on, besides the built-in ones."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing export.")] = False,
+    platform: TritonPlatform = Platform.onnxruntime,
+    instances: Instances = 1,
+    instance_kind: Kind = InstanceKind.auto,
+    max_wait_ms: MaxWait = 2.0,
 ) -> None:
     """Export a vision half, beside its checkpoint.
 
     The result is compared with torch in float32, and refused if it differs too much.
     """
-    require_extras("tandem checkpoint export", "export", *(["openvino"] if to is Target.openvino else []))
+    require_extras("tandem checkpoint export", "export", *([_EXTRAS[to]] if to in _EXTRAS else []))
     from vision_service.exporting import ExportOptions, export_vision
 
     options = ExportOptions(
@@ -84,6 +105,13 @@ def export(
     )
     folder = ModelStore(models).folder(tag)
     with Console(stderr=True).status(f"reading {tag}") as status:
+        if to is Target.tensorrt:
+            export_engine(folder, options, status.update)
+            return
+        if to is Target.triton_repository:
+            fields = {"platform": platform, "instances": instances, "kind": instance_kind, "max_wait_ms": max_wait_ms}
+            export_repository(folder, repository, options, fields, status.update)
+            return
         exported = export_vision(folder, "openvino" if to is Target.openvino else "onnx", options, status.update)
     typer.echo(f"exported {folder / 'exports' / exported.export.name}")
     tables.show(_exported(exported))

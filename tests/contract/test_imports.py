@@ -21,6 +21,8 @@ ROOMS: dict[str, set[str]] = {
     "processing": {"chassis", "checkpoint.families", "checkpoint"},
     "vision_service.model": {"checkpoint.families"},
     "vision_service.kernels": {"chassis", "vision_service.model"},
+    # Only TensorRT: engines are built by `exporting` and run by `backends`.
+    "vision_service.engines": {"chassis"},
     # Loads a checkpoint's weights, or the export that its library runs.
     "vision_service.backends": {
         "chassis",
@@ -28,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
         "checkpoint",
         "vision_service.model",
         "vision_service.kernels",
+        "vision_service.engines",
     },
     # Runs what it wrote, to compare it with torch.
     "vision_service.exporting": {
@@ -36,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
         "checkpoint",
         "processing",
         "vision_service.model",
+        "vision_service.engines",
         "vision_service.backends",
     },
     "vision_service": {

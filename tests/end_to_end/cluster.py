@@ -64,11 +64,12 @@ class Cluster:
         replicas: int = 1,
         gateways: int = 1,
         stage_flags: Sequence[str] = (),
+        vision_flags: Sequence[str] = (),
         gateway_flags: Sequence[str] = (),
     ) -> None:
         self._models = models
         self._changed = threading.Condition()
-        self._stage_flags = list(stage_flags)
+        self._stage_flags = {"vision": [*stage_flags, *vision_flags], "language": list(stage_flags)}
         self._gateway_flags = list(gateway_flags)
         self._flags: dict[str, list[str]] = {}
         self._services: dict[str, ServiceProcess] = {}
@@ -81,7 +82,7 @@ class Cluster:
         try:
             stage = ["--models", str(self._models), "--tags", TAG, "--precision", "float32", "--threads", "1"]
             for name in self.stages:
-                self._start(name, [*stage, *self._stage_flags])
+                self._start(name, [*stage, *self._stage_flags[name.partition("-")[0]]])
             self.wait_until_ready()
             addresses = {
                 stage: ",".join(self.address(name) for name in self.stages if name.startswith(stage))

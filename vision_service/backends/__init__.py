@@ -9,7 +9,16 @@ from vision_service.backends.choice import (
     open_backend,
     open_graph,
 )
-from vision_service.backends.interface import BackendOptions, PerformanceHint, VisionBackend
+from vision_service.backends.interface import (
+    BackendOptions,
+    PerformanceHint,
+    RemoteBackend,
+    SharedMemory,
+    TritonOptions,
+    VisionBackend,
+)
+from vision_service.backends.tensorrt_backend import TensorRtGraph, check_limits, engine_key
+from vision_service.backends.triton_names import digest_parameter, triton_version
 
 __all__ = [
     "BACKENDS",
@@ -18,8 +27,16 @@ __all__ = [
     "BackendOptions",
     "OpenedHalf",
     "PerformanceHint",
+    "RemoteBackend",
+    "SharedMemory",
+    "TensorRtGraph",
+    "TritonOptions",
     "VisionBackend",
+    "check_limits",
+    "digest_parameter",
+    "engine_key",
     "library_version",
     "open_backend",
     "open_graph",
+    "triton_version",
 ]

@@ -13,13 +13,19 @@ from checkpoint.manifest import read_manifest, read_verified_config
 from checkpoint.weights import load_half
 from vision_service.backends.graph_backend import GraphBackend
 from vision_service.backends.interface import BackendOptions, VisionBackend
+from vision_service.backends.tensorrt_backend import open_tensorrt
 from vision_service.model import Run
 
-BackendName = Literal["torch", "onnxruntime", "openvino"]
+BackendName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 # The export that each backend runs. The others run the checkpoint's own weights.
-EXPORTS: dict[BackendName, ExportKind] = {"onnxruntime": "onnx", "openvino": "openvino"}
+EXPORTS: dict[BackendName, ExportKind] = {
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "tensorrt": "onnx",  # engines lie beside it
+    "triton": "onnx",  # in Triton's repository
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ def open_backend(name: BackendName, folder: Path, options: BackendOptions) -> Op
     # An ONNX file suits any ONNX Runtime. The other forms suit the version that made them.
     tools: dict[str, str] | None = None if kind == "onnx" else {name: library_version(name)}
     export = read_export(folder, kind, options.precision, vision_digest=manifest.vision.digest, tools=tools)
+    if name == "triton":
+        _check_installed(name, "tritonclient")
+        from vision_service.backends.triton_backend import open_triton
+
+        return OpenedHalf(config, manifest.vision.digest, open_triton(config, folder.name, export, options))
     run = open_graph(name, export_folder(folder, kind, options.precision), options)
     graph = GraphBackend(name=name, config=config, export=export, options=options, run=run)
     return OpenedHalf(config, manifest.vision.digest, graph)
@@ -68,6 +79,8 @@ def open_graph(name: BackendName, place: Path, options: BackendOptions) -> Run:
     Raises:
         FailedPrecondition: NOT_INSTALLED, UNSUPPORTED.
     """
+    if name == "tensorrt":
+        return open_tensorrt(place, options)
     library_version(name)
     # Imported on demand, so that a process loads the libraries of its own backend only.
     match name:
@@ -88,9 +101,13 @@ def library_version(name: BackendName) -> str:
     Raises:
         FailedPrecondition: NOT_INSTALLED.
     """
-    if find_spec(name) is None:
+    _check_installed(name, name)
+    return str(import_module(name).__version__)
+
+
+def _check_installed(name: BackendName, module: str) -> None:
+    if find_spec(module) is None:
         raise FailedPrecondition(
             f"The backend {name} is not installed: pip install 'tandem-serving[{name}]', or choose another backend.",
             reason="NOT_INSTALLED",
         )
-    return str(import_module(name).__version__)

@@ -3,9 +3,10 @@
 N visual tokens of an image, D decoder width
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from numpy.typing import NDArray
 from checkpoint.exports import Precision
 
 PerformanceHint = Literal["latency", "throughput"]
+SharedMemory = Literal["none", "system", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonOptions:
+    """Where Triton is, and how to talk to it."""
+
+    address: str = "127.0.0.1:8001"  # of its gRPC endpoint
+    model: str = ""  # in its repository. Empty is the name in the tag
+    timeout_s: float = 30.0  # of one call
+    shared_memory: SharedMemory = "none"  # carries inputs to a Triton on the same host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +37,8 @@ class BackendOptions:
     max_batch_size: int = 16  # images of one forward pass
     max_resized_pixels: int = 2**20  # of one image, for families that take images of any size
     openvino_hint: PerformanceHint = "latency"  # one run on all threads, or several side by side
+    triton: TritonOptions = TritonOptions()
+    loop: asyncio.AbstractEventLoop | None = None  # of the service, for backends in another process
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,4 +69,27 @@ class VisionBackend(Protocol):
         Args:
             images: normalised RGB pixels of each, [3, height, width].
         """
+        ...
+
+
+@runtime_checkable
+class RemoteBackend(Protocol):
+    """Methods of a `VisionBackend` in another process.
+
+    It forms batches itself, so it takes single images, any number at once, on the service's event loop.
+    """
+
+    async def encode_async(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
+        """Return the visual tokens of each image, as `VisionBackend.encode` does.
+
+        If the caller is cancelled, the work in the other process is, too.
+        """
+        ...
+
+    async def is_ready(self) -> bool:
+        """Return whether the other process can encode now."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
         ...

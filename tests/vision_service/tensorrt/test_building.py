@@ -1,0 +1,143 @@
+"""Engines built by TensorRT for RTX, which needs no GPU to build."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from chassis.errors import FailedPrecondition
+from checkpoint.exports import Export, Precision, Profile, Range, export_folder
+from tests.vision_service.exports import TAGS, checkpoint, config_of, exported
+from vision_service.backends import BackendOptions
+from vision_service.backends.tensorrt_backend import open_tensorrt
+from vision_service.engines import (
+    ENGINES_FOLDER,
+    EngineKey,
+    Library,
+    ShapeRange,
+    build_engine,
+    find_engine,
+    open_library,
+)
+from vision_service.exporting.comparison import Samples
+from vision_service.exporting.tensorrt import build_tensorrt, shape_ranges
+
+pytestmark = [pytest.mark.tensorrt, pytest.mark.timeout(300)]
+
+BATCH = Range(min=1, best=4, max=16)
+PROFILES = {
+    "resampler": Profile(batch=BATCH),
+    "qwen3_vl": Profile(batch=Range(min=1, best=1, max=4), patches=Range(min=4, best=256, max=1024)),
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return open_library("tensorrt_rtx")
+
+
+def no_samples() -> Samples:
+    raise AssertionError("there is no GPU to compare on")
+
+
+def built(family: str, precision: Precision = "float32") -> tuple[Path, Export]:
+    made = exported(family, "onnx", precision)
+    return export_folder(checkpoint(family), "onnx", made.export.precision), made.export
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", TAGS)
+def test_an_engine_of_an_export_is_built_and_found_again(library: Library, family: str, precision: Precision) -> None:
+    place, export = built(family, precision)
+    record = build_tensorrt(place, export, config_of(family), PROFILES[family], no_samples)
+    key = EngineKey.portable(library, export.digest)
+    assert find_engine(place / ENGINES_FOLDER, key)[0] == record
+    assert record.profile == shape_ranges(config_of(family), PROFILES[family])
+    assert record.max_error is None  # no GPU to compare it on
+    print(f"\n{family} {precision}: {record.num_bytes / 2**20:.2f} MiB in {record.build_s:.1f} s")
+
+
+def test_an_engine_of_another_export_is_not_found(library: Library) -> None:
+    place, export = built("resampler")
+    build_tensorrt(place, export, config_of("resampler"), PROFILES["resampler"], no_samples)
+    other = export.model_copy(update={"vision_digest": bytes(32)})
+    with pytest.raises(FailedPrecondition) as caught:
+        find_engine(place / ENGINES_FOLDER, EngineKey.portable(library, other.digest))
+    assert caught.value.reason == "NO_ENGINE"
+
+
+def test_a_service_without_a_gpu_refuses_the_engine(library: Library) -> None:
+    place, export = built("resampler")
+    build_tensorrt(place, export, config_of("resampler"), PROFILES["resampler"], no_samples)
+    with pytest.raises(FailedPrecondition, match="--device cuda"):
+        open_tensorrt(place, BackendOptions(precision="float32"))
+    with pytest.raises(FailedPrecondition, match="at most 16 images, and batches may have 17") as caught:
+        open_tensorrt(place, BackendOptions(precision="float32", max_batch_size=17))
+    assert caught.value.reason == "BAD_EXPORT"
+
+
+@pytest.fixture
+def square(tmp_path: Path) -> Path:
+    """Return an ONNX file that squares x [batch, 4]."""
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Mul", ["x", "x"], ["y"])], "square", [x], [y])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    return path
+
+
+ONE_TO_EIGHT = ShapeRange((1, 4), (2, 4), (8, 4))
+
+
+def test_a_library_without_a_timing_cache_builds_without_one(library: Library, square: Path) -> None:
+    """Its functions for one do nothing, and warn."""
+    built = build_engine(library, square, {"x": ONE_TO_EIGHT}, timing_cache=b"of another library")
+    assert built.plan
+    assert built.timing_cache == b""
+
+
+def test_a_build_is_repeatable(library: Library, square: Path) -> None:
+    first, second = (build_engine(library, square, {"x": ONE_TO_EIGHT}) for _ in range(2))
+    assert len(first.plan) == len(second.plan)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "cause"),
+    [
+        ({}, "dynamic inputs are x, and shapes are given for none"),
+        ({"x": ONE_TO_EIGHT, "z": ONE_TO_EIGHT}, "shapes are given for x, z"),
+        ({"x": replace(ONE_TO_EIGHT, max=(8, 5))}, "does not fit"),
+        ({"x": replace(ONE_TO_EIGHT, min=(3, 4))}, "does not fit"),
+        ({"x": replace(ONE_TO_EIGHT, min=(0, 4))}, "does not fit"),
+        ({"x": replace(ONE_TO_EIGHT, opt=(2,))}, "does not fit"),
+    ],
+    ids=["missing", "unknown input", "fixed length", "descending", "empty", "dimensions"],
+)
+def test_a_wrong_profile_is_refused_with_its_cause(
+    library: Library, square: Path, ranges: Mapping[str, ShapeRange], cause: str
+) -> None:
+    """The library itself returns None for a missing one."""
+    with pytest.raises(FailedPrecondition, match=cause) as caught:
+        build_engine(library, square, ranges)
+    assert caught.value.reason == "BAD_PROFILE"
+
+
+def test_the_parsers_text_is_part_of_the_error(library: Library, square: Path) -> None:
+    model = onnx.load(square)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, square)
+    with pytest.raises(FailedPrecondition, match="NoSuchOperator") as caught:
+        build_engine(library, square, {"x": ONE_TO_EIGHT})
+    assert caught.value.reason == "ONNX_REJECTED"
+    assert str(square) not in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b"no ONNX file", None], ids=["empty", "text", "truncated"])
+def test_a_damaged_onnx_file_is_refused(library: Library, square: Path, content: bytes | None) -> None:
+    square.write_bytes(square.read_bytes()[:-20] if content is None else content)
+    with pytest.raises(FailedPrecondition) as caught:
+        build_engine(library, square, {"x": ONE_TO_EIGHT})
+    assert caught.value.reason == "ONNX_REJECTED"

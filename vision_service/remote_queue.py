@@ -1,0 +1,75 @@
+"""Call a backend in another process, one call for each image."""
+
+import asyncio
+import time
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from chassis.back_pressure import time_to_clear_s
+from chassis.errors import Internal, ResourceExhausted, TandemError
+from processing import Pixels
+from vision_service.backends import RemoteBackend
+from vision_service.batcher import BatchResult
+
+_log = structlog.get_logger(__name__)
+
+
+class RemoteQueue:
+    """Limits the calls in flight.
+
+    It takes the place of `Batcher` for a backend that forms batches itself. A cancelled caller cancels its call, so
+    deadlines and cancellations reach the other process. For one event loop.
+    """
+
+    def __init__(self, backend: RemoteBackend, *, max_in_flight: int) -> None:
+        """Start without calls.
+
+        Args:
+            backend: makes the calls. The queue closes it.
+            max_in_flight: a further call is rejected at once.
+        """
+        self._backend = backend
+        self._max_in_flight = max_in_flight
+        self._num_in_flight = 0
+        self._last_run_s = 0.0
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of calls in flight."""
+        return self._num_in_flight
+
+    async def submit(self, item: Pixels) -> BatchResult[NDArray[np.uint16]]:
+        """Return the visual tokens of one image.
+
+        Raises:
+            ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
+            Internal: reason 'ENCODER_FAILED', the backend failed unexpectedly.
+            TandemError: an error of the backend.
+        """
+        if self._num_in_flight >= self._max_in_flight:
+            raise ResourceExhausted(
+                "The queue for encoding is full, retry later.",
+                reason="QUEUE_FULL",
+                retry_after_s=time_to_clear_s(1, self._last_run_s),
+            )
+        started = time.perf_counter()
+        self._num_in_flight += 1
+        try:
+            [tokens] = await self._backend.encode_async([item])
+        except (TandemError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            _log.exception("remote backend failed")
+            raise Internal(
+                "The image could not be encoded, see the vision service's log.", reason="ENCODER_FAILED"
+            ) from error
+        finally:
+            self._num_in_flight -= 1
+        self._last_run_s = time.perf_counter() - started
+        return BatchResult(tokens, queue_s=0.0, run_s=self._last_run_s, batch_size=1)
+
+    async def close(self) -> None:
+        """Close the backend."""
+        await self._backend.close()
