@@ -23,7 +23,7 @@ from checkpoint.manifest import Digest, Record, file_sha256, is_plain_name
 EXPORTS_FOLDER = "exports"
 EXPORT_FILE = "export.json"
 
-ExportKind = Literal["onnx", "openvino", "tensorrt"]
+ExportKind = Literal["onnx", "openvino"]
 Precision = Literal["float32", "float16", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
