@@ -5,5 +5,6 @@ from gateway.answer.checks import MAX_STOP_STRINGS, Limits
 from gateway.answer.exchange import ExchangeBuilder
 from gateway.answer.question import QuestionBuilder
 from gateway.answer.report import Report
+from gateway.answer.signs import Signs
 
-__all__ = ["MAX_STOP_STRINGS", "ExchangeBuilder", "Limits", "QuestionBuilder", "Report", "Send"]
+__all__ = ["MAX_STOP_STRINGS", "ExchangeBuilder", "Limits", "QuestionBuilder", "Report", "Send", "Signs"]

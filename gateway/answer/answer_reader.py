@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from chassis.errors import Internal, TandemError
 from gateway.answer.question import Question
 from gateway.answer.report import Report
+from gateway.answer.signs import SignReader
 from gateway.answer.text import AnswerText
 from gateway.filters import FilterSet
 from gateway.stages import LanguageCall
@@ -38,6 +39,7 @@ class AnswerReader:
         with self.filters.word_filter() as words:
             text = AnswerText(release.vocabulary, self.question.stops, words)
             finished = language_pb2.GenerateFinished()
+            signs = SignReader(self.question.script, self.question.digest)
             while text.ended_by is None:
                 response = await self._next_message(call, text)
                 if response.HasField("finished"):
@@ -50,9 +52,14 @@ class AnswerReader:
                 delta = text.push(response.tokens.token_ids, response.tokens.logprobs)
                 # Tokens after a stop string in the same message do not count.
                 self.report.mark_tokens(release.name, text.num_tokens - self.report.num_answer_tokens)
+                signs.add(response.tokens.token_ids, delta.text if delta is not None else "")
                 await self._send_delta(delta)
-            await self._send_delta(text.finish())
-        return self._last_message(text, finished)
+            rest = text.finish()
+            signs.add((), rest.text if rest is not None else "")
+            await self._send_delta(rest)
+        last = self._last_message(text, finished)
+        self.report.signs = signs.finish(last.finish_reason)
+        return last
 
     async def _next_message(self, call: LanguageCall, text: AnswerText) -> language_pb2.GenerateResponse:
         """Return the next message of the call.

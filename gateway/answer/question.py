@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
+from gateway.answer.signs import digest_of, script_of
 from gateway.answer.token_shapes import token_shapes
 from gateway.filters import FilterSet
 from gateway.images import ImageStore, RequestImage, TokenShape
@@ -32,6 +33,8 @@ class Question:
     stops: Sequence[str]
     cache_salt: bytes  # the tenant's. Different salts share no cache entry
     priority: int = 0  # larger runs first
+    script: str | None = None  # of the last message, see `script_of`
+    digest: bytes = b""  # keyed, of the conversation
 
     @property
     def num_visual_tokens(self) -> int:
@@ -95,6 +98,8 @@ class QuestionBuilder:
             stops=request.stop,
             cache_salt=tenant.salt,
             priority=priority,
+            script=script_of(conversation.messages),
+            digest=digest_of(conversation.messages, [image.sha256 for image in images]),
         )
 
     async def count(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Histogram
 
 from gateway.answer.metrics import SECONDS
+from gateway.answer.signs import Signs
 from tandem.v1 import gateway_pb2, language_pb2
 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -39,6 +40,7 @@ class Report:
     num_answer_tokens: int = 0
     num_later_tokens: int = 0  # answer tokens after the first message
     has_text: bool = False  # whether the client got more than white space
+    signs: Signs = field(default_factory=Signs)  # of the complete answer
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)  # in the order of the conversation
 
     def ms_since_start(self, at_s: float | None = None) -> float:

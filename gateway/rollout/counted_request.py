@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from gateway.answer import Report
-from gateway.rollout.policy import Arm, Kind, Outcome
+from gateway.rollout.policy import Arm, Kind, Outcome, Sign
 from tandem.v1 import gateway_pb2
 
 # A level that is not set yet belongs to an image that is still being encoded.
@@ -82,6 +82,7 @@ def outcome_of(report: Report, *, failed: bool) -> Outcome:
         empty=not failed and not report.has_text,
         first_token_s=_first_token_s(report),
         inter_token_s=report.inter_token_s,
+        signs=() if failed else _signs(report),
     )
 
 
@@ -103,6 +104,18 @@ def overdue_outcome(report: Report, overdue_s: float) -> Outcome:
 
 def _first_token_s(report: Report) -> float | None:
     return report.first_token_at_s - report.routed_at_s if report.first_token_at_s else None
+
+
+def _signs(report: Report) -> tuple[Sign, ...]:
+    """Return the signs that an answer has by itself."""
+    found = report.signs
+    signs: tuple[tuple[Sign, bool], ...] = (
+        ("looped", found.looped),
+        ("cut_off", found.cut_off),
+        ("wrong_script", found.wrong_script),
+        ("filtered", found.filtered),
+    )
+    return tuple(sign for sign, is_there in signs if is_there)
 
 
 def _kind(report: Report) -> Kind:

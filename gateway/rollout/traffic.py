@@ -5,8 +5,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prometheus_client import Gauge
@@ -24,6 +23,7 @@ from chassis.request_id import current_request_id, new_request_id
 from gateway.answer import Report
 from gateway.rollout.counted_request import CountedRequest
 from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, takes_canary
+from gateway.rollout.recent_answers import RecentAnswers
 from gateway.stages import Release, Releases
 
 WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations that each release answers.", ["release"])
@@ -65,6 +65,7 @@ class Traffic:
         self._counts = Counts()
         self._num_in_flight: Counter[str] = Counter()  # by release
         self._counted_requests: set[CountedRequest] = set()
+        self._recent_answers = RecentAnswers()
 
     @property
     def in_force(self) -> str:
@@ -95,6 +96,7 @@ class Traffic:
         """
         if state is None or self._state is None or state.window != self._state.window:
             self._counts = Counts()
+            self._recent_answers.clear()
         self._state = state
         self._releases.offer(self.offered, default_name=self.in_force)
         self._set_gauges()
@@ -167,8 +169,14 @@ class Traffic:
     @contextmanager
     def _counted(self, arm: Arm, state: State, report: Report, deadline: Deadline) -> Iterator[None]:
         """Count how the block ends, or that it is overdue."""
+
+        def count(outcome: Outcome) -> None:
+            if not outcome.failed and self._recent_answers.add(arm, report.signs):
+                outcome = replace(outcome, signs=(*outcome.signs, "same_text"))
+            self.count(arm, state.window, outcome)
+
         request = CountedRequest(
-            partial(self.count, arm, state.window),
+            count,
             report,
             arm=arm,
             window=state.window,

@@ -121,6 +121,11 @@ def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
         empty=counts.number(arm, "empty"),
         overdue=counts.number(arm, "overdue"),
         waiting=counts.number(arm, "waiting"),
+        looped=counts.number(arm, "looped"),
+        cut_off=counts.number(arm, "cut_off"),
+        wrong_script=counts.number(arm, "wrong_script"),
+        same_text=counts.number(arm, "same_text"),
+        filtered=counts.number(arm, "filtered"),
     )
 
 

@@ -72,6 +72,15 @@ ProbeTimeoutS = Annotated[
         "--probe-timeout", min=0, metavar="SECONDS", help="Longest time for the probes before traffic; 0 means 300."
     ),
 ]
+Repetition = Annotated[
+    float, typer.Option(min=0, metavar="PART", help="The same for answers that end in endless repetition.")
+]
+WrongScript = Annotated[
+    float, typer.Option(min=0, metavar="PART", help="The same for answers in another script than their question's.")
+]
+CutOff = Annotated[
+    float, typer.Option(min=0, metavar="PART", help="The same for answers that end at the limit of their tokens.")
+]
 Shadow = Annotated[
     float,
     typer.Option(
@@ -94,6 +103,9 @@ def set_rollout(
     inter_token: InterToken = 1.5,
     min_requests: MinRequests = 50,
     overdue_s: OverdueS = 10,
+    repetition: Repetition = 0.02,
+    wrong_script: WrongScript = 0.02,
+    cut_off: CutOff = 0,
     max_quality_drop: QualityDrop = 0.02,
     probe_timeout_s: ProbeTimeoutS = 0,
     shadow: Shadow = 0,
@@ -113,6 +125,9 @@ def set_rollout(
         max_inter_token_ratio=inter_token or None,
         min_requests=min_requests,
         overdue_s=overdue_s,
+        max_repetition_increase=repetition or None,
+        max_wrong_script_increase=wrong_script or None,
+        max_cut_off_increase=cut_off or None,
         max_quality_drop=max_quality_drop or None,
         probe_timeout_s=probe_timeout_s,
     )

@@ -12,6 +12,8 @@ _VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
 # The other metrics are rates.
 _TIMES = (rollout_pb2.ROLLOUT_METRIC_FIRST_TOKEN, rollout_pb2.ROLLOUT_METRIC_INTER_TOKEN)
 _MAX_SLICES = 4
+_COUNTS = ("requests", "errors", "overdue", "empty", "waiting")
+_SIGNS = ("looped", "cut_off", "wrong_script", "same_text", "filtered")  # rows only where there are some
 
 
 def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
@@ -68,8 +70,14 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     table.add_column("verdict", no_wrap=True, min_width=len("beyond"))
     weight = rollout.weight_percent
     table.add_row("weight", f"{100 - weight:g} %", f"{weight:g} %")
-    for name in ("requests", "errors", "overdue", "empty", "waiting"):
-        table.add_row(name, f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}")
+    for name in _COUNTS:
+        table.add_row(
+            name.replace("_", " "), f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}"
+        )
+    for name in _SIGNS:
+        stable, canary = getattr(rollout.stable, name), getattr(rollout.canary, name)
+        if stable or canary:
+            table.add_row(name.replace("_", " "), f"{stable:,}", f"{canary:,}")
     # An ended rollout shows the numbers behind its last decision.
     findings = rollout.findings or (rollout.changes[-1].findings if rollout.changes else ())
     for finding in findings:

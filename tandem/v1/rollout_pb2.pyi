@@ -69,6 +69,12 @@ class _RolloutMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     """Median over answers of the mean time between two tokens, seconds."""
     ROLLOUT_METRIC_QUALITY: _RolloutMetric.ValueType  # 5
     """Wrong answers to the probes as a share of all."""
+    ROLLOUT_METRIC_REPETITION: _RolloutMetric.ValueType  # 6
+    """Answers that end in endless repetition as a share of all."""
+    ROLLOUT_METRIC_WRONG_SCRIPT: _RolloutMetric.ValueType  # 7
+    """Answers in another script than their question's as a share of all."""
+    ROLLOUT_METRIC_CUT_OFF: _RolloutMetric.ValueType  # 8
+    """Answers that end at the limit of their tokens as a share of all."""
 
 class RolloutMetric(_RolloutMetric, metaclass=_RolloutMetricEnumTypeWrapper):
     """A metric that the guard compares."""
@@ -85,6 +91,12 @@ ROLLOUT_METRIC_INTER_TOKEN: RolloutMetric.ValueType  # 4
 """Median over answers of the mean time between two tokens, seconds."""
 ROLLOUT_METRIC_QUALITY: RolloutMetric.ValueType  # 5
 """Wrong answers to the probes as a share of all."""
+ROLLOUT_METRIC_REPETITION: RolloutMetric.ValueType  # 6
+"""Answers that end in endless repetition as a share of all."""
+ROLLOUT_METRIC_WRONG_SCRIPT: RolloutMetric.ValueType  # 7
+"""Answers in another script than their question's as a share of all."""
+ROLLOUT_METRIC_CUT_OFF: RolloutMetric.ValueType  # 8
+"""Answers that end at the limit of their tokens as a share of all."""
 Global___RolloutMetric: _TypeAlias = RolloutMetric  # noqa: Y015
 
 class _RolloutVerdict:
@@ -203,6 +215,9 @@ class RolloutGuard(_message.Message):
     OVERDUE_S_FIELD_NUMBER: _builtins.int
     MAX_QUALITY_DROP_FIELD_NUMBER: _builtins.int
     PROBE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    MAX_REPETITION_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_WRONG_SCRIPT_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_CUT_OFF_INCREASE_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
     """Highest error rate of the canary minus stable's, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
@@ -229,6 +244,12 @@ class RolloutGuard(_message.Message):
     """Longest time for the probes, after the models are loaded, seconds, at most 86,400. Probes that are not answered by
     then have no verdict. 0 means 300.
     """
+    max_repetition_increase: _builtins.float
+    """Highest share of the canary's answers that end in endless repetition minus stable's, in (0, 1)."""
+    max_wrong_script_increase: _builtins.float
+    """Highest share of the canary's answers in another script than their question's minus stable's, in (0, 1)."""
+    max_cut_off_increase: _builtins.float
+    """Highest share of the canary's answers that end at the limit of their tokens minus stable's, in (0, 1)."""
     def __init__(
         self,
         *,
@@ -242,11 +263,16 @@ class RolloutGuard(_message.Message):
         overdue_s: _builtins.float = ...,
         max_quality_drop: _builtins.float | None = ...,
         probe_timeout_s: _builtins.float = ...,
+        max_repetition_increase: _builtins.float | None = ...,
+        max_wrong_script_increase: _builtins.float | None = ...,
+        max_cut_off_increase: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_cut_off_increase", b"max_cut_off_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_cut_off_increase: _TypeAlias = _typing.Literal["max_cut_off_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_cut_off_increase: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_empty_rate_increase: _TypeAlias = _typing.Literal["max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofArgType__max_empty_rate_increase: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_error_rate_increase: _TypeAlias = _typing.Literal["max_error_rate_increase"]  # noqa: Y015
@@ -257,6 +283,12 @@ class RolloutGuard(_message.Message):
     _WhichOneofArgType__max_inter_token_ratio: _TypeAlias = _typing.Literal["_max_inter_token_ratio", b"_max_inter_token_ratio"]  # noqa: Y015
     _WhichOneofReturnType__max_quality_drop: _TypeAlias = _typing.Literal["max_quality_drop"]  # noqa: Y015
     _WhichOneofArgType__max_quality_drop: _TypeAlias = _typing.Literal["_max_quality_drop", b"_max_quality_drop"]  # noqa: Y015
+    _WhichOneofReturnType__max_repetition_increase: _TypeAlias = _typing.Literal["max_repetition_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_repetition_increase: _TypeAlias = _typing.Literal["_max_repetition_increase", b"_max_repetition_increase"]  # noqa: Y015
+    _WhichOneofReturnType__max_wrong_script_increase: _TypeAlias = _typing.Literal["max_wrong_script_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_wrong_script_increase: _TypeAlias = _typing.Literal["_max_wrong_script_increase", b"_max_wrong_script_increase"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cut_off_increase) -> _WhichOneofReturnType__max_cut_off_increase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_empty_rate_increase) -> _WhichOneofReturnType__max_empty_rate_increase | None: ...
     @_typing.overload
@@ -267,6 +299,10 @@ class RolloutGuard(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_inter_token_ratio) -> _WhichOneofReturnType__max_inter_token_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_quality_drop) -> _WhichOneofReturnType__max_quality_drop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_repetition_increase) -> _WhichOneofReturnType__max_repetition_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wrong_script_increase) -> _WhichOneofReturnType__max_wrong_script_increase | None: ...
 
 Global___RolloutGuard: _TypeAlias = RolloutGuard  # noqa: Y015
 
@@ -390,6 +426,11 @@ class RolloutCounts(_message.Message):
     EMPTY_FIELD_NUMBER: _builtins.int
     OVERDUE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    LOOPED_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
+    WRONG_SCRIPT_FIELD_NUMBER: _builtins.int
+    SAME_TEXT_FIELD_NUMBER: _builtins.int
+    FILTERED_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that ended or are overdue. Not counted: pinned requests, cancelled requests and errors that the client
     caused.
@@ -404,6 +445,18 @@ class RolloutCounts(_message.Message):
     """Requests in flight without a first token. They must not help a canary, so for its promotion they count as failed.
     Always 0 for mirrored requests.
     """
+    looped: _builtins.int
+    """Answers that end in endless repetition."""
+    cut_off: _builtins.int
+    """Answers that end at the limit of their tokens."""
+    wrong_script: _builtins.int
+    """Answers in another script than their question's."""
+    same_text: _builtins.int
+    """Answers whose text another question got among the last 64 of the same release and gateway. Always 0 for mirrored
+    requests.
+    """
+    filtered: _builtins.int
+    """Answers that end at a filtered word."""
     def __init__(
         self,
         *,
@@ -412,10 +465,15 @@ class RolloutCounts(_message.Message):
         empty: _builtins.int = ...,
         overdue: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        looped: _builtins.int = ...,
+        cut_off: _builtins.int = ...,
+        wrong_script: _builtins.int = ...,
+        same_text: _builtins.int = ...,
+        filtered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty", b"empty", "errors", b"errors", "overdue", b"overdue", "requests", b"requests", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off", b"cut_off", "empty", b"empty", "errors", b"errors", "filtered", b"filtered", "looped", b"looped", "overdue", b"overdue", "requests", b"requests", "same_text", b"same_text", "waiting", b"waiting", "wrong_script", b"wrong_script"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

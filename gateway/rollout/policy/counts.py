@@ -18,7 +18,9 @@ Arm = Literal["stable", "canary", "shadow"]
 # more images than stable. Without kinds this would look like a slower canary.
 Kind = Literal["text", "images at hand", "images encoded"]
 Timing = Literal["first_token", "inter_token"]
-Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped"]
+# Signs of a sick model in an answer. 'same_text' is an answer that another question got shortly before.
+Sign = Literal["looped", "cut_off", "wrong_script", "same_text", "filtered"]
+Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped", Sign]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Outcome:
     first_token_s: float | None  # None without a first token. For an overdue request, its waiting time so far.
     inter_token_s: float | None  # mean of this answer. None with fewer than two messages of tokens.
     overdue: bool = False  # failed by hanging, and may still be in flight
+    signs: tuple[Sign, ...] = ()
 
 
 class NumberKey(NamedTuple):
@@ -111,6 +114,8 @@ class Counts:
         self.add(arm, "errors", int(outcome.failed))
         self.add(arm, "overdue", int(outcome.overdue))
         self.add(arm, "empty", int(outcome.empty))
+        for sign in outcome.signs:
+            self.add(arm, sign)
         if outcome.first_token_s is not None:
             self.add_time(arm, "first_token", outcome.kind, bucket_of(outcome.first_token_s))
         if outcome.inter_token_s is not None:

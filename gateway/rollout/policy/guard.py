@@ -43,6 +43,9 @@ class Metric(StrEnum):
     EMPTY_RATE = "empty_rate"
     FIRST_TOKEN = "first_token"
     INTER_TOKEN = "inter_token"
+    REPETITION = "repetition"  # answers that end in a loop
+    WRONG_SCRIPT = "wrong_script"
+    CUT_OFF = "cut_off"
     QUALITY = "quality"  # share of wrong answers to probes
 
 
@@ -114,12 +117,24 @@ def _findings(counts: Counts, guard: Guard, levels: Levels) -> Iterator[Finding]
         yield _compare_rates(Metric.ERROR_RATE, "errors", counts, guard.max_error_rate_increase, levels)
     if guard.max_empty_rate_increase is not None:
         yield _compare_rates(Metric.EMPTY_RATE, "empty", counts, guard.max_empty_rate_increase, levels)
+    for metric, sign, bound in _signs(guard):
+        if bound is not None:
+            yield _compare_rates(metric, sign, counts, bound, levels)
     if guard.max_first_token_ratio is not None:
         # No counted request waits longer than `overdue_s`. To stay fair, the scaled times of stable end there too.
         longest = bucket_of(guard.overdue_s)
         yield _compare_times(Metric.FIRST_TOKEN, "first_token", counts, guard.max_first_token_ratio, longest, levels)
     if guard.max_inter_token_ratio is not None:
         yield _compare_times(Metric.INTER_TOKEN, "inter_token", counts, guard.max_inter_token_ratio, _NO_CAP, levels)
+
+
+def _signs(guard: Guard) -> tuple[tuple[Metric, Number, float | None], ...]:
+    """Return the signs of a sick model with their bounds."""
+    return (
+        (Metric.REPETITION, "looped", guard.max_repetition_increase),
+        (Metric.WRONG_SCRIPT, "wrong_script", guard.max_wrong_script_increase),
+        (Metric.CUT_OFF, "cut_off", guard.max_cut_off_increase),
+    )
 
 
 def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float, levels: Levels) -> Finding:

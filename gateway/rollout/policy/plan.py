@@ -28,6 +28,7 @@ def _is_none(value: object) -> bool:
 
 # A difference of rates, and a ratio of times. Neither bound means anything at its limits.
 _Increase = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
+_LaterIncrease = Field(default=None, gt=0, lt=1, allow_inf_nan=False, exclude_if=_is_none)
 _Ratio = Field(default=None, gt=1, allow_inf_nan=False)
 
 
@@ -55,7 +56,10 @@ class Guard:
     max_first_token_ratio: float | None = _Ratio
     max_inter_token_ratio: float | None = _Ratio
     # Highest share of wrong answers to probes, minus stable's. Fields that later versions added are stored if set.
-    max_quality_drop: float | None = Field(default=None, gt=0, lt=1, allow_inf_nan=False, exclude_if=_is_none)
+    max_quality_drop: float | None = _LaterIncrease
+    max_repetition_increase: float | None = _LaterIncrease
+    max_wrong_script_increase: float | None = _LaterIncrease
+    max_cut_off_increase: float | None = _LaterIncrease
     min_requests: int = Field(default=50, ge=10)  # of each release in a step, before the first look
     overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
@@ -73,6 +77,9 @@ class Guard:
             self.max_empty_rate_increase,
             self.max_first_token_ratio,
             self.max_inter_token_ratio,
+            self.max_repetition_increase,
+            self.max_wrong_script_increase,
+            self.max_cut_off_increase,
         )
         return sum(bound is not None for bound in bounds)
 

@@ -2,10 +2,11 @@
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 
-from gateway.rollout.policy.counts import Arm, Counts
+from gateway.rollout.policy.counts import Arm, Counts, Number
 from gateway.rollout.policy.guard import Finding, Levels, Metric, Verdict, judge, levels_of
 from gateway.rollout.policy.histograms import bucket_of, median_s
 from gateway.rollout.policy.plan import Guard
@@ -118,3 +119,22 @@ def test_all_looks_together_spend_at_most_the_allowed_error_chances() -> None:
 def test_medians_are_exact_to_one_bucket() -> None:
     assert median_s({}) is None
     assert median_s({-53: 10, -16: 1}) == pytest.approx(0.1, rel=0.045)
+
+
+@pytest.mark.parametrize(
+    ("bound", "sign", "metric"),
+    [
+        ("max_repetition_increase", "looped", Metric.REPETITION),
+        ("max_wrong_script_increase", "wrong_script", Metric.WRONG_SCRIPT),
+        ("max_cut_off_increase", "cut_off", Metric.CUT_OFF),
+    ],
+)
+def test_a_sign_of_a_sick_model_is_judged_like_an_error_rate(bound: str, sign: Number, metric: Metric) -> None:
+    fields: dict[str, Any] = {bound: 0.02}
+    guard = Guard(**fields)
+    counts = numbers("stable", 1500) + numbers("canary", 1500)
+    (finding,) = judge(counts, guard, LEVELS)
+    assert (finding.metric, finding.verdict) == (metric, Verdict.WITHIN)
+    counts.add("canary", sign, 150)
+    (finding,) = judge(counts, guard, LEVELS)
+    assert (finding.canary, finding.verdict) == (0.1, Verdict.BEYOND)
