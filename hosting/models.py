@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import structlog
 
@@ -19,6 +19,8 @@ FAILED = model_pb2.MODEL_STATE_FAILED
 
 # Do not list tags that failed for these reasons. Otherwise requests for unknown tags would fill the table.
 _NOT_LISTED = frozenset({"UNKNOWN_TAG", "BAD_TAG"})
+
+_WATCH_S = 1.0  # between two looks at the other process of a model
 
 _log = structlog.get_logger()
 
@@ -35,6 +37,15 @@ class HostedModel(Protocol):
         ...
 
 
+@runtime_checkable
+class DependentModel(Protocol):
+    """A model that depends on another process."""
+
+    async def is_ready(self) -> bool:
+        """Return whether the other process can work now. Never raises."""
+        ...
+
+
 M = TypeVar("M", bound=HostedModel)
 
 
@@ -47,6 +58,7 @@ class _Slot(Generic[M]):
         self.error: TandemError | None = None
         self.loading: asyncio.Task[None] | None = None
         self.draining: asyncio.Task[None] | None = None
+        self.watching: asyncio.Task[None] | None = None
         self.num_leases = 0
         self.unused = asyncio.Event()
         self.unused.set()
@@ -169,6 +181,9 @@ class ModelHost(Generic[M]):
         if slot.error is None:
             _log.info("model ready", tag=tag, load_s=round(slot.info.load_s, 3))
             await self._set_health(tag, serving=True)
+            model: object = slot.model
+            if isinstance(model, DependentModel):
+                slot.watching = asyncio.create_task(self._watch(tag, model))
         elif slot.error.reason in _NOT_LISTED:
             del self._slots[tag]
         else:
@@ -190,6 +205,9 @@ class ModelHost(Generic[M]):
 
     async def _run_drain(self, tag: str, slot: _Slot[M]) -> None:
         """Close and remove `slot` after its last lease."""
+        if slot.watching is not None:
+            slot.watching.cancel()
+            await asyncio.wait([slot.watching])
         await self._set_health(tag, serving=False)
         await slot.unused.wait()
         try:
@@ -200,6 +218,18 @@ class ModelHost(Generic[M]):
         finally:
             del self._slots[tag]
         _log.info("model unloaded", tag=tag)
+
+    async def _watch(self, tag: str, model: DependentModel) -> None:
+        """Let health follow the other process of a model."""
+        reported = True
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            ready = await model.is_ready()
+            if ready is reported:
+                continue
+            _log.warning("model ready again" if ready else "model not ready", tag=tag)
+            await self._set_health(tag, serving=ready)
+            reported = ready
 
     async def _set_health(self, tag: str, serving: bool) -> None:
         await self._health.set(f"{self._service_name}/{tag}", serving)

@@ -22,6 +22,8 @@ from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
+MODEL_DRAINING = "MODEL_DRAINING"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -104,7 +106,7 @@ class Batcher(Generic[T, R]):
             Internal: reason 'ENCODER_FAILED', the batch failed.
         """
         if self._closed:
-            raise _draining()
+            raise draining()
         if len(self._waiting) >= self._config.max_queue:
             num_batches = -(-len(self._waiting) // self._config.max_batch_size)
             raise ResourceExhausted(
@@ -128,7 +130,7 @@ class Batcher(Generic[T, R]):
         self._loop_task.cancel()
         await asyncio.wait([self._loop_task])
         while self._waiting:
-            _fail(self._waiting.popleft(), _draining())
+            _fail(self._waiting.popleft(), draining())
 
     async def _loop(self) -> None:
         while True:
@@ -170,7 +172,7 @@ class Batcher(Generic[T, R]):
             pairs = list(zip(jobs, results, strict=True))
         except asyncio.CancelledError:
             for job in jobs:
-                _fail(job, _draining())
+                _fail(job, draining())
             raise
         except Exception:
             # Only the callers of this batch get the error. The next batch runs.
@@ -190,8 +192,9 @@ class Batcher(Generic[T, R]):
                 job.future.set_result(BatchResult(result, started - job.submitted_s, self._last_run_s, len(jobs)))
 
 
-def _draining() -> Unavailable:
-    return Unavailable("The model is being unloaded.", reason="MODEL_DRAINING", retry_after_s=1)
+def draining() -> Unavailable:
+    """Return the error of an item whose model is being unloaded."""
+    return Unavailable("The model is being unloaded.", reason=MODEL_DRAINING, retry_after_s=1)
 
 
 def _fail(job: _Job[T, R], error: TandemError) -> None:

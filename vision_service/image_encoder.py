@@ -20,7 +20,7 @@ from checkpoint.identity import encoder_id, visual_key
 from processing import ImageProcessor, Pixels
 from tandem.v1 import model_pb2
 from vision_service.backends import RemoteBackend, VisionBackend
-from vision_service.batcher import BatchConfig, Batcher
+from vision_service.batcher import MODEL_DRAINING, BatchConfig, Batcher
 from vision_service.decode_pool import DecodedImage, DecodePool
 from vision_service.remote_queue import RemoteQueue
 from vision_service.similar_images import SimilarImage, SimilarityIndex
@@ -214,8 +214,8 @@ class ImageEncoder:
                 raise NotFound("The visual tokens of this image are not cached, send the image.", reason=NOT_CACHED)
             try:
                 encoding = await in_flight.run(key, lambda: self._encode(request, key))
-            except Unavailable:
-                if not joins:
+            except Unavailable as error:
+                if not joins or error.reason != MODEL_DRAINING:
                     raise
                 # Another tag with the same weights began this encoding and is being unloaded. Encode again here.
                 continue
@@ -271,3 +271,11 @@ class ImageEncoder:
         FORWARD_SECONDS.labels(self._tag).observe(time.perf_counter() - started)
         BATCH_SIZE.labels(self._tag).observe(len(images))
         return tokens
+
+
+class RemoteImageEncoder(ImageEncoder):
+    """Encodes images with a vision half in another process."""
+
+    async def is_ready(self) -> bool:
+        """Return whether the other process can encode now."""
+        return isinstance(self._backend, RemoteBackend) and await self._backend.is_ready()

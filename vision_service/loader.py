@@ -13,9 +13,9 @@ from checkpoint.backend_choice import read_choice
 from checkpoint.manifest import read_manifest
 from checkpoint.store import ModelStore
 from processing import ImageProcessor, open_image_processor
-from vision_service.backends import BACKENDS, BackendName, BackendOptions, OpenedHalf, open_backend
+from vision_service.backends import BACKENDS, BackendName, BackendOptions, OpenedHalf, RemoteBackend, open_backend
 from vision_service.batcher import BatchConfig
-from vision_service.image_encoder import ImageEncoder, SharedResources
+from vision_service.image_encoder import ImageEncoder, RemoteImageEncoder, SharedResources
 
 AUTO = "auto"  # the backend that is recorded beside the checkpoint
 
@@ -41,7 +41,8 @@ class VisionLoader:
             TandemError: the checkpoint is missing, or its vision half is invalid, or its last backend cannot be opened.
         """
         half, processor = await asyncio.to_thread(self._read, self.store.folder(tag))
-        return ImageEncoder(
+        encoder = RemoteImageEncoder if isinstance(half.backend, RemoteBackend) else ImageEncoder
+        return encoder(
             tag=tag,
             config=half.config,
             processor=processor,
