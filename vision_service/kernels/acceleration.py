@@ -1,13 +1,13 @@
 """Replace parts of a model by faster ones.
 
-Letters as in `vision_service.model.qwen3_vl`
+Letters as in `vision_service.model.qwen3_vl`, and B images with N patches each
 """
 
 import torch
 from torch import Tensor, nn
 
 from vision_service.kernels.native_attention import open_native_attention
-from vision_service.model import Attention, LinearGelu
+from vision_service.model import Attend, Attention, LinearAdd, LinearGelu, PlainAttend, SelfAttention
 
 _ROWS = 512  # rows that oneDNN lays the weights out for. Also suits fewer and more
 
@@ -15,7 +15,7 @@ _ROWS = 512  # rows that oneDNN lays the weights out for. Also suits fewer and m
 class OneDnnLinear(nn.Module):
     """A linear layer with weights in oneDNN's own layout.
 
-    `nn.Linear` would lay them out again on every call.
+    `nn.Linear` would lay them out again on every call. GELU is part of the same kernel.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -31,6 +31,17 @@ class OneDnnLinear(nn.Module):
         return out
 
 
+class OneDnnLinearAdd(OneDnnLinear):
+    """A linear layer whose kernel also adds another tensor."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        """Return [..., outputs], rounded once."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, residual.contiguous(), self._weight, self._bias, "add"
+        )
+        return out
+
+
 def accelerate(model: nn.Module) -> None:
     """Make a bfloat16 model on a CPU faster, in place.
 
@@ -41,7 +52,26 @@ def accelerate(model: nn.Module) -> None:
     for module in list(model.modules()):
         if attend is not None and isinstance(module, Attention):
             module.attend = attend
+        if attend is not None and isinstance(module, SelfAttention):
+            module.attend = without_positions(attend)
         if has_onednn:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(module, name, OneDnnLinear(child))
+                    setattr(
+                        module, name, OneDnnLinearAdd(child) if isinstance(child, LinearAdd) else OneDnnLinear(child)
+                    )
+
+
+def without_positions(attend: Attend) -> PlainAttend:
+    """Return attention between all patches, by a function with rotary positions.
+
+    It rotates by nothing.
+    """
+
+    def attend_plainly(qkv_BN3HE: Tensor) -> Tensor:
+        batch, length, _, num_heads, head_dim = qkv_BN3HE.shape
+        cos_P1F = torch.ones(batch * length, 1, head_dim // 2)
+        out_PW = attend(qkv_BN3HE.flatten(0, 1), cos_P1F, torch.zeros_like(cos_P1F), [length] * batch)
+        return out_PW.view(batch, length, num_heads * head_dim)
+
+    return attend_plainly

@@ -3,8 +3,10 @@
 from vision_service.model.choice import build_vision_model
 from vision_service.model.encoder import VisionHalf
 from vision_service.model.graph import OUTPUT, GraphBatch, Inputs, Run, build_graph, dynamic_dimensions, graph_batches
+from vision_service.model.linear import LinearAdd, LinearGelu
 from vision_service.model.positions import sincos_2d
-from vision_service.model.qwen3_vl import Attend, Attention, LinearGelu
+from vision_service.model.qwen3_vl import Attend, Attention
+from vision_service.model.vit import PlainAttend, SelfAttention
 
 __all__ = [
     "OUTPUT",
@@ -12,8 +14,11 @@ __all__ = [
     "Attention",
     "GraphBatch",
     "Inputs",
+    "LinearAdd",
     "LinearGelu",
+    "PlainAttend",
     "Run",
+    "SelfAttention",
     "VisionHalf",
     "build_graph",
     "build_vision_model",

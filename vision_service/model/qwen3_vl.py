@@ -6,7 +6,6 @@ transformers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from checkpoint.families import Qwen3VisionConfig, Qwen3VLConfig
 from vision_service.model.grids import Grid, interpolation, rotary_angles, to_patches
+from vision_service.model.linear import LinearAdd, LinearGelu
 
 # P patches of all images, p of one image, N visual tokens, W vision width, D decoder width, L levels, H heads,
 # E head dim, M merge x merge patches of a visual token, C = 3 x patch x patch pixels of a patch
@@ -43,18 +43,6 @@ class PatchEmbed(nn.Module):
         return self.proj.weight.float().sum(dim=2).flatten(1)
 
 
-class LinearGelu(nn.Linear):
-    """A linear layer with GELU after it."""
-
-    def __init__(self, in_features: int, out_features: int, *, approximate: Literal["none", "tanh"]) -> None:
-        super().__init__(in_features, out_features)
-        self.approximate = approximate
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
-        """Return [..., out_features]."""
-        return functional.gelu(super().forward(input), approximate=self.approximate)
-
-
 class Attention(nn.Module):
     """Full attention within each image, with two-dimensional rotary positions.
 
@@ -66,13 +54,16 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.proj = LinearAdd(config.width, config.width)
         self.attend: Attend = attend
 
-    def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
-        """Return [P, W]; `lengths` are the patches of each image."""
+    def forward(self, x_PW: Tensor, residual_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
+        """Return the residual plus the attention, [P, W].
+
+        `lengths` are the patches of each image.
+        """
         qkv_P3HE = self.qkv(x_PW).view(-1, 3, self.num_heads, self.head_dim)
-        out_PW: Tensor = self.proj(self.attend(qkv_P3HE, *angles, lengths))
+        out_PW: Tensor = self.proj(self.attend(qkv_P3HE, *angles, lengths), residual_PW)
         return out_PW
 
 
@@ -82,11 +73,11 @@ class FeedForward(nn.Module):
     def __init__(self, config: Qwen3VisionConfig) -> None:
         super().__init__()
         self.linear_fc1 = LinearGelu(config.width, config.mlp_width, approximate="tanh")
-        self.linear_fc2 = nn.Linear(config.mlp_width, config.width)
+        self.linear_fc2 = LinearAdd(config.mlp_width, config.width)
 
-    def forward(self, x_PW: Tensor) -> Tensor:
-        """Return [P, W]."""
-        out_PW: Tensor = self.linear_fc2(self.linear_fc1(x_PW))
+    def forward(self, x_PW: Tensor, residual_PW: Tensor) -> Tensor:
+        """Return the residual plus the layers' result, [P, W]."""
+        out_PW: Tensor = self.linear_fc2(self.linear_fc1(x_PW), residual_PW)
         return out_PW
 
 
@@ -102,8 +93,8 @@ class Block(nn.Module):
 
     def forward(self, x_PW: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
         """Return [P, W]."""
-        x_PW = x_PW + self.attn(self.norm1(x_PW), angles, lengths)
-        out_PW: Tensor = x_PW + self.mlp(self.norm2(x_PW))
+        x_PW = self.attn(self.norm1(x_PW), x_PW, angles, lengths)
+        out_PW: Tensor = self.mlp(self.norm2(x_PW), x_PW)
         return out_PW
 
 

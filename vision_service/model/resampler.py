@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
 from checkpoint.families import ResamplerConfig
+from vision_service.model.linear import LinearAdd
 from vision_service.model.vit import FeedForward
 
 
@@ -26,15 +27,15 @@ class CrossAttention(nn.Module):
         inner_width = config.num_heads * config.head_dim
         self.to_q = nn.Linear(width, inner_width, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner_width, bias=False)
-        self.to_out = nn.Linear(inner_width, width, bias=False)
+        self.to_out = LinearAdd(inner_width, width, bias=False)
 
-    def forward(self, latents_BKW: Tensor, context_BSW: Tensor) -> Tensor:
-        """Attend from every latent to the whole context."""
+    def forward(self, latents_BKW: Tensor, context_BSW: Tensor, residual_BKW: Tensor) -> Tensor:
+        """Attend from every latent to the context, and add the residual."""
         q_BHKE = self.to_q(latents_BKW).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv_BS2HE = self.to_kv(context_BSW).unflatten(-1, (2, self.num_heads, -1))
         k_BHSE, v_BHSE = kv_BS2HE.permute(2, 0, 3, 1, 4)
         out_BHKE = F.scaled_dot_product_attention(q_BHKE, k_BHSE, v_BHSE)
-        return self.to_out(out_BHKE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.to_out(out_BHKE.transpose(1, 2).flatten(2), residual_BKW)  # type: ignore[no-any-return]
 
 
 class ResamplerLayer(nn.Module):
@@ -56,8 +57,8 @@ class ResamplerLayer(nn.Module):
         queries_BKW = self.norm_latents(latents_BKW)
         # Latents attend to each other too, not only to the image.
         context_BSW = torch.cat([self.norm_patches(patches_BNW), queries_BKW], dim=1)
-        latents_BKW = latents_BKW + self.cross_attn(queries_BKW, context_BSW)
-        return latents_BKW + self.mlp(self.norm_mlp(latents_BKW))  # type: ignore[no-any-return]
+        latents_BKW = self.cross_attn(queries_BKW, context_BSW, latents_BKW)
+        return self.mlp(self.norm_mlp(latents_BKW), latents_BKW)  # type: ignore[no-any-return]
 
 
 class PerceiverResampler(nn.Module):

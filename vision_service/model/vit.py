@@ -6,12 +6,18 @@ without a class token, because the next module uses every patch.
 B batch, C colours, S image side in pixels, N patches, G patches a side, P pool side, H heads, E head dim, W width
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name in torch code
 
 from checkpoint.families import VisionConfig
+from vision_service.model.linear import LinearAdd, LinearGelu
 from vision_service.model.positions import sincos_1d, sincos_2d
+
+# Returns attention [B, N, W]. Takes queries, keys and values [B, N, 3, H, E].
+PlainAttend = Callable[[Tensor], Tensor]
 
 
 class FeedForward(nn.Module):
@@ -22,32 +28,34 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, *, bias: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden_width, bias=bias)
-        self.fc2 = nn.Linear(hidden_width, width, bias=bias)
+        self.fc1 = LinearGelu(width, hidden_width, bias=bias)
+        self.fc2 = LinearAdd(hidden_width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform every position independently."""
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Transform every position independently, and add the residual."""
+        return self.fc2(self.fc1(x), residual)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention between all patches.
 
     [B, N, W] -> [B, N, W].
+
+    Attributes:
+        attend: computes the attention. A backend may replace it by a faster function.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.linear_bias)
-        self.proj = nn.Linear(config.width, config.width, bias=config.linear_bias)
+        self.proj = LinearAdd(config.width, config.width, bias=config.linear_bias)
+        self.attend: PlainAttend = attend
 
-    def forward(self, x_BNW: Tensor) -> Tensor:
+    def forward(self, x_BNW: Tensor, residual_BNW: Tensor) -> Tensor:
         """Attend without a mask, because patches have no order."""
         qkv_BN3HE = self.qkv(x_BNW).unflatten(-1, (3, self.num_heads, -1))
-        q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
-        out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
-        return self.proj(out_BHNE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(self.attend(qkv_BN3HE), residual_BNW)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -65,8 +73,8 @@ class Block(nn.Module):
 
     def forward(self, x_BNW: Tensor) -> Tensor:
         """Apply attention and feed-forward, both residual."""
-        x_BNW = x_BNW + self.attn(self.norm1(x_BNW))
-        return x_BNW + self.mlp(self.norm2(x_BNW))  # type: ignore[no-any-return]
+        x_BNW = self.attn(self.norm1(x_BNW), x_BNW)
+        return self.mlp(self.norm2(x_BNW), x_BNW)  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):
@@ -81,7 +89,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels_BCSS: Tensor) -> Tensor:
         """Return the patches row by row, left to right."""
-        return self.proj(pixels_BCSS).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        # Contiguous, because every block keeps the order in memory, and norms and sums are slow in another one.
+        return self.proj(pixels_BCSS).flatten(2).transpose(1, 2).contiguous()  # type: ignore[no-any-return]
 
 
 class VisionTransformer(nn.Module):
@@ -121,3 +130,9 @@ class VisionTransformer(nn.Module):
         side, pool = self.grid_size // self.pool_size, self.pool_size
         x_BGPGPW = x_BNW.view(batch, side, pool, side, pool, width)
         return x_BGPGPW.mean(dim=(2, 4)).flatten(1, 2)
+
+
+def attend(qkv_BN3HE: Tensor) -> Tensor:
+    """Return attention [B, N, W] between all patches, by torch."""
+    q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE).transpose(1, 2).flatten(2)

@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from checkpoint.families import ModelConfig
+from checkpoint.presets import RESAMPLER_PRESETS
+from processing import open_image_processor
 from tests.processing.image_zoo import IMAGES
-from tests.vision_service.model.test_qwen3_vl import CONFIG, PROCESSOR
+from tests.vision_service.model.test_qwen3_vl import CONFIG
 from vision_service.kernels import accelerate
-from vision_service.kernels.acceleration import OneDnnLinear
+from vision_service.kernels.acceleration import OneDnnLinear, without_positions
 from vision_service.kernels.native_attention import open_native_attention
-from vision_service.model.qwen3_vl import Qwen3VisionHalf, attend
+from vision_service.model import build_vision_model, vit
+from vision_service.model.qwen3_vl import attend
 
 NATIVE = open_native_attention()
+RESAMPLER = RESAMPLER_PRESETS["tiny"]
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the compiled attention cannot be used here")
 
 
@@ -47,13 +52,26 @@ def test_an_images_attention_does_not_depend_on_its_batch() -> None:
     assert torch.equal(together[100:], alone)
 
 
+@needs_native
+def test_attention_without_positions_is_as_exact_as_torchs() -> None:
+    assert NATIVE is not None
+    qkv_P3HE, _, _ = inputs(3 * 64, 2, 64)
+    qkv_BN3HE = qkv_P3HE.view(3, 64, 3, 2, 64)
+    exact = vit.attend(qkv_BN3HE.float())
+    by_torch, compiled = vit.attend(qkv_BN3HE).float(), without_positions(NATIVE)(qkv_BN3HE).float()
+    assert compiled.shape == exact.shape == (3, 64, 128)
+    assert (compiled - exact).square().mean() <= 1.05 * (by_torch - exact).square().mean()
+
+
+@pytest.mark.parametrize(("config", "num_linear"), [(CONFIG, 4 * 4 + 2 * 4), (RESAMPLER, 2 * 4 + 5 + 1)])
 @torch.no_grad()
-def test_an_accelerated_model_gives_the_same_tokens() -> None:
+def test_an_accelerated_model_gives_the_same_tokens(config: ModelConfig, num_linear: int) -> None:
     torch.manual_seed(0)
-    half = Qwen3VisionHalf(CONFIG).eval()
+    half = build_vision_model(config).eval()
     for parameter in half.parameters():
         parameter.normal_(0, 0.05)
-    images = [torch.from_numpy(PROCESSOR.to_pixels(image)) for image in IMAGES.values()]
+    processor = open_image_processor(config, max_pixels=512 * 512)
+    images = [torch.from_numpy(processor.to_pixels(image)) for image in IMAGES.values()]
     exact = torch.cat(half.encode(images))
     half.bfloat16()
     plain = torch.cat(half.encode([image.bfloat16() for image in images])).float()
@@ -62,4 +80,4 @@ def test_an_accelerated_model_gives_the_same_tokens() -> None:
     tokens = torch.cat(fast.encode([image.bfloat16() for image in images])).float()
     assert (tokens - exact).square().mean() <= 1.1 * (plain - exact).square().mean()
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert sum(isinstance(module, OneDnnLinear) for module in fast.modules()) == 4 * 4 + 2 * 4
+        assert sum(isinstance(module, OneDnnLinear) for module in fast.modules()) == num_linear
