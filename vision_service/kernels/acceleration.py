@@ -63,7 +63,7 @@ def accelerate(model: nn.Module) -> None:
 
 
 def without_positions(attend: Attend) -> PlainAttend:
-    """Return attention between all patches, by a function with rotary positions.
+    """Return attention without positions, by one with them.
 
     It rotates by nothing.
     """

@@ -30,7 +30,7 @@ class CrossAttention(nn.Module):
         self.to_out = LinearAdd(inner_width, width, bias=False)
 
     def forward(self, latents_BKW: Tensor, context_BSW: Tensor, residual_BKW: Tensor) -> Tensor:
-        """Attend from every latent to the context, and add the residual."""
+        """Return the residual plus the attention to the context."""
         q_BHKE = self.to_q(latents_BKW).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv_BS2HE = self.to_kv(context_BSW).unflatten(-1, (2, self.num_heads, -1))
         k_BHSE, v_BHSE = kv_BS2HE.permute(2, 0, 3, 1, 4)
