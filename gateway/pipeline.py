@@ -9,8 +9,10 @@ from prometheus_client import Counter
 
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, TandemError
+from chassis.request_id import current_request_id
 from gateway.admission import AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Choice, Traffic
 from tandem.v1 import gateway_pb2, sampling_pb2
@@ -47,11 +49,13 @@ class Pipeline:
         traffic: Traffic,
         exchanges: ExchangeBuilder,
         mirror: Mirror,
+        feedback: Feedback,
     ) -> None:
         self._admission = admission
         self._traffic = traffic
         self._exchanges = exchanges
         self._mirror = mirror
+        self._feedback = feedback
 
     async def answer(
         self,
@@ -106,6 +110,7 @@ class Pipeline:
         report.mark_prepared()
         send = self._mirror.start(choice, request, tenant, deadline, send)
         finished = await exchange.run(send)
+        self._feedback.remember(tenant.name, current_request_id() or "", choice)
         await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
         return finished
 

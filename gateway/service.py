@@ -11,6 +11,7 @@ from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder
 from gateway.images import ImageStore, open_token_source
 from gateway.pipeline import Pipeline
+from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Traffic
 from gateway.rollout.wiring import open_rollouts
@@ -44,13 +45,15 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         exchanges = ExchangeBuilder(questions, visual_tokens, filters)
         mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
         stack.push_async_callback(mirror.close)
+        feedback = Feedback(traffic)
 
         admission = AdmissionController(settings.admission_limits)
         servicer = GatewayServicer(
             settings,
             authenticator=authenticator,
             admission=admission,
-            pipeline=Pipeline(admission, traffic, exchanges, mirror),
+            pipeline=Pipeline(admission, traffic, exchanges, mirror, feedback),
+            feedback=feedback,
             questions=questions,
             traffic=traffic,
             releases=releases,
@@ -69,6 +72,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             releases=releases,
             loading=ModelLoading(vision, language, load_timeout_s=settings.rollout_load_timeout_s),
             exchanges=exchanges,
+            feedback=feedback,
             models=store,
             check_operator=partial(authenticator.authenticate, role="operator"),
         )

@@ -10,6 +10,7 @@ from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import QuestionBuilder
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
+from gateway.rollout.feedback import Feedback
 from gateway.rollout.traffic import Traffic
 from gateway.settings import GatewaySettings
 from gateway.stages import Releases
@@ -21,7 +22,7 @@ Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of it
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
-    """The four calls of the gateway.
+    """The five calls of the gateway.
 
     They raise errors, which the server's interceptor sends.
     """
@@ -37,6 +38,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         traffic: Traffic,
         releases: Releases,
         images: ImageStore,
+        feedback: Feedback,
     ) -> None:
         self._settings = settings
         self._authenticator = authenticator
@@ -46,6 +48,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self._traffic = traffic
         self._releases = releases
         self._images = images
+        self._feedback = feedback
 
     # Writes each message itself instead of yielding it. A cancelled call then unwinds the pipeline where it waits.
     # A generator could leave the pipeline's task group suspended at a yield.
@@ -87,6 +90,15 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """List the releases with the current state of their stages."""
         self._authenticator.authenticate(context.invocation_metadata())
         return gateway_pb2.GatewayListModelsResponse(releases=await self._releases.list())
+
+    async def Feedback(  # noqa: N802
+        self, request: gateway_pb2.FeedbackRequest, context: Context
+    ) -> gateway_pb2.FeedbackResponse:
+        """Rate an answer."""
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
+        self._admission.count_request(tenant)
+        counted = await self._feedback.rate(tenant.name, request.request_id, request.score, request.label)
+        return gateway_pb2.FeedbackResponse(counted=counted)
 
 
 def _pin(context: Context) -> str | None:

@@ -1,4 +1,4 @@
-"""Notice signs of a sick model in an answer, without keeping its text.
+"""Notice signs of a sick model, without keeping its text.
 
 Only yes or no leaves this module, and two digests under a key that this process forgets. So no counter, log or store
 can show a user's words.
@@ -97,7 +97,7 @@ def is_looping(token_ids: Iterable[int]) -> bool:
 
 
 def script_of(messages: Sequence[ChatMessage]) -> str | None:
-    """Return the script of the last question, None if it is mixed or has no letters."""
+    """Return the last question's script, if it has one."""
     texts: list[Any] = [part["text"] for part in messages[-1]["content"] if part["type"] == "text"]
     letters = Counter(_scripts("".join(texts)[:_MAX_QUESTION_CHARACTERS]))
     if not letters:
@@ -130,7 +130,7 @@ def _scripts(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _script(character: str) -> str:
-    """Return the script of a letter, such as 'LATIN', or ''."""
+    """Return a letter's script, such as 'LATIN', or ''."""
     if not character.isalpha():
         return ""
     word = unicodedata.name(character, "").partition(" ")[0]

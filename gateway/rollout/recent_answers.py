@@ -1,4 +1,4 @@
-"""Remember digests of the last answers, to find one text for many questions."""
+"""Remember answers as digests, to find repeated texts."""
 
 from collections import defaultdict, deque
 
@@ -11,7 +11,7 @@ _NUM_COMPARED = 64
 
 
 class RecentAnswers:
-    """The last answers of each release at this gateway, as digests."""
+    """The last answers of each release, as digests."""
 
     def __init__(self) -> None:
         self._last: defaultdict[Arm, deque[tuple[bytes, bytes]]] = defaultdict(lambda: deque(maxlen=_NUM_COMPARED))

@@ -3,7 +3,8 @@
 A compare-and-set lets exactly one of them decide.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +45,7 @@ return living
 # Taken if it is free, renewed if it is the gateway's own.
 _LEASE = """
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and (holder ~= ARGV[1] or ARGV[3] == '0') then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
@@ -110,14 +111,28 @@ class RedisStore:
             living = await self._heartbeat_script(keys=[f"{self._prefix}:gateways"], args=arguments)
         return [Heartbeat.model_validate_json(text) for text in living]
 
-    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+    async def take_lease(self, task: str, gateway: str, seconds: float, *, renew: bool = True) -> bool:
         """Take or renew a lease. Return whether it succeeded."""
         with _translate_errors():
             return bool(
                 await self._lease_script(
-                    keys=[f"{self._prefix}:lease:{task}"], args=[gateway, max(1, round(seconds * 1000))]
+                    keys=[f"{self._prefix}:lease:{task}"], args=[gateway, max(1, round(seconds * 1000)), int(renew)]
                 )
             )
+
+    async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
+        """Keep texts by key, for other gateways."""
+        with _translate_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key, text in texts.items():
+                    pipeline.set(f"{self._prefix}:text:{key}", text, ex=math.ceil(seconds))
+                await pipeline.execute()
+
+    async def recall(self, key: str) -> str | None:
+        """Return a text that any gateway keeps, None if unknown."""
+        with _translate_errors():
+            text = await self._redis.get(f"{self._prefix}:text:{key}")
+        return text.decode() if text is not None else None
 
     async def close(self) -> None:
         """Close the connections."""

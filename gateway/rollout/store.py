@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -61,8 +62,16 @@ class RolloutStore(Protocol):
         """Report this gateway as alive. Return all living gateways."""
         ...
 
-    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+    async def take_lease(self, task: str, gateway: str, seconds: float, *, renew: bool = True) -> bool:
         """Take or renew a lease. Return whether it succeeded."""
+        ...
+
+    async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
+        """Keep texts by key, for other gateways."""
+        ...
+
+    async def recall(self, key: str) -> str | None:
+        """Return a text that any gateway keeps, None if unknown."""
         ...
 
     async def close(self) -> None:
@@ -136,9 +145,16 @@ class FileStore:
         """Return the heartbeat of this gateway, the only one."""
         return [own]
 
-    async def take_lease(self, task: str, gateway: str, seconds: float) -> bool:
+    async def take_lease(self, task: str, gateway: str, seconds: float, *, renew: bool = True) -> bool:
         """Return True, as this gateway is the only one."""
         return True
+
+    async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
+        """Do nothing, as there is no other gateway."""
+
+    async def recall(self, key: str) -> str | None:
+        """Return None, as there is no other gateway."""
+        return None
 
     async def close(self) -> None:
         """Do nothing, as there are no connections."""

@@ -3,27 +3,21 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
 from chassis.errors import TandemError, Unavailable
-from gateway.rollout.policy import Change, Counts, Phase, Plan, Probing, State, controller, first_beyond
+from gateway.rollout import decision_log
+from gateway.rollout.policy import Counts, Phase, Plan, Probing, State, controller
 from gateway.rollout.store import Document, FileStore, Heartbeat, RolloutStore
 from gateway.rollout.traffic import Traffic
 
 STORE_UP = Gauge("tandem_rollout_store_up", "1 if this gateway reaches the rollout store, else 0.")
-DECISIONS = Counter(
-    "tandem_rollout_decisions",
-    "Changes of rollouts that this gateway made, by kind, and the metric beyond its bound behind a rollback.",
-    ["event", "metric"],
-)
-DECISIONS.labels("rolled_back", "quality")  # an alert needs the 0 before the 1
-
 # A command tries again when another gateway changes the document first.
 _MAX_ATTEMPTS = 20
 
@@ -49,7 +43,15 @@ class StoreSync:
     It reads the state, acts on it, adds counts and decides. For one event loop.
     """
 
-    def __init__(self, store: RolloutStore, traffic: Traffic, *, local_copy: FileStore | None, tick_s: float) -> None:
+    def __init__(
+        self,
+        store: RolloutStore,
+        traffic: Traffic,
+        *,
+        local_copy: FileStore | None,
+        tick_s: float,
+        share: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
@@ -57,11 +59,13 @@ class StoreSync:
             traffic: routes by the state.
             local_copy: a copy of a remote store, for a start while it is unreachable. None for a local store.
             tick_s: time between two reads of the store, seconds.
+            share: called while a rollout runs, to tell the store more.
         """
         self._store = store
         self._traffic = traffic
         self._local_copy = local_copy
         self._tick_s = tick_s
+        self._share = share
         self._name = secrets.token_hex(8)
         self._document = Document()
         self._counts = Counts()
@@ -193,6 +197,8 @@ class StoreSync:
         if state is None or state.phase is not Phase.RUNNING:
             return
         await self._exchange_counts(state)
+        if self._share is not None:
+            await self._share()
         following = controller.tick(state, self._counts, now_s)
         if following is not None:
             await self._commit(document, following)
@@ -231,7 +237,7 @@ class StoreSync:
         if not await self._store.compare_and_set(document.version, successor):
             return False
         if document.state is None or following.changes[-1] != document.state.changes[-1]:
-            self._log_decision(following, following.changes[-1])
+            decision_log.write(following, self._counts)
         self._adopt(successor)
         return True
 
@@ -259,31 +265,8 @@ class StoreSync:
             except TandemError as error:
                 _log.error("local copy of the rollout not written", error=error.local_message)
 
-    def _log_decision(self, state: State, change: Change) -> None:
-        beyond = first_beyond(change.findings)
-        DECISIONS.labels(change.event, beyond.metric if beyond is not None else "").inc()
-        _log.info(
-            "rollout decision",
-            event_kind=change.event,
-            reason=change.reason,
-            weight_percent=change.weight_percent,
-            **self._log_fields(state),
-            counts=self._counts.totals(),
-            findings=[asdict(finding) for finding in change.findings],
-        )
-
-    def _log_fields(self, state: State | None = None) -> dict[str, Any]:
-        state = state or self._document.state
-        if state is None:
-            return {"in_force": self._traffic.in_force}
-        return {
-            "rollout": state.id,
-            "phase": state.phase,
-            "step": state.step,
-            "stable": state.plan.stable,
-            "canary": state.plan.canary,
-            "in_force": state.in_force,
-        }
+    def _log_fields(self) -> dict[str, Any]:
+        return decision_log.fields(self._document.state, in_force=self._traffic.in_force)
 
     def _mark_unreachable(self, error: TandemError) -> None:
         if self._is_reachable:

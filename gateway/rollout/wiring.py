@@ -9,6 +9,7 @@ from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.answer import ExchangeBuilder
+from gateway.rollout.feedback import Feedback
 from gateway.rollout.model_sync import ModelSync
 from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServicer
@@ -41,6 +42,7 @@ async def open_rollouts(
     releases: Releases,
     loading: ModelLoading,
     exchanges: ExchangeBuilder,
+    feedback: Feedback,
     models: ModelStore,
     check_operator: CheckOperator,
 ) -> AsyncIterator[None]:
@@ -51,7 +53,8 @@ async def open_rollouts(
         TandemError: a release in force cannot be opened.
     """
     store, local_copy = _stores(config)
-    store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s)
+    store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s, share=feedback.share)
+    feedback.open(store)
     probes = ProbeRunner(store_sync, traffic, exchanges, models, file=config.probes_file, grader=config.grader)
     model_sync = ModelSync(
         store_sync,

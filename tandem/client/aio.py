@@ -116,6 +116,17 @@ class AsyncClient(Connection):
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
         return wire.token_count(await self._call(self._gateway.CountTokens, request))
 
+    async def rate(self, request_id: str, score: float, label: str = "") -> bool:
+        """Rate a recent answer. Return whether it counts.
+
+        Args:
+            request_id: of a complete answer of the last hour.
+            score: from -1 (bad) to 1 (good).
+            label: a word for the gateway's log, without a user's text.
+        """
+        request = gateway_pb2.FeedbackRequest(request_id=request_id, score=score, label=label)
+        return (await self._call(self._gateway.Feedback, request)).counted
+
     async def models(self) -> list[ReleaseInfo]:
         """Return the releases that the gateway serves."""
         response = await self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())

@@ -102,6 +102,17 @@ class Client(BlockingConnection):
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
         return wire.token_count(self._call(self._gateway.CountTokens, request))
 
+    def rate(self, request_id: str, score: float, label: str = "") -> bool:
+        """Rate a recent answer. Return whether it counts.
+
+        Args:
+            request_id: of a complete answer of the last hour.
+            score: from -1 (bad) to 1 (good).
+            label: a word for the gateway's log, without a user's text.
+        """
+        request = gateway_pb2.FeedbackRequest(request_id=request_id, score=score, label=label)
+        return self._call(self._gateway.Feedback, request).counted
+
     def models(self) -> list[ReleaseInfo]:
         """Return the releases that the gateway serves."""
         response = self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())

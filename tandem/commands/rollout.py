@@ -81,6 +81,10 @@ WrongScript = Annotated[
 CutOff = Annotated[
     float, typer.Option(min=0, metavar="PART", help="The same for answers that end at the limit of their tokens.")
 ]
+Dislikes = Annotated[
+    float,
+    typer.Option(min=0, metavar="PART", help="The same for disliked answers among the rated; it never holds."),
+]
 Shadow = Annotated[
     float,
     typer.Option(
@@ -106,6 +110,7 @@ def set_rollout(
     repetition: Repetition = 0.02,
     wrong_script: WrongScript = 0.02,
     cut_off: CutOff = 0,
+    dislikes: Dislikes = 0.05,
     max_quality_drop: QualityDrop = 0.02,
     probe_timeout_s: ProbeTimeoutS = 0,
     shadow: Shadow = 0,
@@ -128,6 +133,7 @@ def set_rollout(
         max_repetition_increase=repetition or None,
         max_wrong_script_increase=wrong_script or None,
         max_cut_off_increase=cut_off or None,
+        max_dislike_increase=dislikes or None,
         max_quality_drop=max_quality_drop or None,
         probe_timeout_s=probe_timeout_s,
     )

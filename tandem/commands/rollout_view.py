@@ -13,7 +13,15 @@ _VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
 _TIMES = (rollout_pb2.ROLLOUT_METRIC_FIRST_TOKEN, rollout_pb2.ROLLOUT_METRIC_INTER_TOKEN)
 _MAX_SLICES = 4
 _COUNTS = ("requests", "errors", "overdue", "empty", "waiting")
-_SIGNS = ("looped", "cut_off", "wrong_script", "same_text", "filtered")  # rows only where there are some
+_SIGNS = (
+    "looped",
+    "cut_off",
+    "wrong_script",
+    "same_text",
+    "filtered",
+    "rated",
+    "disliked",
+)  # rows only where there are some
 
 
 def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:

@@ -60,6 +60,11 @@ class GatewayStub:
                 request_serializer=tandem_dot_v1_dot_gateway__pb2.GatewayListModelsRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_gateway__pb2.GatewayListModelsResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/tandem.v1.Gateway/Feedback',
+                request_serializer=tandem_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -99,6 +104,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Rates an answer of the last hour. During a rollout, ratings of both releases are compared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +133,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=tandem_dot_v1_dot_gateway__pb2.GatewayListModelsRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_gateway__pb2.GatewayListModelsResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=tandem_dot_v1_dot_gateway__pb2.FeedbackRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_gateway__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -237,6 +254,33 @@ class Gateway:
             '/tandem.v1.Gateway/ListModels',
             tandem_dot_v1_dot_gateway__pb2.GatewayListModelsRequest.SerializeToString,
             tandem_dot_v1_dot_gateway__pb2.GatewayListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Gateway/Feedback',
+            tandem_dot_v1_dot_gateway__pb2.FeedbackRequest.SerializeToString,
+            tandem_dot_v1_dot_gateway__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class GatewayStub:
     """Counts the tokens of a conversation without answering it."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]
     """Lists the releases of this gateway."""
+    Feedback: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]
+    """Rates an answer of the last hour. During a rollout, ratings of both releases are compared."""
 
 @_typing.type_check_only
 class GatewayAsyncStub(GatewayStub):
@@ -67,6 +69,8 @@ class GatewayAsyncStub(GatewayStub):
     """Counts the tokens of a conversation without answering it."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]  # type: ignore[assignment]
     """Lists the releases of this gateway."""
+    Feedback: _aio.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]  # type: ignore[assignment]
+    """Rates an answer of the last hour. During a rollout, ratings of both releases are compared."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     """The API for clients: answers conversations about images.
@@ -108,5 +112,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GatewayListModelsResponse, _abc.Awaitable[_gateway_pb2.GatewayListModelsResponse]]:
         """Lists the releases of this gateway."""
+
+    @_abc_1.abstractmethod
+    def Feedback(
+        self,
+        request: _gateway_pb2.FeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.FeedbackResponse, _abc.Awaitable[_gateway_pb2.FeedbackResponse]]:
+        """Rates an answer of the last hour. During a rollout, ratings of both releases are compared."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

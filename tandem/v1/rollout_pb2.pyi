@@ -75,6 +75,8 @@ class _RolloutMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     """Answers in another script than their question's as a share of all."""
     ROLLOUT_METRIC_CUT_OFF: _RolloutMetric.ValueType  # 8
     """Answers that end at the limit of their tokens as a share of all."""
+    ROLLOUT_METRIC_FEEDBACK: _RolloutMetric.ValueType  # 9
+    """Disliked answers as a share of all rated ones."""
 
 class RolloutMetric(_RolloutMetric, metaclass=_RolloutMetricEnumTypeWrapper):
     """A metric that the guard compares."""
@@ -97,6 +99,8 @@ ROLLOUT_METRIC_WRONG_SCRIPT: RolloutMetric.ValueType  # 7
 """Answers in another script than their question's as a share of all."""
 ROLLOUT_METRIC_CUT_OFF: RolloutMetric.ValueType  # 8
 """Answers that end at the limit of their tokens as a share of all."""
+ROLLOUT_METRIC_FEEDBACK: RolloutMetric.ValueType  # 9
+"""Disliked answers as a share of all rated ones."""
 Global___RolloutMetric: _TypeAlias = RolloutMetric  # noqa: Y015
 
 class _RolloutVerdict:
@@ -218,6 +222,7 @@ class RolloutGuard(_message.Message):
     MAX_REPETITION_INCREASE_FIELD_NUMBER: _builtins.int
     MAX_WRONG_SCRIPT_INCREASE_FIELD_NUMBER: _builtins.int
     MAX_CUT_OFF_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_DISLIKE_INCREASE_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
     """Highest error rate of the canary minus stable's, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
@@ -250,6 +255,10 @@ class RolloutGuard(_message.Message):
     """Highest share of the canary's answers in another script than their question's minus stable's, in (0, 1)."""
     max_cut_off_increase: _builtins.float
     """Highest share of the canary's answers that end at the limit of their tokens minus stable's, in (0, 1)."""
+    max_dislike_increase: _builtins.float
+    """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once five
+    tenants have rated answers of each release, and it never holds a rollout.
+    """
     def __init__(
         self,
         *,
@@ -266,13 +275,16 @@ class RolloutGuard(_message.Message):
         max_repetition_increase: _builtins.float | None = ...,
         max_wrong_script_increase: _builtins.float | None = ...,
         max_cut_off_increase: _builtins.float | None = ...,
+        max_dislike_increase: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_cut_off_increase", b"max_cut_off_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_cut_off_increase: _TypeAlias = _typing.Literal["max_cut_off_increase"]  # noqa: Y015
     _WhichOneofArgType__max_cut_off_increase: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase"]  # noqa: Y015
+    _WhichOneofReturnType__max_dislike_increase: _TypeAlias = _typing.Literal["max_dislike_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_dislike_increase: _TypeAlias = _typing.Literal["_max_dislike_increase", b"_max_dislike_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_empty_rate_increase: _TypeAlias = _typing.Literal["max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofArgType__max_empty_rate_increase: _TypeAlias = _typing.Literal["_max_empty_rate_increase", b"_max_empty_rate_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_error_rate_increase: _TypeAlias = _typing.Literal["max_error_rate_increase"]  # noqa: Y015
@@ -289,6 +301,8 @@ class RolloutGuard(_message.Message):
     _WhichOneofArgType__max_wrong_script_increase: _TypeAlias = _typing.Literal["_max_wrong_script_increase", b"_max_wrong_script_increase"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cut_off_increase) -> _WhichOneofReturnType__max_cut_off_increase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_dislike_increase) -> _WhichOneofReturnType__max_dislike_increase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_empty_rate_increase) -> _WhichOneofReturnType__max_empty_rate_increase | None: ...
     @_typing.overload
@@ -431,6 +445,8 @@ class RolloutCounts(_message.Message):
     WRONG_SCRIPT_FIELD_NUMBER: _builtins.int
     SAME_TEXT_FIELD_NUMBER: _builtins.int
     FILTERED_FIELD_NUMBER: _builtins.int
+    RATED_FIELD_NUMBER: _builtins.int
+    DISLIKED_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that ended or are overdue. Not counted: pinned requests, cancelled requests and errors that the client
     caused.
@@ -457,6 +473,10 @@ class RolloutCounts(_message.Message):
     """
     filtered: _builtins.int
     """Answers that end at a filtered word."""
+    rated: _builtins.int
+    """Rated answers, at most 20 of each tenant. Always 0 for mirrored requests."""
+    disliked: _builtins.int
+    """Disliked answers among them, rounded down."""
     def __init__(
         self,
         *,
@@ -470,10 +490,12 @@ class RolloutCounts(_message.Message):
         wrong_script: _builtins.int = ...,
         same_text: _builtins.int = ...,
         filtered: _builtins.int = ...,
+        rated: _builtins.int = ...,
+        disliked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off", b"cut_off", "empty", b"empty", "errors", b"errors", "filtered", b"filtered", "looped", b"looped", "overdue", b"overdue", "requests", b"requests", "same_text", b"same_text", "waiting", b"waiting", "wrong_script", b"wrong_script"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off", b"cut_off", "disliked", b"disliked", "empty", b"empty", "errors", b"errors", "filtered", b"filtered", "looped", b"looped", "overdue", b"overdue", "rated", b"rated", "requests", b"requests", "same_text", b"same_text", "waiting", b"waiting", "wrong_script", b"wrong_script"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from chassis.errors import FailedPrecondition
 from gateway.rollout.policy.counts import Arm, Counts
-from gateway.rollout.policy.guard import LOOK_GROWTH, Finding, Verdict, judge, levels_of, num_comparable
+from gateway.rollout.policy.guard import LOOK_GROWTH, Finding, Metric, Verdict, judge, levels_of, num_comparable
 from gateway.rollout.policy.plan import FULL, Plan
 from gateway.rollout.policy.probing import Probing, describe, first_beyond, judge_probes, lost_probes
 from gateway.rollout.policy.state import MAX_CHANGES, Change, Event, Looks, Phase, State
@@ -145,7 +145,8 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
 def _advance_or_hold(state: State, findings: tuple[Finding, ...], comparable: int, now_s: float) -> State:
     """Advance if every metric is within its bound, else hold."""
     looks = state.looks
-    findings_needed = [finding for finding in findings if not finding.slice]  # a slice is too small to show much
+    # A slice is too small to show much, and nobody must rate answers.
+    findings_needed = [one for one in findings if not one.slice and one.metric is not Metric.FEEDBACK]
     within = {*looks.within, *(finding.metric for finding in findings_needed if finding.verdict is Verdict.WITHIN)}
     missing = [finding.metric for finding in findings_needed if finding.metric not in within]
     if not missing:

@@ -4,6 +4,7 @@ Counts are sums, so those of several gateways add up, and their size does not gr
 typed key. Stores and logs write a key as a path: 'arm/number' or 'arm/timing/kind/bucket'.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Timing = Literal["first_token", "inter_token"]
 # Signs of a sick model in an answer. 'same_text' is an answer that another question got shortly before.
 Sign = Literal["looped", "cut_off", "wrong_script", "same_text", "filtered"]
 Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped", Sign]
+Rating = Literal["rated", "disliked"]
+_MAX_RATINGS = 20  # of one tenant that count, so that no tenant decides alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,22 @@ class HistogramKey(NamedTuple):
         return f"{self.arm}/{self.timing}/{self.kind}"
 
 
+class RatingKey(NamedTuple):
+    """The key of ratings by tenant."""
+
+    arm: Arm
+    rating: Rating
+
+    @property
+    def path(self) -> str:
+        """The key as stores write it, without the tenant's number."""
+        return f"{self.arm}/{self.rating}"
+
+
 _NUMBERS = {key.path: key for key in starmap(NumberKey, product(get_args(Arm), get_args(Number)))}
 _HISTOGRAMS = {key.path: key for key in starmap(HistogramKey, product(get_args(Arm), get_args(Timing), get_args(Kind)))}
+
+_RATINGS = {key.path: key for key in starmap(RatingKey, product(get_args(Arm), get_args(Rating)))}
 
 
 class Counts:
@@ -71,6 +88,7 @@ class Counts:
     def __init__(self) -> None:
         self._numbers: Counter[NumberKey] = Counter()
         self._histograms: defaultdict[HistogramKey, Counter[int]] = defaultdict(Counter)
+        self._ratings: defaultdict[RatingKey, Counter[int]] = defaultdict(Counter)
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, int]) -> "Counts":
@@ -85,6 +103,8 @@ class Counts:
                 counts._numbers[_NUMBERS[path]] += count
             elif start in _HISTOGRAMS and bucket.removeprefix("-").isdecimal():
                 counts._histograms[_HISTOGRAMS[start]][int(bucket)] += count
+            elif start in _RATINGS and bucket.isdecimal():
+                counts._ratings[_RATINGS[start]][int(bucket)] += count
         return counts
 
     def to_paths(self) -> dict[str, int]:
@@ -94,7 +114,10 @@ class Counts:
             for key, histogram in self._histograms.items()
             for bucket, count in histogram.items()
         }
-        return {key.path: count for key, count in self._numbers.items()} | buckets
+        ratings = {
+            f"{key.path}/{tenant}": count for key, tenants in self._ratings.items() for tenant, count in tenants.items()
+        }
+        return {key.path: count for key, count in self._numbers.items()} | buckets | ratings
 
     def totals(self) -> dict[str, int]:
         """Return the sums by path, for a log."""
@@ -107,6 +130,31 @@ class Counts:
     def add_time(self, arm: Arm, timing: Timing, kind: Kind, bucket: int, count: int = 1) -> None:
         """Add to one bucket of a histogram. See `bucket_of`."""
         self._histograms[HistogramKey(arm, timing, kind)][bucket] += count
+
+    def add_rating(self, arm: Arm, tenant: int, *, disliked: bool) -> None:
+        """Add one rating of an answer.
+
+        Args:
+            arm: the release that answered.
+            tenant: a number that stands for the tenant.
+            disliked: whether the score is below 0.
+        """
+        self._ratings[RatingKey(arm, "rated")][tenant] += 1
+        if disliked:
+            self._ratings[RatingKey(arm, "disliked")][tenant] += 1
+
+    def ratings(self, arm: Arm) -> tuple[int, int, int]:
+        """Return disliked and rated answers, and the number of tenants.
+
+        A tenant with many ratings counts as one with a few of the same share, rounded down.
+        """
+        rated, disliked = self._ratings[RatingKey(arm, "rated")], self._ratings[RatingKey(arm, "disliked")]
+        shares = {tenant: min(1.0, _MAX_RATINGS / count) for tenant, count in rated.items() if count}
+        return (
+            math.floor(sum(share * disliked[tenant] for tenant, share in shares.items()) + 1e-9),
+            sum(min(_MAX_RATINGS, rated[tenant]) for tenant in shares),
+            len(shares),
+        )
 
     def add_outcome(self, arm: Arm, outcome: Outcome) -> None:
         """Add one request that ended."""
@@ -126,6 +174,8 @@ class Counts:
         self._numbers.update(other._numbers)
         for key, histogram in other._histograms.items():
             self._histograms[key].update(histogram)
+        for rating, tenants in other._ratings.items():
+            self._ratings[rating].update(tenants)
 
     def number(self, arm: Arm, number: Number) -> int:
         """Return one sum."""

@@ -25,6 +25,7 @@ from gateway.rollout.policy.significance import p_above, p_rate_above, p_rate_be
 
 # How much the numbers must grow before the next look.
 LOOK_GROWTH = 1.2
+_MIN_TENANTS = 5  # that rated answers of each release, before ratings are judged
 _NO_CAP = bucket_of(1e9)  # seconds
 
 
@@ -46,6 +47,7 @@ class Metric(StrEnum):
     REPETITION = "repetition"  # answers that end in a loop
     WRONG_SCRIPT = "wrong_script"
     CUT_OFF = "cut_off"
+    FEEDBACK = "feedback"  # disliked answers among the rated
     QUALITY = "quality"  # share of wrong answers to probes
 
 
@@ -120,6 +122,8 @@ def _findings(counts: Counts, guard: Guard, levels: Levels) -> Iterator[Finding]
     for metric, sign, bound in _signs(guard):
         if bound is not None:
             yield _compare_rates(metric, sign, counts, bound, levels)
+    if guard.max_dislike_increase is not None:
+        yield _compare_ratings(counts, guard.max_dislike_increase, levels)
     if guard.max_first_token_ratio is not None:
         # No counted request waits longer than `overdue_s`. To stay fair, the scaled times of stable end there too.
         longest = bucket_of(guard.overdue_s)
@@ -141,12 +145,37 @@ def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float,
     """Test the canary's rate against stable's plus the bound."""
     stable = counts.number("stable", number), counts.number("stable", "requests")
     canary = counts.number("canary", number), counts.number("canary", "requests")
+    waiting = counts.number("canary", "waiting") if metric is Metric.ERROR_RATE else 0
+    return _test_rates(metric, stable, canary, bound, levels, waiting=waiting)
+
+
+def _compare_ratings(counts: Counts, bound: float, levels: Levels) -> Finding:
+    """Test the canary's share of dislikes, once enough tenants rated."""
+    *stable, stable_tenants = counts.ratings("stable")
+    *canary, canary_tenants = counts.ratings("canary")
+    if min(stable_tenants, canary_tenants) < _MIN_TENANTS:
+        stable, canary = [0, 0], [0, 0]
+    return _test_rates(Metric.FEEDBACK, (stable[0], stable[1]), (canary[0], canary[1]), bound, levels)
+
+
+def _test_rates(
+    metric: Metric, stable: tuple[int, int], canary: tuple[int, int], bound: float, levels: Levels, *, waiting: int = 0
+) -> Finding:
+    """Test a canary's rate against stable's plus the bound.
+
+    Args:
+        metric: of the finding.
+        stable: (events, trials).
+        canary: (events, trials).
+        bound: highest difference of rates that is allowed.
+        levels: of this look.
+        waiting: further trials of the canary that count as events for a promotion.
+    """
     stable_rate = stable[0] / stable[1] if stable[1] else None
     canary_rate = canary[0] / canary[1] if canary[1] else None
     effect, p_beyond, p_within = None, 1.0, 1.0
     if stable_rate is not None and canary_rate is not None:
         effect = canary_rate - stable_rate
-        waiting = counts.number("canary", "waiting") if metric is Metric.ERROR_RATE else 0
         worst_case = canary[0] + waiting, canary[1] + waiting
         p_beyond = p_rate_above(stable, canary, bound, levels.beyond)
         p_within = p_rate_below(stable, worst_case, bound, levels.within)

@@ -60,6 +60,7 @@ class Guard:
     max_repetition_increase: float | None = _LaterIncrease
     max_wrong_script_increase: float | None = _LaterIncrease
     max_cut_off_increase: float | None = _LaterIncrease
+    max_dislike_increase: float | None = _LaterIncrease
     min_requests: int = Field(default=50, ge=10)  # of each release in a step, before the first look
     overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
@@ -80,6 +81,7 @@ class Guard:
             self.max_repetition_increase,
             self.max_wrong_script_increase,
             self.max_cut_off_increase,
+            self.max_dislike_increase,
         )
         return sum(bound is not None for bound in bounds)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway.rollout.decision_log import DECISIONS
 from tokenizers import Tokenizer
 
 from chassis.errors import Internal, ResourceExhausted
 from checkpoint.release_probes import add_probes
-from gateway.rollout.store_sync import DECISIONS
 from tandem.v1 import rollout_pb2
 from tests.checkpoint.probes.files import probe_line
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway

@@ -28,7 +28,7 @@ def test_one_text_for_another_question_is_repeated() -> None:
 
 
 def test_only_the_last_answers_are_compared() -> None:
-    """So a release with more traffic does not repeat itself more often."""
+    """A release with more traffic must not repeat more often."""
     recent = RecentAnswers()
     recent.add("canary", answer(0, 0))
     for number in range(1, 65):

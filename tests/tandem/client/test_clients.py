@@ -122,6 +122,18 @@ def test_count_tokens_agrees_with_the_answer(client: Client, image_files: tuple[
     assert count.remaining_tokens == client.models()[0].context_length - count.prompt_tokens
 
 
+def test_an_answer_is_rated_once(client: Client) -> None:
+    answer = client.ask("What is it?", max_tokens=2)
+    assert [client.rate(answer.request_id, -1.0, "too-short") for _ in range(2)] == [True, False]
+    with pytest.raises(NotFound, match="No answer of the last hour"):
+        client.rate("another", 1.0)
+
+
+async def test_an_answer_is_rated_with_asyncio(async_client: AsyncClient) -> None:
+    answer = await async_client.ask("What is it?", max_tokens=2)
+    assert await async_client.rate(answer.request_id, 0.5)
+
+
 def test_models_describes_the_release(client: Client) -> None:
     [info] = client.models()
     assert (str(info.release), info.ready, info.is_default) == ("tiny-v1.0.0", True, True)

@@ -23,3 +23,14 @@ def test_paths_of_a_newer_version_are_skipped() -> None:
     known = {"stable/requests": 1, "stable/first_token/text/7": 2}
     newer = {"stable/retries": 1, "stable/first_token/audio/7": 1, "stable/first_token/text/p50": 1, "": 1}
     assert Counts.from_paths({**known, **newer}).to_paths() == known
+
+
+def test_a_tenant_with_many_ratings_counts_as_one_with_a_few() -> None:
+    counts = Counts()
+    for tenant, rated, disliked in ((1, 1000, 1000), (2, 10, 1), (3, 40, 20)):
+        for number in range(rated):
+            counts.add_rating("canary", tenant, disliked=number < disliked)
+    assert counts.ratings("canary") == (20 + 1 + 10, 20 + 10 + 20, 3)
+    assert counts.ratings("stable") == (0, 0, 0)
+    assert Counts.from_paths(counts.to_paths()) == counts
+    assert (counts + counts).ratings("canary")[1:] == (60, 3)
