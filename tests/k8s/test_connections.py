@@ -1,4 +1,4 @@
-"""Clients that are not ours find new gateways, since old connections take no new requests."""
+"""Clients that are not ours find new gateways."""
 
 import asyncio
 import json

@@ -6,8 +6,9 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,12 @@ class Prometheus:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
             return found
 
+    def firing(self) -> set[str]:
+        """Return the names of the alerts that fire."""
+        with urllib.request.urlopen(f"{self._url}/alerts", timeout=30) as answer:
+            found = json.load(answer)["data"]["alerts"]
+        return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
+
     def wait_for(self, query: str, timeout_s: float = 60) -> None:
         """Wait until a query has a sample."""
         end_s = time.monotonic() + timeout_s
@@ -69,35 +76,45 @@ def stack() -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes the stack, after one question."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    targets = [
-        {
-            "targets": [stack.metrics_address(name)],
-            # As the PodMonitor sets them.
-            "labels": {"service": name, "pod": f"{name}-0", "namespace": "tandem", "track": "stable"},
-        }
-        for name in ("gateway", "vision", "language")
-    ]
-    scraping = {"job_name": "tandem", "scrape_interval": "1s", "scrape_timeout": "1s", "static_configs": targets}
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump({"scrape_configs": [scraping]}))
+@contextmanager
+def scraping(targets: Mapping[str, str], folder: Path, rules: Sequence[dict[str, Any]] = ()) -> Iterator[Prometheus]:
+    """Run a Prometheus that scrapes services each second.
+
+    Args:
+        targets: addresses of metrics by service.
+        folder: for its files.
+        rules: alerting rules.
+    """
+    # The labels are those that the PodMonitor sets.
+    labels = {name: {"service": name, "pod": f"{name}-0", "namespace": "tandem", "track": "stable"} for name in targets}
+    configs = [{"targets": [address], "labels": labels[name]} for name, address in targets.items()]
+    job = {"job_name": "tandem", "scrape_interval": "1s", "scrape_timeout": "1s", "static_configs": configs}
+    group = {"name": "tandem", "interval": "1s", "rules": list(rules)}
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": [group] if rules else []}))
+    config = {"scrape_configs": [job], "rule_files": [str(folder / "rules.yaml")]}
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = [f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen([tool("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
-    try:
-        server = Prometheus(port)
-        server.wait_for('count(up{service=~"gateway|vision|language"} == 1) == 3')
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([tool("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
+        try:
+            server = Prometheus(port)
+            server.wait_for(f"count(up == 1) == {len(targets)}")
+            yield server
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Yield a Prometheus that scrapes the stack, after one question."""
+    targets = {name: stack.metrics_address(name) for name in ("gateway", "vision", "language")}
+    with scraping(targets, tmp_path_factory.mktemp("prometheus")) as server:
         with tandem.Client(stack.address) as client:
             client.ask("Is the bag made of leather?", images=IMAGES[:1], max_tokens=16)
         server.wait_for("sum(tandem_gateway_requests_total) > 0 and sum(rate(tandem_vision_batch_size_count[1m])) >= 0")
         time.sleep(3)  # a rate needs two scrapes
         yield server
-    finally:
-        process.terminate()
-        process.wait()
-        log.close()
