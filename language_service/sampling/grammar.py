@@ -26,6 +26,7 @@ _MAX_PROBLEM_CHARACTERS = 300
 # Compiles the grammar on standard input, without a vocabulary. Killed after two seconds of CPU time or above 512 MiB.
 _TRY_TO_COMPILE = """
 import resource, sys
+sys.path[:] = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
 resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
 from llguidance import LLMatcher
@@ -141,7 +142,8 @@ def _compiles_in_time(grammar: str) -> bool:
 
     It runs in a process of its own, because nothing can stop a thread.
     """
-    command = [sys.executable, "-I", "-c", _TRY_TO_COMPILE]
+    # Isolated, so that nothing but the code above runs. But with this process' path: its packages may lie elsewhere.
+    command = [sys.executable, "-I", "-c", _TRY_TO_COMPILE, *filter(None, sys.path)]
     attempt = subprocess.run(command, input=grammar.encode(), stderr=subprocess.DEVNULL, check=False)
     return attempt.returncode >= 0
 
