@@ -4,8 +4,10 @@ Needs the standard library only. The wheels go to a folder of their own, which c
 torch is used and nothing of it changes. A virtual environment would not see a torch that is in one itself.
 """
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,9 +30,18 @@ def install(*, wheels: tuple[Path, ...] = (WHEELS, RTX_WHEELS), site: Path = SIT
         return f"The wheels are for Python {WHEEL_PYTHON[0]}.{WHEEL_PYTHON[1]}, so installed packages are used."
     names = "\n".join(path.name for path in files)
     marker = site / "wheels.txt"
-    if not marker.exists() or marker.read_text() != names:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-        command += ["--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(site)]
-        subprocess.run([*command, *map(str, files)], check=True)
-        marker.write_text(names)
+    if marker.exists() and marker.read_text() == names:
+        return f"{len(files)} wheels are installed in {site}."
+    shutil.rmtree(site, ignore_errors=True)
+    refused = [] if _pip(files, site) else [path.name for path in files if not _pip([path], site)]
+    if refused:
+        return f"{len(files) - len(refused)} wheels are installed in {site}. pip refused {', '.join(refused)}."
+    marker.write_text(names)
     return f"{len(files)} wheels are installed in {site}."
+
+
+def _pip(files: Sequence[Path], site: Path) -> bool:
+    """Install wheels. Returns whether pip took them."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    command += ["--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(site)]
+    return subprocess.run([*command, *map(str, files)], check=False).returncode == 0

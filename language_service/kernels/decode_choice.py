@@ -66,6 +66,8 @@ def fastest(kinds: Sequence[DecodeAttention], kv: Tensor, num_heads: int) -> Dec
             seconds[kind.name] = _total_s(kind, kv, num_heads)
         except Exception as problem:  # a compiler or driver can fail in many ways. The reference remains.
             _log.warning("decode attention not used", kind=kind.name, reason=str(problem)[:500])
+    if kv.device.type == "cuda":
+        torch.cuda.empty_cache()  # the inputs took memory that others may need
     best = min(kinds, key=lambda kind: seconds.get(kind.name, math.inf))
     times_us = {name: round(1e6 * each, 1) for name, each in seconds.items()}
     _log.info("decode attention chosen", kind=best.name, microseconds=times_us)

@@ -26,7 +26,7 @@ def run(sizes: Sizes, rows: RowWriter) -> None:
     files = marked_files(REPOSITORY / "tests")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu"]
         done = subprocess.run([*command, f"--junitxml={report}", *map(str, files)], cwd=REPOSITORY, check=False)
         if not report.exists():
             raise RuntimeError(f"pytest ended with exit code {done.returncode} and without a report")
