@@ -53,8 +53,8 @@ test-gpu: .venv/ready  ## run the tests that need a GPU
 test-kernels: .venv/ready .tandem/triton/ready  ## interpret and compile the GPU kernels, without a GPU
 	PYTHONPATH=.tandem/triton TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
 
-test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU
-	tests/vision_service/tensorrt/run
+test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU; with SHORT=1 only of tiny models
+	tests/vision_service/tensorrt/run -m "tensorrt$(if $(SHORT), and not slow)" -s
 
 test-triton: .venv/ready  ## encode on a real Triton, which is killed under load; with SHORT=1 under a short load
 	tests/vision_service/triton/run -m "triton$(if $(SHORT), and not slow)" -s

@@ -193,7 +193,7 @@ class Batcher(Generic[T, R]):
 
 
 def draining() -> Unavailable:
-    """Return the error of an item whose model is being unloaded."""
+    """Return the error while a model is being unloaded."""
     return Unavailable("The model is being unloaded.", reason=MODEL_DRAINING, retry_after_s=1)
 
 

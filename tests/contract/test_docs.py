@@ -20,7 +20,11 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")} - {REPOSITORY / "CHANGELOG.md"})
 SERVICES: list[type[ServiceSettings]] = [GatewaySettings, VisionSettings, LanguageSettings]
 
-OTHER_FLAGS = {"--for", "--from-file", "--replicas", "--wait"}  # of kubectl and docker
+# Of kubectl, docker and tritonserver.
+OTHER_FLAGS = {
+    *("--for", "--from-file", "--replicas", "--wait"),
+    *("--model-repository", "--model-control-mode", "--load-model"),
+}
 BUF_FLAGS = {"--data", "--list-methods", "--protocol"}  # tests/tandem/test_readme.py runs commands with these
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -91,7 +95,7 @@ def test_named_variables_exist(page: Path) -> None:
 
 @page
 def test_named_commands_exist(page: Path) -> None:
-    lines = {" ".join(words.split()[:3]) for words in matches(r"(?:^|`|bin/)(tandem(?: [a-z]+)+)", page)}
+    lines = {" ".join(words.split()[:3]) for words in matches(r"(?:^|`|bin/)(tandem(?: [a-z]+(?:-[a-z]+)*)+)", page)}
     # The third word is a sub-command only if the second one has sub-commands.
     groups = {line for line, command in COMMANDS.items() if hasattr(command, "commands")} - {"tandem"}
     named = {line if line.rpartition(" ")[0] in groups else " ".join(line.split()[:2]) for line in lines}

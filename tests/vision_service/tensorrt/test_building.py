@@ -6,9 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from chassis.errors import FailedPrecondition
 from checkpoint.exports import Export, Precision, Profile, Range, export_folder
+from checkpoint.families import layout
+from checkpoint.presets import PRESETS
 from tests.vision_service.exports import TAGS, checkpoint, config_of, exported
 from vision_service.backends import BackendOptions
 from vision_service.backends.tensorrt_backend import open_tensorrt
@@ -21,8 +24,10 @@ from vision_service.engines import (
     find_engine,
     open_library,
 )
+from vision_service.exporting import ExportOptions
 from vision_service.exporting.comparison import Samples
-from vision_service.exporting.tensorrt import build_tensorrt, shape_ranges
+from vision_service.exporting.onnx_file import write_onnx
+from vision_service.exporting.tensorrt import build_tensorrt, limited_profile, shape_ranges
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.timeout(300)]
 
@@ -57,6 +62,24 @@ def test_an_engine_of_an_export_is_built_and_found_again(library: Library, famil
     assert record.profile == shape_ranges(config_of(family), PROFILES[family])
     assert record.max_error is None  # no GPU to compare it on
     print(f"\n{family} {precision}: {record.num_bytes / 2**20:.2f} MiB in {record.build_s:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("preset", ["qwen3-vl-8b", "qwen3-vl-8b-instruct"])
+def test_engines_of_the_full_sizes_are_built(library: Library, tmp_path: Path, preset: str) -> None:
+    """Their weights are random. Takes 6 GB of memory."""
+    config, generator = PRESETS[preset], torch.Generator().manual_seed(0)
+    specs = [spec for spec in layout(config) if spec.half == "vision"]
+    tensors = {spec.name: (0.02 * torch.randn(spec.shape, generator=generator)).to(torch.bfloat16) for spec in specs}
+    write_onnx(config, tensors, tmp_path / "model.onnx")
+    limits = ExportOptions(max_batch_size=16 if config.num_visual_tokens else 4)
+    made = build_engine(library, tmp_path / "model.onnx", shape_ranges(config, limited_profile(config, limits)))
+    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+    print(
+        f"\n{preset}: {num_parameters / 1e6:.0f} M parameters, {len(made.plan) / 2**20:.0f} MiB in {made.build_s:.1f} s"
+    )
+    assert len(made.plan) > 2 * num_parameters
 
 
 def test_an_engine_of_another_export_is_not_found(library: Library) -> None:

@@ -30,6 +30,9 @@ def cluster(repository: Repository, own_server: TritonServer) -> Iterator[Cluste
     flags = ["--backend", "triton", "--triton-address", own_server.address, "--triton-shared-memory", "system"]
     with Cluster(repository.store, vision_flags=flags) as cluster:
         yield cluster
+    for region in Path("/dev/shm").glob("tandem-inputs-*"):  # of the vision service, which was killed
+        if not Path("/proc", region.name.split("-")[2]).exists():
+            region.unlink()
 
 
 async def answer(cluster: Cluster, number: int) -> str:
