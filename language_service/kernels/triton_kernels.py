@@ -104,7 +104,15 @@ class TritonKernels(PlainKernels):
         num_rows, heads, size = x_THE.shape
         weight = x_THE if weight_E is None else weight_E  # is not read then
         _rotate_heads[num_rows, heads](
-            x_THE, weight, cos_T1F, sin_T1F, x_THE.stride(0), eps, half=size // 2, has_weight=weight_E is not None
+            x_THE,
+            weight,
+            cos_T1F,
+            sin_T1F,
+            x_THE.stride(0),
+            eps,
+            half=size // 2,
+            has_weight=weight_E is not None,
+            num_warps=1,
         )
         return x_THE
 

@@ -15,6 +15,8 @@ from language_service.kernels.decode_choice import (
     make_inputs,
     relative_error,
 )
+from language_service.sampling.options import SamplingOptions
+from language_service.sampling.sampler import SamplingState, choose
 from tests.language_service.asking import PROMPTS, ask, expected
 from tests.language_service.small import CONFIG, GRIDS, WIDE, make_chunk, make_decoder, make_paged_engine
 
@@ -78,6 +80,26 @@ def test_triton_attention_equals_the_gathered_one(num_sequences: int, length: in
     inputs = make_inputs(kv, 32, num_sequences, length)
     for kind in (GatheredAttention(), choose_decode_attention("triton", kv, 32)):
         assert relative_error(kind, *inputs) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_tokens_are_sampled_as_on_the_cpu() -> None:
+    """With every option that computes with tensors."""
+    options = [
+        SamplingOptions(),
+        SamplingOptions(temperature=0.8, top_k=9, seed=1),
+        SamplingOptions(temperature=1.3, top_p=0.7, min_p=0.01, seed=2, num_logprobs=3),
+        SamplingOptions(repetition_penalty=1.4, presence_penalty=0.5, logit_bias={5: 3.0}, min_tokens=2),
+    ]
+    logits_BV = 3 * torch.randn(4, 97, generator=torch.Generator().manual_seed(0))
+    chosen = []
+    for device in (torch.device("cpu"), GPU):
+        states = [SamplingState(each, eos_token_ids=[2]) for each in options]
+        for state in states:
+            state.note_prompt([5, 6, 7])
+        chosen.append(
+            [[choice and choice.token_id for choice in choose(logits_BV.to(device), states)] for _ in range(8)]
+        )
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -37,6 +37,10 @@ def kernels(dtype: str) -> Iterator[Kernel]:
     shape = {"num_kv_heads": 8, "group_size": 4, "num_rows": 16, "head_dim": 128, "block_size": 16}
     for is_split in (False, True):
         yield triton_attention._attend_part, attend, {**shape, "tile": triton_attention.TILE, "is_split": is_split}
+    # Triton makes arguments of 1 constants: one part, and a table of one block.
+    ones = dict.fromkeys(("table_width", "num_parts"), 1)
+    types = {name: each for name, each in attend.items() if name not in ones}
+    yield triton_attention._attend_part, types, {**ones, **shape, "tile": triton_attention.TILE, "is_split": False}
     join = {"sums_NHKE": floats, "scales_NHK2": floats, "out_NHE": data}
     yield triton_attention._join_parts, join, {"num_parts": 64, "head_dim": 128}
     norm = {"x_TD": data, "weight_D": data, "out_TD": data, "width": "i32", "eps": "fp32"}
