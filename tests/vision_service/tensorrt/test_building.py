@@ -52,7 +52,7 @@ def built(family: str, precision: Precision = "float32") -> tuple[Path, Export]:
     return export_folder(checkpoint(family), "onnx", made.export.precision), made.export
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("family", TAGS)
 def test_an_engine_of_an_export_is_built_and_found_again(library: Library, family: str, precision: Precision) -> None:
     place, export = built(family, precision)
