@@ -115,7 +115,6 @@ def _probes_message(probing: Probing) -> rollout_pb2.RolloutProbes:
 
 
 def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
-    disliked, rated, _ = counts.ratings(arm)
     return rollout_pb2.RolloutCounts(
         requests=counts.number(arm, "requests"),
         errors=counts.number(arm, "errors"),
@@ -127,8 +126,8 @@ def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
         wrong_script=counts.number(arm, "wrong_script"),
         same_text=counts.number(arm, "same_text"),
         filtered=counts.number(arm, "filtered"),
-        rated=rated,
-        disliked=disliked,
+        rated=counts.num_ratings(arm, "rated"),
+        disliked=counts.num_ratings(arm, "disliked"),
     )
 
 

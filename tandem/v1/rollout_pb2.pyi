@@ -257,7 +257,7 @@ class RolloutGuard(_message.Message):
     """Highest share of the canary's answers that end at the limit of their tokens minus stable's, in (0, 1)."""
     max_dislike_increase: _builtins.float
     """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once five
-    tenants have rated answers of each release, and it never holds a rollout.
+    tenants have rated answers of each release. Until then it does not hold a rollout.
     """
     def __init__(
         self,
@@ -474,9 +474,9 @@ class RolloutCounts(_message.Message):
     filtered: _builtins.int
     """Answers that end at a filtered word."""
     rated: _builtins.int
-    """Rated answers, at most 20 of each tenant. Always 0 for mirrored requests."""
+    """Rated answers of all tenants. The guard limits the weight of each. Always 0 for mirrored requests."""
     disliked: _builtins.int
-    """Disliked answers among them, rounded down."""
+    """Disliked answers among them."""
     def __init__(
         self,
         *,

@@ -145,8 +145,10 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
 def _advance_or_hold(state: State, findings: tuple[Finding, ...], comparable: int, now_s: float) -> State:
     """Advance if every metric is within its bound, else hold."""
     looks = state.looks
-    # A slice is too small to show much, and nobody must rate answers.
-    findings_needed = [one for one in findings if not one.slice and one.metric is not Metric.FEEDBACK]
+    # A slice is too small to show much, and ratings count only where some come.
+    findings_needed = [
+        one for one in findings if not one.slice and (one.metric is not Metric.FEEDBACK or one.effect is not None)
+    ]
     within = {*looks.within, *(finding.metric for finding in findings_needed if finding.verdict is Verdict.WITHIN)}
     missing = [finding.metric for finding in findings_needed if finding.metric not in within]
     if not missing:

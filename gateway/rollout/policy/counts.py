@@ -23,7 +23,7 @@ Timing = Literal["first_token", "inter_token"]
 Sign = Literal["looped", "cut_off", "wrong_script", "same_text", "filtered"]
 Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped", Sign]
 Rating = Literal["rated", "disliked"]
-_MAX_RATINGS = 20  # of one tenant that count, so that no tenant decides alone
+_MAX_RATINGS = 100  # of one tenant that count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +143,31 @@ class Counts:
         if disliked:
             self._ratings[RatingKey(arm, "disliked")][tenant] += 1
 
+    def num_ratings(self, arm: Arm, rating: Rating) -> int:
+        """Return the ratings of all tenants."""
+        return self._ratings[RatingKey(arm, rating)].total()
+
     def ratings(self, arm: Arm) -> tuple[int, int, int]:
         """Return disliked and rated answers, and the number of tenants.
 
-        A tenant with many ratings counts as one with a few of the same share, rounded down.
+        A tenant with many ratings counts as one with fewer of the same share, rounded down. The tenant with the most
+        dislikes of the canary is left out, for both releases. So no single tenant can end or hold a rollout.
         """
-        rated, disliked = self._ratings[RatingKey(arm, "rated")], self._ratings[RatingKey(arm, "disliked")]
-        shares = {tenant: min(1.0, _MAX_RATINGS / count) for tenant, count in rated.items() if count}
-        return (
-            math.floor(sum(share * disliked[tenant] for tenant, share in shares.items()) + 1e-9),
-            sum(min(_MAX_RATINGS, rated[tenant]) for tenant in shares),
-            len(shares),
-        )
+        rated = self._ratings[RatingKey(arm, "rated")]
+        left_out = self._most_disliking_tenant()
+        dislikes = sum(self._dislikes(arm, tenant) for tenant in rated if tenant != left_out)
+        limited = [min(_MAX_RATINGS, count) for tenant, count in rated.items() if tenant != left_out]
+        return math.floor(dislikes + 1e-9), sum(limited), len(limited)
+
+    def _most_disliking_tenant(self) -> int | None:
+        tenants = self._ratings[RatingKey("canary", "disliked")]
+        return max(tenants, key=lambda tenant: (self._dislikes("canary", tenant), tenant), default=None)
+
+    def _dislikes(self, arm: Arm, tenant: int) -> float:
+        """Return a tenant's dislikes, of limited weight."""
+        rated = self._ratings[RatingKey(arm, "rated")][tenant]
+        disliked = self._ratings[RatingKey(arm, "disliked")][tenant]
+        return disliked * min(1.0, _MAX_RATINGS / max(1, rated))
 
     def add_outcome(self, arm: Arm, outcome: Outcome) -> None:
         """Add one request that ended."""

@@ -4,17 +4,20 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.rollout.decision_log import DECISIONS
 from tokenizers import Tokenizer
 
 from chassis.errors import Internal, ResourceExhausted
 from checkpoint.release_probes import add_probes
+from gateway.rollout import probe_runner
+from gateway.rollout.decision_log import DECISIONS
 from tandem.v1 import rollout_pb2
 from tests.checkpoint.probes.files import probe_line
+from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 from tests.gateway.scripted import error_of, eventually
 
@@ -197,3 +200,23 @@ async def test_reasons_and_findings_have_ids_and_no_texts(make_gateway: MakeGate
     assert "q" in rollout.probes.lost_ids[0]
     assert "secret" not in shown
     assert "What is it?" not in shown
+
+
+async def test_one_of_two_gateways_runs_the_probes_and_the_other_takes_over(
+    make_gateway: MakeGateway, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_runner, "LEASE_S", 1.0)
+    with RedisServer(tmp_path) as server:
+        shared = {"rollout_redis": server.url}
+        async with AsyncExitStack() as dying:
+            first = await dying.enter_async_context(make_gateway(lines(BOTH), **shared))
+            first.language.go[CANARY].clear()  # its probes hang
+            await begin(first)
+            await eventually(lambda: bool(first.language.starts))
+            async with open_gateway(tmp_path / "store", tokenizer, **shared) as second:
+                await asyncio.sleep(1.5)  # longer than a lease, which is renewed
+                assert not second.language.starts
+                assert (await second.get()).phase == PREPARING
+                await dying.aclose()
+                rollout = await second.wait_for_phase(RUNNING)
+                assert (rollout.probes.judged, len(second.language.starts)) == (60, 120)

@@ -140,7 +140,9 @@ def test_a_sign_of_a_sick_model_is_judged_like_an_error_rate(bound: str, sign: N
     assert (finding.canary, finding.verdict) == (0.1, Verdict.BEYOND)
 
 
-@pytest.mark.parametrize(("num_hostile", "num_fair", "verdict"), [(1, 30, Verdict.OPEN), (4, 0, Verdict.OPEN)])
+@pytest.mark.parametrize(
+    ("num_hostile", "num_fair", "verdict"), [(1, 30, Verdict.WITHIN), (1, 3, Verdict.OPEN), (4, 0, Verdict.OPEN)]
+)
 def test_hostile_tenants_do_not_decide_on_a_canary(num_hostile: int, num_fair: int, verdict: Verdict) -> None:
     counts = Counts()
     arms: tuple[Arm, ...] = ("stable", "canary")
@@ -151,7 +153,7 @@ def test_hostile_tenants_do_not_decide_on_a_canary(num_hostile: int, num_fair: i
         for tenant in range(100, 100 + num_fair):
             for number in range(5):
                 counts.add_rating(arm, tenant, disliked=number == 0)
-    (finding,) = judge(counts, Guard(max_dislike_increase=0.05), LEVELS)
+    (finding,) = judge(counts, Guard(max_dislike_increase=0.2), LEVELS)
     assert finding.verdict is verdict
 
 
