@@ -5,8 +5,11 @@ come from `gateway.rollout.policy.controller.tick`, on the counts that a gateway
 rolled out many times.
 
 A false rollback is the rollback of a canary within its bounds. A false promotion is the promotion of a canary beyond a
-bound. Harmed requests are those that a bad canary failed, left empty, or answered late or never. A hanging request
-waits until it is overdue, and is counted then.
+bound. Harmed requests are those that a bad canary failed, left empty, or answered wrong, late or never. A hanging
+request waits until it is overdue, and is counted then.
+
+Before the steps both releases answer 1,000 simulated probes in eight topics. Another release of the same quality loses
+0.5 % of them and gains as many.
 """
 
 import math
@@ -22,6 +25,14 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from benchmarks.tools.report import Report, parse_arguments
+from benchmarks.tools.simulated_canaries import (
+    CANARIES,
+    STABLE,
+    Behaviour,
+    answer_probes,
+    count_signs,
+    rate_answers,
+)
 from gateway.rollout.policy.controller import begin, start, tick
 from gateway.rollout.policy.counts import Arm, Counts, Timing
 from gateway.rollout.policy.histograms import bucket_of, seconds_of
@@ -38,36 +49,10 @@ GUARD = {
     "max_empty_rate_increase": 0.02,
     "max_first_token_ratio": 1.5,
     "max_inter_token_ratio": 1.5,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Behaviour:
-    """How one release answers."""
-
-    error_rate: float = 0.005
-    empty_rate: float = 0.002
-    first_token_s: float = 0.2  # median of a log-normal distribution, as of inter_token_s
-    inter_token_s: float = 0.03
-    hang_rate: float = 0.0
-
-
-STABLE = Behaviour()
-# Each with its kind: good is within all bounds, bad is beyond one. At a bound, both decisions are right.
-CANARIES: dict[str, tuple[Behaviour, str]] = {
-    "equal": (STABLE, "good"),
-    "errors +1 point": (Behaviour(error_rate=0.015), "good"),
-    "first token 1.2x": (Behaviour(first_token_s=0.24), "good"),
-    "errors +2 points, the bound": (Behaviour(error_rate=0.025), "at"),
-    "first token 1.5x, the bound": (Behaviour(first_token_s=0.3), "at"),
-    "errors on 10 %": (Behaviour(error_rate=0.1), "bad"),
-    "errors +4 points": (Behaviour(error_rate=0.045), "bad"),
-    "first token 3x": (Behaviour(first_token_s=0.6), "bad"),
-    "first token 1.7x": (Behaviour(first_token_s=0.34), "bad"),
-    "tokens 2x slower": (Behaviour(inter_token_s=0.06), "bad"),
-    "answers nothing": (Behaviour(empty_rate=1.0), "bad"),
-    "hangs on 10 %": (Behaviour(hang_rate=0.1), "bad"),
-    "hangs always": (Behaviour(hang_rate=1.0), "bad"),
+    "max_repetition_increase": 0.02,
+    "max_wrong_script_increase": 0.02,
+    "max_dislike_increase": 0.1,
+    "max_quality_drop": 0.02,
 }
 
 
@@ -88,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments,
         repetitions={"type": int, "default": 200, "help": "rollouts of each kind of canary"},
     )
-    repetitions = 20 if options.quick else options.repetitions
+    repetitions = 8 if options.quick else options.repetitions
     outcomes: dict[str, list[Outcome]] = {name: [] for name in CANARIES}
     tasks = [(name, seed) for name in CANARIES for seed in range(repetitions)]
     with ProcessPoolExecutor(max_workers=2) as workers, Progress() as progress:
@@ -109,7 +94,8 @@ def simulate(task: tuple[str, int]) -> Outcome:
     name, seed = task
     behaviour, kind = CANARIES[name]
     random = np.random.default_rng([seed, list(CANARIES).index(name)])
-    state = start(begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0), 0)
+    prepared = begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0)
+    state = start(prepared, 0, answer_probes(behaviour, random))
     counts = Counts()
     hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
     now_s, num_canary, num_harmed = 0.0, 0, 0
@@ -119,6 +105,10 @@ def simulate(task: tuple[str, int]) -> Outcome:
         total = random.poisson(REQUESTS_PER_S * LOOK_EVERY_S)
         on_canary = int(random.binomial(total, state.weight_percent / 100))
         answer(counts, "stable", STABLE, total - on_canary, random)
+        count_signs(counts, "stable", STABLE, total - on_canary, random)
+        count_signs(counts, "canary", behaviour, on_canary, random)
+        rate_answers(counts, "stable", behaviour, total - on_canary, random)
+        rate_answers(counts, "canary", behaviour, on_canary, random)
         num_hanging = int(random.binomial(on_canary, behaviour.hang_rate))
         bad = num_hanging + answer(counts, "canary", behaviour, on_canary - num_hanging, random)
         hanging.append((now_s, num_hanging))
@@ -192,10 +182,11 @@ def count_overdue(counts: Counts, hanging: deque[tuple[float, int]], now_s: floa
 def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
     """Return the number of harmed requests.
 
-    A slow canary harms all of them.
+    A slow canary harms all of them. Wrong, looping and foreign answers harm as many as there are on average.
     """
     is_slow = behaviour.first_token_s > STABLE.first_token_s or behaviour.inter_token_s > STABLE.inter_token_s
-    return requests if is_slow else bad
+    worse = behaviour.wrong_rate + behaviour.loop_rate + behaviour.script_rate - STABLE.loop_rate - STABLE.script_rate
+    return requests if is_slow else bad + round(requests * worse)
 
 
 def phase_of(state: State) -> str:

@@ -1,0 +1,111 @@
+"""Releases of simulated rollouts, and their answers to probes and users."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gateway.rollout.policy.counts import Arm, Counts
+from gateway.rollout.policy.probing import PairCounter, Probing
+
+NUM_PROBES = 1000
+NUM_TOPICS = 8  # the slices of the probes
+NUM_TENANTS = 20
+STABLE_WRONG = 0.03  # share of stable's wrong answers
+CHURN = 0.005  # of probes lost, and as many gained, by any other release of the same quality
+
+# Good is within all bounds, bad is beyond one. At a bound, both decisions are right.
+Kind = Literal["good", "at", "bad"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """How one release answers."""
+
+    error_rate: float = 0.005
+    empty_rate: float = 0.002
+    first_token_s: float = 0.2  # median of a log-normal distribution, as of inter_token_s
+    inter_token_s: float = 0.03
+    hang_rate: float = 0.0
+    drop: float = 0.0  # share of questions that only this release answers wrong, beyond churn
+    topic_drop: float = 0.0  # the same among questions of one topic
+    loop_rate: float = 0.001
+    script_rate: float = 0.001
+    has_probes: bool = True
+    rated: float = 0.0  # share of both releases' answers that users rate
+    hostile: bool = False  # one tenant dislikes every answer of this release
+
+    @property
+    def wrong_rate(self) -> float:
+        """Share of answers that are wrong where stable's are right."""
+        return self.drop + self.topic_drop / NUM_TOPICS
+
+
+STABLE = Behaviour()
+CANARIES: dict[str, tuple[Behaviour, Kind]] = {
+    "equal": (STABLE, "good"),
+    "errors +1 point": (Behaviour(error_rate=0.015), "good"),
+    "first token 1.2x": (Behaviour(first_token_s=0.24), "good"),
+    "errors +2 points, the bound": (Behaviour(error_rate=0.025), "at"),
+    "first token 1.5x, the bound": (Behaviour(first_token_s=0.3), "at"),
+    "errors on 10 %": (Behaviour(error_rate=0.1), "bad"),
+    "errors +4 points": (Behaviour(error_rate=0.045), "bad"),
+    "first token 3x": (Behaviour(first_token_s=0.6), "bad"),
+    "first token 1.7x": (Behaviour(first_token_s=0.34), "bad"),
+    "tokens 2x slower": (Behaviour(inter_token_s=0.06), "bad"),
+    "answers nothing": (Behaviour(empty_rate=1.0), "bad"),
+    "hangs on 10 %": (Behaviour(hang_rate=0.1), "bad"),
+    "hangs always": (Behaviour(hang_rate=1.0), "bad"),
+    "quality -1 point": (Behaviour(drop=0.01), "good"),
+    "quality -2 points, the bound": (Behaviour(drop=0.02), "at"),
+    "quality -3 points": (Behaviour(drop=0.03), "bad"),
+    "quality -5 points": (Behaviour(drop=0.05), "bad"),
+    "quality -25 points": (Behaviour(drop=0.25), "bad"),
+    "one topic of eight -20 points": (Behaviour(topic_drop=0.2), "bad"),
+    "loops on 2 %, the bound": (Behaviour(loop_rate=0.021), "at"),
+    "loops on 5 %": (Behaviour(loop_rate=0.05), "bad"),
+    "wrong script on 3 %": (Behaviour(script_rate=0.03), "bad"),
+    "equal, 1 % rated": (Behaviour(rated=0.01), "good"),
+    "equal, one hostile tenant": (Behaviour(rated=0.01, hostile=True), "good"),
+    "quality -25 points, no probes, 1 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.01), "bad"),
+}
+
+
+def answer_probes(behaviour: Behaviour, random: np.random.Generator) -> Probing:
+    """Return the answers of stable and a canary to the probes."""
+    pairs = PairCounter()
+    draws = random.random(NUM_PROBES)
+    for number, draw in enumerate(draws if behaviour.has_probes else ()):
+        topic = number % NUM_TOPICS
+        lost = CHURN + behaviour.drop + (behaviour.topic_drop if topic == 0 else 0.0)
+        if draw < lost:
+            pairs.add(str(number), (f"topic={topic}",), "right", "wrong")
+        elif draw > 1 - CHURN:
+            pairs.add(str(number), (f"topic={topic}",), "wrong", "right")
+        else:
+            pairs.add(str(number), (f"topic={topic}",), "right", "right")
+    return pairs.probing() if behaviour.has_probes else Probing(problem="There are none.")
+
+
+def count_signs(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
+    """Add the signs of a sick model in some answers."""
+    counts.add(arm, "looped", int(random.binomial(answers, behaviour.loop_rate)))
+    counts.add(arm, "wrong_script", int(random.binomial(answers, behaviour.script_rate)))
+
+
+def rate_answers(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
+    """Add the ratings of some answers.
+
+    Args:
+        counts: get them.
+        arm: the release that answered.
+        behaviour: of the canary, also for stable's answers.
+        answers: number of answers.
+        random: draws the answers that are rated, and those that are wrong.
+    """
+    wrong_rate = STABLE_WRONG + (behaviour.wrong_rate if arm == "canary" else 0.0)
+    for _ in range(int(random.binomial(answers, behaviour.rated))):
+        counts.add_rating(arm, int(random.integers(1, NUM_TENANTS)), disliked=bool(random.random() < wrong_rate))
+    if behaviour.hostile:
+        for _ in range(int(random.binomial(answers, 1 / NUM_TENANTS))):
+            counts.add_rating(arm, 0, disliked=arm == "canary")
