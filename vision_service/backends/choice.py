@@ -1,7 +1,7 @@
 """The list of backends, and the functions that open one."""
 
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,6 +14,7 @@ from checkpoint.weights import load_half
 from vision_service.backends.graph_backend import GraphBackend
 from vision_service.backends.interface import BackendOptions, VisionBackend
 from vision_service.backends.tensorrt_backend import open_tensorrt
+from vision_service.engines import open_library
 from vision_service.model import Run
 
 BackendName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
@@ -64,7 +65,7 @@ def open_backend(name: BackendName, folder: Path, options: BackendOptions) -> Op
     tools: dict[str, str] | None = None if kind == "onnx" else {name: library_version(name)}
     export = read_export(folder, kind, options.precision, vision_digest=manifest.vision.digest, tools=tools)
     if name == "triton":
-        _check_installed(name, "tritonclient")
+        library_version(name)
         from vision_service.backends.triton_backend import open_triton
 
         return OpenedHalf(config, manifest.vision.digest, open_triton(config, folder.name, export, options))
@@ -99,15 +100,14 @@ def library_version(name: BackendName) -> str:
     """Return the version of a backend's library.
 
     Raises:
-        FailedPrecondition: NOT_INSTALLED.
+        FailedPrecondition: NOT_INSTALLED, or NO_TENSORRT.
     """
-    _check_installed(name, name)
-    return str(import_module(name).__version__)
-
-
-def _check_installed(name: BackendName, module: str) -> None:
+    if name == "tensorrt":  # or TensorRT for RTX
+        return open_library().version
+    module = "tritonclient" if name == "triton" else name
     if find_spec(module) is None:
         raise FailedPrecondition(
             f"The backend {name} is not installed: pip install 'tandem-serving[{name}]', or choose another backend.",
             reason="NOT_INSTALLED",
         )
+    return metadata.version(module) if name == "triton" else str(import_module(module).__version__)

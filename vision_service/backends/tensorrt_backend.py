@@ -23,7 +23,7 @@ from vision_service.engines import (
     Library,
     ShapeRange,
     find_engine,
-    make_logger,
+    load_engine,
     open_library,
 )
 from vision_service.model import Inputs
@@ -52,16 +52,11 @@ class TensorRtGraph:
                 "The backend tensorrt computes on GPUs: choose --device cuda or another backend.", reason="UNSUPPORTED"
             )
         with torch.cuda.device(device):
-            self._logger = make_logger(library)  # must outlive the runtime, and the runtime the engine
-            self._runtime = library.module.Runtime(self._logger)
-            engine = self._runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                raise FailedPrecondition(
-                    f"{library.name} rejects the engine ({'; '.join(self._logger.errors[:2])}): export it again.",
-                    reason="BAD_ENGINE",
-                )
+            self._engine = load_engine(library, plan)
             sizes = graph_sizes(record.profile)
-            self._lanes = [Lane(library, engine, record, device=device, graph_sizes=sizes) for _ in range(_NUM_LANES)]
+            self._lanes = [
+                Lane(library, self._engine.engine, record, device=device, graph_sizes=sizes) for _ in range(_NUM_LANES)
+            ]
 
     def __call__(self, inputs: Inputs, shape: tuple[int, int, int]) -> Tensor:
         """Return the visual tokens [B, N, levels x D].

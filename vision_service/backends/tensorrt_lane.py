@@ -39,7 +39,7 @@ class Lane:
             graph_sizes: batch sizes with a graph, ascending.
         """
         largest = {name: shapes.max for name, shapes in record.profile.items()}
-        self._trt, self._engine = library.module, engine
+        self._library, self._engine = library, engine
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         # Contexts of a lane never run at once, so they share their memory.
@@ -50,7 +50,9 @@ class Lane:
         self._output = torch.empty(num_values, dtype=self._type(OUTPUT), device=device)
         self._tokens = _Buffer(num_values, torch.bfloat16, device)
         self._graph_contexts: list[Any] = []  # each must outlive its graph
-        self._graphs = {size: self._capture(_with_size(largest, size)) for size in graph_sizes}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        for size in graph_sizes:
+            self._capture(size, _with_size(largest, size))
 
     def launch(self, inputs: Inputs) -> None:
         """Start a batch and return before it ends.
@@ -107,12 +109,16 @@ class Lane:
             tokens[:count].copy_(self._output[:count])
         self._tokens.host[:count].copy_(tokens[:count], non_blocking=True)
 
-    def _capture(self, shapes: Shapes) -> torch.cuda.CUDAGraph:
-        """Return the graph of one batch size.
+    def _capture(self, size: int, shapes: Shapes) -> None:
+        """Capture the graph of one batch size, where the library can.
 
         It has a context of its own, because another shape in the same context would invalidate it.
         """
         context = self._new_context()
+        self._set_shapes(context, shapes)
+        # TensorRT for RTX compiles some kernels while it runs, and says so.
+        if self._library.is_portable and not context.is_stream_capturable(self._stream.cuda_stream):
+            return
         with torch.cuda.stream(self._stream):
             self._enqueue(context, shapes)  # the library does the work of a new shape on its first run
         self._stream.synchronize()
@@ -120,10 +126,12 @@ class Lane:
         with torch.cuda.graph(graph, stream=self._stream):
             self._enqueue(context, shapes)
         self._graph_contexts.append(context)
-        return graph
+        self._graphs[size] = graph
 
     def _new_context(self) -> Any:
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._engine.create_execution_context(
+            self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         return context
 

@@ -1,6 +1,6 @@
 """TensorRT engines: the library, building, and the files on disk."""
 
-from vision_service.engines.building import BuiltEngine, ShapeRange, build_engine
+from vision_service.engines.building import BuiltEngine, LoadedEngine, ShapeRange, build_engine, load_engine
 from vision_service.engines.files import (
     ENGINES_FOLDER,
     EngineKey,
@@ -9,7 +9,7 @@ from vision_service.engines.files import (
     read_timing_cache,
     save_engine,
 )
-from vision_service.engines.library import Library, make_logger, open_library
+from vision_service.engines.library import Library, open_library
 
 __all__ = [
     "ENGINES_FOLDER",
@@ -17,10 +17,11 @@ __all__ = [
     "EngineKey",
     "EngineRecord",
     "Library",
+    "LoadedEngine",
     "ShapeRange",
     "build_engine",
     "find_engine",
-    "make_logger",
+    "load_engine",
     "open_library",
     "read_timing_cache",
     "save_engine",

@@ -72,6 +72,31 @@ def build_engine(
     return BuiltEngine(bytes(plan), timings, time.perf_counter() - started)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """A deserialized engine, with the parts that must outlive it."""
+
+    engine: Any
+    runtime: Any
+    logger: Any
+
+
+def load_engine(library: Library, plan: bytes) -> LoadedEngine:
+    """Deserialize an engine on the current GPU.
+
+    Raises:
+        FailedPrecondition: reason 'BAD_ENGINE', with the library's text.
+    """
+    logger = make_logger(library)
+    runtime = library.module.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise FailedPrecondition(
+            f"{library.name} rejects the engine, so export it again: {_problems(logger.errors)}.", reason="BAD_ENGINE"
+        )
+    return LoadedEngine(engine, runtime, logger)
+
+
 def _make_builder(library: Library, logger: Any) -> Any:
     try:
         builder = library.module.Builder(logger)

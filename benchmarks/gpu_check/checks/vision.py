@@ -104,7 +104,8 @@ def _measure_backends(sizes: Sizes, rows: RowWriter) -> None:
             try:
                 if name in EXPORTS:
                     library_version(name)  # says so if it is not installed, before the export
-                    _export(sizes, Path(models), EXPORTS[name])
+                    # TensorRT runs an engine, which is made of the ONNX export.
+                    _export(sizes, Path(models), "tensorrt" if name == "tensorrt" else EXPORTS[name])
                 backend = open_backend(name, folder, _options(sizes)).backend
                 _measure_backend(sizes, rows, name, backend)
             except Exception as problem:  # each backend has its own libraries and its own errors

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from chassis.errors import FailedPrecondition
-from vision_service.backends.interface import BackendOptions
+from tests.vision_service.exports import checkpoint, exported
+from vision_service.backends import BackendOptions, open_backend
 from vision_service.backends.tensorrt_backend import TensorRtGraph, check_limits, graph_sizes, parts
 from vision_service.engines import BuiltEngine, EngineKey, EngineRecord, Library, ShapeRange
 
@@ -21,6 +22,13 @@ def square(largest: int) -> ShapeRange:
 
 def ragged(largest: int, patches: int) -> ShapeRange:
     return ShapeRange((1, 4, 768), (1, 256, 768), (largest, patches, 768))
+
+
+def test_a_service_without_tensorrt_says_what_to_install() -> None:
+    exported("resampler", "onnx", "float32")
+    with pytest.raises(FailedPrecondition, match=r"tandem-serving\[tensorrt\]") as caught:
+        open_backend("tensorrt", checkpoint("resampler"), BackendOptions(precision="float32"))
+    assert caught.value.reason == "NO_TENSORRT"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from vision_service.engines import (
     ShapeRange,
     build_engine,
     find_engine,
+    load_engine,
     open_library,
 )
 from vision_service.exporting import ExportOptions
@@ -110,6 +111,16 @@ def square(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
     return path
+
+
+def test_an_engine_that_the_library_rejects_is_refused_with_its_text(library: Library, square: Path) -> None:
+    """Here the cause is that no GPU runs it."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine can load engines")
+    plan = build_engine(library, square, {"x": ONE_TO_EIGHT}).plan
+    with pytest.raises(FailedPrecondition, match="CUDA driver") as caught:
+        load_engine(library, plan)
+    assert caught.value.reason == "BAD_ENGINE"
 
 
 ONE_TO_EIGHT = ShapeRange((1, 4), (2, 4), (8, 4))
