@@ -110,7 +110,7 @@ class Lane:
         self._tokens.host[:count].copy_(tokens[:count], non_blocking=True)
 
     def _capture(self, size: int, shapes: Shapes) -> None:
-        """Capture the graph of one batch size, where the library can.
+        """Capture the graph of one batch size, if possible.
 
         It has a context of its own, because another shape in the same context would invalidate it.
         """
