@@ -1,36 +1,14 @@
 """Each image runs alone: without privileges, without network, on a read-only root."""
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
 
 import tandem
+from tests.images.containers import MODULES, Container, image, podman, run
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(180)]
-
-MODULES = {"gateway": "gateway", "vision": "vision_service", "language": "language_service"}
-ISOLATED = (
-    *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
-    *("--network", "none", "--memory", "768m", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"),
-)
-
-
-def podman(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    command = ["podman", "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=timeout_s)
-
-
-def image(service: str) -> str:
-    return f"localhost/tandem-{service}:{tandem.__version__}"
-
-
-def run(service: str, *command: str) -> str:
-    """Run a command in a container and return its output."""
-    done = podman("run", "--rm", *ISOLATED, "--entrypoint", command[0], image(service), *command[1:])
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("service", MODULES)
@@ -49,7 +27,7 @@ def test_the_image_has_labels_and_no_privileges(service: str) -> None:
 
 @pytest.mark.parametrize("service", MODULES)
 def test_the_image_lists_its_packages(service: str) -> None:
-    document: dict[str, Any] = json.loads(run(service, "cat", "/usr/share/tandem/sbom.cdx.json"))
+    document: dict[str, Any] = json.loads(run(service, ["cat", "/usr/share/tandem/sbom.cdx.json"]))
     assert document["bomFormat"] == "CycloneDX"
     names = {one["name"] for one in document["components"]}
     assert {"grpcio", "pydantic", "tandem-serving", "libc6"} <= names
@@ -59,41 +37,30 @@ def test_the_image_lists_its_packages(service: str) -> None:
 @pytest.mark.parametrize("service", MODULES)
 def test_the_image_has_no_compiler(service: str) -> None:
     code = "import shutil; assert not any(map(shutil.which, ('gcc', 'g++', 'cc')))"
-    run(service, "python", "-c", code)
+    run(service, ["python", "-c", code])
 
 
-def test_the_kernels_are_compiled_for_this_processor() -> None:
-    code = "from importlib.util import find_spec; print(find_spec('language_service.kernels._native').origin)"
-    assert run("language", "python", "-c", code).strip().endswith(".so")
+@pytest.mark.parametrize("service", ["vision", "language"])
+def test_the_kernels_are_compiled_for_this_processor(service: str) -> None:
+    code = f"from importlib.util import find_spec; print(find_spec('{MODULES[service]}.kernels._native').origin)"
+    assert run(service, ["python", "-c", code]).strip().endswith(".so")
 
 
 @pytest.mark.parametrize("service", MODULES)
-def test_sigterm_ends_the_container_with_code_0(service: str) -> None:
-    name = f"tandem-test-{service}"
-    release = ["--release", "tandem-demo-v1.1.0"] if service == "gateway" else ["--tags", "tandem-demo-v1.1.0"]
-    flags = ["--models", "/store/checkpoints", "--log-format", "json", *release]
-    with_models = f"type=image,source={image('models-copy')},destination=/store"
-    podman("rm", "--force", name)
-    started = podman("run", "--detach", "--name", name, "--mount", with_models, *ISOLATED, image(service), *flags)
-    assert started.returncode == 0, started.stderr
-    try:
-        wait_until_ready(name)
-        assert podman("stop", "--time", "30", name).returncode == 0
-        code = podman("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip()
-        assert code == "0", podman("logs", name).stderr
-    finally:
-        podman("rm", "--force", name)
+def test_sigterm_ends_an_idle_container_with_code_0(service: str) -> None:
+    with Container(service, network="none", memory="768m") as container:
+        container.wait_until_ready()
+        assert container.stop(grace_s=30) == 0, container.log()
 
 
-def wait_until_ready(name: str) -> None:
-    log = subprocess.Popen(["podman", "logs", "--follow", name], stderr=subprocess.PIPE, encoding="utf-8")
-    assert log.stderr is not None
-    lines = []
-    for line in log.stderr:
-        lines.append(line)
-        if '"event": "ready"' in line:
-            log.kill()
-            log.wait()
-            log.stderr.close()
-            return
-    raise AssertionError("".join(lines))
+@pytest.mark.parametrize("service", MODULES)
+def test_only_tmp_can_be_written(service: str) -> None:
+    code = (
+        "import errno, pathlib, sys\n"
+        "pathlib.Path('/tmp/file').write_text('x')\n"
+        "for folder in ('/', '/opt/tandem', '/usr/share/tandem'):\n"
+        "    try: pathlib.Path(folder, 'file').write_text('x')\n"
+        "    except OSError as error: assert error.errno == errno.EROFS, error\n"
+        "    else: sys.exit(folder + ' can be written')\n"
+    )
+    run(service, ["python", "-c", code])
