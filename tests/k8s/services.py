@@ -90,7 +90,10 @@ class NameServer:
         """Answer with these addresses from now on."""
         text = "".join(f"{address} {name}\n" for name, addresses in names.items() for address in addresses)
         if text != self._text and self._process is not None:
-            self._hosts.write_text(text)
+            # In one step: dnsmasq may be reading the file for the change before.
+            new = self._hosts.with_suffix(".new")
+            new.write_text(text)
+            new.replace(self._hosts)
             self._text = text
             self._process.send_signal(signal.SIGHUP)
 
