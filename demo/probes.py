@@ -47,6 +47,11 @@ def probe_lines(num_probes: int = NUM_PROBES) -> Iterator[str]:
         yield json.dumps(probe, ensure_ascii=False)
 
 
+def write_probes(out: Path) -> None:
+    """Write all probes to a file."""
+    out.write_text("".join(f"{line}\n" for line in probe_lines()), encoding="utf-8")
+
+
 def to_webp(scene_seed: int) -> bytes:
     """Draw the scene of a seed as a WebP file."""
     file = io.BytesIO()
@@ -71,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.probes", description="Write the probes of the demo.")
     parser.add_argument("--out", type=Path, default=Path("probes.jsonl"), help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
-    arguments.out.write_text("".join(f"{line}\n" for line in probe_lines()), encoding="utf-8")
+    write_probes(arguments.out)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from checkpoint.config import read_config
 from checkpoint.families import ResamplerModelConfig, layout
+from checkpoint.release_probes import add_probes
 from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from demo.evaluate import Score, add_evaluation_arguments, measure, report, score, table
+from demo.probes import write_probes
 from demo.questions import LANGUAGES, TOPICS, Language, Topic
 from demo.train import DEFAULT_FOLDER, TOKENIZER_FILE, snapshot_name
 from tandem.stack import StackConfig
@@ -151,6 +153,10 @@ def main() -> None:
     scores = {(name, topic): score(outcomes, name, topic) for name in (*LANGUAGES, None) for topic in (*TOPICS, None)}
     card = model_card(arguments.tag, snapshot.model, snapshot.step, scores, arguments.note)
     folder = publish(arguments.models, arguments.tag, snapshot, card)
+    with tempfile.TemporaryDirectory() as scratch:
+        probes = Path(scratch) / "probes.jsonl"
+        write_probes(probes)
+        add_probes(folder, probes)
     results = json.dumps(report(arguments.tag, arguments.seed, outcomes), indent=2, ensure_ascii=False)
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / f"{arguments.tag}.json").write_text(results + "\n", encoding="utf-8")

@@ -72,7 +72,7 @@ CANARIES: dict[str, tuple[Behaviour, Kind]] = {
 
 
 def answer_probes(behaviour: Behaviour, random: np.random.Generator) -> Probing:
-    """Return the answers of stable and a canary to the probes."""
+    """Return both releases' answers to the probes."""
     pairs = PairCounter()
     draws = random.random(NUM_PROBES)
     for number, draw in enumerate(draws if behaviour.has_probes else ()):

@@ -173,7 +173,10 @@ class _Run:
         no more probes.
         """
         pairs = PairCounter()
-        for probe in self._probes:
+        for number, probe in enumerate(self._probes):
+            if self._deadline.remaining_s() <= 0:  # the order is mixed, so those before speak for all
+                self._problem = f"The probes ran out of time, {number} of {len(self._probes)} were asked."
+                break
             stable, canary = await asyncio.gather(
                 self._judged(probe, self._plan.stable), self._judged(probe, self._plan.canary)
             )

@@ -246,8 +246,8 @@ class RolloutGuard(_message.Message):
     judged.
     """
     probe_timeout_s: _builtins.float
-    """Longest time for the probes, after the models are loaded, seconds, at most 86,400. Probes that are not answered by
-    then have no verdict. 0 means 300.
+    """Longest time for the probes, after the models are loaded, seconds, at most 86,400. Then those that were answered
+    decide. 0 means 300.
     """
     max_repetition_increase: _builtins.float
     """Highest share of the canary's answers that end in endless repetition minus stable's, in (0, 1)."""

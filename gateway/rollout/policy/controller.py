@@ -81,7 +81,8 @@ def promote(state: State, reason: str, now_s: float, findings: tuple[Finding, ..
     _require_live(state)
     if state.phase is Phase.PREPARING:
         raise FailedPrecondition(
-            "The canary's models are still loading. Promote it when it is running.", reason="ROLLOUT_NOT_READY"
+            "The canary's models still load, or it answers the probes. Promote it when it is running.",
+            reason="ROLLOUT_NOT_READY",
         )
     promoted = replace(state, phase=Phase.PROMOTED, in_force=state.plan.canary)
     return _with_change(promoted, Event.PROMOTED, reason, now_s, findings)

@@ -65,7 +65,7 @@ class Guard:
     overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
     false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # chance for a canary beyond a bound
-    # Longest time for the probes, after the models are loaded. Then the other probes are without verdict.
+    # Longest time for the probes, after the models are loaded. Then those that were answered decide.
     probe_timeout_s: float = Field(
         default=PROBE_TIMEOUT_S, gt=0, le=86_400, allow_inf_nan=False, exclude_if=lambda value: value == PROBE_TIMEOUT_S
     )

@@ -135,13 +135,13 @@ async def test_at_most_two_answers_are_in_flight(make_gateway: MakeGateway) -> N
         assert len(live.language.starts) == 2
 
 
-async def test_probes_that_run_out_of_time_have_no_verdict_and_do_not_promote(make_gateway: MakeGateway) -> None:
+async def test_a_canary_that_hangs_at_the_probes_is_not_promoted(make_gateway: MakeGateway) -> None:
     async with make_gateway(lines(BOTH)) as live:
         live.language.go[CANARY].clear()
         await begin(live, probe_timeout_s=1)
         rollout = await live.wait_for_phase(RUNNING)
-        assert (rollout.probes.judged, rollout.probes.unjudged) == (0, 60)
-        assert rollout.probes.problem == "The probes ran out of time."
+        assert (rollout.probes.judged, rollout.probes.unjudged) == (0, 1)
+        assert rollout.probes.problem == "The probes ran out of time, 1 of 60 were asked."
         assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN
 
 
