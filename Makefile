@@ -86,7 +86,7 @@ gpu-wheels: .venv/ready  ## fetch packages for a GPU machine without a network; 
 
 # Needs no .venv: the machine's own Python, which has torch with CUDA.
 gpu-check:  ## check on a GPU all that needs one, in eight minutes; with DRY=1 only list it
-	$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DRY),--dry) $(if $(ONLY),$(ONLY:%=--only %))
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DRY),--dry) $(ONLY:%=--only %) $(JSON:%=--json %)
 
 train-demo: .venv/ready  ## train the demo model again, over an hour on two cores
 	$(BIN)/python -m demo.train

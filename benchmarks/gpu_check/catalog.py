@@ -74,8 +74,8 @@ CHECKS = (
         about="images a second of each vision backend, beside the matrix peak",
         module=f"{_CHECKS}.vision",
         packages=_STACK,
-        seconds=60,
-        limit_s=100,
+        seconds=75,
+        limit_s=130,
     ),
     Check(
         name="low_bit",

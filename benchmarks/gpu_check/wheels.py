@@ -22,8 +22,9 @@ NAMES = (
     # The tests.
     "pytest", "pytest-asyncio", "pytest-timeout", "pluggy", "iniconfig", "packaging", "hypothesis", "sortedcontainers",
 )  # fmt: skip
-RTX = ("tensorrt-rtx==1.7.1.116",)
-MAX_BYTES = 60 * 2**20  # a lent machine takes 64 MiB with the repository
+RTX = ("tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116")
+RTX_SOURCES = ("tensorrt-rtx-cu13==1.7.1.116", "tensorrt-rtx==1.7.1.116")  # of plain Python, published as sources
+MAX_BYTES = 60 * 2**20  # small enough to travel with the repository
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17, 12, 5)]
 _PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 
@@ -60,7 +61,10 @@ def main(arguments: list[str]) -> None:
     if size > MAX_BYTES:
         raise SystemExit(f"That is more than the {MAX_BYTES / 2**20:.0f} MiB that may travel.")
     if "--rtx" in arguments:
-        size = fetch(list(RTX), RTX_WHEELS)
+        fetch(list(RTX), RTX_WHEELS)
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*build, "--wheel-dir", str(RTX_WHEELS), *RTX_SOURCES], check=True)
+        size = sum(path.stat().st_size for path in RTX_WHEELS.glob("*.whl"))
         print(f"TensorRT for RTX, {size / 2**20:.1f} MiB, is in {RTX_WHEELS.relative_to(REPOSITORY)}.")
 
 

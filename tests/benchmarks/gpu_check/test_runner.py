@@ -35,7 +35,7 @@ def rows_of(results: Results, name: str) -> dict[str, Row]:
 
 @pytest.mark.slow
 def test_a_crash_a_hang_and_a_failure_lose_only_their_own_later_rows(tmp_path: Path) -> None:
-    hanging = check("hanging", limit_s=12)
+    hanging = check("hanging", limit_s=30)
     results = run(tmp_path, check("crashing"), hanging, check("failing"), LOW_BIT)
     assert [each.outcome for each in results.outcomes] == ["failed", "killed", "failed", "done"]
     assert list(rows_of(results, "crashing")) == ["before the crash", "failed"]
@@ -45,7 +45,7 @@ def test_a_crash_a_hang_and_a_failure_lose_only_their_own_later_rows(tmp_path: P
     assert "illegal memory access" in failing["failed"].note
     assert rows_of(results, "low_bit").keys() >= {"INT8 and INT4 weights", "peak memory of the process"}
     hung = rows_of(results, "hanging")
-    assert "more than 12 s" in hung["killed"].note
+    assert "more than 30 s" in hung["killed"].note
     child = hung["child"].value
     assert child is not None
     assert not Path(f"/proc/{int(child)}").exists()
@@ -55,7 +55,7 @@ def test_a_crash_a_hang_and_a_failure_lose_only_their_own_later_rows(tmp_path: P
 def test_the_budget_ends_the_run_in_time(tmp_path: Path) -> None:
     start_s = time.monotonic()
     results = run(tmp_path, check("hanging"), LOW_BIT, budget_s=10)
-    assert time.monotonic() - start_s < 14
+    assert time.monotonic() - start_s < 20
     assert [each.outcome for each in results.outcomes] == ["killed", "not started"]
     assert rows_of(results, "low_bit")["not started"].note == "no time was left"
 

@@ -98,4 +98,5 @@ def test_all_kernels_compile_for_gpus_and_fit_their_shared_memory(capability: in
     assert {each["name"] for each in made} == {
         "_attend_part", "_join_parts", "_rms_norm", "_rotate_heads", "_swiglu"
     }  # fmt: skip
+    assert all(each["async_copies"] for each in made if each["name"] == "_attend_part"), made
     assert all(each["shared"] <= 1024 * shared_kib and each["bytes"] > 1000 for each in made), made
