@@ -8,7 +8,17 @@ from torch import Tensor
 from chassis.errors import FailedPrecondition, Internal
 from checkpoint.exports import ExportKind, Precision, Profile, Range, read_export
 from checkpoint.manifest import read_manifest
-from tests.vision_service.exports import RAGGED, TAGS, checkpoint, config_of, exported, floats, opened, zoo
+from tests.vision_service.exports import (
+    RAGGED,
+    TAGS,
+    checkpoint,
+    config_of,
+    exported,
+    floats,
+    opened,
+    zoo,
+)
+from tests.vision_service.openvino_processor import needs_bfloat16
 from vision_service.backends import BackendName, BackendOptions, VisionBackend
 from vision_service.backends.graph_backend import GraphBackend
 from vision_service.model import Inputs, graph_batches
@@ -25,7 +35,12 @@ KINDS: dict[BackendName, ExportKind] = {"onnxruntime": "onnx", "openvino": "open
 families = pytest.mark.parametrize("family", TAGS)
 backends = pytest.mark.parametrize(
     ("name", "precision"),
-    [pytest.param(*key, marks=[pytest.mark.slow] if key[1] != "float32" else []) for key in BOUNDS],
+    [
+        pytest.param("onnxruntime", "float32"),
+        pytest.param("onnxruntime", "float16", marks=pytest.mark.slow),
+        pytest.param("openvino", "float32"),
+        pytest.param("openvino", "bfloat16", marks=[pytest.mark.slow, needs_bfloat16]),
+    ],
 )
 
 

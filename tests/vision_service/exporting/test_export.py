@@ -16,6 +16,7 @@ from checkpoint.manifest import read_manifest
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.verification import verify
 from tests.vision_service.exports import TAGS, checkpoint, exported
+from tests.vision_service.openvino_processor import needs_bfloat16
 from vision_service.exporting import ExportOptions, export_vision, onnx_file, onnx_target
 from vision_service.exporting.comparison import BOUNDS, Errors
 
@@ -41,7 +42,7 @@ def test_an_onnx_file_keeps_the_type_of_its_weights(family: str, precision: Prec
 
 
 @families
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=[pytest.mark.slow, needs_bfloat16])])
 def test_openvino_files_are_exact(family: str, precision: Precision) -> None:
     made = exported(family, "openvino", precision)
     assert set(made.export.files) == {"model.xml", "model.bin"}
