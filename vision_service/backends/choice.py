@@ -63,7 +63,14 @@ def open_backend(name: BackendName, folder: Path, options: BackendOptions) -> Op
     kind = EXPORTS[name]
     # An ONNX file suits any ONNX Runtime. The other forms suit the version that made them.
     tools: dict[str, str] | None = None if kind == "onnx" else {name: library_version(name)}
-    export = read_export(folder, kind, options.precision, vision_digest=manifest.vision.digest, tools=tools)
+    export = read_export(
+        folder,
+        kind,
+        options.precision,
+        vision_digest=manifest.vision.digest,
+        tools=tools,
+        with_files=name not in ("tensorrt", "triton"),  # these run what was made of it
+    )
     if name == "triton":
         library_version(name)
         from vision_service.backends.triton_backend import open_triton

@@ -123,7 +123,7 @@ class Lane:
             self._enqueue(context, shapes)  # the library does the work of a new shape on its first run
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # other models go on
             self._enqueue(context, shapes)
         self._graph_contexts.append(context)
         self._graphs[size] = graph

@@ -3,6 +3,8 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import grpc
@@ -11,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from chassis.errors import FailedPrecondition, Internal, ResourceExhausted, TandemError, Unavailable
-from checkpoint.exports import Export, Profile, Range
+from checkpoint.exports import Export, Profile, Range, export_folder, read_record
 from checkpoint.presets import RESAMPLER_PRESETS
 from processing import Pixels
+from tests.vision_service.exports import checkpoint, exported
 from tests.vision_service.triton_servicer import TritonServicer, serving, tokens_of
-from vision_service.backends import BackendOptions, RemoteBackend, TritonOptions
+from vision_service.backends import BackendOptions, RemoteBackend, TritonOptions, open_backend
 from vision_service.backends.triton_backend import TritonBackend, TritonModel, open_triton
 from vision_service.remote_queue import RemoteQueue
 
@@ -168,6 +171,24 @@ async def test_another_thread_opens_the_backend_on_the_loop(triton: tuple[Triton
     with pytest.raises(FailedPrecondition) as caught:
         open_triton(CONFIG, "any-v1.0.0", export(), BackendOptions())
     assert caught.value.reason == "UNSUPPORTED"
+
+
+async def test_a_service_needs_the_record_of_the_export_only(tmp_path: Path) -> None:
+    """The weights are in Triton's repository."""
+    exported("resampler", "onnx", "float32")
+    source = checkpoint("resampler")
+    folder = Path(copytree(source, tmp_path / source.name, ignore=ignore_patterns("model.onnx*", "*.safetensors")))
+    record = read_record(export_folder(folder, "onnx", "float32"))
+    async with serving(TritonServicer(record.digest, VERSION)) as address:
+        options = BackendOptions(
+            precision="float32", triton=TritonOptions(address=address), loop=asyncio.get_running_loop()
+        )
+        opened = await asyncio.to_thread(open_backend, "triton", folder, options)
+        assert isinstance(opened.backend, TritonBackend)
+        assert opened.backend.export_digest == record.digest
+        [tokens] = await opened.backend.encode_async(pixels())
+        assert tokens.shape == (32, 64)
+        await opened.backend.close()
 
 
 async def test_the_queue_limits_calls_and_passes_on_cancellation(
