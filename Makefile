@@ -50,8 +50,8 @@ test-load: .venv/ready  ## run the load tests: real processes that are killed an
 test-gpu: .venv/ready  ## run the tests that need a GPU
 	$(BIN)/pytest -m gpu
 
-test-kernels: .venv/ready .tandem/triton/ready  ## interpret and compile the GPU kernels, without a GPU
-	PYTHONPATH=.tandem/triton TRITON_INTERPRET=1 $(BIN)/pytest -m kernels
+test-kernels: .venv/ready  ## interpret and compile the GPU kernels, without a GPU; with SHORT=1 compile for one GPU only
+	tests/language_service/kernels/run -m "kernels$(if $(SHORT), and not slow)"
 
 test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU; with SHORT=1 only of tiny models
 	tests/vision_service/tensorrt/run -m "tensorrt$(if $(SHORT), and not slow)" -s
@@ -100,11 +100,6 @@ clean:  ## delete the virtual environment and every cache
 ifneq ($(shell test -x $(BIN)/python && echo runs),runs)
 .PHONY: .venv/ready
 endif
-
-# Triton of torch 2.11 on machines with CUDA. Its interpreter needs a numpy before 2.4.
-.tandem/triton/ready:
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0 numpy==2.3.5
-	touch $@
 
 # Succeeds where the index answers within three seconds; the name server's time counts, too.
 INDEX_ANSWERS = $(BIN)/python -c 'import faulthandler, sys, urllib.request as web; \

@@ -85,7 +85,13 @@ def test_heads_of_other_sizes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "shared_kib"), [(80, 163), (86, 99), (89, 99), (90, 227)], ids=["A100", "A10", "L4", "H100"]
+    ("capability", "shared_kib"),
+    [
+        pytest.param(80, 163, id="A100", marks=pytest.mark.slow),
+        pytest.param(86, 99, id="A10", marks=pytest.mark.slow),
+        pytest.param(89, 99, id="L4", marks=pytest.mark.slow),
+        pytest.param(90, 227, id="H100"),
+    ],
 )
 def test_all_kernels_compile_for_gpus_and_fit_their_shared_memory(capability: int, shared_kib: int) -> None:
     """Without the interpreter, in both types."""
