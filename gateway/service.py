@@ -11,6 +11,7 @@ from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder
 from gateway.images import ImageStore, open_token_source
 from gateway.pipeline import Pipeline
+from gateway.rollout.answer_rules import AnswerRules, read_refusals
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Traffic
@@ -43,7 +44,8 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
         questions = QuestionBuilder(releases, images, settings.limits, filters)
         exchanges = ExchangeBuilder(questions, visual_tokens, filters)
-        mirror = Mirror(traffic, exchanges, max_running=settings.rollout_mirror_max_running)
+        rules = AnswerRules(read_refusals(settings.rollout_refusals))
+        mirror = Mirror(traffic, exchanges, rules, max_running=settings.rollout_mirror_max_running)
         stack.push_async_callback(mirror.close)
         feedback = Feedback(traffic)
 

@@ -142,6 +142,7 @@ class GatewaySettings(ServiceSettings):
     rollout_probes: Path | None = Field(
         None, description="file of probes that both releases answer before a rollout, beside those in their folders"
     )
+    rollout_refusals: Path | None = Field(None, description="file of phrases that refuse a question, one a line")
     rollout_grader: str | None = Field(
         None, description="grpc://host:port or command line of the grader of probes with the judge grader"
     )

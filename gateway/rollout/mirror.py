@@ -6,7 +6,6 @@ and at most `max_running` run at once. Requests beyond this limit are dropped an
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Literal
 
 import structlog
 from prometheus_client import Counter
@@ -15,14 +14,16 @@ from chassis.deadline import Deadline
 from chassis.errors import TandemError
 from gateway.admission import Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.rollout.answer_rules import AnswerRules
 from gateway.rollout.counted_request import outcome_of
-from gateway.rollout.policy import Counts
+from gateway.rollout.policy import Counts, Mirrored
 from gateway.rollout.traffic import Choice, Traffic, is_client_error
-from tandem.v1 import gateway_pb2
+from tandem.v1 import gateway_pb2, sampling_pb2
 
 MIRRORED_REQUESTS = Counter(
     "tandem_rollout_shadow_requests",
-    "Mirrored requests by outcome: answered, failed or dropped. Of the answered greedy ones: compared and equal.",
+    "Mirrored requests by outcome: answered, failed or dropped. Of the answered greedy ones: compared, equal, worse "
+    "and better.",
     ["release", "outcome"],
 )
 
@@ -51,6 +52,7 @@ class _Pair:
 
     choice: Choice
     is_greedy: bool  # sampled answers differ by chance
+    sampling: sampling_pb2.SamplingOptions
     real: _Answer = field(default_factory=_Answer)
     mirrored: _Answer = field(default_factory=_Answer)
 
@@ -58,8 +60,9 @@ class _Pair:
 class Mirror:
     """The mirrored requests of this gateway. For one event loop."""
 
-    def __init__(self, traffic: Traffic, exchanges: ExchangeBuilder, *, max_running: int) -> None:
+    def __init__(self, traffic: Traffic, exchanges: ExchangeBuilder, rules: AnswerRules, *, max_running: int) -> None:
         self._traffic = traffic
+        self._rules = rules
         self._exchanges = exchanges
         self._max_running = max_running
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,7 +85,7 @@ class Mirror:
         if len(self._tasks) >= self._max_running:
             self._count(choice, "dropped")
             return send
-        pair = _Pair(choice=choice, is_greedy=_is_greedy(request, choice))
+        pair = _Pair(choice=choice, is_greedy=_is_greedy(request, choice), sampling=request.sampling)
         task = asyncio.create_task(self._run(choice.mirror_to, request, tenant, deadline, pair))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -141,10 +144,15 @@ class Mirror:
         if not (pair.is_greedy and pair.real.is_complete and pair.mirrored.is_complete):
             return
         self._count(pair.choice, "compared")
-        if "".join(pair.real.texts) == "".join(pair.mirrored.texts):
+        real, mirrored = "".join(pair.real.texts), "".join(pair.mirrored.texts)
+        if real == mirrored:
             self._count(pair.choice, "equal")
+            return
+        real_breaks, mirrored_breaks = (self._rules.breaks(text, pair.sampling) for text in (real, mirrored))
+        if real_breaks != mirrored_breaks:
+            self._count(pair.choice, "worse" if mirrored_breaks else "better")
 
-    def _count(self, choice: Choice, number: Literal["compared", "equal", "dropped"]) -> None:
+    def _count(self, choice: Choice, number: Mirrored) -> None:
         counts = Counts()
         counts.add("shadow", number)
         self._traffic.add_counts(choice.window, counts)

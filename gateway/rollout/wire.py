@@ -139,4 +139,6 @@ def _mirrored_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
         compared=counts.number("shadow", "compared"),
         equal=counts.number("shadow", "equal"),
         dropped=counts.number("shadow", "dropped"),
+        worse=counts.number("shadow", "worse"),
+        better=counts.number("shadow", "better"),
     )

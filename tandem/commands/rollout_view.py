@@ -143,6 +143,8 @@ def _mirrored(shadow: rollout_pb2.RolloutShadowCounts) -> Text:
     first = f", first token {1000 * shadow.first_token_s:.1f} ms" if shadow.HasField("first_token_s") else ""
     between = f", between tokens {1000 * shadow.inter_token_s:.1f} ms" if shadow.HasField("inter_token_s") else ""
     equal = f", {shadow.equal} of {shadow.compared} greedy answers equal" if shadow.compared else ""
+    if shadow.worse or shadow.better:
+        equal += f" (of the others {shadow.worse} are worse and {shadow.better} better)"
     counts = shadow.counts
     return Text(
         f"mirrored: {counts.requests} requests, {counts.errors} errors{first}{between}{equal}, {shadow.dropped} dropped"

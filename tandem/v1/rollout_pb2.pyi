@@ -513,6 +513,8 @@ class RolloutShadowCounts(_message.Message):
     EQUAL_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     INTER_TOKEN_S_FIELD_NUMBER: _builtins.int
+    WORSE_FIELD_NUMBER: _builtins.int
+    BETTER_FIELD_NUMBER: _builtins.int
     first_token_s: _builtins.float
     """Median time to first token, seconds. Absent without requests."""
     compared: _builtins.int
@@ -523,6 +525,10 @@ class RolloutShadowCounts(_message.Message):
     """Requests that were not mirrored because too many mirrored ones were in flight."""
     inter_token_s: _builtins.float
     """Median over answers of the mean time between two tokens, seconds. Absent without requests."""
+    worse: _builtins.int
+    """Compared requests whose texts differ, where only the canary's breaks its request's constraint or refuses."""
+    better: _builtins.int
+    """The same where only stable's does."""
     @_builtins.property
     def counts(self) -> Global___RolloutCounts:
         """Mirrored requests that ended."""
@@ -536,10 +542,12 @@ class RolloutShadowCounts(_message.Message):
         equal: _builtins.int = ...,
         dropped: _builtins.int = ...,
         inter_token_s: _builtins.float | None = ...,
+        worse: _builtins.int = ...,
+        better: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_inter_token_s", b"_inter_token_s", "counts", b"counts", "first_token_s", b"first_token_s", "inter_token_s", b"inter_token_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_inter_token_s", b"_inter_token_s", "compared", b"compared", "counts", b"counts", "dropped", b"dropped", "equal", b"equal", "first_token_s", b"first_token_s", "inter_token_s", b"inter_token_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s", "_inter_token_s", b"_inter_token_s", "better", b"better", "compared", b"compared", "counts", b"counts", "dropped", b"dropped", "equal", b"equal", "first_token_s", b"first_token_s", "inter_token_s", b"inter_token_s", "worse", b"worse"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_token_s: _TypeAlias = _typing.Literal["first_token_s"]  # noqa: Y015
     _WhichOneofArgType__first_token_s: _TypeAlias = _typing.Literal["_first_token_s", b"_first_token_s"]  # noqa: Y015

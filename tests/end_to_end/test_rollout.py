@@ -70,7 +70,7 @@ async def test_a_good_release_is_promoted_without_a_failed_request(pair: Pair, i
 async def test_probes_decide_before_traffic(
     stable: str, canary: str, end: "rollout_pb2.RolloutPhase.ValueType", images: list[bytes]
 ) -> None:
-    """The worse release answers no user, the better one is promoted."""
+    """The worse release answers no user, the better is promoted."""
     with World(SHIPPED, stable) as world:
         address = world.gateway()
         operator = Operator(address)

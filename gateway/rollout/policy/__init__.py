@@ -9,7 +9,7 @@ clock: `gateway.rollout` brings the time, counts requests and keeps the state in
 
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
-from gateway.rollout.policy.counts import Arm, Counts, Kind, Outcome, Sign
+from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Outcome, Sign
 from gateway.rollout.policy.guard import Finding, Verdict
 from gateway.rollout.policy.paired import drop_interval
 from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
@@ -23,6 +23,7 @@ __all__ = [
     "Finding",
     "Guard",
     "Kind",
+    "Mirrored",
     "Outcome",
     "PairCounter",
     "PairedCount",

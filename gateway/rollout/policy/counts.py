@@ -21,7 +21,9 @@ Kind = Literal["text", "images at hand", "images encoded"]
 Timing = Literal["first_token", "inter_token"]
 # Signs of a sick model in an answer. 'same_text' is an answer that another question got shortly before.
 Sign = Literal["looped", "cut_off", "wrong_script", "same_text", "filtered"]
-Number = Literal["requests", "errors", "overdue", "empty", "waiting", "compared", "equal", "dropped", Sign]
+# Of mirrored answers. 'worse' and 'better' differ from stable's, where one of the two breaks a rule.
+Mirrored = Literal["compared", "equal", "worse", "better", "dropped"]
+Number = Literal["requests", "errors", "overdue", "empty", "waiting", Mirrored, Sign]
 Rating = Literal["rated", "disliked"]
 _MAX_RATINGS = 100  # of one tenant that count
 

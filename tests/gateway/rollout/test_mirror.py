@@ -2,11 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tokenizers import Tokenizer
 
-from chassis.errors import Internal
-from tandem.v1 import rollout_pb2
+from chassis.errors import FailedPrecondition, Internal
+from gateway.rollout.answer_rules import AnswerRules, read_refusals
+from tandem.v1 import rollout_pb2, sampling_pb2
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 
 RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
@@ -59,3 +62,46 @@ async def test_a_malformed_mirrored_answer_counts_as_an_error(live: LiveGateway)
 async def wait_for_one_mirrored_error(live: LiveGateway) -> None:
     """Wait until one mirrored request has failed."""
     await live.wait_until(lambda rollout: rollout.shadow.counts.errors == 1)
+
+
+async def test_of_two_answers_that_differ_the_one_that_breaks_a_rule_is_worse(
+    two_releases: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "refusals.txt").write_text("I cannot\n\n")
+    async with open_gateway(two_releases, tokenizer, rollout_refusals=tmp_path / "refusals.txt") as live:
+        await live.set(0, 50, 100, shadow_percent=100)
+        await live.wait_for_phase(RUNNING)
+        for stable, canary in (("Red.", "Sorry, i CANNOT say."), ("I cannot.", "Red."), ("Red.", "Blue.")):
+            for tag, text in ((STABLE, stable), (CANARY, canary)):
+                live.language.answers[tag] = tokenizer.encode(text, add_special_tokens=False).ids
+            await live.ask("user")
+            await live.wait_until(lambda rollout: rollout.shadow.counts.requests == rollout.stable.requests)
+        await wait_for_mirrored(live, compared=3, equal=0, worse=1, better=1)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "text", "is_broken"),
+    [
+        ({}, "anything", False),
+        ({"json_schema": "{}"}, '{"a": 1}', False),
+        ({"json_schema": "{}"}, '{"a": 1', True),
+        ({"json_schema": "{}"}, "[" * 100_000, True),
+        ({"regex": "a|bc"}, "bc", False),
+        ({"regex": "a|bc"}, "abc", True),
+        ({"regex": "(a+)+"}, "a" * 100_000 + "!", True),
+        ({"regex": "(?=not here)"}, "anything", False),
+        ({"choices": sampling_pb2.Choices(texts=["yes", "no"])}, "no", False),
+        ({"choices": sampling_pb2.Choices(texts=["yes", "no"])}, "No", True),
+    ],
+)
+def test_an_answer_must_keep_its_constraint(constraint: dict[str, Any], text: str, is_broken: bool) -> None:
+    assert AnswerRules().breaks(text, sampling_pb2.SamplingOptions(**constraint)) is is_broken
+
+
+def test_a_bad_file_of_refusals_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("no\n" * 1001)
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    for name in ("none.txt", "many.txt", "bytes.txt"):
+        with pytest.raises(FailedPrecondition) as raised:
+            read_refusals(tmp_path / name)
+        assert raised.value.reason == "BAD_REFUSALS"
