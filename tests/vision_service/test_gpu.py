@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def encode(preset: str, dtype: torch.dtype, device: str) -> list[NDArray[Any]]:
-    """Return the visual tokens of four images in one batch, as float32."""
+    """Return the visual tokens of four images in one batch."""
     config = PRESETS[preset]
     weights = RandomTensors(config, seed=0, dtype=torch.float32)
     tensors = {spec.name: weights[spec.name].to(device, dtype) for spec in layout(config) if spec.half == "vision"}

@@ -6,7 +6,6 @@ The tokenizer is the byte-level one of small checkpoints.
 import asyncio
 import json
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import FinishReason, Generation
-from language_service.sampling.grammar import Grammar, GrammarCompiler, _compiles_in_time, allowed_tokens
+from language_service.sampling.grammar import Grammar, GrammarCompiler, allowed_tokens
 from language_service.sampling.options import Constraint, SamplingOptions, read_options
 from language_service.sampling.sampler import SamplingState, choose
 from tandem.v1 import sampling_pb2
@@ -152,17 +151,6 @@ async def test_a_bad_constraint_is_refused_with_its_field(compiler: GrammarCompi
     with pytest.raises(InvalidArgument) as caught:
         await read_and_compile()
     assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", f"sampling.{field}")
-
-
-def test_a_trial_finds_the_library_where_this_process_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as in PYTHONPATH, which an isolated interpreter ignores.
-
-    A trial that cannot import the library would let everything pass.
-    """
-    monkeypatch.setattr(sys, "executable", getattr(sys, "_base_executable", sys.executable))
-    costly = json.dumps({"allOf": PATTERNS})
-    schema = LLMatcher.grammar_from_json_schema(costly, overrides={"whitespace_flexible": False})
-    assert not _compiles_in_time(schema)
 
 
 async def test_a_constraint_is_compiled_once(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
