@@ -14,26 +14,30 @@ from chassis.tracing import traceparent
 
 __all__ = ["ChannelTls", "channel_options", "check_target", "open_blocking_channel", "open_channel"]
 
-_SERVICE_CONFIG: dict[str, Any] = {
-    # Spread calls over all addresses of a name such as dns:///headless-service. The default uses only the first.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{}],
-            # gRPC retries only until the first part of a response arrives, so a started stream is never repeated.
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
+# gRPC retries only until the first part of a response arrives, so a started stream is never repeated.
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
 }
+# A client has no connection between the moment its server drains and the one its successor answers. On a busy machine
+# that takes more than a second. These retries go on for 2.3 s at least.
+_PATIENT_RETRY_POLICY = {**_RETRY_POLICY, "maxAttempts": 5, "initialBackoff": "0.3s"}
 
-# Clients watch the health of each server. A server that drains gets no new calls, and its name is resolved again.
-_WATCHING_SERVICE_CONFIG = {**_SERVICE_CONFIG, "healthCheckConfig": {"serviceName": ""}}
+
+def _service_config(watch_health: bool) -> str:
+    """Return the service config of a channel, in JSON."""
+    retry_policy = _PATIENT_RETRY_POLICY if watch_health else _RETRY_POLICY
+    config: dict[str, Any] = {
+        # Spread calls over all addresses of a name such as dns:///headless-service. The default uses only the first.
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": [{}], "retryPolicy": retry_policy}],
+    }
+    if watch_health:  # a server that drains gets no new calls, and its name is resolved again
+        config["healthCheckConfig"] = {"serviceName": ""}
+    return json.dumps(config)
 
 
 def check_target(target: str) -> None:
@@ -114,7 +118,7 @@ def channel_options(max_message_bytes: int, watch_health: bool = False) -> list[
         watch_health: leave a server that drains for another address of the target.
     """
     return [
-        ("grpc.service_config", json.dumps(_WATCHING_SERVICE_CONFIG if watch_health else _SERVICE_CONFIG)),
+        ("grpc.service_config", _service_config(watch_health)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
         # A retry needs the buffered request. The default of 256 KiB would exclude requests with images.

@@ -226,3 +226,22 @@ async def test_a_watch_of_health_is_not_in_flight(serve: Any) -> None:
             sample.labels["method"]: sample.value for metric in RPC_IN_FLIGHT.collect() for sample in metric.samples
         }
         assert not any(in_flight.values()), in_flight
+
+
+async def test_a_client_that_watches_health_waits_for_a_successor(serve: Any) -> None:
+    """On a busy machine a gateway that drains is followed after a second or two."""
+
+    async def count_tokens(_servicer: Any, request: Any, context: Any) -> Any:
+        return gateway_pb2.CountTokensResponse()
+
+    handlers = {"CountTokens": count_tokens}
+    old = await serve(gateway=handlers)
+    address = f"127.0.0.1:{old.server.port}"
+    async with open_channel(address, watch_health=True) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayStub(channel)
+        await stub.CountTokens(gateway_pb2.CountTokensRequest())
+        await old.server.stop(0)
+        asking = stub.CountTokens(gateway_pb2.CountTokensRequest())
+        await asyncio.sleep(1.5)
+        await serve(gateway=handlers, settings=ServiceSettings(listen=address))
+        assert await asking.code() == grpc.StatusCode.OK
