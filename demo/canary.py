@@ -41,7 +41,7 @@ _REFRESH_S = 0.25
 _DRAWN_WIDTH = 120  # characters
 _ENDED = (rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK)
 _GUARD = rollout_pb2.RolloutGuard(
-    max_error_rate_increase=0.02, max_empty_rate_increase=0.02, max_first_token_ratio=1.5, max_quality_drop=0.02
+    max_error_rate_increase=0.05, max_empty_rate_increase=0.05, max_first_token_ratio=1.5, max_quality_drop=0.02
 )
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """Run both rollouts."""
     parser = argparse.ArgumentParser(prog="python -m demo.canary", description="Roll out a worse and a better release.")
     parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="folder of the model store")
-    parser.add_argument("--callers", type=int, default=4, help="callers that ask all the time (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=2, help="callers that ask all the time (default: %(default)s)")
     parser.add_argument("--svg", type=Path, help="also draw both final tables in this file")
     arguments = parser.parse_args(argv)
     interrupt_on_signals()
