@@ -191,7 +191,7 @@ class Rounds:
             self._show(f"{server.name}: first tokens {[f'{reply.first_s:.2f} s' for reply in asked]}")
 
     async def _texts_at_rest(self, server: VisionServer) -> list[float]:
-        """Return seconds to the first tokens of texts, one after the other."""
+        """Return seconds to first tokens of texts in sequence."""
         texts = range(self._plan.texts_at_rest)
         return [(await self._ask(server, None, FIRST_TOKENS)).first_s for _ in texts]
 

@@ -229,7 +229,7 @@ async def test_a_watch_of_health_is_not_in_flight(serve: Any) -> None:
 
 
 async def test_a_client_that_watches_health_waits_for_a_successor(serve: Any) -> None:
-    """On a busy machine a gateway that drains is followed after a second or two."""
+    """A busy machine takes a second or two."""
 
     async def count_tokens(_servicer: Any, request: Any, context: Any) -> Any:
         return gateway_pb2.CountTokensResponse()

@@ -78,7 +78,7 @@ class Container:
         return found
 
     def wait_for_end(self, timeout_s: float = 90) -> int:
-        """Wait until the process has ended, and return its exit code."""
+        """Wait for the process, and return its exit code."""
         end_s = time.monotonic() + timeout_s
         while (state := self.state())["Running"]:
             assert time.monotonic() < end_s, self.log()

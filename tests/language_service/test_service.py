@@ -144,7 +144,7 @@ def test_an_exceeded_deadline_frees_everything(service: Running) -> None:
 
 
 def test_an_image_may_take_until_the_gateways_longest_deadline() -> None:
-    """A slow encoder is then reported by the deadline the client set, not by a limit it cannot see."""
+    """Then the client's own deadline reports a slow encoder."""
     fields, deadlines = LanguageSettings.model_fields, GatewaySettings.model_fields
     assert fields["segment_timeout_s"].default >= deadlines["max_deadline_s"].default
 
