@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chassis.errors import FailedPrecondition, Internal, NotFound
+from checkpoint.exports import Precision
 from checkpoint.initial import RandomTensors, create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.saving import save
@@ -33,6 +34,11 @@ from vision_service.token_cache import TokenCache, VisualTokens
 
 TAG = "tiny-v1.0.0"
 TINY = RESAMPLER_PRESETS["tiny"]
+PRECISIONS: dict[torch.dtype, Precision] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 BATCHING = BatchConfig(max_batch_size=4, max_wait_s=0.05)
 
 
@@ -73,7 +79,7 @@ def loader(
     return VisionLoader(
         store=store,
         backends=("torch",),
-        options=BackendOptions(precision="float32" if dtype == torch.float32 else "bfloat16"),
+        options=BackendOptions(precision=PRECISIONS[dtype]),
         batching=batching,
         resources=resources,
     )
@@ -87,7 +93,9 @@ async def ask(model: ImageEncoder, data: bytes) -> EncodedImage:
     return await model.encode(ImageRequest(image=data, sha256=hashlib.sha256(data).digest()))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.005), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 0.005), (torch.float16, 0.01), (torch.bfloat16, 0.05)]
+)
 async def test_the_encoder_computes_the_same_as_the_plain_model(
     store: ModelStore, resources: SharedResources, dtype: torch.dtype, tolerance: float
 ) -> None:
