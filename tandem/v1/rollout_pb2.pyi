@@ -256,7 +256,7 @@ class RolloutGuard(_message.Message):
     max_cut_off_increase: _builtins.float
     """Highest share of the canary's answers that end at the limit of their tokens minus stable's, in (0, 1)."""
     max_dislike_increase: _builtins.float
-    """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once five
+    """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once four
     tenants have rated answers of each release. Until then it does not hold a rollout.
     """
     def __init__(

@@ -25,7 +25,7 @@ from gateway.rollout.policy.significance import p_above, p_rate_above, p_rate_be
 
 # How much the numbers must grow before the next look.
 LOOK_GROWTH = 1.2
-_MIN_TENANTS = 5  # that rated answers of each release, before ratings are judged
+_MIN_TENANTS = 3  # that rated answers of each release, beside the one that is left out
 _NO_CAP = bucket_of(1e9)  # seconds
 
 

@@ -141,7 +141,7 @@ def test_a_sign_of_a_sick_model_is_judged_like_an_error_rate(bound: str, sign: N
 
 
 @pytest.mark.parametrize(
-    ("num_hostile", "num_fair", "verdict"), [(1, 30, Verdict.WITHIN), (1, 3, Verdict.OPEN), (4, 0, Verdict.OPEN)]
+    ("num_hostile", "num_fair", "verdict"), [(1, 30, Verdict.WITHIN), (1, 2, Verdict.OPEN), (3, 0, Verdict.OPEN)]
 )
 def test_hostile_tenants_do_not_decide_on_a_canary(num_hostile: int, num_fair: int, verdict: Verdict) -> None:
     counts = Counts()
