@@ -72,10 +72,11 @@ class NameServer:
         self._text = ""
 
     def start(self) -> None:
+        """Start it, without a change of its user: a user namespace does not permit that."""
         self._hosts.write_text("")
         self._process = subprocess.Popen(
             [
-                *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"),
+                *("dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"),
                 *("--user=root", "--pid-file=", "--bind-interfaces", f"--listen-address={self.address}"),
                 *(
                     "--local=/cluster.local/",
@@ -83,7 +84,8 @@ class NameServer:
                     f"--addn-hosts={self._hosts}",
                     "--log-facility=/dev/null",
                 ),
-            ]
+            ],
+            stderr=subprocess.DEVNULL,
         )
 
     def publish(self, names: dict[str, list[str]]) -> None:
