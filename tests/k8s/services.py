@@ -71,11 +71,11 @@ class NameServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._text = ""
 
+    def start(self) -> None:
         """Start it without a change of its user.
 
         A user namespace does not permit one.
         """
-        """Start it, without a change of its user: a user namespace does not permit that."""
         self._hosts.write_text("")
         self._process = subprocess.Popen(
             [
