@@ -11,7 +11,7 @@ MODULES = {
     "stages": (*_SERVICE, "torch", "llguidance"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
-    "triton": ("tritonclient",),
+    "triton": ("tritonclient", "packaging"),
     "export": (*_SERVICE, "torch", "llguidance", "onnx", "onnxscript", "onnxruntime"),
 }
 
