@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from chassis.extras import MODULES
+from tests.tandem.promised_modules import ELSEWHERE, FURTHER, PROMISED
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -23,33 +24,6 @@ NAME = PROJECT["name"]
 
 Tandem = Callable[..., subprocess.CompletedProcess[str]]
 
-# Modules that need more than the extra `stages`, by the further extras.
-FURTHER = {
-    "onnxruntime": ("vision_service.backends.onnxruntime_backend",),
-    "openvino": ("vision_service.backends.openvino_backend",),
-    "triton": tuple(f"vision_service.backends.triton_{name}" for name in ("backend", "errors", "memory")),
-    "export": tuple(f"vision_service.exporting.{name}" for name in ("onnx_file", "onnx_target", "tensorrt")),
-    "export,openvino": ("vision_service.exporting.openvino_target",),
-    "export,triton": ("vision_service.exporting.triton_repository",),
-}
-# Modules whose libraries no extra brings: they run in a Triton server, or where torch brings its compiler for GPUs.
-ELSEWHERE = (
-    "vision_service.exporting.triton_model",
-    "language_service.kernels.triton_attention",
-    "language_service.kernels.triton_kernels",
-)
-# Modules that must load with some extras alone. "" is the plain install, "name.*" a package with all its modules but
-# those of `FURTHER` and `ELSEWHERE`.
-PROMISED = {
-    "": ("tandem.client", "tandem.commands", "checkpoint.inspection", "checkpoint.listing", "checkpoint.verification"),
-    "traces": ("tandem.client", "chassis.otlp"),
-    "processor": ("processing.*", "tandem.processor"),
-    "gateway": ("gateway.*", "chassis.server"),
-    "stages": ("vision_service.*", "language_service.*", "checkpoint.*"),
-    "similar,stages": ("vision_service.*", "faiss"),
-    "gateway,stages": ("tandem.*",),
-    **{f"stages,{extras}": modules for extras, modules in FURTHER.items()},
-}
 # Commands that need an extra, as typed, and the extras. Each is refused without them.
 REFUSED = {
     ("up",): ("tandem up", "the extras gateway and stages", "gateway,stages"),

@@ -1,9 +1,7 @@
 """`tandem probes` against a real stack."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,12 @@ from checkpoint.probes import Judged, Verdict, Verdicts
 from tandem.commands.probe_answers import compare
 from tandem.stack.stack import Stack
 from tests.checkpoint.probes.files import probe, probe_line
+from tests.tandem import in_process
 
-TANDEM = str(Path(sys.executable).parent / "tandem")
 TAG = "tiny-v1.0.0"
 
 
-def run(*arguments: str, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TANDEM_ADDRESS": address}
-    command = [TANDEM, "probes", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=60)
+run = partial(in_process.run, "probes")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from tandem.commands.rollout import parse_steps
 from tandem.commands.rollout_view import rollout_view
 from tandem.stack.stack import Stack
 from tandem.v1 import rollout_pb2
+from tests.tandem import in_process
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 STABLE, OTHER = "tiny-v1.0.0", "tiny-v1.1.0"
@@ -46,9 +47,7 @@ def running(stack: Stack, other: str) -> Iterator[Rollouts]:
 
 
 def run(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TANDEM_ADDRESS": stack.address}
-    command = [TANDEM, "rollout", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=60)
+    return in_process.run("rollout", *arguments, address=stack.address)
 
 
 def status(stack: Stack) -> dict[str, Any]:
