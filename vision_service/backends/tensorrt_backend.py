@@ -25,6 +25,7 @@ from vision_service.engines import (
     find_engine,
     load_engine,
     open_library,
+    without_collection,
 )
 from vision_service.model import Inputs
 
@@ -51,7 +52,7 @@ class TensorRtGraph:
             raise FailedPrecondition(
                 "The backend tensorrt computes on GPUs: choose --device cuda or another backend.", reason="UNSUPPORTED"
             )
-        with torch.cuda.device(device):
+        with torch.cuda.device(device), without_collection():
             self._engine = load_engine(library, plan)
             sizes = graph_sizes(record.profile)
             self._lanes = [

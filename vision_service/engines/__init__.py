@@ -9,7 +9,7 @@ from vision_service.engines.files import (
     read_timing_cache,
     save_engine,
 )
-from vision_service.engines.library import Library, open_library
+from vision_service.engines.library import Library, open_library, without_collection
 
 __all__ = [
     "ENGINES_FOLDER",
@@ -23,6 +23,7 @@ __all__ = [
     "find_engine",
     "load_engine",
     "open_library",
+    "without_collection",
     "read_timing_cache",
     "save_engine",
 ]

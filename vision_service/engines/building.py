@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chassis.errors import FailedPrecondition
-from vision_service.engines.library import Library, make_logger
+from vision_service.engines.library import Library, make_logger, without_collection
 
 _MAX_PROBLEMS = 3  # of the library, in an error
 
@@ -39,6 +39,7 @@ class BuiltEngine:
     build_s: float
 
 
+@without_collection()
 def build_engine(
     library: Library, onnx: Path, ranges: Mapping[str, ShapeRange], *, timing_cache: bytes = b""
 ) -> BuiltEngine:
@@ -81,6 +82,7 @@ class LoadedEngine:
     logger: Any
 
 
+@without_collection()
 def load_engine(library: Library, plan: bytes) -> LoadedEngine:
     """Deserialize an engine on the current GPU.
 

@@ -4,6 +4,9 @@ Both have one Python interface. TensorRT 10, TensorRT 11 and TensorRT for RTX di
 room looks up by `hasattr`.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -51,6 +54,22 @@ def open_library(name: LibraryName | None = None) -> Library:
         "NVIDIA GPU.",
         reason="NO_TENSORRT",
     )
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Pause garbage collection while the library may log.
+
+    It logs under a lock of its own. A collection meanwhile could free a builder or an engine, which waits for that
+    lock for ever.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def make_logger(library: Library) -> Any:

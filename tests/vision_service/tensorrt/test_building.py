@@ -1,5 +1,7 @@
 """Engines built by TensorRT for RTX, which needs no GPU to build."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,35 @@ def test_an_engine_that_the_library_rejects_is_refused_with_its_text(library: Li
 
 
 ONE_TO_EIGHT = ShapeRange((1, 4), (2, 4), (8, 4))
+
+
+BUILD_WITH_GARBAGE = """
+import gc, sys
+from pathlib import Path
+from vision_service.engines import ShapeRange, build_engine, building, open_library
+
+def make_collecting_logger(library):
+    logger = make_logger(library)
+    class Collecting(type(logger)):
+        def log(self, severity, message):
+            if gc.isenabled():
+                gc.collect()  # as Python may do at any time
+    return Collecting()
+
+library, make_logger = open_library("tensorrt_rtx"), building.make_logger
+building.make_logger = make_collecting_logger
+gc.set_threshold(10**6)  # not by chance before the library logs
+garbage = [library.module.Builder(make_logger(library))]
+garbage.append(garbage)
+del garbage  # only a collection frees it now
+build_engine(library, Path(sys.argv[1]), {"x": ShapeRange((1, 4), (2, 4), (8, 4))})
+"""
+
+
+def test_a_builder_in_garbage_does_not_block_a_build(square: Path) -> None:
+    """The library waits for itself if a collection frees a builder while it logs."""
+    done = subprocess.run([sys.executable, "-c", BUILD_WITH_GARBAGE, str(square)], stderr=-1, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_library_without_a_timing_cache_builds_without_one(library: Library, square: Path) -> None:

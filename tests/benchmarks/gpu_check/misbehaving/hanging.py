@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 
 from benchmarks.gpu_check.rows import RowWriter
@@ -9,7 +10,7 @@ from benchmarks.gpu_check.sizes import Sizes
 
 
 def run(_sizes: Sizes, rows: RowWriter) -> None:
-    child = subprocess.Popen(["sleep", "600"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     rows.add("child", child.pid)
     rows.add("group", os.getpgid(0))
     time.sleep(600)
