@@ -23,7 +23,7 @@ __all__ = [
     "find_engine",
     "load_engine",
     "open_library",
-    "without_collection",
     "read_timing_cache",
     "save_engine",
+    "without_collection",
 ]
