@@ -18,6 +18,7 @@ from tandem.commands import app
 from tandem.commands.ask import read_request
 from tandem.errors import InvalidArgument
 from tandem.stack.stack import Stack
+from tests.tandem import in_process
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 HEX_ID = "[0-9a-f]{32}"
@@ -32,7 +33,7 @@ def run(*arguments: str | Path, address: str = "127.0.0.1:1", **variables: str) 
 
 
 def test_ask_prints_the_text_on_stdout_and_the_table_on_stderr(stack: Stack, image_files: tuple[Path, Path]) -> None:
-    done = run("ask", *image_files, "Which?", "--max-tokens", "6", "--seed", "3", address=stack.address)
+    done = in_process.run("ask", *image_files, "Which?", "--max-tokens", "6", "--seed", "3", address=stack.address)
     with Client(stack.address) as client:
         answer = client.ask("Which?", images=image_files, max_tokens=6, seed=3)
     assert (done.returncode, done.stdout) == (0, answer.text + "\n")
@@ -50,7 +51,7 @@ def test_a_second_ask_shows_the_cache_hit(stack: Stack, tmp_path: Path, image_fi
 
 
 def test_ask_json_is_one_object(stack: Stack, image_files: tuple[Path, Path]) -> None:
-    done = run("ask", image_files[0], "Which?", "--json", "--max-tokens", "2", address=stack.address)
+    done = in_process.run("ask", image_files[0], "Which?", "--json", "--max-tokens", "2", address=stack.address)
     answer = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert answer["usage"]["completion_tokens"] == 2
@@ -74,7 +75,7 @@ def test_a_request_file_is_sent_unchanged(stack: Stack, tmp_path: Path, image_fi
     request = {"messages": [{"role": "ROLE_USER", "parts": parts}], "sampling": {"maxTokens": 3}}
     path = tmp_path / "request.json"
     path.write_text(json.dumps(request))
-    done = run("ask", "--request", path, "--json", address=stack.address)
+    done = in_process.run("ask", "--request", path, "--json", address=stack.address)
     assert json.loads(done.stdout)["usage"]["completion_tokens"] == 3
 
 

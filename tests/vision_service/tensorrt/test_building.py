@@ -152,7 +152,7 @@ build_engine(library, Path(sys.argv[1]), {"x": ShapeRange((1, 4), (2, 4), (8, 4)
 
 
 def test_a_builder_in_garbage_does_not_block_a_build(square: Path) -> None:
-    """The library waits for itself if a collection frees a builder while it logs."""
+    """A collection could free it while the library logs."""
     done = subprocess.run([sys.executable, "-c", BUILD_WITH_GARBAGE, str(square)], stderr=-1, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
