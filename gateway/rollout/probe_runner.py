@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import Counter
 
+from chassis.cancellation import is_asked_to_stop
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, TandemError, Unavailable
 from checkpoint.probes import Graded, Grader, Probe, Probes, merge_probes, open_grader, read_probes_file
@@ -226,6 +227,8 @@ class _Run:
             DeadlineExceeded: the time for all probes is over.
         """
         while self._deadline.remaining_s() > 0:
+            if is_asked_to_stop():  # the stop can end a call as if the stage had failed
+                raise asyncio.CancelledError
             try:
                 async with asyncio.timeout(min(_ANSWER_TIMEOUT_S, self._deadline.remaining_s())):
                     return await self._ask(probe, name)

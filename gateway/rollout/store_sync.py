@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from prometheus_client import Gauge
 
+from chassis.cancellation import is_asked_to_stop
 from chassis.errors import TandemError, Unavailable
 from gateway.rollout import decision_log
 from gateway.rollout.policy import Counts, Phase, Plan, Probing, State, controller
@@ -115,7 +116,7 @@ class StoreSync:
 
     async def run(self) -> None:
         """Keep in sync with the store until cancelled."""
-        while True:
+        while not is_asked_to_stop():  # Redis's client can take a cancellation for its own timeout
             try:
                 await self._tick(time.time())
             except TandemError as error:
