@@ -129,7 +129,7 @@ class ProbeRunner:
         """
 
         async def renew() -> None:
-            while True:
+            while not is_asked_to_stop():  # as in `StoreSync.run`
                 await asyncio.sleep(LEASE_S / 3)
                 try:
                     await self._store_sync.take_lease(task, LEASE_S)

@@ -179,7 +179,8 @@ class StoreSync:
     async def wait_for_change(self, within_s: float) -> None:
         """Wait until the rollout changes or the time is up."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), within_s)
+            async with asyncio.timeout(within_s):  # `wait_for` can lose a cancellation before Python 3.12
+                await self._changed.wait()
 
     async def _tick(self, now_s: float) -> None:
         """Adopt the state, exchange heartbeats and counts, and decide."""
