@@ -9,12 +9,11 @@ import pytest
 
 from chassis.errors import Internal, Unavailable
 from chassis.health import NOT_SERVING, SERVING, Health
-from checkpoint.exports import Export, Profile, Range
 from checkpoint.presets import RESAMPLER_PRESETS
 from hosting import ModelHost, models
 from processing import open_image_processor
 from tests.vision_service.gated_backend import EncoderBench, bench, png, until
-from tests.vision_service.triton_servicer import TritonServicer, serving
+from tests.vision_service.triton_servicer import TritonServicer, export, serving
 from vision_service.backends import TritonOptions
 from vision_service.backends.triton_backend import TritonBackend, TritonModel
 from vision_service.batcher import BatchConfig
@@ -22,16 +21,7 @@ from vision_service.image_encoder import EncodedImage, ImageRequest, RemoteImage
 
 CONFIG = RESAMPLER_PRESETS["tiny"]
 TAG = "tiny-v1.0.0"
-EXPORT = Export(
-    kind="onnx",
-    precision="float32",
-    vision_digest=bytes(32),
-    files={},
-    tools={},
-    profile=Profile(batch=Range(min=1, best=1)),
-    max_error=0,
-    mean_error=0,
-)
+EXPORT = export()
 
 
 @pytest.fixture

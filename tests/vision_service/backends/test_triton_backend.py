@@ -13,30 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from chassis.errors import FailedPrecondition, Internal, ResourceExhausted, TandemError, Unavailable
-from checkpoint.exports import Export, Profile, Range, export_folder, read_record
+from checkpoint.exports import export_folder, read_record
 from checkpoint.presets import RESAMPLER_PRESETS
 from processing import Pixels
 from tests.vision_service.exports import checkpoint, exported
-from tests.vision_service.triton_servicer import TritonServicer, serving, tokens_of
+from tests.vision_service.triton_servicer import TritonServicer, export, serving, tokens_of
 from vision_service.backends import BackendOptions, RemoteBackend, TritonOptions, open_backend
 from vision_service.backends.triton_backend import TritonBackend, TritonModel, open_triton
 from vision_service.remote_queue import RemoteQueue
 
 CONFIG = RESAMPLER_PRESETS["tiny"]
 VERSION = "1000000"
-
-
-def export(precision: str = "float32") -> Export:
-    return Export(
-        kind="onnx",
-        precision=precision,  # type: ignore[arg-type]
-        vision_digest=bytes(32),
-        files={},
-        tools={},
-        profile=Profile(batch=Range(min=1, best=1)),
-        max_error=0,
-        mean_error=0,
-    )
 
 
 def pixels(count: int = 1) -> list[Pixels]:
