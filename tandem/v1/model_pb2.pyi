@@ -207,6 +207,7 @@ class LanguageModelInfo(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     NUM_LEVELS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     vision_digest: _builtins.bytes
     """SHA-256 (32 bytes) of the vision half this decoder was trained with. Other visual tokens are refused."""
     tokenizer_digest: _builtins.bytes
@@ -231,6 +232,10 @@ class LanguageModelInfo(_message.Message):
     """Memory of the KV cache, bytes."""
     num_levels: _builtins.int
     """Vectors of one visual token: its embedding, and one for each DeepStack level."""
+    @_builtins.property
+    def load(self) -> Global___EngineLoad:
+        """Load when the model was asked for."""
+
     def __init__(
         self,
         *,
@@ -246,14 +251,53 @@ class LanguageModelInfo(_message.Message):
         num_blocks: _builtins.int = ...,
         num_cache_bytes: _builtins.int = ...,
         num_levels: _builtins.int = ...,
+        load: Global___EngineLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "load", b"load", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LanguageModelInfo: _TypeAlias = LanguageModelInfo  # noqa: Y015
+
+@_typing.final
+class EngineLoad(_message.Message):
+    """Load of the engine of one language model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    USED_BLOCKS_FIELD_NUMBER: _builtins.int
+    KEPT_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """Sequences that have blocks of the KV cache."""
+    waiting: _builtins.int
+    """Sequences that wait for blocks, a slot or their prompt."""
+    used_blocks: _builtins.int
+    """Blocks of the KV cache in use."""
+    kept_blocks: _builtins.int
+    """Blocks that are not in use, but whose content can be reused."""
+    num_blocks: _builtins.int
+    """All blocks of the KV cache."""
+    def __init__(
+        self,
+        *,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        used_blocks: _builtins.int = ...,
+        kept_blocks: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_blocks", b"kept_blocks", "num_blocks", b"num_blocks", "running", b"running", "used_blocks", b"used_blocks", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineLoad: _TypeAlias = EngineLoad  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
