@@ -8,11 +8,14 @@ import math
 from dataclasses import replace
 
 from chassis.errors import FailedPrecondition
+from gateway.rollout.policy.answer_means import judge_means
 from gateway.rollout.policy.counts import Arm, Counts
 from gateway.rollout.policy.guard import LOOK_GROWTH, Finding, Metric, Verdict, judge, levels_of, num_comparable
 from gateway.rollout.policy.plan import FULL, Plan
 from gateway.rollout.policy.probing import Probing, describe, first_beyond, judge_probes, lost_probes
 from gateway.rollout.policy.state import MAX_CHANGES, Change, Event, Looks, Phase, State
+
+_NEEDED_IF_SEEN = (Metric.FEEDBACK, Metric.LOGPROB)
 
 
 def begin(previous: State | None, plan: Plan, *, in_force: str, rollout_id: str, now_s: float) -> State:
@@ -115,7 +118,7 @@ def preview(state: State, counts: Counts) -> tuple[Finding, ...]:
     """Return the findings at the levels of the next look."""
     looks = state.looks
     of_traffic = judge(counts, state.plan.guard, levels_of(state.plan, looks.taken + 1, looks.final_taken + 1))
-    return of_traffic + judge_probes(state.probing, state.plan)
+    return of_traffic + judge_means(counts, state.plan) + judge_probes(state.probing, state.plan)
 
 
 def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State | None:
@@ -146,9 +149,9 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
 def _advance_or_hold(state: State, findings: tuple[Finding, ...], comparable: int, now_s: float) -> State:
     """Advance if every metric is within its bound, else hold."""
     looks = state.looks
-    # A slice is too small to show much, and ratings count only where some come.
+    # A slice is too small to show much. Ratings and log-probabilities count only where there are some.
     findings_needed = [
-        one for one in findings if not one.slice and (one.metric is not Metric.FEEDBACK or one.effect is not None)
+        one for one in findings if not one.slice and (one.metric not in _NEEDED_IF_SEEN or one.effect is not None)
     ]
     within = {*looks.within, *(finding.metric for finding in findings_needed if finding.verdict is Verdict.WITHIN)}
     missing = [finding.metric for finding in findings_needed if finding.metric not in within]

@@ -12,18 +12,22 @@ from itertools import product, starmap
 from typing import Literal, NamedTuple, get_args
 
 from gateway.rollout.policy.histograms import bucket_of, median_s
+from gateway.rollout.policy.means import Measure, length_bucket, surprise_bucket
 
-# The side of the comparison a request is on. 'shadow' is the canary with mirrored requests. Stores have this word.
-Arm = Literal["stable", "canary", "shadow"]
+# The side of the comparison a request is on. 'shadow' is the canary with stable's mirrored requests, 'shadow_stable' is
+# stable with the canary's. Stores have these words.
+Arm = Literal["stable", "canary", "shadow", "shadow_stable"]
 # Only requests of one kind are compared. A canary with its own vision half starts with a cold cache, so it encodes
 # more images than stable. Without kinds this would look like a slower canary.
 Kind = Literal["text", "images at hand", "images encoded"]
 Timing = Literal["first_token", "inter_token"]
 # Signs of a sick model in an answer. 'same_text' is an answer that another question got shortly before.
 Sign = Literal["looped", "cut_off", "wrong_script", "same_text", "filtered"]
-# Of mirrored answers. 'worse' and 'better' differ from stable's, where one of the two breaks a rule.
+# Of mirrored answers. Where only the canary's breaks a rule it is 'worse', where only stable's does 'better'.
 Mirrored = Literal["compared", "equal", "worse", "better", "dropped"]
-Number = Literal["requests", "errors", "overdue", "empty", "waiting", Mirrored, Sign]
+# Answers that do not keep the constraint of their request. It is the release's fault if the other release keeps it.
+Constraint = Literal["constraint_failures", "constraint_faults"]
+Number = Literal["requests", "errors", "overdue", "empty", "waiting", Mirrored, Sign, Constraint]
 Rating = Literal["rated", "disliked"]
 _MAX_RATINGS = 100  # of one tenant that count
 
@@ -39,6 +43,8 @@ class Outcome:
     inter_token_s: float | None  # mean of this answer. None with fewer than two messages of tokens.
     overdue: bool = False  # failed by hanging, and may still be in flight
     signs: tuple[Sign, ...] = ()
+    num_tokens: int | None = None  # of a complete answer
+    mean_logprob: float | None = None  # of its tokens, where it was asked for
 
 
 class NumberKey(NamedTuple):
@@ -78,10 +84,22 @@ class RatingKey(NamedTuple):
         return f"{self.arm}/{self.rating}"
 
 
+class MeasureKey(NamedTuple):
+    """The key of one measure of answers, by bucket."""
+
+    arm: Arm
+    measure: Measure
+
+    @property
+    def path(self) -> str:
+        """The key as stores write it, without the bucket."""
+        return f"{self.arm}/{self.measure}"
+
+
 _NUMBERS = {key.path: key for key in starmap(NumberKey, product(get_args(Arm), get_args(Number)))}
 _HISTOGRAMS = {key.path: key for key in starmap(HistogramKey, product(get_args(Arm), get_args(Timing), get_args(Kind)))}
-
 _RATINGS = {key.path: key for key in starmap(RatingKey, product(get_args(Arm), get_args(Rating)))}
+_MEASURES = {key.path: key for key in starmap(MeasureKey, product(get_args(Arm), get_args(Measure)))}
 
 
 class Counts:
@@ -91,6 +109,7 @@ class Counts:
         self._numbers: Counter[NumberKey] = Counter()
         self._histograms: defaultdict[HistogramKey, Counter[int]] = defaultdict(Counter)
         self._ratings: defaultdict[RatingKey, Counter[int]] = defaultdict(Counter)
+        self._measures: defaultdict[MeasureKey, Counter[int]] = defaultdict(Counter)
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, int]) -> "Counts":
@@ -107,6 +126,8 @@ class Counts:
                 counts._histograms[_HISTOGRAMS[start]][int(bucket)] += count
             elif start in _RATINGS and bucket.isdecimal():
                 counts._ratings[_RATINGS[start]][int(bucket)] += count
+            elif start in _MEASURES and bucket.isdecimal():
+                counts._measures[_MEASURES[start]][int(bucket)] += count
         return counts
 
     def to_paths(self) -> dict[str, int]:
@@ -119,7 +140,10 @@ class Counts:
         ratings = {
             f"{key.path}/{tenant}": count for key, tenants in self._ratings.items() for tenant, count in tenants.items()
         }
-        return {key.path: count for key, count in self._numbers.items()} | buckets | ratings
+        measures = {
+            f"{key.path}/{bucket}": count for key, found in self._measures.items() for bucket, count in found.items()
+        }
+        return {key.path: count for key, count in self._numbers.items()} | buckets | ratings | measures
 
     def totals(self) -> dict[str, int]:
         """Return the sums by path, for a log."""
@@ -183,6 +207,10 @@ class Counts:
             self.add_time(arm, "first_token", outcome.kind, bucket_of(outcome.first_token_s))
         if outcome.inter_token_s is not None:
             self.add_time(arm, "inter_token", outcome.kind, bucket_of(outcome.inter_token_s))
+        if outcome.num_tokens is not None:
+            self._measures[MeasureKey(arm, "length")][length_bucket(outcome.num_tokens)] += 1
+        if outcome.mean_logprob is not None:
+            self._measures[MeasureKey(arm, "surprise")][surprise_bucket(outcome.mean_logprob)] += 1
 
     def update(self, other: "Counts") -> None:
         """Add all counts of `other`."""
@@ -191,10 +219,16 @@ class Counts:
             self._histograms[key].update(histogram)
         for rating, tenants in other._ratings.items():
             self._ratings[rating].update(tenants)
+        for measure, buckets in other._measures.items():
+            self._measures[measure].update(buckets)
 
     def number(self, arm: Arm, number: Number) -> int:
         """Return one sum."""
         return self._numbers[NumberKey(arm, number)]
+
+    def measured(self, arm: Arm, measure: Measure) -> Counter[int]:
+        """Return the answers of one arm by bucket of a measure."""
+        return self._measures[MeasureKey(arm, measure)]
 
     def histograms(self, arm: Arm, timing: Timing) -> dict[Kind, Counter[int]]:
         """Return the histograms of one timing, by kind of request."""

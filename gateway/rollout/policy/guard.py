@@ -48,6 +48,9 @@ class Metric(StrEnum):
     WRONG_SCRIPT = "wrong_script"
     CUT_OFF = "cut_off"
     FEEDBACK = "feedback"  # disliked answers among the rated
+    CONSTRAINT = "constraint"  # answers that break a constraint which the other release keeps
+    LENGTH = "length"  # geometric mean, tokens
+    LOGPROB = "logprob"  # mean log-probability of a token
     QUALITY = "quality"  # share of wrong answers to probes
 
 
@@ -62,7 +65,9 @@ class Finding:
     metric: Metric
     stable: float | None  # rate, or median in seconds. None without requests.
     canary: float | None
-    effect: float | None  # difference of rates, or ratio of times among requests of one kind
+    # Difference of rates, ratio of times among requests of one kind, drop of a log-probability, or the longer mean
+    # length divided by the shorter one.
+    effect: float | None
     bound: float  # highest effect that is allowed
     p_beyond: float  # chance of numbers this bad from a canary within the bound
     p_within: float  # chance of numbers this good from a canary beyond the bound
@@ -138,6 +143,7 @@ def _signs(guard: Guard) -> tuple[tuple[Metric, Number, float | None], ...]:
         (Metric.REPETITION, "looped", guard.max_repetition_increase),
         (Metric.WRONG_SCRIPT, "wrong_script", guard.max_wrong_script_increase),
         (Metric.CUT_OFF, "cut_off", guard.max_cut_off_increase),
+        (Metric.CONSTRAINT, "constraint_faults", guard.max_constraint_increase),
     )
 
 

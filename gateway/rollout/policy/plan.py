@@ -26,6 +26,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_zero(value: float) -> bool:
+    return value == 0
+
+
 # A difference of rates, and a ratio of times. Neither bound means anything at its limits.
 _Increase = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
 _LaterIncrease = Field(default=None, gt=0, lt=1, allow_inf_nan=False, exclude_if=_is_none)
@@ -61,14 +65,20 @@ class Guard:
     max_wrong_script_increase: float | None = _LaterIncrease
     max_cut_off_increase: float | None = _LaterIncrease
     max_dislike_increase: float | None = _LaterIncrease
+    max_constraint_increase: float | None = _LaterIncrease
+    # Of the mean length of answers, up or down, and of the mean log-probability of their tokens, down.
+    max_length_ratio: float | None = Field(default=None, gt=1, le=64, allow_inf_nan=False, exclude_if=_is_none)
+    max_logprob_drop: float | None = Field(default=None, gt=0, lt=4, allow_inf_nan=False, exclude_if=_is_none)
     min_requests: int = Field(default=50, ge=10)  # of each release in a step, before the first look
     overdue_s: float = Field(default=10, gt=0, le=600)  # a request that gets no token for so long counts as failed
     false_rollback: float = Field(default=0.01, gt=0, le=0.5)  # chance for a canary within bounds, whole rollout
     false_promotion: float = Field(default=0.05, gt=0, le=0.5)  # chance for a canary beyond a bound
-    # Longest time for the probes, after the models are loaded. Then those that were answered decide.
+    # Longest time for the probes before traffic, after the models are loaded, and the most that are asked in it. 0 sets
+    # no number. The others follow in the steps while quality is open.
     probe_timeout_s: float = Field(
         default=PROBE_TIMEOUT_S, gt=0, le=86_400, allow_inf_nan=False, exclude_if=lambda value: value == PROBE_TIMEOUT_S
     )
+    probes_before_traffic: int = Field(default=0, ge=0, le=1_000_000, exclude_if=_is_zero)
 
     @property
     def num_bounds(self) -> int:
@@ -82,6 +92,9 @@ class Guard:
             self.max_wrong_script_increase,
             self.max_cut_off_increase,
             self.max_dislike_increase,
+            self.max_constraint_increase,
+            self.max_length_ratio,
+            self.max_logprob_drop,
         )
         return sum(bound is not None for bound in bounds)
 
@@ -101,6 +114,8 @@ class Plan:
     steps: tuple[Step, ...] = Field(max_length=MAX_STEPS)
     guard: Guard
     shadow_percent: float = Field(default=0, ge=0, le=FULL, allow_inf_nan=False)  # of stable's requests, mirrored
+    # Of the canary's requests, which stable answers too.
+    shadow_canary_percent: float = Field(default=0, ge=0, le=FULL, allow_inf_nan=False, exclude_if=_is_zero)
 
     @property
     def num_judged_steps(self) -> int:
