@@ -8,7 +8,7 @@ from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import AdmissionController, Authenticator
-from gateway.answer import ExchangeBuilder, QuestionBuilder
+from gateway.answer import ExchangeBuilder, QuestionBuilder, Tokenization
 from gateway.images import ImageStore, open_token_source
 from gateway.pipeline import Pipeline
 from gateway.rollout.answer_rules import AnswerRules, read_refusals
@@ -56,7 +56,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             admission=admission,
             pipeline=Pipeline(admission, traffic, exchanges, mirror, feedback),
             feedback=feedback,
-            questions=questions,
+            tokenization=Tokenization(releases, images, settings.limits),
             traffic=traffic,
             releases=releases,
             images=images,

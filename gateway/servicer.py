@@ -7,7 +7,7 @@ from typing import Any
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded
 from gateway.admission import AdmissionController, Authenticator
-from gateway.answer import QuestionBuilder
+from gateway.answer import Tokenization
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.rollout.feedback import Feedback
@@ -22,7 +22,7 @@ Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of it
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
-    """The five calls of the gateway.
+    """The calls of the gateway.
 
     They raise errors, which the server's interceptor sends.
     """
@@ -34,7 +34,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         authenticator: Authenticator,
         admission: AdmissionController,
         pipeline: Pipeline,
-        questions: QuestionBuilder,
+        tokenization: Tokenization,
         traffic: Traffic,
         releases: Releases,
         images: ImageStore,
@@ -44,7 +44,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self._authenticator = authenticator
         self._admission = admission
         self._pipeline = pipeline
-        self._questions = questions
+        self._tokenization = tokenization
         self._traffic = traffic
         self._releases = releases
         self._images = images
@@ -82,7 +82,23 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Count the tokens of a conversation."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         self._admission.count_request(tenant)
-        return await self._questions.count(request.messages, await self._traffic.release_for(_pin(context)), tenant)
+        return await self._tokenization.count(request, await self._traffic.release_for(_pin(context)), tenant)
+
+    async def Tokenize(  # noqa: N802
+        self, request: gateway_pb2.TokenizeRequest, context: Context
+    ) -> gateway_pb2.TokenizeResponse:
+        """Return the tokens of a text or a conversation."""
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
+        self._admission.count_request(tenant)
+        return await self._tokenization.tokenize(request, await self._traffic.release_for(_pin(context)), tenant)
+
+    async def Detokenize(  # noqa: N802
+        self, request: gateway_pb2.DetokenizeRequest, context: Context
+    ) -> gateway_pb2.DetokenizeResponse:
+        """Return the text of tokens."""
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
+        self._admission.count_request(tenant)
+        return await self._tokenization.detokenize(request, await self._traffic.release_for(_pin(context)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context

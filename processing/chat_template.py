@@ -2,20 +2,24 @@
 
 The template runs in Jinja2's immutable sandbox. It never sees the texts of a conversation: a placeholder replaces each
 text, and the rendered string is split at the placeholders. So message text cannot imitate template text.
+
+Tools and their calls are different: a template looks into them, so their texts become template text. The prompt builder
+refuses those that spell a special token.
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn, NotRequired, TypedDict
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 
 # Placeholders use Unicode's private use area. A template that contains these characters is refused.
-_OPEN, _CLOSE = "\ue000", "\ue001"
+PLACEHOLDER_CHARACTERS = _OPEN, _CLOSE = "\ue000", "\ue001"
 _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
@@ -32,11 +36,28 @@ class ImagePart(TypedDict):
     type: Literal["image"]
 
 
+class Function(TypedDict):
+    """The function of a tool or of a call."""
+
+    name: str
+    description: NotRequired[str]
+    parameters: NotRequired[Mapping[str, Any]]  # JSON schema of a tool's arguments
+    arguments: NotRequired[Mapping[str, Any]]  # of a call
+
+
+class FunctionTool(TypedDict):
+    """A tool, or one call of it, in the form that templates expect."""
+
+    type: Literal["function"]
+    function: Function
+
+
 class ChatMessage(TypedDict):
     """One message, in the form that templates expect."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: list[TextPart | ImagePart]
+    tool_calls: NotRequired[list[FunctionTool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +92,21 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
+            self.renders_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise FailedPrecondition(f"The chat template is not valid: {error}", reason="BAD_CHECKPOINT") from error
 
-    def render(self, messages: Sequence[ChatMessage]) -> list[TemplateText | MessageText]:
+    def render(
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = ()
+    ) -> list[TemplateText | MessageText]:
         """Return the prompt as pieces of template and message text.
+
+        Args:
+            messages: the conversation.
+            tools: only for a template that `renders_tools`.
 
         Raises:
             InvalidArgument: the template refuses this conversation, for example two user messages in a row.
@@ -86,7 +115,7 @@ class ChatTemplate:
         texts: list[str] = []
         replaced = [_replace_texts(message, texts) for message in messages]
         try:
-            rendered = self._template.render(messages=replaced, add_generation_prompt=True)
+            rendered = self._template.render(messages=replaced, tools=list(tools) or None, add_generation_prompt=True)
         except _RefusedError as error:
             raise InvalidArgument(
                 f"The model's chat template refuses this conversation: {error}",
@@ -111,6 +140,14 @@ def _refuse(message: str) -> NoReturn:
     raise _RefusedError(message)
 
 
+def _to_json(value: object, indent: int | None = None) -> str:
+    """Write JSON as models were trained with it.
+
+    Jinja's own filter escapes characters for HTML and sorts keys.
+    """
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
 def _replace_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
     """Return `message` with placeholders, and append its texts to `texts`."""
     content: list[TextPart | ImagePart] = []
@@ -120,7 +157,7 @@ def _replace_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
             texts.append(part["text"])
         else:
             content.append({"type": "image"})
-    return {"role": message["role"], "content": content}
+    return {**message, "content": content}
 
 
 def _pieces(rendered: str, texts: Sequence[str]) -> Iterator[TemplateText | MessageText]:

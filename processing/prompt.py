@@ -4,6 +4,7 @@ Training and serving both use this module, so prompts have the same token ids in
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,11 +12,18 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from chassis.errors import FailedPrecondition, Internal
+from chassis.errors import FailedPrecondition, Internal, InvalidArgument
 from checkpoint.families import ModelConfig
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_verified, read_verified_config
 from checkpoint.tokenizer import check_tokenizer
-from processing.chat_template import ChatMessage, ChatTemplate, MessageText, TemplateText
+from processing.chat_template import (
+    PLACEHOLDER_CHARACTERS,
+    ChatMessage,
+    ChatTemplate,
+    FunctionTool,
+    MessageText,
+    TemplateText,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,7 @@ class ImageSlot:
 Segment = TextSegment | ImageSlot
 
 _CACHED_TEMPLATE_TEXTS = 256  # a template writes the same few texts for every conversation
+_MAX_CACHED_CHARACTERS = 8192  # of one text. Those with many tools are longer.
 
 
 class PromptBuilder:
@@ -50,24 +59,38 @@ class PromptBuilder:
         self.config = config
         self.image_id = check_tokenizer(tokenizer, config)
         self._template = template
-        self._special_ids = frozenset(tokenizer.get_added_tokens_decoder())
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(added)
+        # Some tokenizers have added tokens of spaces, which are text like any other.
+        reserved = [*PLACEHOLDER_CHARACTERS, *(token.content for token in added.values() if token.content.strip())]
+        self._reserved = re.compile("|".join(map(re.escape, reserved)))
         self._with_specials = _copy(tokenizer, keep_added_tokens=True)
         self._without_specials = _copy(tokenizer, keep_added_tokens=False)
         self._encode_template = lru_cache(_CACHED_TEMPLATE_TEXTS)(self._encode_with_specials)
 
-    def build_segments(self, messages: Sequence[ChatMessage]) -> list[Segment]:
+    @property
+    def renders_tools(self) -> bool:
+        """Whether the chat template renders tools and their calls."""
+        return self._template.renders_tools
+
+    def build_segments(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = ()) -> list[Segment]:
         """Return the prompt for the next answer to `messages`.
 
         Adjacent texts share one segment.
 
+        Args:
+            messages: the conversation.
+            tools: that the model may call.
+
         Raises:
-            InvalidArgument: the template refuses the conversation.
+            InvalidArgument: the template refuses the conversation, or reason 'TOOLS_UNSUPPORTED' or 'RESERVED_TEXT'.
             FailedPrecondition: the template fails, or does not output every text and image exactly once.
         """
+        self._check_tools(messages, tools)
         segments: list[Segment] = []
         token_ids: list[int] = []
         num_images = 0
-        for token_id in self._token_ids(messages):
+        for token_id in self._token_ids(messages, tools):
             if token_id != self.image_id:
                 token_ids.append(token_id)
                 continue
@@ -110,11 +133,31 @@ class PromptBuilder:
             for segment in segments
         )
 
-    def _token_ids(self, messages: Sequence[ChatMessage]) -> Iterator[int]:
-        for piece in self._template.render(messages):
+    def _check_tools(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool]) -> None:
+        """Check that the template may see the tools and their calls."""
+        calls = {index: message["tool_calls"] for index, message in enumerate(messages) if message.get("tool_calls")}
+        places = [*([("tools", tools)] if tools else []), *((f"messages[{at}].tool_calls", calls[at]) for at in calls)]
+        places += [(f"messages[{at}].role", ()) for at, message in enumerate(messages) if message["role"] == "tool"]
+        for place, functions in places:
+            if not self.renders_tools:
+                raise InvalidArgument(
+                    "This model's chat template has no place for tools: leave them out, or choose another model.",
+                    reason="TOOLS_UNSUPPORTED",
+                    field=place,
+                )
+            if found := self._reserved.search(json.dumps(functions, ensure_ascii=False)):
+                raise InvalidArgument(
+                    f"A tool or its call has the text {found[0]!r}, which only the chat template may write: remove it.",
+                    reason="RESERVED_TEXT",
+                    field=place,
+                )
+
+    def _token_ids(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool]) -> Iterator[int]:
+        for piece in self._template.render(messages, tools):
             match piece:
                 case TemplateText(text):
-                    yield from self._encode_template(text)
+                    is_short = len(text) <= _MAX_CACHED_CHARACTERS
+                    yield from (self._encode_template if is_short else self._encode_with_specials)(text)
                 case MessageText(text):
                     yield from self.encode_text(text)
 

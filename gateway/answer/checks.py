@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chassis.errors import InvalidArgument
-from processing import ChatMessage, ImagePart, TextPart
+from gateway.answer.tool_checks import read_tool_calls, read_tools
+from processing import ChatMessage, FunctionTool, ImagePart, TextPart
 from tandem.v1 import gateway_pb2
 
 # Fixed by the contract.
@@ -16,10 +17,11 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 128
 MAX_ROUTING_KEY_CHARACTERS = 256
 
-_ROLES: dict[int, Literal["system", "user", "assistant"]] = {
+_ROLES: dict[int, Literal["system", "user", "assistant", "tool"]] = {
     gateway_pb2.ROLE_SYSTEM: "system",
     gateway_pb2.ROLE_USER: "user",
     gateway_pb2.ROLE_ASSISTANT: "assistant",
+    gateway_pb2.ROLE_TOOL: "tool",
 }
 
 
@@ -49,7 +51,23 @@ class Conversation:
 
     messages: list[ChatMessage] = field(default_factory=list)
     images: list[ImageField] = field(default_factory=list)
-    num_characters: int = 0
+    tools: list[FunctionTool] = field(default_factory=list)
+    num_characters: int = 0  # tools included
+
+    def add_characters(self, number: int, place: str, limits: Limits) -> None:
+        """Count characters of a text.
+
+        Raises:
+            InvalidArgument: reason 'TEXT_TOO_LONG'.
+        """
+        self.num_characters += number
+        if self.num_characters > limits.max_text_characters:
+            raise InvalidArgument(
+                f"Shorten the texts to at most {limits.max_text_characters} characters together.",
+                reason="TEXT_TOO_LONG",
+                field=place,
+                metadata={"max_text_characters": str(limits.max_text_characters)},
+            )
 
 
 def check_options(request: gateway_pb2.GatewayGenerateRequest, limits: Limits) -> None:
@@ -97,18 +115,22 @@ def _check_stop_strings(stops: Sequence[str], limits: Limits) -> None:
             )
 
 
-def check_conversation(messages: Sequence[gateway_pb2.Message], limits: Limits) -> Conversation:
+def check_conversation(
+    messages: Sequence[gateway_pb2.Message], limits: Limits, tools: Sequence[gateway_pb2.Tool] = ()
+) -> Conversation:
     """Check a conversation and return it as plain data.
 
     Raises:
         InvalidArgument: reason 'NO_MESSAGES', 'BAD_ROLE', 'EMPTY_MESSAGE', 'EMPTY_PART', 'TOO_MANY_IMAGES',
-            'TEXT_TOO_LONG', 'LAST_NOT_USER' or 'EMPTY_QUESTION'.
+            'TEXT_TOO_LONG', 'LAST_NOT_USER', 'EMPTY_QUESTION', 'BAD_TOOL', 'BAD_TOOL_CALL' or 'BAD_TOOL_RESULT'.
     """
     if not messages:
         raise InvalidArgument(
             "The conversation is empty: send at least one message.", reason="NO_MESSAGES", field="messages"
         )
-    conversation = Conversation()
+    conversation = Conversation(tools=read_tools(tools))
+    num_characters = sum(len(tool.description) + len(tool.parameters) for tool in tools)
+    conversation.add_characters(num_characters, "tools", limits)
     for index, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{index}]", limits)
     _check_last_message(conversation.messages[-1], f"messages[{len(messages) - 1}]")
@@ -118,15 +140,34 @@ def check_conversation(messages: Sequence[gateway_pb2.Message], limits: Limits) 
 def _add_message(conversation: Conversation, message: gateway_pb2.Message, place: str, limits: Limits) -> None:
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidArgument("The role must be system, user or assistant.", reason="BAD_ROLE", field=f"{place}.role")
-    if not message.parts:
+        raise InvalidArgument(
+            "The role must be system, user, assistant or tool.", reason="BAD_ROLE", field=f"{place}.role"
+        )
+    calls = read_tool_calls(message, place)
+    if not message.parts and not calls and role != "tool":
         raise InvalidArgument(
             "The message is empty: give it a text or an image.", reason="EMPTY_MESSAGE", field=f"{place}.parts"
         )
+    if role == "tool":
+        _check_follows_call(conversation, place)
     content = [
         _add_part(conversation, part, f"{place}.parts[{index}]", limits) for index, part in enumerate(message.parts)
     ]
+    conversation.add_characters(sum(len(call.arguments) for call in message.tool_calls), f"{place}.tool_calls", limits)
     conversation.messages.append({"role": role, "content": content})
+    if calls:
+        conversation.messages[-1]["tool_calls"] = calls
+
+
+def _check_follows_call(conversation: Conversation, place: str) -> None:
+    """Check that a result follows the calls, or another result."""
+    before = conversation.messages[-1:]
+    if not any(message["role"] == "tool" or message.get("tool_calls") for message in before):
+        raise InvalidArgument(
+            "A tool's result must follow the message that calls the tool.",
+            reason="BAD_TOOL_RESULT",
+            field=f"{place}.role",
+        )
 
 
 def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, limits: Limits) -> TextPart | ImagePart:
@@ -142,22 +183,17 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, li
         return {"type": "image"}
     if not part.text:
         raise InvalidArgument("The part is empty: give it a text or an image.", reason="EMPTY_PART", field=place)
-    conversation.num_characters += len(part.text)
-    if conversation.num_characters > limits.max_text_characters:
-        raise InvalidArgument(
-            f"Shorten the texts to at most {limits.max_text_characters} characters together.",
-            reason="TEXT_TOO_LONG",
-            field=f"{place}.text",
-            metadata={"max_text_characters": str(limits.max_text_characters)},
-        )
+    conversation.add_characters(len(part.text), f"{place}.text", limits)
     return {"type": "text", "text": part.text}
 
 
 def _check_last_message(message: ChatMessage, place: str) -> None:
-    """Check that the last message is a user's question."""
+    """Check that the last message is a user's question or a result."""
+    if message["role"] == "tool":
+        return
     if message["role"] != "user":
         raise InvalidArgument(
-            "The last message must have the role user.", reason="LAST_NOT_USER", field=f"{place}.role"
+            "The last message must have the role user or tool.", reason="LAST_NOT_USER", field=f"{place}.role"
         )
     if not any(part["type"] == "text" and part["text"].strip() for part in message["content"]):
         raise InvalidArgument(

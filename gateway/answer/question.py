@@ -78,9 +78,9 @@ class QuestionBuilder:
             Unavailable, FailedPrecondition: the release cannot answer.
         """
         check_options(request, self._limits)
-        conversation = check_conversation(request.messages, self._limits)
+        conversation = check_conversation(request.messages, self._limits, request.tools)
         self._filters.check_text(conversation.messages)
-        images = await self._resolve(conversation.images, tenant)
+        images = await resolve_images(self._images, conversation, tenant)
         segments = await build_segments(release, conversation)
         route = await self._releases.route(release, with_images=bool(images))
         shapes = await token_shapes(images, route)
@@ -101,34 +101,6 @@ class QuestionBuilder:
             script=script_of(conversation.messages),
             digest=digest_of(conversation.messages, [image.sha256 for image in images]),
         )
-
-    async def count(
-        self, messages: Sequence[gateway_pb2.Message], release: Release, tenant: Tenant
-    ) -> gateway_pb2.CountTokensResponse:
-        """Count the tokens of a conversation.
-
-        Raises:
-            InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `build`.
-        """
-        conversation = check_conversation(messages, self._limits)
-        segments = await build_segments(release, conversation)
-        fixed = release.config.num_visual_tokens
-        # Images are looked at, and a vision replica is needed, only if their sizes matter.
-        images = await self._resolve(conversation.images, tenant) if fixed is None else []
-        route = await self._releases.route(release, with_images=bool(images))
-        if fixed is None:
-            counts = [shape.num_visual_tokens for shape in await token_shapes(images, route)]
-        else:
-            counts = [fixed] * len(conversation.images)
-        num_prompt_tokens = release.prompts.count_tokens(segments, counts)
-        return gateway_pb2.CountTokensResponse(
-            prompt_tokens=num_prompt_tokens,
-            visual_tokens=sum(counts),
-            remaining_tokens=max(0, route.language.info.language.context_length - num_prompt_tokens),
-        )
-
-    async def _resolve(self, images: Sequence[ImageField], tenant: Tenant) -> list[RequestImage]:
-        return [await self._images.resolve(image.image, image.field, tenant.salt) for image in images]
 
     def _check_prompt_length(self, num_prompt_tokens: int) -> None:
         limit = self._limits.max_prompt_tokens
@@ -156,8 +128,17 @@ async def build_segments(release: Release, conversation: Conversation) -> list[S
     """Build the prompt without blocking the event loop."""
     num_parts = sum(len(message["content"]) for message in conversation.messages)
     if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
-        return release.prompts.build_segments(conversation.messages)
-    return await asyncio.to_thread(release.prompts.build_segments, conversation.messages)
+        return release.prompts.build_segments(conversation.messages, conversation.tools)
+    return await asyncio.to_thread(release.prompts.build_segments, conversation.messages, conversation.tools)
+
+
+async def resolve_images(store: ImageStore, conversation: Conversation, tenant: Tenant) -> list[RequestImage]:
+    """Return the images of a conversation.
+
+    Raises:
+        InvalidArgument, NotFound: see `ImageStore.resolve`.
+    """
+    return [await store.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
 
 
 def _check_context(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:

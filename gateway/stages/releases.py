@@ -183,6 +183,7 @@ class Releases:
                 language=self._language.info(release.language_tag),
                 default_sampling=release.default_sampling(),
                 kind=release.config.kind,
+                renders_tools=release.prompts.renders_tools,
             )
             for name in sorted(self.names)
             if (release := self._opened.get(name)) is not None

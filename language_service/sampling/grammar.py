@@ -22,6 +22,7 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_CACHED = 128  # compiled grammars per model
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
 _MAX_PROBLEM_CHARACTERS = 300
+_FORMATS = {"regex": "regex", "choices": "choice", "grammar": "lark"}  # names of llguidance
 
 # Compiles the grammar on standard input, without a vocabulary. Killed after two seconds of CPU time or above 512 MiB.
 _TRY_TO_COMPILE = """
@@ -120,7 +121,7 @@ class GrammarCompiler:
         try:
             grammar = _grammar(constraint)
             # The compiler limits time and memory of a regex itself, but not of a schema with many patterns.
-            if constraint.kind == "json_schema" and not _compiles_in_time(grammar):
+            if constraint.kind in ("json_schema", "grammar") and not _compiles_in_time(grammar):
                 raise bad_constraint(constraint.kind, "takes too long to compile, so make it simpler")
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         except ValueError as error:
@@ -134,7 +135,7 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "json_schema":
         # With flexible whitespace, an unsure model could generate whitespace forever.
         return LLMatcher.grammar_from_json_schema(constraint.text, overrides={"whitespace_flexible": False})
-    return grammar_from("regex" if constraint.kind == "regex" else "choice", constraint.text)
+    return grammar_from(_FORMATS[constraint.kind], constraint.text)
 
 
 def _compiles_in_time(grammar: str) -> bool:

@@ -13,7 +13,7 @@ from tandem.v1 import sampling_pb2
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKENS = 64
 MAX_LOGPROBS = 20
-MAX_CONSTRAINT_BYTES = {"json_schema": 65536, "regex": 8192}
+MAX_CONSTRAINT_BYTES = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
 MAX_CHOICES = 256
 MAX_CHOICE_CHARACTERS = 1024
 
@@ -22,8 +22,8 @@ MAX_CHOICE_CHARACTERS = 1024
 class Constraint:
     """A form that the text of an answer must have."""
 
-    kind: Literal["json_schema", "regex", "choices"]
-    text: str  # schema, regular expression, or choices as a JSON list
+    kind: Literal["json_schema", "regex", "choices", "grammar"]
+    text: str  # schema, regular expression, choices as a JSON list, or a Lark grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

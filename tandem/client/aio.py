@@ -116,6 +116,20 @@ class AsyncClient(Connection):
         request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
         return wire.token_count(await self._call(self._gateway.CountTokens, request))
 
+    async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the token ids of a text or a conversation.
+
+        Args:
+            prompt: a text by itself, or the turns of a conversation, which the chat template surrounds.
+        """
+        request = wire.tokenize_request(prompt)
+        return list((await self._call(self._gateway.Tokenize, request)).token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        request = gateway_pb2.DetokenizeRequest(token_ids=token_ids)
+        return (await self._call(self._gateway.Detokenize, request)).text
+
     async def rate(self, request_id: str, score: float, label: str = "") -> bool:
         """Rate a recent answer. Return whether it counts.
 

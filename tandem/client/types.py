@@ -74,7 +74,8 @@ class GenerateOptions(TypedDict, total=False):
     num_logprobs: int  # report log-probabilities of the chosen token and of this many others
     json_schema: str | Mapping[str, Any]  # the answer is JSON that fits this schema
     regex: str  # the answer as a whole matches this expression
-    choices: Sequence[str]  # the answer is one of these texts. Use only one of the three constraints.
+    choices: Sequence[str]  # the answer is one of these texts
+    grammar: str  # the answer fits this Lark grammar. Use only one of the four constraints.
     stop: str | Sequence[str]  # the answer ends before the first of these
     system: str  # instructions before a question. A conversation has a turn for them.
     routing_key: str  # requests with the same key stay on one release

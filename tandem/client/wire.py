@@ -44,7 +44,7 @@ _FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
 # These options have no sampling option of the same name.
 _NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
 
-_CONSTRAINTS = {"json_schema", "regex", "choices"}
+_CONSTRAINTS = {"json_schema", "regex", "choices", "grammar"}
 
 
 def generate_request(
@@ -94,6 +94,17 @@ def messages(
     else:
         turns = list(prompt)
     return [gateway_pb2.Message(role=_ROLES[turn.role], parts=map(_part, turn.parts)) for turn in turns]
+
+
+def tokenize_request(prompt: str | Sequence[Message]) -> gateway_pb2.TokenizeRequest:
+    """Return the request for the tokens of a text or a conversation.
+
+    Raises:
+        OSError: an image's file cannot be read.
+    """
+    if isinstance(prompt, str):
+        return gateway_pb2.TokenizeRequest(text=prompt)
+    return gateway_pb2.TokenizeRequest(messages=messages(prompt, ()))
 
 
 def _part(part: str | Image) -> gateway_pb2.Part:

@@ -55,6 +55,16 @@ class GatewayStub:
                 request_serializer=tandem_dot_v1_dot_gateway__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_gateway__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/tandem.v1.Gateway/Tokenize',
+                request_serializer=tandem_dot_v1_dot_gateway__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_gateway__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/tandem.v1.Gateway/Detokenize',
+                request_serializer=tandem_dot_v1_dot_gateway__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_gateway__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tandem.v1.Gateway/ListModels',
                 request_serializer=tandem_dot_v1_dot_gateway__pb2.GatewayListModelsRequest.SerializeToString,
@@ -97,6 +107,20 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Returns the token ids of a text or a conversation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Returns the text of token ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the releases of this gateway.
         """
@@ -128,6 +152,16 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=tandem_dot_v1_dot_gateway__pb2.CountTokensRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_gateway__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=tandem_dot_v1_dot_gateway__pb2.TokenizeRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_gateway__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=tandem_dot_v1_dot_gateway__pb2.DetokenizeRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_gateway__pb2.DetokenizeResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -227,6 +261,60 @@ class Gateway:
             '/tandem.v1.Gateway/CountTokens',
             tandem_dot_v1_dot_gateway__pb2.CountTokensRequest.SerializeToString,
             tandem_dot_v1_dot_gateway__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Gateway/Tokenize',
+            tandem_dot_v1_dot_gateway__pb2.TokenizeRequest.SerializeToString,
+            tandem_dot_v1_dot_gateway__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Gateway/Detokenize',
+            tandem_dot_v1_dot_gateway__pb2.DetokenizeRequest.SerializeToString,
+            tandem_dot_v1_dot_gateway__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class GatewayStub:
     """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
     """Counts the tokens of a conversation without answering it."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
+    """Returns the token ids of a text or a conversation."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DetokenizeRequest, _gateway_pb2.DetokenizeResponse]
+    """Returns the text of token ids."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]
     """Lists the releases of this gateway."""
     Feedback: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]
@@ -67,6 +71,10 @@ class GatewayAsyncStub(GatewayStub):
     """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a conversation without answering it."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Returns the token ids of a text or a conversation."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DetokenizeRequest, _gateway_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Returns the text of token ids."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]  # type: ignore[assignment]
     """Lists the releases of this gateway."""
     Feedback: _aio.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]  # type: ignore[assignment]
@@ -104,6 +112,22 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.CountTokensResponse, _abc.Awaitable[_gateway_pb2.CountTokensResponse]]:
         """Counts the tokens of a conversation without answering it."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _gateway_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.TokenizeResponse, _abc.Awaitable[_gateway_pb2.TokenizeResponse]]:
+        """Returns the token ids of a text or a conversation."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _gateway_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.DetokenizeResponse, _abc.Awaitable[_gateway_pb2.DetokenizeResponse]]:
+        """Returns the text of token ids."""
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -58,7 +58,10 @@ def test_the_services_have_exactly_these_methods(files: list[descriptor_pb2.File
     models = {"GetModel", "ListModels", "LoadModel", "UnloadModel"}
     assert calls["VisionService"] == {"Encode"} | models
     assert calls["LanguageService"] == {"Generate"} | models
-    assert calls["Gateway"] == {"Generate", "PutImage", "CountTokens", "ListModels", "Feedback"}
+    assert calls["Gateway"] == {
+        *("Generate", "PutImage", "CountTokens", "Tokenize", "Detokenize", "ListModels", "Feedback"),
+    }
+    assert calls["Operations"] == {"Watch"}
     streaming = {
         f"{service.name}.{m.name}": (m.client_streaming, m.server_streaming)
         for file in files

@@ -59,6 +59,10 @@ def fits_schema(text: str) -> bool:
 CASES: dict[str, tuple[Constraint, Callable[[str], Any]]] = {
     "schema": (Constraint("json_schema", SCHEMA), fits_schema),
     "regex": (Constraint("regex", "[0-9]{2,5}(ab|äö)+!"), re.compile("[0-9]{2,5}(ab|äö)+!").fullmatch),
+    "grammar": (
+        Constraint("grammar", 'start: "<" %json {"enum": [1, "zwei"]} ("," /[0-9]/)* ">"'),
+        re.compile('<(1|"zwei")(,[0-9])*>').fullmatch,
+    ),
     "choices": (Constraint("choices", '["yes", "no", "not \\"sure\\""]'), {"yes", "no", 'not "sure"'}.__contains__),
 }
 

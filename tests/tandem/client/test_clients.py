@@ -91,6 +91,12 @@ async def test_both_clients_give_the_same_answer(
     assert len(one.logprobs) == one.usage.completion_tokens
     assert client.models() == await async_client.models()
     assert client.count_tokens(conversation) == await async_client.count_tokens(conversation)
+    token_ids = client.tokenize(conversation)
+    assert token_ids == await async_client.tokenize(conversation)
+    assert len(token_ids) == one.usage.prompt_tokens
+    for text in ("What is this?", "这是什么？"):
+        assert client.detokenize(client.tokenize(text)) == text
+        assert await async_client.detokenize(await async_client.tokenize(text)) == text
 
 
 def test_path_bytes_and_digest_of_an_image_are_encoded_once(client: Client) -> None:

@@ -54,10 +54,12 @@ def test_constrained_and_free_answers_share_a_batch(client: Client, image_files:
     with ThreadPoolExecutor(8) as pool:
         schemas = [pool.submit(ask, seed, json_schema=SCHEMA) for seed in range(6)]
         regexes = [pool.submit(ask, seed, regex="[A-Z]{3}-[0-9]{4}") for seed in range(6)]
+        grammars = [pool.submit(ask, seed, grammar='start: "[" ("a" | "b")+ "]"') for seed in range(6)]
         choices = [pool.submit(ask, seed, choices=["ja", "nein", "弄不清"]) for seed in range(6)]
         free = [pool.submit(ask, seed) for seed in range(6)]
     assert all(fits_schema(answer.result()) for answer in schemas)
     assert all(re.fullmatch("[A-Z]{3}-[0-9]{4}", answer.result()) for answer in regexes)
+    assert all(re.fullmatch(r"\[[ab]+\]", answer.result()) for answer in grammars)
     assert {answer.result() for answer in choices} <= {"ja", "nein", "弄不清"}
     assert len({answer.result() for answer in free}) == 6
 
@@ -68,6 +70,7 @@ def test_a_bad_constraint_is_named(client: Client) -> None:
         ({"json_schema": "{"}, "json_schema"),
         ({"regex": "("}, "regex"),
         ({"choices": []}, "choices"),
+        ({"grammar": "start: unknown"}, "grammar"),
     ):
         with pytest.raises(InvalidArgument) as caught:
             list(client.generate("?", **options))
@@ -75,5 +78,5 @@ def test_a_bad_constraint_is_named(client: Client) -> None:
 
 
 def test_only_one_constraint_is_allowed(client: Client) -> None:
-    with pytest.raises(TypeError, match="one of choices, json_schema, regex"):
+    with pytest.raises(TypeError, match="one of choices, grammar, json_schema, regex"):
         client.generate("?", regex="a", choices=["a"])
