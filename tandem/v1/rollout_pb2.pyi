@@ -77,6 +77,12 @@ class _RolloutMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rollout
     """Answers that end at the limit of their tokens as a share of all."""
     ROLLOUT_METRIC_FEEDBACK: _RolloutMetric.ValueType  # 9
     """Disliked answers as a share of all rated ones."""
+    ROLLOUT_METRIC_CONSTRAINT: _RolloutMetric.ValueType  # 10
+    """Answers that do not keep a constraint which the other release keeps, as a share of all."""
+    ROLLOUT_METRIC_LENGTH: _RolloutMetric.ValueType  # 11
+    """Geometric mean of the lengths of answers, tokens."""
+    ROLLOUT_METRIC_LOGPROB: _RolloutMetric.ValueType  # 12
+    """Mean log-probability of the tokens of an answer, natural logarithm."""
 
 class RolloutMetric(_RolloutMetric, metaclass=_RolloutMetricEnumTypeWrapper):
     """A metric that the guard compares."""
@@ -101,6 +107,12 @@ ROLLOUT_METRIC_CUT_OFF: RolloutMetric.ValueType  # 8
 """Answers that end at the limit of their tokens as a share of all."""
 ROLLOUT_METRIC_FEEDBACK: RolloutMetric.ValueType  # 9
 """Disliked answers as a share of all rated ones."""
+ROLLOUT_METRIC_CONSTRAINT: RolloutMetric.ValueType  # 10
+"""Answers that do not keep a constraint which the other release keeps, as a share of all."""
+ROLLOUT_METRIC_LENGTH: RolloutMetric.ValueType  # 11
+"""Geometric mean of the lengths of answers, tokens."""
+ROLLOUT_METRIC_LOGPROB: RolloutMetric.ValueType  # 12
+"""Mean log-probability of the tokens of an answer, natural logarithm."""
 Global___RolloutMetric: _TypeAlias = RolloutMetric  # noqa: Y015
 
 class _RolloutVerdict:
@@ -223,6 +235,10 @@ class RolloutGuard(_message.Message):
     MAX_WRONG_SCRIPT_INCREASE_FIELD_NUMBER: _builtins.int
     MAX_CUT_OFF_INCREASE_FIELD_NUMBER: _builtins.int
     MAX_DISLIKE_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_CONSTRAINT_INCREASE_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_RATIO_FIELD_NUMBER: _builtins.int
+    MAX_LOGPROB_DROP_FIELD_NUMBER: _builtins.int
+    PROBES_BEFORE_TRAFFIC_FIELD_NUMBER: _builtins.int
     max_error_rate_increase: _builtins.float
     """Highest error rate of the canary minus stable's, in (0, 1)."""
     max_empty_rate_increase: _builtins.float
@@ -259,6 +275,22 @@ class RolloutGuard(_message.Message):
     """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once four
     tenants have rated answers of each release. Until then it does not hold a rollout.
     """
+    max_constraint_increase: _builtins.float
+    """Highest share of the canary's answers that do not keep the constraint of their request, where stable keeps it, minus
+    stable's, in (0, 1).
+    """
+    max_length_ratio: _builtins.float
+    """Most that the mean length of the canary's answers may be longer or shorter than stable's: the longer geometric mean
+    divided by the shorter one, in (1, 64].
+    """
+    max_logprob_drop: _builtins.float
+    """Most that the mean log-probability of the tokens of an answer may be below stable's, natural logarithm, in (0, 4).
+    One in four requests is measured while a rollout runs. Until then it does not hold a rollout.
+    """
+    probes_before_traffic: _builtins.int
+    """Most probes that are asked before the canary gets traffic, at most 1,000,000. The others follow in the steps while
+    quality is open. 0 sets no number.
+    """
     def __init__(
         self,
         *,
@@ -276,11 +308,17 @@ class RolloutGuard(_message.Message):
         max_wrong_script_increase: _builtins.float | None = ...,
         max_cut_off_increase: _builtins.float | None = ...,
         max_dislike_increase: _builtins.float | None = ...,
+        max_constraint_increase: _builtins.float | None = ...,
+        max_length_ratio: _builtins.float | None = ...,
+        max_logprob_drop: _builtins.float | None = ...,
+        probes_before_traffic: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_constraint_increase", b"_max_constraint_increase", "_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_length_ratio", b"_max_length_ratio", "_max_logprob_drop", b"_max_logprob_drop", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "max_constraint_increase", b"max_constraint_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_length_ratio", b"max_length_ratio", "max_logprob_drop", b"max_logprob_drop", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_constraint_increase", b"_max_constraint_increase", "_max_cut_off_increase", b"_max_cut_off_increase", "_max_dislike_increase", b"_max_dislike_increase", "_max_empty_rate_increase", b"_max_empty_rate_increase", "_max_error_rate_increase", b"_max_error_rate_increase", "_max_first_token_ratio", b"_max_first_token_ratio", "_max_inter_token_ratio", b"_max_inter_token_ratio", "_max_length_ratio", b"_max_length_ratio", "_max_logprob_drop", b"_max_logprob_drop", "_max_quality_drop", b"_max_quality_drop", "_max_repetition_increase", b"_max_repetition_increase", "_max_wrong_script_increase", b"_max_wrong_script_increase", "false_promotion", b"false_promotion", "false_rollback", b"false_rollback", "max_constraint_increase", b"max_constraint_increase", "max_cut_off_increase", b"max_cut_off_increase", "max_dislike_increase", b"max_dislike_increase", "max_empty_rate_increase", b"max_empty_rate_increase", "max_error_rate_increase", b"max_error_rate_increase", "max_first_token_ratio", b"max_first_token_ratio", "max_inter_token_ratio", b"max_inter_token_ratio", "max_length_ratio", b"max_length_ratio", "max_logprob_drop", b"max_logprob_drop", "max_quality_drop", b"max_quality_drop", "max_repetition_increase", b"max_repetition_increase", "max_wrong_script_increase", b"max_wrong_script_increase", "min_requests", b"min_requests", "overdue_s", b"overdue_s", "probe_timeout_s", b"probe_timeout_s", "probes_before_traffic", b"probes_before_traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_constraint_increase: _TypeAlias = _typing.Literal["max_constraint_increase"]  # noqa: Y015
+    _WhichOneofArgType__max_constraint_increase: _TypeAlias = _typing.Literal["_max_constraint_increase", b"_max_constraint_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_cut_off_increase: _TypeAlias = _typing.Literal["max_cut_off_increase"]  # noqa: Y015
     _WhichOneofArgType__max_cut_off_increase: _TypeAlias = _typing.Literal["_max_cut_off_increase", b"_max_cut_off_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_dislike_increase: _TypeAlias = _typing.Literal["max_dislike_increase"]  # noqa: Y015
@@ -293,12 +331,18 @@ class RolloutGuard(_message.Message):
     _WhichOneofArgType__max_first_token_ratio: _TypeAlias = _typing.Literal["_max_first_token_ratio", b"_max_first_token_ratio"]  # noqa: Y015
     _WhichOneofReturnType__max_inter_token_ratio: _TypeAlias = _typing.Literal["max_inter_token_ratio"]  # noqa: Y015
     _WhichOneofArgType__max_inter_token_ratio: _TypeAlias = _typing.Literal["_max_inter_token_ratio", b"_max_inter_token_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__max_length_ratio: _TypeAlias = _typing.Literal["max_length_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_length_ratio: _TypeAlias = _typing.Literal["_max_length_ratio", b"_max_length_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__max_logprob_drop: _TypeAlias = _typing.Literal["max_logprob_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_logprob_drop: _TypeAlias = _typing.Literal["_max_logprob_drop", b"_max_logprob_drop"]  # noqa: Y015
     _WhichOneofReturnType__max_quality_drop: _TypeAlias = _typing.Literal["max_quality_drop"]  # noqa: Y015
     _WhichOneofArgType__max_quality_drop: _TypeAlias = _typing.Literal["_max_quality_drop", b"_max_quality_drop"]  # noqa: Y015
     _WhichOneofReturnType__max_repetition_increase: _TypeAlias = _typing.Literal["max_repetition_increase"]  # noqa: Y015
     _WhichOneofArgType__max_repetition_increase: _TypeAlias = _typing.Literal["_max_repetition_increase", b"_max_repetition_increase"]  # noqa: Y015
     _WhichOneofReturnType__max_wrong_script_increase: _TypeAlias = _typing.Literal["max_wrong_script_increase"]  # noqa: Y015
     _WhichOneofArgType__max_wrong_script_increase: _TypeAlias = _typing.Literal["_max_wrong_script_increase", b"_max_wrong_script_increase"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_constraint_increase) -> _WhichOneofReturnType__max_constraint_increase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cut_off_increase) -> _WhichOneofReturnType__max_cut_off_increase | None: ...
     @_typing.overload
@@ -311,6 +355,10 @@ class RolloutGuard(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_first_token_ratio) -> _WhichOneofReturnType__max_first_token_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_inter_token_ratio) -> _WhichOneofReturnType__max_inter_token_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length_ratio) -> _WhichOneofReturnType__max_length_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_logprob_drop) -> _WhichOneofReturnType__max_logprob_drop | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_quality_drop) -> _WhichOneofReturnType__max_quality_drop | None: ...
     @_typing.overload
@@ -331,6 +379,7 @@ class RolloutPlan(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     GUARD_FIELD_NUMBER: _builtins.int
     SHADOW_PERCENT_FIELD_NUMBER: _builtins.int
+    SHADOW_CANARY_PERCENT_FIELD_NUMBER: _builtins.int
     stable: _builtins.str
     """The release in force: a tag, or 'vision tag,language tag'. Empty means the current one."""
     canary: _builtins.str
@@ -339,6 +388,8 @@ class RolloutPlan(_message.Message):
     """Share of stable's requests that are mirrored: also sent to the canary, without showing its answers. Percent, 0 to
     100.
     """
+    shadow_canary_percent: _builtins.float
+    """Share of the canary's requests that are also sent to stable, without showing its answers. Percent, 0 to 100."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStep]:
         """2 to 32 steps."""
@@ -355,10 +406,11 @@ class RolloutPlan(_message.Message):
         steps: _abc.Iterable[Global___RolloutStep] | None = ...,
         guard: Global___RolloutGuard | None = ...,
         shadow_percent: _builtins.float = ...,
+        shadow_canary_percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "guard", b"guard", "shadow_percent", b"shadow_percent", "stable", b"stable", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "guard", b"guard", "shadow_canary_percent", b"shadow_canary_percent", "shadow_percent", b"shadow_percent", "stable", b"stable", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,7 +438,9 @@ class RolloutFinding(_message.Message):
     canary: _builtins.float
     """The canary's value. Absent without requests."""
     effect: _builtins.float
-    """For rates, the canary's value minus stable's. For times, the canary's divided by stable's. Absent if one is absent."""
+    """For rates, the canary's value minus stable's. For times, the canary's divided by stable's. For lengths, the longer
+    one divided by the shorter one. For log-probabilities, stable's minus the canary's. Absent if one is absent.
+    """
     bound: _builtins.float
     """Highest effect that is allowed."""
     p_beyond: _builtins.float
@@ -447,6 +501,10 @@ class RolloutCounts(_message.Message):
     FILTERED_FIELD_NUMBER: _builtins.int
     RATED_FIELD_NUMBER: _builtins.int
     DISLIKED_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FAILURES_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FAULTS_FIELD_NUMBER: _builtins.int
+    MEAN_TOKENS_FIELD_NUMBER: _builtins.int
+    MEAN_LOGPROB_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that ended or are overdue. Not counted: pinned requests, cancelled requests and errors that the client
     caused.
@@ -477,6 +535,18 @@ class RolloutCounts(_message.Message):
     """Rated answers of all tenants. The guard limits the weight of each. Always 0 for mirrored requests."""
     disliked: _builtins.int
     """Disliked answers among them."""
+    constraint_failures: _builtins.int
+    """Answers that do not keep the constraint of their request. One that is cut off at the limit of its tokens does not
+    count.
+    """
+    constraint_faults: _builtins.int
+    """Those among them where the other release keeps the constraint. Always 0 for mirrored requests."""
+    mean_tokens: _builtins.float
+    """Geometric mean of the lengths of complete answers, tokens. Absent without answers."""
+    mean_logprob: _builtins.float
+    """Mean log-probability of the tokens of an answer, natural logarithm, over the answers that were measured. Absent
+    without such answers.
+    """
     def __init__(
         self,
         *,
@@ -492,18 +562,29 @@ class RolloutCounts(_message.Message):
         filtered: _builtins.int = ...,
         rated: _builtins.int = ...,
         disliked: _builtins.int = ...,
+        constraint_failures: _builtins.int = ...,
+        constraint_faults: _builtins.int = ...,
+        mean_tokens: _builtins.float | None = ...,
+        mean_logprob: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_logprob", b"_mean_logprob", "_mean_tokens", b"_mean_tokens", "mean_logprob", b"mean_logprob", "mean_tokens", b"mean_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off", b"cut_off", "disliked", b"disliked", "empty", b"empty", "errors", b"errors", "filtered", b"filtered", "looped", b"looped", "overdue", b"overdue", "rated", b"rated", "requests", b"requests", "same_text", b"same_text", "waiting", b"waiting", "wrong_script", b"wrong_script"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_logprob", b"_mean_logprob", "_mean_tokens", b"_mean_tokens", "constraint_failures", b"constraint_failures", "constraint_faults", b"constraint_faults", "cut_off", b"cut_off", "disliked", b"disliked", "empty", b"empty", "errors", b"errors", "filtered", b"filtered", "looped", b"looped", "mean_logprob", b"mean_logprob", "mean_tokens", b"mean_tokens", "overdue", b"overdue", "rated", b"rated", "requests", b"requests", "same_text", b"same_text", "waiting", b"waiting", "wrong_script", b"wrong_script"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mean_logprob: _TypeAlias = _typing.Literal["mean_logprob"]  # noqa: Y015
+    _WhichOneofArgType__mean_logprob: _TypeAlias = _typing.Literal["_mean_logprob", b"_mean_logprob"]  # noqa: Y015
+    _WhichOneofReturnType__mean_tokens: _TypeAlias = _typing.Literal["mean_tokens"]  # noqa: Y015
+    _WhichOneofArgType__mean_tokens: _TypeAlias = _typing.Literal["_mean_tokens", b"_mean_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_logprob) -> _WhichOneofReturnType__mean_logprob | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_tokens) -> _WhichOneofReturnType__mean_tokens | None: ...
 
 Global___RolloutCounts: _TypeAlias = RolloutCounts  # noqa: Y015
 
 @_typing.final
 class RolloutShadowCounts(_message.Message):
-    """Mirrored requests of the running step."""
+    """Mirrored requests of one direction in the running step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -573,6 +654,7 @@ class RolloutProbes(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     LOST_IDS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
     judged: _builtins.int
     """Probes with a verdict on both answers."""
     unjudged: _builtins.int
@@ -585,6 +667,8 @@ class RolloutProbes(_message.Message):
     """Probes that only the canary answered wrong."""
     problem: _builtins.str
     """Why there are no probes, or why verdicts are missing, in one sentence. Empty if none are missing."""
+    remaining: _builtins.int
+    """Probes that are not asked yet. They follow in the steps while quality is open."""
     @_builtins.property
     def lost_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the first 20 lost probes."""
@@ -599,10 +683,11 @@ class RolloutProbes(_message.Message):
         lost: _builtins.int = ...,
         lost_ids: _abc.Iterable[_builtins.str] | None = ...,
         problem: _builtins.str = ...,
+        remaining: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_wrong", b"canary_wrong", "judged", b"judged", "lost", b"lost", "lost_ids", b"lost_ids", "problem", b"problem", "stable_wrong", b"stable_wrong", "unjudged", b"unjudged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_wrong", b"canary_wrong", "judged", b"judged", "lost", b"lost", "lost_ids", b"lost_ids", "problem", b"problem", "remaining", b"remaining", "stable_wrong", b"stable_wrong", "unjudged", b"unjudged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +757,7 @@ class Rollout(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     STORE_REACHABLE_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    SHADOW_STABLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique id. Part of every choice of a release, so each rollout starts with other conversations. Empty before the
     first rollout.
@@ -706,7 +792,7 @@ class Rollout(_message.Message):
 
     @_builtins.property
     def shadow(self) -> Global___RolloutShadowCounts:
-        """Mirrored requests. Absent if the plan mirrors none."""
+        """Stable's requests that are mirrored to the canary. Absent if the plan mirrors none."""
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutChange]:
@@ -715,6 +801,10 @@ class Rollout(_message.Message):
     @_builtins.property
     def probes(self) -> Global___RolloutProbes:
         """Answers to the probes, also while they go on. Absent before the first one, and if quality has no bound."""
+
+    @_builtins.property
+    def shadow_stable(self) -> Global___RolloutShadowCounts:
+        """The canary's requests that are mirrored to stable. Absent if the plan mirrors none."""
 
     def __init__(
         self,
@@ -733,10 +823,11 @@ class Rollout(_message.Message):
         changes: _abc.Iterable[Global___RolloutChange] | None = ...,
         store_reachable: _builtins.bool = ...,
         probes: Global___RolloutProbes | None = ...,
+        shadow_stable: Global___RolloutShadowCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "stable", b"stable"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "shadow_stable", b"shadow_stable", "stable", b"stable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "phase", b"phase", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "phase", b"phase", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "shadow_stable", b"shadow_stable", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
