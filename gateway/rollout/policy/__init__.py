@@ -15,7 +15,15 @@ from gateway.rollout.policy.guard import Finding, Metric, Verdict
 from gateway.rollout.policy.means import mean_length, mean_logprob
 from gateway.rollout.policy.paired import drop_interval
 from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
-from gateway.rollout.policy.probing import PairCounter, PairedCount, ProbeVerdict, Probing, first_beyond, judge_probes
+from gateway.rollout.policy.probing import (
+    PairCounter,
+    PairedCount,
+    ProbeVerdict,
+    Probing,
+    first_beyond,
+    is_open,
+    judge_probes,
+)
 from gateway.rollout.policy.state import Change, Phase, State
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "controller",
     "drop_interval",
     "first_beyond",
+    "is_open",
     "judge_probes",
     "mean_length",
     "mean_logprob",

@@ -65,17 +65,29 @@ def start(state: State, now_s: float, probing: Probing | None = None) -> State:
 
     A canary that answers the probes plainly worse is rolled back instead. It never gets traffic.
     """
-    probed = replace(state, probing=probing)
-    findings = judge_probes(probing, state.plan)
-    beyond = first_beyond(findings)
-    if beyond is not None:
-        return roll_back(probed, _reason_to_roll_back(beyond) + lost_probes(probing), now_s, findings)
+    probed = record_probes(state, probing, now_s) if probing is not None else state
+    if not probed.is_live:
+        return probed
     started = replace(probed, phase=Phase.RUNNING, step_started_s=now_s)
     reason = f"The canary's models are ready.{describe(probing, state.plan)}"
+    findings = judge_probes(probing, state.plan)
     return _with_change(started, Event.STARTED, reason, now_s, findings)
 
 
 def promote(state: State, reason: str, now_s: float, findings: tuple[Finding, ...] = ()) -> State:
+def record_probes(state: State, probing: Probing, now_s: float) -> State:
+    """Return the state with more answers to probes.
+
+    A canary that answers them plainly worse is rolled back.
+    """
+    probed = replace(state, probing=probing)
+    findings = judge_probes(probing, state.plan)
+    beyond = first_beyond(findings)
+    if beyond is None:
+        return probed
+    return roll_back(probed, _reason_to_roll_back(beyond) + lost_probes(probing), now_s, findings)
+
+
     """Return the state in which the canary answers everything.
 
     Raises:

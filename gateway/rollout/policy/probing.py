@@ -3,6 +3,9 @@
 The canary's quality is the share of probes that it answers wrong. One bad slice of questions is also enough for a
 rollback, so half of the allowance is for all probes and half is divided among the slices. A promotion needs a small
 drop over all probes. A probe without a verdict must not help the canary: for a promotion it counts as lost.
+
+Probes that are not asked before traffic follow in the steps while quality is open. They come in a random order and no
+look divides the test's level, so it does not matter where the first part ends.
 """
 
 from collections import Counter
@@ -37,13 +40,25 @@ class PairedCount:
         return self.lost - (self.canary_wrong - self.stable_wrong)
 
 
+def _is_default(value: object) -> bool:
+    return not value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Probing:
-    """The result of the probes, before the canary gets traffic."""
+    """The answers to the probes so far."""
 
     counts: tuple[PairedCount, ...] = ()  # of all probes, then of each slice. Empty without probes
     lost: tuple[str, ...] = ()  # ids of the first probes that only the canary answered wrong
     problem: str = ""  # why there are no probes, or why verdicts are missing
+    # Probes that are not asked yet, and the digest of the set they are from. Stored only while some are left.
+    remaining: int = Field(default=0, ge=0, exclude_if=_is_default)
+    asked_of: str = Field(default="", exclude_if=_is_default)
+
+    @property
+    def num_asked(self) -> int:
+        """Number of probes that both releases were asked."""
+        return self.counts[0].total + self.counts[0].unjudged if self.counts else 0
 
 
 ProbeVerdict = Literal["right", "wrong", "unjudged"]
@@ -52,9 +67,18 @@ ProbeVerdict = Literal["right", "wrong", "unjudged"]
 class PairCounter:
     """Counts the pairs of verdicts on the same probes."""
 
-    def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = {"": Counter()}
-        self._lost: list[str] = []
+    def __init__(self, slices: Iterable[str] = (), before: Probing | None = None) -> None:
+        """Begin, or go on with earlier counts.
+
+        Args:
+            slices: of all probes, such as 'topic=colour'. They share the allowance from the first probe on.
+            before: the counts so far.
+        """
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("", *slices)}
+        self._lost: list[str] = list(before.lost) if before is not None else []
+        for count in before.counts if before is not None else ():
+            fields = ("total", "stable_wrong", "canary_wrong", "lost", "unjudged")
+            self._counts[count.slice] = Counter({field: getattr(count, field) for field in fields})
 
     def add(self, probe_id: str, slices: Iterable[str], stable: ProbeVerdict, canary: ProbeVerdict) -> None:
         """Add the verdicts on both answers to one probe.
@@ -77,8 +101,8 @@ class PairCounter:
             count["canary_wrong"] += is_judged and canary == "wrong"
             count["lost"] += is_lost
 
-    def probing(self, problem: str = "") -> Probing:
-        """Return the counts so far."""
+    def probing(self, problem: str = "", *, remaining: int = 0, asked_of: str = "") -> Probing:
+        """Return the counts so far. Arguments are fields of `Probing`."""
         return Probing(
             counts=tuple(
                 PairedCount(
@@ -93,6 +117,8 @@ class PairCounter:
             ),
             lost=tuple(self._lost),
             problem=problem,
+            remaining=remaining,
+            asked_of=asked_of,
         )
 
 
@@ -113,6 +139,15 @@ def judge_probes(probing: Probing | None, plan: Plan) -> tuple[Finding, ...]:
     )
 
 
+def is_open(probing: Probing, plan: Plan) -> bool:
+    """Return whether further probes can change the verdict.
+
+    They can until a drop is beyond the bound, or within it over all probes and in every slice.
+    """
+    verdicts = {finding.verdict for finding in judge_probes(probing, plan)}
+    return Verdict.OPEN in verdicts and Verdict.BEYOND not in verdicts
+
+
 def first_beyond(findings: tuple[Finding, ...]) -> Finding | None:
     """Return the first finding beyond its bound."""
     return next((finding for finding in findings if finding.verdict is Verdict.BEYOND), None)
@@ -126,9 +161,12 @@ def describe(probing: Probing | None, plan: Plan) -> str:
     if not probing.counts:
         return problem
     count = probing.counts[0]
-    asked = count.total + count.unjudged
     missing = f", {count.unjudged} have no verdict" if count.unjudged else ""
-    return f" Of {asked} probes it answers {count.canary_wrong} wrong, stable {count.stable_wrong}{missing}.{problem}"
+    more = f" {probing.remaining} more follow in the steps." if probing.remaining else ""
+    return (
+        f" Of {probing.num_asked} probes it answers {count.canary_wrong} wrong, stable {count.stable_wrong}{missing}."
+        f"{problem}{more}"
+    )
 
 
 def lost_probes(probing: Probing | None) -> str:

@@ -70,7 +70,7 @@ class State:
     step_started_s: float  # Unix time
     looks: Looks = Looks()
     changes: tuple[Change, ...] = Field(min_length=1, max_length=MAX_CHANGES)
-    probing: Probing | None = Field(default=None, exclude_if=lambda value: value is None)  # None before its end
+    probing: Probing | None = Field(default=None, exclude_if=lambda value: value is None)  # None before it
 
     @property
     def is_live(self) -> bool:

@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from gateway.rollout.policy import PairCounter, Phase, Probing, State, controller, judge_probes
+from gateway.rollout.policy import PairCounter, Phase, Probing, State, controller, is_open, judge_probes
 from gateway.rollout.policy.guard import Metric, Verdict
 from gateway.rollout.policy.probing import ProbeVerdict
 from gateway.rollout.policy.state import Event
@@ -87,6 +88,88 @@ def test_a_canary_with_good_answers_or_without_probes_advances_as_ever(result: P
     assert advanced.step == 1
     if result is not None and result.problem:
         assert state.changes[-1].reason == "The canary's models are ready. There are none."
+
+
+def test_further_probes_in_the_steps_decide() -> None:
+    """The part before traffic was too small."""
+    state = controller.start(preparing(), 0, replace(probing(equal=100), remaining=300, asked_of="a"))
+    assert state.changes[-1].reason.endswith(
+        "Of 100 probes it answers 0 wrong, stable 0. 300 more follow in the steps."
+    )
+    counts = numbers("stable", 3000) + numbers("canary", 3000)
+    held = controller.tick(state, counts, 100)
+    assert held is not None
+    good = controller.record_probes(held, probing(equal=400), 110)
+    assert (good.phase, good.changes) == (Phase.RUNNING, held.changes)
+    advanced = controller.tick(good, counts + counts, 120)
+    assert advanced is not None
+    assert advanced.step == 1
+    bad = controller.record_probes(held, probing(lost=100, equal=300), 110)
+    assert bad.phase is Phase.ROLLED_BACK
+    assert "Lost probes: probe-0" in bad.changes[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("result", "is_asked"),
+    [
+        (probing(equal=100), True),
+        (probing(equal=400), True),  # each topic alone is open
+        (probing(lost=100), False),
+        (Probing(), False),
+    ],
+)
+def test_further_probes_are_asked_while_they_can_change_the_verdict(result: Probing, is_asked: bool) -> None:
+    assert is_open(result, preparing().plan) is is_asked
+    assert not is_open(result, plan(1, 100))
+
+
+def test_counts_go_on_where_they_ended() -> None:
+    outcomes: list[tuple[ProbeVerdict, ProbeVerdict]] = [
+        ("right", "wrong"),
+        ("wrong", "right"),
+        ("right", "unjudged"),
+    ] * 20
+    whole, first = PairCounter(), PairCounter()
+    for number, pair in enumerate(outcomes):
+        whole.add(f"p{number}", (f"topic={number % 2}",), *pair)
+        if number < 25:
+            first.add(f"p{number}", (f"topic={number % 2}",), *pair)
+    second = PairCounter(before=first.probing(remaining=35, asked_of="a"))
+    for number, pair in enumerate(outcomes[25:], 25):
+        second.add(f"p{number}", (f"topic={number % 2}",), *pair)
+    assert second.probing() == whole.probing()
+    assert whole.probing().num_asked == 60
+
+
+def test_slices_share_the_allowance_before_they_have_a_probe() -> None:
+    """Else an early slice would get more than its share."""
+    late, early = PairCounter(["topic=a", "topic=b"]), PairCounter()
+    for pairs in (late, early):
+        for number in range(6):
+            pairs.add(f"p{number}", ("topic=a",), "right", "wrong")
+    levels = {
+        name: next(
+            judge_probes(_with_lost(result, "topic=a", lost), preparing().plan)[1].p_beyond
+            for lost in range(1, 400)
+            if judge_probes(_with_lost(result, "topic=a", lost), preparing().plan)[1].verdict is Verdict.BEYOND
+        )
+        for name, result in (
+            ("late", replace(late.probing(), counts=tuple(replace(one, total=400) for one in late.probing().counts))),
+            (
+                "early",
+                replace(early.probing(), counts=tuple(replace(one, total=400) for one in early.probing().counts)),
+            ),
+        )
+    }
+    assert levels["late"] < levels["early"]
+
+
+def test_only_probes_that_are_left_are_new_in_the_stored_state() -> None:
+    """An older gateway reads the others."""
+    stored = TypeAdapter(Probing)
+    assert set(stored.dump_python(probing(equal=3))) == {"counts", "lost", "problem"}
+    left = replace(probing(equal=3), remaining=2, asked_of="a")
+    assert stored.validate_json(stored.dump_json(left)) == left
 
 
 def test_without_a_bound_probes_are_not_judged() -> None:
