@@ -67,6 +67,7 @@ class _Line(BaseModel):
     judge: dict[str, Any]
     slices: dict[Name, Name] = Field(default={}, max_length=8)
     max_tokens: int = Field(default=128, ge=1, le=4096)
+    weight: Any = None  # refused, with a remedy
 
 
 class _ImageLine(BaseModel):
@@ -162,7 +163,7 @@ def parse_probes(content: bytes, read_image: ReadImage) -> Probes:
 
     Raises:
         InvalidArgument: the message names the line. Reason 'BAD_PROBES', 'TOO_MANY_PROBES', 'DUPLICATE_PROBE',
-            'PROBE_IMAGE_MISSING', 'PROBE_IMAGE_TOO_LARGE', or a reason of `parse_judge`.
+            'PROBE_IMAGE_MISSING', 'PROBE_IMAGE_TOO_LARGE', 'PROBE_WEIGHT', or a reason of `parse_judge`.
     """
     parser = _Parser(read_image)
     for number, line in enumerate(_lines(content), 1):
@@ -208,6 +209,12 @@ class _Parser:
             raise _error(number, error.message, error.reason) from None
 
     def _add_probe(self, line: _Line) -> None:
+        if "weight" in line.model_fields_set:
+            raise InvalidArgument(
+                "a probe has no weight, because one answer shows no more than another: name a slice, which is judged "
+                "by itself, or add more probes of its kind",
+                reason="PROBE_WEIGHT",
+            )
         if len(self.probes) >= MAX_PROBES:
             raise InvalidArgument(f"there are more than {MAX_PROBES:,} probes", reason="TOO_MANY_PROBES")
         if line.id in self.probes:

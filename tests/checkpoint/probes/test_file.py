@@ -53,6 +53,7 @@ def test_an_image_may_be_a_file_beside_the_probes(tmp_path: Path) -> None:
         ([probe_line(slices={"topic": "two\nlines"})], "BAD_PROBES", "slices"),
         ([probe_line(messages=[])], "BAD_PROBES", "messages"),
         ([probe_line(messages=[{"role": "assistant", "content": "A bag."}])], "BAD_PROBES", "the user's"),
+        ([probe_line(weight=3)], "PROBE_WEIGHT", "has no weight.*slice"),
         ([probe_line(), probe_line()], "DUPLICATE_PROBE", "Line 2 .*one is used twice"),
         ([probe_line(judge={"similar": "A bag."})], "UNKNOWN_JUDGE", "one of exact, one_of"),
         ([probe_line(judge={})], "UNKNOWN_JUDGE", "one of exact, one_of"),
