@@ -12,9 +12,10 @@ from chassis.errors import DeadlineExceeded, TandemError
 from chassis.request_id import current_request_id
 from gateway.admission import AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.operations import Ending, RequestWindow
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
-from gateway.rollout.traffic import Choice, Traffic
+from gateway.rollout.traffic import Choice, Traffic, is_client_error
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 REQUESTS = Counter(
@@ -34,10 +35,12 @@ RELEASE_TOKENS = Counter(
 
 @dataclass(slots=True)
 class _Labels:
-    """Metric labels of one request."""
+    """What is counted of one request."""
 
     release: str = ""  # empty until a release is chosen
     outcome: str = "INTERNAL"  # the finish reason, or the reason of the error
+    ending: Ending | None = "failed"  # None for an error that the client caused
+    usage: sampling_pb2.Usage | None = None  # of a complete answer
 
 
 class Pipeline:
@@ -50,12 +53,14 @@ class Pipeline:
         exchanges: ExchangeBuilder,
         mirror: Mirror,
         feedback: Feedback,
+        window: RequestWindow,
     ) -> None:
         self._admission = admission
         self._traffic = traffic
         self._exchanges = exchanges
         self._mirror = mirror
         self._feedback = feedback
+        self._window = window
 
     async def answer(
         self,
@@ -93,6 +98,7 @@ class Pipeline:
             except TimeoutError:
                 raise _deadline_exceeded(report) from None
             labels.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
+            labels.ending, labels.usage = "answered", finished.usage
             _count_tokens(labels.release, finished.usage)
 
     async def _run_exchange(
@@ -125,14 +131,17 @@ class Pipeline:
             yield labels
         except TandemError as error:
             labels.outcome = error.reason
+            labels.ending = None if is_client_error(error) else "failed"
             raise
         except asyncio.CancelledError:
-            labels.outcome = "CANCELLED"
+            labels.outcome, labels.ending = "CANCELLED", "cancelled"
             raise
         finally:
             self._admission.charge_answer_tokens(tenant, report.num_answer_tokens)
             REQUESTS.labels(labels.release, labels.outcome).inc()
             TENANT_REQUESTS.labels(tenant.name, labels.outcome).inc()
+            if labels.release and labels.ending is not None:
+                self._window.add(labels.release, labels.ending, report, labels.usage)
 
 
 def _deadline_exceeded(report: Report) -> DeadlineExceeded:

@@ -10,6 +10,8 @@ from checkpoint.store import ModelStore
 from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder, Tokenization
 from gateway.images import ImageStore, open_token_source
+from gateway.operations import SERVICE_NAME as OPERATIONS_SERVICE_NAME
+from gateway.operations import OperationsServicer, RequestWindow
 from gateway.pipeline import Pipeline
 from gateway.rollout.answer_rules import AnswerRules, read_refusals
 from gateway.rollout.feedback import Feedback
@@ -19,7 +21,7 @@ from gateway.rollout.wiring import open_rollouts
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.stages import SERVICE_NAME, LanguageStage, ModelLoading, Releases, Stage, VisionStage, open_release
-from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, vision_pb2_grpc
+from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, operations_pb2_grpc, vision_pb2_grpc
 
 
 @asynccontextmanager
@@ -48,13 +50,14 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         mirror = Mirror(traffic, exchanges, rules, max_running=settings.rollout_mirror_max_running)
         stack.push_async_callback(mirror.close)
         feedback = Feedback(traffic)
+        window = RequestWindow()
 
         admission = AdmissionController(settings.admission_limits)
         servicer = GatewayServicer(
             settings,
             authenticator=authenticator,
             admission=admission,
-            pipeline=Pipeline(admission, traffic, exchanges, mirror, feedback),
+            pipeline=Pipeline(admission, traffic, exchanges, mirror, feedback, window),
             feedback=feedback,
             tokenization=Tokenization(releases, images, settings.limits),
             traffic=traffic,
@@ -67,6 +70,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         watch_stages = releases.watch(server.health, settings.refresh_s)
         watch_keys = authenticator.watch(settings.refresh_s)
         await stack.enter_async_context(in_background(watch_stages, watch_keys))
+        check_operator = partial(authenticator.authenticate, role="operator")
         rollouts = open_rollouts(
             settings.rollout_config,
             server,
@@ -76,9 +80,14 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             exchanges=exchanges,
             feedback=feedback,
             models=store,
-            check_operator=partial(authenticator.authenticate, role="operator"),
+            check_operator=check_operator,
         )
-        await stack.enter_async_context(rollouts)
+        store_sync = await stack.enter_async_context(rollouts)
+        operations = OperationsServicer(
+            releases=releases, traffic=traffic, window=window, store_sync=store_sync, check_operator=check_operator
+        )
+        operations_pb2_grpc.add_OperationsServicer_to_server(operations, server.grpc)
+        server.announce(OPERATIONS_SERVICE_NAME)
         yield
 
 

@@ -29,7 +29,10 @@ class HostedModel(Protocol):
     """A loaded model that can describe itself and close."""
 
     def info(self) -> model_pb2.ModelInfo:
-        """Describe the model. The host sets `tag`, `state` and `load_s`."""
+        """Describe the model and its load now.
+
+        The host sets `tag`, `state` and `load_s`.
+        """
         ...
 
     async def close(self) -> None:
@@ -102,7 +105,7 @@ class ModelHost(Generic[M]):
             await asyncio.shield(slot.loading)
         if slot.error is not None:
             raise slot.error
-        return _copy(slot.info)
+        return _describe(slot)
 
     async def unload(self, tag: str) -> None:
         """Drain the leases of `tag`, then remove its model.
@@ -140,11 +143,11 @@ class ModelHost(Generic[M]):
         Raises:
             NotFound: reason 'UNKNOWN_TAG', this process has no such model.
         """
-        return _copy(self._slot(tag).info)
+        return _describe(self._slot(tag))
 
     def list(self) -> list[model_pb2.ModelInfo]:
         """Describe all models, sorted by tag."""
-        return [_copy(self._slots[tag].info) for tag in sorted(self._slots)]
+        return [_describe(self._slots[tag]) for tag in sorted(self._slots)]
 
     async def close(self) -> None:
         """Refuse new loads and unload every model."""
@@ -168,8 +171,7 @@ class ModelHost(Generic[M]):
         await self._set_health(tag, serving=False)
         try:
             slot.model = await self._load_model(tag)
-            slot.info.CopyFrom(slot.model.info())
-            slot.info.tag, slot.info.load_s = tag, time.perf_counter() - started
+            slot.info.load_s = time.perf_counter() - started
             slot.info.state = READY
         except TandemError as error:
             _log.warning("model failed to load", tag=tag, reason=error.reason, error=error.local_message)
@@ -279,7 +281,10 @@ def _draining(tag: str) -> Unavailable:
     )
 
 
-def _copy(info: model_pb2.ModelInfo) -> model_pb2.ModelInfo:
-    copy = model_pb2.ModelInfo()
-    copy.CopyFrom(info)
-    return copy
+def _describe(slot: _Slot[M]) -> model_pb2.ModelInfo:
+    """Return the model's own description, with what the host knows."""
+    info = model_pb2.ModelInfo()
+    if slot.model is not None:
+        info.CopyFrom(slot.model.info())
+    info.MergeFrom(slot.info)
+    return info

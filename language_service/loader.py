@@ -24,11 +24,22 @@ class HostedLanguage:
     description: model_pb2.ModelInfo
 
     def info(self) -> model_pb2.ModelInfo:
-        """Describe the model.
+        """Describe the model and its load now.
 
         The host adds tag, state and load time.
         """
-        return self.description
+        stats = self.engine.stats()
+        load = model_pb2.EngineLoad(
+            running=stats.num_running,
+            waiting=stats.num_waiting,
+            used_blocks=stats.num_used_blocks,
+            kept_blocks=stats.num_evictable_blocks,
+            num_blocks=stats.num_blocks,
+        )
+        info = model_pb2.ModelInfo()
+        info.CopyFrom(self.description)
+        info.language.load.CopyFrom(load)
+        return info
 
     async def close(self) -> None:
         """Stop the engine.

@@ -84,10 +84,22 @@ class Traffic:
         return tuple(sorted(name for name, count in self._num_in_flight.items() if count))
 
     @property
+    def weights_percent(self) -> dict[str, float]:
+        """Share of conversations that each release answers."""
+        state = self._state
+        if state is None or state.phase is not Phase.RUNNING:
+            return {self.in_force: 100.0}
+        return {self.in_force: 100 - state.weight_percent, state.plan.canary: state.weight_percent}
+
+    @property
     def waiting(self) -> dict[Arm, int]:
         """Requests of the running step without a first token."""
         window = self._state.window if self._state is not None else ""
         return dict(Counter(one.arm for one in self._counted_requests if one.is_waiting and one.window == window))
+
+    def num_in_flight(self, name: str) -> int:
+        """Return the requests of a release that are in flight here."""
+        return self._num_in_flight[name]
 
     def adopt(self, state: State | None) -> None:
         """Route new requests by `state`.
@@ -222,14 +234,11 @@ class Traffic:
         return state.plan.canary if is_drawn else None
 
     def _set_gauges(self) -> None:
-        state = self._state
-        canary = state.weight_percent if state is not None and state.phase is Phase.RUNNING else 0.0
         WEIGHT.clear()
-        WEIGHT.labels(self.in_force).set(100 - canary)
-        if state is not None and state.phase is Phase.RUNNING:
-            WEIGHT.labels(state.plan.canary).set(canary)
+        for name, weight_percent in self.weights_percent.items():
+            WEIGHT.labels(name).set(weight_percent)
         for phase in Phase:
-            PHASE.labels(phase).set(state is not None and state.phase is phase)
+            PHASE.labels(phase).set(self._state is not None and self._state.phase is phase)
 
 
 def is_client_error(error: Exception) -> bool:

@@ -45,8 +45,10 @@ async def open_rollouts(
     feedback: Feedback,
     models: ModelStore,
     check_operator: CheckOperator,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[StoreSync]:
     """Serve `tandem.v1.Rollouts` and sync the rollout within the block.
+
+    Yields what knows the rollout.
 
     Raises:
         FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid.
@@ -73,7 +75,7 @@ async def open_rollouts(
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
         server.announce(SERVICE_NAME)
         async with in_background(store_sync.run(), model_sync.run()):
-            yield
+            yield store_sync
     finally:
         await store.close()
 

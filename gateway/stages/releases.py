@@ -174,8 +174,12 @@ class Releases:
     async def list(self) -> list[gateway_pb2.ReleaseInfo]:
         """Refresh the stages and describe the offered releases by name."""
         await self._refresh()
-        return [
-            gateway_pb2.ReleaseInfo(
+        return list(self.describe().values())
+
+    def describe(self) -> dict[str, gateway_pb2.ReleaseInfo]:
+        """Describe the offered releases as last seen, sorted by name."""
+        return {
+            name: gateway_pb2.ReleaseInfo(
                 release=release.proto(),
                 ready=self._is_ready(release),
                 is_default=release.name == self.default_name,
@@ -187,7 +191,12 @@ class Releases:
             )
             for name in sorted(self.names)
             if (release := self._opened.get(name)) is not None
-        ]
+        }
+
+    def engine_loads(self, name: str) -> Sequence[model_pb2.EngineLoad]:
+        """Return the load of each language replica of a release, as last seen."""
+        _, language_tag = split_release(name)
+        return [info.language.load for info in self._language.infos(language_tag)]
 
     async def watch(self, health: Health, every_s: float) -> None:
         """Refresh the stages until cancelled, and report each release's health.

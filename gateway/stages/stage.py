@@ -99,8 +99,11 @@ class Stage(Generic[Stub]):
 
         A ready replica is preferred. None if no endpoint has the model.
         """
-        infos = [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
-        return min(infos, key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
+        return min(self.infos(tag), key=lambda info: info.state != model_pb2.MODEL_STATE_READY, default=None)
+
+    def infos(self, tag: str) -> list[model_pb2.ModelInfo]:
+        """Return each endpoint's last description of a model."""
+        return [endpoint.models[tag] for endpoint in self.endpoints if tag in endpoint.models]
 
     async def refresh(self) -> bool:
         """Resolve the names and ask every endpoint for its models.

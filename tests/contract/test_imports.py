@@ -99,6 +99,8 @@ ROOMS: dict[str, set[str]] = {
         "gateway.answer",
         "gateway.rollout.policy",
     },
+    # Reads the releases, the rollout and finished requests; nothing below knows of it.
+    "gateway.operations": {"tandem.v1", "chassis", "gateway.stages", "gateway.answer", "gateway.rollout"},
     "gateway": {
         "tandem.v1",
         "chassis",
@@ -110,6 +112,7 @@ ROOMS: dict[str, set[str]] = {
         "gateway.images",
         "gateway.answer",
         "gateway.rollout",
+        "gateway.operations",
     },
     "tandem.client": {"tandem.v1", "chassis"},
     "tandem.stack": {"chassis", "checkpoint"},
