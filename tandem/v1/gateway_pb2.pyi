@@ -105,7 +105,10 @@ class Image(_message.Message):
     data: _builtins.bytes
     """The image file: JPEG, PNG, WebP, GIF or BMP. The gateway never fetches a URL."""
     sha256: _builtins.bytes
-    """SHA-256 (32 bytes) of an image that was stored at this gateway with PutImage."""
+    """SHA-256 (32 bytes) of an image that was stored with PutImage. Every gateway that shares a cache (Redis) with the
+    one that stored it knows it, for an hour by default and for the same tenant. Any gateway may lose it sooner. So a
+    client keeps the file, and stores or sends it again when the error is IMAGE_NOT_FOUND.
+    """
     def __init__(
         self,
         *,

@@ -94,7 +94,8 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutImage(self, request_iterator, context):
-        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256.
+        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256, also at other gateways if all share
+        a cache, see Image.sha256.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class GatewayStub:
     Generate: _grpc.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]
     """Answers a conversation as a stream of text."""
     PutImage: _grpc.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]
-    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
+    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256, also at other gateways if all share
+    a cache, see Image.sha256.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
     """Counts the tokens of a conversation without answering it."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
@@ -68,7 +70,9 @@ class GatewayAsyncStub(GatewayStub):
     Generate: _aio.UnaryStreamMultiCallable[_gateway_pb2.GatewayGenerateRequest, _gateway_pb2.GatewayGenerateResponse]  # type: ignore[assignment]
     """Answers a conversation as a stream of text."""
     PutImage: _aio.StreamUnaryMultiCallable[_gateway_pb2.PutImageRequest, _gateway_pb2.PutImageResponse]  # type: ignore[assignment]
-    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
+    """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256, also at other gateways if all share
+    a cache, see Image.sha256.
+    """
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a conversation without answering it."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -103,7 +107,9 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_gateway_pb2.PutImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.PutImageResponse, _abc.Awaitable[_gateway_pb2.PutImageResponse]]:
-        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256."""
+        """Stores a large image, sent in chunks. Later requests refer to it by its SHA-256, also at other gateways if all share
+        a cache, see Image.sha256.
+        """
 
     @_abc_1.abstractmethod
     def CountTokens(

@@ -197,7 +197,7 @@ class RolloutStep(_message.Message):
     first step of 0 only mirrors requests, see shadow_percent.
     """
     seconds: _builtins.float
-    """Shortest duration, seconds. 0 sets none."""
+    """Shortest duration, seconds, by the clock of the store. Time in which no gateway runs does not count. 0 sets none."""
     requests: _builtins.int
     """Fewest answers of the canary before the step ends, or mirrored requests if the weight is 0. 0 sets none."""
     def __init__(
@@ -758,6 +758,7 @@ class Rollout(_message.Message):
     STORE_REACHABLE_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
     SHADOW_STABLE_FIELD_NUMBER: _builtins.int
+    ONLY_HERE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique id. Part of every choice of a release, so each rollout starts with other conversations. Empty before the
     first rollout.
@@ -774,6 +775,10 @@ class Rollout(_message.Message):
     """The canary's current share, percent."""
     store_reachable: _builtins.bool
     """Whether this gateway reaches the store. If not, this message is the last known state."""
+    only_here: _builtins.bool
+    """Whether the last change, a rollback, is in force at this gateway only, because the store cannot take it yet. This
+    gateway stores it as soon as it can.
+    """
     @_builtins.property
     def plan(self) -> Global___RolloutPlan:
         """The plan, as it was set."""
@@ -824,10 +829,11 @@ class Rollout(_message.Message):
         store_reachable: _builtins.bool = ...,
         probes: Global___RolloutProbes | None = ...,
         shadow_stable: Global___RolloutShadowCounts | None = ...,
+        only_here: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "shadow_stable", b"shadow_stable", "stable", b"stable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "phase", b"phase", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "shadow_stable", b"shadow_stable", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "changes", b"changes", "findings", b"findings", "id", b"id", "in_force", b"in_force", "only_here", b"only_here", "phase", b"phase", "plan", b"plan", "probes", b"probes", "shadow", b"shadow", "shadow_stable", b"shadow_stable", "stable", b"stable", "step", b"step", "step_started_s", b"step_started_s", "store_reachable", b"store_reachable", "weight_percent", b"weight_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

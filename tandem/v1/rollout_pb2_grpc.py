@@ -95,7 +95,8 @@ class RolloutsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Sends all new requests to the stable release at once. Requests in flight finish on their release.
+        """Sends all new requests to the stable release at once. Requests in flight finish on their release. While the store
+        takes no change, the rollback is in force at this gateway only, see Rollout.only_here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

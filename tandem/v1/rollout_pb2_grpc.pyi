@@ -46,7 +46,9 @@ class RolloutsStub:
     Promote: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsPromoteRequest, _rollout_pb2.RolloutsPromoteResponse]
     """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsRollbackRequest, _rollout_pb2.RolloutsRollbackResponse]
-    """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
+    """Sends all new requests to the stable release at once. Requests in flight finish on their release. While the store
+    takes no change, the rollback is in force at this gateway only, see Rollout.only_here.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_rollout_pb2.RolloutsWatchRequest, _rollout_pb2.RolloutsWatchResponse]
     """Sends the rollout now and after every change."""
 
@@ -68,7 +70,9 @@ class RolloutsAsyncStub(RolloutsStub):
     Promote: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsPromoteRequest, _rollout_pb2.RolloutsPromoteResponse]  # type: ignore[assignment]
     """Sends all requests to the canary at once, regardless of the guard. The canary is the release in force from then on."""
     Rollback: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutsRollbackRequest, _rollout_pb2.RolloutsRollbackResponse]  # type: ignore[assignment]
-    """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
+    """Sends all new requests to the stable release at once. Requests in flight finish on their release. While the store
+    takes no change, the rollback is in force at this gateway only, see Rollout.only_here.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_rollout_pb2.RolloutsWatchRequest, _rollout_pb2.RolloutsWatchResponse]  # type: ignore[assignment]
     """Sends the rollout now and after every change."""
 
@@ -111,7 +115,9 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RolloutsRollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RolloutsRollbackResponse, _abc.Awaitable[_rollout_pb2.RolloutsRollbackResponse]]:
-        """Sends all new requests to the stable release at once. Requests in flight finish on their release."""
+        """Sends all new requests to the stable release at once. Requests in flight finish on their release. While the store
+        takes no change, the rollback is in force at this gateway only, see Rollout.only_here.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
