@@ -110,7 +110,7 @@ def set_rollout(
     repetition: Repetition = 0.02,
     wrong_script: WrongScript = 0.02,
     cut_off: CutOff = 0,
-    dislikes: Dislikes = 0.1,
+    dislikes: Dislikes = 0.05,
     max_quality_drop: QualityDrop = 0.02,
     probe_timeout_s: ProbeTimeoutS = 0,
     shadow: Shadow = 0,

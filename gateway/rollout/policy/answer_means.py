@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.rollout.policy.counts import Counts
-from gateway.rollout.policy.guard import Finding, Metric, Verdict, num_tests
+from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
 from gateway.rollout.policy.means import (
     length_increase,
     mean_length,
@@ -71,5 +71,5 @@ def _finding(
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=Verdict.BEYOND if p_beyond <= plan.guard.false_rollback / num_tests(plan) else verdict,
+        verdict=Verdict.BEYOND if p_beyond <= rollback_level(plan) else verdict,
     )

@@ -13,6 +13,7 @@ from gateway.rollout.policy.counts import Arm, Counts
 from gateway.rollout.policy.guard import LOOK_GROWTH, Finding, Metric, Verdict, judge, levels_of, num_comparable
 from gateway.rollout.policy.plan import FULL, Plan
 from gateway.rollout.policy.probing import Probing, describe, first_beyond, judge_probes, lost_probes
+from gateway.rollout.policy.ratings import are_beyond, judge_ratings
 from gateway.rollout.policy.state import MAX_CHANGES, Change, Event, Looks, Phase, State
 
 _NEEDED_IF_SEEN = (Metric.FEEDBACK, Metric.LOGPROB)
@@ -130,7 +131,8 @@ def preview(state: State, counts: Counts) -> tuple[Finding, ...]:
     """Return the findings at the levels of the next look."""
     looks = state.looks
     of_traffic = judge(counts, state.plan.guard, levels_of(state.plan, looks.taken + 1, looks.final_taken + 1))
-    return of_traffic + judge_means(counts, state.plan) + judge_probes(state.probing, state.plan)
+    of_answers = judge_means(counts, state.plan) + judge_ratings(counts, state.plan)
+    return of_traffic + of_answers + judge_probes(state.probing, state.plan)
 
 
 def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) -> State | None:
@@ -141,6 +143,9 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
     comparable, looks = num_comparable(counts), state.looks
     if comparable < state.plan.guard.min_requests:
         return None
+    if are_beyond(counts, state.plan):  # this test holds at every look
+        (disliked,) = judge_ratings(counts, state.plan)
+        return roll_back(state, _reason_to_roll_back(disliked), now_s, preview(state, counts))
     decides_on_promotion = state.plan.steps[state.step + 1].weight_percent == FULL
     ends = is_over and not decides_on_promotion
     is_look_due = comparable >= looks.next_at or ends  # no step ends without a look

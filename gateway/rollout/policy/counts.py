@@ -4,7 +4,6 @@ Counts are sums, so those of several gateways add up, and their size does not gr
 typed key. Stores and logs write a key as a path: 'arm/number' or 'arm/timing/kind/bucket'.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,21 @@ Constraint = Literal["constraint_failures", "constraint_faults"]
 Number = Literal["requests", "errors", "overdue", "empty", "waiting", Mirrored, Sign, Constraint]
 Rating = Literal["rated", "disliked"]
 _MAX_RATINGS = 100  # of one tenant that count
+_COMPARED: tuple[Arm, Arm] = ("stable", "canary")
+
+
+class Ratings(NamedTuple):
+    """Ratings of one release. Both may be scaled down."""
+
+    disliked: float
+    others: float
+
+
+class TenantRatings(NamedTuple):
+    """One tenant's ratings of both releases."""
+
+    stable: Ratings
+    canary: Ratings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,27 +187,23 @@ class Counts:
         """Return the ratings of all tenants."""
         return self._ratings[RatingKey(arm, rating)].total()
 
-    def ratings(self, arm: Arm) -> tuple[int, int, int]:
-        """Return disliked and rated answers, and the number of tenants.
+    def ratings(self) -> list[TenantRatings]:
+        """Return the ratings of each tenant.
 
-        A tenant with many ratings counts as one with fewer of the same share, rounded down. The tenant with the most
-        dislikes of the canary is left out, for both releases. So no single tenant can end or hold a rollout.
+        A tenant with many ratings of a release counts as one with fewer of the same share.
         """
-        rated = self._ratings[RatingKey(arm, "rated")]
-        left_out = self._most_disliking_tenant()
-        dislikes = sum(self._dislikes(arm, tenant) for tenant in rated if tenant != left_out)
-        limited = [min(_MAX_RATINGS, count) for tenant, count in rated.items() if tenant != left_out]
-        return math.floor(dislikes + 1e-9), sum(limited), len(limited)
+        stable, canary = (self._ratings[RatingKey(arm, "rated")] for arm in _COMPARED)
+        return [
+            TenantRatings(self._limited("stable", tenant), self._limited("canary", tenant))
+            for tenant in sorted({*stable, *canary})
+        ]
 
-    def _most_disliking_tenant(self) -> int | None:
-        tenants = self._ratings[RatingKey("canary", "disliked")]
-        return max(tenants, key=lambda tenant: (self._dislikes("canary", tenant), tenant), default=None)
-
-    def _dislikes(self, arm: Arm, tenant: int) -> float:
-        """Return a tenant's dislikes, of limited weight."""
+    def _limited(self, arm: Arm, tenant: int) -> Ratings:
+        """Return one tenant's ratings, of limited weight."""
         rated = self._ratings[RatingKey(arm, "rated")][tenant]
         disliked = self._ratings[RatingKey(arm, "disliked")][tenant]
-        return disliked * min(1.0, _MAX_RATINGS / max(1, rated))
+        factor = min(1.0, _MAX_RATINGS / max(1, rated))
+        return Ratings(disliked * factor, (rated - disliked) * factor)
 
     def add_outcome(self, arm: Arm, outcome: Outcome) -> None:
         """Add one request that ended."""

@@ -3,8 +3,9 @@
 Looks. A guard that tests growing numbers again and again would find a difference by chance. So it looks only when the
 numbers have grown by a fifth or a step ends. Its k-th look spends 1 / (k (k + 1)) of the allowed error chance, which
 adds up to 1 over any number of looks (alpha spending, Lan and DeMets, Biometrika 70, 1983, with the union bound). One
-bad metric is enough for a rollback, so that chance is divided among metrics and steps (Bonferroni). A promotion needs
-all metrics, so its chance is not divided (intersection-union test, Berger 1982).
+bad metric is enough for a rollback, so that chance is divided among metrics and steps (Bonferroni). Probes and ratings
+are few and say most about an answer, so half of it is theirs. A promotion needs all metrics, so its chance is not
+divided (intersection-union test, Berger 1982).
 
 Hanging requests. A request that gets no token for `overdue_s` counts as failed from then on, for both releases alike.
 A request that has waited for less is unknown. It must not help a canary, so for a promotion it counts as failed.
@@ -25,7 +26,6 @@ from gateway.rollout.policy.significance import p_above, p_rate_above, p_rate_be
 
 # How much the numbers must grow before the next look.
 LOOK_GROWTH = 1.2
-_MIN_TENANTS = 3  # that rated answers of each release, beside the one that is left out
 _NO_CAP = bucket_of(1e9)  # seconds
 
 
@@ -93,17 +93,26 @@ def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
     """
     guard = plan.guard
     return Levels(
-        beyond=guard.false_rollback / num_tests(plan) / (look * (look + 1)),
+        beyond=rollback_level(plan) / (look * (look + 1)),
         within=guard.false_promotion / (final_look * (final_look + 1)),
     )
 
 
-def num_tests(plan: Plan) -> int:
-    """Return the tests that share the false rollback chance.
+def rollback_level(plan: Plan, metric: Metric | None = None) -> float:
+    """Return the share of the false rollback chance of one test.
 
-    Each metric of traffic is tested in each step, and the probes once, before all steps.
+    Each metric is tested in each step, but the probes once for all steps.
+
+    Args:
+        plan: the rollout.
+        metric: QUALITY or FEEDBACK, or None for any other one.
     """
-    return plan.num_judged_steps * plan.guard.num_bounds + (plan.guard.max_quality_drop is not None)
+    guard = plan.guard
+    num_rare = (guard.max_quality_drop is not None) + (guard.max_dislike_increase is not None)
+    num_others = guard.num_bounds - (guard.max_dislike_increase is not None)
+    part = guard.false_rollback / (2 if num_rare and num_others else 1)
+    num_metrics = max(1, num_others if metric is None else num_rare)
+    return part / num_metrics / (1 if metric is Metric.QUALITY else plan.num_judged_steps)
 
 
 def num_comparable(counts: Counts) -> int:
@@ -127,8 +136,6 @@ def _findings(counts: Counts, guard: Guard, levels: Levels) -> Iterator[Finding]
     for metric, sign, bound in _signs(guard):
         if bound is not None:
             yield _compare_rates(metric, sign, counts, bound, levels)
-    if guard.max_dislike_increase is not None:
-        yield _compare_ratings(counts, guard.max_dislike_increase, levels)
     if guard.max_first_token_ratio is not None:
         # No counted request waits longer than `overdue_s`. To stay fair, the scaled times of stable end there too.
         longest = bucket_of(guard.overdue_s)
@@ -152,31 +159,6 @@ def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float,
     stable = counts.number("stable", number), counts.number("stable", "requests")
     canary = counts.number("canary", number), counts.number("canary", "requests")
     waiting = counts.number("canary", "waiting") if metric is Metric.ERROR_RATE else 0
-    return _test_rates(metric, stable, canary, bound, levels, waiting=waiting)
-
-
-def _compare_ratings(counts: Counts, bound: float, levels: Levels) -> Finding:
-    """Test the canary's share of dislikes, once enough tenants rated."""
-    *stable, stable_tenants = counts.ratings("stable")
-    *canary, canary_tenants = counts.ratings("canary")
-    if min(stable_tenants, canary_tenants) < _MIN_TENANTS:
-        stable, canary = [0, 0], [0, 0]
-    return _test_rates(Metric.FEEDBACK, (stable[0], stable[1]), (canary[0], canary[1]), bound, levels)
-
-
-def _test_rates(
-    metric: Metric, stable: tuple[int, int], canary: tuple[int, int], bound: float, levels: Levels, *, waiting: int = 0
-) -> Finding:
-    """Test a canary's rate against stable's plus the bound.
-
-    Args:
-        metric: of the finding.
-        stable: (events, trials).
-        canary: (events, trials).
-        bound: highest difference of rates that is allowed.
-        levels: of this look.
-        waiting: further trials of the canary that count as events for a promotion.
-    """
     stable_rate = stable[0] / stable[1] if stable[1] else None
     canary_rate = canary[0] / canary[1] if canary[1] else None
     effect, p_beyond, p_within = None, 1.0, 1.0

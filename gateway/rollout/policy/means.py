@@ -17,13 +17,15 @@ from typing import Literal
 
 Measure = Literal["length", "surprise"]
 Buckets = Mapping[int, int]  # counts by bucket
-Values = Sequence[tuple[float, int]]  # values in (0, 1), with their counts
+Values = Sequence[tuple[float, float]]  # values in [0, 1], with their counts
 
 _NUM_BUCKETS = 64
 _MOST_DOUBLINGS = 13  # of the tokens of an answer: 8192
 _MOST_NATS = 4.0  # of surprise
 # Shares of the most that can be staked. Their squares are evenly spaced, because small stakes suit small effects.
 _SHARES = tuple((number / 12) ** 2 for number in range(1, 13))
+# Where stable's answers are never disliked, only the whole capital at stake shows it fast. So it has a larger part.
+_LOG_WEIGHTS = tuple(math.log(weight / 15) for weight in (*(1,) * 11, 4))
 _NUM_SECTIONS = 30  # of the golden section search: precise to a millionth
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -75,15 +77,7 @@ def p_mean_above(stable: Values, canary: Values, increase: float) -> float:
 
     It tests the hypothesis 'the canary's mean is at most stable's plus `increase`', and holds at every look.
     """
-    below = _complements(stable)
-    lowest, highest = max(0.0, -increase), min(1.0, 1.0 - increase)
-    if lowest >= highest:
-        return 1.0
-
-    def log_product(mean: float) -> float:
-        return _log_capital(canary, mean + increase) + _log_capital(below, 1 - mean)
-
-    return math.exp(min(0.0, -_minimum(log_product, lowest, highest)))
+    return math.exp(min(0.0, -log_capital_above(stable, canary, increase)))
 
 
 def p_mean_below(stable: Values, canary: Values, increase: float) -> float:
@@ -91,7 +85,28 @@ def p_mean_below(stable: Values, canary: Values, increase: float) -> float:
 
     It tests the hypothesis 'the canary's mean is at least stable's plus `increase`'.
     """
-    return p_mean_above(_complements(stable), _complements(canary), -increase)
+    return math.exp(min(0.0, -log_capital_below(stable, canary, increase)))
+
+
+def log_capital_above(stable: Values, canary: Values, increase: float) -> float:
+    """Return the logarithm of the capital behind `p_mean_above`.
+
+    Averages of capitals are capitals too.
+    """
+    below = _complements(stable)
+    lowest, highest = max(0.0, -increase), min(1.0, 1.0 - increase)
+    if lowest >= highest:
+        return 0.0
+
+    def log_product(mean: float) -> float:
+        return _log_capital(canary, mean + increase) + _log_capital(below, 1 - mean)
+
+    return _minimum(log_product, lowest, highest)
+
+
+def log_capital_below(stable: Values, canary: Values, increase: float) -> float:
+    """Return the logarithm of the capital behind `p_mean_below`."""
+    return log_capital_above(_complements(stable), _complements(canary), -increase)
 
 
 def _bucket(value: float) -> int:
@@ -114,9 +129,17 @@ def _log_capital(values: Values, mean: float) -> float:
     """
     if mean <= 0:
         return math.inf if values else 0.0
-    logarithms = [sum(count * math.log1p(share * (value / mean - 1)) for value, count in values) for share in _SHARES]
+    logarithms = [
+        log_weight + sum(count * _log_factor(share, value / mean) for value, count in values)
+        for share, log_weight in zip(_SHARES, _LOG_WEIGHTS, strict=True)
+    ]
     highest = max(logarithms)
-    return highest + math.log(sum(math.exp(one - highest) for one in logarithms) / len(_SHARES))
+    return highest + math.log(sum(math.exp(one - highest) for one in logarithms))
+
+
+def _log_factor(share: float, ratio: float) -> float:
+    """Return the logarithm of the capital after one value."""
+    return math.log1p(share * (ratio - 1)) if share < 1 or ratio > 0 else -math.inf
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float) -> float:

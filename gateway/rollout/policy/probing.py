@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from gateway.rollout.policy.guard import Finding, Metric, Verdict, num_tests
+from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
 from gateway.rollout.policy.paired import p_drop_above, p_drop_below
 from gateway.rollout.policy.plan import STRICT, Plan
 
@@ -130,7 +130,7 @@ def judge_probes(probing: Probing | None, plan: Plan) -> tuple[Finding, ...]:
     bound = plan.guard.max_quality_drop
     if probing is None or bound is None:
         return ()
-    allowance = plan.guard.false_rollback / num_tests(plan)
+    allowance = rollback_level(plan, Metric.QUALITY)
     # The test holds at every look, so no look divides these.
     levels = [allowance / 2, *[allowance / 2 / max(1, len(probing.counts) - 1)] * (len(probing.counts) - 1)]
     return tuple(

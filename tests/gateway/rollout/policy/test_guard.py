@@ -138,30 +138,3 @@ def test_a_sign_of_a_sick_model_is_judged_like_an_error_rate(bound: str, sign: N
     counts.add("canary", sign, 150)
     (finding,) = judge(counts, guard, LEVELS)
     assert (finding.canary, finding.verdict) == (0.1, Verdict.BEYOND)
-
-
-@pytest.mark.parametrize(
-    ("num_hostile", "num_fair", "verdict"), [(1, 30, Verdict.WITHIN), (1, 2, Verdict.OPEN), (3, 0, Verdict.OPEN)]
-)
-def test_hostile_tenants_do_not_decide_on_a_canary(num_hostile: int, num_fair: int, verdict: Verdict) -> None:
-    counts = Counts()
-    arms: tuple[Arm, ...] = ("stable", "canary")
-    for arm in arms:
-        for tenant in range(num_hostile):
-            for _ in range(1000):
-                counts.add_rating(arm, tenant, disliked=arm == "canary")
-        for tenant in range(100, 100 + num_fair):
-            for number in range(5):
-                counts.add_rating(arm, tenant, disliked=number == 0)
-    (finding,) = judge(counts, Guard(max_dislike_increase=0.2), LEVELS)
-    assert finding.verdict is verdict
-
-
-def test_many_tenants_decide_on_a_canary() -> None:
-    counts = Counts()
-    for tenant in range(20):
-        for number in range(10):
-            counts.add_rating("stable", tenant, disliked=False)
-            counts.add_rating("canary", tenant, disliked=number < 3)
-    (finding,) = judge(counts, Guard(max_dislike_increase=0.05), LEVELS)
-    assert (finding.metric, finding.verdict) == (Metric.FEEDBACK, Verdict.BEYOND)

@@ -70,14 +70,24 @@ def test_p_values_are_valid_for_every_mean_of_stable_and_never_speak_for_both_si
             assert above >= min(1.0, 1 / product) * (1 - 1e-5)
 
 
+def test_values_at_their_limits_can_ruin_one_bet_but_not_all() -> None:
+    """A player with all its capital at stake loses it to one value of 0."""
+    never: Values = [(0.0, 80)]
+    often: Values = [(1.0, 20), (0.0, 60)]
+    assert p_mean_above(never, often, 0.05) < 1e-3
+    assert p_mean_above([(1.0, 1), *never], often, 0.05) < 0.02
+    assert p_mean_above([], [], 0.05) == p_mean_below([], [], 0.05) == 1
+    assert p_mean_below(never, [(0.0, 200)], 0.05) < 1e-2
+
+
 def _capital(values: Values, mean: float) -> float:
     """Return the capital after one bet on each value in turn."""
     shares = [(number / 12) ** 2 for number in range(1, 13)]
-    capitals = [1.0] * len(shares)
+    capitals = [1 / 15] * 11 + [4 / 15]
     for value, count in values:
-        for _ in range(count):
+        for _ in range(int(count)):
             capitals = [one * (1 + share / mean * (value - mean)) for one, share in zip(capitals, shares, strict=True)]
-    return sum(capitals) / len(capitals)
+    return sum(capitals)
 
 
 def lengths(median: float, number: int, seed: int) -> Values:

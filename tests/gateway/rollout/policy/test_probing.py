@@ -181,7 +181,7 @@ def test_without_a_bound_probes_are_not_judged() -> None:
 def test_all_probe_tests_together_spend_their_share_of_the_allowance() -> None:
     """Find the levels from the verdicts."""
     planned = preparing().plan
-    share = planned.guard.false_rollback / (planned.num_judged_steps * planned.guard.num_bounds + 1)
+    share = planned.guard.false_rollback / 2
     pairs = PairCounter()
     for index in range(400):
         pairs.add(f"{index}", (f"topic={index % 8}", f"language={index % 2}"), "right", "right")
