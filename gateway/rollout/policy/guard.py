@@ -99,7 +99,7 @@ def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
 
 
 def rollback_level(plan: Plan, metric: Metric | None = None) -> float:
-    """Return the share of the false rollback chance of one test.
+    """Return the allowed chance that one test errs.
 
     Each metric is tested in each step, but the probes once for all steps.
 

@@ -16,7 +16,7 @@ from gateway.rollout.policy.means import Values, log_capital_above, log_capital_
 from gateway.rollout.policy.plan import Plan
 
 _MIN_TENANTS = 4  # that rated answers of each release
-_NONE = 1e-9  # what rounding may leave of no ratings
+_NONE = 1e-9  # ratings. Rounding may leave fewer.
 
 
 def judge_ratings(counts: Counts, plan: Plan) -> tuple[Finding, ...]:
@@ -90,7 +90,7 @@ def _log_capital_within(total: TenantRatings, tenants: Sequence[TenantRatings], 
 
 
 def _weightiest(tenants: Iterable[TenantRatings]) -> list[TenantRatings]:
-    """Return the tenants of which one speaks most against the canary.
+    """Return the tenants that may speak most against the canary.
 
     Every other tenant speaks less against it than one of these, in each respect.
     """
@@ -102,7 +102,7 @@ def _weightiest(tenants: Iterable[TenantRatings]) -> list[TenantRatings]:
 
 
 def _weight(tenant: TenantRatings) -> tuple[float, float, float, float]:
-    """Return what speaks against the canary, more or less."""
+    """Return evidence against the canary, in comparable numbers."""
     stable, canary = tenant
     return canary.disliked, stable.others, -canary.others, -stable.disliked
 

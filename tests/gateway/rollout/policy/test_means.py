@@ -71,7 +71,7 @@ def test_p_values_are_valid_for_every_mean_of_stable_and_never_speak_for_both_si
 
 
 def test_values_at_their_limits_can_ruin_one_bet_but_not_all() -> None:
-    """A player with all its capital at stake loses it to one value of 0."""
+    """One value of 0 takes a whole capital at stake."""
     never: Values = [(0.0, 80)]
     often: Values = [(1.0, 20), (0.0, 60)]
     assert p_mean_above(never, often, 0.05) < 1e-3

@@ -76,7 +76,7 @@ def rollout(
 @settings(max_examples=60, deadline=None)
 @given(tenants)
 def test_the_least_capital_without_any_one_tenant_counts(table: list[TenantRatings]) -> None:
-    """Only the weightiest tenants are left out in turn. It is the same for all."""
+    """Leaving out only the weightiest tenants finds the same."""
     finding = judged(counts_of(table), asked())
     if finding.effect is None:
         assert finding.p_beyond == finding.p_within == 1
@@ -95,7 +95,7 @@ def test_the_least_capital_without_any_one_tenant_counts(table: list[TenantRatin
 def test_one_tenant_never_makes_the_evidence_against_a_canary_stronger(
     table: list[TenantRatings], a: int, b: int, c: int, d: int
 ) -> None:
-    """Whatever it rates, its own ratings are never needed for a rollback."""
+    """A rollback never needs the ratings of any one tenant."""
     counts = counts_of(table)
     add(counts, "stable", HOSTILE, disliked=a, others=b)
     add(counts, "canary", HOSTILE, disliked=c, others=d)
@@ -106,7 +106,7 @@ def test_one_tenant_never_makes_the_evidence_against_a_canary_stronger(
 @pytest.mark.parametrize("hostile", [False, True])
 @pytest.mark.parametrize(("stable", "canary"), [(0.03, 0.03), (0.1, 0.15)])
 def test_false_alarms_stay_within_their_allowance_at_all_looks(*, stable: float, canary: float, hostile: bool) -> None:
-    """The second canary is exactly at its bound, so each rollback is false."""
+    """At its bound, each rollback of a canary is false."""
     num_rollouts, allowance = 60, 0.2  # large enough to be seen
     rolled_back = 0
     for seed in range(num_rollouts):
@@ -118,7 +118,7 @@ def test_false_alarms_stay_within_their_allowance_at_all_looks(*, stable: float,
 
 
 def test_a_canary_with_a_quarter_of_disliked_answers_leaves_after_80_ratings() -> None:
-    """80 ratings are 4,000 answers of which users rate 2 %. 1,000 of these are wrong."""
+    """These are 1,000 wrong answers if users rate 2 %."""
     needed = []
     for seed in range(21):
         found = enumerate(rollout(0.0, 0.25, seed, most=400), 1)
