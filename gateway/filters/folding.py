@@ -4,7 +4,8 @@ Folding ignores case and invisible characters, and normalizes to NFKC. So full-w
 accents equal their plain forms, and a zero-width space within a word has no effect.
 
 Text is folded cluster by cluster. A cluster is a character with the marks and invisible characters after it. Its folded
-form depends on no other cluster.
+form depends on no other cluster. Marks beyond a length that no language reaches begin a new cluster, so that no cluster
+grows without end.
 """
 
 import re
@@ -15,6 +16,7 @@ from itertools import pairwise
 # Hangul vowels and final consonants, which compose with the characters before them.
 _HANGUL_FOLLOWERS = range(0x1160, 0x1200)
 _CACHED_CHARACTERS = 8192
+_MAX_CLUSTER = 32  # characters, as in Unicode's stream-safe text format (UAX 15)
 # Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt). NFKC_Casefold removes the same characters.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -56,18 +58,22 @@ class FoldedText:
         source: the text.
         folded: its folded form.
         source_spans: for each folded character, the (begin, end) of its cluster in `source`.
-        last_cluster: index in `folded` at which the last cluster begins.
+        last_cluster: index in `folded` at which the last visible cluster begins.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        begins = [index for index, character in enumerate(source) if index == 0 or begins_cluster(character)]
+        begins: list[int] = []
+        for index, character in enumerate(source):
+            if index == 0 or begins_cluster(character) or index - begins[-1] == _MAX_CLUSTER:
+                begins.append(index)
         pieces: list[str] = []
         self.source_spans: list[tuple[int, int]] = []
         self.last_cluster = 0
         for begin, end in pairwise([*begins, len(source)]):
-            self.last_cluster = len(self.source_spans)
             pieces.append(fold(source[begin:end]))
+            if pieces[-1]:
+                self.last_cluster = len(self.source_spans)
             self.source_spans += [(begin, end)] * len(pieces[-1])
         self.folded = "".join(pieces)
 

@@ -2,7 +2,8 @@
 
 Text is compared in its folded form (see `folding`). A word of cased letters matches only as a whole word, so 'ass' is
 not found in 'class'. Scripts without case, such as Chinese, have no spaces between words, so their words match
-anywhere. No more text is held back than a match can need.
+anywhere. No more text is held back than a match can need. Invisible characters and marks within a word are ignored, up
+to a number that bounds the text held back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from gateway.filters.folding import FoldedText, base_character, begins_cluster, 
 
 Action = Literal["end", "mask"]
 MASK = "*"
+
+_MAX_IGNORED = 64  # invisible characters and marks within a word, and after it
 
 
 class WordList:
@@ -42,6 +45,7 @@ class WordList:
         self._languages = list(language_of.values())
         self._automaton = AhoCorasick(list(language_of))
         self.longest_word = max(map(len, language_of), default=0)  # folded characters
+        self.longest_source = self.longest_word + _MAX_IGNORED  # characters of a text that are one word
         # All proper prefixes of all words, and the words themselves. Each ends in a base character without marks,
         # because marks may still follow and change it.
         self.prefixes = frozenset(
@@ -118,7 +122,7 @@ class WordFilter:
         matches = [
             (end, start, language)
             for start, end, language in self._words.find(text.folded)
-            if end <= num_settled and self._is_whole_word(text.folded, start, end)
+            if end <= num_settled and self._is_word(text, start, end)
         ]
         if matches and self._action == "end":
             _, start, language = min(matches)
@@ -161,12 +165,21 @@ class WordFilter:
         last = text.last_cluster
         for start in range(max(0, last - self._words.longest_word), len(text.folded)):
             beginning = text.folded[start:last] + base_character(text.folded[max(start, last)])
-            if beginning in self._words.prefixes and not self._continues_word(text.folded, start):
-                return text.source_spans[start][0]
+            begin, _ = text.source_spans[start]
+            if (
+                beginning in self._words.prefixes
+                and len(text.source) - begin <= self._words.longest_source
+                and not self._continues_word(text.folded, start)
+            ):
+                return begin
         return len(text.source)
 
-    def _is_whole_word(self, folded: str, start: int, end: int) -> bool:
-        return not self._continues_word(folded, start) and not (end < len(folded) and self._continues_word(folded, end))
+    def _is_word(self, text: FoldedText, start: int, end: int) -> bool:
+        """Return whether a match is a whole word of a possible length."""
+        if text.source_spans[end - 1][1] - text.source_spans[start][0] > self._words.longest_source:
+            return False
+        followed = end < len(text.folded) and self._continues_word(text.folded, end)
+        return not followed and not self._continues_word(text.folded, start)
 
     def _continues_word(self, folded: str, at: int) -> bool:
         """Return whether the letter at `at` continues a word.

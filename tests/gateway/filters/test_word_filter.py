@@ -1,7 +1,10 @@
 """Word filter: independent of cuts, without needless delay."""
 
+import time
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
@@ -107,6 +110,36 @@ def test_only_a_possible_beginning_of_a_word_is_held_back(pieces: list[str], wor
             return
         pending = pushed[len(shown) :]
         assert not pending or any(word.startswith(pending) for word in words)
+
+
+# Runs of letters, marks and invisible characters, most longer than a cluster or the text of a word.
+RUNS = st.lists(
+    st.tuples(st.sampled_from("abB \u0301\u0323\u200b\u1161\u4e2d"), st.sampled_from([1, 1, 1, 2, 31, 33, 64, 80])),
+    max_size=8,
+).map(lambda runs: "".join(letter * length for letter, length in runs))
+
+
+@given(text=RUNS, cuts=st.lists(st.integers(0, 400), max_size=8))
+@example(text="ba" + "\u200b" * 63 + "b", cuts=[])
+@example(text="ba" + "\u200b" * 80 + "b b\u200bab", cuts=[70])
+def test_long_runs_of_marks_give_the_same_text_for_all_cuts(text: str, cuts: list[int]) -> None:
+    words = ["bab", "b", "\u4e2d\u4e2d", "a b"]
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[begin:end] for begin, end in pairwise(bounds)]
+    for action in get_args(Action):
+        assert run(list(text), words, action) == run(pieces, words, action) == run([text], words, action)
+
+
+@pytest.mark.parametrize("follower", ["\u0301", "\u200b", "\u1161"])
+def test_marks_without_end_neither_hold_text_back_nor_take_long(follower: str) -> None:
+    """The work for each mark does not grow with the marks before it."""
+    word_filter = WordFilter(WordList({"en": ["bad", "b"]}), "mask")
+    word_filter.push("a ba")
+    shown, started_s = 4, time.process_time()
+    for number in range(10_000):
+        shown += len(word_filter.push(follower))
+        assert 4 + number + 1 - shown <= 128
+    assert time.process_time() - started_s < 2  # 10 s and more where it grows
 
 
 def test_text_without_a_beginning_of_a_word_is_not_delayed() -> None:
