@@ -28,6 +28,7 @@ class AnswerText:
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], words: WordFilter | None = None) -> None:
+        self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
         self._stops = StopStringMatcher(stops)
         self._words = words
@@ -52,6 +53,7 @@ class AnswerText:
             text = self._detokenizer.push(token_id)
             if logprobs:
                 end = self._num_decoded + len(text)
+                self._set_bytes(logprobs[index])
                 self._pending_logprobs.append(_TokenLogprobs(self._num_decoded, end, logprobs[index]))
             shown += self._show(text)
             if self.ended_by is not None:
@@ -66,6 +68,11 @@ class AnswerText:
         if self.ended_by is None:
             shown += self._filter(self._stops.finish(), is_end=True)
         return self._delta(shown, is_last=self.ended_by is None)
+
+    def _set_bytes(self, position: sampling_pb2.PositionLogprobs) -> None:
+        """Add the bytes of the tokens, which clients cannot know."""
+        for entry in (position.chosen, *position.top):
+            entry.token = self._vocabulary.bytes_of(entry.token_id)
 
     def _show(self, text: str) -> str:
         """Return the visible part of the pending text and `text`."""

@@ -92,6 +92,19 @@ def test_every_visible_token_has_its_logprobs_once_and_in_order(token_ids: list[
     assert text.ended_by or len(reported) == len(token_ids)
 
 
+def test_tokens_with_logprobs_have_their_bytes() -> None:
+    """Alternatives, too: a client has no vocabulary to look them up in."""
+    first, second = TOKENIZER.encode("好", add_special_tokens=False).ids[:2]
+    position = logprobs_of([first])[0]
+    position.top.add(token_id=second, logprob=-2)
+    position.top.add(token_id=TOKENIZER.get_vocab_size() + 1, logprob=-3)
+    text = AnswerText(VOCABULARY, [])
+    deltas = [text.push([first], [position]), text.finish()]
+    (entry,) = [entry for delta in deltas if delta is not None for entry in delta.logprobs]
+    encoded = "好".encode()
+    assert (entry.chosen.token, [one.token for one in entry.top]) == (encoded[:1], [encoded[1:2], b""])
+
+
 def test_tokens_cut_off_by_a_stop_string_have_no_logprobs() -> None:
     token_ids = TOKENIZER.encode("okSTOPno", add_special_tokens=False).ids
     deltas, text = answer(token_ids, ["STOP"])
