@@ -20,22 +20,31 @@ class StopStringMatcher:
         self._longest_prefix = max(map(len, self._prefixes), default=0)
         self._pending = ""  # the end of the text, which may begin a stop string
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
         """Take the next piece.
+
+        Args:
+            text: the piece.
+            may_end: whether a stop string that ends in this piece counts.
 
         Returns:
             The text that may be shown now, and whether a stop string was hit. After a hit, push no more.
         """
         if not self._stops:
             return text, False
+        num_old = len(self._pending)
         text = self._pending + text
-        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if matches:
+        if may_end and (matches := self._matches(text, num_old)):
             self._pending = ""
             return text[: min(matches)[1]], True
         shown = len(text) - self._num_pending(text)
         self._pending = text[shown:]
         return text[:shown], False
+
+    def _matches(self, text: str, num_old: int) -> list[tuple[int, int]]:
+        """Return the (end, start) of stop strings that end after `num_old` characters."""
+        starts = [(stop, text.find(stop, max(0, num_old - len(stop) + 1))) for stop in self._stops]
+        return [(start + len(stop), start) for stop, start in starts if start >= 0]
 
     def finish(self) -> str:
         """Return the pending text, at the end of the answer."""

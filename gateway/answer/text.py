@@ -27,11 +27,22 @@ class AnswerText:
         ended_by: STOP after a stop string, FILTERED after a forbidden word. The answer takes no more tokens then.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], words: WordFilter | None = None) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, stops: Sequence[str], words: WordFilter | None = None, *, min_tokens: int = 0
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            vocabulary: bytes of the tokens.
+            stops: stop strings. One counts if it ends after the first `min_tokens` tokens.
+            words: forbidden words.
+            min_tokens: tokens of the answer that no stop string ends.
+        """
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer(vocabulary)
         self._stops = StopStringMatcher(stops)
         self._words = words
+        self._min_tokens = min_tokens
         self._num_decoded = 0  # characters from the detokenizer
         self._num_shown = 0  # characters returned. Fewer while a stop string or a word may have begun
         self._pending_logprobs: deque[_TokenLogprobs] = deque()
@@ -77,7 +88,7 @@ class AnswerText:
     def _show(self, text: str) -> str:
         """Return the visible part of the pending text and `text`."""
         self._num_decoded += len(text)
-        text, is_stopped = self._stops.push(text)
+        text, is_stopped = self._stops.push(text, may_end=self.num_tokens > self._min_tokens)
         shown = self._filter(text, is_end=is_stopped)
         if is_stopped and self.ended_by is None:
             self.ended_by = sampling_pb2.FINISH_REASON_STOP

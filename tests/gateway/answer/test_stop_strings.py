@@ -53,3 +53,28 @@ def test_a_partial_match_is_shown_with_the_character_that_breaks_it() -> None:
 
 def test_the_longer_of_two_stop_strings_that_end_together_wins() -> None:
     assert run(["x", "ab", "c"], ["bc", "abc"]) == ("x", True)
+
+
+@given(first=LETTERS, cut=st.integers(0, 40), rest=st.lists(LETTERS, max_size=6), stops=STOPS)
+def test_a_stop_string_that_ends_too_early_does_not_count(
+    first: str, cut: int, rest: list[str], stops: list[str]
+) -> None:
+    """But one may begin early and end later."""
+    matcher = StopStringMatcher(stops)
+    shown = "".join(matcher.push(piece, may_end=False)[0] for piece in (first[:cut], first[cut:]))
+    hit = False
+    for piece in rest:
+        text, hit = matcher.push(piece)
+        shown += text
+        if hit:
+            break
+    whole = first + "".join(rest)
+    ends = {
+        (start + len(stop), start)
+        for stop in stops
+        for start in range(len(whole))
+        if whole.startswith(stop, start) and start + len(stop) > len(first)
+    }
+    assert (shown if hit else shown + matcher.finish(), hit) == (
+        (whole[: min(ends)[1]], True) if ends else (whole, False)
+    )

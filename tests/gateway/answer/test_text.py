@@ -113,6 +113,17 @@ def test_tokens_cut_off_by_a_stop_string_have_no_logprobs() -> None:
     assert (text.ended_by, text.num_tokens) == (sampling_pb2.FINISH_REASON_STOP, 6)
 
 
+def test_stop_strings_wait_for_min_tokens() -> None:
+    """As in other engines. The last of these tokens may not end the answer either."""
+    token_ids = TOKENIZER.encode("a bag, a bag, a bag.", add_special_tokens=False).ids
+    for min_tokens, expected in ((0, "a"), (4, "a"), (5, "a bag, a"), (12, "a bag, a bag, a"), (19, token_ids)):
+        text = AnswerText(VOCABULARY, [" bag"], min_tokens=min_tokens)
+        deltas = [text.push(token_ids[:7]), text.push(token_ids[7:]) if text.ended_by is None else None, text.finish()]
+        shown = "".join(delta.text for delta in deltas if delta is not None)
+        assert shown == (expected if isinstance(expected, str) else "a bag, a bag, a bag.")
+        assert (text.ended_by is not None) is isinstance(expected, str)
+
+
 def test_a_token_that_overlaps_a_forbidden_word_has_no_logprobs() -> None:
     """Its leading space is visible, its id reveals the word."""
     token_ids = [*TOKENIZER.encode("ok", add_special_tokens=False).ids, TOKENIZER.get_vocab()["好 的"]]
