@@ -41,7 +41,9 @@ from gateway.rollout.policy.significance import p_above
 from gateway.rollout.policy.state import Phase, State
 
 REQUESTS_PER_S = 50.0
-LOOK_EVERY_S = 1.0
+TICK_S = 1.0
+# Later ticks are longer, as the guard looks again when the counts have grown by a fifth.
+TICK_GROWTH = 0.02
 GIVE_UP_S = 3600.0  # a canary exactly at a bound may be held forever, which counts as neither error
 STEPS = ((1, 60.0), (5, 60.0), (25, 60.0), (50, 60.0), (100, 0.0))  # percent, seconds
 GUARD = {
@@ -51,7 +53,7 @@ GUARD = {
     "max_inter_token_ratio": 1.5,
     "max_repetition_increase": 0.02,
     "max_wrong_script_increase": 0.02,
-    "max_dislike_increase": 0.1,
+    "max_dislike_increase": 0.05,
     "max_quality_drop": 0.02,
 }
 
@@ -100,9 +102,10 @@ def simulate(task: tuple[str, int]) -> Outcome:
     hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
     now_s, num_canary, num_harmed = 0.0, 0, 0
     while state.phase is Phase.RUNNING and now_s < GIVE_UP_S:
-        now_s += LOOK_EVERY_S
+        seconds = max(TICK_S, TICK_GROWTH * (now_s - state.step_started_s))
+        now_s += seconds
         window = state.window
-        total = random.poisson(REQUESTS_PER_S * LOOK_EVERY_S)
+        total = random.poisson(REQUESTS_PER_S * seconds)
         on_canary = int(random.binomial(total, state.weight_percent / 100))
         answer(counts, "stable", STABLE, total - on_canary, random)
         count_signs(counts, "stable", STABLE, total - on_canary, random)
@@ -113,12 +116,12 @@ def simulate(task: tuple[str, int]) -> Outcome:
         bad = num_hanging + answer(counts, "canary", behaviour, on_canary - num_hanging, random)
         hanging.append((now_s, num_hanging))
         count_overdue(counts, hanging, now_s, state.plan.guard.overdue_s)
-        in_time = random.poisson((on_canary - num_hanging) / LOOK_EVERY_S * behaviour.first_token_s)
-        waiting = Counts()
-        waiting.add("canary", "waiting", int(in_time) + sum(number for _, number in hanging))
+        in_time = random.poisson((on_canary - num_hanging) / seconds * behaviour.first_token_s)
+        waiting = int(in_time) + sum(number for _, number in hanging)
+        counts.add("canary", "waiting", waiting - counts.number("canary", "waiting"))
         num_canary += on_canary
         num_harmed += harmed(behaviour, on_canary, bad) if kind == "bad" else 0
-        state = tick(state, counts + waiting, now_s) or state
+        state = tick(state, counts, now_s) or state
         if state.window != window:
             counts = Counts()
             hanging.clear()
@@ -136,9 +139,10 @@ def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random
 
     Return how many failed or were empty.
     """
-    draws = random.random(requests)
-    errors = int((draws < behaviour.error_rate).sum())
-    empty = int(((draws >= behaviour.error_rate) & (draws < behaviour.error_rate + behaviour.empty_rate)).sum())
+    empty_rate = min(behaviour.empty_rate, 1 - behaviour.error_rate)
+    errors, empty, _ = map(
+        int, random.multinomial(requests, [behaviour.error_rate, empty_rate, 1 - behaviour.error_rate - empty_rate])
+    )
     counts.add(arm, "requests", requests)
     counts.add(arm, "errors", errors)
     counts.add(arm, "empty", empty)

@@ -68,6 +68,7 @@ CANARIES: dict[str, tuple[Behaviour, Kind]] = {
     "equal, 1 % rated": (Behaviour(rated=0.01), "good"),
     "equal, one hostile tenant": (Behaviour(rated=0.01, hostile=True), "good"),
     "quality -25 points, no probes, 1 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.01), "bad"),
+    "quality -25 points, no probes, 2 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.02), "bad"),
 }
 
 
@@ -103,6 +104,8 @@ def rate_answers(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, r
         answers: number of answers.
         random: draws the answers that are rated, and those that are wrong.
     """
+    if not behaviour.rated:
+        return
     wrong_rate = STABLE_WRONG + (behaviour.wrong_rate if arm == "canary" else 0.0)
     for _ in range(int(random.binomial(answers, behaviour.rated))):
         counts.add_rating(arm, int(random.integers(1, NUM_TENANTS)), disliked=bool(random.random() < wrong_rate))

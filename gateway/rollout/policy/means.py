@@ -88,10 +88,10 @@ def p_mean_below(stable: Values, canary: Values, increase: float) -> float:
     return math.exp(min(0.0, -log_capital_below(stable, canary, increase)))
 
 
-def log_capital_above(stable: Values, canary: Values, increase: float) -> float:
+def log_capital_above(stable: Values, canary: Values, increase: float, *, needed: float = -math.inf) -> float:
     """Return the logarithm of the capital behind `p_mean_above`.
 
-    Averages of capitals are capitals too.
+    Averages of capitals are capitals too. It is exact if it is at least `needed`. A smaller one is found faster.
     """
     below = _complements(stable)
     lowest, highest = max(0.0, -increase), min(1.0, 1.0 - increase)
@@ -101,7 +101,7 @@ def log_capital_above(stable: Values, canary: Values, increase: float) -> float:
     def log_product(mean: float) -> float:
         return _log_capital(canary, mean + increase) + _log_capital(below, 1 - mean)
 
-    return _minimum(log_product, lowest, highest)
+    return _minimum(log_product, lowest, highest, needed)
 
 
 def log_capital_below(stable: Values, canary: Values, increase: float) -> float:
@@ -142,8 +142,11 @@ def _log_factor(share: float, ratio: float) -> float:
     return math.log1p(share * (ratio - 1)) if share < 1 or ratio > 0 else -math.inf
 
 
-def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return the minimum of a convex function, by golden section."""
+def _minimum(function: Callable[[float], float], low: float, high: float, needed: float) -> float:
+    """Return the minimum of a convex function, by golden section.
+
+    Or any value below `needed`.
+    """
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     for _ in range(_NUM_SECTIONS):
@@ -155,4 +158,6 @@ def _minimum(function: Callable[[float], float], low: float, high: float) -> flo
             low, left, at_left = left, right, at_right
             right = low + _GOLDEN * (high - low)
             at_right = function(right)
+        if min(at_left, at_right) < needed:
+            break
     return min(at_left, at_right)

@@ -14,6 +14,7 @@ and early looks cost no allowance.
 """
 
 import math
+from functools import lru_cache
 
 _NUM_SHARES = 64
 _NUM_BISECTIONS = 40  # of a confidence limit: far below a millionth
@@ -33,6 +34,7 @@ def p_drop_above(lost: int, gained: int, total: int, bound: float) -> float:
     return p_drop_below(gained, lost, total, -bound)
 
 
+@lru_cache(maxsize=1024)  # the same probes are judged at every look
 def p_drop_below(lost: int, gained: int, total: int, bound: float) -> float:
     """Return a p-value for a drop that is small enough.
 

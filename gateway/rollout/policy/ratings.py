@@ -53,7 +53,7 @@ def judge_ratings(counts: Counts, plan: Plan) -> tuple[Finding, ...]:
 def are_beyond(counts: Counts, plan: Plan) -> bool:
     """Return whether the verdict on ratings is 'beyond'.
 
-    This takes about a millisecond unless it is near, so that it can be asked at every tick.
+    This is much faster than a finding unless it is near, so that it can be asked at every tick.
     """
     bound = plan.guard.max_dislike_increase
     tenants = counts.ratings() if bound is not None else []
@@ -72,7 +72,7 @@ def _log_capital_beyond(
     """
     least = math.inf
     for tenant in _weightiest(tenants):
-        least = min(least, log_capital_above(*_without(total, tenant), bound))
+        least = min(least, log_capital_above(*_without(total, tenant), bound, needed=needed))
         if least < needed:
             break
     return least

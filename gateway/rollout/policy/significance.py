@@ -13,7 +13,8 @@ from gateway.rollout.policy.histograms import Histogram
 
 # Share of a test's level that is spent on the uncertainty of stable's rate.
 _NUISANCE_SHARE = 0.1
-_NUM_BISECTIONS = 60  # enough for the precision of a float
+_MAX_STEPS = 60  # of the search for a rate. Usually it takes fewer than ten
+_PRECISION = 1e-12  # of the rate
 _MAX_TERMS = 100_000  # of the continued fraction, which needs about the square root of the number of trials
 
 
@@ -62,14 +63,21 @@ def upper_limit(events: int, trials: int, level: float) -> float:
 
     At this rate, `events` or fewer in `trials` still have probability `level`.
     """
-    low, high = 0.0, 1.0
-    for _ in range(_NUM_BISECTIONS):
-        middle = (low + high) / 2
-        if 1 - binomial_tail(events + 1, trials, middle) > level:
-            low = middle
-        else:
-            high = middle
-    return high
+    if events >= trials:
+        return 1.0
+    low, high, rate = 0.0, 1.0, (events + 1) / (trials + 2)
+    log_ways = math.lgamma(trials + 1) - math.lgamma(events + 1) - math.lgamma(trials - events)
+    for _ in range(_MAX_STEPS):
+        chance = binomial_tail(trials - events, trials, 1 - rate)
+        low, high = (rate, high) if chance > level else (low, rate)
+        # Newton's method on the logarithm, and bisection where that leaves the limits.
+        log_slope = log_ways + events * math.log(rate) + (trials - events - 1) * math.log1p(-rate)
+        step = math.log(chance / level) * math.exp(math.log(chance) - log_slope) if chance > 0 else -1.0
+        following = rate + step if low < rate + step < high else (low + high) / 2
+        if abs(following - rate) <= _PRECISION * rate:
+            break
+        rate = following
+    return rate
 
 
 def rank_sum_z(strata: Sequence[tuple[Histogram, Histogram]]) -> float:

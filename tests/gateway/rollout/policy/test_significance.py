@@ -48,6 +48,18 @@ def test_no_event_in_n_trials_bounds_the_rate_by_the_rule_of_three() -> None:
     assert upper_limit(0, 0, 0.05) == pytest.approx(1)
 
 
+@settings(deadline=None)
+@given(st.integers(0, 5000), st.integers(0, 5000), st.floats(-12, -0.1))
+def test_the_limit_of_a_rate_equals_that_of_a_bisection(events: int, others: int, log_level: float) -> None:
+    trials, level = events + others, 10**log_level
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        chance_of_fewer = binomial_tail(others, trials, 1 - middle)
+        low, high = (middle, high) if chance_of_fewer > level else (low, middle)
+    assert upper_limit(events, trials, level) == pytest.approx(high, rel=1e-9)
+
+
 @pytest.mark.parametrize(("stable_rate", "increase"), [(0.0, 0.1), (0.1, 0.1), (0.3, 0.05)])
 def test_tests_of_rates_err_at_most_as_often_as_their_level(stable_rate: float, increase: float) -> None:
     """Sum all outcomes of a canary exactly at the bound."""
