@@ -27,17 +27,17 @@ from tandem.v1 import sampling_pb2 as tandem_dot_v1_dot_sampling__pb2
 from tandem.v1 import tensor_pb2 as tandem_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/gateway.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\x1a\x16tandem/v1/tensor.proto\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.tandem.v1.ImageH\x00\x42\t\n\x07\x63ontent\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"+\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\"q\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Part\x12\'\n\ntool_calls\x18\x03 \x03(\x0b\x32\x13.tandem.v1.ToolCall\"\xaf\x01\n\x16GatewayGenerateRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x13\n\x0brouting_key\x18\x04 \x01(\t\x12\x1e\n\x05tools\x18\x05 \x03(\x0b\x32\x0f.tandem.v1.Tool\"\x81\x01\n\x17GatewayGenerateResponse\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tandem.v1.TextDeltaH\x00\x12\x36\n\x08\x66inished\x18\x02 \x01(\x0b\x32\".tandem.v1.GatewayGenerateFinishedH\x00\x42\x07\n\x05\x65vent\"H\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\xe1\x01\n\x17GatewayGenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.tandem.v1.StageTimings\x12#\n\x07release\x18\x04 \x01(\x0b\x32\x12.tandem.v1.Release\x12&\n\x06images\x18\x05 \x03(\x0b\x32\x16.tandem.v1.ImageReport\"3\n\x07Release\x12\x12\n\nvision_tag\x18\x01 \x01(\t\x12\x14\n\x0clanguage_tag\x18\x02 \x01(\t\"\xc7\x01\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12*\n\x0b\x63\x61\x63he_level\x18\x02 \x01(\x0e\x32\x15.tandem.v1.CacheLevel\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x10\n\x08ready_ms\x18\x04 \x01(\x01\x12\x16\n\x0esimilar_sha256\x18\x05 \x01(\x0c\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\x12#\n\x04grid\x18\x07 \x01(\x0b\x32\x15.tandem.v1.VisualGrid\"\x98\x01\n\x0cStageTimings\x12\x12\n\nprepare_ms\x18\x01 \x01(\x01\x12\x11\n\tvision_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\" \n\x0fPutImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"5\n\x10PutImageResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\"Z\n\x12\x43ountTokensRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12\x1e\n\x05tools\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Tool\"]\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x03 \x01(\r\"e\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x08messages\x18\x02 \x03(\x0b\x32\x12.tandem.v1.Message\x12\x1e\n\x05tools\x18\x03 \x03(\x0b\x32\x0f.tandem.v1.Tool\"=\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"7\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x02 \x03(\x0c\"C\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05label\x18\x03 \x01(\t\"#\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12\x0f\n\x07\x63ounted\x18\x01 \x01(\x08\"\x1a\n\x18GatewayListModelsRequest\"\xfe\x01\n\x0bReleaseInfo\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Release\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12$\n\x06vision\x18\x04 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12&\n\x08language\x18\x05 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04kind\x18\x07 \x01(\t\x12\x15\n\rrenders_tools\x18\x08 \x01(\x08\"E\n\x19GatewayListModelsResponse\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.tandem.v1.ReleaseInfo*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xbc\x01\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_LEVEL_GATEWAY\x10\x02\x12\x16\n\x12\x43\x41\x43HE_LEVEL_SHARED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_LEVEL_VISION\x10\x04\x12\x19\n\x15\x43\x41\x43HE_LEVEL_IN_FLIGHT\x10\x05\x12\x17\n\x13\x43\x41\x43HE_LEVEL_SIMILAR\x10\x06\x32\xa1\x04\n\x07Gateway\x12S\n\x08Generate\x12!.tandem.v1.GatewayGenerateRequest\x1a\".tandem.v1.GatewayGenerateResponse0\x01\x12\x45\n\x08PutImage\x12\x1a.tandem.v1.PutImageRequest\x1a\x1b.tandem.v1.PutImageResponse(\x01\x12L\n\x0b\x43ountTokens\x12\x1d.tandem.v1.CountTokensRequest\x1a\x1e.tandem.v1.CountTokensResponse\x12\x43\n\x08Tokenize\x12\x1a.tandem.v1.TokenizeRequest\x1a\x1b.tandem.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.tandem.v1.DetokenizeRequest\x1a\x1d.tandem.v1.DetokenizeResponse\x12W\n\nListModels\x12#.tandem.v1.GatewayListModelsRequest\x1a$.tandem.v1.GatewayListModelsResponse\x12\x43\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x1a.tandem.v1.FeedbackRequest\x1a\x1b.tandem.v1.FeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/gateway.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\x1a\x16tandem/v1/tensor.proto\"3\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.tandem.v1.ImageH\x00\x42\t\n\x07\x63ontent\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"+\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\"q\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x1e\n\x05parts\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Part\x12\'\n\ntool_calls\x18\x03 \x03(\x0b\x32\x13.tandem.v1.ToolCall\"\xc8\x01\n\x16GatewayGenerateRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x13\n\x0brouting_key\x18\x04 \x01(\t\x12\x1e\n\x05tools\x18\x05 \x03(\x0b\x32\x0f.tandem.v1.Tool\x12\x17\n\x0f\x63ontinue_answer\x18\x06 \x01(\x08\"\x81\x01\n\x17GatewayGenerateResponse\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tandem.v1.TextDeltaH\x00\x12\x36\n\x08\x66inished\x18\x02 \x01(\x0b\x32\".tandem.v1.GatewayGenerateFinishedH\x00\x42\x07\n\x05\x65vent\"H\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\xe1\x01\n\x17GatewayGenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12(\n\x07timings\x18\x03 \x01(\x0b\x32\x17.tandem.v1.StageTimings\x12#\n\x07release\x18\x04 \x01(\x0b\x32\x12.tandem.v1.Release\x12&\n\x06images\x18\x05 \x03(\x0b\x32\x16.tandem.v1.ImageReport\"3\n\x07Release\x12\x12\n\nvision_tag\x18\x01 \x01(\t\x12\x14\n\x0clanguage_tag\x18\x02 \x01(\t\"\xc7\x01\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12*\n\x0b\x63\x61\x63he_level\x18\x02 \x01(\x0e\x32\x15.tandem.v1.CacheLevel\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x10\n\x08ready_ms\x18\x04 \x01(\x01\x12\x16\n\x0esimilar_sha256\x18\x05 \x01(\x0c\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\x12#\n\x04grid\x18\x07 \x01(\x0b\x32\x15.tandem.v1.VisualGrid\"\x98\x01\n\x0cStageTimings\x12\x12\n\nprepare_ms\x18\x01 \x01(\x01\x12\x11\n\tvision_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12\x11\n\tdecode_ms\x18\x06 \x01(\x01\x12\x10\n\x08total_ms\x18\x07 \x01(\x01\" \n\x0fPutImageRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"5\n\x10PutImageResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\"s\n\x12\x43ountTokensRequest\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.tandem.v1.Message\x12\x1e\n\x05tools\x18\x02 \x03(\x0b\x32\x0f.tandem.v1.Tool\x12\x17\n\x0f\x63ontinue_answer\x18\x03 \x01(\x08\"]\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x03 \x01(\r\"e\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12$\n\x08messages\x18\x02 \x03(\x0b\x32\x12.tandem.v1.Message\x12\x1e\n\x05tools\x18\x03 \x03(\x0b\x32\x0f.tandem.v1.Tool\"=\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"7\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x02 \x03(\x0c\"C\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05label\x18\x03 \x01(\t\"#\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12\x0f\n\x07\x63ounted\x18\x01 \x01(\x08\"\x1a\n\x18GatewayListModelsRequest\"\xfe\x01\n\x0bReleaseInfo\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Release\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12$\n\x06vision\x18\x04 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12&\n\x08language\x18\x05 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\x06 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x0c\n\x04kind\x18\x07 \x01(\t\x12\x15\n\rrenders_tools\x18\x08 \x01(\x08\"E\n\x19GatewayListModelsResponse\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.tandem.v1.ReleaseInfo*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xbc\x01\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_LEVEL_GATEWAY\x10\x02\x12\x16\n\x12\x43\x41\x43HE_LEVEL_SHARED\x10\x03\x12\x16\n\x12\x43\x41\x43HE_LEVEL_VISION\x10\x04\x12\x19\n\x15\x43\x41\x43HE_LEVEL_IN_FLIGHT\x10\x05\x12\x17\n\x13\x43\x41\x43HE_LEVEL_SIMILAR\x10\x06\x32\xa1\x04\n\x07Gateway\x12S\n\x08Generate\x12!.tandem.v1.GatewayGenerateRequest\x1a\".tandem.v1.GatewayGenerateResponse0\x01\x12\x45\n\x08PutImage\x12\x1a.tandem.v1.PutImageRequest\x1a\x1b.tandem.v1.PutImageResponse(\x01\x12L\n\x0b\x43ountTokens\x12\x1d.tandem.v1.CountTokensRequest\x1a\x1e.tandem.v1.CountTokensResponse\x12\x43\n\x08Tokenize\x12\x1a.tandem.v1.TokenizeRequest\x1a\x1b.tandem.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.tandem.v1.DetokenizeRequest\x1a\x1d.tandem.v1.DetokenizeResponse\x12W\n\nListModels\x12#.tandem.v1.GatewayListModelsRequest\x1a$.tandem.v1.GatewayListModelsResponse\x12\x43\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x1a.tandem.v1.FeedbackRequest\x1a\x1b.tandem.v1.FeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2480
-  _globals['_ROLE']._serialized_end=2575
-  _globals['_CACHELEVEL']._serialized_start=2578
-  _globals['_CACHELEVEL']._serialized_end=2766
+  _globals['_ROLE']._serialized_start=2530
+  _globals['_ROLE']._serialized_end=2625
+  _globals['_CACHELEVEL']._serialized_start=2628
+  _globals['_CACHELEVEL']._serialized_end=2816
   _globals['_IMAGE']._serialized_start=111
   _globals['_IMAGE']._serialized_end=162
   _globals['_PART']._serialized_start=164
@@ -49,45 +49,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGE']._serialized_start=342
   _globals['_MESSAGE']._serialized_end=455
   _globals['_GATEWAYGENERATEREQUEST']._serialized_start=458
-  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=633
-  _globals['_GATEWAYGENERATERESPONSE']._serialized_start=636
-  _globals['_GATEWAYGENERATERESPONSE']._serialized_end=765
-  _globals['_TEXTDELTA']._serialized_start=767
-  _globals['_TEXTDELTA']._serialized_end=839
-  _globals['_GATEWAYGENERATEFINISHED']._serialized_start=842
-  _globals['_GATEWAYGENERATEFINISHED']._serialized_end=1067
-  _globals['_RELEASE']._serialized_start=1069
-  _globals['_RELEASE']._serialized_end=1120
-  _globals['_IMAGEREPORT']._serialized_start=1123
-  _globals['_IMAGEREPORT']._serialized_end=1322
-  _globals['_STAGETIMINGS']._serialized_start=1325
-  _globals['_STAGETIMINGS']._serialized_end=1477
-  _globals['_PUTIMAGEREQUEST']._serialized_start=1479
-  _globals['_PUTIMAGEREQUEST']._serialized_end=1511
-  _globals['_PUTIMAGERESPONSE']._serialized_start=1513
-  _globals['_PUTIMAGERESPONSE']._serialized_end=1566
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1568
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1658
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1660
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1753
-  _globals['_TOKENIZEREQUEST']._serialized_start=1755
-  _globals['_TOKENIZEREQUEST']._serialized_end=1856
-  _globals['_TOKENIZERESPONSE']._serialized_start=1858
-  _globals['_TOKENIZERESPONSE']._serialized_end=1919
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1921
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1959
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1961
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2016
-  _globals['_FEEDBACKREQUEST']._serialized_start=2018
-  _globals['_FEEDBACKREQUEST']._serialized_end=2085
-  _globals['_FEEDBACKRESPONSE']._serialized_start=2087
-  _globals['_FEEDBACKRESPONSE']._serialized_end=2122
-  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_start=2124
-  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_end=2150
-  _globals['_RELEASEINFO']._serialized_start=2153
-  _globals['_RELEASEINFO']._serialized_end=2407
-  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_start=2409
-  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_end=2478
-  _globals['_GATEWAY']._serialized_start=2769
-  _globals['_GATEWAY']._serialized_end=3314
+  _globals['_GATEWAYGENERATEREQUEST']._serialized_end=658
+  _globals['_GATEWAYGENERATERESPONSE']._serialized_start=661
+  _globals['_GATEWAYGENERATERESPONSE']._serialized_end=790
+  _globals['_TEXTDELTA']._serialized_start=792
+  _globals['_TEXTDELTA']._serialized_end=864
+  _globals['_GATEWAYGENERATEFINISHED']._serialized_start=867
+  _globals['_GATEWAYGENERATEFINISHED']._serialized_end=1092
+  _globals['_RELEASE']._serialized_start=1094
+  _globals['_RELEASE']._serialized_end=1145
+  _globals['_IMAGEREPORT']._serialized_start=1148
+  _globals['_IMAGEREPORT']._serialized_end=1347
+  _globals['_STAGETIMINGS']._serialized_start=1350
+  _globals['_STAGETIMINGS']._serialized_end=1502
+  _globals['_PUTIMAGEREQUEST']._serialized_start=1504
+  _globals['_PUTIMAGEREQUEST']._serialized_end=1536
+  _globals['_PUTIMAGERESPONSE']._serialized_start=1538
+  _globals['_PUTIMAGERESPONSE']._serialized_end=1591
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1593
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1708
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1710
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1803
+  _globals['_TOKENIZEREQUEST']._serialized_start=1805
+  _globals['_TOKENIZEREQUEST']._serialized_end=1906
+  _globals['_TOKENIZERESPONSE']._serialized_start=1908
+  _globals['_TOKENIZERESPONSE']._serialized_end=1969
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1971
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2009
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2011
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2066
+  _globals['_FEEDBACKREQUEST']._serialized_start=2068
+  _globals['_FEEDBACKREQUEST']._serialized_end=2135
+  _globals['_FEEDBACKRESPONSE']._serialized_start=2137
+  _globals['_FEEDBACKRESPONSE']._serialized_end=2172
+  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_start=2174
+  _globals['_GATEWAYLISTMODELSREQUEST']._serialized_end=2200
+  _globals['_RELEASEINFO']._serialized_start=2203
+  _globals['_RELEASEINFO']._serialized_end=2457
+  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_start=2459
+  _globals['_GATEWAYLISTMODELSRESPONSE']._serialized_end=2528
+  _globals['_GATEWAY']._serialized_start=2819
+  _globals['_GATEWAY']._serialized_end=3364
 # @@protoc_insertion_point(module_scope)

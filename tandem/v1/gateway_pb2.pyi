@@ -103,7 +103,9 @@ class Image(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The image file: JPEG, PNG, WebP, GIF or BMP. The gateway never fetches a URL."""
+    """The image file: JPEG, PNG, WebP, GIF, BMP, AVIF, or HEIC where the services read it. The gateway never fetches a
+    URL.
+    """
     sha256: _builtins.bytes
     """SHA-256 (32 bytes) of an image that was stored with PutImage. Every gateway that shares a cache (Redis) with the
     one that stored it knows it, for an hour by default and for the same tenant. Any gateway may lose it sooner. So a
@@ -134,7 +136,9 @@ class Part(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, at least 1 character."""
+    """Text, at least 1 character except in a turn of the model or of a tool. Form feeds, vertical tabs and C1 controls of
+    other turns are cleaned.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """An image."""
@@ -224,7 +228,7 @@ class Message(_message.Message):
     """The author."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """Text and images in reading order, at least 1 part. A message with calls of tools or with a result may have none."""
+        """Text and images in reading order, at least 1 part. A turn of the model or of a tool may have none."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
@@ -258,13 +262,20 @@ class GatewayGenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    CONTINUE_ANSWER_FIELD_NUMBER: _builtins.int
     routing_key: _builtins.str
     """Key of a conversation or user, at most 256 characters. During a rollout, requests with the same key get the same
     release while the weights stay. Empty means that the request is a conversation of its own.
     """
+    continue_answer: _builtins.bool
+    """Continue the last turn, which is the model's and ends with a text, instead of beginning an answer. The new text alone
+    is sent, and constraints and stop strings apply to it alone.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The turns, oldest first, at least 1. The last one is the user's, or the result of a tool."""
+        """The turns, oldest first, at least 1. The last one is the user's, or the result of a tool. With continue_answer, it is
+        the model's.
+        """
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingOptions:
@@ -288,10 +299,11 @@ class GatewayGenerateRequest(_message.Message):
         stop: _abc.Iterable[_builtins.str] | None = ...,
         routing_key: _builtins.str = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        continue_answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "routing_key", b"routing_key", "sampling", b"sampling", "stop", b"stop", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_answer", b"continue_answer", "messages", b"messages", "routing_key", b"routing_key", "sampling", b"sampling", "stop", b"stop", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +593,9 @@ class CountTokensRequest(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    CONTINUE_ANSWER_FIELD_NUMBER: _builtins.int
+    continue_answer: _builtins.bool
+    """As for Generate."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The turns, as for Generate."""
@@ -594,10 +609,11 @@ class CountTokensRequest(_message.Message):
         *,
         messages: _abc.Iterable[Global___Message] | None = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        continue_answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_answer", b"continue_answer", "messages", b"messages", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,8 +63,9 @@ class EncodeRequest(_message.Message):
     tag: _builtins.str
     """Tag of the model that encodes."""
     image: _builtins.bytes
-    """The image file: JPEG, PNG, WebP, GIF or BMP, 1 byte to the model's max_image_bytes. Leave it empty to ask the cache
-    by digest first. A miss returns NOT_FOUND with reason IMAGE_NOT_CACHED.
+    """The image file: JPEG, PNG, WebP, GIF, BMP, AVIF, or HEIC where it is installed, 1 byte to the model's
+    max_image_bytes. Leave it empty to ask the cache by digest first. A miss returns NOT_FOUND with reason
+    IMAGE_NOT_CACHED.
     """
     image_sha256: _builtins.bytes
     """SHA-256 (32 bytes) of the image file. It is checked if the file is sent."""
