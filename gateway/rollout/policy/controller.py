@@ -131,7 +131,7 @@ def preview(state: State, counts: Counts) -> tuple[Finding, ...]:
     """Return the findings at the levels of the next look."""
     looks = state.looks
     of_traffic = judge(counts, state.plan.guard, levels_of(state.plan, looks.taken + 1, looks.final_taken + 1))
-    of_answers = judge_means(counts, state.plan) + judge_ratings(counts, state.plan)
+    of_answers = judge_means(counts, state.plan) + judge_ratings(counts, state.plan, state.step)
     return of_traffic + of_answers + judge_probes(state.probing, state.plan)
 
 
@@ -143,8 +143,8 @@ def _judge_step(state: State, counts: Counts, now_s: float, *, is_over: bool) ->
     comparable, looks = num_comparable(counts), state.looks
     if comparable < state.plan.guard.min_requests:
         return None
-    if are_beyond(counts, state.plan):  # this test holds at every look
-        (disliked,) = judge_ratings(counts, state.plan)
+    if are_beyond(counts, state.plan, state.step):  # this test holds at every look
+        (disliked,) = judge_ratings(counts, state.plan, state.step)
         return roll_back(state, _reason_to_roll_back(disliked), now_s, preview(state, counts))
     decides_on_promotion = state.plan.steps[state.step + 1].weight_percent == FULL
     ends = is_over and not decides_on_promotion

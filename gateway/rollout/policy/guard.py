@@ -21,7 +21,7 @@ from pydantic import Field
 
 from gateway.rollout.policy.counts import Counts, Kind, Number, Timing
 from gateway.rollout.policy.histograms import Histogram, bucket_of, capped, median_s, scaled
-from gateway.rollout.policy.plan import STRICT, Guard, Plan
+from gateway.rollout.policy.plan import FULL, STRICT, Guard, Plan
 from gateway.rollout.policy.significance import p_above, p_rate_above, p_rate_below, rank_sum_z
 
 # How much the numbers must grow before the next look.
@@ -98,7 +98,7 @@ def levels_of(plan: Plan, look: int, final_look: int) -> Levels:
     )
 
 
-def rollback_level(plan: Plan, metric: Metric | None = None) -> float:
+def rollback_level(plan: Plan, metric: Metric | None = None, step: int = 0) -> float:
     """Return the allowed chance that one test errs.
 
     Each metric is tested in each step, but the probes once for all steps.
@@ -106,13 +106,19 @@ def rollback_level(plan: Plan, metric: Metric | None = None) -> float:
     Args:
         plan: the rollout.
         metric: QUALITY or FEEDBACK, or None for any other one.
+        step: of the test of FEEDBACK. A step has a share by its weight, as it has more ratings.
     """
     guard = plan.guard
     num_rare = (guard.max_quality_drop is not None) + (guard.max_dislike_increase is not None)
     num_others = guard.num_bounds - (guard.max_dislike_increase is not None)
     part = guard.false_rollback / (2 if num_rare and num_others else 1)
     num_metrics = max(1, num_others if metric is None else num_rare)
-    return part / num_metrics / (1 if metric is Metric.QUALITY else plan.num_judged_steps)
+    if metric is Metric.QUALITY:
+        return part / num_metrics
+    if metric is Metric.FEEDBACK:
+        weights = [one.weight_percent for one in plan.steps if one.weight_percent < FULL]
+        return part / num_metrics * plan.steps[step].weight_percent / sum(weights)
+    return part / num_metrics / plan.num_judged_steps
 
 
 def num_comparable(counts: Counts) -> int:

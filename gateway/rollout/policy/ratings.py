@@ -19,8 +19,8 @@ _MIN_TENANTS = 4  # that rated answers of each release
 _NONE = 1e-9  # ratings. Rounding may leave fewer.
 
 
-def judge_ratings(counts: Counts, plan: Plan) -> tuple[Finding, ...]:
-    """Return the finding about ratings, if they have a bound.
+def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
+    """Return the finding about ratings of a step, if they have a bound.
 
     Its effect is None until enough tenants have rated answers of each release.
     """
@@ -45,12 +45,12 @@ def judge_ratings(counts: Counts, plan: Plan) -> tuple[Finding, ...]:
             bound=bound,
             p_beyond=p_beyond,
             p_within=p_within,
-            verdict=Verdict.BEYOND if p_beyond <= rollback_level(plan, Metric.FEEDBACK) else verdict,
+            verdict=Verdict.BEYOND if p_beyond <= rollback_level(plan, Metric.FEEDBACK, step) else verdict,
         ),
     )
 
 
-def are_beyond(counts: Counts, plan: Plan) -> bool:
+def are_beyond(counts: Counts, plan: Plan, step: int) -> bool:
     """Return whether the verdict on ratings is 'beyond'.
 
     This is much faster than a finding unless it is near, so that it can be asked at every tick.
@@ -59,7 +59,7 @@ def are_beyond(counts: Counts, plan: Plan) -> bool:
     tenants = counts.ratings() if bound is not None else []
     if bound is None or not _are_enough(tenants):
         return False
-    needed = -math.log(rollback_level(plan, Metric.FEEDBACK))
+    needed = -math.log(rollback_level(plan, Metric.FEEDBACK, step))
     return _log_capital_beyond(_total(tenants), tenants, bound, needed) >= needed
 
 

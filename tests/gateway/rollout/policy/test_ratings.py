@@ -53,7 +53,7 @@ def values(table: Sequence[TenantRatings]) -> tuple[Values, Values]:
 
 
 def judged(counts: Counts, asked_for: Plan) -> Finding:
-    (finding,) = judge_ratings(counts, asked_for)
+    (finding,) = judge_ratings(counts, asked_for, 0)
     return finding
 
 
@@ -87,7 +87,7 @@ def test_the_least_capital_without_any_one_tenant_counts(table: list[TenantRatin
     parts = [math.exp(log_capital_below(*others, BOUND)) for others in without]
     whole = math.exp(log_capital_below(*values(table), BOUND)) / 2 + sum(parts) / (2 * len(parts))
     assert finding.p_within >= min(1.0, 1 / whole) * (1 - 1e-9)
-    assert are_beyond(counts_of(table), asked()) == (finding.verdict is Verdict.BEYOND)
+    assert are_beyond(counts_of(table), asked(), 0) == (finding.verdict is Verdict.BEYOND)
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,7 +112,7 @@ def test_false_alarms_stay_within_their_allowance_at_all_looks(*, stable: float,
     for seed in range(num_rollouts):
         found = rollout(stable, canary, seed, most=150, hostile=hostile)
         rolled_back += any(
-            are_beyond(counts, asked(false_rollback=2 * allowance)) for n, counts in enumerate(found) if n % 3 == 0
+            are_beyond(counts, asked(false_rollback=2 * allowance), 0) for n, counts in enumerate(found) if n % 3 == 0
         )
     assert rolled_back <= allowance * num_rollouts
 
@@ -122,7 +122,7 @@ def test_a_canary_with_a_quarter_of_disliked_answers_leaves_after_80_ratings() -
     needed = []
     for seed in range(21):
         found = enumerate(rollout(0.0, 0.25, seed, most=400), 1)
-        needed.append(next(number for number, counts in found if are_beyond(counts, asked())))
+        needed.append(next(number for number, counts in found if are_beyond(counts, asked(), 0)))
     assert median(needed) < 80
 
 
@@ -156,8 +156,8 @@ def test_a_tenant_with_very_many_ratings_does_not_outweigh_the_others() -> None:
 
 
 def test_without_a_bound_nothing_is_judged() -> None:
-    assert judge_ratings(Counts(), plan()) == ()
-    assert not are_beyond(Counts(), plan())
+    assert judge_ratings(Counts(), plan(), 0) == ()
+    assert not are_beyond(Counts(), plan(), 0)
 
 
 def test_probes_and_ratings_have_half_of_the_allowance() -> None:
@@ -167,10 +167,15 @@ def test_probes_and_ratings_have_half_of_the_allowance() -> None:
     assert sum_of_levels(plan()) == pytest.approx(0.01)
 
 
+def test_a_step_with_more_ratings_has_a_larger_share() -> None:
+    steps = plan(0, 1, 24, 100, shadow_percent=1, guard={"max_dislike_increase": BOUND})
+    assert [rollback_level(steps, Metric.FEEDBACK, step) for step in range(3)] == pytest.approx([0, 0.0004, 0.0096])
+
+
 def sum_of_levels(plan_: Plan) -> float:
     """Return the sum over all tests."""
-    guard, steps = plan_.guard, plan_.num_judged_steps
+    guard, steps = plan_.guard, range(plan_.num_judged_steps)
     has_ratings = guard.max_dislike_increase is not None
-    total = rollback_level(plan_) * (guard.num_bounds - has_ratings) * steps
-    total += rollback_level(plan_, Metric.FEEDBACK) * steps if has_ratings else 0
+    total = rollback_level(plan_) * (guard.num_bounds - has_ratings) * len(steps)
+    total += sum(rollback_level(plan_, Metric.FEEDBACK, step) for step in steps) if has_ratings else 0
     return total + (rollback_level(plan_, Metric.QUALITY) if guard.max_quality_drop is not None else 0)
