@@ -102,7 +102,6 @@ def test_one_tenant_never_makes_the_evidence_against_a_canary_stronger(
     assert judged(counts, asked()).p_beyond >= p_mean_above(*values(table), BOUND) * (1 - 1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("hostile", [False, True])
 @pytest.mark.parametrize(("stable", "canary"), [(0.03, 0.03), (0.1, 0.15)])
 def test_false_alarms_stay_within_their_allowance_at_all_looks(*, stable: float, canary: float, hostile: bool) -> None:
