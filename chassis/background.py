@@ -2,21 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import structlog
-
-_log = structlog.get_logger()
+from chassis.vital import vital
 
 
 @asynccontextmanager
 async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run coroutines as tasks until the block ends.
 
-    They are then cancelled, and have finished their cleanup when this returns.
+    They are then cancelled, and have finished their cleanup when this returns. They must catch the errors that they can
+    live with: any other ends the process, see `vital`.
     """
-    tasks = [asyncio.create_task(_log_failure(coroutine)) for coroutine in coroutines]
+    tasks = [asyncio.create_task(_run(coroutine)) for coroutine in coroutines]
     try:
         yield
     finally:
@@ -27,12 +26,6 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
             coroutine.close()  # Python would warn about one that never started
 
 
-async def _log_failure(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await `coroutine` and log an exception at once.
-
-    Without this, the exception would stay hidden until the process stops and awaits the task.
-    """
-    try:
+async def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    with suppress(Exception), vital(coroutine.__qualname__):
         await coroutine
-    except Exception:
-        _log.exception("background task failed")

@@ -18,6 +18,7 @@ import structlog
 
 from chassis.back_pressure import time_to_clear_s
 from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from chassis.vital import vital
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,7 +89,7 @@ class Batcher(Generic[T, R]):
         self._changed = asyncio.Event()  # an item was submitted
         self._last_run_s = 0.0
         self._closed = False
-        self._loop_task = asyncio.create_task(self._loop())
+        self._loop_task = asyncio.create_task(self._live())
 
     @property
     def num_waiting(self) -> int:
@@ -132,6 +133,18 @@ class Batcher(Generic[T, R]):
         while self._waiting:
             _fail(self._waiting.popleft(), draining())
 
+    async def _live(self) -> None:
+        """Run batches until closed. The death of this task ends the process."""
+        try:
+            with vital("batcher"):
+                await self._loop()
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._closed = True
+            while self._waiting:
+                _fail(self._waiting.popleft(), draining())
+
     async def _loop(self) -> None:
         while True:
             await self._wait_for_batch()
@@ -174,8 +187,8 @@ class Batcher(Generic[T, R]):
             for job in jobs:
                 _fail(job, draining())
             raise
-        except Exception:
-            # Only the callers of this batch get the error. The next batch runs.
+        except BaseException as error:
+            # Only the callers of this batch get the error. The next batch runs, unless this was no ordinary error.
             _log.exception("batch failed", batch_size=len(jobs))
             for job in jobs:
                 _fail(
@@ -185,6 +198,8 @@ class Batcher(Generic[T, R]):
                         reason="ENCODER_FAILED",
                     ),
                 )
+            if not isinstance(error, Exception):
+                raise
             return
         self._last_run_s = time.perf_counter() - started
         for job, result in pairs:

@@ -1,4 +1,4 @@
-"""Background tasks end with their block, and their exceptions are logged."""
+"""Background tasks end with their block, and their exceptions end the process."""
 
 import asyncio
 import inspect
@@ -6,6 +6,7 @@ import inspect
 from structlog.testing import capture_logs
 
 from chassis.background import in_background
+from chassis.vital import on_death
 
 
 async def test_tasks_run_during_the_block_and_finish_cleanup_before_it_ends() -> None:
@@ -33,11 +34,31 @@ async def test_a_coroutine_that_never_started_is_closed() -> None:
     assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
 
 
-async def test_an_exception_is_logged_at_once_and_leaves_the_block_running() -> None:
+async def test_an_exception_is_logged_at_once_and_ends_the_process() -> None:
+    """The block runs on: the process drains."""
+
     async def broken() -> None:
         raise ZeroDivisionError
 
-    with capture_logs() as lines:
-        async with in_background(broken()):
+    ended: list[bool] = []
+    on_death(lambda: ended.append(True))
+    try:
+        with capture_logs() as lines:
+            async with in_background(broken()):
+                await asyncio.sleep(0)
+                (line,) = lines
+                assert (line["log_level"], line["part"].rpartition(".")[2]) == ("critical", "broken")
+                assert ended == [True]
+    finally:
+        on_death(None)
+
+
+async def test_the_end_of_a_block_ends_no_process() -> None:
+    ended: list[bool] = []
+    on_death(lambda: ended.append(True))
+    try:
+        async with in_background(asyncio.Event().wait()):  # type: ignore[arg-type]
             await asyncio.sleep(0)
-            assert [(line["event"], line["log_level"]) for line in lines] == [("background task failed", "error")]
+    finally:
+        on_death(None)
+    assert ended == []

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chassis.errors import Internal, ResourceExhausted, Unavailable
+from chassis.vital import on_death
 from vision_service.batcher import BatchConfig, Batcher
 
 
@@ -185,6 +186,25 @@ async def test_a_failing_batch_fails_only_its_own_callers(executor: ThreadPoolEx
     assert [type(outcome) for outcome in outcomes[:2]] == [Internal, Internal]
     assert [getattr(outcome, "result", None) for outcome in outcomes[2:]] == [4, 6]
     assert "unlucky" not in str(outcomes[0])
+
+
+async def test_the_death_of_the_task_fails_all_callers_and_ends_the_process(executor: ThreadPoolExecutor) -> None:
+    """Otherwise they would wait for ever while the service looks healthy."""
+    ended: list[bool] = []
+    on_death(lambda: ended.append(True))
+
+    def die(items: Sequence[int]) -> Sequence[int]:
+        raise SystemExit
+
+    try:
+        async with batching(die, executor, max_batch_size=1, max_wait_s=0) as batcher:
+            outcomes = await asyncio.gather(*(batcher.submit(item) for item in (1, 2)), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [Internal, Unavailable]
+            with pytest.raises(Unavailable):
+                await batcher.submit(3)
+    finally:
+        on_death(None)
+    assert ended == [True]
 
 
 async def test_a_missing_result_fails_the_whole_batch(
