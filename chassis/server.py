@@ -1,26 +1,21 @@
 """Run a gRPC server process: start, ready, drain, stop."""
 
 import asyncio
-import gc
-import logging
-import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TypeVar
 
 import grpc
 import structlog
-import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from chassis.errors import TandemError
 from chassis.health import Health, serve_probes
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.listening import cannot_listen
-from chassis.logs import configure_logging
-from chassis.metrics import TASKS, serve_metrics
+from chassis.metrics import serve_metrics
 from chassis.network import split_address
+from chassis.process import ProcessLife, run_process
+from chassis.reflection import add_reflection
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
@@ -33,8 +28,6 @@ _AGE_GRACE_S = (
 _UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
 
 _log = structlog.get_logger()
-# The line "ready" ignores the log level: the parent process waits for it and reads the ports from it.
-_always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 class Server:
@@ -67,8 +60,7 @@ class Server:
             FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use, or 'BAD_TLS'.
         """
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        names = (*self._service_names, health_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.grpc)
+        add_reflection((*self._service_names, health_name), self.grpc)
         settings = self._settings
         credentials = server_credentials(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
         listen = self._settings.listen
@@ -128,23 +120,10 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
     Raises:
         SystemExit: status 1, the service could not start. The log says why, in one line.
     """
-    configure_logging(name, settings.log_format, settings.log_level)
-    try:
-        uvloop.run(_serve(name, settings, open_service))
-    except asyncio.CancelledError:
-        _log.info("stopped before it was ready")
-    except TandemError as error:
-        _log.error("cannot start", reason=error.reason, error=error.local_message)
-        raise SystemExit(1) from None
-    except Exception:
-        _log.exception("cannot start")
-        raise SystemExit(1) from None
+    run_process(name, settings, lambda life: _serve(name, settings, open_service, life))
 
 
-async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
-    signals = _Signals()
-    loop = asyncio.get_running_loop()
-    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+async def _serve(name: str, settings: S, open_service: OpenService[S], life: ProcessLife) -> None:
     server = Server(settings)
     host, _port = split_address(settings.listen)
     with (
@@ -153,43 +132,10 @@ async def _serve(name: str, settings: S, open_service: OpenService[S]) -> None:
     ):
         async with serve_probes(server.health, settings.probe_listen) as probe_port, open_service(settings, server):
             await server.start()
-            # Objects of the start live as long as the process. Exclude them from garbage collection. Otherwise a full
-            # collection, every few thousand requests, would pause all streams for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
-            signals.ready = True
-            _always.info("ready", port=server.port, metrics_port=server.metrics_port, probe_port=probe_port)
-            await signals.drain.wait()
+            life.announce_ready(port=server.port, metrics_port=server.metrics_port, probe_port=probe_port)
+            await life.drain.wait()
             _log.info("stopping", drain_s=settings.drain_s)
-            await server.stop(settings.drain_s, at_once=signals.stop_now)
-    _log.info("stopped")
-
-
-class _Signals:
-    """Handles SIGTERM and Ctrl-C.
-
-    The first signal drains, the second stops now, and the third has its default effect.
-    """
-
-    def __init__(self) -> None:
-        self.ready = False  # until then, a signal cancels the start
-        self.drain = asyncio.Event()
-        self.stop_now = asyncio.Event()
-        self._starting = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        if self.ready and not self.drain.is_set():
-            self.drain.set()
-            return
-        self.stop_now.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        if not self.ready and self._starting is not None:
-            self._starting.cancel()
+            await server.stop(settings.drain_s, at_once=life.stop_now)
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
@@ -205,5 +151,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # Detect a dead client within 30 s and cancel its RPCs.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # `chassis.channels` pings every 20 s
+        # Clients and load balancers may ping every 10 s, also without calls. A second less allows for their clocks.
+        # gRPC's defaults would end an idle connection at its third ping.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     ]

@@ -35,8 +35,8 @@ def _split_names(value: Any) -> Any:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
-class ServiceSettings(BaseSettings):
-    """Settings of every server.
+class ProcessSettings(BaseSettings):
+    """Settings of every server process.
 
     A service adds its own fields in a subclass, with `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")`.
     A field `drain_s` is then read from `--drain-s`, else from `TANDEM_VISION_DRAIN_S`, else it has its default.
@@ -55,16 +55,12 @@ class ServiceSettings(BaseSettings):
         hide_input_in_errors=True,  # a value can be a secret
     )
 
-    listen: str = Field(default="127.0.0.1:0", description="host:port to serve gRPC on. Port 0 picks a free one")
+    listen: str = Field(default="127.0.0.1:0", description="host:port to serve on. Port 0 picks a free one")
     metrics_port: int = Field(
         default=0,
         ge=-1,
         le=65535,
         description="port of Prometheus metrics on the same host. 0 picks a free one, -1 is off",
-    )
-    probe_listen: str | None = Field(
-        default=None,
-        description="host:port of health checks alone, without TLS and keys, for Kubernetes probes. Unset is off",
     )
     log_format: LogFormat = Field(
         default="auto", description="form of log lines. auto means console in a terminal, else json"
@@ -76,13 +72,6 @@ class ServiceSettings(BaseSettings):
         le=3600,
         allow_inf_nan=False,
         description="longest wait for requests in flight after SIGTERM, seconds",
-    )
-    max_connection_age_s: float = Field(
-        default=300,
-        ge=1,
-        le=86_400,
-        description="age at which a connection takes no new request, so that its client connects anew and finds new "
-        "replicas, seconds. Running answers end undisturbed",
     )
     tls_cert: Path | None = Field(
         default=None, description="PEM file of the server's certificate chain, switches TLS on"
@@ -104,15 +93,11 @@ class ServiceSettings(BaseSettings):
         le=1,
         description="recorded share of the traces started here. Others follow their caller",
     )
-    max_message_bytes: int = Field(
-        default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
-    )
 
-    @field_validator("listen", "probe_listen")
+    @field_validator("listen")
     @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
-        if value is not None:
-            split_address(value)
+    def _check_listen(cls, value: str) -> str:
+        split_address(value)
         return value
 
     @field_validator("tls_cert", "tls_key", "tls_client_ca")
@@ -140,7 +125,34 @@ class ServiceSettings(BaseSettings):
         return path
 
 
-S = TypeVar("S", bound=ServiceSettings)
+class ServiceSettings(ProcessSettings):
+    """Settings of every gRPC server."""
+
+    listen: str = Field(default="127.0.0.1:0", description="host:port to serve gRPC on. Port 0 picks a free one")
+    probe_listen: str | None = Field(
+        default=None,
+        description="host:port of health checks alone, without TLS and keys, for Kubernetes probes. Unset is off",
+    )
+    max_connection_age_s: float = Field(
+        default=300,
+        ge=1,
+        le=86_400,
+        description="age at which a connection takes no new request, so that its client connects anew and finds new "
+        "replicas, seconds. Running answers end undisturbed",
+    )
+    max_message_bytes: int = Field(
+        default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
+    )
+
+    @field_validator("probe_listen")
+    @classmethod
+    def _check_probe_listen(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+
+S = TypeVar("S", bound=ProcessSettings)
 
 
 def load_settings(kind: type[S], argv: Sequence[str]) -> S:

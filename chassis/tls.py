@@ -57,6 +57,23 @@ def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path |
     )
 
 
+def server_context(*, cert: Path | None, key: Path | None, client_ca: Path | None) -> ssl.SSLContext | None:
+    """Return the TLS of another server, or None without TLS.
+
+    See `server_credentials` for the arguments and errors.
+    """
+    if cert is None or key is None:
+        return None
+    _check_pair(cert, key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    if client_ca is not None:
+        _check_authorities(client_ca)
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def _check_pair(cert: Path, key: Path) -> None:
     """Check the pair with Python's `ssl`.
 

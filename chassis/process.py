@@ -1,0 +1,98 @@
+"""Run a server process: log, event loop, signals, ready, stop."""
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+import uvloop
+
+from chassis.errors import TandemError
+from chassis.logs import configure_logging
+from chassis.metrics import TASKS
+from chassis.settings import ProcessSettings
+
+_log = structlog.get_logger()
+# The line "ready" ignores the log level: the parent process waits for it and reads the ports from it.
+_always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+
+
+class ProcessLife:
+    """The steps of a process that its signals decide.
+
+    The first signal drains, the second stops now, and the third has its default effect.
+
+    Attributes:
+        drain: set by the first signal.
+        stop_now: set by the second signal.
+    """
+
+    def __init__(self) -> None:
+        """Handle SIGTERM and Ctrl-C from now on.
+
+        Until the process is ready, a signal cancels the current task.
+        """
+        self.drain = asyncio.Event()
+        self.stop_now = asyncio.Event()
+        self._is_ready = False
+        self._starting = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._received)
+
+    def announce_ready(self, **fields: object) -> None:
+        """Log the line "ready" with `fields`, such as the ports."""
+        # Objects of the start live as long as the process. Exclude them from garbage collection. Otherwise a full
+        # collection, every few thousand requests, would pause all streams for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
+        self._is_ready = True
+        _always.info("ready", **fields)
+
+    def _received(self) -> None:
+        if self._is_ready and not self.drain.is_set():
+            self.drain.set()
+            return
+        self.stop_now.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        if not self._is_ready and self._starting is not None:
+            self._starting.cancel()
+
+
+Serve = Callable[[ProcessLife], Coroutine[Any, Any, None]]
+
+
+def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
+    """Run `serve` until it returns, after SIGTERM or Ctrl-C.
+
+    Args:
+        name: name of the process in its log.
+        settings: settings of the process.
+        serve: starts the server, says that it is ready, waits for the signal to drain, and stops the server.
+
+    Raises:
+        SystemExit: status 1, the server could not start. The log says why, in one line.
+    """
+    configure_logging(name, settings.log_format, settings.log_level)
+    try:
+        uvloop.run(_run(serve))
+    except asyncio.CancelledError:
+        _log.info("stopped before it was ready")
+    except TandemError as error:
+        _log.error("cannot start", reason=error.reason, error=error.local_message)
+        raise SystemExit(1) from None
+    except Exception:
+        _log.exception("cannot start")
+        raise SystemExit(1) from None
+
+
+async def _run(serve: Serve) -> None:
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+    await serve(ProcessLife())
+    _log.info("stopped")
