@@ -14,6 +14,7 @@ from chassis.errors import TandemError
 from chassis.logs import configure_logging
 from chassis.metrics import TASKS
 from chassis.settings import ProcessSettings
+from chassis.vital import on_death
 
 _log = structlog.get_logger()
 # The line "ready" ignores the log level: the parent process waits for it and reads the ports from it.
@@ -28,6 +29,7 @@ class ProcessLife:
     Attributes:
         drain: set by the first signal.
         stop_now: set by the second signal.
+        has_failed: whether a vital part has died. The process then ends with status 1.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,7 @@ class ProcessLife:
         """
         self.drain = asyncio.Event()
         self.stop_now = asyncio.Event()
+        self.has_failed = False
         self._is_ready = False
         self._starting = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
@@ -51,6 +54,12 @@ class ProcessLife:
         gc.freeze()
         self._is_ready = True
         _always.info("ready", **fields)
+
+    def fail(self) -> None:
+        """Drain, because a vital part has died."""
+        self.has_failed = True
+        if not self.drain.is_set():
+            self._received()
 
     def _received(self) -> None:
         if self._is_ready and not self.drain.is_set():
@@ -76,11 +85,12 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
         serve: starts the server, says that it is ready, waits for the signal to drain, and stops the server.
 
     Raises:
-        SystemExit: status 1, the server could not start. The log says why, in one line.
+        SystemExit: status 1, the server could not start, or a vital part has died. The log says why, in one line.
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
-        uvloop.run(_run(serve))
+        if uvloop.run(_run(serve)).has_failed:
+            raise SystemExit(1)
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
     except TandemError as error:
@@ -91,8 +101,18 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
         raise SystemExit(1) from None
 
 
-async def _run(serve: Serve) -> None:
+async def _run(serve: Serve) -> ProcessLife:
     loop = asyncio.get_running_loop()
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    await serve(ProcessLife())
+    life = ProcessLife()
+    on_death(lambda: loop.call_soon_threadsafe(life.fail))
+    try:
+        await serve(life)
+    except asyncio.CancelledError:
+        if life.has_failed:
+            raise SystemExit(1) from None
+        raise
+    finally:
+        on_death(None)
     _log.info("stopped")
+    return life

@@ -23,13 +23,14 @@ from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 # A service like the real ones: settings, open_service, run_service. Generate streams the requested number of deltas.
 PROGRAM = '''
-import asyncio, sys, logging, warnings
+import asyncio, sys, logging, threading, warnings
 from contextlib import asynccontextmanager
 from pydantic_settings import SettingsConfigDict
 import structlog
 from chassis.errors import FailedPrecondition
 from chassis.server import run_service
 from chassis.settings import ServiceSettings, load_settings
+from chassis.vital import vital
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 log = structlog.get_logger()
@@ -39,8 +40,15 @@ class ExampleSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_EXAMPLE_")
     start: str = "well"
 
+def die():
+    with vital("example"):
+        raise SystemExit
+
 class Servicer(gateway_pb2_grpc.GatewayServicer):
     async def Generate(self, request, context):
+        if request.routing_key == "die":
+            threading.Thread(target=die).start()
+            return
         try:
             for number in range(int(request.routing_key)):
                 yield gateway_pb2.GatewayGenerateResponse(delta=gateway_pb2.TextDelta(text=str(number)))
@@ -150,6 +158,25 @@ async def test_a_process_serves_drains_on_sigterm_and_exits_cleanly(start: Any) 
     events = [event for event in process.events() if "a library" not in event]
     assert events == ["ready", "stopping", "freed", "rpc", "closed", "stopped"]
     assert {line["service"] for line in process.lines} == {"example"}
+
+
+async def test_the_death_of_a_vital_thread_turns_the_health_drains_and_ends_with_an_error(start: Any) -> None:
+    """So that whatever supervises the process starts another."""
+    process = start()
+    ready = process.wait_for("ready")
+    gateway, health, channel = stubs(ready["port"])
+    async with channel:
+        states = health.Watch(health_pb2.HealthCheckRequest(service="tandem.v1.Gateway"))
+        assert (await states.read()).status == health_pb2.HealthCheckResponse.SERVING
+        call = gateway.Generate(count(50))
+        await call.read()
+        await gateway.Generate(gateway_pb2.GatewayGenerateRequest(routing_key="die")).read()
+        assert (await states.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert [(await call.read()).delta.text for _ in range(49)][-1] == "49"
+    assert process.end() == 1
+    (line,) = [line for line in process.lines if line["event"] == "vital part died: the process ends"]
+    assert (line["part"], line["level"]) == ("example", "critical")
+    assert process.events()[-1] == "stopped"
 
 
 def test_log_records_and_warnings_of_libraries_are_log_lines_too(start: Any) -> None:
