@@ -17,9 +17,9 @@ The policy:
 - **Preemption.** Running sequences take blocks as they grow. When no block is available, the last running sequence in
   the order is preempted: it frees all its blocks and is computed again later. So the first sequence always advances,
   and every sequence finishes.
-- **Stalled prompts.** A running sequence that waits for the rest of its prompt is stalled. Stalled sequences are
-  preempted before all others, and also to admit a sequence whose prompt is complete. They are not preempted to admit an
-  incomplete prompt, or the two would preempt each other forever.
+- **Stalled sequences.** A running sequence that waits for the rest of its prompt, or for its constraint, is stalled.
+  Stalled sequences are preempted before all others, and also to admit a sequence whose prompt is complete. They are not
+  preempted to admit an incomplete prompt, or the two would preempt each other forever.
 - **Prefix cache.** Full blocks are found again by the hash of their content. A sequence takes a cached block instead of
   computing it, also in the middle of its prefill. If another sequence computes the block it needs next in this step, it
   waits and takes that block. The last token of a prompt is always computed, because its logits choose the first token
@@ -123,7 +123,7 @@ class Scheduler:
         Gives them their blocks. Returns None if there is nothing to compute.
         """
         self._grow()
-        decoding = [each for each in self._sequences if each in self._running and each.decoding]
+        decoding = [each for each in self._sequences if each in self._running and each.decoding and not each.is_paused]
         budget = self.config.max_step_tokens - len(decoding)
         prefill = self._prefill(budget)
         budget -= sum(len(chunk.token_ids) for chunk in prefill)
@@ -154,6 +154,19 @@ class Scheduler:
         self._blocks.record_computed(sequence, chunk.start, end)
         if chunk.num_drafts and sequence.drafter is not None:
             sequence.drafter.learn(chunk.num_drafts, num_accepted)
+            self._blocks.trim(sequence, end + 1)
+
+    def drop_last(self, chunk: Chunk) -> None:
+        """Record that a step computed `chunk`, but chose no token.
+
+        Its last token is computed again, for its logits.
+        """
+        sequence = chunk.sequence
+        if sequence not in self._running:
+            return
+        end = chunk.end - chunk.num_drafts - 1
+        self._blocks.record_computed(sequence, chunk.start, end)
+        if chunk.num_drafts:
             self._blocks.trim(sequence, end + 1)
 
     def check(self) -> None:
@@ -208,7 +221,7 @@ class Scheduler:
         ready = []
         admitting = True
         for sequence in self._sequences:
-            if sequence.num_pending == 0 or (sequence.decoding and sequence in self._running):
+            if sequence.num_pending == 0 or sequence.is_paused or (sequence.decoding and sequence in self._running):
                 continue
             if sequence not in self._running and not (admitting and self._admit(sequence)):
                 admitting = admitting and not sequence.prompt_ended
@@ -270,9 +283,9 @@ class Scheduler:
     def _stalled(self) -> list[Sequence]:
         """Return the stalled sequences in order.
 
-        They run, but wait for the rest of their prompt.
+        They run, but wait for the rest of their prompt or for their constraint.
         """
-        return [each for each in self._sequences if each in self._running and each.num_pending == 0]
+        return [each for each in self._sequences if each in self._running and (each.num_pending == 0 or each.is_paused)]
 
     def _preempt(self, sequence: Sequence) -> None:
         self._num_preempted += 1

@@ -20,6 +20,7 @@ class Sequence:
     hashes: PrefixHashes | None = None  # of its full blocks. None shares no blocks.
     drafter: PromptLookup | None = None  # None drafts nothing
     arrival: int = 0  # arrival number, set by the scheduler
+    is_paused: bool = False  # waits for its constraint, so no step computes it
     token_ids: list[int] = field(default_factory=list)  # prompt, then answer. 0 at the positions of images.
     num_prompt: int = 0  # tokens of the prompt that have arrived
     max_tokens: int | None = None  # most tokens of the answer. None while the prompt is still arriving.

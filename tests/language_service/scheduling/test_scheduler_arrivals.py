@@ -126,3 +126,33 @@ def test_shared_blocks_count_once_when_preemption_is_considered() -> None:
         assert batch is not None
         assert batch.num_preempted == 0
     assert run(scheduler) == [large]
+
+
+def test_a_paused_sequence_keeps_its_blocks_and_computes_its_last_token_again() -> None:
+    """Its constraint was late in the step, so no token was chosen."""
+    scheduler = make_scheduler()
+    late, other = add(scheduler, 6, 3), add(scheduler, 2, 6)
+    batch = scheduler.next_batch()
+    assert sizes(batch) == [(late, 6), (other, 2)]
+    assert batch is not None
+    scheduler.drop_last(batch.chunks[0])
+    scheduler.advance(batch.chunks[1])
+    other.add_answer(1)
+    late.is_paused = True
+    assert sizes(step(scheduler)) == [(other, 1)]
+    assert len(late.blocks) == 3
+    late.is_paused = False
+    assert sizes(step(scheduler)) == [(other, 1), (late, 1)]
+    assert run(scheduler).count(late) == 2
+
+
+def test_paused_sequences_give_their_slots_to_others() -> None:
+    """Otherwise costly constraints would keep all others waiting."""
+    scheduler = make_scheduler(max_running=1)
+    paused = add(scheduler, 6, 3)
+    step(scheduler)
+    paused.is_paused = True
+    other, last = add(scheduler, 2, 2), add(scheduler, 2, 1)
+    assert run(scheduler) == [other, other, last]
+    paused.is_paused = False
+    assert run(scheduler) == [paused, paused]

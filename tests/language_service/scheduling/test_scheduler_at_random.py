@@ -31,7 +31,7 @@ segments_of_a_prompt = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size
 def test_every_sequence_finishes_and_reads_only_its_own_content(
     prompts: Prompts, max_drafts: int, seed: int, **limits: int
 ) -> None:
-    """Segments arrive and requests are cancelled between steps.
+    """Segments arrive, requests are cancelled, and some pause between steps.
 
     Many prompts share prefixes.
     """
@@ -62,11 +62,14 @@ class Traffic:
             if not self.alive:
                 break
             self._arrive()
+            for sequence in self.alive:
+                sequence.is_paused &= self.rng.random() < 0.5
             if self.rng.random() < 0.02:
                 self._cancel(self.rng.choice(sorted(self.alive, key=id)))
             batch = self.scheduler.next_batch()
             self.scheduler.check()
-            assert batch is not None or self.arriving or not self.alive, "all prompts are complete but nothing runs"
+            may_wait = self.arriving or not self.alive or any(sequence.is_paused for sequence in self.alive)
+            assert batch is not None or may_wait, "all prompts are complete but nothing runs"
             if batch is not None:
                 self._compute(batch)
             self.scheduler.check()
@@ -76,7 +79,7 @@ class Traffic:
     def _compute(self, batch: Batch) -> None:
         assert self.scheduler.num_running <= self.scheduler.config.max_running
         assert sum(len(chunk.token_ids) for chunk in batch.chunks) <= self.scheduler.config.max_step_tokens
-        decoding = {sequence for sequence in self.alive if sequence.decoding and sequence.blocks}
+        decoding = {one for one in self.alive if one.decoding and one.blocks and not one.is_paused}
         assert decoding <= {chunk.sequence for chunk in batch.chunks}, "a decoding sequence waited"
         self.slots = {slot: known for slot, known in self.slots.items() if slot[0] not in batch.fresh_blocks}
         written = [
@@ -101,6 +104,11 @@ class Traffic:
 
     def _advance(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
+        assert not sequence.is_paused
+        if chunk.samples and self.rng.random() < 0.1:  # its constraint is late
+            sequence.is_paused = True
+            self.scheduler.drop_last(chunk)
+            return
         answer = [self.rng.randrange(2) for _ in range(1 + chunk.num_drafts)] if chunk.samples else []
         pairs = zip(chunk.drafts, answer, strict=False)
         num_accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
