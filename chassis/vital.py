@@ -16,7 +16,10 @@ _end_process: Callable[[], None] | None = None
 
 
 def on_death(end_process: Callable[[], None] | None) -> None:
-    """Set how the process ends, callable on any thread. None only logs."""
+    """Set the end of the process, or None.
+
+    Called on any thread. With None, deaths are only logged.
+    """
     global _end_process
     _end_process = end_process
 

@@ -134,7 +134,10 @@ class Batcher(Generic[T, R]):
             _fail(self._waiting.popleft(), draining())
 
     async def _live(self) -> None:
-        """Run batches until closed. The death of this task ends the process."""
+        """Run batches until closed.
+
+        The death of this task ends the process.
+        """
         try:
             with vital("batcher"):
                 await self._loop()

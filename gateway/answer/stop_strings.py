@@ -42,7 +42,10 @@ class StopStringMatcher:
         return text[:shown], False
 
     def _matches(self, text: str, num_old: int) -> list[tuple[int, int]]:
-        """Return the (end, start) of stop strings that end after `num_old` characters."""
+        """Return (end, start) of stop strings.
+
+        They end after the first `num_old` characters.
+        """
         starts = [(stop, text.find(stop, max(0, num_old - len(stop) + 1))) for stop in self._stops]
         return [(start + len(stop), start) for stop, start in starts if start >= 0]
 

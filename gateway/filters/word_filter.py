@@ -175,7 +175,7 @@ class WordFilter:
         return len(text.source)
 
     def _is_word(self, text: FoldedText, start: int, end: int) -> bool:
-        """Return whether a match is a whole word of a possible length."""
+        """Return whether a match counts as a word."""
         if text.source_spans[end - 1][1] - text.source_spans[start][0] > self._words.longest_source:
             return False
         followed = end < len(text.folded) and self._continues_word(text.folded, end)

@@ -189,7 +189,7 @@ async def test_a_failing_batch_fails_only_its_own_callers(executor: ThreadPoolEx
 
 
 async def test_the_death_of_the_task_fails_all_callers_and_ends_the_process(executor: ThreadPoolExecutor) -> None:
-    """Otherwise they would wait for ever while the service looks healthy."""
+    """Otherwise they would wait while the service looks healthy."""
     ended: list[bool] = []
     on_death(lambda: ended.append(True))
 

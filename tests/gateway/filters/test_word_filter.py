@@ -132,7 +132,7 @@ def test_long_runs_of_marks_give_the_same_text_for_all_cuts(text: str, cuts: lis
 
 @pytest.mark.parametrize("follower", ["\u0301", "\u200b", "\u1161"])
 def test_marks_without_end_neither_hold_text_back_nor_take_long(follower: str) -> None:
-    """The work for each mark does not grow with the marks before it."""
+    """The work does not grow with earlier marks."""
     word_filter = WordFilter(WordList({"en": ["bad", "b"]}), "mask")
     word_filter.push("a ba")
     shown, started_s = 4, time.process_time()
