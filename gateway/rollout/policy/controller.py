@@ -70,12 +70,11 @@ def start(state: State, now_s: float, probing: Probing | None = None) -> State:
     if not probed.is_live:
         return probed
     started = replace(probed, phase=Phase.RUNNING, step_started_s=now_s)
-    reason = f"The canary's models are ready.{describe(probing, state.plan)}"
     findings = judge_probes(probing, state.plan)
+    reason = f"The canary's models are ready.{describe(probing, state.plan)}"
     return _with_change(started, Event.STARTED, reason, now_s, findings)
 
 
-def promote(state: State, reason: str, now_s: float, findings: tuple[Finding, ...] = ()) -> State:
 def record_probes(state: State, probing: Probing, now_s: float) -> State:
     """Return the state with more answers to probes.
 
@@ -89,6 +88,7 @@ def record_probes(state: State, probing: Probing, now_s: float) -> State:
     return roll_back(probed, _reason_to_roll_back(beyond) + lost_probes(probing), now_s, findings)
 
 
+def promote(state: State, reason: str, now_s: float, findings: tuple[Finding, ...] = ()) -> State:
     """Return the state in which the canary answers everything.
 
     Raises:
