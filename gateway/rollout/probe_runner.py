@@ -1,56 +1,37 @@
-"""Let both releases answer the probes before a canary gets traffic.
+"""Ask the probes: before a canary gets traffic, then in the steps.
 
-Each answer takes the way of a user's: template, tokenizer, encoder, decoder, filters. Only admission is left out. The
-releases answer one probe at the same time, so at most two answers are in flight. They run before waiting users'
-requests, so live traffic cannot starve them. One of several gateways does it, by a lease in the store.
+One of several gateways does it, by a lease in the store.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
-from prometheus_client import Counter
 
 from chassis.cancellation import is_asked_to_stop
 from chassis.deadline import Deadline
-from chassis.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, TandemError, Unavailable
-from checkpoint.probes import Graded, Grader, Probe, Probes, merge_probes, open_grader, read_probes_file
+from chassis.errors import TandemError
+from checkpoint.probes import Grader, Probes, merge_probes, open_grader, read_probes_file
 from checkpoint.release_probes import read_release_probes
 from checkpoint.store import ModelStore
 from checkpoint.tags import split_release
-from gateway.admission import Tenant
-from gateway.answer import ExchangeBuilder, Report
-from gateway.rollout.policy import (
-    PairCounter,
-    Plan,
-    ProbeVerdict,
-    Probing,
-    State,
-    Verdict,
-    first_beyond,
-    judge_probes,
-)
+from gateway.answer import ExchangeBuilder
+from gateway.rollout.policy import PairCounter, Plan, Probing, State, is_open
+from gateway.rollout.probe_answers import ProbeAsker
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
-from tandem.v1 import gateway_pb2, sampling_pb2
-
-PROBE_ANSWERS = Counter(
-    "tandem_rollout_probe_answers", "Answers to probes, by release and verdict.", ["release", "verdict"]
-)
 
 LEASE_S = 10.0  # a gateway that dies loses the probes to another after this time
-_ANSWER_TIMEOUT_S = 60.0  # a release that takes longer for one answer is as good as wrong
-_RETRY_S = 0.25
-_PRIORITY = 1  # before requests that wait. Two answers at once take little from them
-_TENANT = Tenant(name="probes", cache_salt="tandem probes")
-_ROLES = {
-    "system": gateway_pb2.ROLE_SYSTEM,
-    "user": gateway_pb2.ROLE_USER,
-    "assistant": gateway_pb2.ROLE_ASSISTANT,
-}
+RECORD_EVERY_S = 5.0  # in the steps. A gateway that dies loses the answers of this time
+_DAY_S = 86_400.0
+
+Answers = AsyncGenerator[Probing, None]
+Record = Callable[[Probing], Awaitable[bool]]  # keeps the answers so far, and returns whether to go on
 
 _log = structlog.get_logger()
 
@@ -84,6 +65,7 @@ class ProbeRunner:
         self._models = models
         self._file = file
         self._grader = grader
+        self._changed_in = ""  # the rollout in whose steps the files of probes changed
 
     async def read(self, plan: Plan) -> Probes:
         """Return the probes of both releases and of the operator.
@@ -94,25 +76,64 @@ class ProbeRunner:
         return await asyncio.to_thread(self._read, plan)
 
     async def run(self, state: State) -> Probing | None:
-        """Return the result of the probes.
+        """Return the result of the probes before traffic.
 
-        None while another gateway runs them. An empty result means that there are none.
+        It ends when quality is decided, when all or enough probes are asked, or when the time is up. None while another
+        gateway runs them. An empty result means that there are none.
 
         Raises:
             TandemError: the probes cannot be read, or the store cannot be reached.
         """
-        if state.plan.guard.max_quality_drop is None:
+        guard = state.plan.guard
+        if guard.max_quality_drop is None:
             return Probing()
         if not await self._store_sync.take_lease(state.id, LEASE_S):
             return None
         probes = await self.read(state.plan)
         if not probes.probes:
             return Probing(problem="Neither release has probes: its answers are not compared.")
+        probing = Probing()
         try:
-            async with self._renewed_lease(state.id), _opened_grader(self._grader) as grader:
-                return await _Run(self._traffic, self._exchanges, self._store_sync, state, probes, grader).run()
+            async with self._opened(state, probes, Deadline.after(guard.probe_timeout_s)) as answers:
+                async for probing in answers:
+                    self._store_sync.own_probing = probing
+                    if probing.num_asked == guard.probes_before_traffic:
+                        break
         finally:
             self._store_sync.own_probing = None
+        _log.info("probes answered", canary=state.plan.canary, lost=probing.lost, problem=probing.problem)
+        return probing
+
+    async def go_on(self, state: State, record: Record) -> None:
+        """Ask the remaining probes while quality is open.
+
+        Do nothing while another gateway does it.
+
+        Args:
+            state: in one of its steps.
+            record: called with the answers every few seconds, and at the end.
+
+        Raises:
+            TandemError: the probes cannot be read, or the store cannot be reached.
+        """
+        before = state.probing
+        if before is None or not is_left(before, state.plan) or state.id == self._changed_in:
+            return
+        if not await self._store_sync.take_lease(state.id, LEASE_S):
+            return
+        probes = await self.read(state.plan)
+        if digest_of(probes) != before.asked_of:
+            self._changed_in = state.id
+            _log.warning("the files of probes changed, the others are not asked", rollout=state.id)
+            return
+        recorded_at_s = time.monotonic()
+        async with self._opened(state, probes, Deadline.after(_DAY_S)) as answers:
+            async for probing in answers:
+                if time.monotonic() < recorded_at_s + RECORD_EVERY_S and is_left(probing, state.plan):
+                    continue
+                if not await record(probing):
+                    return
+                recorded_at_s = time.monotonic()
 
     def _read(self, plan: Plan) -> Probes:
         tags = dict.fromkeys(split_release(name)[1] for name in (plan.stable, plan.canary))
@@ -120,6 +141,14 @@ class ProbeRunner:
         if self._file is not None:
             sets.append(read_probes_file(self._file))
         return merge_probes(sets)
+
+    @asynccontextmanager
+    async def _opened(self, state: State, probes: Probes, deadline: Deadline) -> AsyncIterator[Answers]:
+        """Keep the lease while the block takes the answers."""
+        async with self._renewed_lease(state.id), _opened_grader(self._grader) as grader:
+            asker = ProbeAsker(self._traffic, self._exchanges, state.plan, probes.images, grader)
+            async with aclosing(_answers(asker, state, probes, deadline)) as answers:
+                yield answers
 
     @asynccontextmanager
     async def _renewed_lease(self, task: str) -> AsyncIterator[None]:
@@ -144,141 +173,38 @@ class ProbeRunner:
             await asyncio.wait([renewing])
 
 
-class _Run:
-    """One run of all probes."""
-
-    def __init__(
-        self,
-        traffic: Traffic,
-        exchanges: ExchangeBuilder,
-        store_sync: StoreSync,
-        state: State,
-        probes: Probes,
-        grader: Grader | None,
-    ) -> None:
-        self._traffic = traffic
-        self._exchanges = exchanges
-        self._store_sync = store_sync
-        self._plan = state.plan
-        self._images = probes.images
-        # A file may be sorted by topic. In a mixed order, the first answers speak for all.
-        self._probes = sorted(probes.probes, key=lambda one: hashlib.sha256(state.id.encode() + one.digest).digest())
-        self._grader = grader
-        self._deadline = Deadline.after(state.plan.guard.probe_timeout_s)
-        self._problem = ""  # why verdicts are missing
-
-    async def run(self) -> Probing:
-        """Answer probes until the end, timeout or a plain result.
-
-        The test holds at every look. So a canary that is shown to be worse, or shown to be good in every slice, needs
-        no more probes.
-        """
-        pairs = PairCounter()
-        for number, probe in enumerate(self._probes):
-            if self._deadline.remaining_s() <= 0:  # the order is mixed, so those before speak for all
-                self._problem = f"The probes ran out of time, {number} of {len(self._probes)} were asked."
-                break
-            stable, canary = await asyncio.gather(
-                self._judged(probe, self._plan.stable), self._judged(probe, self._plan.canary)
-            )
-            pairs.add(probe.id, probe.slice_names, stable, canary)
-            probing = pairs.probing(self._problem)
-            self._store_sync.own_probing = probing
-            findings = judge_probes(probing, self._plan)
-            if first_beyond(findings) is not None or all(one.verdict is Verdict.WITHIN for one in findings):
-                break
-        result = pairs.probing(self._problem)
-        _log.info("probes answered", canary=self._plan.canary, lost=result.lost, problem=self._problem)
-        return result
-
-    async def _judged(self, probe: Probe, name: str) -> ProbeVerdict:
-        verdict = await self._verdict(probe, name)
-        PROBE_ANSWERS.labels(name, verdict).inc()
-        return verdict
-
-    async def _verdict(self, probe: Probe, name: str) -> ProbeVerdict:
-        """Return the verdict on a release's answer."""
-        try:
-            answer = await self._answer(probe, name)
-        except DeadlineExceeded:
-            self._problem = "The probes ran out of time."
-            return "unjudged"
-        if answer is None:
-            return "wrong"
-        if not isinstance(probe.judge, Graded):
-            return "right" if probe.judge.is_right(answer) else "wrong"
-        try:
-            return "right" if await self._graded(probe, answer) else "wrong"
-        except FailedPrecondition as error:
-            self._problem = error.message
-            return "unjudged"
-
-    async def _graded(self, probe: Probe, answer: str) -> bool:
-        if self._grader is None:
-            raise FailedPrecondition("The gateway has no grader.", reason="GRADER_FAILED")
-        return await self._grader.is_right(probe, answer)
-
-    async def _answer(self, probe: Probe, name: str) -> str | None:
-        """Return a release's answer, or None if it failed.
-
-        While the release has no room, it is asked again.
-
-        Raises:
-            DeadlineExceeded: the time for all probes is over.
-        """
-        while self._deadline.remaining_s() > 0:
-            if is_asked_to_stop():  # the stop can end a call as if the stage had failed
-                raise asyncio.CancelledError
-            try:
-                async with asyncio.timeout(min(_ANSWER_TIMEOUT_S, self._deadline.remaining_s())):
-                    return await self._ask(probe, name)
-            except (ResourceExhausted, Unavailable):
-                await asyncio.sleep(_RETRY_S)
-            except TimeoutError:
-                if self._deadline.remaining_s() > 0:
-                    return None
-            except DeadlineExceeded:
-                pass  # of a stage, which has the same deadline
-            except TandemError as error:
-                _log.warning("probe failed", probe=probe.id, release=name, reason=error.reason)
-                return None
-        raise DeadlineExceeded("The time for the probes is over.")
-
-    async def _ask(self, probe: Probe, name: str) -> str:
-        texts: list[str] = []
-
-        async def keep(response: gateway_pb2.GatewayGenerateResponse) -> None:
-            texts.append(response.delta.text)
-
-        async with self._traffic.keep_open(name) as release:
-            exchange = await self._exchanges.build(
-                probe_request(probe, self._images),
-                release,
-                _TENANT,
-                deadline=self._deadline,
-                report=Report(is_mirrored=True),
-                priority=_PRIORITY,
-            )
-            await exchange.run(keep)
-        return "".join(texts)
+def is_left(probing: Probing, plan: Plan) -> bool:
+    """Return whether some probes are left that can decide."""
+    return probing.remaining > 0 and is_open(probing, plan)
 
 
-def probe_request(probe: Probe, images: dict[bytes, bytes]) -> gateway_pb2.GatewayGenerateRequest:
-    """Return the request of a probe, decoded greedily."""
-    messages = [
-        gateway_pb2.Message(
-            role=_ROLES[message.role],
-            parts=[
-                gateway_pb2.Part(text=part)
-                if isinstance(part, str)
-                else gateway_pb2.Part(image=gateway_pb2.Image(data=images[part]))
-                for part in message.parts
-            ],
-        )
-        for message in probe.messages
-    ]
-    sampling = sampling_pb2.SamplingOptions(temperature=0, max_tokens=probe.max_tokens)
-    return gateway_pb2.GatewayGenerateRequest(messages=messages, sampling=sampling)
+def digest_of(probes: Probes) -> str:
+    """Return a digest of probes in any order."""
+    return hashlib.sha256(b"".join(sorted(one.digest for one in probes.probes))).hexdigest()[:32]
+
+
+async def _answers(asker: ProbeAsker, state: State, probes: Probes, deadline: Deadline) -> Answers:
+    """Yield the answers so far after each probe.
+
+    It ends with the probes, the deadline or a plain result. The test holds at every look. So a canary that is shown to
+    be worse, or shown to be good in every slice, needs no more probes.
+    """
+    before, asked_of = state.probing or Probing(), digest_of(probes)
+    # A file may be sorted by topic. In a mixed order, the first answers speak for all.
+    mixed = sorted(probes.probes, key=lambda one: hashlib.sha256(state.id.encode() + one.digest).digest())
+    pairs = PairCounter({name for probe in mixed for name in probe.slice_names}, before)
+    for number in range(before.num_asked, len(mixed)):
+        verdicts = await asker.ask(mixed[number], deadline)
+        if verdicts is None:
+            problem = f"The probes ran out of time, {number} of {len(mixed)} were asked."
+            yield pairs.probing(problem, remaining=len(mixed) - number, asked_of=asked_of)
+            return
+        pairs.add(mixed[number].id, mixed[number].slice_names, *verdicts)
+        probing = pairs.probing(asker.problem)
+        is_last = number + 1 == len(mixed) or not is_open(probing, state.plan)
+        yield probing if is_last else replace(probing, remaining=len(mixed) - number - 1, asked_of=asked_of)
+        if is_last:
+            return
 
 
 @asynccontextmanager

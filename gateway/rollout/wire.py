@@ -12,6 +12,8 @@ from gateway.rollout.policy import (
     Plan,
     Probing,
     controller,
+    mean_length,
+    mean_logprob,
     read_plan,
 )
 from gateway.rollout.store_sync import View
@@ -39,6 +41,7 @@ def plan_from_message(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Pla
             # Only fields that are set, so that the others get their defaults.
             "guard": {field.name: value for field, value in message.guard.ListFields()},
             "shadow_percent": message.shadow_percent,
+            "shadow_canary_percent": message.shadow_canary_percent,
         }
     )
 
@@ -62,7 +65,9 @@ def rollout_message(view: View) -> rollout_pb2.Rollout:
     if view.probing is not None and state.plan.guard.max_quality_drop is not None:
         message.probes.CopyFrom(_probes_message(view.probing))
     if state.plan.shadow_percent:
-        message.shadow.CopyFrom(_mirrored_message(view.counts))
+        message.shadow.CopyFrom(_mirrored_message(view.counts, "shadow"))
+    if state.plan.shadow_canary_percent:
+        message.shadow_stable.CopyFrom(_mirrored_message(view.counts, "shadow_stable"))
     return message
 
 
@@ -73,6 +78,7 @@ def _plan_message(plan: Plan) -> rollout_pb2.RolloutPlan:
         steps=[rollout_pb2.RolloutStep(**asdict(step)) for step in plan.steps],
         guard=_guard_message(plan.guard),
         shadow_percent=plan.shadow_percent,
+        shadow_canary_percent=plan.shadow_canary_percent,
     )
 
 
@@ -106,7 +112,7 @@ def _finding_message(finding: Finding) -> rollout_pb2.RolloutFinding:
 
 
 def _probes_message(probing: Probing) -> rollout_pb2.RolloutProbes:
-    message = rollout_pb2.RolloutProbes(lost_ids=probing.lost, problem=probing.problem)
+    message = rollout_pb2.RolloutProbes(lost_ids=probing.lost, problem=probing.problem, remaining=probing.remaining)
     if probing.counts:
         count = probing.counts[0]
         message.judged, message.unjudged = count.total, count.unjudged
@@ -128,17 +134,21 @@ def _counts_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutCounts:
         filtered=counts.number(arm, "filtered"),
         rated=counts.num_ratings(arm, "rated"),
         disliked=counts.num_ratings(arm, "disliked"),
+        constraint_failures=counts.number(arm, "constraint_failures"),
+        constraint_faults=counts.number(arm, "constraint_faults"),
+        mean_tokens=mean_length(counts.measured(arm, "length")),
+        mean_logprob=mean_logprob(counts.measured(arm, "surprise")),
     )
 
 
-def _mirrored_message(counts: Counts) -> rollout_pb2.RolloutShadowCounts:
+def _mirrored_message(counts: Counts, arm: Arm) -> rollout_pb2.RolloutShadowCounts:
     return rollout_pb2.RolloutShadowCounts(
-        counts=_counts_message(counts, "shadow"),
-        first_token_s=counts.median_s("shadow", "first_token"),
-        inter_token_s=counts.median_s("shadow", "inter_token"),
-        compared=counts.number("shadow", "compared"),
-        equal=counts.number("shadow", "equal"),
-        dropped=counts.number("shadow", "dropped"),
-        worse=counts.number("shadow", "worse"),
-        better=counts.number("shadow", "better"),
+        counts=_counts_message(counts, arm),
+        first_token_s=counts.median_s(arm, "first_token"),
+        inter_token_s=counts.median_s(arm, "inter_token"),
+        compared=counts.number(arm, "compared"),
+        equal=counts.number(arm, "equal"),
+        dropped=counts.number(arm, "dropped"),
+        worse=counts.number(arm, "worse"),
+        better=counts.number(arm, "better"),
     )

@@ -13,6 +13,7 @@ from gateway.rollout.feedback import Feedback
 from gateway.rollout.model_sync import ModelSync
 from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServicer
+from gateway.rollout.step_probes import StepProbes
 from gateway.rollout.store import FileStore, RolloutStore
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
@@ -74,7 +75,8 @@ async def open_rollouts(
         servicer = RolloutsServicer(store_sync, releases, probes, check_operator)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
         server.announce(SERVICE_NAME)
-        async with in_background(store_sync.run(), model_sync.run()):
+        step_probes = StepProbes(store_sync, probes, every_s=config.refresh_s)
+        async with in_background(store_sync.run(), model_sync.run(), step_probes.run()):
             yield store_sync
     finally:
         await store.close()

@@ -140,9 +140,68 @@ async def test_a_canary_that_hangs_at_the_probes_is_not_promoted(make_gateway: M
         live.language.go[CANARY].clear()
         await begin(live, probe_timeout_s=1)
         rollout = await live.wait_for_phase(RUNNING)
-        assert (rollout.probes.judged, rollout.probes.unjudged) == (0, 1)
-        assert rollout.probes.problem == "The probes ran out of time, 1 of 60 were asked."
+        assert (rollout.probes.judged, rollout.probes.unjudged, rollout.probes.remaining) == (0, 0, 60)
+        assert rollout.probes.problem == "The probes ran out of time, 0 of 60 were asked."
         assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN
+
+
+async def test_probes_that_are_left_follow_in_the_steps(make_gateway: MakeGateway) -> None:
+    """The first step need not wait for all of them."""
+    async with make_gateway(lines(BOTH, 300)) as live:
+        await begin(live, probes_before_traffic=20)
+        started = await live.wait_until(lambda rollout: rollout.phase == RUNNING and rollout.probes.remaining > 0)
+        assert started.changes[-1].reason.endswith(
+            "Of 20 probes it answers 0 wrong, stable 0. 280 more follow in the steps."
+        )
+        rollout = await live.wait_until(lambda rollout: not rollout.probes.remaining, 60)
+        assert 200 < rollout.probes.judged < 300  # it ends once the drop is shown to be small
+        assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_WITHIN
+        asked = [start.sampling.max_tokens for start in live.language.starts if start.tag == CANARY]
+    assert len(asked) == len(set(asked)) == rollout.probes.judged  # each probe once
+
+
+async def test_a_canary_that_is_worse_in_the_steps_is_rolled_back_by_its_probes(make_gateway: MakeGateway) -> None:
+    async with make_gateway(lines(ONLY_STABLE, 300)) as live:
+        stable, canary = live.language.answers[STABLE], live.language.answers[CANARY]
+        live.language.answers[CANARY] = stable
+        await begin(live, probes_before_traffic=20)
+        await live.wait_for_phase(RUNNING)
+        live.language.answers[CANARY] = canary
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+        assert "quality is beyond its bound" in rollout.changes[-1].reason
+        assert "Lost probes: " in rollout.changes[-1].reason
+
+
+async def test_probes_of_changed_files_are_not_asked_in_the_steps(make_gateway: MakeGateway, tmp_path: Path) -> None:
+    """Their answers would not go on where those before ended."""
+    (tmp_path / "further.jsonl").write_text(probe_line("q", judge=BOTH))
+    async with make_gateway(lines(BOTH, 300), rollout_probes=tmp_path / "further.jsonl") as live:
+        live.language.go[CANARY].clear()
+        await begin(live, probe_timeout_s=1)
+        (tmp_path / "further.jsonl").write_text(probe_line("r", judge=BOTH, max_tokens=99))
+        await live.wait_for_phase(RUNNING)
+        live.language.go[CANARY].set()
+        await asyncio.sleep(1)
+        assert (await live.get()).probes.remaining == 301
+
+
+async def test_another_gateway_goes_on_with_the_probes_in_the_steps(
+    make_gateway: MakeGateway, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_runner, "LEASE_S", 1.0)
+    with RedisServer(tmp_path) as server:
+        shared = {"rollout_redis": server.url}
+        async with AsyncExitStack() as dying:
+            first = await dying.enter_async_context(make_gateway(lines(BOTH, 300), **shared))
+            await begin(first, probes_before_traffic=20)
+            await first.wait_for_phase(RUNNING)
+            first.language.go[CANARY].clear()  # its probes hang
+            asked = (await first.get()).probes.judged
+            async with open_gateway(tmp_path / "store", tokenizer, **shared) as second:
+                await dying.aclose()
+                rollout = await second.wait_until(lambda rollout: not rollout.probes.remaining, 60)
+                assert rollout.probes.judged > max(asked, 200)
+                assert (rollout.probes.stable_wrong, rollout.probes.lost) == (0, 0)
 
 
 async def test_a_stage_without_room_is_asked_again(make_gateway: MakeGateway) -> None:
