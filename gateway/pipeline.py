@@ -85,7 +85,7 @@ class Pipeline:
         Raises:
             TandemError: the request was refused, or its answer failed.
         """
-        report = Report()
+        report = Report(is_constrained=bool(request.sampling.WhichOneof("constraint")))
         with self._count_at_end(tenant, report) as labels:
             try:
                 async with (
@@ -114,10 +114,10 @@ class Pipeline:
         exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
         self._admission.take_prompt_tokens(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
-        send = self._mirror.start(choice, request, tenant, deadline, send)
-        finished = await exchange.run(send)
-        self._feedback.remember(tenant.name, current_request_id() or "", choice)
-        await send(gateway_pb2.GatewayGenerateResponse(finished=finished))
+        with self._mirror.watch(choice, request, tenant, deadline, send) as watched_send:
+            finished = await exchange.run(watched_send)
+            self._feedback.remember(tenant.name, current_request_id() or "", choice)
+            await watched_send(gateway_pb2.GatewayGenerateResponse(finished=finished))
         return finished
 
     @contextmanager

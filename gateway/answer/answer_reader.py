@@ -49,10 +49,11 @@ class AnswerReader:
                     finished = _finished_at_prefill(response.prefilled)
                     continue
                 await pins.aclose()
-                delta = text.push(response.tokens.token_ids, response.tokens.logprobs)
+                logprobs = response.tokens.logprobs
+                delta = text.push(response.tokens.token_ids, logprobs if self.question.wants_logprobs else ())
                 # Tokens after a stop string in the same message do not count.
                 self.report.mark_tokens(release.name, text.num_tokens - self.report.num_answer_tokens)
-                signs.add(response.tokens.token_ids, delta.text if delta is not None else "")
+                signs.add(response.tokens.token_ids, delta.text if delta is not None else "", logprobs)
                 await self._send_delta(delta)
             rest = text.finish()
             signs.add((), rest.text if rest is not None else "")

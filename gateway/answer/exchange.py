@@ -177,7 +177,7 @@ class Exchange:
         """
         # The reader raises the reason of an ended call. The encoding task raises the reason of a failed image.
         with suppress(CallEndedError, _EncodingFailedError):
-            await call.write(self.question.start_message())
+            await call.write(self.question.start_message(measures_logprob=self.report.measures_logprob))
             for segment in self.question.segments:
                 if isinstance(segment, TextSegment):
                     text = language_pb2.TextSegment(token_ids=segment.token_ids)

@@ -41,14 +41,25 @@ class Question:
         """Number of visual tokens in the prompt."""
         return sum(shape.num_visual_tokens for shape in self.shapes)
 
-    def start_message(self) -> language_pb2.GenerateRequest:
-        """Return the first message of the language call."""
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the client gets log-probabilities."""
+        return self.sampling.HasField("num_logprobs")
+
+    def start_message(self, *, measures_logprob: bool = False) -> language_pb2.GenerateRequest:
+        """Return the first message of the language call.
+
+        Args:
+            measures_logprob: ask for the log-probability of each token, even if the client gets none.
+        """
         start = language_pb2.GenerateStart(
             tag=self.route.release.language_tag,
             sampling=self.sampling,
             cache_salt=self.cache_salt,
             priority=self.priority,
         )
+        if measures_logprob and not self.wants_logprobs:
+            start.sampling.num_logprobs = 0
         return language_pb2.GenerateRequest(start=start)
 
 

@@ -1,7 +1,7 @@
 """Notice signs of a sick model, without keeping its text.
 
-Only yes or no leaves this module, and two digests under a key that this process forgets. So no counter, log or store
-can show a user's words.
+Only yes or no, two numbers and two digests leave this module. The digests are under a key that this process forgets.
+So no counter, log or store can show a user's words.
 """
 
 import hashlib
@@ -37,6 +37,8 @@ class Signs:
     cut_off: bool = False  # it ended at the limit of its tokens
     filtered: bool = False  # it ended at a filtered word
     wrong_script: bool = False  # it is written in another script than its question
+    num_tokens: int | None = None  # of a complete answer
+    mean_logprob: float | None = None  # of its tokens, where it was asked for
     question: bytes = b""  # keyed digest
     text: bytes = b""  # keyed digest, empty for a short answer
 
@@ -55,11 +57,20 @@ class SignReader:
         self._question = question
         self._last: deque[int] = deque(maxlen=_MAX_PERIOD * _MIN_REPEATS)
         self._num_tokens = 0
+        self._logprobs = (0, 0.0)  # number and sum
         self._letters: Counter[str] = Counter()
         self._digest = hashlib.blake2b(key=_KEY, digest_size=16)
 
-    def add(self, token_ids: Sequence[int], text: str) -> None:
-        """Add the next tokens, and the text that became visible."""
+    def add(self, token_ids: Sequence[int], text: str, logprobs: Iterable[sampling_pb2.PositionLogprobs] = ()) -> None:
+        """Add the next tokens, and the text that became visible.
+
+        Args:
+            token_ids: the tokens.
+            text: visible now.
+            logprobs: of the tokens, where they were asked for.
+        """
+        for one in logprobs:
+            self._logprobs = (self._logprobs[0] + 1, self._logprobs[1] + one.chosen.logprob)
         self._last.extend(token_ids)
         self._num_tokens += len(token_ids)
         if text:
@@ -73,6 +84,8 @@ class SignReader:
             cut_off=reason == sampling_pb2.FINISH_REASON_LENGTH,
             filtered=reason == sampling_pb2.FINISH_REASON_FILTERED,
             wrong_script=self._is_wrong_script(),
+            num_tokens=self._num_tokens,
+            mean_logprob=self._logprobs[1] / self._logprobs[0] if self._logprobs[0] else None,
             question=self._question,
             text=self._digest.digest() if self._num_tokens >= _MIN_SAME_TOKENS else b"",
         )

@@ -32,7 +32,22 @@ class AnswerRules:
             sampling: the options of its request, with its constraint.
         """
         folded = text.casefold()
-        return not _keeps_constraint(text, sampling) or any(phrase in folded for phrase in self._refusals)
+        return not self.keeps_constraint(text, sampling) or any(phrase in folded for phrase in self._refusals)
+
+    def keeps_constraint(self, text: str, sampling: sampling_pb2.SamplingOptions) -> bool:
+        """Return whether an answer has the form of its constraint.
+
+        An expression that only the language service understands is taken as kept.
+        """
+        match sampling.WhichOneof("constraint"):
+            case "json_schema":
+                return _is_json(text)
+            case "regex":
+                matcher = _matcher(sampling.regex)
+                return matcher is None or matcher.isinstance_python(text)
+            case "choices":
+                return text in sampling.choices.texts
+        return True
 
 
 def read_refusals(path: Path | None) -> list[str]:
@@ -54,18 +69,6 @@ def read_refusals(path: Path | None) -> list[str]:
             f"The file of refusal phrases has more than {_MAX_PHRASES} lines.", reason="BAD_REFUSALS", where=path
         )
     return phrases
-
-
-def _keeps_constraint(text: str, sampling: sampling_pb2.SamplingOptions) -> bool:
-    match sampling.WhichOneof("constraint"):
-        case "json_schema":
-            return _is_json(text)
-        case "regex":
-            matcher = _matcher(sampling.regex)
-            return matcher is None or matcher.isinstance_python(text)
-        case "choices":
-            return text in sampling.choices.texts
-    return True
 
 
 def _is_json(text: str) -> bool:

@@ -79,10 +79,12 @@ def outcome_of(report: Report, *, failed: bool) -> Outcome:
     return Outcome(
         kind=_kind(report),
         failed=failed,
-        empty=not failed and not report.has_text,
+        empty=not failed and not report.has_text and not report.is_constrained,  # a constraint may ask for white space
         first_token_s=_first_token_s(report),
         inter_token_s=report.inter_token_s,
         signs=() if failed else _signs(report),
+        num_tokens=None if failed else report.signs.num_tokens,
+        mean_logprob=None if failed else report.signs.mean_logprob,
     )
 
 

@@ -1,60 +1,57 @@
-"""Mirror requests to the canary without showing its answers.
+"""Send requests to the other release too, without showing its answers.
 
-A mirrored request never delays or fails the real one. It runs as its own task, at the lowest priority of the decoder,
-and at most `max_running` run at once. Requests beyond this limit are dropped and counted.
+A share of each release's requests is mirrored. A constrained request is sent to the other release as well if its answer
+does not keep the constraint, because many constraints cannot be kept by any model. Mirrored requests never delay or
+fail the real ones. They run as tasks of their own, at the lowest priority of the decoder, and at most `max_running` run
+at once. Requests beyond this limit are dropped and counted.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 from prometheus_client import Counter
 
 from chassis.deadline import Deadline
-from chassis.errors import TandemError
+from chassis.errors import InvalidArgument, TandemError
 from gateway.admission import Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.rollout.answer_pairs import AnswerPair
 from gateway.rollout.answer_rules import AnswerRules
 from gateway.rollout.counted_request import outcome_of
-from gateway.rollout.policy import Counts, Mirrored
-from gateway.rollout.traffic import Choice, Traffic, is_client_error
-from tandem.v1 import gateway_pb2, sampling_pb2
+from gateway.rollout.policy import Arm, Counts, Number
+from gateway.rollout.traffic import Choice, Traffic, is_client_error, is_constraint_failure
+from tandem.v1 import gateway_pb2
 
 MIRRORED_REQUESTS = Counter(
     "tandem_rollout_shadow_requests",
     "Mirrored requests by outcome: answered, failed or dropped. Of the answered greedy ones: compared, equal, worse "
-    "and better.",
+    "and better. The release is the one that they are mirrored to.",
     ["release", "outcome"],
+)
+CONSTRAINT_FAILURES = Counter(
+    "tandem_rollout_constraint_failures",
+    "Answers that do not keep their constraint, by release: failure. Those that the other release keeps, again: fault.",
+    ["release", "kind"],
 )
 
 _LOWEST_PRIORITY = -100  # in the contract
+_CHECK_TIMEOUT_S = 60.0  # of the other release's answer to a constrained request
 
 _log = structlog.get_logger()
 
 
-@dataclass(slots=True)
-class _Answer:
-    """The text of one answer so far."""
-
-    texts: list[str] = field(default_factory=list)
-    is_complete: bool = False
-
-    def add(self, response: gateway_pb2.GatewayGenerateResponse) -> None:
-        if response.HasField("finished"):
-            self.is_complete = True
-        else:
-            self.texts.append(response.delta.text)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Pair:
-    """The real and the mirrored answer of one request."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mirrored:
+    """A request that the other release may answer, too."""
 
     choice: Choice
-    is_greedy: bool  # sampled answers differ by chance
-    sampling: sampling_pb2.SamplingOptions
-    real: _Answer = field(default_factory=_Answer)
-    mirrored: _Answer = field(default_factory=_Answer)
+    request: gateway_pb2.GatewayGenerateRequest
+    tenant: Tenant
+    pair: AnswerPair
+    is_drawn: bool  # for the share that is mirrored
 
 
 class Mirror:
@@ -67,36 +64,42 @@ class Mirror:
         self._max_running = max_running
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(
+    @contextmanager
+    def watch(
         self,
         choice: Choice,
         request: gateway_pb2.GatewayGenerateRequest,
         tenant: Tenant,
         deadline: Deadline,
         send: Send,
-    ) -> Send:
-        """Mirror a request if it was chosen for this.
+    ) -> Iterator[Send]:
+        """Watch the answer in the block, and mirror its request.
 
-        Returns:
-            The function to send the real answer with. It calls `send` and compares the answers.
+        Yields:
+            The function to send the real answer with. It calls `send` and looks at the answer.
         """
-        if choice.mirror_to is None:
-            return send
-        if len(self._tasks) >= self._max_running:
-            self._count(choice, "dropped")
-            return send
-        pair = _Pair(choice=choice, is_greedy=_is_greedy(request, choice), sampling=request.sampling)
-        task = asyncio.create_task(self._run(choice.mirror_to, request, tenant, deadline, pair))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        is_drawn = choice.is_mirrored and self._has_room(choice)
+        if choice.arm is None or not (is_drawn or request.sampling.WhichOneof("constraint")):
+            yield send
+            return
+        pair = AnswerPair(request, self._rules, is_greedy=_is_greedy(request, choice))
+        mirrored = _Mirrored(choice=choice, request=request, tenant=tenant, pair=pair, is_drawn=is_drawn)
+        if is_drawn:
+            self._start(mirrored, deadline)
 
-        async def send_and_compare(response: gateway_pb2.GatewayGenerateResponse) -> None:
+        async def send_and_look(response: gateway_pb2.GatewayGenerateResponse) -> None:
             await send(response)
             pair.real.add(response)
-            if pair.real.is_complete:
-                self._compare(pair)
+            if pair.real.has_ended:
+                self._end_real(mirrored)
 
-        return send_and_compare
+        try:
+            yield send_and_look
+        except InvalidArgument as error:
+            if is_constraint_failure(error):
+                pair.real.fail()
+                self._end_real(mirrored)
+            raise
 
     async def close(self) -> None:
         """Cancel the mirrored requests in flight."""
@@ -104,59 +107,83 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(
-        self,
-        name: str,
-        request: gateway_pb2.GatewayGenerateRequest,
-        tenant: Tenant,
-        deadline: Deadline,
-        pair: _Pair,
-    ) -> None:
-        """Send a request to a release and count the outcome.
+    def _has_room(self, choice: Choice) -> bool:
+        """Return whether one more may run. If not, count it."""
+        if len(self._tasks) < self._max_running:
+            return True
+        self._count(choice, _shadow(choice), "dropped")
+        MIRRORED_REQUESTS.labels(choice.other, "dropped").inc()
+        return False
+
+    def _start(self, mirrored: _Mirrored, deadline: Deadline) -> None:
+        task = asyncio.create_task(self._run(mirrored, deadline))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, mirrored: _Mirrored, deadline: Deadline) -> None:
+        """Ask the other release and count the outcome.
 
         Raises nothing except cancellation.
         """
-        report = Report(is_mirrored=True)
+        choice, request, pair = mirrored.choice, mirrored.request, mirrored.pair
+        report = Report(is_mirrored=True, is_constrained=bool(request.sampling.WhichOneof("constraint")))
 
         async def keep(response: gateway_pb2.GatewayGenerateResponse) -> None:
             pair.mirrored.add(response)
 
         try:
-            async with asyncio.timeout(deadline.remaining_s()), self._traffic.keep_open(name) as release:
+            async with asyncio.timeout(deadline.remaining_s()), self._traffic.keep_open(choice.other) as release:
                 exchange = await self._exchanges.build(
-                    request, release, tenant, deadline=deadline, report=report, priority=_LOWEST_PRIORITY
+                    request, release, mirrored.tenant, deadline=deadline, report=report, priority=_LOWEST_PRIORITY
                 )
-                await exchange.run(keep)
+                finished = await exchange.run(keep)
+            pair.mirrored.add(gateway_pb2.GatewayGenerateResponse(finished=finished))
         except Exception as error:
-            if is_client_error(error):
+            if is_constraint_failure(error):
+                pair.mirrored.fail()
+            elif is_client_error(error):
                 return
-            if not isinstance(error, TandemError | TimeoutError):
+            elif not isinstance(error, TandemError | TimeoutError):
                 _log.exception("mirrored request failed")
-            self._traffic.count("shadow", pair.choice.window, outcome_of(report, failed=True))
-            MIRRORED_REQUESTS.labels(name, "failed").inc()
-            return
-        self._traffic.count("shadow", pair.choice.window, outcome_of(report, failed=False))
-        MIRRORED_REQUESTS.labels(name, "answered").inc()
-        pair.mirrored.is_complete = True
-        self._compare(pair)
+        if mirrored.is_drawn:
+            has_failed = not pair.mirrored.has_ended
+            self._traffic.count(_shadow(choice), choice.window, outcome_of(report, failed=has_failed))
+            MIRRORED_REQUESTS.labels(choice.other, "failed" if has_failed else "answered").inc()
+        self._compare(mirrored)
 
-    def _compare(self, pair: _Pair) -> None:
-        if not (pair.is_greedy and pair.real.is_complete and pair.mirrored.is_complete):
-            return
-        self._count(pair.choice, "compared")
-        real, mirrored = "".join(pair.real.texts), "".join(pair.mirrored.texts)
-        if real == mirrored:
-            self._count(pair.choice, "equal")
-            return
-        real_breaks, mirrored_breaks = (self._rules.breaks(text, pair.sampling) for text in (real, mirrored))
-        if real_breaks != mirrored_breaks:
-            self._count(pair.choice, "worse" if mirrored_breaks else "better")
+    def _end_real(self, mirrored: _Mirrored) -> None:
+        """Act on the end of the real answer."""
+        choice = mirrored.choice
+        if mirrored.pair.real.keeps_constraint is False and choice.arm is not None:
+            self._count(choice, choice.arm, "constraint_failures")
+            CONSTRAINT_FAILURES.labels(choice.release.name, "failure").inc()
+            if not mirrored.is_drawn and self._has_room(choice):
+                self._start(mirrored, Deadline.after(_CHECK_TIMEOUT_S))
+        self._compare(mirrored)
 
-    def _count(self, choice: Choice, number: Mirrored) -> None:
+    def _compare(self, mirrored: _Mirrored) -> None:
+        """Count the comparison, once both answers have ended."""
+        choice, pair = mirrored.choice, mirrored.pair
+        if choice.arm is None or not (pair.real.has_ended and pair.mirrored.has_ended):
+            return
+        if pair.real.keeps_constraint is False and pair.mirrored.keeps_constraint:
+            self._count(choice, choice.arm, "constraint_faults")
+            CONSTRAINT_FAILURES.labels(choice.release.name, "fault").inc()
+        if not (mirrored.is_drawn and pair.is_greedy):
+            return
+        for number in pair.comparison(is_canary_real=choice.arm == "canary"):
+            self._count(choice, _shadow(choice), number)
+            MIRRORED_REQUESTS.labels(choice.other, number).inc()
+
+    def _count(self, choice: Choice, arm: Arm, number: Number) -> None:
         counts = Counts()
-        counts.add("shadow", number)
+        counts.add(arm, number)
         self._traffic.add_counts(choice.window, counts)
-        MIRRORED_REQUESTS.labels(choice.mirror_to, number).inc()
+
+
+def _shadow(choice: Choice) -> Arm:
+    """Return the arm of the mirrored answers."""
+    return "shadow" if choice.arm == "stable" else "shadow_stable"
 
 
 def _is_greedy(request: gateway_pb2.GatewayGenerateRequest, choice: Choice) -> bool:

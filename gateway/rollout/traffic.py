@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prometheus_client import Gauge
+from prometheus_client import Counter as Counted
+from prometheus_client import Gauge, Summary
 
 from chassis.deadline import Deadline
 from chassis.errors import (
@@ -27,10 +28,20 @@ from gateway.rollout.recent_answers import RecentAnswers
 from gateway.stages import Release, Releases
 
 WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations that each release answers.", ["release"])
+SIGNS = Counted(
+    "tandem_rollout_signs", "Answers with a sign of a sick model, while a rollout runs, by sign.", ["release", "sign"]
+)
+SURPRISE = Summary(
+    "tandem_rollout_surprise_nats",
+    "Mean negative log-probability of an answer's tokens, natural logarithm, of the answers that were measured.",
+    ["release"],
+)
 PHASE = Gauge("tandem_rollout_phase", "1 for the current phase of the rollout, else 0.", ["phase"])
 
 # Timers of the event loop may fire this early, seconds.
 _TIMER_PRECISION_S = 0.01
+# Of the requests in a rollout, whose tokens' log-probabilities are asked for. They cost the decoder a little.
+_LOGPROB_SHARE = 0.25
 # Errors that the client caused. They say nothing about the release.
 _CLIENT_ERRORS = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, Cancelled)
 
@@ -42,7 +53,8 @@ class Choice:
     release: Release
     arm: Literal["stable", "canary"] | None  # None if it is not counted: a pinned request, or no rollout
     window: str = ""  # the step of the rollout it counts in
-    mirror_to: str | None = None  # the release that also gets the request, without showing its answer
+    other: str = ""  # the other release of the rollout
+    is_mirrored: bool = False  # whether the other release also gets the request, without showing its answer
 
 
 class Traffic:
@@ -173,10 +185,16 @@ class Traffic:
             async with self.keep_open(name) as release:
                 yield Choice(release=release, arm=None)
             return
-        mirror_to = self._mirror_target(arm, state)
+        other, share = (
+            (state.plan.canary, state.plan.shadow_percent)
+            if arm == "stable"
+            else (state.plan.stable, state.plan.shadow_canary_percent)
+        )
+        is_mirrored = self._draw() * 100 < share
+        report.measures_logprob = self._draw() < _LOGPROB_SHARE
         with self._counted(arm, state, report, deadline):
             async with self.keep_open(name) as release:
-                yield Choice(release=release, arm=arm, window=state.window, mirror_to=mirror_to)
+                yield Choice(release=release, arm=arm, window=state.window, other=other, is_mirrored=is_mirrored)
 
     @contextmanager
     def _counted(self, arm: Arm, state: State, report: Report, deadline: Deadline) -> Iterator[None]:
@@ -185,6 +203,7 @@ class Traffic:
         def count(outcome: Outcome) -> None:
             if not outcome.failed and self._recent_answers.add(arm, report.signs):
                 outcome = replace(outcome, signs=(*outcome.signs, "same_text"))
+            _export(state.plan.canary if arm == "canary" else state.plan.stable, outcome)
             self.count(arm, state.window, outcome)
 
         request = CountedRequest(
@@ -202,7 +221,9 @@ class Traffic:
                 request.end(failed=True)
             raise
         except Exception as error:
-            if not is_client_error(error):
+            if is_constraint_failure(error):  # `Mirror` finds out whether the release is at fault
+                request.end(failed=False)
+            elif not is_client_error(error):
                 request.end(failed=True)
             raise
         else:
@@ -228,11 +249,6 @@ class Traffic:
             return state.plan.canary, "canary"
         return state.plan.stable, "stable"
 
-    def _mirror_target(self, arm: Arm, state: State) -> str | None:
-        """Return the canary for the planned share of stable's requests."""
-        is_drawn = arm == "stable" and self._draw() * 100 < state.plan.shadow_percent
-        return state.plan.canary if is_drawn else None
-
     def _set_gauges(self) -> None:
         WEIGHT.clear()
         for name, weight_percent in self.weights_percent.items():
@@ -241,6 +257,22 @@ class Traffic:
             PHASE.labels(phase).set(self._state is not None and self._state.phase is phase)
 
 
+def _export(release: str, outcome: Outcome) -> None:
+    """Add an answer's signs and surprise to the metrics."""
+    for sign in outcome.signs:
+        SIGNS.labels(release, sign).inc()
+    if outcome.mean_logprob is not None:
+        SURPRISE.labels(release).observe(-outcome.mean_logprob)
+
+
 def is_client_error(error: Exception) -> bool:
     """Return whether the client caused an error."""
     return isinstance(error, _CLIENT_ERRORS)
+
+
+def is_constraint_failure(error: Exception) -> bool:
+    """Return whether an answer could not follow its constraint.
+
+    Either no answer can, or the release is at fault.
+    """
+    return isinstance(error, InvalidArgument) and error.reason == "CONSTRAINT_FAILED"

@@ -10,7 +10,7 @@ counts requests and keeps the state in a store.
 
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
-from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Outcome, Sign
+from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Number, Outcome, Sign
 from gateway.rollout.policy.guard import Finding, Metric, Verdict
 from gateway.rollout.policy.means import mean_length, mean_logprob
 from gateway.rollout.policy.paired import drop_interval
@@ -35,6 +35,7 @@ __all__ = [
     "Kind",
     "Metric",
     "Mirrored",
+    "Number",
     "Outcome",
     "PairCounter",
     "PairedCount",

@@ -44,7 +44,7 @@ def _compare_lengths(counts: Counts, plan: Plan, bound: float) -> Finding:
 
 
 def _compare_logprobs(counts: Counts, plan: Plan, bound: float) -> Finding:
-    """Test that the tokens of answers are not much less likely."""
+    """Test that tokens of answers are not much less likely."""
     stable, canary = counts.measured("stable", "surprise"), counts.measured("canary", "surprise")
     values, increase = (values_of("surprise", stable), values_of("surprise", canary)), surprise_increase(bound)
     before, now = mean_logprob(stable), mean_logprob(canary)

@@ -237,7 +237,7 @@ class Counts:
         return self._numbers[NumberKey(arm, number)]
 
     def measured(self, arm: Arm, measure: Measure) -> Counter[int]:
-        """Return the answers of one arm by bucket of a measure."""
+        """Return an arm's answers by bucket of a measure."""
         return self._measures[MeasureKey(arm, measure)]
 
     def histograms(self, arm: Arm, timing: Timing) -> dict[Kind, Counter[int]]:

@@ -63,12 +63,12 @@ def values_of(measure: Measure, buckets: Buckets) -> Values:
 
 
 def length_increase(ratio: float) -> float:
-    """Return the increase of values that is a ratio of lengths."""
+    """Return the increase of values for a ratio of lengths."""
     return math.log2(ratio) / _MOST_DOUBLINGS
 
 
 def surprise_increase(nats: float) -> float:
-    """Return the increase of values that is one of surprises."""
+    """Return the increase of values for one of surprises."""
     return nats / _MOST_NATS
 
 

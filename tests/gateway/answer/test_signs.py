@@ -88,3 +88,13 @@ def test_digests_tell_texts_apart_and_show_nothing_of_them() -> None:
     ]
     assert len(set(digests)) == 4
     assert digest_of(question("a"), [b"1"]) == digests[0]
+
+
+def test_length_and_mean_log_probability_are_of_all_tokens() -> None:
+    reader = SignReader(None, b"q")
+    for first in (-0.5, -1.0):
+        chosen = [sampling_pb2.TokenLogprob(logprob=first), sampling_pb2.TokenLogprob(logprob=-1.5)]
+        reader.add([1, 2], "ab", [sampling_pb2.PositionLogprobs(chosen=one) for one in chosen])
+    found = reader.finish(STOP)
+    assert (found.num_tokens, found.mean_logprob) == (4, -1.125)
+    assert SignReader(None, b"q").finish(STOP).mean_logprob is None

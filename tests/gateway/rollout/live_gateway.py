@@ -86,6 +86,7 @@ class RolloutLanguage(ScriptedModels, language_pb2_grpc.LanguageServiceServicer)
     errors: dict[str, TandemError] = field(default_factory=dict)
     go: dict[str, asyncio.Event] = field(default_factory=dict)
     malformed: set[str] = field(default_factory=set)  # releases that send too few log-probabilities
+    logprobs: dict[str, float] = field(default_factory=dict)  # of each token, by release
     starts: list[language_pb2.GenerateStart] = field(default_factory=list)
 
     async def Generate(  # noqa: N802
@@ -103,7 +104,9 @@ class RolloutLanguage(ScriptedModels, language_pb2_grpc.LanguageServiceServicer)
             short = language_pb2.TokenChunk(token_ids=[65, 65], logprobs=[sampling_pb2.PositionLogprobs()])
             yield language_pb2.GenerateResponse(tokens=short)
         for token_id in self.answers[start.tag]:
-            yield language_pb2.GenerateResponse(tokens=language_pb2.TokenChunk(token_ids=[token_id]))
+            chosen = sampling_pb2.TokenLogprob(token_id=token_id, logprob=self.logprobs.get(start.tag, -0.5))
+            asked = [sampling_pb2.PositionLogprobs(chosen=chosen)] if start.sampling.HasField("num_logprobs") else []
+            yield language_pb2.GenerateResponse(tokens=language_pb2.TokenChunk(token_ids=[token_id], logprobs=asked))
         finished = language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_STOP)
         yield language_pb2.GenerateResponse(finished=finished)
 
@@ -121,9 +124,9 @@ class LiveGateway:
     vision: RolloutVision
     language: RolloutLanguage
 
-    async def ask(self, key: str = "", pin: str | None = None) -> Answer:
+    async def ask(self, key: str = "", pin: str | None = None, **options: Any) -> Answer:
         metadata = (("x-tandem-release", pin),) if pin else ()
-        return await read(self.gateway.Generate(ask("What is it?", routing_key=key), metadata=metadata))
+        return await read(self.gateway.Generate(ask("What is it?", routing_key=key, **options), metadata=metadata))
 
     async def set(self, *weights: float, overdue_s: float = 60, **further: Any) -> rollout_pb2.Rollout:
         """Begin a rollout whose first step outlasts the test."""

@@ -12,6 +12,7 @@ from gateway.rollout.answer_rules import AnswerRules, read_refusals
 from tandem.v1 import rollout_pb2, sampling_pb2
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 
+NEARLY_ALL = 99.9999
 RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 
 
@@ -31,6 +32,34 @@ async def test_mirrored_answers_are_compared_but_not_sent_to_the_client(live: Li
 async def wait_for_mirrored(live: LiveGateway, **expected: int) -> None:
     """Wait until the counts of mirrored requests are as expected."""
     await live.wait_until(lambda rollout: {name: getattr(rollout.shadow, name) for name in expected} == expected)
+
+
+async def test_requests_of_the_canary_are_mirrored_to_stable(live: LiveGateway) -> None:
+    await live.set(NEARLY_ALL, 100, shadow_canary_percent=100)
+    await live.wait_for_phase(RUNNING)
+    assert {(await live.ask(f"user-{number}")).text for number in range(5)} == {"canary"}
+    live.language.answers[STABLE] = live.language.answers[CANARY]
+    assert {(await live.ask(f"user-{number}")).text for number in range(7)} == {"canary"}
+    rollout = await live.wait_until(lambda rollout: rollout.shadow_stable.compared == 12)
+    assert (rollout.shadow_stable.equal, rollout.shadow_stable.counts.requests) == (7, 12)
+    assert {start.priority for start in live.language.starts if start.tag == STABLE} == {-100}
+    assert (rollout.stable.requests, rollout.canary.requests, rollout.HasField("shadow")) == (0, 12, False)
+
+
+async def test_the_canarys_answer_is_worse_in_both_directions(
+    two_releases: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "refusals.txt").write_text("I cannot")
+    async with open_gateway(two_releases, tokenizer, rollout_refusals=tmp_path / "refusals.txt") as live:
+        for tag, text in ((STABLE, "Red."), (CANARY, "I cannot.")):
+            live.language.answers[tag] = tokenizer.encode(text, add_special_tokens=False).ids
+        await live.set(50, 100, shadow_percent=100, shadow_canary_percent=100)
+        await live.wait_for_phase(RUNNING)
+        for number in range(12):
+            await live.ask(f"user-{number}")
+        rollout = await live.wait_until(lambda rollout: rollout.shadow.worse + rollout.shadow_stable.worse == 12)
+        assert rollout.shadow.worse == rollout.stable.requests > 0
+        assert rollout.shadow_stable.worse == rollout.canary.requests > 0
 
 
 async def test_a_canary_that_fails_or_hangs_does_not_affect_the_real_requests(
@@ -55,7 +84,8 @@ async def test_a_malformed_mirrored_answer_counts_as_an_error(live: LiveGateway)
     await live.set(0, 50, 100, shadow_percent=100)
     await live.wait_for_phase(RUNNING)
     live.language.malformed.add(CANARY)
-    assert (await live.ask("user")).text == "stable"
+    asked = sampling_pb2.SamplingOptions(num_logprobs=0)
+    assert (await live.ask("user", sampling=asked)).text == "stable"
     await wait_for_one_mirrored_error(live)
 
 

@@ -6,8 +6,9 @@ from tokenizers import Tokenizer
 
 from gateway.answer import Signs
 from gateway.rollout.recent_answers import RecentAnswers
-from tandem.v1 import rollout_pb2
-from tests.gateway.rollout.live_gateway import CANARY, LiveGateway
+from gateway.rollout.traffic import SIGNS, SURPRISE
+from tandem.v1 import rollout_pb2, sampling_pb2
+from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway
 from tests.gateway.rollout.test_rollouts import NEARLY_ALL, RUNNING, wait_for_counts
 
 
@@ -44,6 +45,7 @@ async def test_signs_are_counted_by_release(live: LiveGateway, tokenizer: Tokeni
     live.language.answers[CANARY] = tokenizer.encode("这是一个红色的真皮包，在左边。", add_special_tokens=False).ids
     await live.ask("user-4")
     await wait_for_counts(live, requests=4, looped=3, wrong_script=1, cut_off=0, same_text=0, filtered=0)
+    assert SIGNS.labels(CANARY, "looped")._value.get() >= 3
 
 
 async def test_a_looping_canary_is_rolled_back(live: LiveGateway) -> None:
@@ -57,3 +59,30 @@ async def test_a_looping_canary_is_rolled_back(live: LiveGateway) -> None:
     await asyncio.gather(*(live.ask(f"user-{number}") for number in range(120)))
     rollout = await live.wait_for_phase(rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK)
     assert "The canary's repetition is beyond its bound" in rollout.changes[-1].reason
+
+
+async def test_length_and_log_probability_are_measured_by_release(live: LiveGateway) -> None:
+    """The client sees nothing of it."""
+    await live.set(50, 100)
+    await live.wait_for_phase(RUNNING)
+    live.language.logprobs = {STABLE: -0.2, CANARY: -1.5}
+    live.language.answers[CANARY] = [ord("a"), ord("b")] * 30
+    answers = await asyncio.gather(*(live.ask(f"user-{number}") for number in range(120)))
+    assert not [one for answer in answers for one in answer.logprobs]
+    rollout = await live.wait_until(lambda rollout: rollout.stable.requests + rollout.canary.requests == 120)
+    assert abs(rollout.canary.mean_tokens - 60) < 8
+    assert rollout.stable.mean_tokens < 12
+    assert abs(rollout.stable.mean_logprob + 0.2) < 0.03
+    assert abs(rollout.canary.mean_logprob + 1.5) < 0.1
+    assert SURPRISE.labels(CANARY)._sum.get() > SURPRISE.labels(STABLE)._sum.get() > 0
+    measured = sum(start.sampling.HasField("num_logprobs") for start in live.language.starts)
+    assert 10 < measured < 60  # one in four
+
+
+async def test_a_client_gets_the_log_probabilities_it_asked_for(live: LiveGateway) -> None:
+    await live.set(50, 100)
+    await live.wait_for_phase(RUNNING)
+    for number in range(8):
+        answer = await live.ask(f"user-{number}", sampling=sampling_pb2.SamplingOptions(num_logprobs=3))
+        assert answer.logprobs
+    assert {start.sampling.num_logprobs for start in live.language.starts} == {3}

@@ -30,7 +30,7 @@ def bernoulli(ones: int, zeros: int) -> Values:
 
 @pytest.mark.parametrize("increase", [0.0, 0.1])
 def test_it_errs_at_most_as_often_over_all_looks(increase: float) -> None:
-    """Follow every path of two releases at the bound, and stop at the first rejection.
+    """Follow every path, and stop at the first rejection.
 
     Values of only 0.001 and 0.999 have the largest variance.
     """
@@ -81,7 +81,7 @@ def test_values_at_their_limits_can_ruin_one_bet_but_not_all() -> None:
 
 
 def _capital(values: Values, mean: float) -> float:
-    """Return the capital after one bet on each value in turn."""
+    """Return the capital after a bet on each value."""
     shares = [(number / 12) ** 2 for number in range(1, 13)]
     capitals = [1 / 15] * 11 + [4 / 15]
     for value, count in values:
@@ -108,7 +108,7 @@ def test_long_answers_are_found_and_equal_ones_shown() -> None:
 
 
 def test_equal_releases_are_rarely_told_apart_at_a_bound_of_nothing() -> None:
-    """Every look counts. The exact test above covers the worst values, this one likely ones."""
+    """Every look counts."""
     rejections = 0
     for seed in range(40):
         drawn = random.Random(seed)
