@@ -8,10 +8,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Runs `make gpu-check`: python3 of a machine with a GPU, or the .venv where there is one.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load k8s images gpu kernels tensorrt triton
+SEPARATE := load k8s images gpu kernels tensorrt triton http
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
-CODE := tandem gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
+CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
 .PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
@@ -26,8 +26,8 @@ demo: .venv/ready  ## start a stack and ask it three questions about two images
 demo-canary: .venv/ready  ## roll out a worse and a better release under traffic, in about a minute
 	$(BIN)/python -m demo.canary
 
-serve: .venv/ready  ## run the three services on this machine until Ctrl-C
-	$(BIN)/tandem up
+serve: .venv/ready  ## run the services and the HTTP door on this machine until Ctrl-C
+	$(BIN)/tandem up --http 8080
 
 test: .venv/ready  ## run the tests, the quick ones first; with COVERAGE=1 also hold the coverage floor
 	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -m "not slow $(SEPARATE:%=and not %)"
@@ -58,6 +58,9 @@ test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GP
 
 test-triton: .venv/ready  ## encode on a real Triton, which is killed under load; with SHORT=1 under a short load
 	tests/vision_service/triton/run -m "triton$(if $(SHORT), and not slow)" -s
+
+test-http: .venv/ready  ## use the HTTP door with a browser and npm's clients; with SHORT=1 in two minutes
+	tests/http_gateway/run -m "http$(if $(SHORT), and not slow)"
 
 lint: .venv/ready  ## check style, types and the contract
 	$(BIN)/ruff check $(CODE)

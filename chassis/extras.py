@@ -8,6 +8,10 @@ _SERVICE = ("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", 
 MODULES = {
     "processor": _PROCESSOR,
     "gateway": (*_SERVICE, "redis", "ahocorasick_rs", "safetensors"),
+    "http": (
+        *("structlog", "grpc_health", "pydantic_settings", "uvloop"),
+        *("starlette", "uvicorn", "httptools", "httpcore2", "python_multipart"),
+    ),
     "stages": (*_SERVICE, "torch", "llguidance"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),

@@ -7,7 +7,10 @@ from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("tandem", "gateway", "vision_service", "language_service", "processing", "hosting", "checkpoint", "chassis")
+PACKAGES = (
+    *("tandem", "gateway", "http_gateway", "vision_service", "language_service"),
+    *("processing", "hosting", "checkpoint", "chassis"),
+)
 FOLDERS = (*PACKAGES, "demo", "benchmarks", "tests")
 
 

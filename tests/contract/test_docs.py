@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from chassis.settings import ServiceSettings, load_settings
+from chassis.settings import ProcessSettings, load_settings
 from gateway.settings import GatewaySettings
+from http_gateway.door import HttpSettings
 from language_service.service import LanguageSettings
 from tandem.commands import app
 from vision_service.service import VisionSettings
@@ -18,7 +19,7 @@ from vision_service.service import VisionSettings
 REPOSITORY = Path(__file__).parents[2]
 # The change log also names things that no longer exist.
 PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")} - {REPOSITORY / "CHANGELOG.md"})
-SERVICES: list[type[ServiceSettings]] = [GatewaySettings, VisionSettings, LanguageSettings]
+SERVICES: list[type[ProcessSettings]] = [GatewaySettings, VisionSettings, LanguageSettings, HttpSettings]
 
 # Of kubectl, docker and tritonserver.
 OTHER_FLAGS = {
@@ -110,7 +111,7 @@ def test_named_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("settings", SERVICES)
 def test_help_lists_the_program_and_every_setting_without_python_syntax(
-    settings: type[ServiceSettings], capsys: pytest.CaptureFixture[str]
+    settings: type[ProcessSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         load_settings(settings, ["--help"])

@@ -114,6 +114,30 @@ ROOMS: dict[str, set[str]] = {
         "gateway.rollout",
         "gateway.operations",
     },
+    "http_gateway.schemas": set(),
+    "http_gateway.wire": {"chassis", "http_gateway.schemas"},
+    # Counts the bytes of fetched images with those of bodies.
+    "http_gateway.images": {"tandem.v1", "chassis", "http_gateway.wire"},
+    "http_gateway.door": {"tandem.v1", "chassis", "http_gateway.wire", "http_gateway.images"},
+    "http_gateway.chat": {
+        "tandem.v1",
+        "chassis",
+        "http_gateway.schemas",
+        "http_gateway.wire",
+        "http_gateway.images",
+        "http_gateway.door",
+    },
+    "http_gateway.page": {"tandem.v1", "chassis", "http_gateway.wire", "http_gateway.door"},
+    "http_gateway": {
+        "tandem.v1",
+        "chassis",
+        "http_gateway.schemas",
+        "http_gateway.wire",
+        "http_gateway.images",
+        "http_gateway.door",
+        "http_gateway.chat",
+        "http_gateway.page",
+    },
     "tandem.client": {"tandem.v1", "chassis"},
     "tandem.stack": {"chassis", "checkpoint"},
     "tandem.commands": {
@@ -134,6 +158,7 @@ ROOMS: dict[str, set[str]] = {
 # Toolboxes and services: others import their modules. Every other room hands on names in its `__init__`.
 OPEN = {
     "tandem.v1", "chassis", "checkpoint", "gateway", "gateway.rollout", "vision_service", "language_service", "tandem",
+    "http_gateway", "http_gateway.schemas", "http_gateway.wire",
 }  # fmt: skip
 
 # Parts that must load without certain libraries, directly or through anything they import.
@@ -144,6 +169,7 @@ FREE_OF: dict[str, set[str]] = {
     "language_service.model": {"grpc", "asyncio", "structlog", "tandem"},
     "vision_service.model": {"grpc", "asyncio", "structlog", "tandem"},
     "gateway.service": {"torch", "redis"},
+    "http_gateway.service": {"torch", "redis", "tokenizers", "PIL", "numpy"},
     "tandem": {"grpc", "torch", "redis", "uvloop", "tokenizers", "PIL"},
     "tandem.client": {"torch", "redis", "uvloop", "tokenizers", "PIL"},
 }

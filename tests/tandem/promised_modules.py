@@ -22,6 +22,7 @@ PROMISED = {
     "traces": ("tandem.client", "chassis.otlp"),
     "processor": ("processing.*", "tandem.processor"),
     "gateway": ("gateway.*", "chassis.server"),
+    "http": ("http_gateway.*", "chassis.process"),
     "stages": ("vision_service.*", "language_service.*", "checkpoint.*"),
     "similar,stages": ("vision_service.*", "faiss"),
     "gateway,stages": ("tandem.*",),

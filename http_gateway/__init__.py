@@ -1,0 +1,1 @@
+"""The HTTP door: OpenAI's API and a page for the gateway."""

@@ -1,0 +1,1 @@
+"""Read requests and write responses: callers, bodies, errors, JSON."""

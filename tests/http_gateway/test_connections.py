@@ -1,0 +1,248 @@
+"""Slow, endless and malformed requests harm no others."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from http_gateway.connections import MAX_HEADER_BYTES
+from tests.http_gateway.conftest import OpenDoor
+from tests.http_gateway.doors import CHAT, exchange, question
+from tests.http_gateway.scripted import Script
+
+GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
+POST = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
+BODY = json.dumps(question("Hello?")).encode()
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ")[1])
+
+
+async def test_200_connections_at_a_byte_a_second_do_not_stop_others(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers)
+    slow = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(200)]
+
+    async def drip() -> None:
+        for position in range(100):
+            for number, (_, writer) in enumerate(slow):
+                request = GET + b"\r\n" if number % 2 else POST + b"content-length: 99\r\n\r\n" + BODY
+                writer.write(request[position : position + 1])
+            await asyncio.sleep(1)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        seconds = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert (await door.chat()).status_code == 200
+            seconds.append(time.monotonic() - began)
+            await asyncio.sleep(0.1)
+        assert sorted(seconds)[10] < 0.2
+    finally:
+        dripping.cancel()
+        for _, writer in slow:
+            writer.close()
+
+
+async def test_late_headers_are_refused(open_door: OpenDoor) -> None:
+    door = await open_door({}, header_timeout_s=0.3)
+    for pieces in ([b""], [GET], [GET, b"x", b"-", b"y", b":"]):
+        answer = await asyncio.wait_for(exchange(door.port, *pieces, pause_s=0.1), 5)
+        assert status_of(answer) == 408
+        assert b'"code":"HEADER_TIMEOUT"' in answer
+
+
+async def test_headers_of_the_next_request_have_a_time_of_their_own(open_door: OpenDoor) -> None:
+    door = await open_door({}, header_timeout_s=0.5, keep_alive_s=30)
+    answer = await exchange(door.port, GET + b"\r\n", GET + b"\r\n", GET, pause_s=0.4)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert answer.count(b"HTTP/1.1 408") == 1
+
+
+async def test_an_idle_connection_is_closed(open_door: OpenDoor) -> None:
+    door = await open_door({}, header_timeout_s=30, keep_alive_s=1)
+    began = time.monotonic()
+    answer = await exchange(door.port, GET + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert 0.5 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("form", ["one header", "many headers", "url", "trailers"])
+async def test_endless_headers_are_refused(open_door: OpenDoor, form: str) -> None:
+    door = await open_door(Script().handlers, max_body_bytes=10_000)
+    size = 2 * MAX_HEADER_BYTES
+    if form == "one header":
+        pieces = [GET + b"x-long: ", b"x" * size]
+    elif form == "many headers":
+        pieces = [GET, b"x-many: y\r\n" * (size // 11)]
+    elif form == "url":
+        pieces = [b"GET /", b"x" * size]
+    else:
+        pieces = [POST + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"x-many: y\r\n" * (4 * size // 11)]
+    answer = await exchange(door.port, *pieces)
+    if form == "trailers":
+        assert not answer.startswith(b"HTTP/1.1 200")
+    else:
+        assert not answer or status_of(answer) == 431
+    assert (await door.chat()).status_code == 200
+
+
+async def test_a_large_body_is_refused_before_it_is_read(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers, max_body_bytes=1000)
+    answer = await exchange(door.port, POST + b"content-length: 999999999999\r\n\r\n")
+    assert status_of(answer) == 413
+    assert b'"code":"BODY_TOO_LARGE"' in answer
+
+
+async def test_a_client_that_sends_too_much_still_reads_why(open_door: OpenDoor) -> None:
+    """Clients read the response after they sent their body."""
+    door = await open_door(Script().handlers, max_body_bytes=1000)
+    response = await door.chat("x" * 3_000_000)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "BODY_TOO_LARGE")
+
+
+async def test_a_chunked_body_is_bounded_too(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers, max_body_bytes=1000)
+    chunk = b"64\r\n" + b"x" * 100 + b"\r\n"
+    answer = await exchange(door.port, POST + b"transfer-encoding: chunked\r\n\r\n", *[chunk] * 20, b"0\r\n\r\n")
+    assert status_of(answer) == 413
+
+
+async def test_all_bodies_together_are_bounded(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers, max_bodies_bytes=5000)
+    assert (await door.chat("x" * 4000)).status_code == 200
+    response = await door.chat("x" * 6000)
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "BODIES_BUSY")
+    assert (await door.chat("x" * 4000)).status_code == 200  # the bytes of both are free again
+
+
+async def test_a_late_body_is_refused(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers, body_timeout_s=0.3)
+    answer = await exchange(door.port, POST + b"content-length: 99\r\n\r\n", b"{", b'"', pause_s=0.1)
+    assert status_of(answer) == 408
+    assert b'"code":"BODY_TIMEOUT"' in answer
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n",
+        b"content-length: +5\r\n",
+        b"content-length: 5 5\r\n",
+        b"content-length: -5\r\n",
+        b"transfer-encoding: gzip, chunked, identity\r\n",
+        b"transfer-encoding: chunked, chunked\r\ntransfer-encoding: xchunked\r\n",
+        b"transfer-encoding : chunked\r\n",
+        b"x-ok: 1\nx-injected: 1\r\n",
+        b"x-bad: \x00\r\n",
+        b" folded: 1\r\n",
+    ],
+)
+async def test_ambiguous_requests_are_refused(open_door: OpenDoor, headers: bytes) -> None:
+    """A proxy could take the rest for another client's request."""
+    script = Script()
+    door = await open_door(script.handlers, header_timeout_s=2, body_timeout_s=1, keep_alive_s=1)
+    smuggled = b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    answer = await exchange(door.port, POST + headers + b"\r\n" + b"0\r\n\r\n" + smuggled)
+    assert answer == b"" or status_of(answer) in (400, 408)
+    assert answer.count(b"HTTP/1.1") <= 1
+    assert b'"version"' not in answer
+    assert not script.requests
+
+
+async def test_responses_repeat_no_header_of_a_request(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers)
+    for injected in (b"x-request-id: a\rb: c", b"x-request-id: a b", b"x-request-id: " + b"a" * 129):
+        answer = await exchange(door.port, GET + injected + b"\r\nconnection: close\r\n\r\n")
+        assert b"\r\nb: c" not in answer
+        assert b"x-request-id: a" not in answer
+    answer = await exchange(door.port, b"GET /no/%0d%0ab:%20c HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    assert (status_of(answer), b"\r\nb: c" in answer) == (404, False)
+    answer = await exchange(door.port, b"GET /healthz/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    assert (status_of(answer), b"location" in answer.lower()) == (404, False)
+
+
+async def test_a_connection_serves_many_requests(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers)
+    request = POST + b"content-length: %d\r\n" % len(BODY)
+    pieces = [request + b"\r\n" + BODY] * 3 + [request + b"connection: close\r\n\r\n" + BODY]
+    answer = await exchange(door.port, b"".join(pieces))  # pipelined, too
+    assert answer.count(b"HTTP/1.1 200") == 4
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+async def test_a_foreign_page_cannot_post(open_door: OpenDoor, kind: str | None) -> None:
+    """Browsers send such types to any origin without asking it."""
+    script = Script()
+    door = await open_door(script.handlers)
+    response = await door.client.post(CHAT, content=BODY, headers={"content-type": kind} if kind else {})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "NOT_JSON")
+    assert not script.requests
+
+
+async def test_a_rebound_name_is_refused(open_door: OpenDoor) -> None:
+    door = await open_door(Script().handlers)
+    for host, status in (("evil.example", 421), ("localhost:8080", 200), ("LOCALHOST", 200), ("[::1]:1", 200)):
+        assert (await door.client.get("/healthz", headers={"host": host})).status_code == status
+    named = await open_door(Script().handlers, hosts=("door.example",))
+    for host, status in (("door.example", 200), ("localhost", 421)):
+        assert (await named.client.get("/healthz", headers={"host": host})).status_code == status
+
+
+async def test_other_origins_are_allowed_only_if_listed(open_door: OpenDoor) -> None:
+    asking = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    closed = await open_door(Script().handlers)
+    refused = await closed.client.options(CHAT, headers=asking)
+    assert "access-control-allow-origin" not in refused.headers
+    assert refused.status_code == 405
+    opened = await open_door(Script().handlers, cors_origins=("https://chat.example",))
+    allowed = await opened.client.options(CHAT, headers=asking)
+    assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
+    other = await opened.client.get("/healthz", headers={"origin": "https://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_unknown_paths_and_methods_are_errors_in_openais_form(open_door: OpenDoor) -> None:
+    door = await open_door({})
+    for method, path, status, code in (
+        ("GET", "/v1/nothing", 404, "NO_SUCH_PATH"),
+        ("GET", CHAT, 405, "METHOD_NOT_ALLOWED"),
+        ("DELETE", "/healthz", 405, "METHOD_NOT_ALLOWED"),
+    ):
+        response = await door.client.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+async def test_too_many_connections_are_refused(open_door: OpenDoor) -> None:
+    door = await open_door({}, max_connections=3)
+    held = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(3)]
+    answer = await exchange(door.port)
+    assert (status_of(answer), b'"code":"CONNECTIONS_BUSY"' in answer) == (503, True)
+    for _, writer in held:
+        writer.close()
+    await asyncio.sleep(0.1)
+    assert (await door.client.get("/healthz")).status_code == 200
+
+
+async def test_a_refused_path_reads_a_body_for_a_short_time_only(open_door: OpenDoor) -> None:
+    door = await open_door({}, body_timeout_s=0.3)
+    began = time.monotonic()
+    answer = await exchange(door.port, b"POST /no HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n", b"x")
+    assert status_of(answer) == 404
+    assert time.monotonic() - began < 5
+    assert (await door.client.post("/no", content=b"x" * 2_000_000)).status_code == 404
+
+
+async def test_bytes_after_a_request_never_reach_its_response(open_door: OpenDoor) -> None:
+    """A refusal of the next request would become part of the answer."""
+    script = Script(hangs=True)
+    door = await open_door(script.handlers, header_timeout_s=0.3)
+    body = json.dumps(question("Hello?", stream=True)).encode()
+    for rest in (b"GET / HT", b"\x00\x01garbage\r\n\r\n"):
+        answer = await exchange(door.port, POST + b"content-length: %d\r\n\r\n" % len(body) + body, rest, pause_s=0.2)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"HTTP/1.1") == 1

@@ -1,0 +1,107 @@
+"""No body makes the server fail: at worst it is refused."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_jsonschema import from_schema
+
+from http_gateway.openapi import document
+from http_gateway.schemas.errors import ErrorBody
+from tandem.stack import Stack
+from tests.http_gateway.doors import CHAT, RunningDoor, question, running_door
+
+LIMITS = settings(
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class Loop:
+    """A door on an event loop of its own.
+
+    Hypothesis runs only tests that are not async.
+    """
+
+    def __init__(self, gateway: str) -> None:
+        self._runner = asyncio.Runner()
+        self._context = running_door(gateway)
+        self._door: RunningDoor = self._runner.run(self._context.__aenter__())
+
+    def post(self, body: bytes) -> None:
+        """Check the response to one body."""
+        response = self._runner.run(
+            self._door.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        )
+        if response.status_code != 200:
+            assert response.status_code < 500, response.text
+            ErrorBody.model_validate_json(response.text)
+        elif response.headers["content-type"].startswith("text/event-stream"):
+            assert '"error"' not in response.text.split("\n\n")[0]
+
+    def close(self) -> None:
+        self._runner.run(self._context.__aexit__(None, None, None))
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def loop(stack: Stack) -> Iterator[Loop]:
+    loop = Loop(stack.address)
+    yield loop
+    loop.close()
+
+
+def chat_schema() -> dict[str, Any]:
+    """Return the schema of a chat completion in the document."""
+    content = json.loads(document())
+    definitions = content["components"]["schemas"]
+    text = json.dumps({**definitions["ChatRequest"], "$defs": definitions})
+    schema: dict[str, Any] = json.loads(text.replace("#/components/schemas/", "#/$defs/"))
+    # Short answers, and few of them: the fuzz is about bodies.
+    schema["properties"]["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 4}
+    schema["properties"]["max_completion_tokens"] = {"type": "null"}
+    schema["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
+    schema["required"] = ["messages", "max_tokens"]
+    return schema
+
+
+@LIMITS
+@given(from_schema(chat_schema()))
+def test_bodies_of_the_schema(loop: Loop, body: Any) -> None:
+    loop.post(json.dumps(body).encode())
+
+
+@LIMITS
+@given(st.sampled_from(sorted(chat_schema()["properties"])), JSON)
+def test_any_value_in_any_field(loop: Loop, name: str, value: Any) -> None:
+    loop.post(json.dumps({**question("Hello?", max_tokens=3), name: value}).encode())
+
+
+@LIMITS
+@given(st.lists(st.fixed_dictionaries({}, optional={"role": JSON, "content": JSON, "name": JSON}), max_size=3) | JSON)
+def test_any_messages(loop: Loop, messages: Any) -> None:
+    loop.post(json.dumps({"messages": messages, "max_tokens": 3}).encode())
+
+
+@LIMITS
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
+def test_any_bytes(loop: Loop, body: bytes) -> None:
+    loop.post(body)
+
+
+@LIMITS
+@given(st.data())
+def test_cut_and_changed_bodies(loop: Loop, data: st.DataObject) -> None:
+    body = bytearray(json.dumps(question("好 Hello?", max_tokens=3, stop=["a"], logit_bias={"5": 1})).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    loop.post(bytes(body[: data.draw(st.integers(0, len(body)))]))
