@@ -15,7 +15,7 @@ from rich.text import Text
 from chassis.logs import configure_logging
 from tandem.client import DEFAULT_ADDRESS
 
-_SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue"}
+_SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue", "http": "green"}
 _LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
 _COLUMNS = {"timestamp", "level", "event", "service", "request_id"}  # other fields follow as key=value
 
@@ -29,13 +29,14 @@ class LogView(Protocol):
     def starting(self, release: str) -> AbstractContextManager[None]:
         """Show that the stack is starting during the block."""
 
-    def ready(self, address: str, release: str, metrics: str) -> None:
+    def ready(self, address: str, release: str, metrics: str, page: str | None = None) -> None:
         """Show that the stack is ready.
 
         Args:
             address: host:port of the gateway.
             release: the release it serves.
             metrics: host:port of the language service's metrics.
+            page: URL of the HTTP door's page, if there is one.
         """
 
     def stopping(self) -> None:
@@ -77,13 +78,14 @@ class TerminalView:
         with self._console.status(f"Starting {release} ..."):
             yield
 
-    def ready(self, address: str, release: str, metrics: str) -> None:
-        """Print the address and the commands to try next."""
+    def ready(self, address: str, release: str, metrics: str, page: str | None = None) -> None:
+        """Print the addresses and the commands to try next."""
         where = "" if address == DEFAULT_ADDRESS else f"--address {address} "
         self._console.print(
             Text.assemble(
                 ("Ready: ", "bold green"),
                 (f"{release} answers at {address}", "bold"),
+                (f" and at {page}" if page is not None else "", "bold"),
                 f'. In another terminal: tandem ask {where}IMAGE "question", or tandem top {metrics}. Ctrl-C stops it.',
             ),
             soft_wrap=True,
@@ -112,9 +114,10 @@ class JsonView:
         self._log.info("starting", release=release)
         return nullcontext()
 
-    def ready(self, address: str, release: str, metrics: str) -> None:
+    def ready(self, address: str, release: str, metrics: str, page: str | None = None) -> None:
         """Log 'ready'."""
-        self._log.info("ready", address=address, release=release, metrics=metrics)
+        fields = {"page": page} if page is not None else {}
+        self._log.info("ready", address=address, release=release, metrics=metrics, **fields)
 
     def stopping(self) -> None:
         """Log 'stopping'."""

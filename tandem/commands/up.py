@@ -1,4 +1,4 @@
-"""`tandem up`: run all three services on this machine."""
+"""`tandem up`: run all services on this machine."""
 
 import sys
 from pathlib import Path
@@ -17,6 +17,16 @@ Release = Annotated[
     typer.Option(metavar="TAG", help="A tag, or 'vision tag,language tag'. Default: the newest in the store."),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gateway; 0 picks a free one.")]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        "--http",
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Also serve OpenAI's API and a page by HTTP on this port; 0 picks a free one.",
+    ),
+]
 Precision = Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Type both stages compute in.")]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="Device of both stages: cpu or cuda:0.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each stage.")]
@@ -27,17 +37,19 @@ def up(
     models: Models = Path("models"),
     release: Release = None,
     port: Port = 50050,
+    http_port: HttpPort = None,
     precision: Precision = None,
     device: Device = None,
     threads: Threads = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Run all three services on this machine until Ctrl-C.
+    """Run all services on this machine until Ctrl-C.
 
     Logs go to stderr: columns in a terminal, JSON lines elsewhere. A last line says when the stack is ready. Each
-    service reads settings that have no option here from TANDEM_VISION_, TANDEM_LANGUAGE_ or TANDEM_GATEWAY_ variables.
+    service reads settings that have no option here from TANDEM_VISION_, TANDEM_LANGUAGE_, TANDEM_GATEWAY_ or
+    TANDEM_HTTP_ variables.
     """
-    require_extras("tandem up", "gateway", "stages")
+    require_extras("tandem up", "gateway", "stages", *(["http"] if http_port is not None else []))
     from tandem.commands.log_view import log_view
     from tandem.stack import Stack, StackConfig, interrupt_on_signals
 
@@ -45,6 +57,7 @@ def up(
         models=models,
         release=release or newest_release(models),
         port=port,
+        http_port=http_port,
         precision=precision,
         device=device,
         threads=threads,
@@ -56,7 +69,8 @@ def up(
     try:
         with view.starting(config.release):
             stack.start()
-        view.ready(stack.address, config.release, stack.metrics_address("language"))
+        page = f"http://{stack.address_of('http')}/" if http_port is not None else None
+        view.ready(stack.address, config.release, stack.metrics_address("language"), page)
         stack.wait()
     except KeyboardInterrupt:
         view.stopping()

@@ -1,4 +1,4 @@
-"""Run the three services as processes on this machine."""
+"""Run the services as processes on this machine."""
 
 from tandem.stack.process import ServiceProcess
 from tandem.stack.stack import Stack, StackConfig, interrupt_on_signals

@@ -1,4 +1,4 @@
-"""Run two stages and a gateway as processes on loopback.
+"""Run two stages, a gateway and an HTTP door on loopback.
 
     with Stack(StackConfig(models=Path("models"), release="tandem-demo-v1.1.0")) as stack:
         print(tandem.Client(stack.address).ask("What is this?", images=[Path("bag.png")]).text)
@@ -41,6 +41,7 @@ class StackConfig:
     models: Path  # the model store
     release: str  # a tag, or 'vision tag,language tag'
     port: int = 0  # of the gateway, 0 picks a free one
+    http_port: int | None = None  # of the HTTP door, 0 picks a free one. None runs none
     # None, here and below, leaves the choice to the services.
     precision: Literal["float32", "bfloat16"] | None = None
     device: str | None = None  # of both stages: 'cpu' or 'cuda:<index>'
@@ -51,10 +52,11 @@ class StackConfig:
     vision_flags: Sequence[str] = ()  # more flags of one service, for measurements
     language_flags: Sequence[str] = ()
     gateway_flags: Sequence[str] = ()
+    http_flags: Sequence[str] = ()
 
 
 class Stack:
-    """Three running services, as a context manager.
+    """The running services, as a context manager.
 
     The services are ready when the block starts and gone when it ends. Enter it on a thread that outlives the block:
     Linux kills the services when that thread ends.
@@ -73,14 +75,14 @@ class Stack:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by service: vision, language, gateway."""
+        """Process ids by service: vision, language, gateway, http."""
         return {name: service.pid for name, service in self._services.items()}
 
     def address_of(self, service: str) -> str:
         """Return the address of a service, host:port.
 
         Args:
-            service: 'vision', 'language' or 'gateway'.
+            service: 'vision', 'language', 'gateway' or 'http'.
         """
         return f"{HOST}:{self._services[service].ready['port']}"
 
@@ -93,15 +95,17 @@ class Stack:
         return f"http://{self.metrics_address(service)}/metrics"
 
     def start(self) -> None:
-        """Start all three services and wait until they are ready.
+        """Start all services and wait until they are ready.
 
         Call `stop` afterwards, even if this raises.
 
         Raises:
-            FailedPrecondition: reason 'PORT_BUSY', the gateway's port is taken.
+            FailedPrecondition: reason 'PORT_BUSY', a port is taken.
             Unavailable: a service stopped or was not ready in time. The message names it and the reason.
         """
-        _check_port_free(self.config.port)
+        _check_port_free(self.config.port, "--port")
+        if self.config.http_port is not None:
+            _check_port_free(self.config.http_port, "--http")
         vision_tag, language_tag = split_release(self.config.release)
         self._spawn("vision", "vision_service", self._stage_flags(vision_tag, self.config.vision_flags))
         self._spawn("language", "language_service", self._stage_flags(language_tag, self.config.language_flags))
@@ -109,6 +113,9 @@ class Stack:
         self._spawn("gateway", "gateway", self._gateway_flags())
         self._wait_until_ready()
         self._wait_until_serving()
+        if self.config.http_port is not None:
+            self._spawn("http", "http_gateway", self._http_flags(self.config.http_port))
+            self._wait_until_ready()
 
     def wait(self) -> None:
         """Block while all services run.
@@ -127,8 +134,8 @@ class Stack:
         A second Ctrl-C kills them at once.
         """
         try:
-            # The gateway first: running answers still need both stages.
-            for names in (("gateway",), ("vision", "language")):
+            # The door first, then the gateway: running answers still need those behind them.
+            for names in (("http",), ("gateway",), ("vision", "language")):
                 stopping = [self._services[name] for name in names if name in self._services]
                 for service in stopping:
                     service.terminate()
@@ -170,6 +177,10 @@ class Stack:
         flags = {"listen": f"{HOST}:{self.config.port}", "models": self.config.models.resolve()}
         stages = {"vision": self.address_of("vision"), "language": self.address_of("language")}
         return [*_flags({**flags, "release": self.config.release, **stages}), *self.config.gateway_flags]
+
+    def _http_flags(self, port: int) -> list[str]:
+        flags = _flags({"listen": f"{HOST}:{port}", "gateway": self.address})
+        return [*flags, *self.config.http_flags]
 
     def _wait_until_ready(self) -> None:
         with self._changed:
@@ -226,13 +237,13 @@ def _flags(values: Mapping[str, object]) -> list[str]:
     return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
 
 
-def _check_port_free(port: int) -> None:
-    """Raise FailedPrecondition if the gateway cannot use its port.
+def _check_port_free(port: int, flag: str) -> None:
+    """Raise FailedPrecondition if a service cannot use its port.
 
-    The gateway itself would say so only after the models have loaded.
+    The service itself would say so only after the models have loaded.
     """
     if (error := bind_error(f"{HOST}:{port}")) is not None:
         raise FailedPrecondition(
-            f"Port {port} on {HOST} cannot be used ({error.strerror}); choose another with --port.",
+            f"Port {port} on {HOST} cannot be used ({error.strerror}); choose another with {flag}.",
             reason="PORT_BUSY",
         ) from error

@@ -83,6 +83,12 @@ def test_ready_names_the_next_commands() -> None:
         assert "tandem top 127.0.0.1:9" in stream.getvalue()
 
 
+def test_ready_names_the_page_if_there_is_one() -> None:
+    view, stream = terminal()
+    view.ready(DEFAULT_ADDRESS, "a-v1.0.0", "127.0.0.1:9", "http://127.0.0.1:8080/")
+    assert "and at http://127.0.0.1:8080/." in stream.getvalue()
+
+
 def test_every_line_outside_a_terminal_is_json(json_view: tuple[JsonView, io.StringIO]) -> None:
     view, stream = json_view
     for line in (LINE, "a traceback's line"):

@@ -1,4 +1,4 @@
-"""`tandem up`: three processes that never outlive their parent."""
+"""`tandem up`: processes that never outlive their parent."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def test_one_signal_stops_all_services_in_order(up: Up, number: signal.Signals) 
     stopped = [entry["service"] for entry in map(json.loads, log.splitlines()) if entry["event"] == "stopped"]
     assert stopped[0] == "gateway"
     assert sorted(stopped) == ["gateway", "language", "vision"]
+
+
+@pytest.mark.slow
+def test_the_http_door_is_part_of_the_stack_and_stops_first(store: Path) -> None:
+    up = Up(store, "--http", "0")
+    try:
+        page = up.wait_until_ready()["page"]
+        with urllib.request.urlopen(f"{page}readyz", timeout=20) as response:
+            assert response.status == 200
+        code, log = up.end(signal.SIGTERM)
+    finally:
+        up.process.kill()
+        up.process.communicate()
+    stopped = [entry["service"] for entry in map(json.loads, log.splitlines()) if entry["event"] == "stopped"]
+    assert (code, stopped[:2]) == (0, ["http", "gateway"])
 
 
 @pytest.mark.slow
