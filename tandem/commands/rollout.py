@@ -11,6 +11,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from tandem.client import Rollouts
+from tandem.commands import rollout_options as options
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.rollout_view import plain_name, rollout_view
 from tandem.commands.terminal import live_display, table_console
@@ -26,94 +27,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print the message of the con
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason of the change, for the log.")]
 
 
-Canary = Annotated[str, typer.Argument(metavar="RELEASE", help="The new release: a tag, or 'vision tag,language tag'.")]
-Steps = Annotated[
-    str,
-    typer.Option(
-        metavar="STEP,...", help="Weights in percent, each with its duration and minimum number of answers: 5:10m:200r."
-    ),
-]
-Stable = Annotated[str, typer.Option(metavar="RELEASE", help="The current release. Default: the one in force.")]
-ErrorRate = Annotated[
-    float,
-    typer.Option(
-        min=0, metavar="PART", help="Maximum of the canary's error rate above stable's; 0 turns this check off."
-    ),
-]
-EmptyRate = Annotated[float, typer.Option(min=0, metavar="PART", help="The same for empty answers.")]
-FirstToken = Annotated[
-    float,
-    typer.Option(
-        min=0, metavar="TIMES", help="Maximum of its time to first token, times stable's; 0 turns this check off."
-    ),
-]
-InterToken = Annotated[float, typer.Option(min=0, metavar="TIMES", help="The same for the time between tokens.")]
-MinRequests = Annotated[
-    int, typer.Option(min=10, max=10**9, metavar="N", help="Answers of each release before anything is judged.")
-]
-OverdueS = Annotated[
-    float,
-    typer.Option(
-        min=0, metavar="SECONDS", help="A request without any answer for so long counts as failed; 0 means 10."
-    ),
-]
-QualityDrop = Annotated[
-    float,
-    typer.Option(
-        "--max-quality-drop",
-        min=0,
-        metavar="PART",
-        help="Maximum of the canary's share of wrong answers to the probes above stable's; 0 turns this check off.",
-    ),
-]
-ProbeTimeoutS = Annotated[
-    float,
-    typer.Option(
-        "--probe-timeout", min=0, metavar="SECONDS", help="Longest time for the probes before traffic; 0 means 300."
-    ),
-]
-Repetition = Annotated[
-    float, typer.Option(min=0, metavar="PART", help="The same for answers that end in endless repetition.")
-]
-WrongScript = Annotated[
-    float, typer.Option(min=0, metavar="PART", help="The same for answers in another script than their question's.")
-]
-CutOff = Annotated[
-    float, typer.Option(min=0, metavar="PART", help="The same for answers that end at the limit of their tokens.")
-]
-Dislikes = Annotated[
-    float,
-    typer.Option(min=0, metavar="PART", help="The same for disliked answers among the rated."),
-]
-Shadow = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        max=100,
-        metavar="PERCENT",
-        help="Percent of stable's requests to mirror to the canary.",
-    ),
-]
-
-
 @app.command("set")
 def set_rollout(
-    canary: Canary,
-    steps: Steps = "1:5m,5:10m,25:20m,50:30m,100",
-    stable: Stable = "",
-    error_rate: ErrorRate = 0.02,
-    empty_rate: EmptyRate = 0.02,
-    first_token: FirstToken = 1.5,
-    inter_token: InterToken = 1.5,
-    min_requests: MinRequests = 50,
-    overdue_s: OverdueS = 10,
-    repetition: Repetition = 0.02,
-    wrong_script: WrongScript = 0.02,
-    cut_off: CutOff = 0,
-    dislikes: Dislikes = 0.05,
-    max_quality_drop: QualityDrop = 0.02,
-    probe_timeout_s: ProbeTimeoutS = 0,
-    shadow: Shadow = 0,
+    canary: options.Canary,
+    steps: options.Steps = "1:5m,5:10m,25:20m,50:30m,100",
+    stable: options.Stable = "",
+    error_rate: options.ErrorRate = 0.02,
+    empty_rate: options.EmptyRate = 0.02,
+    first_token: options.FirstToken = 1.5,
+    inter_token: options.InterToken = 1.5,
+    min_requests: options.MinRequests = 50,
+    overdue_s: options.OverdueS = 10,
+    repetition: options.Repetition = 0.02,
+    wrong_script: options.WrongScript = 0.02,
+    cut_off: options.CutOff = 0,
+    dislikes: options.Dislikes = 0.05,
+    constraints: options.Constraints = 0.02,
+    max_length_ratio: options.LengthRatio = 0,
+    max_logprob_drop: options.LogprobDrop = 0,
+    max_quality_drop: options.QualityDrop = 0.02,
+    probe_timeout_s: options.ProbeTimeoutS = 0,
+    probes_before_traffic: options.ProbesBefore = 0,
+    shadow: options.Shadow = 0,
+    shadow_canary: options.ShadowCanary = 0,
     json_output: Json = False,
     address: Address = DEFAULT_ADDRESS,
     ca: Ca = None,
@@ -134,11 +70,20 @@ def set_rollout(
         max_wrong_script_increase=wrong_script or None,
         max_cut_off_increase=cut_off or None,
         max_dislike_increase=dislikes or None,
+        max_constraint_increase=constraints or None,
+        max_length_ratio=max_length_ratio or None,
+        max_logprob_drop=max_logprob_drop or None,
         max_quality_drop=max_quality_drop or None,
         probe_timeout_s=probe_timeout_s,
+        probes_before_traffic=probes_before_traffic,
     )
     plan = rollout_pb2.RolloutPlan(
-        stable=stable, canary=canary, steps=parse_steps(steps), guard=guard, shadow_percent=shadow
+        stable=stable,
+        canary=canary,
+        steps=parse_steps(steps),
+        guard=guard,
+        shadow_percent=shadow,
+        shadow_canary_percent=shadow_canary,
     )
     with _connect(address, ca, cert, key, api_key, timeout_s) as rollouts:
         _show(rollouts.set(plan), json_output)

@@ -9,8 +9,14 @@ from tandem.v1 import rollout_pb2
 
 _PHASE_STYLES = {"running": "yellow", "preparing": "yellow", "promoted": "green", "rolled back": "red"}
 _VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
-# The other metrics are rates.
-_TIMES = (rollout_pb2.ROLLOUT_METRIC_FIRST_TOKEN, rollout_pb2.ROLLOUT_METRIC_INTER_TOKEN)
+# How a metric's values and its effect are written. The other metrics are rates.
+_TIME, _RATE = ("{:.1f} ms", 1000, "{:.2f}x", 1), ("{:.2f} %", 100, "{:+.2f} pp", 100)
+_FORMATS = {
+    rollout_pb2.ROLLOUT_METRIC_FIRST_TOKEN: _TIME,
+    rollout_pb2.ROLLOUT_METRIC_INTER_TOKEN: _TIME,
+    rollout_pb2.ROLLOUT_METRIC_LENGTH: ("{:.1f}", 1, "{:.2f}x", 1),
+    rollout_pb2.ROLLOUT_METRIC_LOGPROB: ("{:.3f}", 1, "{:.3f}", 1),
+}
 _MAX_SLICES = 4
 _COUNTS = ("requests", "errors", "overdue", "empty", "waiting")
 _SIGNS = (
@@ -21,6 +27,8 @@ _SIGNS = (
     "filtered",
     "rated",
     "disliked",
+    "constraint_failures",
+    "constraint_faults",
 )  # rows only where there are some
 
 
@@ -40,7 +48,9 @@ def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     if rollout.HasField("probes"):
         parts.append(_probes(rollout.probes))
     if rollout.HasField("shadow"):
-        parts.append(_mirrored(rollout.shadow))
+        parts.append(_mirrored("mirrored to the canary", rollout.shadow))
+    if rollout.HasField("shadow_stable"):
+        parts.append(_mirrored("mirrored to stable", rollout.shadow_stable))
     parts.append(Text(rollout.changes[-1].reason, "dim"))
     return Group(*parts)
 
@@ -82,10 +92,18 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
         table.add_row(
             name.replace("_", " "), f"{getattr(rollout.stable, name):,}", f"{getattr(rollout.canary, name):,}"
         )
+    stable, canary = rollout.stable, rollout.canary
     for name in _SIGNS:
-        stable, canary = getattr(rollout.stable, name), getattr(rollout.canary, name)
-        if stable or canary:
-            table.add_row(name.replace("_", " "), f"{stable:,}", f"{canary:,}")
+        if getattr(stable, name) or getattr(canary, name):
+            table.add_row(name.replace("_", " "), f"{getattr(stable, name):,}", f"{getattr(canary, name):,}")
+    if stable.HasField("mean_tokens") or canary.HasField("mean_tokens"):
+        table.add_row(
+            "mean tokens", *(f"{one.mean_tokens:.1f}" if one.mean_tokens else "-" for one in (stable, canary))
+        )
+    if stable.HasField("mean_logprob") or canary.HasField("mean_logprob"):
+        table.add_row(
+            "mean logprob", *(f"{one.mean_logprob:.3f}" if one.mean_logprob else "-" for one in (stable, canary))
+        )
     # An ended rollout shows the numbers behind its last decision.
     findings = rollout.findings or (rollout.changes[-1].findings if rollout.changes else ())
     for finding in findings:
@@ -99,16 +117,14 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
 
 
 def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:
-    is_rate = finding.metric not in _TIMES
     verdict = plain_name(rollout_pb2.RolloutVerdict.DESCRIPTOR, finding.verdict)
-    sign, times = ("+", " pp") if is_rate else ("", "x")
-    scale = 100 if is_rate else 1
+    value, value_scale, effect, effect_scale = _FORMATS.get(finding.metric, _RATE)
     return [
         _row_name(finding),
-        _value(finding.stable, is_rate) if finding.HasField("stable") else "-",
-        _value(finding.canary, is_rate) if finding.HasField("canary") else "-",
-        f"{scale * finding.effect:{sign}.2f}{times}" if finding.HasField("effect") else "-",
-        f"{scale * finding.bound:{sign}.2f}{times}",
+        value.format(value_scale * finding.stable) if finding.HasField("stable") else "-",
+        value.format(value_scale * finding.canary) if finding.HasField("canary") else "-",
+        effect.format(effect_scale * finding.effect) if finding.HasField("effect") else "-",
+        effect.format(effect_scale * finding.bound),
         f"{finding.p_beyond:.2g}",
         f"{finding.p_within:.2g}",
         Text(verdict, _VERDICT_STYLES.get(verdict, "")),
@@ -125,27 +141,25 @@ def _row_name(finding: rollout_pb2.RolloutFinding) -> str:
 
 def _probes(probes: rollout_pb2.RolloutProbes) -> Text:
     """Return the answers to the probes in words."""
+    more = f" {probes.remaining} are not asked yet." if probes.remaining else ""
     if not probes.judged + probes.unjudged:
-        return Text(f"quality (probes): {probes.problem or 'not asked yet'}")
+        return Text(f"quality (probes): {probes.problem or 'not asked yet'}{more}")
     unjudged = f", {probes.unjudged} without verdict" if probes.unjudged else ""
     lost = f"; lost: {', '.join(probes.lost_ids[:3])}{', ...' if probes.lost > 3 else ''}" if probes.lost_ids else ""
     return Text(
         f"quality (probes): of {probes.judged} answers stable has {probes.stable_wrong} wrong, the canary "
-        f"{probes.canary_wrong}{unjudged}{lost}. {probes.problem}".rstrip()
+        f"{probes.canary_wrong}{unjudged}{lost}. {probes.problem}{more}".rstrip()
     )
 
 
-def _value(value: float, is_rate: bool) -> str:
-    return f"{100 * value:.2f} %" if is_rate else f"{1000 * value:.1f} ms"
-
-
-def _mirrored(shadow: rollout_pb2.RolloutShadowCounts) -> Text:
+def _mirrored(name: str, shadow: rollout_pb2.RolloutShadowCounts) -> Text:
+    """Return the numbers of one direction in words."""
     first = f", first token {1000 * shadow.first_token_s:.1f} ms" if shadow.HasField("first_token_s") else ""
     between = f", between tokens {1000 * shadow.inter_token_s:.1f} ms" if shadow.HasField("inter_token_s") else ""
     equal = f", {shadow.equal} of {shadow.compared} greedy answers equal" if shadow.compared else ""
     if shadow.worse or shadow.better:
-        equal += f" (of the others {shadow.worse} are worse and {shadow.better} better)"
+        equal += f" (the canary's worse in {shadow.worse}, better in {shadow.better})"
     counts = shadow.counts
     return Text(
-        f"mirrored: {counts.requests} requests, {counts.errors} errors{first}{between}{equal}, {shadow.dropped} dropped"
+        f"{name}: {counts.requests} requests, {counts.errors} errors{first}{between}{equal}, {shadow.dropped} dropped"
     )

@@ -56,8 +56,12 @@ def status(stack: Stack) -> dict[str, Any]:
 
 
 def test_a_rollout_is_set_shown_watched_and_rolled_back(stack: Stack, running: Rollouts) -> None:
-    done = run(stack, "set", OTHER, "--steps", "10:1h,50:1h:20r,100", "--empty-rate", "0", "--json")
+    further = ("--shadow-canary", "5", "--max-length-ratio", "2", "--probes-before-traffic", "7")
+    done = run(stack, "set", OTHER, "--steps", "10:1h,50:1h:20r,100", "--empty-rate", "0", *further, "--json")
     plan = json.loads(done.stdout)["plan"]
+    assert (plan["shadow_canary_percent"], plan["guard"]["max_length_ratio"]) == (5, 2)
+    assert (plan["guard"]["probes_before_traffic"], plan["guard"]["max_constraint_increase"]) == (7, 0.02)
+    assert "max_logprob_drop" not in plan["guard"]
     assert plan["steps"][1] == {"weight_percent": 50.0, "seconds": 3600.0, "requests": "20"}
     assert "max_empty_rate_increase" not in plan["guard"]
     while status(stack)["phase"] == "ROLLOUT_PHASE_PREPARING":
@@ -147,9 +151,47 @@ def test_mirrored_requests_are_one_line() -> None:
     with console.capture() as captured:
         console.print(rollout_view(rollout, 0))
     assert (
-        "mirrored: 12 requests, 1 errors, first token 250.0 ms, between tokens 20.0 ms, "
+        "mirrored to the canary: 12 requests, 1 errors, first token 250.0 ms, between tokens 20.0 ms, "
         "9 of 10 greedy answers equal, 2 dropped" in captured.get()
     )
+    assert "mirrored to stable" not in captured.get()
+    rollout.shadow_stable.CopyFrom(shadow)
+    rollout.shadow_stable.worse = 1
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    assert "mirrored to stable: 12 requests" in captured.get()
+    assert "9 of 10 greedy answers equal (the canary's worse in 1, better in 0)" in captured.get()
+
+
+def test_means_are_rows_in_their_units() -> None:
+    findings = [
+        rollout_pb2.RolloutFinding(metric=metric, stable=stable, canary=canary, effect=effect, bound=bound)
+        for metric, stable, canary, effect, bound in (
+            (rollout_pb2.ROLLOUT_METRIC_LENGTH, 40.0, 120.0, 3.0, 1.5),
+            (rollout_pb2.ROLLOUT_METRIC_LOGPROB, -0.3, -0.8, 0.5, 0.4),
+            (rollout_pb2.ROLLOUT_METRIC_CONSTRAINT, 0.0, 0.03, 0.03, 0.02),
+        )
+    ]
+    canary = rollout_pb2.RolloutCounts(mean_tokens=120.0, mean_logprob=-0.8, constraint_failures=5, constraint_faults=3)
+    rollout = rollout_pb2.Rollout(
+        id="r",
+        plan=rollout_pb2.RolloutPlan(stable=STABLE, canary=OTHER),
+        stable=rollout_pb2.RolloutCounts(mean_tokens=40.0),
+        canary=canary,
+        changes=[rollout_pb2.RolloutChange(number=1, reason="Because.", findings=findings)],
+        store_reachable=True,
+    )
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    rows = [line.split() for line in captured.get().splitlines()]
+    assert ["mean", "tokens", "40.0", "120.0"] in rows
+    assert ["mean", "logprob", "-", "-0.800"] in rows
+    assert ["constraint", "failures", "0", "5"] in rows
+    assert ["constraint", "faults", "0", "3"] in rows
+    assert next(row for row in rows if row[:1] == ["length"])[1:5] == ["40.0", "120.0", "3.00x", "1.50x"]
+    assert next(row for row in rows if row[:1] == ["logprob"])[1:5] == ["-0.300", "-0.800", "0.500", "0.400"]
+    assert next(row for row in rows if row[:2] == ["constraint", "0.00"])[3:7] == ["3.00", "%", "+3.00", "pp"]
 
 
 def test_answers_to_probes_are_rows_and_a_line() -> None:
@@ -182,6 +224,11 @@ def test_answers_to_probes_are_rows_and_a_line() -> None:
         "quality (probes): of 90 answers stable has 1 wrong, the canary 6, 10 without verdict; lost: p1, p2, p3, ...."
         in lines
     )
+    probes.remaining = 310
+    rollout.probes.CopyFrom(probes)
+    with console.capture() as captured:
+        console.print(rollout_view(rollout, 0))
+    assert "lost: p1, p2, p3, .... 310 are not asked yet." in " ".join(captured.get().split())
     probes.Clear()
     probes.problem = "Neither release has probes."
     rollout.probes.CopyFrom(probes)
