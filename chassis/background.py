@@ -27,5 +27,5 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
 
 
 async def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    with suppress(Exception), vital(coroutine.__qualname__):
+    with suppress(Exception), vital(str(getattr(coroutine, "__qualname__", coroutine))):
         await coroutine

@@ -12,10 +12,10 @@ import structlog
 
 _log = structlog.get_logger()
 
-_end_process: Callable[[], None] | None = None
+_end_process: Callable[[], object] | None = None
 
 
-def on_death(end_process: Callable[[], None] | None) -> None:
+def on_death(end_process: Callable[[], object] | None) -> None:
     """Set the end of the process, or None.
 
     Called on any thread. With None, deaths are only logged.

@@ -46,7 +46,7 @@ class HostedLanguage:
 
         Weights and cache are freed with the last reference to it.
         """
-        self.grammars.close()
+        await asyncio.to_thread(self.grammars.close)
         await self.engine.close()
 
 

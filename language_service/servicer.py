@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import ExitStack
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
 from chassis.tracing import span
@@ -44,15 +45,17 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         facts = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": start.tag}
         with span(f"text_completion {start.tag}", attributes=facts), self.models.lease(start.tag) as model:
             options = read_options(start.sampling, vocab_size=model.limits.vocab_size)
-            grammar = None if options.constraint is None else await model.grammars.compile(options.constraint)
-            generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority, grammar=grammar)
-            try:
+            with ExitStack() as stack:
+                # Closed also after a cancellation or an exceeded deadline, which interrupts this handler at any await.
+                grammar = None
+                if options.constraint is not None:
+                    grammar = await model.grammars.compile(options.constraint)
+                    stack.callback(grammar.close)
+                generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority, grammar=grammar)
+                stack.callback(generation.cancel)
                 await self._read_prompt(requests, PromptReader(model.limits, options), generation)
                 async for event in generation:
                     yield _response(event)
-            finally:
-                # Also after a cancellation or an exceeded deadline, which interrupts this handler at any await.
-                generation.cancel()
 
     async def _read_start(self, requests: Requests) -> language_pb2.GenerateStart:
         first = await self._next(requests)

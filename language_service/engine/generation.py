@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from chassis.errors import Internal, InvalidArgument, TandemError
+from chassis.errors import Internal, TandemError
 from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Timings, Tokens, Usage
 from language_service.engine.runner import PlacedImage
 from language_service.model import Grid, shift_after
@@ -127,28 +127,35 @@ class PagedGeneration:
     def accept(self, choices: Sequence[Choice | None]) -> list[Event]:
         """Add the tokens that a step chose to the answer.
 
+        Args:
+            choices: none if the step could not choose, or if only the constraint has news.
+
         Returns:
-            At least one event. The last one is `Finished` if the answer has ended.
+            The last event is `Finished` if the answer has ended.
 
         Raises:
             Internal: reason 'NOT_FINITE', a choice is None.
             InvalidArgument: reason 'CONSTRAINT_FAILED', the constraint cannot be followed any further.
+            Unavailable: reason 'GRAMMARS_FAILED', the constraint's process has ended.
         """
         finite = [choice for choice in choices if choice is not None]
         if len(finite) < len(choices):
             raise Internal("The model's output for this prompt is not finite.", reason="NOT_FINITE")
-        if self.state.grammar is not None and (problem := self.state.grammar.problem):
-            # It is too complex, or contradicts the other options. That is the client's error, not the model's.
-            raise InvalidArgument(f"The constraint could not be followed: {problem}.", reason="CONSTRAINT_FAILED")
-        self.clock.record_token()
-        events: list[Event] = [self._prefilled()] if self.state.num_chosen == 1 else []
+        grammar = self.state.grammar
+        if grammar is not None and grammar.error is not None:
+            raise grammar.error
+        events: list[Event] = []
+        if choices:
+            self.clock.record_token()
+            events = [self._prefilled()] if self.state.num_chosen == 1 else []
         tokens = [choice for choice in finite if not self.state.is_end(choice.token_id)]
         for choice in tokens:
             self.sequence.add_answer(choice.token_id)
         if tokens:
             logprobs = [choice.logprobs for choice in tokens if choice.logprobs is not None]
             events.append(Tokens([choice.token_id for choice in tokens], logprobs))
-        if self.state.has_ended or self.sequence.num_answer == self.sequence.max_tokens:
+        is_full = self.sequence.num_answer == self.sequence.max_tokens
+        if self.state.has_ended or (is_full and (grammar is None or grammar.is_settled)):
             events.append(self._finished())
         return events
 
@@ -167,3 +174,17 @@ class PagedGeneration:
         )
         reason = FinishReason.STOP if self.state.has_ended else FinishReason.LENGTH
         return Finished(reason, usage, self.clock.timings())
+
+
+Delivery = tuple[PagedGeneration, Event | TandemError]
+
+
+def publish(loop: asyncio.AbstractEventLoop, events: Sequence[Delivery]) -> None:
+    """Deliver events on the event loop, from any thread."""
+    if events:
+        loop.call_soon_threadsafe(_deliver, events)
+
+
+def _deliver(events: Sequence[Delivery]) -> None:
+    for generation, event in events:
+        generation.deliver(event)

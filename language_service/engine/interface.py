@@ -17,7 +17,7 @@ from torch import Tensor
 from language_service.kernels import AttentionName
 from language_service.model import Grid
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
-from language_service.scheduling import SchedulerConfig
+from language_service.scheduling import Scheduler, SchedulerConfig
 
 
 class FinishReason(Enum):
@@ -85,6 +85,17 @@ class EngineStats:
     num_used_blocks: int
     num_evictable_blocks: int  # unused, but with reusable content
     num_blocks: int
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> "EngineStats":
+        """Return the load of a scheduler."""
+        return cls(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_used_blocks=scheduler.pool.num_used,
+            num_evictable_blocks=scheduler.pool.num_evictable,
+            num_blocks=scheduler.pool.num_blocks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +204,7 @@ class Engine(Protocol):
 
         Raises:
             ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
-            Unavailable: reason 'MODEL_DRAINING', the engine is closed.
+            Unavailable: reason 'MODEL_DRAINING', the engine is closed, or 'ENGINE_DEAD'.
         """
         ...
 

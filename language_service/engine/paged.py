@@ -8,7 +8,7 @@ A step works on copies of tokens and block lists (`Chunk`). So a request may end
 then dropped, and its blocks get no new owner before the next step.
 
 If a step fails, the requests in it fail. After any other error the accounting cannot be trusted. Then all requests fail
-and the engine starts over with an empty cache.
+and the engine starts over with an empty cache. If its thread dies, all requests fail and the process ends.
 """
 
 import asyncio
@@ -20,10 +20,12 @@ from contextlib import contextmanager
 import structlog
 
 from chassis.errors import Internal, ResourceExhausted, TandemError, Unavailable
+from chassis.vital import vital
 from language_service.cache import BlockPool, PrefixHashes, root_hash
-from language_service.engine.generation import PagedGeneration
-from language_service.engine.interface import EngineDescription, EngineStats, Event, Finished
+from language_service.engine.generation import Delivery, PagedGeneration, publish
+from language_service.engine.interface import EngineDescription, EngineStats, Finished
 from language_service.engine.metrics import EngineMetrics
+from language_service.engine.pauses import Pauses
 from language_service.engine.runner import Runner
 from language_service.engine.step import StepResult, compute_step
 from language_service.sampling import Choice, Grammar, SamplingOptions, SamplingState
@@ -33,8 +35,6 @@ from language_service.scheduling import Sequence as ScheduledSequence
 _log = structlog.get_logger()
 
 _CHECK_EVERY_S = 10.0
-
-Delivery = tuple[PagedGeneration, Event | TandemError]
 
 
 class PagedEngine:
@@ -63,10 +63,11 @@ class PagedEngine:
         self._generations: dict[ScheduledSequence, PagedGeneration] = {}
         # Guards scheduler and generations. Notified when there may be something to compute.
         self._condition = threading.Condition()
-        self._closed = False
+        self._pauses = Pauses(self._condition)
+        self._closed: TandemError | None = None  # why it takes no more requests
         self._checked_s = 0.0  # time of the last check of the accounting
         self._metrics = EngineMetrics(tag, self.stats)
-        self._thread = threading.Thread(target=self._run, name=f"engine-{tag}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"engine-{tag}", daemon=True)
         self._thread.start()
 
     @property
@@ -99,7 +100,7 @@ class PagedEngine:
         )
         with self._condition:
             if self._closed:
-                raise _draining()
+                raise self._closed
             if not self._scheduler.has_room:
                 message = f"The queue is full with {self._scheduler.num_waiting} requests, so retry later."
                 raise ResourceExhausted(message, reason="QUEUE_FULL", retry_after_s=1)
@@ -110,13 +111,7 @@ class PagedEngine:
     def stats(self) -> EngineStats:
         """Return the current load."""
         with self._condition:
-            return EngineStats(
-                num_running=self._scheduler.num_running,
-                num_waiting=self._scheduler.num_waiting,
-                num_used_blocks=self._scheduler.pool.num_used,
-                num_evictable_blocks=self._scheduler.pool.num_evictable,
-                num_blocks=self._scheduler.pool.num_blocks,
-            )
+            return EngineStats.of(self._scheduler)
 
     def check(self) -> None:
         """Check that running sequences use exactly the used blocks.
@@ -132,12 +127,15 @@ class PagedEngine:
 
         The thread first completes its current step.
         """
+        error = Unavailable(
+            "The model is being unloaded, so retry elsewhere.", reason="MODEL_DRAINING", retry_after_s=1
+        )
         with self._condition:
-            self._closed = True
+            self._closed = self._closed or error
             for generation in list(self._generations.values()):
                 self._end(generation)
-                generation.error = _draining()
-                generation.deliver(generation.error)
+                generation.error = error
+                generation.deliver(error)
             self._condition.notify()
         await asyncio.to_thread(self._thread.join)
         self._metrics.close()
@@ -164,6 +162,20 @@ class PagedEngine:
 
     # The engine's thread.
 
+    def _live(self) -> None:
+        """Run until the engine is closed.
+
+        Its death ends the process.
+        """
+        try:
+            with vital(f"engine of {self._tag}"):
+                self._run()
+        except BaseException:
+            error = Unavailable("The engine has died, so retry elsewhere.", reason="ENGINE_DEAD", retry_after_s=1)
+            with self._condition:
+                self._closed = error
+            self._start_over(error)
+
     def _run(self) -> None:
         """Run steps until the engine is closed."""
         while True:
@@ -174,7 +186,8 @@ class PagedEngine:
                 self._step(*work)
             except Exception:
                 _log.exception("engine failed", tag=self._tag)
-                self._start_over()
+                message = "The engine failed and has started over, so retry the request."
+                self._start_over(Internal(message, reason="ENGINE_FAILED"))
 
     def _next_work(self) -> tuple[Batch, list[PagedGeneration]] | None:
         """Wait for the next batch.
@@ -183,6 +196,7 @@ class PagedEngine:
         """
         with self._condition:
             while not self._closed:
+                publish(self._loop, [event for each in self._pauses.take_ready() for event in self._accept(each, [])])
                 batch = self._scheduler.next_batch()
                 if batch is not None:
                     return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
@@ -204,13 +218,13 @@ class PagedEngine:
             with self._condition:
                 for generation in generations:
                     events += self._fail(generation, Internal("The model failed in this step.", reason="STEP_FAILED"))
-            self._publish(events)
+            publish(self._loop, events)
             return
         self._metrics.step(batch, result.seconds, num_accepted=result.num_accepted)
         try:
             self._record(batch, generations, result, events)
         finally:
-            self._publish(events)  # even if recording failed: some requests may have finished before that
+            publish(self._loop, events)  # even if recording failed: some requests may have finished before that
 
     def _record(
         self, batch: Batch, generations: Sequence[PagedGeneration], result: StepResult, events: list[Delivery]
@@ -223,20 +237,28 @@ class PagedEngine:
             for chunk, generation, choices in zip(batch.chunks, generations, result.choices, strict=True):
                 if chunk.sequence.num_answer == 0:
                     generation.clock.record_prefill(result.started_s, result.seconds)
-                self._scheduler.advance(chunk, num_accepted=max(0, len(choices) - 1))
-                if choices:
+                if chunk.samples and not choices:
+                    self._scheduler.drop_last(chunk)
+                else:
+                    self._scheduler.advance(chunk, num_accepted=max(0, len(choices) - 1))
+                if chunk.samples:
                     events += self._accept(generation, choices)
+            self._pauses.yield_if_dear()
 
     def _accept(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
-        """Add tokens to an answer, which may end the request."""
+        """Add tokens to an answer, then end or pause it."""
         if generation.sequence not in self._generations:
             return []  # it ended while the step ran
+        grammar = generation.state.grammar
         try:
             events = generation.accept(choices)
         except TandemError as error:
             return self._fail(generation, error)
-        if isinstance(events[-1], Finished):
+        if events and isinstance(events[-1], Finished):
             self._end(generation)
+        # A mask may come while the next step runs. But it must be known that the answer is not complete.
+        elif grammar is not None and not (grammar.is_settled if choices else grammar.is_ready):
+            self._pauses.add(generation, grammar)
         return [(generation, event) for event in events]
 
     def _fail(self, generation: PagedGeneration, error: TandemError) -> list[Delivery]:
@@ -248,11 +270,8 @@ class PagedEngine:
 
     def _end(self, generation: PagedGeneration, *, reusable: bool = True) -> None:
         self._scheduler.remove(generation.sequence, reusable=reusable)
+        self._pauses.discard(generation)
         del self._generations[generation.sequence]
-
-    def _publish(self, events: Sequence[Delivery]) -> None:
-        if events:
-            self._loop.call_soon_threadsafe(_deliver, events)
 
     def _check_idle(self) -> None:
         """Check the accounting of an idle engine now and then.
@@ -263,9 +282,8 @@ class PagedEngine:
             self._checked_s = time.monotonic()
             self._scheduler.check()
 
-    def _start_over(self) -> None:
+    def _start_over(self, error: TandemError) -> None:
         """Fail all requests and continue with an empty cache."""
-        error = Internal("The engine failed and has started over, so retry the request.", reason="ENGINE_FAILED")
         self._metrics.failed_step()
         with self._condition:
             generations = list(self._generations.values())
@@ -273,16 +291,7 @@ class PagedEngine:
             self._scheduler = self._make_scheduler()
             for generation in generations:
                 generation.error = error
-        self._publish([(generation, error) for generation in generations])
+        publish(self._loop, [(generation, error) for generation in generations])
 
     def _make_scheduler(self) -> Scheduler:
         return Scheduler(self._config, BlockPool(self._runner.cache.config.num_blocks))
-
-
-def _deliver(events: Sequence[Delivery]) -> None:
-    for generation, event in events:
-        generation.deliver(event)
-
-
-def _draining() -> Unavailable:
-    return Unavailable("The model is being unloaded, so retry elsewhere.", reason="MODEL_DRAINING", retry_after_s=1)

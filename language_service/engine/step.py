@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 from language_service.engine.generation import PagedGeneration
 from language_service.engine.runner import Runner
-from language_service.sampling import Choice, choose_with_drafts
+from language_service.sampling import Choice, advance, choose_with_drafts, wait_for_masks
 from language_service.scheduling import Batch
+
+# A mask is computed while the forward pass runs. If it is late, its row is computed again in a later step.
+_MASK_WAIT_S = 0.001
+_ADVANCE_WAIT_S = 0.003  # for whether an answer is complete, which takes a tenth of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """Tokens that a step chose, and its time."""
 
-    choices: list[list[Choice | None]]  # one list per chunk, empty if it does not sample
+    choices: list[list[Choice | None]]  # one list per chunk, empty if it does not sample or its mask is late
     started_s: float
     seconds: float
 
@@ -33,11 +37,16 @@ def compute_step(runner: Runner, batch: Batch, generations: Sequence[PagedGenera
         generations: the request of each chunk.
     """
     started_s = time.perf_counter()
-    images = [generation.images for generation in generations]
-    logits_BV = runner.forward(batch.chunks, batch.fresh_blocks, images)
     pairs = zip(batch.chunks, generations, strict=True)
     sampling = [(generation.state, chunk.drafts) for chunk, generation in pairs if chunk.samples]
     states, drafts = [state for state, _ in sampling], [tokens for _, tokens in sampling]
+    grammars = {state: state.grammar for state in states if state.grammar is not None}
+    for state, tokens in sampling:
+        if state.grammar is not None and tokens:
+            state.grammar.draft(tokens)
+    logits_BV = runner.forward(batch.chunks, batch.fresh_blocks, [generation.images for generation in generations])
+    wait_for_masks(list(grammars.values()), timeout_s=_MASK_WAIT_S)
     chosen = iter(choose_with_drafts(logits_BV, states, drafts))
+    advance([one for state, one in grammars.items() if not state.has_ended], timeout_s=_ADVANCE_WAIT_S)
     choices = [next(chosen) if chunk.samples else [] for chunk in batch.chunks]
     return StepResult(choices, started_s, time.perf_counter() - started_s)

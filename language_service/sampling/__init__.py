@@ -1,6 +1,6 @@
 """Choose the next tokens under sampling options and constraints."""
 
-from language_service.sampling.grammar import Grammar, GrammarCompiler
+from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, wait_for_masks
 from language_service.sampling.options import SamplingOptions, read_options
 from language_service.sampling.sampler import Choice, Logprobs, SamplingState, choose_with_drafts
 
@@ -11,6 +11,8 @@ __all__ = [
     "Logprobs",
     "SamplingOptions",
     "SamplingState",
+    "advance",
     "choose_with_drafts",
     "read_options",
+    "wait_for_masks",
 ]

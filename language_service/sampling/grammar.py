@@ -1,94 +1,176 @@
-"""Compile constraints to grammars that allow or forbid tokens."""
+"""Follow constraints: which tokens may come next in an answer.
+
+Each constraint has a process of its own, see `grammar_worker`. It computes the next mask while the engine runs a step.
+"""
 
 import asyncio
-import subprocess
-import sys
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLTokenizer, grammar_from
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
-from chassis.errors import ResourceExhausted
+from chassis.errors import InvalidArgument, ResourceExhausted, TandemError, Unavailable
 from chassis.single_flight import SingleFlight
+from language_service.sampling.grammar_pool import GrammarPool
+from language_service.sampling.grammar_process import GrammarProcess, Reply
+from language_service.sampling.grammar_text import explain, grammar_of, without_special_texts
+from language_service.sampling.grammar_worker import WorkerLimits
 from language_service.sampling.options import Constraint, bad_constraint
 
 # R constrained rows, V vocabulary
 
-_MAX_CACHED = 128  # compiled grammars per model
+_MAX_IDLE = 32  # workers that no answer uses
+_MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_PROBLEM_CHARACTERS = 300
-_FORMATS = {"regex": "regex", "choices": "choice", "grammar": "lark"}  # names of llguidance
+_MAX_QUICK, _QUICK_S = 2, 0.05  # compile at the same time, until they have taken this much processor time
+_MAX_SLOW = 4  # compile at the same time after that
 
-# Compiles the grammar on standard input, without a vocabulary. Killed after two seconds of CPU time or above 512 MiB.
-_TRY_TO_COMPILE = """
-import resource, sys
-sys.path[:] = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
-resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
-from llguidance import LLMatcher
-LLMatcher.validate_grammar(sys.stdin.read())
-"""
+_numbers = itertools.count()
 
 
 class Grammar:
-    """The state of one answer in its grammar."""
+    """The state of one answer in its grammar.
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self.matcher = matcher
+    It lies behind a process. `advance` sends accepted tokens there, and `is_ready` tells whether the next mask is back.
+    """
+
+    def __init__(self, worker: GrammarProcess) -> None:
+        self._worker = worker
+        self._answer = next(_numbers)
+        self._accepted = self._mask = worker.first
+        self._drafts: Future[Reply] | None = None
+        self._unsent: list[int] = []  # accepted tokens. With drafts, their masks may be known already.
+        self._is_closed = False
+        worker.num_answers += 1
 
     def accept(self, token_id: int) -> None:
         """Advance by the next token of the answer."""
-        self.matcher.consume_token(token_id)
+        self._unsent.append(token_id)
+
+    def draft(self, token_ids: Sequence[int]) -> None:
+        """Ask for the masks after each of these tokens."""
+        if not self._is_closed:
+            (self._drafts,) = self._worker.ask("draft", self._answer, list(token_ids))
+            self._worker.send()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known if the answer is complete."""
+        return not self._unsent and self._accepted.done()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the mask of the next token is known."""
+        return bool(self._known_mask())
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer is complete: no token can follow."""
-        return self.matcher.is_stopped()
+        """Whether no token can follow.
+
+        False while it is not known.
+        """
+        return not self._unsent and any(reply.is_complete for reply in self._replies())
 
     @property
-    def problem(self) -> str | None:
+    def error(self) -> TandemError | None:
         """The reason why the answer cannot continue, or None.
 
-        A grammar may become too complex on the way.
+        A grammar may become too costly on the way, or contradict other options. That is the caller's fault.
         """
-        return _first_line(self.matcher.get_error()) if self.matcher.is_error() else None
+        reply = next((reply for reply in self._replies() if reply.problem), None)
+        if reply is None:
+            return None
+        if reply.is_fault:
+            return _failed()
+        message = f"The constraint could not be followed: it {reply.problem}."
+        return InvalidArgument(message, reason="CONSTRAINT_FAILED")
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back on any thread, with mask or error."""
+        self._mask.add_done_callback(lambda _: callback())
+
+    def yield_if_dear(self) -> None:
+        """Lower the priority of a process whose mask takes long."""
+        self._worker.yield_if_dear()
+
+    def close(self) -> None:
+        """Forget the answer."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._worker.close_answer(self._answer)
+
+    def mask(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Return the allowed next tokens, [V].
+
+        It must be ready.
+        """
+        bits = np.frombuffer(self._known_mask(), np.uint8)
+        return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
+
+    def _known_mask(self) -> bytes:
+        """Return the next mask, empty while it is not known."""
+        if not self._unsent:
+            return self._mask.result().masks if self._mask.done() else b""
+        if self._drafts is None or not self._drafts.done():
+            return b""
+        size = len(self._worker.first.result().masks)
+        return self._drafts.result().masks[size * (len(self._unsent) - 1) :][:size]
+
+    def _replies(self) -> list[Reply]:
+        return [future.result() for future in (self._accepted, self._mask) if future.done()]
+
+    def _queue(self) -> None:
+        if self._unsent and not self._is_closed:
+            self._accepted, self._mask = self._worker.ask("advance", self._answer, self._unsent, num_replies=2)
+            self._unsent, self._drafts = [], None
 
 
-@cache
-def _executor() -> LLExecutor:
-    return LLExecutor()  # its threads do not need the interpreter's lock
+def advance(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
+    """Send accepted tokens, and learn which answers are complete.
+
+    Waits for that, at most `timeout_s` seconds. The processes then go on with the next masks.
+    """
+    for grammar in grammars:
+        grammar._queue()
+    for worker in {grammar._worker for grammar in grammars}:
+        worker.send()
+    wait([grammar._accepted for grammar in grammars], timeout_s)
+
+
+def wait_for_masks(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
+    """Wait for the next masks, and those of drafts."""
+    wait([future for one in grammars for future in (one._mask, one._drafts) if future is not None], timeout_s)
 
 
 def allowed_tokens(grammars: Sequence[Grammar], vocab_size: int) -> NDArray[np.bool_]:
     """Return the allowed next tokens of each answer, [R, V].
 
-    A complete answer allows only end-of-sequence.
+    All must be ready.
     """
-    mask_RW = allocate_token_bitmask(len(grammars), vocab_size)  # W words of 32 bits
-    fill_next_token_bitmask_par(_executor(), [(grammar.matcher, row) for row, grammar in enumerate(grammars)], mask_RW)
-    return np.unpackbits(mask_RW.view(np.uint8), axis=1, count=vocab_size, bitorder="little").view(np.bool_)
+    return np.stack([grammar.mask(vocab_size) for grammar in grammars])
 
 
 class GrammarCompiler:
-    """Compiles constraints for one tokenizer and caches the grammars.
+    """Compiles constraints for one tokenizer and keeps the grammars.
 
     Used on the event loop.
     """
 
-    def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int], limits: WorkerLimits | None = None
+    ) -> None:
         self._tokenizer_json = tokenizer_json
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
-        self._tokenizer: LLTokenizer | None = None  # made when first needed, because it takes time and memory
-        self._cached: OrderedDict[Constraint, LLMatcher] = OrderedDict()
-        self._compiling: SingleFlight[Constraint, LLMatcher] = SingleFlight()
-        # One thread, so that compiling takes at most one core from the models.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._limits = limits or WorkerLimits()
+        self._pool: GrammarPool | None = None  # opened when first needed, because it takes time and memory
+        self._opening = asyncio.Lock()
+        self._workers: OrderedDict[Constraint, GrammarProcess] = OrderedDict()  # the one used last comes last
+        self._compiling: SingleFlight[Constraint, GrammarProcess] = SingleFlight()
+        self._quick, self._num_slow = asyncio.Semaphore(_MAX_QUICK), 0
 
     async def compile(self, constraint: Constraint) -> Grammar:
         """Return a grammar in its initial state.
@@ -96,58 +178,87 @@ class GrammarCompiler:
         Raises:
             InvalidArgument: reason 'BAD_CONSTRAINT', with the field at fault.
             ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
+            Unavailable: reason 'GRAMMARS_FAILED', with a retry delay.
         """
-        if constraint not in self._cached:
+        worker = self._workers.get(constraint)
+        if worker is None or worker.has_ended:
             if constraint not in self._compiling and len(self._compiling) >= _MAX_COMPILING:
-                message = f"{_MAX_COMPILING} constraints are compiling already, so retry later."
-                raise ResourceExhausted(message, reason="QUEUE_FULL", retry_after_s=1)
-            compiled = await self._compiling.run(constraint, lambda: self._compile_on_thread(constraint))
-            self._cached[constraint] = compiled.result
-            if len(self._cached) > _MAX_CACHED:
-                self._cached.popitem(last=False)
-        self._cached.move_to_end(constraint)
-        return Grammar(self._cached[constraint].deep_copy())
+                raise _full(f"{_MAX_COMPILING} constraints are compiling already")
+            worker = (await self._compiling.run(constraint, lambda: self._start(constraint))).result
+            self._workers[constraint] = worker
+        self._workers.move_to_end(constraint)
+        grammar = Grammar(worker)
+        self._evict()
+        return grammar
 
     def close(self) -> None:
-        """Let the thread end after its current constraint."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End all processes."""
+        if self._pool is not None:
+            self._pool.close()
 
-    async def _compile_on_thread(self, constraint: Constraint) -> LLMatcher:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, constraint)
-
-    def _compile(self, constraint: Constraint) -> LLMatcher:
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+    async def _start(self, constraint: Constraint) -> GrammarProcess:
         try:
-            grammar = _grammar(constraint)
-            # The compiler limits time and memory of a regex itself, but not of a schema with many patterns.
-            if constraint.kind in ("json_schema", "grammar") and not _compiles_in_time(grammar):
-                raise bad_constraint(constraint.kind, "takes too long to compile, so make it simpler")
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+            text = grammar_of(constraint)
         except ValueError as error:
-            raise bad_constraint(constraint.kind, f"is not valid: {_first_line(str(error))}") from None
-        if matcher.is_error():
-            raise bad_constraint(constraint.kind, f"cannot be followed: {_first_line(matcher.get_error())}")
-        return matcher
+            raise bad_constraint(constraint.kind, explain(constraint, str(error))) from None
+        worker = None
+        try:
+            async with self._quick:
+                worker = (await self._open_pool()).open(text)
+                while not worker.first.done() and worker.processor_s() < _QUICK_S:
+                    await asyncio.wait([asyncio.wrap_future(worker.first)], timeout=_QUICK_S)
+            reply = await self._first_reply(worker)
+        except OSError:
+            raise _failed() from None
+        except BaseException:
+            if worker is not None:
+                worker.kill()
+            raise
+        if reply.is_fault:
+            raise _failed()
+        if reply.problem is not None:
+            is_limit = worker.has_ended
+            worker.kill()
+            raise bad_constraint(constraint.kind, reply.problem if is_limit else explain(constraint, reply.problem))
+        return worker
+
+    async def _first_reply(self, worker: GrammarProcess) -> Reply:
+        if not worker.first.done():
+            if self._num_slow == _MAX_SLOW:
+                raise _full(f"{_MAX_SLOW} costly constraints are compiling already")
+            self._num_slow += 1
+            try:
+                await asyncio.wrap_future(worker.first)
+            finally:
+                self._num_slow -= 1
+        return worker.first.result()
+
+    async def _open_pool(self) -> GrammarPool:
+        async with self._opening:
+            if self._pool is None or not self._pool.is_running:
+                self._pool = await asyncio.to_thread(self._make_pool)
+            return self._pool
+
+    def _make_pool(self) -> GrammarPool:
+        return GrammarPool(
+            without_special_texts(self._tokenizer_json),
+            vocab_size=self._vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            limits=self._limits,
+            max_bytes=_MAX_BYTES,
+        )
+
+    def _evict(self) -> None:
+        """Stop the workers that were not used for longest."""
+        idle = [constraint for constraint, worker in self._workers.items() if not worker.num_answers]
+        for constraint in idle[:-_MAX_IDLE]:
+            self._workers.pop(constraint).kill()
 
 
-def _grammar(constraint: Constraint) -> str:
-    if constraint.kind == "json_schema":
-        # With flexible whitespace, an unsure model could generate whitespace forever.
-        return LLMatcher.grammar_from_json_schema(constraint.text, overrides={"whitespace_flexible": False})
-    return grammar_from(_FORMATS[constraint.kind], constraint.text)
+def _full(problem: str) -> ResourceExhausted:
+    return ResourceExhausted(f"{problem}, so retry later.", reason="QUEUE_FULL", retry_after_s=1)
 
 
-def _compiles_in_time(grammar: str) -> bool:
-    """Return whether a trial compilation finishes in time.
-
-    It runs in a process of its own, because nothing can stop a thread.
-    """
-    # Isolated, so that nothing but the code above runs. But with this process' path: its packages may lie elsewhere.
-    command = [sys.executable, "-I", "-c", _TRY_TO_COMPILE, *filter(None, sys.path)]
-    attempt = subprocess.run(command, input=grammar.encode(), stderr=subprocess.DEVNULL, check=False)
-    return attempt.returncode >= 0
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:_MAX_PROBLEM_CHARACTERS].rstrip(".")
+def _failed() -> Unavailable:
+    message = "The process that follows the constraint has ended, so retry the request."
+    return Unavailable(message, reason="GRAMMARS_FAILED", retry_after_s=1)

@@ -74,8 +74,8 @@ class SamplingState:
         self.options = options
         self.grammar = grammar
         self.num_chosen = 0
+        self._last_is_end = False  # whether the token chosen last is an end
         self.ends = array("q", sorted({*eos_token_ids, *options.stop_token_ids}))
-        self.has_ended = False  # whether the token chosen last ends the answer
         # Each answer takes one number per token from its own stream. So its text does not depend on the batch. For a
         # single number, Python's generator is cheaper than torch's.
         self.random = random.Random(options.seed)
@@ -87,6 +87,19 @@ class SamplingState:
         """Whether this token ends the answer and is not sent."""
         return token_id in self.options.stop_token_ids or (token_id in self.ends and not self.options.ignore_eos)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has ended, as far as is known.
+
+        Its grammar tells only once it `is_settled`.
+        """
+        return self._last_is_end or (self.grammar is not None and self.grammar.is_complete)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next token can be chosen now."""
+        return self.grammar is None or self.grammar.is_ready
+
     def note_prompt(self, token_ids: Sequence[int]) -> None:
         """Add text of the prompt, for the repetition penalty."""
         if self.options.penalises:
@@ -95,10 +108,9 @@ class SamplingState:
     def note_choice(self, token_id: int) -> None:
         """Record a chosen token of the answer."""
         self.num_chosen += 1
-        self.has_ended = self.is_end(token_id)
+        self._last_is_end = self.is_end(token_id)
         if self.grammar is not None:
             self.grammar.accept(token_id)
-            self.has_ended |= self.grammar.is_complete
         if self.options.penalises:
             self.seen.add_answer(token_id)
 
@@ -141,7 +153,7 @@ def choose_with_drafts(
 ) -> list[list[Choice | None]]:
     """Return the next tokens of each answer.
 
-    That is one token, and one more after each accepted draft.
+    That is one token, and one more after each accepted draft. It is none if the grammar's mask is not known yet.
 
     Each token is chosen by the same rules, random stream and order as without drafts. So drafts change only the number
     of steps. No token is chosen after the end of an answer.
@@ -153,14 +165,18 @@ def choose_with_drafts(
     """
     first_rows = list(accumulate((1 + len(tokens) for tokens in drafts), initial=0))
     chosen: list[list[Choice | None]] = [[] for _ in states]
-    active = list(range(len(states)))
+    active = [index for index, state in enumerate(states) if state.is_ready]
     offset = 0
     while active:
         rows = [first_rows[index] + offset for index in active]
         rows_RV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
         for index, choice in zip(active, choose(rows_RV, [states[index] for index in active]), strict=True):
             chosen[index].append(choice)
-        active = [index for index in active if _accepts(chosen[index], drafts[index]) and not states[index].has_ended]
+        active = [
+            index
+            for index in active
+            if _accepts(chosen[index], drafts[index]) and not states[index].has_ended and states[index].is_ready
+        ]
         offset += 1
     return chosen
 

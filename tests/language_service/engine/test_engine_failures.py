@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import torch
 
-from chassis.errors import Internal
+from chassis.errors import Internal, Unavailable
+from chassis.vital import on_death
 from language_service.engine import paged as paged_engine
 from language_service.model.decoder import Decoder
 from language_service.sampling.options import SamplingOptions
@@ -64,6 +65,34 @@ async def test_an_idle_engine_detects_wrong_accounting(
     await until(lambda: count("failed_steps") > before)
     engine.check()
     assert await ask(engine, PROMPTS[0]) == expected(decoder, PROMPTS[0])
+
+
+async def test_the_death_of_the_engines_thread_fails_all_requests_and_ends_the_process(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise they would wait while the service looks healthy."""
+    ended: list[bool] = []
+    on_death(lambda: ended.append(True))
+    try:
+        engine = await make_engine(max_running=1)
+        running, waiting = start(engine), start(engine)
+
+        def die() -> None:
+            raise SystemExit
+
+        monkeypatch.setattr(engine._scheduler, "next_batch", die)
+        running.add_text([1])
+        for each in (running, waiting):
+            with pytest.raises(Unavailable) as caught:
+                await asyncio.wait_for(read(each), 10)
+            assert caught.value.reason == "ENGINE_DEAD"
+        with pytest.raises(Unavailable) as caught:
+            start(engine)
+        assert caught.value.reason == "ENGINE_DEAD"
+        assert ended == [True]
+        assert not engine._thread.is_alive()
+    finally:
+        on_death(None)
 
 
 async def test_numbers_that_are_not_finite_harm_no_other_request(make_engine: MakeEngine, decoder: Decoder) -> None:

@@ -6,24 +6,24 @@ The tokenizer is the byte-level one of small checkpoints.
 import asyncio
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import FinishReason, Generation
-from language_service.sampling.grammar import Grammar, GrammarCompiler, allowed_tokens
+from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, allowed_tokens, wait_for_masks
+from language_service.sampling.grammar_pool import GrammarPool
+from language_service.sampling.grammar_process import GrammarProcess
 from language_service.sampling.options import Constraint, SamplingOptions, read_options
 from language_service.sampling.sampler import SamplingState, choose
 from tandem.v1 import sampling_pb2
-from tests.language_service.asking import read, until
+from tests.language_service.asking import read
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_decoder
 
@@ -80,13 +80,15 @@ def answer(grammars: list[Grammar], logits_seed: int, **options: Any) -> list[st
     states = [SamplingState(SamplingOptions(**options), eos_token_ids=[EOS], grammar=one) for one in grammars]
     tokens: list[list[int]] = [[] for _ in states]
     for _ in range(400):
+        advance(grammars, timeout_s=20)
         active = [row for row, one in enumerate(grammars) if not one.is_complete]
         if not active:
             return [TOKENIZER.decode(row) for row in tokens]
+        wait_for_masks([grammars[row] for row in active], timeout_s=20)
         choices = choose(torch.randn(len(active), VOCAB, generator=generator), [states[row] for row in active])
         for row, choice in zip(active, choices, strict=True):
             assert choice is not None
-            assert grammars[row].problem is None
+            assert grammars[row].error is None
             tokens[row].append(choice.token_id)
     raise AssertionError("the answers did not end")
 
@@ -104,6 +106,8 @@ async def test_answers_under_one_constraint_have_separate_states(compiler: Gramm
     constraint = Constraint("choices", '["ab", "cd"]')
     first, second = await compiler.compile(constraint), await compiler.compile(constraint)
     first.accept(TOKENIZER.encode("a").ids[0])
+    advance([first], timeout_s=20)
+    wait_for_masks([first], timeout_s=20)
     rows = allowed_tokens([first, second], VOCAB)
     assert [{TOKENIZER.decode([token]) for token in np.flatnonzero(row).tolist()} for row in rows] == [
         {"b"},
@@ -117,6 +121,7 @@ async def test_a_row_without_a_constraint_is_not_changed(compiler: GrammarCompil
     logits_BV = torch.zeros(2, VOCAB)
     logits_BV[:, 200] = 5
     assert [choice and choice.token_id for choice in choose(logits_BV, states)] == [200, TOKENIZER.encode("x").ids[0]]
+    advance([grammar], timeout_s=20)
     assert grammar.is_complete
 
 
@@ -157,82 +162,74 @@ async def test_a_bad_constraint_is_refused_with_its_field(compiler: GrammarCompi
     assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", f"sampling.{field}")
 
 
-async def test_a_constraint_is_compiled_once(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[Constraint] = []
-    really_compile = compiler._compile
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the grammars that are given to a worker."""
+    grammars: list[str] = []
+    really_open = GrammarPool.open
 
-    def compile_and_note(constraint: Constraint) -> LLMatcher:
-        compiled.append(constraint)
-        return really_compile(constraint)
+    def open_and_note(pool: GrammarPool, grammar: str) -> GrammarProcess:
+        grammars.append(grammar)
+        return really_open(pool, grammar)
 
-    monkeypatch.setattr(compiler, "_compile", compile_and_note)
+    monkeypatch.setattr(GrammarPool, "open", open_and_note)
+    return grammars
+
+
+def patterns(grammars: list[str]) -> list[str]:
+    return [re.findall(r"/(.*)/", grammar)[0] for grammar in grammars]
+
+
+async def test_a_constraint_is_compiled_once(compiler: GrammarCompiler, opened: list[str]) -> None:
     for _ in range(3):
         for constraint, _ in CASES.values():
             await compiler.compile(constraint)
-    assert compiled == [constraint for constraint, _ in CASES.values()]
+    assert len(opened) == len(CASES)
 
 
-async def test_equal_constraints_at_the_same_time_are_compiled_once(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_concurrent_equal_constraints_are_compiled_once(compiler: GrammarCompiler, opened: list[str]) -> None:
     """A cancelled caller does not disturb the others.
 
     A failed compilation is not cached.
     """
-    compiled: list[str] = []
-    really_compile = compiler._compile
-
-    def compile_and_note(constraint: Constraint) -> LLMatcher:
-        compiled.append(constraint.text)
-        return really_compile(constraint)
-
-    monkeypatch.setattr(compiler, "_compile", compile_and_note)
     callers = [asyncio.create_task(compiler.compile(Constraint("regex", "ab+"))) for _ in range(4)]
     await asyncio.sleep(0)
     callers.pop(0).cancel()
     grammars = await asyncio.gather(*callers)
-    assert len({id(grammar.matcher) for grammar in grammars}) == 3
-    assert compiled == ["ab+"]
+    for grammar in grammars[:2]:
+        grammar.accept(A)
+    advance(grammars, timeout_s=20)
+    wait_for_masks(grammars, timeout_s=20)
+    assert [int(grammar.mask(VOCAB)[A]) for grammar in grammars] == [0, 0, 1]  # three states
+    assert patterns(opened) == ["ab+"]
     for _ in range(2):
         outcomes = await asyncio.gather(
             *(compiler.compile(Constraint("regex", "(a")) for _ in range(3)), return_exceptions=True
         )
         assert all(isinstance(outcome, InvalidArgument) for outcome in outcomes)
-    assert compiled == ["ab+", "(a", "(a"]
+    assert patterns(opened) == ["ab+", "(a", "(a"]
 
 
-async def test_a_constraint_without_callers_is_not_compiled(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def occupy(compiler: GrammarCompiler) -> None:
+    """Take all places of constraints that compile."""
+    while not compiler._quick.locked():
+        await compiler._quick.acquire()
+
+
+async def test_a_constraint_without_callers_is_not_compiled(compiler: GrammarCompiler, opened: list[str]) -> None:
     """Otherwise the remaining callers would wait for it too."""
-    compiled: list[str] = []
-    go_on = threading.Event()
-    really_compile = compiler._compile
-
-    def compile_and_note(constraint: Constraint) -> LLMatcher:
-        compiled.append(constraint.text)
-        go_on.wait(20)
-        return really_compile(constraint)
-
-    monkeypatch.setattr(compiler, "_compile", compile_and_note)
+    await occupy(compiler)
     first, cancelled, last = (asyncio.create_task(compiler.compile(Constraint("regex", text))) for text in "abc")
-    await until(lambda: compiled == ["a"])
+    await asyncio.sleep(0.01)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
-    go_on.set()
+    compiler._quick.release()
     await asyncio.gather(first, last)
-    assert compiled == ["a", "c"]
+    assert patterns(opened) == ["a", "c"]
 
 
-async def test_constraints_in_flight_are_limited(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
-    really_compile = compiler._compile
-
-    def compile_late(constraint: Constraint) -> LLMatcher:
-        go_on.wait(20)
-        return really_compile(constraint)
-
-    monkeypatch.setattr(compiler, "_compile", compile_late)
+async def test_constraints_in_flight_are_limited(compiler: GrammarCompiler) -> None:
+    await occupy(compiler)
     callers = [asyncio.create_task(compiler.compile(Constraint("regex", f"a{number}"))) for number in range(32)]
     await asyncio.sleep(0)
     with pytest.raises(ResourceExhausted) as caught:
@@ -240,7 +237,7 @@ async def test_constraints_in_flight_are_limited(compiler: GrammarCompiler, monk
     assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1)
     callers.append(asyncio.create_task(compiler.compile(Constraint("regex", "a0"))))  # already in flight
     await asyncio.sleep(0)
-    go_on.set()
+    compiler._quick.release()
     assert len(await asyncio.gather(*callers)) == 33
     await compiler.compile(Constraint("regex", "b"))
 

@@ -129,7 +129,7 @@ def test_shared_blocks_count_once_when_preemption_is_considered() -> None:
 
 
 def test_a_paused_sequence_keeps_its_blocks_and_computes_its_last_token_again() -> None:
-    """Its constraint was late in the step, so no token was chosen."""
+    """Its constraint was late, so no token was chosen."""
     scheduler = make_scheduler()
     late, other = add(scheduler, 6, 3), add(scheduler, 2, 6)
     batch = scheduler.next_batch()

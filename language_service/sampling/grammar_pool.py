@@ -1,0 +1,153 @@
+"""Keep a worker process for each grammar in use.
+
+See `grammar_worker` for the workers' side.
+"""
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import structlog
+
+from language_service.sampling import grammar_worker
+from language_service.sampling.grammar_process import GrammarProcess, Reply
+from language_service.sampling.grammar_text import why_it_ended
+from language_service.sampling.grammar_worker import COMMAND, STARTED_OR_ENDED, WorkerLimits
+
+_log = structlog.get_logger()
+
+_SEND_BUFFER_BYTES = 2**20  # so that no grammar waits for a program that is still starting
+
+
+class GrammarPool:
+    """The workers of one tokenizer.
+
+    Starts a program that loads the tokenizer, and lets it start workers.
+    """
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        limits: WorkerLimits,
+        max_bytes: int,
+    ) -> None:
+        """Start the program.
+
+        Not on the event loop, because it takes a moment.
+
+        Args:
+            tokenizer_json: text of a `tokenizer.json`.
+            vocab_size: tokens of the model.
+            eos_token_ids: tokens that end an answer.
+            limits: of each worker.
+            max_bytes: of all workers. Above it, one that no answer uses is stopped, or else the largest.
+        """
+        self._limits, self._max_bytes = limits, max_bytes
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [theirs.fileno(), vocab_size, json.dumps(asdict(limits)), *eos_token_ids]
+        with theirs:
+            self._program = subprocess.Popen(
+                # -P: its folder is no place of modules. The packages may lie where only this process looks for them.
+                [sys.executable, "-P", str(Path(grammar_worker.__file__)), *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._workers: dict[int, GrammarProcess] = {}
+        self._num_started = 0
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._control, selectors.EVENT_READ, self._read_control)
+        self.is_running = True
+        assert self._program.stdin is not None
+        with suppress(OSError), self._program.stdin as file:  # if it fails, the thread notices
+            file.write(tokenizer_json.encode())
+        self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+        self._thread.start()
+
+    def open(self, grammar: str) -> GrammarProcess:
+        """Start a worker and let it compile a grammar.
+
+        Raises:
+            OSError: the program has ended.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        with theirs, self._lock:
+            if not self.is_running:
+                raise OSError("the program has ended")
+            self._num_started += 1
+            number = self._num_started
+            socket.send_fds(self._control, [COMMAND.pack(b"o", number)], [theirs.fileno()])
+            worker = GrammarProcess(number, Connection(ours.detach()), grammar, lambda: self._kill(number))
+            self._workers[number] = worker
+            self._selector.register(worker.connection, selectors.EVENT_READ, lambda: self._read(worker))
+        return worker
+
+    def close(self) -> None:
+        """End the program and all workers."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _kill(self, number: int) -> None:
+        with suppress(OSError):
+            self._control.send(COMMAND.pack(b"k", number))
+
+    def _run(self) -> None:
+        try:
+            while self.is_running:
+                for key, _ in self._selector.select():
+                    key.data()
+        finally:
+            with self._lock:
+                self.is_running = False
+                self._control.close()
+            for worker in self._workers.values():
+                worker.abandon(Reply(problem="was stopped", is_fault=True))
+            self._selector.close()
+            if self._program.wait() != 0:
+                _log.error("grammar program ended", status=self._program.returncode)
+
+    def _read(self, worker: GrammarProcess) -> None:
+        if not worker.receive():
+            self._unregister(worker)  # the program tells why it ended
+            return
+        workers = [one for one in self._workers.values() if not one.has_ended]
+        if len(workers) > 1 and sum(one.num_bytes for one in workers) > self._max_bytes:
+            largest = max(workers, key=lambda one: (one.num_answers == 0 and one.first.done(), one.num_bytes))
+            largest.kill("takes too much memory beside the other constraints in use, so make it simpler or retry later")
+
+    def _read_control(self) -> None:
+        message = b""
+        with suppress(OSError):
+            message = self._control.recv(STARTED_OR_ENDED.size)
+        if not message:
+            self.is_running = False
+            return
+        kind, number, detail = STARTED_OR_ENDED.unpack(message)
+        with self._lock:
+            worker = self._workers[number]
+        if kind == b"s":
+            worker.note_started(detail)
+            return
+        del self._workers[number]
+        self._unregister(worker)
+        worker.end(why_it_ended(detail, self._limits, is_compiled=worker.compiled.done()))
+
+    def _unregister(self, worker: GrammarProcess) -> None:
+        with suppress(KeyError, OSError):  # it is closed if both messages of its end came at once
+            self._selector.unregister(worker.connection)

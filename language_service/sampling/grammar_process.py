@@ -1,0 +1,180 @@
+"""The service's side of the process that follows a grammar."""
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from language_service.sampling.grammar_text import why_it_stopped
+from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME
+
+_DEAR_S = 0.005  # processor time after which a late mask no longer competes with the engine
+_LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker says about a state of an answer."""
+
+    is_complete: bool = False  # no token can follow
+    problem: str | None = None  # why the answer cannot continue
+    is_fault: bool = False  # whether that is a fault of the service
+    masks: bytes = b""  # one bit for each token. For drafts, one mask after the other
+
+
+Replies = Sequence["Future[Reply]"]
+
+
+class GrammarProcess:
+    """One grammar, which a process of its own follows.
+
+    Used on the event loop and on the engine's thread.
+    """
+
+    def __init__(self, number: int, connection: Connection, grammar: str, kill: Callable[[], None]) -> None:
+        self.compiled: Future[Reply] = _running()
+        self.first: Future[Reply] = _running()  # the mask of the first token
+        self.num_bytes = 0  # memory of the process
+        self.num_answers = 0  # in use
+        self.number, self.connection = number, connection
+        self._kill = kill
+        self._lock = threading.Lock()
+        self._queued: list[tuple[list[object], list[Future[Reply]]]] = []
+        self._expected: deque[Future[Reply]] = deque([self.compiled, self.first])  # in the order of the frames
+        self._process_id: int | None = None
+        self._started_s = 0.0  # processor time of the process before the jobs in work
+        self._is_dear = False
+        self._end: Reply | None = None  # of all jobs, once the process has ended or shall end
+        connection.send_bytes(grammar.encode())
+
+    def ask(self, kind: str, answer: int, *details: object, num_replies: int = 1) -> Replies:
+        """Queue a job, which `send` passes on.
+
+        Returns its replies. All jobs of a worker that has ended fail.
+        """
+        replies = [_running() for _ in range(num_replies)]
+        with self._lock:
+            if self._end is None:
+                self._queued.append(([kind, answer, *details], replies))
+            else:
+                _resolve(replies, self._end)
+        return replies
+
+    def send(self) -> None:
+        """Pass the queued jobs on, unless others are in work.
+
+        One message at a time, so that this never waits for a busy worker.
+        """
+        with self._lock:
+            if self._expected or not self._queued or self._end is not None:
+                return
+            queued, self._queued = self._queued, []
+            self._started_s = self.processor_s()
+            # The frames of a list: one for each job, then one for the mask of each advance.
+            self._expected.extend(replies[0] for _, replies in queued if replies)
+            self._expected.extend(reply for _, replies in queued for reply in replies[1:])
+            with suppress(OSError):  # it has ended, and `end` follows
+                self.connection.send_bytes(json.dumps([job for job, _ in queued]).encode())
+
+    def yield_if_dear(self) -> None:
+        """Lower the priority of a process that computes for long."""
+        if not self._is_dear and self._expected and self.processor_s() - self._started_s > _DEAR_S:
+            self._is_dear = True
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process_id or 0, _LOWEST_PRIORITY)
+
+    def close_answer(self, answer: int) -> None:
+        """Forget an answer. Costly work for nobody is stopped."""
+        self.num_answers -= 1
+        self.ask("close", answer, num_replies=0)
+        self.send()
+        if self._is_dear and not self.num_answers and self._expected:
+            self.kill()
+
+    def kill(self, problem: str | None = None) -> None:
+        """End the process, and fail its jobs for this reason."""
+        if problem is not None:
+            self._end = Reply(problem=problem)
+        self._kill()
+
+    # The pool's thread.
+
+    def note_started(self, process_id: int) -> None:
+        """Note the process."""
+        self._process_id = process_id
+
+    def receive(self) -> bool:
+        """Read one message. Returns False after the last one."""
+        try:
+            message = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        offset = 0
+        while offset < len(message):
+            status, self.num_bytes, size = FRAME.unpack_from(message, offset)
+            payload = message[offset + FRAME.size :][:size]
+            offset += FRAME.size + size
+            self._resolve_next(status, payload)
+        self.send()
+        return True
+
+    def end(self, problem: str) -> None:
+        """Fail all jobs after the end of the process."""
+        while self.receive():
+            pass
+        self.abandon(Reply(problem=problem))
+
+    def abandon(self, reply: Reply) -> None:
+        """Give all jobs this reply.
+
+        The process ends if it has not ended yet.
+        """
+        with self._lock:
+            self._end = self._end or reply
+            replies = [*self._expected, *(reply for _, replies in self._queued for reply in replies)]
+            self._expected.clear()
+            self._queued.clear()
+            self.num_bytes = 0
+        _resolve(replies, self._end)
+        self.connection.close()
+
+    def _resolve_next(self, status: int, payload: bytes) -> None:
+        with self._lock:
+            future = self._expected.popleft()
+        if status == FAILED:
+            error = payload.decode()
+            is_new = future in (self.compiled, self.first)
+            future.set_result(Reply(problem=error if is_new else why_it_stopped(error)))
+        else:
+            future.set_result(Reply(status == COMPLETE, masks=payload))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._end is not None
+
+    def processor_s(self) -> float:
+        """Return the processor time of the process."""
+        # The clock of another process, see clock_getcpuclockid(3).
+        with suppress(OSError):
+            if self._process_id is not None:
+                return time.clock_gettime(~self._process_id << 3 | 2)
+        return 0.0
+
+
+def _running() -> "Future[Reply]":
+    """Return a future that nobody can cancel."""
+    future: Future[Reply] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _resolve(replies: Iterable["Future[Reply]"], reply: Reply) -> None:
+    for future in replies:
+        future.set_result(reply)

@@ -1,0 +1,289 @@
+"""Compute masks of grammars in processes that can be stopped.
+
+Run as a program. It reads a tokenizer, then starts one worker for each grammar, as a copy of itself. A worker serves
+all answers under its grammar. The kernel ends it when a token takes too much processor time, and its allocations fail
+when it takes too much memory. So a costly grammar can neither delay nor starve the service.
+
+Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
+Messages of the program: `STARTED_OR_ENDED`.
+
+Messages of the service to a worker: the grammar, then JSON lists of jobs: ["advance", answer, tokens],
+["draft", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`, then a mask or a problem.
+The grammar has two frames: that it is compiled, and its first mask. All advances of a list have one frame each for
+their tokens, then one each for the mask. A draft has one frame, with a mask for each of its tokens up to the first one
+that the grammar forbids.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+COMMAND = struct.Struct("<cI")  # 'o' opens a worker, 'k' kills it. Then its number.
+STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
+FRAME = struct.Struct("<BQI")  # status, bytes of memory of the worker, and bytes that follow
+GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
+
+_PRIORITY = 19  # of compiling, and of workers whose first mask was dear. It leaves the processors to the engine.
+_DEAR_MASK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Limits of one worker: seconds of processor time, and bytes."""
+
+    compile_s: float = 2.0
+    token_s: float = 0.25
+    answer_s: float = 10.0  # of all tokens of one answer
+    memory_bytes: int = 128 * 2**20
+
+
+def main() -> None:
+    """Start workers until the service closes the socket.
+
+    Arguments: a socket, the size of the vocabulary, `WorkerLimits` as JSON, and the end-of-sequence tokens. The
+    tokenizer, as JSON, is on standard input.
+    """
+    control = socket.socket(fileno=int(sys.argv[1]))
+    limits = WorkerLimits(**json.loads(sys.argv[3]))
+    tokenizer = _load(sys.stdin.read(), int(sys.argv[2]), [int(one) for one in sys.argv[4:]])
+    for number in (signal.SIGINT, signal.SIGTERM):  # are for the service, which closes the socket when it has drained
+        signal.signal(number, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()  # so that workers share these pages
+    _Nursery(control, tokenizer, limits).run()
+
+
+def _load(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    """Return a tokenizer whose added tokens are text.
+
+    Special ones are not.
+    """
+    tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=eos_token_ids)
+    added = {one["id"]: one for one in json.loads(tokenizer_json).get("added_tokens", ())}
+    if all(one["special"] for one in added.values()):
+        return tokenizer
+    # The library takes all added tokens as special. So a text such as '<tool_call>' could not be written.
+    wrapper = TokenizerWrapper(_Vocabulary(tokenizer, added, eos_token_ids[0]))
+    return LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=eos_token_ids)
+
+
+class _Vocabulary:
+    """A tokenizer in Python, in the form the library takes."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: LLTokenizer, added: dict[int, dict[str, Any]], eos_token_id: int) -> None:
+        self.eos_token_id = eos_token_id
+        self.special_token_ids = [token_id for token_id, one in added.items() if one["special"]]
+        self.tokens = [
+            b"" if tokenizer.is_special_token(token_id) else tokenizer.decode_bytes([token_id])
+            for token_id in range(tokenizer.vocab_size)
+        ]
+        for token_id, one in added.items():
+            self.tokens[token_id] = one["content"].encode()
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.tokenize_bytes(text)
+
+
+class _Nursery:
+    """Starts, kills and buries workers."""
+
+    def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
+        self._control, self._tokenizer, self._limits = control, tokenizer, limits
+        self._process_ids: dict[int, int] = {}  # of each worker
+        signal.signal(signal.SIGCHLD, lambda *_: self._bury())
+
+    def run(self) -> None:
+        while True:
+            message, sockets, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
+            if not message:
+                break
+            command, number = COMMAND.unpack(message)
+            # No worker may be buried before it is known, or killed after its id is free again.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            if command == b"o":
+                self._start(number, sockets[0])
+            elif process_id := self._process_ids.get(number):
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGKILL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        for process_id in self._process_ids.values():
+            os.kill(process_id, signal.SIGKILL)
+
+    def _start(self, number: int, connection: int) -> None:
+        process_id = os.fork()
+        if process_id == 0:
+            try:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self._control.close()
+                _serve(Connection(connection), self._tokenizer, self._limits)
+            finally:
+                os._exit(1)
+        os.close(connection)
+        self._control.send(STARTED_OR_ENDED.pack(b"s", number, process_id))
+        self._process_ids[number] = process_id
+
+    def _bury(self) -> None:
+        for number, process_id in list(self._process_ids.items()):
+            ended, status = os.waitpid(process_id, os.WNOHANG)
+            if ended:
+                del self._process_ids[number]
+                with suppress(OSError):  # the service has closed the socket, which `run` notices
+                    self._control.send(STARTED_OR_ENDED.pack(b"e", number, status))
+
+
+def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = _data_bytes()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + limits.memory_bytes,) * 2)
+    try:
+        grammar = connection.recv_bytes().decode()
+        worker = _Worker(connection, limits)
+        # In a thread of its own, because an ordinary process can lower a priority, but not raise it again.
+        thread = threading.Thread(target=worker.compile, args=(tokenizer, grammar))
+        thread.start()
+        thread.join()
+        while True:
+            worker.run(json.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(0)  # the service has closed the connection
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One grammar, and the states of its answers."""
+
+    connection: Connection
+    limits: WorkerLimits
+    states: dict[int, LLMatcher] = field(default_factory=dict)
+    used_s: dict[int, float] = field(default_factory=dict)  # processor time of each answer
+    start: LLMatcher | None = None
+    frames: list[bytes] = field(default_factory=list)  # not sent yet
+    num_base_bytes: int = field(default_factory=lambda: -_resident_bytes())  # private memory beside the resident memory
+
+    def compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
+        """Compile the grammar and send its first mask."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
+        signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
+        self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        self._add_frame(self.start)
+        self._send()
+        signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
+        started_s = time.thread_time()
+        mask = b"" if self.start.is_error() else self.start.compute_bitmask()
+        if time.thread_time() - started_s > _DEAR_MASK_S:
+            os.setpriority(os.PRIO_PROCESS, os.getpid(), _PRIORITY)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self.num_base_bytes = _private_bytes() - _resident_bytes()
+        self._add_frame(self.start, mask)
+        self._send()
+
+    def run(self, jobs: list[list[Any]]) -> None:
+        """Do a list of jobs."""
+        advances = []
+        for kind, answer, *rest in jobs:
+            if kind == "close":
+                self.states.pop(answer, None)
+                self.used_s.pop(answer, None)
+                continue
+            assert self.start is not None
+            if answer not in self.states:
+                self.states[answer] = self.start.deep_copy()
+            with _Timer(self, answer):
+                if kind == "draft":
+                    self._draft(self.states[answer], *rest)
+                else:
+                    self._consume(self.states[answer], *rest)
+                    advances.append(answer)
+        self._send()
+        for answer in advances:  # once all tokens are consumed, because each answer may be complete
+            with _Timer(self, answer):
+                state = self.states[answer]
+                self._add_frame(state, b"" if state.is_stopped() else state.compute_bitmask())
+        self._send()
+
+    def _consume(self, state: LLMatcher, tokens: list[int]) -> None:
+        state.consume_tokens(tokens)
+        self._add_frame(state)
+
+    def _draft(self, state: LLMatcher, tokens: list[int]) -> None:
+        masks, consumed = b"", 0
+        for token in tokens:
+            if state.is_stopped() or state.validate_tokens([token]) == 0:
+                break
+            state.consume_token(token)
+            consumed += 1
+            if state.is_stopped():
+                break
+            masks += state.compute_bitmask()
+        if not state.is_error():
+            state.rollback(consumed)
+        self._add_frame(state, masks)
+
+    def _add_frame(self, state: LLMatcher, payload: bytes = b"") -> None:
+        status = FAILED if state.is_error() else COMPLETE if state.is_stopped() else GOES_ON
+        payload = state.get_error().encode() if status == FAILED else payload
+        self.frames.append(FRAME.pack(status, self.num_base_bytes + _resident_bytes(), len(payload)) + payload)
+
+    def _send(self) -> None:
+        if self.frames:
+            self.connection.send_bytes(b"".join(self.frames))
+            self.frames.clear()
+
+
+class _Timer:
+    """Limits the processor time of a block.
+
+    The default action of the signal does. So it also ends code that never returns to Python.
+    """
+
+    def __init__(self, worker: _Worker, answer: int) -> None:
+        self._worker, self._answer = worker, answer
+
+    def __enter__(self) -> None:
+        limits, used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
+        signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - used_s)))
+        self._started_s = time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self._worker.used_s[self._answer] = (
+            self._worker.used_s.get(self._answer, 0.0) + time.process_time() - self._started_s
+        )
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _data_bytes() -> int:
+    """Return the bytes that RLIMIT_DATA counts."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
+
+
+def _private_bytes() -> int:
+    """Return the memory that no other process shares."""
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Private"))
+
+
+if __name__ == "__main__":
+    main()
