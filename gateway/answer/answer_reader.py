@@ -37,7 +37,8 @@ class AnswerReader:
         """
         release = self.question.route.release
         with self.filters.word_filter() as words:
-            text = AnswerText(release.vocabulary, self.question.stops, words)
+            min_tokens = self.question.sampling.min_tokens
+            text = AnswerText(release.vocabulary, self.question.stops, words, min_tokens=min_tokens)
             finished = language_pb2.GenerateFinished()
             signs = SignReader(self.question.script, self.question.digest)
             while text.ended_by is None:
