@@ -1,6 +1,6 @@
 """Releases and files, as OpenAI's API lists them."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -52,4 +52,3 @@ class File(ResponseModel):
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
-    expires_at: Any = Field(None, description="Always null: a file is kept until newer ones need its place.")

@@ -1,6 +1,7 @@
 """Tokens of texts and conversations, over a real channel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -13,7 +14,7 @@ from tests.gateway.scripted import World, ask, error_of
 TOKENIZER: Tokenizer = byte_tokenizer()
 
 
-async def tokenize(world: World, **request: object) -> list[int]:
+async def tokenize(world: World, **request: Any) -> list[int]:
     response = await world.stub.Tokenize(gateway_pb2.TokenizeRequest(**request))
     assert response.context_length == 1024
     return list(response.token_ids)
@@ -35,6 +36,7 @@ async def test_a_conversation_has_as_many_tokens_as_are_counted(
     counted = await world.stub.CountTokens(gateway_pb2.CountTokensRequest(messages=messages))
     assert len(token_ids) == counted.prompt_tokens
     image_id = TOKENIZER.token_to_id("<|image_pad|>")
+    assert image_id is not None
     start = token_ids.index(image_id)
     assert token_ids[start : start + NUM_VISUAL_TOKENS] == [image_id] * NUM_VISUAL_TOKENS
     assert token_ids.count(image_id) == NUM_VISUAL_TOKENS

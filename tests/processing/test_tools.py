@@ -1,7 +1,7 @@
 """Tools in prompts: the form models were trained with, and hostile texts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,8 @@ CALL: FunctionTool = {"type": "function", "function": {"name": "weather", "argum
 
 def say(role: Any, text: str, **more: Any) -> ChatMessage:
     """Return a message with one text, or with none."""
-    return {"role": role, "content": [{"type": "text", "text": text}] if text else [], **more}
+    message: Any = {"role": role, "content": [{"type": "text", "text": text}] if text else [], **more}
+    return cast(ChatMessage, message)
 
 
 def rendered(messages: list[ChatMessage], tools: list[FunctionTool], builder: PromptBuilder = BUILDER) -> str:

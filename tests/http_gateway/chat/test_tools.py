@@ -131,15 +131,15 @@ def test_free_tools_are_shown_without_a_grammar() -> None:
 
 
 def test_none_hides_the_tools() -> None:
-    for tools, choice in (([WEATHER], "none"), ([], "auto"), (None, None)):
-        plan = plan_tools(tools, choice)  # type: ignore[arg-type]
+    cases: list[tuple[list[Tool] | None, ToolChoice | None]] = [([WEATHER], "none"), ([], "auto"), (None, None)]
+    for tools, choice in cases:
+        plan = plan_tools(tools, choice)
         assert (list(plan.tools), plan.grammar, plan.new_parser()) == ([], None, None)
 
 
 def test_a_choice_without_its_tool_is_refused() -> None:
-    for tools in ([], None):
-        with pytest.raises(InvalidArgument, match="needs tools"):
-            plan_tools(tools, "required")
+    with pytest.raises(InvalidArgument, match="needs tools"):
+        plan_tools([], "required")
     with pytest.raises(InvalidArgument) as raised:
         plan_tools([CLOCK], choose("weather"))
     assert (raised.value.reason, raised.value.field) == ("BAD_TOOL_CHOICE", "tool_choice")
