@@ -1,0 +1,235 @@
+"""Backends of the vision service, side by side on one machine.
+
+Every installed backend runs the same vision halves: ViT-L/14 with its resampler, and the tower of Qwen3-VL-2B on images
+of 448 x 448 pixels. The weights are random, at the same cost as trained ones. Batches of 1, 4 and 16 images take turns
+between the designs, so all see the same machine. Errors are those of visual tokens against torch in float32, relative
+to the mean magnitude. ViT-L/14 takes nine minutes on two idle cores and 12 GB of memory. `--model` measures one alone.
+"""
+
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+from rich.progress import Progress
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.tools.machine import matmul_peak
+from benchmarks.tools.report import Report, median_ratio, parse_arguments
+from benchmarks.tools.vision_designs import DESIGNS, Design, Encode, Pixels
+from checkpoint.families import LanguageConfig, ModelConfig
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import PRESETS, RESAMPLER_PRESETS
+from checkpoint.weights import load_half
+from processing import open_image_processor
+from vision_service.exporting import ExportOptions, export_vision
+from vision_service.model import build_vision_model
+
+ROUNDS = {1: 8, 4: 6, 16: 2}  # by batch size
+QUICK_ROUNDS = {1: 5, 4: 3}
+TODAY, AIM, AIM_BATCH = "torch", 1.25, 4
+SIDE = 448  # of the images, pixels
+EQUAL = 1.1  # times the error of torch in bfloat16 that counts as equal accuracy
+
+
+@dataclass(slots=True)
+class Samples:
+    """Measurements of one model."""
+
+    seconds: dict[int, dict[str, list[float]]] = field(default_factory=dict)  # by batch size and design
+    mean_errors: dict[str, float] = field(default_factory=dict)  # by design
+    largest_errors: dict[str, float] = field(default_factory=dict)  # by design, relative to the largest magnitude
+    opening_s: dict[str, float] = field(default_factory=dict)  # by design, with the first batch
+    peaks: list[float] = field(default_factory=list)  # bfloat16 matrix product, FLOP/s
+    flops: float = 0.0  # of one image
+
+
+def models(*, quick: bool) -> dict[str, ModelConfig]:
+    """Return the models to measure by title."""
+    if quick:
+        return {"demo": RESAMPLER_PRESETS["demo"]}
+    # The decoders are not used, so they are as small as their widths and levels allow.
+    small: dict[str, Any] = {
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "mlp_width": 1,
+        "vocab_size": 264,
+        "eos_token_ids": (2,),
+    }
+    full, qwen = RESAMPLER_PRESETS["qwen3-vl-8b"], PRESETS["qwen3-vl-2b-instruct"]
+    full_decoder = LanguageConfig(width=full.language.width, num_layers=1, head_dim=2, **small)
+    qwen_decoder = qwen.language.model_copy(update={"num_layers": 4, **small})
+    return {
+        "vit-l-14": full.model_copy(update={"language": full_decoder}),
+        "qwen3-vl-2b": qwen.model_copy(update={"language": qwen_decoder}),
+    }
+
+
+def images(config: ModelConfig, count: int) -> list[Pixels]:
+    """Return different smooth images, ready for the model."""
+    rng, processor = np.random.default_rng(0), open_image_processor(config, max_pixels=SIDE**2)
+    coarse = [Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8)) for _ in range(count)]
+    return [processor.to_pixels(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in coarse]
+
+
+def exact_tokens(folder: Path, some: Sequence[Pixels]) -> tuple[list[np.ndarray], float]:
+    """Return exact visual tokens, and one image's operations."""
+    half = load_half(folder, "vision", dtype=torch.float32)
+    with torch.device("meta"):
+        model = build_vision_model(half.config)
+    model.load_state_dict(half.tensors, assign=True)
+    model.float().eval().requires_grad_(requires_grad=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tokens = [model.encode([torch.from_numpy(image)])[0].numpy() for image in some]
+    return tokens, counter.get_total_flops() / len(some)
+
+
+def prepare(folder: Path, designs: Sequence[Design], progress: Progress) -> None:
+    """Make the exports that the designs run."""
+    needed = sorted({design.export for design in designs if design.export is not None})
+    task = progress.add_task(f"{folder.name}: exports", total=len(needed))
+    for kind, precision in needed:
+        export_vision(folder, kind, ExportOptions(precision=precision))
+        gc.collect()
+        progress.advance(task)
+
+
+def measure_model(title: str, quick: bool) -> Samples:
+    """Return the samples of one model, made for it."""
+    config = models(quick=quick)[title]
+    with Progress() as progress, tempfile.TemporaryDirectory(prefix="tandem-backends-") as store:
+        create_checkpoint(Path(store), f"{title}-v1.0.0", config)
+        rounds = QUICK_ROUNDS if quick else ROUNDS
+        return measure(Path(store) / f"{title}-v1.0.0", config, rounds, not quick, progress)
+
+
+def measure(folder: Path, config: ModelConfig, rounds: dict[int, int], slow: bool, progress: Progress) -> Samples:
+    """Return the samples of one model."""
+    designs = [design for design in DESIGNS if design.is_installed and (slow or not design.slow_start)]
+    prepare(folder, designs, progress)
+    samples, pixels = Samples(), images(config, max(rounds))
+    exact, samples.flops = exact_tokens(folder, pixels[:3])
+    opened: dict[str, Encode] = {}
+    task = progress.add_task(f"{folder.name}: opening", total=len(designs))
+    for design in designs:
+        start = time.perf_counter()
+        opened[design.title] = encode = design.open(folder)
+        found = [floats(bits) for bits in encode(pixels[:3])]
+        samples.opening_s[design.title] = time.perf_counter() - start
+        differences = [np.abs(one - right) for one, right in zip(found, exact, strict=True)]
+        samples.mean_errors[design.title] = float(np.mean(differences) / np.mean(np.abs(exact)))
+        samples.largest_errors[design.title] = float(np.max(differences) / np.max(np.abs(exact)))
+        progress.advance(task)
+    task = progress.add_task(f"{folder.name}: batches", total=sum(rounds.values()) * len(designs))
+    for batch, count in rounds.items():
+        for encode in opened.values():
+            encode(pixels[:batch])  # plans kernels for this size
+        samples.seconds[batch] = {title: [] for title in opened}
+        for turn in range(count):
+            samples.peaks.append(matmul_peak(torch.bfloat16))
+            # Every other round goes backwards, so that no design always follows the same one.
+            for title, encode in list(opened.items())[:: 1 if turn % 2 else -1]:
+                start = time.perf_counter()
+                encode(pixels[:batch])
+                samples.seconds[batch][title].append(time.perf_counter() - start)
+                progress.advance(task)
+    return samples
+
+
+def floats(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16 bit patterns as numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def fill(report: Report, title: str, samples: Samples) -> None:
+    """Add one model's figures to the report."""
+    peak = statistics.median(samples.peaks)
+    report.add(f"{title}: matrix products in bfloat16", peak / 1e12, "TFLOP/s")
+    report.add(f"{title}: operations per image", samples.flops / 1e9, "GFLOP")
+    for design, error in samples.mean_errors.items():
+        report.add(f"{title}: {design}, mean error", 100 * error, "%")
+        report.add(f"{title}: {design}, largest error", 100 * samples.largest_errors[design], "%")
+    for batch, by_design in samples.seconds.items():
+        for design, seconds in by_design.items():
+            name, rate = f"{title}, batch {batch}: {design}", batch / statistics.median(seconds)
+            report.add(name, rate, "images/s")
+            report.add(f"{name}, p50", 1000 * statistics.median(seconds), "ms")
+            report.add(f"{name}, p99", 1000 * float(np.percentile(seconds, 99)), "ms")
+            report.add(f"{name}, share of matrix products", 100 * rate * samples.flops / peak, "%")
+            if design != TODAY:
+                report.add(f"{name} / {TODAY}", median_ratio(by_design[TODAY], seconds), "x")
+    report.details[title] = {
+        "seconds": samples.seconds,
+        "mean_errors": samples.mean_errors,
+        "largest_errors": samples.largest_errors,
+        "opening_s": samples.opening_s,
+        "peaks": samples.peaks,
+    }
+
+
+def add_aim(report: Report, title: str, samples: Samples) -> None:
+    """Add the gain over plain torch at equal accuracy."""
+    by_design, errors = samples.seconds[AIM_BATCH], samples.mean_errors
+    plain = "torch without our kernels"
+    equal = [name for name in by_design if name != plain and errors[name] <= EQUAL * errors[plain]]
+    gains = {name: median_ratio(by_design[plain], by_design[name]) for name in equal}
+    best = max(gains, key=lambda name: gains[name])
+    report.add(
+        f"{title}, batch {AIM_BATCH}: {best} / {plain}, at equal accuracy",
+        gains[best],
+        "x",
+        aim=f"at least {AIM}",
+        met=gains[best] >= AIM,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and publish."""
+    known = models(quick="--quick" in (sys.argv[1:] if arguments is None else arguments))
+    options = parse_arguments(
+        "Compare the backends of the vision service.",
+        arguments,
+        model={"choices": list(known), "help": "measure this model alone (default: all)"},
+    )
+    report = Report("vision_backends", "Vision backends: images/s, relative to torch in bfloat16 on the CPU")
+    measured: dict[str, Samples] = {}
+    for title in known if options.model is None else [options.model]:
+        # A process for each model gives its memory back. The compiler and the libraries keep theirs.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            measured[title] = process.submit(measure_model, title, options.quick).result()
+        fill(report, title, measured[title])
+        add_aim(report, title, measured[title])
+
+    def plot(axes: Axes) -> None:
+        names = [design.title for design in DESIGNS]
+        for index, (title, samples) in enumerate(measured.items()):
+            by_design = samples.seconds[AIM_BATCH]
+            ratios = [median_ratio(by_design[TODAY], by_design[name]) if name in by_design else 0 for name in names]
+            places = np.arange(len(names)) + 0.8 * index / len(measured)
+            axes.barh(places, ratios, height=0.8 / len(measured), label=f"{title}, batch {AIM_BATCH}")
+        axes.set_yticks(np.arange(len(names)), names)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.invert_yaxis()
+        axes.set(xlabel="images/s, relative to the backend torch")
+        axes.legend(loc="lower right")
+
+    report.publish(plot, options.json)
+
+
+if __name__ == "__main__":
+    if "OMP_WAIT_POLICY" not in os.environ:  # as in the vision service. torch reads it on import
+        command = [sys.executable, "-m", "benchmarks.vision_backends", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    main()
