@@ -80,3 +80,21 @@ def test_a_bad_constraint_is_named(client: Client) -> None:
 def test_only_one_constraint_is_allowed(client: Client) -> None:
     with pytest.raises(TypeError, match="one of choices, grammar, json_schema, regex"):
         client.generate("?", regex="a", choices=["a"])
+
+
+def test_stop_strings_wait_for_min_tokens(client: Client) -> None:
+    """The demo's tokenizer has a token for each byte, so ' bag' has four."""
+    for min_tokens, text, count in ((0, "", 4), (3, "", 4), (4, " bag", 8), (12, " bag" * 3, 16)):
+        answer = client.ask("?", regex="( bag){20}", stop=[" bag"], min_tokens=min_tokens)
+        assert (answer.text, answer.usage.completion_tokens, answer.finish_reason) == (text, count, "stop")
+
+
+def test_a_constraint_that_spells_a_special_token_is_written_out(client: Client) -> None:
+    assert client.ask("?", choices=["a<|im_end|>b"]).text == "a<|im_end|>b"
+    assert json.loads(client.ask("?", json_schema={"const": "<|im_end|>"}).text) == "<|im_end|>"
+
+
+def test_a_costly_constraint_is_refused_with_its_reason(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match=r"more than 0\.25 s of processor time for a token") as caught:
+        client.ask("?", regex="(a{1000}){1000}q{1000}")
+    assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", "sampling.regex")
