@@ -283,7 +283,9 @@ class GatewayGenerateRequest(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Stop strings. The answer ends before the first one that appears. At most 16, each of 1 to 128 characters."""
+        """Stop strings. The answer ends before the first one that ends after sampling.min_tokens tokens. At most 16, each of 1
+        to 128 characters.
+        """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:

@@ -94,7 +94,9 @@ class SamplingOptions(_message.Message):
     max_tokens: _builtins.int
     """Most tokens of the answer. 0 uses the service's default. A number that does not fit into the context is refused."""
     min_tokens: _builtins.int
-    """Fewest tokens before an end-of-sequence or stop token may be chosen, at most max_tokens."""
+    """Fewest tokens before an end-of-sequence or stop token may be chosen, at most max_tokens. A stop string counts only if
+    it ends after them.
+    """
     temperature: _builtins.float
     """Softmax temperature, 0 to 100. 0 is greedy decoding. Absent is the release's default, else 0."""
     top_k: _builtins.int
@@ -120,9 +122,13 @@ class SamplingOptions(_message.Message):
     num_logprobs: _builtins.int
     """Report log-probabilities of the chosen token and of this many most likely ones, 0 to 20. Absent reports none."""
     json_schema: _builtins.str
-    """JSON that fits this JSON schema, without whitespace between its parts. The schema is JSON of 1 to 65536 bytes."""
+    """JSON that fits this JSON schema, without whitespace between its parts. The schema is JSON of 1 to 65536 bytes in
+    UTF-8. 'oneOf' is taken as 'anyOf'. docs/language_engine.md lists the supported keywords.
+    """
     regex: _builtins.str
-    """Text that this regular expression matches as a whole. Rust's syntax, without look-around. 1 to 8192 bytes."""
+    """Text that this regular expression matches as a whole. Rust's syntax, without look-around, back-references and word
+    boundaries. 1 to 8192 bytes.
+    """
     grammar: _builtins.str
     """Text of this grammar, in the Lark syntax of llguidance. 1 to 65536 bytes."""
     @_builtins.property
