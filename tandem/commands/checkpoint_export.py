@@ -30,6 +30,8 @@ from tandem.commands.checkpoint_triton import (
 
 if TYPE_CHECKING:  # these modules need an extra
     from checkpoint.backend_choice import BackendChoice
+    from checkpoint.exports import Export
+    from checkpoint.probes import Probes
     from vision_service.exporting import Exported
 
 
@@ -84,6 +86,9 @@ def export(
         typer.Option("--image", metavar="FILE", exists=True, help="Image to compare on, besides the built-in ones."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing export.")] = False,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Let the release answer its probes with torch and with the export.")
+    ] = False,
     platform: TritonPlatform = Platform.onnxruntime,
     instances: Instances = 1,
     instance_kind: Kind = InstanceKind.auto,
@@ -94,6 +99,11 @@ def export(
     The result is compared with torch in float32, and refused if it differs too much.
     """
     require_extras("tandem checkpoint export", "export", *([_EXTRAS[to]] if to in _EXTRAS else []))
+    if probes:
+        require_extras("tandem checkpoint export --probes", "gateway", "stages")
+        if to not in (Target.onnx, Target.openvino):
+            raise typer.BadParameter("only an export to onnx or openvino runs in a stack of this command")
+    from tandem.commands.export_probes import read_probes
     from vision_service.exporting import ExportOptions, export_vision
 
     options = ExportOptions(
@@ -104,6 +114,7 @@ def export(
         replace=replace,
     )
     folder = ModelStore(models).folder(tag)
+    asked = read_probes(folder) if probes else None
     with Console(stderr=True).status(f"reading {tag}") as status:
         if to is Target.tensorrt:
             export_engine(folder, options, status.update)
@@ -115,6 +126,19 @@ def export(
         exported = export_vision(folder, "openvino" if to is Target.openvino else "onnx", options, status.update)
     typer.echo(f"exported {folder / 'exports' / exported.export.name}")
     tables.show(_exported(exported))
+    _compare_answers(folder, exported.export, asked)
+
+
+def _compare_answers(folder: Path, export: Export, probes: Probes | None) -> None:
+    """Show how the answers differ from torch's, or offer to."""
+    from tandem.commands.export_probes import compare_export
+
+    if probes is None:
+        typer.echo("To compare the answers to the release's probes with torch's, add --probes --replace.")
+        return
+    with Console(stderr=True).status("asking probes") as status:
+        difference = compare_export(folder, export, probes, status.update)
+    typer.echo(difference.sentence("the export", "torch"))
 
 
 def choose_backend(

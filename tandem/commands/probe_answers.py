@@ -14,6 +14,7 @@ from tandem.client import AsyncClient, Image, Message
 from tandem.errors import FailedPrecondition, InvalidArgument
 
 _NUM_IN_FLIGHT = 4  # leaves room for users of the same gateway
+_SHOWN_LOST = 5
 
 OnAnswer = Callable[[], None]
 
@@ -26,6 +27,19 @@ class Difference:
     lost: tuple[str, ...]  # ids of the first probes that only the result answered wrong
     low: float  # 95 % interval of the drop in right answers, as a share
     high: float
+
+    def sentence(self, result: str, source: str) -> str:
+        """Return the difference in words, with lost probes."""
+        count = self.count
+        drop = (count.lost - count.gained) / count.total if count.total else 0.0
+        unjudged = f" {count.unjudged} more have no verdict." if count.unjudged else ""
+        more = f" and {count.lost - _SHOWN_LOST} more" if count.lost > _SHOWN_LOST else ""
+        lost = f" Lost: {', '.join(self.lost[:_SHOWN_LOST])}{more}." if self.lost else ""
+        return (
+            f"Of {count.total} probes, {result} loses {count.lost} and gains {count.gained} against {source}: "
+            f"a drop of {100 * drop:.1f} points, 95 % interval {100 * self.low:.1f} to {100 * self.high:.1f}."
+            f"{unjudged}{lost}"
+        )
 
 
 async def ask_probes(

@@ -117,7 +117,7 @@ def run(
     if len(wrong) > _SHOWN_WRONG:
         typer.echo(f"and {len(wrong) - _SHOWN_WRONG} more; --json has all")
     if difference is not None:
-        typer.echo(_sentence(release, str(against), difference))
+        typer.echo(difference.sentence(release, str(against)))
 
 
 def _read(file: Path | None, models: Path, release: str) -> "Probes":
@@ -206,13 +206,3 @@ def _plain(release: str, verdicts: "Verdicts", against: str | None, difference: 
             "lost_ids": difference.lost,
         }
     return plain
-
-
-def _sentence(release: str, against: str, difference: "Difference") -> str:
-    """Return the paired difference in words."""
-    count = difference.count
-    drop = (count.lost - count.gained) / count.total if count.total else 0.0
-    return (
-        f"Of {count.total} probes, {release} loses {count.lost} and gains {count.gained} against {against}: "
-        f"a drop of {100 * drop:.1f} points, 95 % interval {100 * difference.low:.1f} to {100 * difference.high:.1f}."
-    )
