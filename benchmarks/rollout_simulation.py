@@ -13,7 +13,7 @@ Before the steps both releases answer 1,000 simulated probes in eight topics. An
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from benchmarks.tools.simulated_canaries import (
 )
 from gateway.rollout.policy.controller import begin, start, tick
 from gateway.rollout.policy.counts import Arm, Counts, Timing
+from gateway.rollout.policy.guard import num_comparable
 from gateway.rollout.policy.histograms import bucket_of, seconds_of
 from gateway.rollout.policy.plan import Plan, read_plan
 from gateway.rollout.policy.significance import p_above
@@ -98,34 +99,68 @@ def simulate(task: tuple[str, int]) -> Outcome:
     random = np.random.default_rng([seed, list(CANARIES).index(name)])
     prepared = begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0)
     state = start(prepared, 0, answer_probes(behaviour, random))
-    counts = Counts()
-    hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
+    step = RunningStep(behaviour, random)
     now_s, num_canary, num_harmed = 0.0, 0, 0
     while state.phase is Phase.RUNNING and now_s < GIVE_UP_S:
         seconds = max(TICK_S, TICK_GROWTH * (now_s - state.step_started_s))
         now_s += seconds
-        window = state.window
-        total = random.poisson(REQUESTS_PER_S * seconds)
-        on_canary = int(random.binomial(total, state.weight_percent / 100))
-        answer(counts, "stable", STABLE, total - on_canary, random)
-        count_signs(counts, "stable", STABLE, total - on_canary, random)
-        count_signs(counts, "canary", behaviour, on_canary, random)
-        rate_answers(counts, "stable", behaviour, total - on_canary, random)
-        rate_answers(counts, "canary", behaviour, on_canary, random)
-        num_hanging = int(random.binomial(on_canary, behaviour.hang_rate))
-        bad = num_hanging + answer(counts, "canary", behaviour, on_canary - num_hanging, random)
-        hanging.append((now_s, num_hanging))
-        count_overdue(counts, hanging, now_s, state.plan.guard.overdue_s)
-        in_time = random.poisson((on_canary - num_hanging) / seconds * behaviour.first_token_s)
-        waiting = int(in_time) + sum(number for _, number in hanging)
-        counts.add("canary", "waiting", waiting - counts.number("canary", "waiting"))
+        on_canary, bad = step.serve(state, seconds, now_s)
         num_canary += on_canary
         num_harmed += harmed(behaviour, on_canary, bad) if kind == "bad" else 0
-        state = tick(state, counts, now_s) or state
-        if state.window != window:
-            counts = Counts()
-            hanging.clear()
+        following = tick(state, step.counts, now_s) or state
+        if following.window != state.window:
+            step = RunningStep(behaviour, random)
+        state = following
     return Outcome(phase_of(state), now_s, num_canary, num_harmed)
+
+
+class RunningStep:
+    """The requests of one step, as its gateways count them."""
+
+    def __init__(self, behaviour: Behaviour, random: np.random.Generator) -> None:
+        self.counts = Counts()
+        self._behaviour = behaviour
+        self._random = random
+        self._hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
+        self._undrawn: Counter[Arm] = Counter()  # answers whose times are drawn at the next look
+
+    def serve(self, state: State, seconds: float, now_s: float) -> tuple[int, int]:
+        """Serve users for some seconds before `now_s`.
+
+        Return the canary's requests, and how many of them failed, hang or were answered with nothing.
+        """
+        total = self._random.poisson(REQUESTS_PER_S * seconds)
+        on_canary = int(self._random.binomial(total, state.weight_percent / 100))
+        num_hanging = int(self._random.binomial(on_canary, self._behaviour.hang_rate))
+        self._answer("stable", STABLE, total - on_canary)
+        bad = num_hanging + self._answer("canary", self._behaviour, on_canary - num_hanging)
+        arms: tuple[tuple[Arm, Behaviour, int], ...] = (
+            ("stable", STABLE, total - on_canary),
+            ("canary", self._behaviour, on_canary),
+        )
+        for arm, behaviour, answers in arms:
+            count_signs(self.counts, arm, behaviour, answers, self._random)
+            rate_answers(self.counts, arm, self._behaviour, answers, self._random)
+        self._hanging.append((now_s, num_hanging))
+        count_overdue(self.counts, self._hanging, now_s, state.plan.guard.overdue_s)
+        in_time = int(self._random.poisson((on_canary - num_hanging) / seconds * self._behaviour.first_token_s))
+        waiting = in_time + sum(number for _, number in self._hanging)
+        self.counts.add("canary", "waiting", waiting - self.counts.number("canary", "waiting"))
+        if is_look_due(state, self.counts, now_s):
+            draw_times(self.counts, "stable", STABLE, self._undrawn.pop("stable", 0), self._random)
+            draw_times(self.counts, "canary", self._behaviour, self._undrawn.pop("canary", 0), self._random)
+        return on_canary, bad
+
+    def _answer(self, arm: Arm, behaviour: Behaviour, requests: int) -> int:
+        """Return the requests that failed or were answered with nothing."""
+        error_rate, empty_rate = behaviour.error_rate, min(behaviour.empty_rate, 1 - behaviour.error_rate)
+        drawn = self._random.multinomial(requests, [error_rate, empty_rate, 1 - error_rate - empty_rate])
+        errors, empty = int(drawn[0]), int(drawn[1])
+        self.counts.add(arm, "requests", requests)
+        self.counts.add(arm, "errors", errors)
+        self.counts.add(arm, "empty", empty)
+        self._undrawn[arm] += requests - errors
+        return errors + empty
 
 
 def plan() -> Plan:
@@ -134,28 +169,24 @@ def plan() -> Plan:
     return read_plan({"stable": "demo-v1.0.0", "canary": "demo-v1.1.0", "steps": steps, "guard": GUARD})
 
 
-def answer(counts: Counts, arm: Arm, behaviour: Behaviour, requests: int, random: np.random.Generator) -> int:
-    """Add answers to the counts.
+def is_look_due(state: State, counts: Counts, now_s: float) -> bool:
+    """Return whether the guard looks at times now."""
+    comparable, looks = num_comparable(counts), state.looks
+    is_over = now_s - state.step_started_s >= state.current_step.seconds
+    return comparable >= looks.next_at or (is_over and comparable >= looks.final_next_at)
 
-    Return how many failed or were empty.
-    """
-    empty_rate = min(behaviour.empty_rate, 1 - behaviour.error_rate)
-    errors, empty, _ = map(
-        int, random.multinomial(requests, [behaviour.error_rate, empty_rate, 1 - behaviour.error_rate - empty_rate])
-    )
-    counts.add(arm, "requests", requests)
-    counts.add(arm, "errors", errors)
-    counts.add(arm, "empty", empty)
+
+def draw_times(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
+    """Add the times of some answers to the counts."""
     timings: tuple[tuple[Timing, float, float], ...] = (
         ("first_token", behaviour.first_token_s, 0.5),
         ("inter_token", behaviour.inter_token_s, 0.2),
     )
     for timing, median_s, spread in timings:
         buckets, shares = spread_over_buckets(median_s, spread)
-        drawn = random.multinomial(requests - errors, shares)
+        drawn = random.multinomial(answers, shares)
         for index in np.flatnonzero(drawn):
             counts.add_time(arm, timing, "text", buckets[index], int(drawn[index]))
-    return errors + empty
 
 
 @cache

@@ -101,7 +101,8 @@ def log_capital_above(stable: Values, canary: Values, increase: float, *, needed
     def log_product(mean: float) -> float:
         return _log_capital(canary, mean + increase) + _log_capital(below, 1 - mean)
 
-    return _minimum(log_product, lowest, highest, needed)
+    at_stable = log_product(min(max(_mean(stable) or 0.0, lowest), highest))
+    return at_stable if at_stable < needed else _minimum(log_product, lowest, highest, needed)
 
 
 def log_capital_below(stable: Values, canary: Values, increase: float) -> float:
@@ -129,17 +130,13 @@ def _log_capital(values: Values, mean: float) -> float:
     """
     if mean <= 0:
         return math.inf if values else 0.0
-    logarithms = [
-        log_weight + sum(count * _log_factor(share, value / mean) for value, count in values)
-        for share, log_weight in zip(_SHARES, _LOG_WEIGHTS, strict=True)
-    ]
+    logarithms = list(_LOG_WEIGHTS)
+    for value, count in values:
+        gain = value / mean - 1
+        for number, share in enumerate(_SHARES):
+            logarithms[number] += count * math.log1p(share * gain) if share * gain > -1 else -math.inf
     highest = max(logarithms)
     return highest + math.log(sum(math.exp(one - highest) for one in logarithms))
-
-
-def _log_factor(share: float, ratio: float) -> float:
-    """Return the logarithm of the capital after one value."""
-    return math.log1p(share * (ratio - 1)) if share < 1 or ratio > 0 else -math.inf
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, needed: float) -> float:
