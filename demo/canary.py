@@ -1,8 +1,8 @@
-"""Roll out a worse release, then a better one, under traffic.
+"""Roll out a better release, then a worse one, under traffic.
 
-`make demo-canary` runs this. Callers ask questions with known answers all the time. First v1.0.0 is the canary over
-v1.1.0: it answers the probes worse, and leaves before a caller sees it. Then v1.1.0 is the canary over v1.0.0: it is
-promoted, and the answers become right.
+`make demo-canary` runs this. Callers ask questions with known answers all the time. First v1.1.0 is the canary over
+v1.0.0: it is promoted, and the answers become right. Then v1.0.0 is the canary over v1.1.0: it answers the probes
+worse, and leaves before a caller sees it.
 
 python -m demo.canary [--models DIR] [--callers N] [--svg FILE]
 """
@@ -47,7 +47,7 @@ _GUARD = rollout_pb2.RolloutGuard(
 
 def main(argv: Sequence[str]) -> None:
     """Run both rollouts."""
-    parser = argparse.ArgumentParser(prog="python -m demo.canary", description="Roll out a worse and a better release.")
+    parser = argparse.ArgumentParser(prog="python -m demo.canary", description="Roll out a better and a worse release.")
     parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="folder of the model store")
     parser.add_argument("--callers", type=int, default=2, help="callers that ask all the time (default: %(default)s)")
     parser.add_argument("--svg", type=Path, help="also draw both final tables in this file")
@@ -57,32 +57,36 @@ def main(argv: Sequence[str]) -> None:
     ends: list[RenderableType] = []
     try:
         with exit_on_error():
-            for stable, canary in ((BETTER, WORSE), (WORSE, BETTER)):
-                ends.append(show(arguments.models, stable, canary, arguments.callers, console))
+            console.print(f"Starting {WORSE}.")
+            with (
+                Stack(StackConfig(models=arguments.models, release=WORSE)) as stack,
+                Rollouts(stack.address) as rollouts,
+            ):
+                for stable, canary in ((WORSE, BETTER), (BETTER, WORSE)):
+                    console.rule(f"{canary} as the canary over {stable}")
+                    ends.append(show(stack.address, rollouts, canary, arguments.callers, console))
             if arguments.svg:
                 _draw(ends, arguments.svg)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def show(models: Path, stable: str, canary: str, num_callers: int, console: Console) -> RenderableType:
+def show(address: str, rollouts: Rollouts, canary: str, num_callers: int, console: Console) -> RenderableType:
     """Roll out a canary under traffic, with a live table.
 
     Returns the table at the end.
     """
-    console.rule(f"{canary} as the canary over {stable}")
-    with Stack(StackConfig(models=models, release=stable)) as stack, Rollouts(stack.address) as rollouts:
-        with callers(stack.address, num_callers) as traffic:
-            started_s = time.monotonic()
-            plan = rollout_pb2.RolloutPlan(canary=canary, steps=parse_steps(STEPS), guard=_GUARD)
-            rollouts.set(plan)
-            with Live(console=console, auto_refresh=False) as live:
-                while (rollout := rollouts.get()).phase not in _ENDED:
-                    live.update(_view(rollout, traffic, started_s), refresh=True)
-                    time.sleep(_REFRESH_S)
-                end = _view(rollout, traffic, started_s)
-                live.update(end, refresh=True)
-        console.print(Text(f"\n{_verdict(rollout, traffic, time.monotonic() - started_s)}", "bold"))
+    with callers(address, num_callers) as traffic:
+        started_s = time.monotonic()
+        plan = rollout_pb2.RolloutPlan(canary=canary, steps=parse_steps(STEPS), guard=_GUARD)
+        rollouts.set(plan)
+        with Live(console=console, auto_refresh=False) as live:
+            while (rollout := rollouts.get()).phase not in _ENDED:
+                live.update(_view(rollout, traffic, started_s), refresh=True)
+                time.sleep(_REFRESH_S)
+            end = _view(rollout, traffic, started_s)
+            live.update(end, refresh=True)
+    console.print(Text(f"\n{_verdict(rollout, traffic, time.monotonic() - started_s)}", "bold"))
     return end
 
 
