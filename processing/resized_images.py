@@ -13,6 +13,7 @@ from PIL import Image
 
 from chassis.errors import InvalidArgument
 from checkpoint.families import Qwen3VisionConfig
+from processing.images import DECODING
 from processing.limits import PromptLimits
 
 _MAX_ASPECT_RATIO = 200
@@ -51,7 +52,7 @@ class ResizedImages:
     @property
     def preprocessing(self) -> str:
         """Name of the steps and their settings."""
-        return f"smart-resize-bicubic-v1 {min(self._config.min_pixels, self.max_pixels)}-{self.max_pixels}"
+        return f"{DECODING} smart-resize-bicubic-v1 {min(self._config.min_pixels, self.max_pixels)}-{self.max_pixels}"
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return rows and columns of an image's visual tokens.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoint.families import VisionConfig
+from processing.images import DECODING
 from processing.limits import PromptLimits
 
 # Prompts of the resampler family are this long in training.
@@ -20,7 +21,7 @@ class SquareImages:
     """Implements `ImageProcessor` with one size for every image."""
 
     # Change it whenever the same file would become other pixels.
-    preprocessing = "pad-square-bicubic-v1"
+    preprocessing = f"{DECODING} pad-square-bicubic-v1"
 
     def __init__(self, config: VisionConfig, *, num_visual_tokens: int) -> None:
         self._config = config
