@@ -14,11 +14,13 @@ from prometheus_client import Gauge
 from chassis.errors import InvalidArgument, ResourceExhausted
 from chassis.verified_cache import sha256_of
 from processing import ImageProcessor, Pixels
-from vision_service.image_reader import ImageLimits, check_bytes, read_image
+from vision_service.image_reader import ImageLimits, check_bytes, decoded_image
+from vision_service.memory_budget import MemoryBudget
 from vision_service.similar_images import Vector, thumbnail_vector
 
 DECODING = Gauge("tandem_vision_decoding", "Images that are being decoded or wait for it.")
 
+DECODE_MEMORY_BYTES = 2**30
 _RETRY_AFTER_S = 0.25  # short, because an image takes tens of milliseconds
 _MAX_INLINE_HASH_BYTES = 1 << 20  # hashed in less than a millisecond, which costs less than a thread switch
 
@@ -37,17 +39,26 @@ class DecodePool:
     """Threads that decode image files, with a bounded queue."""
 
     def __init__(
-        self, *, num_threads: int, max_pending: int, limits: ImageLimits, with_thumbnails: bool = False
+        self,
+        *,
+        num_threads: int,
+        max_pending: int,
+        limits: ImageLimits,
+        memory_bytes: int = DECODE_MEMORY_BYTES,
+        with_thumbnails: bool = False,
     ) -> None:
         """Start the pool.
 
         Args:
-            num_threads: images decoded at once. Each may need several times four bytes per pixel.
+            num_threads: images decoded at once.
             max_pending: images that are being decoded or wait for it. A further one is rejected at once.
             limits: which images are accepted.
+            memory_bytes: that all threads together may use. An image waits for its share, or is rejected if it needs
+                more than all of it.
             with_thumbnails: also make a thumbnail of every image.
         """
         self.limits = limits
+        self._memory = MemoryBudget(memory_bytes)
         self._with_thumbnails = with_thumbnails
         self._slots = threading.BoundedSemaphore(max_pending)
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
@@ -71,8 +82,8 @@ class DecodePool:
         If the caller is cancelled while the image waits, the image is not decoded.
 
         Raises:
-            InvalidArgument: the image is rejected, as in `read_image`.
-            ResourceExhausted: reason 'QUEUE_FULL'.
+            InvalidArgument: the image is rejected, as in `decoded_image`.
+            ResourceExhausted: reason 'QUEUE_FULL' or 'NO_MEMORY'.
         """
         if not self._slots.acquire(blocking=False):
             raise ResourceExhausted(
@@ -94,7 +105,7 @@ class DecodePool:
 
     def _decode(self, data: bytes, processor: ImageProcessor) -> DecodedImage:
         started = time.perf_counter()
-        image = read_image(data, self.limits)
-        vector = thumbnail_vector(image) if self._with_thumbnails else None
-        pixels, grid = processor.to_pixels(image), processor.grid(*image.size)
+        with decoded_image(data, self.limits, self._memory) as image:
+            vector = thumbnail_vector(image) if self._with_thumbnails else None
+            pixels, grid = processor.to_pixels(image), processor.grid(*image.size)
         return DecodedImage(pixels, grid, time.perf_counter() - started, vector)

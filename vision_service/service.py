@@ -18,7 +18,7 @@ from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
 from vision_service.backends import BACKENDS, BackendName, BackendOptions, PerformanceHint, SharedMemory, TritonOptions
 from vision_service.batcher import BatchConfig
-from vision_service.decode_pool import DecodePool
+from vision_service.decode_pool import DECODE_MEMORY_BYTES, DecodePool
 from vision_service.image_encoder import SharedResources
 from vision_service.image_reader import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.loader import AUTO, VisionLoader
@@ -74,6 +74,12 @@ class VisionSettings(StageSettings):
         _BATCHING.max_queue, ge=1, description="maximum decoded images that wait for a forward pass, per model"
     )
     decode_threads: int = Field(2, ge=1, le=256, description="images decoded at once")
+    decode_memory_bytes: int = Field(
+        DECODE_MEMORY_BYTES,
+        ge=2**20,
+        description="memory for decoding images, bytes. An image that needs more is refused: the default has room for "
+        "a JPEG of 52 million pixels and a WebP of 37 million",
+    )
     max_decode_queue: int = Field(64, ge=1, description="maximum images that are being decoded or wait for it")
     max_image_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="maximum size of an image file, bytes")
     max_image_pixels: int = Field(
@@ -173,6 +179,7 @@ def _open_resources(settings: VisionSettings) -> SharedResources:
         num_threads=settings.decode_threads,
         max_pending=settings.max_decode_queue,
         limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+        memory_bytes=settings.decode_memory_bytes,
         with_thumbnails=settings.reuse_similar,
     )
     return SharedResources(

@@ -5,6 +5,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from checkpoint.families import VisionConfig
 from processing.square_images import SquareImages
 from vision_service import decode_pool
 from vision_service.decode_pool import DecodePool
-from vision_service.image_reader import ImageLimits, read_image
+from vision_service.image_reader import ImageLimits, decoded_image, read_image
+from vision_service.memory_budget import MemoryBudget
 
 IMAGES = SquareImages(VisionConfig(), num_visual_tokens=32)
 
@@ -59,12 +61,14 @@ async def test_the_pool_is_bounded_and_cancelled_calls_free_their_slots(
 ) -> None:
     gate, seen = threading.Event(), []
 
-    def slow_read(data: bytes, limits: ImageLimits) -> Image.Image:
+    @contextmanager
+    def slow_read(data: bytes, limits: ImageLimits, memory: MemoryBudget) -> Iterator[Image.Image]:
         seen.append(data)
         assert gate.wait(10)
-        return read_image(data, limits)
+        with decoded_image(data, limits, memory) as image:
+            yield image
 
-    monkeypatch.setattr(decode_pool, "read_image", slow_read)
+    monkeypatch.setattr(decode_pool, "decoded_image", slow_read)
     images = {colour: png(colour) for colour in ("red", "green", "blue", "white")}
     tasks = {colour: asyncio.create_task(pool.decode(images[colour], IMAGES)) for colour in ("red", "green")}
     await asyncio.sleep(0.01)
