@@ -107,6 +107,9 @@ class Cluster:
     def address(self, name: str) -> str:
         return f"{HOST}:{self._services[name].ready['port']}"
 
+    def pid(self, name: str) -> int:
+        return self._services[name].pid
+
     def metrics(self, name: str) -> dict[str, float]:
         """Return every metric of a process, summed over its labels."""
         url = f"http://{HOST}:{self._services[name].ready['metrics_port']}/metrics"

@@ -3,7 +3,7 @@
 import { announce, byId, element, icon } from "./dom.js";
 import { say, text } from "./language.js";
 
-const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
+const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif"];
 const MAX_IMAGES = 8;
 const MAX_MEGABYTES = 20;
 

@@ -71,7 +71,7 @@ export class Conversation {
     } finally {
       if (this.running === controller) this.running = null;
       this.onChange();
-      if (this.turns.at(-1) === turn) followDown(view.node, true);
+      if (this.turns.at(-1) === turn) followDown(view.node);
     }
   }
 
@@ -119,8 +119,8 @@ function unexpected(error) {
 }
 
 /** Keep the end of an answer in view, unless the reader has scrolled up. */
-function followDown(node, atEnd = false) {
-  const composer = byId("composer").offsetHeight;
-  const hidden = node.getBoundingClientRect().bottom + composer - window.innerHeight;
-  if (hidden > 0 && hidden < (atEnd ? 480 : 160)) window.scrollBy({ top: hidden, behavior: "instant" });
+function followDown(node) {
+  const end = node.querySelector(".turn-answer > :last-child").getBoundingClientRect().bottom;
+  const hidden = end + byId("composer").offsetHeight + 16 - window.innerHeight;
+  if (hidden > 0 && hidden < 200) window.scrollBy({ top: hidden, behavior: "instant" });
 }

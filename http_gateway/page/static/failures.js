@@ -19,7 +19,7 @@ const BY_STATUS = {
   504: ["error_deadline"],
 };
 
-/** Describe an error: a headline, the server's own words, help and the request id. Buttons come last. */
+/** Describe an error: a headline, help, the server's own words and the request id. Buttons come last. */
 export function failure(error, ...buttons) {
   const [headline, help] =
     BY_CODE[error.code] ?? BY_STATUS[error.status] ?? (error.status < 500 ? ["error_request"] : ["error_server"]);
@@ -27,11 +27,15 @@ export function failure(error, ...buttons) {
     "div",
     { class: "failure", role: "alert" },
     icon("warn"),
-    element("strong", { t: headline }),
-    error.detail ? element("p", {}, error.detail) : null,
-    help ? element("p", { t: help }) : null,
-    error.retryAfterS ? element("p", { t: "retry_after", v: { n: Math.ceil(error.retryAfterS) } }) : null,
-    error.requestId ? element("p", { class: "muted", t: "request_was", v: { id: error.requestId } }) : null,
-    buttons.length ? element("div", {}, ...buttons) : null,
+    element(
+      "div",
+      {},
+      element("strong", { t: headline }),
+      help ? element("p", { t: help }) : null,
+      error.retryAfterS ? element("p", { t: "retry_after", v: { n: Math.ceil(error.retryAfterS) } }) : null,
+      error.detail ? element("p", { class: "muted" }, error.detail) : null,
+      error.requestId ? element("p", { class: "muted", t: "request_was", v: { id: error.requestId } }) : null,
+      buttons.length ? element("div", { class: "failure-actions" }, ...buttons) : null,
+    ),
   );
 }

@@ -75,19 +75,17 @@ function tokens(usage, facts) {
   const { decode } = facts.timings_ms;
   const details = usage.prompt_tokens_details ?? {};
   const imageTokens = facts.images.reduce((sum, image) => sum + image.num_visual_tokens, 0);
-  const rows = [["prompt_tokens", count(usage.prompt_tokens)]];
-  if (imageTokens) rows.push(["image_tokens", count(imageTokens)]);
-  if (details.cached_tokens) rows.push(["cached_tokens", count(details.cached_tokens)]);
-  rows.push(["answer_tokens", count(usage.completion_tokens)]);
-  const facts_ = rows.flatMap(([key, value]) => [element("dt", { t: key }), element("dd", {}, value)]);
+  const row = (key, value, classes) => [element("dt", { t: key, class: classes }), element("dd", {}, count(value))];
+  const rows = row("prompt_tokens", usage.prompt_tokens);
+  if (imageTokens) rows.push(...row("image_tokens", imageTokens, "sub"));
+  if (details.cached_tokens) rows.push(...row("cached_tokens", details.cached_tokens, "sub"));
+  rows.push(...row("answer_tokens", usage.completion_tokens));
   if (decode > 0 && usage.completion_tokens > 1) {
     const speed = ((usage.completion_tokens - 1) / decode) * 1000;
-    facts_.push(
-      element("dt", { t: "speed" }),
-      element("dd", { t: "tokens_per_second", v: { n: speed.toFixed(speed < 10 ? 1 : 0) } }),
-    );
+    const values = { n: speed.toFixed(speed < 10 ? 1 : 0) };
+    rows.push(element("dt", { t: "speed" }), element("dd", { t: "tokens_per_second", v: values }));
   }
-  return element("div", { class: "report-block" }, element("h3", { t: "tokens" }), element("dl", { class: "facts" }, ...facts_));
+  return element("div", { class: "report-block" }, element("h3", { t: "tokens" }), element("dl", { class: "facts" }, ...rows));
 }
 
 function origin(facts) {

@@ -1,0 +1,224 @@
+"""A browser, and doors of real stacks."""
+
+import base64
+import io
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.drawing import draw
+from demo.scenes import HELD_OUT_SEEDS, make_scene
+from tandem.stack import Stack, StackConfig
+from tandem.stack.process import ServiceProcess
+from tests.end_to_end.cluster import Cluster
+
+DEMO_MODELS = Path(__file__).parents[3] / "models"
+STABLE, CANARY = "tandem-demo-v1.0.0", "tandem-demo-v1.1.0"
+SIZES = {"desktop": {"width": 1280, "height": 860}, "phone": {"width": 390, "height": 844}}
+READY_S = 60
+_ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--font-render-hinting=none"),
+]
+# Sends events with files, as a browser does when a visitor drops or pastes some.
+_BRING = """([images, kind, name, types]) => {
+    const transfer = new DataTransfer();
+    images.forEach((image, index) => {
+        const bytes = Uint8Array.from(atob(image), (one) => one.charCodeAt(0));
+        transfer.items.add(new File([bytes], `image-${index}.png`, {type: 'image/png'}));
+    });
+    for (const type of types) {
+        const target = document.elementFromPoint(200, 400);
+        target.dispatchEvent(new window[kind](type, {bubbles: true, cancelable: true, [name]: transfer}));
+    }
+}"""
+
+
+@contextmanager
+def running_door(gateway: str, *flags: str) -> Iterator[str]:
+    """Yield the address of an HTTP door of a gateway."""
+    changed = threading.Condition()
+    arguments = ["--listen", "127.0.0.1:0", "--gateway", gateway, "--log-format", "json", *flags]
+    log: list[str] = []
+    door = ServiceProcess("http", "http_gateway", arguments, lambda _name, line: log.append(line), changed)
+    door.start()
+    try:
+        with changed:
+            assert changed.wait_for(lambda: door.ready or door.exit_code is not None, READY_S)
+        assert door.ready, log
+        yield f"http://127.0.0.1:{door.ready['port']}"
+    finally:
+        door.kill()
+
+
+@dataclass
+class DemoStack:
+    """The demo's services, and their door."""
+
+    gateway: str
+    url: str
+
+
+@contextmanager
+def running_demo(release: str) -> Iterator[DemoStack]:
+    """Yield the demo's services and their door."""
+    flags = ["--refresh-s", "0.3", "--rollout-tick-s", "0.1"]
+    config = StackConfig(models=DEMO_MODELS, release=release, threads=2, drain_s=2, gateway_flags=flags)
+    with Stack(config) as stack, running_door(stack.address) as url:
+        yield DemoStack(stack.address, url)
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[DemoStack]:
+    with running_demo(CANARY) as demo:
+        yield demo
+
+
+@dataclass
+class TinyStack:
+    """Services that can be killed, whose random model answers long, and their door."""
+
+    cluster: Cluster
+    url: str
+
+
+@pytest.fixture(scope="session")
+def tiny(store: Path) -> Iterator[TinyStack]:
+    with Cluster(store) as cluster, running_door(cluster.address("gateway-0")) as url:
+        yield TinyStack(cluster, url)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Yield a browser, for one module: the driver would disturb the event loops of others."""
+    assert "TANDEM_NODE" in os.environ, "run these tests by `make test-http`, which brings the browser"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page that must not complain, nor ask another server for anything."""
+
+    page: Any
+    size: str
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
+        self.page.on("console", lambda message: self._note(message))
+        self.page.on("request", lambda request: self._check(request.url))
+
+    def ask(self, question: str) -> None:
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+
+    def wait_for_answer(self, status: str = "done") -> str:
+        """Wait for the end of the last answer and return its text."""
+        self.page.wait_for_selector(f"#turns > li:last-child[data-status={status}]", timeout=20_000)
+        text: str = self.page.inner_text("#turns > li:last-child .answer-text")
+        return text
+
+    def wait_until(self, expression: str, within_s: float = 20) -> None:
+        """Wait until an expression is true. The browser's own wait evaluates strings, which the page forbids."""
+        end_s = time.monotonic() + within_s
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end_s, expression
+            self.page.wait_for_timeout(20)
+
+    def levels(self) -> list[str]:
+        """Return the cache levels in the last report."""
+        badges = self.page.query_selector_all("#turns > li:last-child .report-images .badge")
+        return [badge.inner_text() for badge in badges]
+
+    def drop(self, *images: bytes) -> None:
+        """Drop images on the page."""
+        self._bring(images, "DragEvent", "dataTransfer", ["dragenter", "dragover", "drop"])
+
+    def paste(self, *images: bytes) -> None:
+        """Paste images."""
+        self._bring(images, "ClipboardEvent", "clipboardData", ["paste"])
+
+    def _bring(self, images: tuple[bytes, ...], kind: str, name: str, types: list[str]) -> None:
+        """Send the page the events of a visitor who brings images."""
+        before = len(self.page.query_selector_all("#attachments li"))
+        encoded = [base64.b64encode(image).decode() for image in images]
+        self.page.evaluate(_BRING, [encoded, kind, name, types])
+        self.page.wait_for_selector(f"#attachments li:nth-child({before + len(images)})")
+
+    def _note(self, message: Any) -> None:
+        # A failed call is shown to the visitor. The browser logs it, too.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def _check(self, url: str) -> None:
+        if not url.startswith((f"{self.url}/", f"blob:{self.url}/")):
+            self.complaints.append(f"asked {url}")
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def visit(chromium: Any, size: str) -> Iterator[Open]:
+    """Return `visit(url, **context)`, which opens the page in a fresh browser of one size."""
+    contexts, visits = [], []
+
+    def open_page(url: str, path: str = "/", **options: Any) -> Visit:
+        options = {"locale": "en-GB", "reduced_motion": "no-preference", **options}
+        phone = {"is_mobile": True, "has_touch": True, "device_scale_factor": 2} if size == "phone" else {}
+        context = chromium.new_context(viewport=SIZES[size], **phone, **options)
+        contexts.append(context)
+        made = Visit(context.new_page(), size, url)
+        made.watch()
+        visits.append(made)
+        made.page.goto(f"{url}{path}")
+        return made
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not [complaint for one in visits for complaint in one.complaints]
+
+
+@pytest.fixture(scope="session")
+def make_scene_image() -> Callable[[], bytes]:
+    """Return a function that draws an image which no cache has seen."""
+    seeds = iter(HELD_OUT_SEEDS)
+
+    def make() -> bytes:
+        file = io.BytesIO()
+        draw(make_scene(next(seeds))).save(file, "PNG")
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def keep_screen(size: str) -> Callable[[Visit, str], None]:
+    """Return `keep_screen(visit, name)`, which saves what the browser shows if TANDEM_SCREENS is set."""
+
+    def keep(visit: Visit, name: str) -> None:
+        if "TANDEM_SCREENS" in os.environ:
+            visit.page.mouse.move(0, 0)
+            visit.page.screenshot(path=Path(os.environ["TANDEM_SCREENS"]) / f"page-{name}-{size}.png")
+
+    return keep

@@ -1,0 +1,171 @@
+"""The operators' view in a real browser: numbers, keys, a rollout that is promoted."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tandem.client import Rollouts
+from tandem.stack import Stack, StackConfig
+from tandem.v1 import rollout_pb2
+from tests.gateway.api_keys import tenant_entry
+from tests.http_gateway.page.conftest import CANARY, STABLE, DemoStack, Open, Visit, running_demo, running_door
+
+pytestmark = pytest.mark.http
+
+Keep = Callable[[Visit, str], None]
+PLAN = rollout_pb2.RolloutPlan(
+    canary=CANARY,
+    steps=[
+        rollout_pb2.RolloutStep(weight_percent=50, seconds=600),
+        rollout_pb2.RolloutStep(weight_percent=100, seconds=600),
+    ],
+    guard=rollout_pb2.RolloutGuard(max_error_rate_increase=0.05, max_first_token_ratio=2, max_empty_rate_increase=0.05),
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[DemoStack]:
+    """Yield a stack of its own with the older release, so that the newer one can be rolled out."""
+    with running_demo(STABLE) as demo:
+        yield demo
+
+
+@pytest.fixture
+def rollout(demo: DemoStack) -> Iterator[Rollouts]:
+    """Roll out the newer release, and back at the end."""
+    with Rollouts(demo.gateway) as rollouts:
+        rollouts.set(PLAN)
+        next(one for one in rollouts.watch() if one.phase == rollout_pb2.ROLLOUT_PHASE_RUNNING)
+        yield rollouts
+        if rollouts.get().in_force == CANARY:  # back to the start, for the next test
+            rollouts.set(rollout_pb2.RolloutPlan(canary=STABLE, steps=PLAN.steps, guard=PLAN.guard))
+            rollouts.promote("the test is over")
+        else:
+            rollouts.roll_back("the test is over")
+
+
+def test_the_numbers_follow_the_questions(demo: DemoStack, visit: Open, make_scene_image: Callable[[], bytes]) -> None:
+    opened = visit(demo.url)
+    page = opened.page
+    opened.drop(make_scene_image())
+    opened.ask("Describe the picture.")
+    opened.wait_for_answer()
+    page.click("text=Ask again")
+    page.wait_for_selector(".report .badge.good")
+    page.click("#tab-operations")
+    page.wait_for_selector(".release-name")
+    shown = page.inner_text("#operations")
+    for text in (STABLE, "100 %", "In force", "KV cache, replica 1", "of images were not encoded again"):
+        assert text in shown
+    assert "no requests" not in shown
+    answered = int(page.inner_text(".measure:nth-child(2) dd").split()[0])
+    assert answered >= 2
+    page.click("#tab-ask")
+    opened.ask("What is it?")
+    opened.wait_for_answer()
+    page.click("#tab-operations")
+    page.wait_for_selector(f".measure:nth-child(2) dd:has-text('{answered + 1}')")
+
+
+def test_an_operator_promotes_with_a_reason(
+    demo: DemoStack, rollout: Rollouts, visit: Open, make_scene_image: Callable[[], bytes], keep_screen: Keep
+) -> None:
+    opened = visit(demo.url)
+    page = opened.page
+    for _ in range(4):  # conversations of their own, so both releases get some
+        opened.drop(make_scene_image())
+        opened.ask("Describe the picture.")
+        opened.wait_for_answer()
+        page.click("text=Ask again")
+        page.wait_for_selector(".report .badge.good")
+        page.click("#new-conversation")
+    page.click("#tab-operations")
+    page.wait_for_selector("text=Running")
+    page.wait_for_timeout(2500)  # some points for the line
+    keep_screen(opened, "operations")
+    assert page.inner_text("[aria-current=step]") == "50 %"
+    table = page.inner_text("table")
+    for text in ("Error rate", "First token", "Empty answers", "Requests"):
+        assert text in table
+
+    page.click(".rollout-actions >> text=Promote")
+    page.wait_for_selector("#confirm[open]")
+    assert page.inner_text("#confirm-title") == f"Promote {CANARY}?"
+    keep_screen(opened, "confirm")
+    page.click("#confirm >> text=Cancel")
+    assert rollout.get().phase == rollout_pb2.ROLLOUT_PHASE_RUNNING
+
+    page.click(".rollout-actions >> text=Promote")
+    page.fill("#confirm-reason", "<b>it is better</b>")
+    page.click("#confirm-go")
+    page.wait_for_selector("text=Promoted")
+    page.wait_for_selector("text=<b>it is better</b>")
+    assert rollout.get().in_force == CANARY
+
+
+def test_an_operator_rolls_back(demo: DemoStack, visit: Open) -> None:
+    with Rollouts(demo.gateway) as rollouts:
+        before = rollouts.get().in_force
+        other = STABLE if before == CANARY else CANARY
+        plan = rollout_pb2.RolloutPlan()
+        plan.CopyFrom(PLAN)
+        plan.canary = other
+        rollouts.set(plan)
+        opened = visit(demo.url, "/#operations")
+        page = opened.page
+        page.click(".rollout-actions >> text=Roll back", timeout=30_000)
+        page.click("#confirm-go")
+        page.wait_for_selector("text=An operator rolled it back.")
+        assert rollouts.get().in_force == before
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[str]:
+    """Yield the address of a door whose gateway knows two keys."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    keys.write_text(tenant_entry("shop", "shops-key") + tenant_entry("ops", "operators-key", role="operator"))
+    config = StackConfig(
+        models=store,
+        release="tiny-v1.0.0",
+        precision="float32",
+        threads=1,
+        drain_s=2,
+        gateway_flags=["--keys", str(keys)],
+    )
+    with Stack(config) as stack, running_door(stack.address) as url:
+        yield url
+
+
+def test_keys_open_what_they_are_for(guarded: str, visit: Open, keep_screen: Keep) -> None:
+    opened = visit(guarded)
+    page = opened.page
+    page.wait_for_selector("#key-needed:visible")
+    page.fill("#api-key", "shops-key")
+    page.click("#settings footer button")
+    opened.ask("What is it?")
+    assert opened.wait_for_answer()
+
+    page.click("#tab-operations")
+    page.wait_for_selector("text=An operator's API key is needed")
+    keep_screen(opened, "key-needed")
+    page.click("text=Enter an API key")
+    page.fill("#api-key", "operators-key")
+    page.click("#settings footer button")
+    page.wait_for_selector(".release-name")
+
+    page.reload()  # this tab keeps the key
+    page.wait_for_selector(".release-name")
+    assert "operators-key" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_a_wrong_key_is_named(guarded: str, visit: Open) -> None:
+    opened = visit(guarded)
+    page = opened.page
+    page.wait_for_selector("#key-needed:visible")
+    page.fill("#api-key", "no-key-of-anyone")
+    page.click("#settings footer button")
+    page.wait_for_selector("#key-needed:visible")
+    page.keyboard.press("Escape")
+    opened.ask("What is it?")
+    page.wait_for_selector("text=The server refuses this API key.")
