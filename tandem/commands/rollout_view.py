@@ -8,6 +8,7 @@ from rich.text import Text
 from tandem.v1 import rollout_pb2
 
 _PHASE_STYLES = {"running": "yellow", "preparing": "yellow", "promoted": "green", "rolled back": "red"}
+_LIVE = (rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING)
 _VERDICT_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
 # How a metric's values and its effect are written. The other metrics are rates.
 _TIME, _RATE = ("{:.1f} ms", 1000, "{:.2f}x", 1), ("{:.2f} %", 100, "{:+.2f} pp", 100)
@@ -46,7 +47,7 @@ def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
         return Group(*parts, Text(f"No rollout yet; {rollout.in_force} answers everything."))
     parts += [_heading(rollout, now_s), _side_by_side(rollout)]
     if rollout.HasField("probes"):
-        parts.append(_probes(rollout.probes))
+        parts.append(_probes(rollout.probes, is_live=rollout.phase in _LIVE))
     if rollout.HasField("shadow"):
         parts.append(_mirrored("mirrored to the canary", rollout.shadow))
     if rollout.HasField("shadow_stable"):
@@ -139,16 +140,17 @@ def _row_name(finding: rollout_pb2.RolloutFinding) -> str:
     return plain_name(rollout_pb2.RolloutMetric.DESCRIPTOR, finding.metric)
 
 
-def _probes(probes: rollout_pb2.RolloutProbes) -> Text:
+def _probes(probes: rollout_pb2.RolloutProbes, *, is_live: bool) -> Text:
     """Return the answers to the probes in words."""
-    more = f" {probes.remaining} are not asked yet." if probes.remaining else ""
+    more = f" {probes.remaining} are not asked yet." if probes.remaining and is_live else ""
+    problem = f" {probes.problem}" if probes.problem else ""
     if not probes.judged + probes.unjudged:
-        return Text(f"quality (probes): {probes.problem or 'not asked yet'}{more}")
+        return Text(f"quality (probes):{problem or ' not asked yet'}{more}")
     unjudged = f", {probes.unjudged} without verdict" if probes.unjudged else ""
     lost = f"; lost: {', '.join(probes.lost_ids[:3])}{', ...' if probes.lost > 3 else ''}" if probes.lost_ids else ""
     return Text(
         f"quality (probes): of {probes.judged} answers stable has {probes.stable_wrong} wrong, the canary "
-        f"{probes.canary_wrong}{unjudged}{lost}. {probes.problem}{more}".rstrip()
+        f"{probes.canary_wrong}{unjudged}{lost}.{problem}{more}"
     )
 
 

@@ -226,9 +226,12 @@ def test_answers_to_probes_are_rows_and_a_line() -> None:
     )
     probes.remaining = 310
     rollout.probes.CopyFrom(probes)
-    with console.capture() as captured:
-        console.print(rollout_view(rollout, 0))
-    assert "lost: p1, p2, p3, .... 310 are not asked yet." in " ".join(captured.get().split())
+    for phase, is_shown in ((rollout_pb2.ROLLOUT_PHASE_PREPARING, True), (rollout_pb2.ROLLOUT_PHASE_PROMOTED, False)):
+        rollout.phase = phase
+        with console.capture() as captured:
+            console.print(rollout_view(rollout, 0))
+        shown = " ".join(captured.get().split())
+        assert ("lost: p1, p2, p3, .... 310 are not asked yet." in shown) is is_shown
     probes.Clear()
     probes.problem = "Neither release has probes."
     rollout.probes.CopyFrom(probes)
