@@ -7,11 +7,12 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chassis.errors import InvalidArgument, TandemError, Unavailable
+from http_gateway.wire.bodies import DISCARDED_BYTES
 from http_gateway.wire.errors import error_body
 from http_gateway.wire.json_text import encode
 
 MAX_HEADER_BYTES = 64 * 2**10
-# Chunked bodies have more bytes on the wire than in the request: sizes of chunks, extensions and trailers.
+# Chunked bodies have more bytes on the wire than in the request: sizes of chunks and their extensions.
 _MAX_WIRE_RATIO = 2
 _TOO_LARGE = "The headers are larger than 64 KiB: send fewer of them."
 _TOO_SLOW = "The headers did not arrive in time: send the request again."
@@ -41,6 +42,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._in_headers = True
         self._num_wire_bytes = 0  # of the current request
+        self._num_trailer_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -69,7 +71,7 @@ class Connection(HttpToolsProtocol):
         if self._in_headers:
             if self._num_wire_bytes > MAX_HEADER_BYTES:
                 self._refuse(431, InvalidArgument(_TOO_LARGE, reason="HEADERS_TOO_LARGE"))
-        elif self._num_wire_bytes > MAX_HEADER_BYTES + _MAX_WIRE_RATIO * self._limits.max_body_bytes:
+        elif self._num_wire_bytes > _MAX_WIRE_RATIO * self._limits.max_body_bytes + DISCARDED_BYTES:
             self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -77,9 +79,19 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._await_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer after the body."""
+        if not self._in_headers:
+            self._num_trailer_bytes += len(name) + len(value)
+            if self._num_trailer_bytes > MAX_HEADER_BYTES:
+                self.transport.abort()
+                return
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start the request."""
         self._in_headers = False
+        self._num_trailer_bytes = 0
         self._stop_header_timer()
         super().on_headers_complete()
 

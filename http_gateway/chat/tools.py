@@ -11,8 +11,15 @@ from http_gateway.schemas.tools import FunctionDefinition, NamedToolChoice, Tool
 from tandem.v1 import gateway_pb2
 
 _MAX_GRAMMAR_BYTES = 65536  # of the contract
-# As the models write it: with a space after each colon and comma.
-_SPACING = {"x-guidance": {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}}
+# As the models write it: with a space after each colon and comma. As in other constraints, 'oneOf' is taken as 'anyOf'.
+_FORM = {
+    "x-guidance": {
+        "whitespace_flexible": False,
+        "key_separator": ": ",
+        "item_separator": ", ",
+        "coerce_one_of": True,
+    }
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,17 +121,18 @@ def _functions(functions: Sequence[FunctionDefinition], *, all_strict: bool) -> 
     for index, function in enumerate(functions):
         head = _quoted(f'{{"name": "{function.name}", "arguments": ')
         schema = _arguments_schema(function, is_strict=all_strict or bool(function.strict))
-        rules.append(f'function_{index}: {head} arguments_{index} "}}"\narguments_{index}: %json {json.dumps(schema)}')
+        text = json.dumps(schema, ensure_ascii=False)  # escapes would make it longer
+        rules.append(f'function_{index}: {head} arguments_{index} "}}"\narguments_{index}: %json {text}')
     return "\n".join(rules) + "\n"
 
 
 def _arguments_schema(function: FunctionDefinition, *, is_strict: bool) -> dict[str, Any]:
     """Return the schema of a call's arguments."""
     if not is_strict:
-        return {"type": "object", **_SPACING}
+        return {"type": "object", **_FORM}
     if not function.parameters:
-        return {"type": "object", "properties": {}, "additionalProperties": False, **_SPACING}
-    return {**function.parameters, **_SPACING}
+        return {"type": "object", "properties": {}, "additionalProperties": False, **_FORM}
+    return {**function.parameters, **_FORM}
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from http_gateway.wire.caller import values_of
 from http_gateway.wire.problems import as_invalid_argument
 
 # A client that sends a body too large reads the response only after its last byte. So this much more is discarded.
-_DISCARDED_BYTES = 64 * 2**20
+DISCARDED_BYTES = 64 * 2**20
 _DISCARDING_S = 5.0
 # Larger bodies are parsed on a thread, so that others do not wait for them.
 _PARSE_INLINE_BYTES = 256 * 2**10
@@ -88,7 +88,7 @@ async def read_body(
         message = f"The request's body did not arrive within {timeout_s:g} s: send it again."
         raise InvalidArgument(message, reason="BODY_TIMEOUT") from None
     if body is None:
-        if announced <= max_bytes + _DISCARDED_BYTES:
+        if announced <= max_bytes + DISCARDED_BYTES:
             await _discard(receive)
         raise InvalidArgument(
             f"The request's body is larger than {max_bytes} bytes: send fewer or smaller images.",
@@ -143,7 +143,7 @@ async def _discard(receive: Receive) -> None:
     num_bytes, more = 0, True
     try:
         async with asyncio.timeout(_DISCARDING_S):
-            while more and num_bytes < _DISCARDED_BYTES:
+            while more and num_bytes < DISCARDED_BYTES:
                 chunk, more = await _next_chunk(receive)
                 num_bytes += len(chunk)
     except TimeoutError:

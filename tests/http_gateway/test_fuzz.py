@@ -6,23 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from hypothesis_jsonschema import from_schema
 
 from http_gateway.openapi import document
 from http_gateway.schemas.errors import ErrorBody
 from tandem.stack import Stack
 from tests.http_gateway.doors import CHAT, RunningDoor, question, running_door
+from tests.http_gateway.schema_bodies import ANYTHING, bodies
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LIMITS = settings(
     max_examples=150,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=8,
 )
 
 
@@ -42,6 +39,7 @@ class Loop:
         response = self._runner.run(
             self._door.client.post(CHAT, content=body, headers={"content-type": "application/json"})
         )
+        event(str(response.status_code))
         if response.status_code != 200:
             assert response.status_code < 500, response.text
             ErrorBody.model_validate_json(response.text)
@@ -60,40 +58,46 @@ def loop(stack: Stack) -> Iterator[Loop]:
     loop.close()
 
 
-def chat_schema() -> dict[str, Any]:
-    """Return the schema of a chat completion in the document."""
-    content = json.loads(document())
-    definitions = content["components"]["schemas"]
-    text = json.dumps({**definitions["ChatRequest"], "$defs": definitions})
-    schema: dict[str, Any] = json.loads(text.replace("#/components/schemas/", "#/$defs/"))
-    # Short answers, and few of them: the fuzz is about bodies.
-    schema["properties"]["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": 4}
-    schema["properties"]["max_completion_tokens"] = {"type": "null"}
-    schema["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
-    schema["required"] = ["messages", "max_tokens"]
-    return schema
+DEFINITIONS: dict[str, Any] = json.loads(document())["components"]["schemas"]
+# Short answers, and few of them: the fuzz is about bodies.
+CHAT_REQUEST = {**DEFINITIONS["ChatRequest"], "required": ["messages", "max_tokens"]}
+CHAT_REQUEST["properties"] = {
+    **CHAT_REQUEST["properties"],
+    "max_tokens": {"type": "integer", "minimum": 1, "maximum": 4},
+    "max_completion_tokens": {"type": "null"},
+    "n": {"type": "integer", "minimum": 1, "maximum": 2},
+}
 
 
 @LIMITS
-@given(from_schema(chat_schema()))
+@given(bodies(CHAT_REQUEST, DEFINITIONS))
 def test_bodies_of_the_schema(loop: Loop, body: Any) -> None:
     loop.post(json.dumps(body).encode())
 
 
 @LIMITS
-@given(st.sampled_from(sorted(chat_schema()["properties"])), JSON)
+@given(bodies(CHAT_REQUEST, DEFINITIONS), st.text(st.characters(categories=["L", "P"]), min_size=1, max_size=30))
+def test_a_question_with_any_options(loop: Loop, body: Any, text: str) -> None:
+    loop.post(json.dumps({**body, **question(f"Say {text}"), "model": None}).encode())
+
+
+@LIMITS
+@given(st.sampled_from(sorted(CHAT_REQUEST["properties"])), ANYTHING)
 def test_any_value_in_any_field(loop: Loop, name: str, value: Any) -> None:
     loop.post(json.dumps({**question("Hello?", max_tokens=3), name: value}).encode())
 
 
 @LIMITS
-@given(st.lists(st.fixed_dictionaries({}, optional={"role": JSON, "content": JSON, "name": JSON}), max_size=3) | JSON)
+@given(
+    st.lists(st.fixed_dictionaries({}, optional={"role": ANYTHING, "content": ANYTHING, "name": ANYTHING}), max_size=3)
+    | ANYTHING
+)
 def test_any_messages(loop: Loop, messages: Any) -> None:
     loop.post(json.dumps({"messages": messages, "max_tokens": 3}).encode())
 
 
 @LIMITS
-@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
+@given(ANYTHING.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
 def test_any_bytes(loop: Loop, body: bytes) -> None:
     loop.post(body)
 
