@@ -85,6 +85,8 @@ def explain(constraint: Constraint, error: str) -> str:
     if found := re.match(r"Unknown format: (.*)", line):
         place = _place(schema, "format", found[1])
         return f"has the format {found[1]!r}{place}, supported are: {', '.join(SCHEMA_FORMATS)}"
+    if "oneOf constraints are not supported" in line:
+        return "has a 'oneOf' with branches that may fit the same value, so use 'anyOf'"
     if line.startswith("Resource "):
         return f"refers to another document{_place(schema, '$ref')}, so copy that into its '$defs'"
     line = line.removeprefix("Unsatisfiable schema: ")

@@ -122,6 +122,22 @@ def test_references_in_a_schema_stay_in_it() -> None:
     assert not fits(plan.grammar, call("tree", '{"left": {"name": "tree"}}'))
 
 
+def test_the_size_of_a_schema_is_counted_in_utf8() -> None:
+    places = ["城市" * 60 + str(number) for number in range(160)]
+    schema = {**CITY, "properties": {"city": {"enum": places}}}
+    assert len(json.dumps(schema, ensure_ascii=False).encode()) < 62_000 < 65_536 < len(json.dumps(schema))
+    plan = plan_tools([tool("weather", schema)], "required")
+    assert plan.grammar is not None
+    assert fits(plan.grammar, call("weather", json.dumps({"city": places[7]}, ensure_ascii=False)))
+
+
+def test_one_of_is_taken_as_any_of() -> None:
+    either = {"oneOf": [{"type": "integer"}, {"type": "number"}]}  # 7 fits both
+    plan = plan_tools([tool("weather", {**CITY, "properties": {"city": either}})], "required")
+    assert plan.grammar is not None
+    assert fits(plan.grammar, call("weather", '{"city": 7}'))
+
+
 def test_free_tools_are_shown_without_a_grammar() -> None:
     plan = plan_tools([WEATHER, CLOCK], None)
     assert (plan.grammar, plan.may_call) == (None, True)

@@ -55,6 +55,20 @@ async def compiler(tokenizer: Tokenizer) -> AsyncIterator[GrammarCompiler]:
     compiler.close()
 
 
+@pytest.mark.parametrize("kind", ["regex", "grammar", "choices", "json_schema"])
+async def test_an_added_token_that_is_text_may_spell_its_part_of_a_constraint(kind: Kind) -> None:
+    """Models call tools with such tokens, and answers show them as text."""
+    tokenizer = TOKENIZERS["merges"]
+    text = {"regex": "<tool_call>a", "grammar": 'start: "<tool_call>a"'}.get(kind, json.dumps(["<tool_call>a"]))
+    compiler = GrammarCompiler(tokenizer.to_str(), vocab_size=tokenizer.get_vocab_size(), eos_token_ids=[0])
+    try:
+        schema = json.dumps({"enum": ["<tool_call>a"]})
+        tokens = await follow(compiler, Constraint(kind, schema if kind == "json_schema" else text), 300)
+    finally:
+        compiler.close()
+    assert tokenizer.get_vocab()["<tool_call>"] in tokens
+
+
 async def follow(compiler: GrammarCompiler, constraint: Constraint, vocab_size: int) -> list[int]:
     """Return an answer of the last allowed token each."""
     grammar = await compiler.compile(constraint)
@@ -144,6 +158,11 @@ PROBLEMS: dict[str, tuple[Kind, str, list[str]]] = {
     "contradiction": ("json_schema", json.dumps({"minLength": 5, "maxLength": 3, "type": "string"}), ["minLength (5)"]),
     "reference": ("json_schema", json.dumps({"$ref": "http://127.0.0.1:1/x"}), ["another document", "$defs"]),
     "not JSON": ("json_schema", '{"a": }', ["line 1 column 7"]),
+    "oneOf in a grammar": (
+        "grammar",
+        'start: %json {"oneOf": [{"type": "integer"}, {"type": "number"}]}',
+        ["'oneOf'", "use 'anyOf'"],
+    ),
     "unknown rule": ("grammar", "start: a\na: b", ["line 2, character 4", 'unknown name: "b"']),
 }
 
