@@ -9,7 +9,7 @@ from chassis.server import Server
 from checkpoint.store import ModelStore
 from gateway.admission import AdmissionController, Authenticator
 from gateway.answer import ExchangeBuilder, QuestionBuilder, Tokenization
-from gateway.images import ImageStore, open_token_source
+from gateway.images import open_images
 from gateway.operations import SERVICE_NAME as OPERATIONS_SERVICE_NAME
 from gateway.operations import OperationsServicer, RequestWindow
 from gateway.pipeline import Pipeline
@@ -38,12 +38,11 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     store = ModelStore(settings.models)
     default_release = open_release(store, settings.release)
     async with AsyncExitStack() as stack:
-        visual_tokens = await stack.enter_async_context(open_token_source(settings.visual_cache_config))
+        images, visual_tokens = await stack.enter_async_context(open_images(settings.images_config))
         vision, language = _open_stages(settings, stack)
         releases = Releases(store, default_release, vision=vision, language=language)
         traffic = Traffic(releases)
 
-        images = ImageStore(max_bytes=settings.image_store_bytes, max_image_bytes=settings.max_image_bytes)
         questions = QuestionBuilder(releases, images, settings.limits, filters)
         exchanges = ExchangeBuilder(questions, visual_tokens, filters)
         rules = AnswerRules(read_refusals(settings.rollout_refusals))

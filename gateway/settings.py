@@ -1,27 +1,27 @@
 """Settings of the gateway, from flags and `TANDEM_GATEWAY_*` variables."""
 
-import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.channels import ChannelTls, check_target
 from chassis.errors import InvalidArgument
-from chassis.network import split_address
-from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.network import is_loopback
+from chassis.settings import CommaSeparated
 from checkpoint.probes import check_grader
 from gateway.admission import AdmissionLimits, Role
 from gateway.answer import MAX_STOP_STRINGS, Limits
 from gateway.filters import FilterSet, ImageFilter, read_word_lists
-from gateway.images import VisualCacheConfig
+from gateway.images import ImagesConfig
+from gateway.redis_settings import RedisSettings
 from gateway.rollout.wiring import RolloutConfig
 
 _ADMISSION = AdmissionLimits()
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(RedisSettings):
     """Settings of the gateway."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", cli_prog_name="python -m gateway")
@@ -98,18 +98,6 @@ class GatewaySettings(ServiceSettings):
         ge=0,
         description="smallest image for which the vision service is asked by digest before it gets the bytes",
     )
-    shared_cache_url: SecretStr | None = Field(
-        None, description="redis://, rediss:// or unix:// address of a cache of visual tokens shared by all gateways"
-    )
-    shared_cache_timeout_ms: float = Field(
-        20, gt=0, le=1000, description="timeout of one call to the shared cache, milliseconds"
-    )
-    shared_cache_ttl_s: float = Field(
-        86_400, ge=1, allow_inf_nan=False, description="time visual tokens stay in the shared cache, seconds"
-    )
-    shared_cache_pause_s: float = Field(
-        5, gt=0, le=3600, description="pause of the shared cache after five failures in a row, seconds"
-    )
 
     # Filters.
     text_checks: bool = Field(True, description="refuse texts with control characters and questions without words")
@@ -126,9 +114,6 @@ class GatewaySettings(ServiceSettings):
     # Rollouts.
     rollout_file: Path | None = Field(
         None, description="file of the rollout state; with --rollout-redis, the copy used while Redis is down"
-    )
-    rollout_redis: SecretStr | None = Field(
-        None, description="redis:// address of the rollout state, for several gateways that act as one"
     )
     rollout_tick_s: float = Field(
         0.2, ge=0.01, le=5, description="interval between checks of the rollout's state and counts, seconds"
@@ -154,19 +139,6 @@ class GatewaySettings(ServiceSettings):
             check_target(target)
         return targets
 
-    @field_validator("shared_cache_url", "rollout_redis")
-    @classmethod
-    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            # Imported here, because the Redis client is slow to import.
-            from redis.connection import parse_url
-
-            try:
-                parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]
-            except ValueError:  # its message may contain part of the password
-                raise ValueError("must be redis://host:port/db, rediss://host:port/db or unix://path") from None
-        return url
-
     @field_validator("rollout_grader")
     @classmethod
     def _check_grader(cls, target: str | None) -> str | None:
@@ -187,7 +159,7 @@ class GatewaySettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if _is_loopback(self.listen):
+        if is_loopback(self.listen):
             return self
         if self.tls_cert is None and not self.allow_plaintext:
             raise ValueError("--listen is not loopback: set --tls-cert and --tls-key, or --allow-plaintext")
@@ -218,17 +190,16 @@ class GatewaySettings(ServiceSettings):
         )
 
     @property
-    def visual_cache_config(self) -> VisualCacheConfig:
-        """Configuration of the caches of visual tokens."""
-        return VisualCacheConfig(
-            reuse=self.visual_cache,
-            memory_bytes=self.visual_cache_bytes,
-            memory_ttl_s=self.visual_cache_ttl_s,
+    def images_config(self) -> ImagesConfig:
+        """Configuration of the stores of images and visual tokens."""
+        return ImagesConfig(
+            store_bytes=self.image_store_bytes,
+            max_image_bytes=self.max_image_bytes,
+            reuse_tokens=self.visual_cache,
+            tokens_bytes=self.visual_cache_bytes,
+            tokens_ttl_s=self.visual_cache_ttl_s,
             digest_first_bytes=self.digest_first_bytes,
-            redis_url=_secret(self.shared_cache_url),
-            redis_timeout_s=self.shared_cache_timeout_ms / 1000,
-            redis_ttl_s=self.shared_cache_ttl_s,
-            redis_pause_s=self.shared_cache_pause_s,
+            shared=self.shared_cache_config,
         )
 
     @property
@@ -236,7 +207,8 @@ class GatewaySettings(ServiceSettings):
         """Configuration of the rollout store and its checks."""
         return RolloutConfig(
             file=self.rollout_file,
-            redis_url=_secret(self.rollout_redis),
+            redis_url=self.rollout_redis.get_secret_value() if self.rollout_redis else None,
+            redis_prefix=self.redis_prefix,
             tick_s=self.rollout_tick_s,
             refresh_s=self.refresh_s,
             load_timeout_s=self.rollout_load_timeout_s,
@@ -250,7 +222,7 @@ class GatewaySettings(ServiceSettings):
 
         On loopback it is the operator, because callers have access to this machine.
         """
-        return "operator" if _is_loopback(self.listen) else "client"
+        return "operator" if is_loopback(self.listen) else "client"
 
     @property
     def channel_tls(self) -> ChannelTls | None:
@@ -282,15 +254,3 @@ class GatewaySettings(ServiceSettings):
         """
         timeout_s = self.default_deadline_s if client_timeout_s is None else client_timeout_s
         return min(timeout_s, self.max_deadline_s)
-
-
-def _secret(value: SecretStr | None) -> str | None:
-    return value.get_secret_value() if value is not None else None
-
-
-def _is_loopback(listen: str) -> bool:
-    host, _ = split_address(listen)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

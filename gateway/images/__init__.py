@@ -3,6 +3,14 @@
 from gateway.images.entry import TokenShape
 from gateway.images.source import VisualTokenSource
 from gateway.images.store import ImageStore, RequestImage
-from gateway.images.wiring import VisualCacheConfig, open_token_source
+from gateway.images.wiring import ImagesConfig, SharedCacheConfig, open_images
 
-__all__ = ["ImageStore", "RequestImage", "TokenShape", "VisualCacheConfig", "VisualTokenSource", "open_token_source"]
+__all__ = [
+    "ImageStore",
+    "ImagesConfig",
+    "RequestImage",
+    "SharedCacheConfig",
+    "TokenShape",
+    "VisualTokenSource",
+    "open_images",
+]

@@ -6,6 +6,7 @@ Only the vision service decodes them.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prometheus_client import Gauge
 
@@ -14,6 +15,9 @@ from chassis.lru import LruStore
 from chassis.verified_cache import sha256_of
 from checkpoint.identity import DIGEST_BYTES
 from tandem.v1 import gateway_pb2
+
+if TYPE_CHECKING:
+    from gateway.images.shared_images import SharedImages  # imports the Redis client, which few gateways need
 
 IMAGE_STORE_BYTES = Gauge("tandem_gateway_image_store_bytes", "Bytes of all images that clients have uploaded.")
 
@@ -60,16 +64,18 @@ class ImageStore:
     """LRU store of uploaded images by cache salt and SHA-256.
 
     For one event loop. An image is found with the salt of its tenant only, so no tenant learns about the images of
-    another.
+    another. With `shared`, images that another gateway got are found too.
     """
 
-    def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:
+    def __init__(self, *, max_bytes: int, max_image_bytes: int, shared: "SharedImages | None" = None) -> None:
         """Start empty.
 
         Args:
             max_bytes: limit for all images together.
             max_image_bytes: limit for each image.
+            shared: the images of all gateways.
         """
+        self._shared = shared
         self._max_image_bytes = max_image_bytes
         self._images: LruStore[tuple[bytes, bytes], bytes] = LruStore(max_bytes=max_bytes)
 
@@ -91,8 +97,9 @@ class ImageStore:
         check_size(len(data), max_bytes=max_bytes, field="chunk")
         image = bytes(data)
         sha256 = await _hash(image)
-        self._images.put((salt, sha256), image, len(image))
-        IMAGE_STORE_BYTES.set(self._images.num_bytes)
+        self._keep(image, sha256, salt)
+        if self._shared is not None:
+            await self._shared.put(sha256, image, salt)
         return sha256, len(image)
 
     async def resolve(self, image: gateway_pb2.Image, field: str, salt: bytes) -> RequestImage:
@@ -108,18 +115,27 @@ class ImageStore:
             NotFound: reason 'IMAGE_NOT_FOUND', the digest was never uploaded, or the image was evicted.
         """
         if image.HasField("sha256"):
-            return RequestImage(field, self._get(image.sha256, field, salt), image.sha256)
+            return RequestImage(field, await self._get(image.sha256, field, salt), image.sha256)
         check_size(len(image.data), max_bytes=self._max_image_bytes, field=field)
         return RequestImage(field, image.data, await _hash(image.data))
 
-    def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
+    async def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
         if len(sha256) != DIGEST_BYTES:
             raise InvalidArgument(
                 f"A SHA-256 has {DIGEST_BYTES} bytes, not {len(sha256)}.", reason="BAD_DIGEST", field=field
             )
         with self._images.use((salt, sha256)) as image:
-            if image is None:
-                raise NotFound(
-                    "No image with this digest is stored, upload it again.", reason="IMAGE_NOT_FOUND", field=field
-                )
-            return image
+            if image is not None:
+                return image
+        image = await self._shared.get(sha256, salt) if self._shared is not None else None
+        if image is None:
+            raise NotFound(
+                "No image with this digest is stored, upload it again.", reason="IMAGE_NOT_FOUND", field=field
+            )
+        check_size(len(image), max_bytes=self._max_image_bytes, field=field)  # another gateway may allow more
+        self._keep(image, sha256, salt)
+        return image
+
+    def _keep(self, image: bytes, sha256: bytes, salt: bytes) -> None:
+        self._images.put((salt, sha256), image, len(image))
+        IMAGE_STORE_BYTES.set(self._images.num_bytes)

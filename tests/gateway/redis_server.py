@@ -34,21 +34,37 @@ PROGRAM = os.environ.get("TANDEM_TEST_REDIS") or _bundled_program()
 class RedisServer:
     """A server without persistence, as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, password: str | None = None, config: Path | None = None) -> None:
+        """Prepare a server.
+
+        Args:
+            folder: for its files.
+            options: further flags.
+            password: which it asks for.
+            config: file that makes it a Sentinel.
+        """
         self._folder = folder
+        self._config = config
+        self._options = (*options, "--requirepass", password) if password is not None else options
+        self._password = password
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(port=self.port)  # reads entries past the code under test
+        self.client = redis.Redis(port=self.port, password=password)  # reads entries past the code under test
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """Return the address of a proxy of this server."""
+        return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{port}/0"
 
     def start(self) -> None:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
-        self._process = subprocess.Popen([PROGRAM, *options], stdout=subprocess.DEVNULL)
+        sentinel = [str(self._config), "--sentinel"] if self._config is not None else []
+        self._process = subprocess.Popen([PROGRAM, *sentinel, *options, *self._options], stdout=subprocess.DEVNULL)
         for _ in range(round(READY_S / 0.01)):
             try:
                 self.client.ping()

@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import structlog
 from prometheus_client import REGISTRY
 
 from gateway.images.entry import Entry, ExpectedTokens, TokenShape
-from gateway.images.redis_cache import KEY_PREFIX, RedisCache
+from gateway.images.redis_cache import RedisCache
+from gateway.images.shared_redis import SharedRedis
 from tests.gateway.images.test_entry import ENTRY, EXPECTED, tokens_for
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import eventually
@@ -19,7 +22,7 @@ PATIENT_S = 5.0
 TIMEOUT_S = 0.2  # for servers that do not answer
 PAUSE_S = 0.3
 BUSY_S = 3.0  # delay that a busy machine may add
-REDIS_KEY = KEY_PREFIX + EXPECTED.visual_key.hex().encode()
+REDIS_KEY = b"tandem:visual-tokens:1:" + EXPECTED.visual_key.hex().encode()
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,20 @@ async def hasty(redis: RedisServer) -> AsyncIterator[RedisCache]:
     await cache.close()
 
 
-def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60) -> RedisCache:
-    return RedisCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, pause_s=PAUSE_S)
+class OpenCache(RedisCache):
+    """A cache with a client of its own."""
+
+    def __init__(self, url: str, *, timeout_s: float, ttl_s: float, **further: str) -> None:
+        self._own = SharedRedis(url, timeout_s=timeout_s, pause_s=PAUSE_S, **further)
+        super().__init__(self._own, ttl_s=ttl_s)
+
+    async def close(self) -> None:
+        await super().close()
+        await self._own.close()
+
+
+def open_cache(redis: RedisServer, *, timeout_s: float = PATIENT_S, ttl_s: float = 60, **further: str) -> RedisCache:
+    return OpenCache(redis.url, timeout_s=timeout_s, ttl_s=ttl_s, **further)
 
 
 async def store(cache: RedisCache, redis: RedisServer) -> None:
@@ -228,7 +243,7 @@ async def test_a_server_with_another_protocol_is_a_miss(redis: RedisServer) -> N
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        cache = RedisCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60, pause_s=PAUSE_S)
+        cache = OpenCache(f"redis://127.0.0.1:{port}", timeout_s=PATIENT_S, ttl_s=60)
         assert await cache.get(EXPECTED) is None
         await cache.close()
 
@@ -240,6 +255,39 @@ async def test_a_frozen_server_does_not_delay_closing(redis: RedisServer) -> Non
     started = time.perf_counter()
     await cache.close()
     assert time.perf_counter() - started < TIMEOUT_S + BUSY_S
+
+
+async def test_a_wrong_password_is_counted_as_such_and_logged_at_the_start(tmp_path: Path) -> None:
+    with RedisServer(tmp_path, password="secret") as server:
+        redis = SharedRedis(server.url.replace("secret", "wrong"), timeout_s=PATIENT_S, pause_s=PAUSE_S)
+        with structlog.testing.capture_logs() as logs:
+            await redis.check()
+        assert [(line["log_level"], line["problem"]) for line in logs] == [("error", "auth")]
+        assert "wrong" not in str(logs)
+        before = failures("get", "auth")
+        cache = RedisCache(redis, ttl_s=60)
+        assert await cache.get(EXPECTED) is None
+        assert failures("get", "auth") == before + 1
+        await redis.close()
+
+
+async def test_a_missing_password_is_counted_as_such(tmp_path: Path) -> None:
+    with RedisServer(tmp_path, password="secret") as server:
+        cache = OpenCache(f"redis://127.0.0.1:{server.port}", timeout_s=PATIENT_S, ttl_s=60)
+        before = failures("get", "auth")
+        assert await cache.get(EXPECTED) is None
+        assert failures("get", "auth") == before + 1
+        await cache.close()
+
+
+async def test_caches_with_different_prefixes_share_nothing(cache: RedisCache, redis: RedisServer) -> None:
+    await store(cache, redis)
+    other = open_cache(redis, prefix="staging")
+    assert await other.get(EXPECTED) is None
+    other.put(EXPECTED.visual_key, ENTRY)
+    name = b"staging:visual-tokens:1:" + EXPECTED.visual_key.hex().encode()
+    await eventually(lambda: redis.client.exists(name) == 1, within_s=PATIENT_S)
+    await other.close()
 
 
 def test_expected_tokens_have_no_unchecked_property() -> None:

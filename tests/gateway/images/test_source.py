@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from checkpoint.identity import visual_key
-from gateway.images.redis_cache import KEY_PREFIX
 from tandem.v1 import gateway_pb2, vision_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import ENCODER_ID
@@ -31,7 +30,7 @@ MISS, MEMORY, REDIS, VISION, IN_FLIGHT, SIMILAR = (
 def redis_key(image: bytes) -> bytes:
     """Return the Redis key of an image's visual tokens."""
     key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(image).digest())
-    return KEY_PREFIX + key.hex().encode()
+    return b"tandem:visual-tokens:1:" + key.hex().encode()
 
 
 SMALL_KEY = redis_key(SMALL)
