@@ -59,7 +59,7 @@ class Feedback:
         self._traffic = traffic
         self._answered: OrderedDict[str, tuple[float, _Answered]] = OrderedDict()  # with the end of the hour
         self._rated: OrderedDict[str, float] = OrderedDict()
-        self._unshared: dict[str, str] = {}
+        self._unshared: OrderedDict[str, str] = OrderedDict()  # bounded, because the store can be away for hours
         self._store: RolloutStore | None = None
 
     def open(self, store: RolloutStore) -> None:
@@ -73,7 +73,7 @@ class Feedback:
         _put(self._answered, key, (time.monotonic() + REMEMBER_S, answered))
         self._rated.pop(key, None)
         if choice.arm is not None:
-            self._unshared[key] = answered.text()
+            _put(self._unshared, key, answered.text())
 
     async def share(self) -> None:
         """Tell the store about the answers since the last call.
@@ -82,7 +82,7 @@ class Feedback:
             Unavailable: reason 'ROLLOUT_STORE_UNREACHABLE'.
         """
         if self._store is not None and self._unshared:
-            shared, self._unshared = self._unshared, {}
+            shared, self._unshared = self._unshared, OrderedDict()
             await self._store.remember(shared, REMEMBER_S)
 
     async def rate(self, tenant: str, request_id: str, score: float, label: str) -> bool:

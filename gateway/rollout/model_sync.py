@@ -54,6 +54,7 @@ class ModelSync:
         self._load_timeout_s = load_timeout_s
         self._unloaded: set[tuple[str, str]] = set()  # pairs of rollout and release
         self._last_error = ""  # logged last, to log each error once
+        self._preparing = ("", 0.0)  # rollout, and time of its first failed load here
 
     async def run(self) -> None:
         """Sync after every change and every `every_s`, until cancelled."""
@@ -130,7 +131,9 @@ class ModelSync:
         if error.message != self._last_error:
             _log.warning("release not loaded", reason=error.reason, error=error.local_message, phase=state.phase)
             self._last_error = error.message
-        waited_s = time.time() - state.step_started_s
+        if self._preparing[0] != state.id:  # measured here, because the clocks of gateways may differ
+            self._preparing = (state.id, time.monotonic())
+        waited_s = time.monotonic() - self._preparing[1]
         if state.phase is Phase.PREPARING and (not isinstance(error, Unavailable) or waited_s > self._load_timeout_s):
             reason = f"The canary could not be loaded: {error.message}"
             await self._change(state, lambda now, now_s: controller.roll_back(now, reason, now_s))

@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from chassis.errors import FailedPrecondition, InvalidArgument
-from gateway.rollout.policy import State, controller, with_releases
+from chassis.errors import InvalidArgument
+from gateway.rollout.known_rollout import existing
+from gateway.rollout.policy import controller, with_releases
 from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.wire import plan_from_message, rollout_message
@@ -61,7 +62,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         """Send all requests to the canary."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator promoted it.")
-        view = await self._store_sync.change(lambda state, now_s: controller.promote(_existing(state), reason, now_s))
+        view = await self._store_sync.change(lambda state, now_s: controller.promote(existing(state), reason, now_s))
         return rollout_pb2.RolloutsPromoteResponse(rollout=rollout_message(view))
 
     async def Rollback(  # noqa: N802
@@ -70,7 +71,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         """Send all new requests to the stable release."""
         self._check_operator(context.invocation_metadata())
         reason = _reason(request.reason, "An operator rolled it back.")
-        view = await self._store_sync.change(lambda state, now_s: controller.roll_back(_existing(state), reason, now_s))
+        view = await self._store_sync.roll_back(reason)
         return rollout_pb2.RolloutsRollbackResponse(rollout=rollout_message(view))
 
     async def Watch(  # noqa: N802
@@ -85,12 +86,6 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
                 if number != last:  # a new document may only record a look of the guard
                     last = number
                     yield rollout_pb2.RolloutsWatchResponse(rollout=rollout_message(view))
-
-
-def _existing(state: State | None) -> State:
-    if state is None:
-        raise FailedPrecondition("No rollout runs. Set one first.", reason="NO_ROLLOUT")
-    return state
 
 
 def _reason(text: str, default: str) -> str:

@@ -2,41 +2,30 @@
 
 import asyncio
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, NonNegativeInt
 
 from chassis.errors import FailedPrecondition, Unavailable
-from gateway.rollout.policy import Arm, Counts, Probing, State
+from gateway.rollout.policy import Counts
+from gateway.rollout.stored_format import Document, Heartbeat, read_document, state_value, to_json
 
-_STRICT = ConfigDict(frozen=True, extra="forbid")
-
-
-class Document(BaseModel):
-    """A state with its version.
-
-    Every new document has the next version.
-    """
-
-    model_config = _STRICT
-
-    version: int = Field(default=0, ge=0)
-    state: State | None = None  # None before the first rollout
+# A step's time goes on for at most so long between two counts, so a stopped gateway or a changed clock ends no step.
+MAX_GAP_S = 10.0
+_ELAPSED = "elapsed_ms"  # beside the counts of a file, which have other paths
 
 
-class Heartbeat(BaseModel):
-    """One gateway's report to the others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTotals:
+    """The running step, over all gateways."""
 
-    model_config = _STRICT
-
-    gateway: str
-    version: int  # of the document it acts on
-    in_use: tuple[str, ...]  # releases with requests in flight
-    waiting: dict[Arm, int] = {}  # requests of the running step without a first token, by arm
-    probing: Probing | None = Field(default=None, exclude_if=lambda value: value is None)  # so far, if it runs them
+    counts: Counts
+    elapsed_s: float  # time in which a gateway watched the step, by the clock of the store
 
 
 class RolloutStore(Protocol):
@@ -54,7 +43,7 @@ class RolloutStore(Protocol):
         """Replace a document of `expected_version`. Return whether it did."""
         ...
 
-    async def add(self, window: str, counts: Counts) -> Counts:
+    async def add(self, window: str, counts: Counts) -> StepTotals:
         """Add counts of a step. Return all gateways' sums."""
         ...
 
@@ -79,14 +68,50 @@ class RolloutStore(Protocol):
         ...
 
 
-class _File(BaseModel):
+class _StoredDocument(BaseModel):
+    version: NonNegativeInt = 0
+    state: Any = None
+    is_unconfirmed: bool = False
+
+
+class _StoredFile(BaseModel):
+    """A state file, before its state is read."""
+
+    document: _StoredDocument
+    window: str = ""
+    counts: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
     """The content of a state file."""
 
-    model_config = _STRICT
-
-    document: Document
+    document: Document = field(default_factory=Document)
     window: str = ""
-    counts: dict[str, int] = {}  # by path, see `Counts`
+    counts: Mapping[str, int] = field(default_factory=dict)  # by path, see `Counts`
+
+    @classmethod
+    def of(cls, content: bytes) -> "_File":
+        """Read the content.
+
+        Raises:
+            ValueError: it is not valid.
+        """
+        stored = _StoredFile.model_validate_json(content)
+        version, state = stored.document.version, stored.document.state
+        document = (
+            Document(version=version)
+            if state is None
+            else read_document(version, state, is_unconfirmed=stored.document.is_unconfirmed)
+        )
+        return cls(document=document, window=stored.window, counts=stored.counts)
+
+    def to_json(self) -> bytes:
+        """Return the content."""
+        document = {"version": self.document.version, "state": state_value(self.document)}
+        if self.document.is_unconfirmed:
+            document["is_unconfirmed"] = True
+        return to_json({"document": document, "window": self.window, "counts": self.counts})
 
 
 class FileStore:
@@ -95,25 +120,30 @@ class FileStore:
     The file is always replaced as a whole, so a crash never leaves half a state.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file.
 
         Args:
             path: of the file, which need not exist yet. None keeps everything in memory.
+            clock: monotonic seconds.
 
         Raises:
             FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the file is not valid.
         """
         self._path = path
-        self._file = _File(document=Document())
+        self._file = _File()
         self._writing = asyncio.Lock()
+        self._clock = clock
+        self._timed_at_s: float | None = None  # None before the first counts
+        self._elapsed_s = 0.0  # of the running step
         if path is not None:
             try:
-                self._file = _File.model_validate_json(path.read_bytes())
+                self._file = _File.of(path.read_bytes())
             except FileNotFoundError:
                 pass  # the first write creates it
-            except (OSError, ValidationError) as error:
+            except (OSError, ValueError) as error:
                 raise bad_state(f"The rollout state file {path.name}") from error
+            self._elapsed_s = self._file.counts.get(_ELAPSED, 0) / 1000
 
     async def read(self) -> Document:
         """Return the document."""
@@ -127,19 +157,29 @@ class FileStore:
             await self._replace(_File(document=document, window=self._file.window, counts=self._file.counts))
             return True
 
-    async def add(self, window: str, counts: Counts) -> Counts:
+    async def add(self, window: str, counts: Counts) -> StepTotals:
         """Add counts of a step. Return the sums.
 
         Only the counts of one step are kept.
         """
         async with self._writing:
             is_new = window != self._file.window
+            elapsed_s = self._time_step(is_new=is_new)
             total = Counter({} if is_new else self._file.counts)
             added = counts.to_paths()
             if added or is_new:
                 total.update(added)
-                await self._replace(_File(document=self._file.document, window=window, counts=dict(total)))
-            return Counts.from_paths(total)
+                written = {**total, _ELAPSED: round(elapsed_s * 1000)} if elapsed_s else dict(total)
+                await self._replace(_File(document=self._file.document, window=window, counts=written))
+            return StepTotals(counts=Counts.from_paths(total), elapsed_s=elapsed_s)
+
+    def _time_step(self, *, is_new: bool) -> float:
+        """Return the time of the running step, which goes on."""
+        now_s = self._clock()
+        since_s = now_s - self._timed_at_s if self._timed_at_s is not None else 0.0
+        self._timed_at_s = now_s
+        self._elapsed_s = 0.0 if is_new else self._elapsed_s + min(since_s, MAX_GAP_S)
+        return self._elapsed_s
 
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
         """Return the heartbeat of this gateway, the only one."""
@@ -162,7 +202,7 @@ class FileStore:
     async def _replace(self, file: _File) -> None:
         if self._path is not None:
             try:
-                await asyncio.to_thread(_write, self._path, file.model_dump_json().encode())
+                await asyncio.to_thread(_write, self._path, file.to_json())
             except OSError as error:
                 raise Unavailable(
                     f"The rollout state file cannot be written: {error.strerror}.",

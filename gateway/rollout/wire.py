@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from gateway.rollout.known_rollout import View
 from gateway.rollout.policy import (
     Arm,
     Change,
@@ -16,7 +17,6 @@ from gateway.rollout.policy import (
     mean_logprob,
     read_plan,
 )
-from gateway.rollout.store_sync import View
 from tandem.v1 import rollout_pb2
 
 
@@ -48,7 +48,9 @@ def plan_from_message(message: rollout_pb2.RolloutPlan, *, in_force: str) -> Pla
 
 def rollout_message(view: View) -> rollout_pb2.Rollout:
     """Return the rollout as this gateway knows it."""
-    message = rollout_pb2.Rollout(in_force=view.in_force, store_reachable=view.store_reachable)
+    message = rollout_pb2.Rollout(
+        in_force=view.in_force, store_reachable=view.store_reachable, only_here=view.is_unconfirmed
+    )
     state = view.state
     if state is None:
         return message

@@ -27,6 +27,7 @@ class RolloutConfig:
 
     file: Path | None  # the store itself, or with Redis a local copy for a start while Redis is unreachable
     redis_url: str | None  # the store of several gateways
+    redis_prefix: str = "tandem"  # of its keys
     tick_s: float  # between two reads of the store
     refresh_s: float  # between two checks of the models at the stages
     load_timeout_s: float  # longest time to load a canary's models
@@ -49,13 +50,14 @@ async def open_rollouts(
 ) -> AsyncIterator[StoreSync]:
     """Serve `tandem.v1.Rollouts` and sync the rollout within the block.
 
-    Yields what knows the rollout.
+    Yields the sync with the store, which knows the rollout.
 
     Raises:
-        FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid.
+        FailedPrecondition: reason 'BAD_ROLLOUT_STATE', the stored state is not valid. Reason 'BAD_REDIS', the address
+            is not that of a single server.
         TandemError: a release in force cannot be opened.
     """
-    store, local_copy = _stores(config)
+    store, local_copy = await _open_stores(config)
     store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s, share=feedback.share)
     feedback.open(store)
     probes = ProbeRunner(store_sync, traffic, exchanges, models, file=config.probes_file, grader=config.grader)
@@ -82,7 +84,7 @@ async def open_rollouts(
         await store.close()
 
 
-def _stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
+async def _open_stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
     """Return the store, and a remote store's local copy."""
     file_store = FileStore(config.file)
     if config.redis_url is None:
@@ -90,4 +92,10 @@ def _stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
     # Imported only if used: the Redis client takes longer to import than everything else.
     from gateway.rollout.redis_store import RedisStore
 
-    return RedisStore(config.redis_url), file_store if config.file else None
+    store = RedisStore(config.redis_url, prefix=config.redis_prefix)
+    try:
+        await store.check()
+    except BaseException:
+        await store.close()
+        raise
+    return store, file_store if config.file else None

@@ -43,6 +43,8 @@ def rollout_view(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     parts: list[RenderableType] = []
     if not rollout.store_reachable:
         parts.append(Text("This gateway cannot reach the store; this is the last known state.", "red"))
+    if rollout.only_here:
+        parts.append(Text("The rollback is in force at this gateway only, until the store can take it.", "red"))
     if not rollout.id:
         return Group(*parts, Text(f"No rollout yet; {rollout.in_force} answers everything."))
     parts += [_heading(rollout, now_s), _side_by_side(rollout)]

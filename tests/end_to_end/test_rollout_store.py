@@ -96,9 +96,11 @@ async def test_without_its_store_a_gateway_serves_the_last_known_rollout_and_log
     alone = await operator.get()
     assert (alone.id, alone.phase, alone.weight_percent, alone.store_reachable) == (before.id, RUNNING, 50, False)
     assert any("serving the last known rollout" in line for line in world.logs["gateway"])
-    assert (await error_of(operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest()))).reason == (
+    assert (await error_of(operator.stub.Promote(rollout_pb2.RolloutsPromoteRequest()))).reason == (
         "ROLLOUT_STORE_UNREACHABLE"
     )
+    rolled_back = (await operator.stub.Rollback(rollout_pb2.RolloutsRollbackRequest())).rollout
+    assert (rolled_back.phase, rolled_back.only_here) == (ROLLED_BACK, True)
     redis.start()  # empty, so the gateway must restore it
     found = await operator.wait_until(lambda rollout: rollout.store_reachable, within_s=30)
-    assert found.id == before.id
+    assert (found.id, found.phase, found.only_here) == (before.id, ROLLED_BACK, False)

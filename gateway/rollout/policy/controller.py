@@ -115,11 +115,18 @@ def roll_back(state: State, reason: str, now_s: float, findings: tuple[Finding, 
     return _with_change(rolled_back, Event.ROLLED_BACK, reason, now_s, findings)
 
 
-def tick(state: State, counts: Counts, now_s: float) -> State | None:
-    """Return the next state, or None for no change."""
+def tick(state: State, counts: Counts, now_s: float, *, elapsed_s: float | None = None) -> State | None:
+    """Return the next state, or None for no change.
+
+    Args:
+        state: of the rollout.
+        counts: of the running step.
+        now_s: Unix time.
+        elapsed_s: time of the running step. Without it the step is as old as `now_s` says.
+    """
     if state.phase is not Phase.RUNNING:
         return None
-    is_over = _is_over(state, counts, now_s)
+    is_over = _is_over(state, counts, now_s - state.step_started_s if elapsed_s is None else elapsed_s)
     if state.current_step.weight_percent == FULL:
         return promote(state, "The last step is over.", now_s) if is_over else None
     if state.current_step.weight_percent == 0:
@@ -193,10 +200,10 @@ def _advance(state: State, reason: str, now_s: float, findings: tuple[Finding, .
     return _with_change(advanced, Event.ADVANCED, reason, now_s, findings)
 
 
-def _is_over(state: State, counts: Counts, now_s: float) -> bool:
+def _is_over(state: State, counts: Counts, elapsed_s: float) -> bool:
     step = state.current_step
     arm: Arm = "canary" if step.weight_percent else "shadow"
-    return now_s - state.step_started_s >= step.seconds and counts.number(arm, "requests") >= step.requests
+    return elapsed_s >= step.seconds and counts.number(arm, "requests") >= step.requests
 
 
 def _next_look_at(comparable: int) -> int:

@@ -2,15 +2,19 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
+from gateway.rollout.feedback import Feedback
 from gateway.rollout.policy.choice import takes_canary
+from gateway.rollout.store import FileStore
+from gateway.rollout.traffic import Choice, Traffic
 from tandem.v1 import gateway_pb2, rollout_pb2
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
@@ -135,3 +139,24 @@ async def test_disliked_answers_roll_a_canary_back(
                     break
         assert "The canary's feedback is beyond its bound" in got.rollout.changes[-1].reason
         assert got.rollout.in_force == STABLE
+
+
+async def test_answers_that_the_store_cannot_take_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store can be away for hours."""
+    monkeypatch.setattr("gateway.rollout.feedback._MAX_REMEMBERED", 10)
+    feedback, kept = Feedback(Traffic(SimpleNamespace(default_name=STABLE))), KeptTexts(None)  # type: ignore[arg-type]
+    feedback.open(kept)
+    release = SimpleNamespace(name=STABLE)
+    for number in range(50):
+        feedback.remember("acme", f"r{number}", Choice(release=release, arm="stable", window="r/0"))  # type: ignore[arg-type]
+    await feedback.share()
+    assert len(kept.texts) == 10
+
+
+class KeptTexts(FileStore):
+    """A store that shows which texts it got."""
+
+    texts: Mapping[str, str] = {}
+
+    async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
+        self.texts = dict(texts)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,6 +18,7 @@ from checkpoint.store import ModelStore
 from gateway.answer.report import Report
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.controller import promote, roll_back, start
+from gateway.rollout.policy.plan import Step
 from gateway.rollout.policy.state import Phase, State
 from gateway.rollout.redis_store import RedisStore
 from gateway.rollout.store import FileStore, RolloutStore
@@ -217,6 +219,39 @@ async def test_while_the_store_is_unreachable_the_rollout_stays_and_commands_fai
         await sync.change(started)
     redis.start()
     await eventually(lambda: sync.view.counts.number("canary", "requests") == 5)  # counts from before are not lost
+
+
+async def test_a_gateway_whose_clock_is_ahead_ends_no_step_early(
+    store: Path, redis: RedisServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one, traffic), (other, _) = (gateway(store, connect(redis, stack)) for _ in range(2))
+    await one.set(replace(PLAN, steps=(Step(weight_percent=5, seconds=600), *PLAN.steps)))
+    state = (await one.change(started)).state
+    assert state is not None
+    traffic.add_counts(state.window, numbers("stable", 300) + numbers("canary", 300))
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 3600)  # of both gateways, as a step began before
+    for sync in (one, other):
+        await run(sync, stack)
+    await eventually(lambda: other.view.counts.number("canary", "requests") == 300)
+    await asyncio.sleep(1)  # many ticks
+    assert [sync.view.state.step for sync in (one, other) if sync.view.state is not None] == [0, 0]
+
+
+async def test_a_gateway_whose_clock_is_behind_ends_a_step_in_time(
+    store: Path, redis: RedisServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, traffic = gateway(store, connect(redis, stack))
+    await sync.set(replace(PLAN, steps=(Step(weight_percent=5, seconds=1), *PLAN.steps)))
+    state = (await sync.change(started)).state
+    assert state is not None
+    traffic.add_counts(state.window, numbers("stable", 300) + numbers("canary", 300))
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() - 3600)
+    await run(sync, stack)
+    began = time.monotonic()
+    await eventually(lambda: sync.view.state is not None and sync.view.state.step > 0)
+    assert time.monotonic() - began >= 0.9
 
 
 async def test_without_its_store_a_gateway_starts_with_its_local_copy(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gateway.rollout.policy.counts import Counts
 from gateway.rollout.redis_store import RedisStore
-from gateway.rollout.store import Document, FileStore, Heartbeat
+from gateway.rollout.store import FileStore
+from gateway.rollout.stored_format import Document, Heartbeat
 from tests.gateway.redis_server import RedisServer
 
 # As version 0.1 wrote them.

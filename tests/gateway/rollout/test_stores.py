@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from pydantic import ValidationError
 
 from chassis.errors import FailedPrecondition, Unavailable
@@ -16,7 +17,8 @@ from gateway.rollout.policy.controller import begin, start
 from gateway.rollout.policy.counts import Counts
 from gateway.rollout.policy.state import State
 from gateway.rollout.redis_store import HEARTBEAT_TIMEOUT_S, RedisStore
-from gateway.rollout.store import Document, FileStore, Heartbeat, RolloutStore
+from gateway.rollout.store import FileStore, RolloutStore
+from gateway.rollout.stored_format import Document, Heartbeat
 from gateway.settings import GatewaySettings
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.plans import STABLE, numbers, plan
@@ -77,10 +79,10 @@ async def test_exactly_one_of_many_concurrent_writes_replaces_a_document(store: 
 
 async def test_counts_of_one_step_add_up_and_the_next_step_starts_at_zero(store: RolloutStore) -> None:
     one, other = numbers("stable", 30, errors=2), numbers("canary", 7)
-    assert await store.add("r/0", one) == one
-    assert await store.add("r/0", other) == one + other
-    assert await store.add("r/0", Counts()) == one + other
-    assert await store.add("r/1", other) == other
+    assert (await store.add("r/0", one)).counts == one
+    assert (await store.add("r/0", other)).counts == one + other
+    assert (await store.add("r/0", Counts())).counts == one + other
+    assert (await store.add("r/1", other)).counts == other
 
 
 async def test_a_gateway_gets_its_own_heartbeat_back(store: RolloutStore) -> None:
@@ -94,12 +96,39 @@ async def test_two_gateways_share_counts_and_see_each_others_heartbeats(server: 
     counts = numbers("canary", 10)
     await asyncio.gather(*(store.add("r/0", counts) for store in (one, other) for _ in range(25)))
     total = await one.add("r/0", Counts())
-    assert total.number("canary", "requests") == 500
+    assert total.counts.number("canary", "requests") == 500
     first, second = (Heartbeat(gateway=name, version=1, in_use=()) for name in "ab")
     await one.heartbeat(first)
     assert sorted(await other.heartbeat(second), key=lambda heartbeat: heartbeat.gateway) == [first, second]
     await one.close()
     await other.close()
+
+
+async def test_stores_with_different_prefixes_share_nothing(server: RedisServer) -> None:
+    server.client.flushall()
+    one, other = (RedisStore(server.url, prefix=prefix, timeout_s=PATIENCE_S) for prefix in ("tandem", "staging"))
+    await one.compare_and_set(0, Document(version=1, state=some_state()))
+    await one.add("r/0", numbers("stable", 1))
+    await one.heartbeat(Heartbeat(gateway="a", version=1, in_use=()))
+    assert await other.read() == Document()
+    assert (await other.add("r/0", Counts())).counts == Counts()
+    assert [beat.gateway for beat in await other.heartbeat(Heartbeat(gateway="b", version=1, in_use=()))] == ["b"]
+    names = {name.partition(b"}")[0] for name in server.client.scan_iter()}
+    assert names == {b"{tandem:rollout", b"{staging:rollout"}
+    await one.close()
+    await other.close()
+
+
+async def test_a_wrong_password_is_told_apart_from_an_unreachable_store(tmp_path: Path) -> None:
+    with RedisServer(tmp_path, password="secret") as server:
+        store = RedisStore(server.url.replace("secret", "wrong"), timeout_s=PATIENCE_S)
+        with structlog.testing.capture_logs() as logs:
+            await store.check()
+        assert [(line["log_level"], line["problem"]) for line in logs] == [("error", "auth")]
+        with pytest.raises(Unavailable, match="refuses the gateway's user or password") as raised:
+            await store.read()
+        assert raised.value.reason == "ROLLOUT_STORE_UNREACHABLE"
+        await store.close()
 
 
 def test_the_heartbeat_timeout_is_longer_than_the_longest_tick() -> None:
@@ -117,7 +146,7 @@ async def test_a_file_keeps_state_and_counts_over_a_restart(tmp_path: Path) -> N
     await first.add("r/0", numbers("stable", 5))
     second = FileStore(path)
     assert await second.read() == document
-    assert (await second.add("r/0", Counts())).number("stable", "requests") == 5
+    assert (await second.add("r/0", Counts())).counts.number("stable", "requests") == 5
     assert os.listdir(tmp_path) == ["rollout.json"]
 
 
@@ -133,7 +162,8 @@ async def test_the_file_is_whole_at_every_moment(tmp_path: Path) -> None:
 
     def read_on() -> None:
         while not ended.is_set():
-            reads.append(len(json.loads(path.read_bytes())["counts"]))
+            counts = json.loads(path.read_bytes())["counts"]
+            reads.append(sum(name.startswith("canary") for name in counts))
 
     reading = asyncio.create_task(asyncio.to_thread(read_on))
     while len(reads) < 20 and not reading.done():
