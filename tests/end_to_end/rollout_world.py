@@ -248,7 +248,6 @@ def plan(
     requests: int = 0,
     min_requests: int = 40,
     overdue_s: float = 30,
-    max_quality_drop: float | None = None,
 ) -> rollout_pb2.RolloutPlan:
     """Return a plan whose guard needs few requests."""
     steps = [
@@ -264,6 +263,5 @@ def plan(
         max_inter_token_ratio=2.5,
         min_requests=min_requests,
         overdue_s=overdue_s,
-        max_quality_drop=max_quality_drop,
     )
     return rollout_pb2.RolloutPlan(canary=canary, steps=steps, guard=guard)

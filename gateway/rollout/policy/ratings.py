@@ -20,7 +20,7 @@ _NONE = 1e-9  # ratings. Rounding may leave fewer.
 
 
 def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
-    """Return the finding about ratings of a step, if they have a bound.
+    """Return the finding about a step's ratings, given a bound.
 
     Its effect is None until enough tenants have rated answers of each release.
     """
