@@ -75,12 +75,14 @@ class PacedLanguage(language_pb2_grpc.LanguageServiceServicer):
         for _ in range(sampling.max_tokens):
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             due_s += self._pace_s
-            yield language_pb2.GenerateResponse(tokens=self._token())
+            yield language_pb2.GenerateResponse(tokens=self._token(with_logprobs=sampling.HasField("num_logprobs")))
         yield language_pb2.GenerateResponse(
             finished=language_pb2.GenerateFinished(finish_reason=sampling_pb2.FINISH_REASON_LENGTH)
         )
 
-    def _token(self) -> language_pb2.TokenChunk:
+    def _token(self, *, with_logprobs: bool) -> language_pb2.TokenChunk:
+        if not with_logprobs:
+            return language_pb2.TokenChunk(token_ids=[self._token_id])
         sent = sampling_pb2.TokenLogprob(token_id=now_us())
         position = sampling_pb2.PositionLogprobs(chosen=sampling_pb2.TokenLogprob(token_id=self._token_id), top=[sent])
         return language_pb2.TokenChunk(token_ids=[self._token_id], logprobs=[position])
