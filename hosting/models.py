@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import structlog
 
 from chassis.errors import FailedPrecondition, Internal, NotFound, TandemError, Unavailable
 from chassis.health import Health
+from chassis.vital import vital
 from tandem.v1 import model_pb2
 
 LOADING = model_pb2.MODEL_STATE_LOADING
@@ -224,14 +225,15 @@ class ModelHost(Generic[M]):
     async def _watch(self, tag: str, model: DependentModel) -> None:
         """Let health follow the other process of a model."""
         reported = True
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            ready = await model.is_ready()
-            if ready is reported:
-                continue
-            _log.warning("model ready again" if ready else "model not ready", tag=tag)
-            await self._set_health(tag, serving=ready)
-            reported = ready
+        with suppress(Exception), vital(f"watch of {tag}"):
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                ready = await model.is_ready()
+                if ready is reported:
+                    continue
+                _log.warning("model ready again" if ready else "model not ready", tag=tag)
+                await self._set_health(tag, serving=ready)
+                reported = ready
 
     async def _set_health(self, tag: str, serving: bool) -> None:
         await self._health.set(f"{self._service_name}/{tag}", serving)

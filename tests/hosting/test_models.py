@@ -7,6 +7,8 @@ import pytest
 
 from chassis.errors import DataLoss, FailedPrecondition, Internal, InvalidArgument, NotFound, TandemError, Unavailable
 from chassis.health import NOT_SERVING, SERVING
+from chassis.vital import on_death
+from hosting import models
 from hosting.models import ModelCalls
 from tandem.v1 import model_pb2
 from tests.hosting.hosted import TAG, Model, loaded, make_host, serving, settle
@@ -137,7 +139,23 @@ async def test_a_model_that_fails_to_close_is_still_removed() -> None:
     assert host.list() == []
 
 
-async def fail_to_close() -> None:
+async def test_a_watch_that_dies_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the health of the model would be right by chance only."""
+    ended: list[bool] = []
+    on_death(lambda: ended.append(True))
+    monkeypatch.setattr(models, "_WATCH_S", 0)
+    monkeypatch.setattr(Model, "is_ready", fail_to_close, raising=False)
+    try:
+        host, loader, _ = make_host()
+        await loaded(host, loader)
+        await settle()
+        assert ended == [True]
+        await host.close()
+    finally:
+        on_death(None)
+
+
+async def fail_to_close(model: Model | None = None) -> None:
     raise RuntimeError("stuck")
 
 
