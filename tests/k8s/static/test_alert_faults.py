@@ -46,7 +46,7 @@ FIRES = {
     "overload": ("TandemLanguageQueueLong", "TandemKvCacheFull", "TandemFirstTokenSlow", "TandemRequestsRefused"),
     "a starved vision pod": ("TandemVisionQueueSlow",),
     "failing steps": ("TandemLanguageStepsFail",),
-    "Redis gone": ("TandemSharedCacheDown", "TandemRolloutStoreDown"),
+    "Redis gone": ("TandemSharedCacheDown", "TandemRolloutStoreDown", "TandemRolloutGuardSilent"),
     "halves that do not fit": ("TandemVisualTokensCrossed",),
     "a worse canary": ("TandemRolledBack", "TandemCanaryAnswersWorse"),
 }

@@ -37,6 +37,7 @@ HEALTHY = {
     "tandem_gateway_crossed_visual_tokens_total": "0x30",
     "tandem_gateway_shared_cache_breaker_open": "0x30",
     "tandem_rollout_store_up": "1x30",
+    'tandem_rollout_guard_age_seconds{pod="gateway-0"}': "1x30",
     'tandem_rollout_phase{phase="rolled_back"}': "0x30",
     'tandem_rollout_phase{phase="running"}': "1x30",
     'tandem_rollout_decisions_total{event="rolled_back", metric="quality"}': "0x30",
@@ -60,6 +61,7 @@ FAULTS = {
     "TandemSharedCacheDown": {"tandem_gateway_shared_cache_breaker_open": "0x10 1x20"},
     "TandemRolloutStoreDown": {"tandem_rollout_store_up": "1x10 0x20"},
     "TandemCanaryAnswersWorse": {'tandem_rollout_decisions_total{event="rolled_back", metric="quality"}': "0x20 1x10"},
+    "TandemRolloutGuardSilent": {'tandem_rollout_guard_age_seconds{pod="gateway-0"}': "1x10 0+60x20"},
     "TandemRolledBack": {'tandem_rollout_phase{phase="rolled_back"}': "0x10 1x20"},
 }
 # Alerts that this fault rightly causes as well.
