@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from chassis.errors import InvalidArgument
 from checkpoint.tokenizer import byte_tokenizer
 from http_gateway.chat.tools import plan_tools
 from http_gateway.schemas.tools import NamedToolChoice, Tool, ToolChoice
+from language_service.sampling.grammar import GrammarCompiler, advance, wait_for_masks
+from language_service.sampling.options import Constraint
 
 TOKENIZER: Tokenizer = byte_tokenizer()
 VOCABULARY = LLTokenizer(TOKENIZER.to_str(), eos_token=[2])
@@ -166,3 +168,26 @@ def test_schemas_that_are_too_long_together_are_refused() -> None:
     assert plan_tools([tool("a", long), tool("b", long)], "auto").grammar is None
     with pytest.raises(InvalidArgument, match="together"):
         plan_tools([tool("a", long), tool("b", long)], "required")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_the_marks_of_a_call_may_be_tokens_of_their_own(choice: ToolChoice) -> None:
+    """As released tokenizers have them, beside their spelling in letters."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=False, normalized=False) for mark in ("<tool_call>", "</tool_call>")]
+    )
+    size = tokenizer.get_vocab_size()
+    plan = plan_tools([tool("weather", CITY, strict=True)], choice)
+    assert plan.grammar is not None
+    compiler = GrammarCompiler(tokenizer.to_str(), vocab_size=size, eos_token_ids=[2])
+    try:
+        grammar = await compiler.compile(Constraint("grammar", plan.grammar))
+        for token_id in [*tokenizer.encode(f"{OSLO}\n{OSLO}", add_special_tokens=False).ids, 2]:
+            wait_for_masks([grammar], timeout_s=20)
+            assert grammar.mask(size)[token_id], tokenizer.id_to_token(token_id)
+            grammar.accept(token_id)
+            advance([grammar], timeout_s=20)
+        assert grammar.error is None
+    finally:
+        compiler.close()
