@@ -46,7 +46,7 @@ class Function(TypedDict):
 
 
 class FunctionTool(TypedDict):
-    """A tool, or one call of it, in the form that templates expect."""
+    """A tool or its call, in the form that templates expect."""
 
     type: Literal["function"]
     function: Function
@@ -100,13 +100,14 @@ class ChatTemplate:
             raise FailedPrecondition(f"The chat template is not valid: {error}", reason="BAD_CHECKPOINT") from error
 
     def render(
-        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = ()
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
     ) -> list[TemplateText | MessageText]:
         """Return the prompt as pieces of template and message text.
 
         Args:
             messages: the conversation.
             tools: only for a template that `renders_tools`.
+            continues_last: end the prompt within the last message, after its text.
 
         Raises:
             InvalidArgument: the template refuses this conversation, for example two user messages in a row.
@@ -115,7 +116,9 @@ class ChatTemplate:
         texts: list[str] = []
         replaced = [_replace_texts(message, texts) for message in messages]
         try:
-            rendered = self._template.render(messages=replaced, tools=list(tools) or None, add_generation_prompt=True)
+            rendered = self._template.render(
+                messages=replaced, tools=list(tools) or None, add_generation_prompt=not continues_last
+            )
         except _RefusedError as error:
             raise InvalidArgument(
                 f"The model's chat template refuses this conversation: {error}",
@@ -129,6 +132,8 @@ class ChatTemplate:
             raise FailedPrecondition(
                 "The chat template must output every text of a message exactly once.", reason="BAD_CHECKPOINT"
             )
+        if continues_last:
+            rendered = _up_to_text(rendered, len(texts) - 1)
         return list(_pieces(rendered, texts))
 
 
@@ -158,6 +163,17 @@ def _replace_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:
         else:
             content.append({"type": "image"})
     return {**message, "content": content}
+
+
+def _up_to_text(rendered: str, index: int) -> str:
+    """Return a prompt up to one text."""
+    end = f"{_OPEN}{index}{_CLOSE}"
+    before, _, after = rendered.rpartition(end)
+    if _PLACEHOLDER.search(after):
+        raise FailedPrecondition(
+            "The chat template must output the last message last, so that it can be continued.", reason="BAD_CHECKPOINT"
+        )
+    return before + end
 
 
 def _pieces(rendered: str, texts: Sequence[str]) -> Iterator[TemplateText | MessageText]:

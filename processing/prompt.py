@@ -73,7 +73,9 @@ class PromptBuilder:
         """Whether the chat template renders tools and their calls."""
         return self._template.renders_tools
 
-    def build_segments(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = ()) -> list[Segment]:
+    def build_segments(
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
+    ) -> list[Segment]:
         """Return the prompt for the next answer to `messages`.
 
         Adjacent texts share one segment.
@@ -81,6 +83,7 @@ class PromptBuilder:
         Args:
             messages: the conversation.
             tools: that the model may call.
+            continues_last: the answer continues the last message, which is the model's and ends with a text.
 
         Raises:
             InvalidArgument: the template refuses the conversation, or reason 'TOOLS_UNSUPPORTED' or 'RESERVED_TEXT'.
@@ -90,7 +93,7 @@ class PromptBuilder:
         segments: list[Segment] = []
         token_ids: list[int] = []
         num_images = 0
-        for token_id in self._token_ids(messages, tools):
+        for token_id in self._token_ids(messages, tools, continues_last):
             if token_id != self.image_id:
                 token_ids.append(token_id)
                 continue
@@ -134,7 +137,7 @@ class PromptBuilder:
         )
 
     def _check_tools(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool]) -> None:
-        """Check that the template may see the tools and their calls."""
+        """Check that the template may see tools and calls."""
         calls = {index: message["tool_calls"] for index, message in enumerate(messages) if message.get("tool_calls")}
         places = [*([("tools", tools)] if tools else []), *((f"messages[{at}].tool_calls", calls[at]) for at in calls)]
         places += [(f"messages[{at}].role", ()) for at, message in enumerate(messages) if message["role"] == "tool"]
@@ -152,8 +155,10 @@ class PromptBuilder:
                     field=place,
                 )
 
-    def _token_ids(self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool]) -> Iterator[int]:
-        for piece in self._template.render(messages, tools):
+    def _token_ids(
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool], continues_last: bool
+    ) -> Iterator[int]:
+        for piece in self._template.render(messages, tools, continues_last=continues_last):
             match piece:
                 case TemplateText(text):
                     is_short = len(text) <= _MAX_CACHED_CHARACTERS

@@ -24,6 +24,11 @@ _ROLES: dict[int, Literal["system", "user", "assistant", "tool"]] = {
     gateway_pb2.ROLE_TOOL: "tool",
 }
 
+# Characters of pasted text that stand for a line break, and those that stand for nothing (C1).
+_CLEANED = {0x0B: "\n", 0x0C: "\n", 0x85: "\n"} | dict.fromkeys({*range(0x80, 0xA0)} - {0x85})
+# Their messages are taken as they were produced, because their client could not mend them.
+_PRODUCERS = ("assistant", "tool")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -52,6 +57,7 @@ class Conversation:
     messages: list[ChatMessage] = field(default_factory=list)
     images: list[ImageField] = field(default_factory=list)
     tools: list[FunctionTool] = field(default_factory=list)
+    continues_last: bool = False  # the answer continues the last message
     num_characters: int = 0  # tools included
 
     def add_characters(self, number: int, place: str, limits: Limits) -> None:
@@ -116,24 +122,36 @@ def _check_stop_strings(stops: Sequence[str], limits: Limits) -> None:
 
 
 def check_conversation(
-    messages: Sequence[gateway_pb2.Message], limits: Limits, tools: Sequence[gateway_pb2.Tool] = ()
+    messages: Sequence[gateway_pb2.Message],
+    limits: Limits,
+    tools: Sequence[gateway_pb2.Tool] = (),
+    *,
+    continues_last: bool = False,
 ) -> Conversation:
     """Check a conversation and return it as plain data.
 
+    Args:
+        messages: the turns.
+        limits: of the request.
+        tools: that the model may call.
+        continues_last: the answer continues the last turn, so that is the model's.
+
     Raises:
         InvalidArgument: reason 'NO_MESSAGES', 'BAD_ROLE', 'EMPTY_MESSAGE', 'EMPTY_PART', 'TOO_MANY_IMAGES',
-            'TEXT_TOO_LONG', 'LAST_NOT_USER', 'EMPTY_QUESTION', 'BAD_TOOL', 'BAD_TOOL_CALL' or 'BAD_TOOL_RESULT'.
+            'TEXT_TOO_LONG', 'LAST_NOT_USER', 'EMPTY_QUESTION', 'NOTHING_TO_CONTINUE', 'BAD_TOOL', 'BAD_TOOL_CALL' or
+            'BAD_TOOL_RESULT'.
     """
     if not messages:
         raise InvalidArgument(
             "The conversation is empty: send at least one message.", reason="NO_MESSAGES", field="messages"
         )
-    conversation = Conversation(tools=read_tools(tools))
+    conversation = Conversation(tools=read_tools(tools), continues_last=continues_last)
     num_characters = sum(len(tool.description) + len(tool.parameters) for tool in tools)
     conversation.add_characters(num_characters, "tools", limits)
     for index, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{index}]", limits)
-    _check_last_message(conversation.messages[-1], f"messages[{len(messages) - 1}]")
+    check_last = _check_continued if continues_last else _check_last_message
+    check_last(conversation.messages[-1], f"messages[{len(messages) - 1}]")
     return conversation
 
 
@@ -144,14 +162,15 @@ def _add_message(conversation: Conversation, message: gateway_pb2.Message, place
             "The role must be system, user, assistant or tool.", reason="BAD_ROLE", field=f"{place}.role"
         )
     calls = read_tool_calls(message, place)
-    if not message.parts and not calls and role != "tool":
+    if not message.parts and role not in _PRODUCERS:
         raise InvalidArgument(
             "The message is empty: give it a text or an image.", reason="EMPTY_MESSAGE", field=f"{place}.parts"
         )
     if role == "tool":
         _check_follows_call(conversation, place)
     content = [
-        _add_part(conversation, part, f"{place}.parts[{index}]", limits) for index, part in enumerate(message.parts)
+        _add_part(conversation, part, f"{place}.parts[{index}]", limits, is_produced=role in _PRODUCERS)
+        for index, part in enumerate(message.parts)
     ]
     conversation.add_characters(sum(len(call.arguments) for call in message.tool_calls), f"{place}.tool_calls", limits)
     conversation.messages.append({"role": role, "content": content})
@@ -170,7 +189,9 @@ def _check_follows_call(conversation: Conversation, place: str) -> None:
         )
 
 
-def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, limits: Limits) -> TextPart | ImagePart:
+def _add_part(
+    conversation: Conversation, part: gateway_pb2.Part, place: str, limits: Limits, *, is_produced: bool
+) -> TextPart | ImagePart:
     if part.HasField("image"):
         conversation.images.append(ImageField(f"{place}.image", part.image))
         if len(conversation.images) > limits.max_images:
@@ -181,14 +202,14 @@ def _add_part(conversation: Conversation, part: gateway_pb2.Part, place: str, li
                 metadata={"max_images": str(limits.max_images)},
             )
         return {"type": "image"}
-    if not part.text:
+    if not part.text and not is_produced:
         raise InvalidArgument("The part is empty: give it a text or an image.", reason="EMPTY_PART", field=place)
     conversation.add_characters(len(part.text), f"{place}.text", limits)
-    return {"type": "text", "text": part.text}
+    return {"type": "text", "text": part.text if is_produced else part.text.translate(_CLEANED)}
 
 
 def _check_last_message(message: ChatMessage, place: str) -> None:
-    """Check that the last message is a user's question or a result."""
+    """Check that the last message is a question or result."""
     if message["role"] == "tool":
         return
     if message["role"] != "user":
@@ -198,4 +219,15 @@ def _check_last_message(message: ChatMessage, place: str) -> None:
     if not any(part["type"] == "text" and part["text"].strip() for part in message["content"]):
         raise InvalidArgument(
             "The last message has no text: ask a question in it.", reason="EMPTY_QUESTION", field=f"{place}.parts"
+        )
+
+
+def _check_continued(message: ChatMessage, place: str) -> None:
+    """Check that the last message is the model's text."""
+    ends_with_text = bool(message["content"]) and message["content"][-1]["type"] == "text"
+    if message["role"] != "assistant" or message.get("tool_calls") or not ends_with_text:
+        raise InvalidArgument(
+            "An answer continues a last message of the assistant that ends with a text.",
+            reason="NOTHING_TO_CONTINUE",
+            field=place,
         )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
@@ -89,7 +90,9 @@ class QuestionBuilder:
             Unavailable, FailedPrecondition: the release cannot answer.
         """
         check_options(request, self._limits)
-        conversation = check_conversation(request.messages, self._limits, request.tools)
+        conversation = check_conversation(
+            request.messages, self._limits, request.tools, continues_last=request.continue_answer
+        )
         self._filters.check_text(conversation.messages)
         images = await resolve_images(self._images, conversation, tenant)
         segments = await build_segments(release, conversation)
@@ -138,9 +141,15 @@ class QuestionBuilder:
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:
     """Build the prompt without blocking the event loop."""
     num_parts = sum(len(message["content"]) for message in conversation.messages)
+    build = partial(
+        release.prompts.build_segments,
+        conversation.messages,
+        conversation.tools,
+        continues_last=conversation.continues_last,
+    )
     if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
-        return release.prompts.build_segments(conversation.messages, conversation.tools)
-    return await asyncio.to_thread(release.prompts.build_segments, conversation.messages, conversation.tools)
+        return build()
+    return await asyncio.to_thread(build)
 
 
 async def resolve_images(store: ImageStore, conversation: Conversation, tenant: Tenant) -> list[RequestImage]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
-from gateway.answer.checks import Limits, check_conversation
+from gateway.answer.checks import Conversation, Limits, check_conversation
 from gateway.answer.question import build_segments, resolve_images
 from gateway.answer.token_shapes import token_shapes
 from gateway.images import ImageStore
@@ -37,7 +37,10 @@ class Tokenization:
         Raises:
             InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `QuestionBuilder.build`.
         """
-        segments, counts, route = await self._prompt(request.messages, request.tools, release, tenant)
+        conversation = check_conversation(
+            request.messages, self._limits, request.tools, continues_last=request.continue_answer
+        )
+        segments, counts, route = await self._prompt(conversation, release, tenant)
         num_prompt_tokens = release.prompts.count_tokens(segments, counts)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
@@ -62,7 +65,8 @@ class Tokenization:
             )
         if request.text:
             raise InvalidArgument("Give a text or messages, not both.", reason="TEXT_AND_MESSAGES", field="text")
-        segments, counts, _ = await self._prompt(request.messages, request.tools, release, tenant)
+        conversation = check_conversation(request.messages, self._limits, request.tools)
+        segments, counts, _ = await self._prompt(conversation, release, tenant)
         ids: list[int] = []
         for segment in segments:
             if isinstance(segment, TextSegment):
@@ -99,14 +103,9 @@ class Tokenization:
         return await asyncio.to_thread(_decode, token_ids, release)
 
     async def _prompt(
-        self,
-        messages: Sequence[gateway_pb2.Message],
-        tools: Sequence[gateway_pb2.Tool],
-        release: Release,
-        tenant: Tenant,
+        self, conversation: Conversation, release: Release, tenant: Tenant
     ) -> tuple[list[Segment], list[int], Route]:
-        """Return a prompt, the visual tokens of each image, and a route."""
-        conversation = check_conversation(messages, self._limits, tools)
+        """Return a prompt, visual tokens by image, and a route."""
         segments = await build_segments(release, conversation)
         fixed = release.config.num_visual_tokens
         # Images are looked at, and a vision replica is needed, only if their sizes matter.

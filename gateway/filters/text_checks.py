@@ -6,8 +6,10 @@ import unicodedata
 from chassis.errors import InvalidArgument
 from processing import ChatMessage
 
-# Every control character except tab, line feed and carriage return.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# Control characters that no document has. `gateway.answer.checks` has cleaned the others.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+# The model and the tools wrote the other messages, so their client could not mend them.
+_CHECKED_ROLES = ("system", "user")
 # Shorter texts such as '???' and '...' are questions, not noise.
 _MIN_NOISE_CHARACTERS = 16
 
@@ -19,6 +21,8 @@ def check_text(messages: list[ChatMessage]) -> None:
         InvalidArgument: reason 'CONTROL_CHARACTER' or 'ONLY_NOISE'. `field` names the text.
     """
     for index, message in enumerate(messages):
+        if message["role"] not in _CHECKED_ROLES:
+            continue
         for part_index, part in enumerate(message["content"]):
             if part["type"] == "text" and (match := _CONTROL.search(part["text"])):
                 raise InvalidArgument(
@@ -27,7 +31,7 @@ def check_text(messages: list[ChatMessage]) -> None:
                     field=f"messages[{index}].parts[{part_index}].text",
                 )
     question = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-    if _is_noise(question):
+    if messages[-1]["role"] == "user" and _is_noise(question):
         raise InvalidArgument(
             "The last message has neither words nor numbers: ask a question in it.",
             reason="ONLY_NOISE",
@@ -38,11 +42,9 @@ def check_text(messages: list[ChatMessage]) -> None:
 def _is_noise(text: str) -> bool:
     """Return whether a long text has no meaning.
 
-    That is a text without a letter, digit or pictograph, or one character repeated.
+    That is a text without a letter, digit or pictograph.
     """
     text = "".join(text.split())
-    if len(text) < _MIN_NOISE_CHARACTERS:
+    if len(text) < _MIN_NOISE_CHARACTERS or any(map(str.isalnum, text)):
         return False
-    if any(map(str.isalnum, text)):
-        return len(set(text)) == 1
     return not any(unicodedata.category(character) == "So" for character in text)

@@ -61,6 +61,27 @@ def test_a_conversation_becomes_chatml_with_a_slot_for_each_image() -> None:
     assert BUILDER.count_tokens(segments, [32, 7]) == len(text_ids(BUILDER, messages)) + 39
 
 
+@pytest.mark.parametrize("begun", ["A red", "", "<|im_end|>"])
+def test_an_answer_that_has_begun_is_continued_within_its_message(begun: str) -> None:
+    messages: list[ChatMessage] = [
+        user(None, "What is it?"),
+        {"role": "assistant", "content": [{"type": "text", "text": begun}]},
+    ]
+    segments = BUILDER.build_segments(messages, continues_last=True)
+    ids = [token_id for one in segments if isinstance(one, TextSegment) for token_id in one.token_ids]
+    assert BUILDER.tokenizer.decode(ids, skip_special_tokens=False) == (
+        f"<|im_start|>user\n{IMAGE_MARKS}What is it?<|im_end|>\n<|im_start|>assistant\n{begun}"
+    )
+    assert begun or segments == BUILDER.build_segments(messages[:1])
+
+
+def test_a_template_that_ends_with_another_message_cannot_continue_one() -> None:
+    template = "{% for m in messages | reverse %}{{ m.content[0].text }}{% endfor %}"
+    builder = PromptBuilder(CONFIG, TOKENIZER, ChatTemplate(template))
+    with pytest.raises(FailedPrecondition, match="output the last message last"):
+        builder.build_segments([user("a"), user("b")], continues_last=True)
+
+
 HOSTILE = st.lists(
     st.one_of(st.sampled_from([*SPECIAL_TOKENS, "\ue0000\ue001", "{{ 7 * 7 }}", "{% raw %}", "<|", "|>"]), st.text()),
     max_size=6,

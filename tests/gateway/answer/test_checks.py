@@ -81,3 +81,46 @@ def test_everything_at_its_limit_is_accepted() -> None:
         "messages[0].parts[0].image",
         "messages[0].parts[2].image",
     ]
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [Part()], [Part(text="")], [Part(text="a\x00b\x85")]], ids=["no part", "unset", "empty", "control"]
+)
+def test_a_message_of_the_model_is_taken_as_it_was_produced(parts: list[Part]) -> None:
+    turns = [Message(role=ROLE_USER, parts=[TEXT]), Message(role=ROLE_ASSISTANT, parts=parts)]
+    conversation = check_conversation([*turns, Message(role=ROLE_USER, parts=[TEXT])], LIMITS)
+    assert conversation.messages[1]["content"] == [{"type": "text", "text": part.text} for part in parts]
+
+
+def test_pasted_text_is_cleaned() -> None:
+    """Documents end pages with form feeds.
+
+    C1 characters come from text that was read in another encoding.
+    """
+    text = Part(text="1\x0c2\x0b3\x854\x92s\t5\r\n")
+    conversation = check_conversation([Message(role=ROLE_USER, parts=[text])], LIMITS)
+    assert conversation.messages[0]["content"] == [{"type": "text", "text": "1\n2\n3\n4s\t5\r\n"}]
+
+
+def test_an_answer_that_has_begun_can_be_continued() -> None:
+    turns = [Message(role=ROLE_USER, parts=[TEXT]), Message(role=ROLE_ASSISTANT, parts=[Part(text="A red")])]
+    conversation = check_conversation(turns, LIMITS, continues_last=True)
+    assert conversation.continues_last
+    assert conversation.messages[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        Message(role=ROLE_USER, parts=[TEXT]),
+        Message(role=ROLE_SYSTEM, parts=[TEXT]),
+        Message(role=ROLE_ASSISTANT),
+        Message(role=ROLE_ASSISTANT, parts=[TEXT, IMAGE]),
+        Message(role=ROLE_ASSISTANT, parts=[TEXT], tool_calls=[gateway_pb2.ToolCall(name="look", arguments="{}")]),
+    ],
+    ids=["a user's", "instructions", "empty", "an image at the end", "a call of a tool"],
+)
+def test_only_a_text_of_the_model_can_be_continued(last: Message) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        check_conversation([Message(role=ROLE_USER, parts=[TEXT]), last], LIMITS, continues_last=True)
+    assert (raised.value.reason, raised.value.field) == ("NOTHING_TO_CONTINUE", "messages[1]")

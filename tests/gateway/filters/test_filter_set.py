@@ -13,10 +13,12 @@ from structlog.testing import capture_logs
 from chassis.errors import Code, FailedPrecondition, Internal
 from checkpoint.manifest import read_manifest
 from gateway.filters.image_filter import ImageClassifier, ImageFilter, read_classifier, write_classifier
+from gateway.filters.text_checks import check_text
+from processing import ChatMessage
 from tandem.v1 import gateway_pb2, sampling_pb2, tensor_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import TAG, WIDTH
-from tests.gateway.scripted import World, error_of, eventually
+from tests.gateway.scripted import World, ask, error_of, eventually, read
 
 IMAGE = b"an image"
 DIGEST = bytes(range(32))
@@ -92,23 +94,42 @@ async def test_an_answer_ends_at_the_stop_string_or_the_word_that_comes_first(
         assert (await world.ask("?", stop=["STOP"])).text == "a blas"
 
 
-@pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f", "\x85"])
+@pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "a\x7f"])
 async def test_a_control_character_is_refused_with_its_field(world: World, text: str) -> None:
     error = await error_of(world.ask(IMAGE, "What is it?", text))
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "CONTROL_CHARACTER")
     assert error.field == "messages[0].parts[2].text"
 
 
-@pytest.mark.parametrize("text", ["#" * 40, "!?.," * 10, "a" * 100, "... ... ... ... ... ..."])
+@pytest.mark.parametrize("text", ["#" * 40, "!?.," * 10, "... ... ... ... ... ..."])
 async def test_noise_is_refused(world: World, text: str) -> None:
     assert (await error_of(world.ask(text))).reason == "ONLY_NOISE"
 
 
 @pytest.mark.parametrize(
-    "text", ["???", "👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍👍", "1111111111111112", "what\tis\r\nit?", "这是什么？"]
+    "text",
+    ["???", "👍" * 17, "1" * 40, "哈" * 40, "a" * 100, "what\tis\r\nit?", "这是什么？", "page\x0c1\x0bof\x852\x92"],
 )
 async def test_a_possible_question_is_not_noise(world: World, text: str) -> None:
     await world.ask(text)
+
+
+@pytest.mark.parametrize("produced", ["", "a\x00b", "\x1b[31mred\x1b[0m", "\x85", "#" * 40])
+async def test_an_answer_of_the_model_goes_back_as_history(world: World, produced: str) -> None:
+    """Otherwise an odd answer would end the conversation."""
+    request = ask("What?")
+    request.messages.add(role=gateway_pb2.ROLE_ASSISTANT, parts=[gateway_pb2.Part(text=produced)])
+    request.messages.extend(ask("And now?").messages)
+    await read(world.stub.Generate(request))
+
+
+def test_the_result_of_a_tool_is_taken_as_it_is() -> None:
+    """Programs print colours and rulers."""
+    messages: list[ChatMessage] = [
+        {"role": "user", "content": [{"type": "text", "text": "List the files."}]},
+        {"role": "tool", "content": [{"type": "text", "text": "\x1b[34mdocs\x1b[0m" + "-" * 40}]},
+    ]
+    check_text(messages)
 
 
 async def test_text_checks_can_be_disabled(make_world: MakeWorld) -> None:
