@@ -1,8 +1,10 @@
 """gRPC channels from one process to another."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 
@@ -12,7 +14,16 @@ from chassis.spans import TRACEPARENT_HEADER
 from chassis.tls import ChannelTls
 from chassis.tracing import traceparent
 
-__all__ = ["ChannelTls", "channel_options", "check_target", "open_blocking_channel", "open_channel"]
+__all__ = [
+    "ChannelTls",
+    "channel_options",
+    "check_target",
+    "environment_proxy",
+    "open_blocking_channel",
+    "open_channel",
+]
+
+_PROXIES, _NO_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy")
 
 # gRPC retries only until the first part of a response arrives, so a started stream is never repeated.
 _RETRY_POLICY = {
@@ -65,6 +76,7 @@ def open_channel(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     authority: str | None = None,
     watch_health: bool = False,
+    use_proxy: bool = False,
 ) -> grpc.aio.Channel:
     """Open a channel with keepalive, retries and load balancing.
 
@@ -79,11 +91,12 @@ def open_channel(
         max_message_bytes: largest response message, bytes.
         authority: the server's name in its certificate, if `target` is one of its addresses instead.
         watch_health: leave a server that drains for another address of `target`.
+        use_proxy: go through the proxy that the environment names. See `environment_proxy`.
 
     Raises:
         FailedPrecondition: reason 'BAD_TLS', the TLS files cannot be used.
     """
-    options = channel_options(max_message_bytes, watch_health)
+    options = channel_options(max_message_bytes, watch_health, use_proxy)
     if authority is not None:
         options += [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
     if tls is None:
@@ -99,25 +112,31 @@ def open_blocking_channel(
     tls: ChannelTls | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     watch_health: bool = False,
+    use_proxy: bool = False,
 ) -> grpc.Channel:
     """Open the same channel for code without asyncio.
 
     It is thread-safe. Callers send their own request id.
     """
-    options = channel_options(max_message_bytes, watch_health)
+    options = channel_options(max_message_bytes, watch_health, use_proxy)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
     return grpc.secure_channel(target, tls.credentials(), options=options)
 
 
-def channel_options(max_message_bytes: int, watch_health: bool = False) -> list[tuple[str, str | int]]:
+def channel_options(
+    max_message_bytes: int, watch_health: bool = False, use_proxy: bool = False
+) -> list[tuple[str, str | int]]:
     """Return channel options: keepalive, retries, load balancing.
 
     Args:
         max_message_bytes: largest response message.
         watch_health: leave a server that drains for another address of the target.
+        use_proxy: go through the proxy that the environment names.
     """
     return [
+        # gRPC follows http_proxy even to loopback. A proxy knows neither the stages nor this machine.
+        ("grpc.enable_http_proxy", int(use_proxy)),
         ("grpc.service_config", _service_config(watch_health)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
@@ -135,6 +154,23 @@ def channel_options(max_message_bytes: int, watch_health: bool = False) -> list[
         # gRPC's default of 30 s would leave a client without a server when pods are replaced.
         ("grpc.dns_min_time_between_resolutions_ms", 500),
     ]
+
+
+def environment_proxy(target: str) -> str | None:
+    """Return 'host:port' of gRPC's proxy to a target.
+
+    Follows gRPC: the first of the variables grpc_proxy, https_proxy and http_proxy, unless the host ends with a name of
+    no_grpc_proxy or no_proxy. Address ranges in these two are left to gRPC.
+
+    Args:
+        target: 'host:port', or a gRPC name such as 'dns:///host:port'.
+    """
+    proxy = next((value for name in _PROXIES if (value := os.environ.get(name))), "")
+    exempt = next((value for name in _NO_PROXIES if (value := os.environ.get(name))), "")
+    host, _port = split_address(target.rpartition("/")[2])
+    if not proxy or any(host.endswith(name) for part in exempt.split(",") if (name := part.strip())):
+        return None
+    return urlsplit(proxy).netloc.rpartition("@")[2] or None  # without a password
 
 
 class _MetadataChannel(grpc.aio.Channel):

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from chassis.cancellation import is_asked_to_stop
 from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented
 from chassis.grpc_errors import to_grpc_status
-from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
+from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS, RPC_UNREAD
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 from chassis.spans import Span
 from chassis.tracing import NO_SPAN, span
@@ -67,6 +67,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     def __init__(self, in_flight: CallsInFlight) -> None:
         self._in_flight = in_flight
         self._wrapped: dict[str, MethodHandler] = {}
+        self._unread = _UnreadRequests()
 
     async def intercept_service(
         self,
@@ -83,6 +84,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             if handler is None:
                 return None
             self._wrapped[path] = self._wrap(path.removeprefix("/"), handler)
+        self._unread.expect(path.removeprefix("/"), handler_call_details.invocation_metadata)
         return self._wrapped[path]
 
     def _wrap(self, method: str, handler: Any) -> MethodHandler:
@@ -92,6 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
         async def handle(request: Any, context: Context) -> Any:
+            self._unread.read()
             metadata = context.invocation_metadata()
             with (
                 bound_request_id(request_id_of(metadata)),
@@ -114,6 +117,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         make = kinds[handler.request_streaming, handler.response_streaming]
         # A single request arrives as bytes. The adapted handler parses it, so that a parse error is mapped, too.
         return make(handle, parse if handler.request_streaming else None, handler.response_serializer)
+
+
+class _UnreadRequests:
+    """Reports requests that gRPC refused before a handler saw them.
+
+    gRPC refuses a message above `max_message_bytes` by itself, and does not say so. It finds the handler of an RPC and
+    runs it in one task, so a task that ends between the two had no request.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[Any], tuple[str, Any]] = {}  # method and metadata
+
+    def expect(self, method: str, metadata: Any) -> None:
+        """Begin an RPC, in its task."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks[task] = method, metadata
+            task.add_done_callback(self._ended)
+
+    def read(self) -> None:
+        """Note that the handler has its request."""
+        self._tasks.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # None is no key
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        method, metadata = self._tasks.pop(task, ("", ()))
+        if method:
+            RPC_UNREAD.labels(method).inc()
+            _log.info(
+                "request not received, because it is too large or its client left",
+                method=method,
+                request_id=request_id_of(metadata),
+            )
 
 
 class _RpcRecord:

@@ -47,7 +47,12 @@ class OtlpRecorder:
             shutdown_on_exit=False,
         )
         insecure = endpoint.startswith("http://")
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=_EXPORT_TIMEOUT_S)
+        exporter = OTLPSpanExporter(
+            endpoint=endpoint,
+            insecure=insecure,
+            timeout=_EXPORT_TIMEOUT_S,
+            channel_options=(("grpc.enable_http_proxy", 0),),  # type: ignore[arg-type]  # gRPC takes numbers, too
+        )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("tandem")
         self._headers = TraceContextTextMapPropagator()

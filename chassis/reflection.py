@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import _async, reflection, reflection_pb2
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 
@@ -20,7 +20,7 @@ def add_reflection(service_names: Sequence[str], server: grpc.aio.Server) -> Non
     names = (*service_names, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     handler = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        _async.ReflectionServicer(names).ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

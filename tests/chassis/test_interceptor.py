@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import errors, grpc_errors
 from chassis.request_id import current_request_id
@@ -197,6 +198,26 @@ async def test_a_message_above_the_limit_is_refused_and_the_next_rpc_works(serve
     raised = await failure(run.gateway.PutImage(iter([large])))
     assert raised.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await run.gateway.PutImage(iter([small, small]))).num_bytes == 1800
+
+
+async def test_a_message_that_grpc_refuses_is_counted_and_logged(serve: Any, log_lines: Any) -> None:
+    """The handler never sees it."""
+    run = await serve(gateway={"CountTokens": count}, settings=ServiceSettings(max_message_bytes=1000))
+    labels = {"method": "tandem.v1.Gateway/CountTokens"}
+
+    def num_unread() -> float:
+        return REGISTRY.get_sample_value("tandem_rpc_unread_total", labels) or 0.0
+
+    before = num_unread()
+    part = gateway_pb2.Part(image=gateway_pb2.Image(data=bytes(2000)))
+    large = gateway_pb2.CountTokensRequest(messages=[gateway_pb2.Message(parts=[part])])
+    error = await failure(run.gateway.CountTokens(large, metadata=ID))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    for _ in range(3):
+        await run.gateway.CountTokens(gateway_pb2.CountTokensRequest(), metadata=ID)
+    assert num_unread() == before + 1
+    [line] = [line for line in log_lines() if line["event"].startswith("request not received")]
+    assert (line["method"], line["request_id"]) == (labels["method"], "abc-1.2_3")
 
 
 async def test_an_unknown_method_is_unimplemented(serve: Any) -> None:

@@ -84,6 +84,48 @@ async def test_reflection_lists_every_service_and_describes_it(serve: Any) -> No
     assert described.file_descriptor_response.file_descriptor_proto
 
 
+async def test_reflection_v1_answers_like_v1alpha(serve: Any) -> None:
+    """Newer tools ask v1 only."""
+    run = await serve()
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="tandem.v1.Gateway"),
+    ]
+    answers = []
+    for version in ("v1alpha", "v1"):
+        method = run.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        answers.append([answer async for answer in method(iter(requests))])
+    assert answers[0] == answers[1]
+    assert len(answers[1]) == 2
+
+
+@pytest.mark.slow
+async def test_a_client_without_calls_may_ping_every_ten_seconds(serve: Any) -> None:
+    """Mobile clients keep idle connections alive this way.
+
+    By default, gRPC ends such a connection after half a minute.
+    """
+
+    async def count(_servicer: Any, request: Any, context: Any) -> Any:
+        return gateway_pb2.CountTokensResponse(prompt_tokens=5)
+
+    run = await serve(gateway={"CountTokens": count})
+    pings = [
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{run.server.port}", options=pings) as channel:
+        await channel.channel_ready()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 50)
+        assert channel.get_state() == grpc.ChannelConnectivity.READY
+
+
 async def test_draining_finishes_a_stream_in_flight_and_refuses_new_rpcs(serve: Any) -> None:
     slow = Slow()
     run = await serve(gateway=slow.handlers)
