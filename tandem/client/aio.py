@@ -10,15 +10,25 @@ async with AsyncClient("127.0.0.1:50050") as client:
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
 
 from chassis.cancellation import is_asked_to_stop
 from chassis.channels import ChannelTls, open_channel
-from tandem.client import wire
+from chassis.errors import FailedPrecondition
 from tandem.client.call import AnswerStream, Connection, Envelope
-from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
+from tandem.client.request import (
+    check_size,
+    detokenize_request,
+    generate_request,
+    messages,
+    put_image_requests,
+    tokenize_request,
+)
+from tandem.client.types import Answer, GenerateOptions, ImageInput, Images, Message, ReleaseInfo, TokenCount
+from tandem.client.wire import release_info, token_count
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 R = TypeVar("R")
@@ -51,21 +61,55 @@ class AsyncTextStream(AnswerStream):
 
 
 class AsyncClient(Connection):
-    """An asyncio connection to a gateway, for one event loop.
+    """An asyncio connection to a gateway.
+
+    It belongs to the event loop of its first call.
 
     Every call raises the errors of `tandem.errors`, each with its `request_id`. A call also raises `OSError` if the
     file of an image cannot be read.
     """
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_channel(self.address, tls=tls, watch_health=True)
-        self._gateway = gateway_pb2_grpc.GatewayStub(self._channel)
+        """Check the TLS files.
+
+        A channel belongs to an event loop, so the first call opens it.
+        """
+        if tls is not None:
+            tls.credentials()
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stub: Any = None  # of the channel
+
+    @property
+    def _gateway(self) -> "gateway_pb2_grpc.GatewayAsyncStub":
+        """The gateway's stub in the running event loop.
+
+        Raises:
+            FailedPrecondition: reason 'CLIENT_CLOSED'. 'NO_LOOP', no event loop runs. 'OTHER_LOOP', the first call was
+                in another one.
+        """
+        self._check_open()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise FailedPrecondition("Call an AsyncClient in a coroutine, or use Client.", reason="NO_LOOP") from None
+        if self._channel is None:
+            self._loop = loop
+            self._channel = open_channel(self.address, tls=self._tls, watch_health=True, use_proxy=self._uses_proxy)
+            self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+        if loop is not self._loop:
+            raise FailedPrecondition(
+                "This AsyncClient was used in another event loop: open one client in each.", reason="OTHER_LOOP"
+            )
+        stub: gateway_pb2_grpc.GatewayAsyncStub = self._stub
+        return stub
 
     def generate(
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[ImageInput] = (),
+        images: Images = (),
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
         """Ask a question or continue a conversation.
@@ -74,10 +118,10 @@ class AsyncClient(Connection):
 
         Args:
             prompt: the question, or the turns of a conversation. The oldest turn is first, the user's turn last.
-            images: images of the question, placed before it. The turns of a conversation hold their own images.
+            images: images of the question, or one alone, placed before it. The turns of a conversation hold their own.
             options: see `GenerateOptions`.
         """
-        return self.send(wire.generate_request(prompt, images, options), **options)
+        return self.send(generate_request(prompt, images, options), **options)
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> AsyncTextStream:
         """Send a request in the contract's own type.
@@ -85,6 +129,7 @@ class AsyncClient(Connection):
         Only the options `release`, `request_id` and `timeout_s` are used.
         """
         envelope = self._envelope(options)
+        check_size(request, self.max_message_bytes)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return AsyncTextStream(call, envelope)
 
@@ -92,7 +137,7 @@ class AsyncClient(Connection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[ImageInput] = (),
+        images: Images = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
         """Return the complete answer. Takes the arguments of `generate`."""
@@ -101,20 +146,25 @@ class AsyncClient(Connection):
             pass
         return stream.final
 
-    async def put_image(self, source: Path | str | bytes) -> str:
+    async def put_image(self, source: ImageInput) -> str:
         """Upload an image and return its digest, which `images` takes.
 
         Args:
-            source: path or bytes of the file.
+            source: path or bytes of the file, or a Pillow image.
         """
-        return (await self._call(self._gateway.PutImage, wire.put_image_requests(source))).sha256.hex()
+        return (await self._call(self._gateway.PutImage, put_image_requests(source))).sha256.hex()
 
     async def count_tokens(
-        self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Images = (),
+        system: str | None = None,
     ) -> TokenCount:
         """Count the tokens of a prompt, without running it."""
-        request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
-        return wire.token_count(await self._call(self._gateway.CountTokens, request))
+        request = gateway_pb2.CountTokensRequest(messages=messages(prompt, images, system))
+        check_size(request, self.max_message_bytes)
+        return token_count(await self._call(self._gateway.CountTokens, request))
 
     async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a text or a conversation.
@@ -122,12 +172,12 @@ class AsyncClient(Connection):
         Args:
             prompt: a text by itself, or the turns of a conversation, which the chat template surrounds.
         """
-        request = wire.tokenize_request(prompt)
+        request = tokenize_request(prompt)
         return list((await self._call(self._gateway.Tokenize, request)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
-        request = gateway_pb2.DetokenizeRequest(token_ids=token_ids)
+        request = detokenize_request(token_ids)
         return (await self._call(self._gateway.Detokenize, request)).text
 
     async def rate(self, request_id: str, score: float, label: str = "") -> bool:
@@ -144,12 +194,13 @@ class AsyncClient(Connection):
     async def models(self) -> list[ReleaseInfo]:
         """Return the releases that the gateway serves."""
         response = await self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
-        return [wire.release_info(info) for info in response.releases]
+        return [release_info(info) for info in response.releases]
 
     async def close(self) -> None:
         """Close the connection and cancel its running requests."""
         self._is_closed = True
-        await self._channel.close(None)
+        if self._channel is not None:
+            await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,13 +8,20 @@ with Client("127.0.0.1:50050") as client:
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Unpack
 
 from chassis.channels import ChannelTls
-from tandem.client import wire
 from tandem.client.call import AnswerStream, BlockingConnection, Closeable
-from tandem.client.types import Answer, GenerateOptions, ImageInput, Message, ReleaseInfo, TokenCount
+from tandem.client.request import (
+    check_size,
+    detokenize_request,
+    generate_request,
+    messages,
+    put_image_requests,
+    tokenize_request,
+)
+from tandem.client.types import Answer, GenerateOptions, ImageInput, Images, Message, ReleaseInfo, TokenCount
+from tandem.client.wire import release_info, token_count
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 
@@ -51,7 +58,7 @@ class Client(BlockingConnection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[ImageInput] = (),
+        images: Images = (),
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """Ask a question or continue a conversation.
@@ -60,10 +67,10 @@ class Client(BlockingConnection):
 
         Args:
             prompt: the question, or the turns of a conversation. The oldest turn is first, the user's turn last.
-            images: images of the question, placed before it. The turns of a conversation hold their own images.
+            images: images of the question, or one alone, placed before it. The turns of a conversation hold their own.
             options: see `GenerateOptions`.
         """
-        return self.send(wire.generate_request(prompt, images, options), **options)
+        return self.send(generate_request(prompt, images, options), **options)
 
     def send(self, request: gateway_pb2.GatewayGenerateRequest, **options: Unpack[GenerateOptions]) -> TextStream:
         """Send a request in the contract's own type.
@@ -71,6 +78,7 @@ class Client(BlockingConnection):
         Only the options `release`, `request_id` and `timeout_s` are used.
         """
         envelope = self._envelope(options)
+        check_size(request, self.max_message_bytes)
         call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
         return TextStream(call, envelope)
 
@@ -78,7 +86,7 @@ class Client(BlockingConnection):
         self,
         prompt: str | Sequence[Message],
         *,
-        images: Sequence[ImageInput] = (),
+        images: Images = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer:
         """Return the complete answer. Takes the arguments of `generate`."""
@@ -87,20 +95,25 @@ class Client(BlockingConnection):
             pass
         return stream.final
 
-    def put_image(self, source: Path | str | bytes) -> str:
+    def put_image(self, source: ImageInput) -> str:
         """Upload an image and return its digest, which `images` takes.
 
         Args:
-            source: path or bytes of the file.
+            source: path or bytes of the file, or a Pillow image.
         """
-        return self._call(self._gateway.PutImage, wire.put_image_requests(source)).sha256.hex()
+        return self._call(self._gateway.PutImage, put_image_requests(source)).sha256.hex()
 
     def count_tokens(
-        self, prompt: str | Sequence[Message], *, images: Sequence[ImageInput] = (), system: str | None = None
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Images = (),
+        system: str | None = None,
     ) -> TokenCount:
         """Count the tokens of a prompt, without running it."""
-        request = gateway_pb2.CountTokensRequest(messages=wire.messages(prompt, images, system))
-        return wire.token_count(self._call(self._gateway.CountTokens, request))
+        request = gateway_pb2.CountTokensRequest(messages=messages(prompt, images, system))
+        check_size(request, self.max_message_bytes)
+        return token_count(self._call(self._gateway.CountTokens, request))
 
     def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a text or a conversation.
@@ -108,12 +121,12 @@ class Client(BlockingConnection):
         Args:
             prompt: a text by itself, or the turns of a conversation, which the chat template surrounds.
         """
-        request = wire.tokenize_request(prompt)
+        request = tokenize_request(prompt)
         return list(self._call(self._gateway.Tokenize, request).token_ids)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
-        request = gateway_pb2.DetokenizeRequest(token_ids=token_ids)
+        request = detokenize_request(token_ids)
         return self._call(self._gateway.Detokenize, request).text
 
     def rate(self, request_id: str, score: float, label: str = "") -> bool:
@@ -130,4 +143,4 @@ class Client(BlockingConnection):
     def models(self) -> list[ReleaseInfo]:
         """Return the releases that the gateway serves."""
         response = self._call(self._gateway.ListModels, gateway_pb2.GatewayListModelsRequest())
-        return [wire.release_info(info) for info in response.releases]
+        return [release_info(info) for info in response.releases]

@@ -11,9 +11,18 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from chassis.api_keys import authorization
-from chassis.channels import ChannelTls, open_blocking_channel
-from chassis.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, TandemError, Unavailable
+from chassis.channels import ChannelTls, check_target, environment_proxy, open_blocking_channel
+from chassis.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    TandemError,
+    Unavailable,
+)
 from chassis.grpc_errors import from_rpc_error
+from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, is_loopback
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id, request_id_of
 from tandem.client.types import Answer, GenerateOptions
 from tandem.client.wire import AnswerBuilder
@@ -32,6 +41,7 @@ class Envelope:
     address: str
     request_id: str
     timeout_s: float | None
+    proxy: str | None = None  # on the way to the address
     release: str | None = None
     api_key: str | None = field(default=None, repr=False)  # never in a traceback
 
@@ -41,13 +51,20 @@ class Envelope:
         gRPC fails on some of them. The gateway replaces a malformed request id by its own.
 
         Raises:
-            InvalidArgument: reason 'BAD_REQUEST_ID' or 'BAD_TAG'.
+            InvalidArgument: reason 'BAD_REQUEST_ID', 'BAD_TAG' or 'BAD_OPTION' (timeout_s).
         """
-        if request_id_of([(REQUEST_ID_HEADER, self.request_id)]) != self.request_id:
+        if self.timeout_s is not None and not (isinstance(self.timeout_s, int | float) and self.timeout_s > 0):
             raise InvalidArgument(
-                "A request id is 1 to 128 letters, digits, '.', '_' and '-'.", reason="BAD_REQUEST_ID"
+                f"timeout_s must be a number of seconds above 0, not {self.timeout_s!r}.",
+                reason="BAD_OPTION",
+                field="timeout_s",
             )
-        if self.release and not (self.release.isascii() and self.release.isprintable()):
+        if request_id_of([(REQUEST_ID_HEADER, str(self.request_id))]) != self.request_id:  # unequal also if no text
+            raise InvalidArgument(
+                "A request_id is 1 to 128 letters, digits, '.', '_' and '-'.", reason="BAD_REQUEST_ID"
+            )
+        tag = str(self.release or "")
+        if not (tag.isascii() and tag.isprintable() and isinstance(self.release, str | None)):
             raise InvalidArgument(
                 "The release has characters that no tag has: name it as `tandem models` lists it.", reason="BAD_TAG"
             )
@@ -80,7 +97,20 @@ class Envelope:
     def _connection_error(self, error: TandemError) -> TandemError:
         """Return a connection error that names the address or timeout."""
         if isinstance(error, Unavailable):
-            return Unavailable(f"Cannot reach a gateway at {self.address}.", reason="UNREACHABLE")
+            if self.proxy is None:
+                return Unavailable(f"Cannot reach a gateway at {self.address}.", reason="UNREACHABLE")
+            return Unavailable(
+                f"Cannot reach a gateway at {self.address} through the proxy {self.proxy} of the environment: name the "
+                "host in the variable no_proxy to go without it.",
+                reason="PROXY_FAILED",
+            )
+        if isinstance(error, ResourceExhausted):  # gRPC itself refuses a message above the server's limit
+            return InvalidArgument(
+                "The request is larger than this gateway takes: upload its images with put_image, and name them by "
+                "their digests.",
+                reason="REQUEST_TOO_LARGE",
+                field="messages",
+            )
         if isinstance(error, DeadlineExceeded) and self.timeout_s is not None:
             return DeadlineExceeded(f"No complete answer within {self.timeout_s:g} s.")
         return error
@@ -98,6 +128,8 @@ class Connection(ABC):
         key: Path | None = None,
         api_key: str | None = None,
         timeout_s: float | None = 600.0,
+        use_proxy: bool = True,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         """Prepare a connection. The first call connects.
 
@@ -108,19 +140,32 @@ class Connection(ABC):
             key: PEM file of the private key of `cert`.
             api_key: a key made by `tandem keys new`, if the gateway requires one.
             timeout_s: longest wait for a complete answer, seconds. None waits without limit.
+            use_proxy: follow the proxy variables of the environment, except to an address of this machine.
+            max_message_bytes: largest request of the gateway, its `--max-message-bytes`.
 
         Raises:
+            InvalidArgument: reason 'BAD_ADDRESS'.
             FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
         """
+        try:
+            check_target(address)
+        except ValueError as error:
+            raise InvalidArgument(f"The address {error}.", reason="BAD_ADDRESS") from None
         self.address = address
         self.timeout_s = timeout_s
+        self.max_message_bytes = max_message_bytes
         self._api_key = api_key
         self._is_closed = False
+        self._uses_proxy = use_proxy and not is_loopback(address.rpartition("/")[2])
         self._open(ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None)
 
     @abstractmethod
     def _open(self, tls: ChannelTls | None) -> None:
         """Open the channel to `address`, and the stubs on it."""
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise FailedPrecondition("The client is closed: open another one.", reason="CLIENT_CLOSED")
 
     def _envelope(self, options: GenerateOptions | None = None) -> Envelope:
         """Return the envelope of one call.
@@ -129,14 +174,14 @@ class Connection(ABC):
             FailedPrecondition: reason 'CLIENT_CLOSED'.
             InvalidArgument: as `Envelope`.
         """
-        if self._is_closed:
-            raise FailedPrecondition("The client is closed: open another one.", reason="CLIENT_CLOSED")
+        self._check_open()
         options = options or {}
         timeout_s = options.get("timeout_s", self.timeout_s)
         return Envelope(
             address=self.address,
+            proxy=environment_proxy(self.address) if self._uses_proxy else None,
             request_id=options.get("request_id") or new_request_id(),
-            timeout_s=timeout_s if timeout_s is not None and timeout_s < _MAX_TIMEOUT_S else None,
+            timeout_s=None if isinstance(timeout_s, int | float) and timeout_s >= _MAX_TIMEOUT_S else timeout_s,
             release=options.get("release"),
             api_key=self._api_key,
         )
@@ -162,7 +207,7 @@ class BlockingConnection(Connection, Closeable):
     """A connection whose calls block until they are answered. Thread-safe."""
 
     def _open(self, tls: ChannelTls | None) -> None:
-        self._channel = open_blocking_channel(self.address, tls=tls, watch_health=True)
+        self._channel = open_blocking_channel(self.address, tls=tls, watch_health=True, use_proxy=self._uses_proxy)
 
     def close(self) -> None:
         """Close the connection and cancel its running requests."""

@@ -32,9 +32,10 @@ class Rollouts(BlockingConnection):
         key: Path | None = None,
         api_key: str | None = None,
         timeout_s: float | None = 10.0,
+        use_proxy: bool = True,
     ) -> None:
         """Prepare a connection. Arguments are those of `Connection`."""
-        super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
+        super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s, use_proxy=use_proxy)
 
     def _open(self, tls: ChannelTls | None) -> None:
         super()._open(tls)

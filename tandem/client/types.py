@@ -9,7 +9,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 class DecodedImage(Protocol):
-    """A Pillow image or a NumPy array, for `Processor`."""
+    """A Pillow image, or a NumPy array for `Processor`."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -21,12 +21,16 @@ class DecodedImage(Protocol):
 class Image:
     """An image of a conversation."""
 
-    # Path of a file, its bytes, or the digest from `put_image` (64 hex digits). For `Processor`, also decoded pixels.
-    source: Path | str | bytes | DecodedImage
+    # Path of a file, its bytes, a Pillow image, or the digest from `put_image` (64 hex digits). Clients send a Pillow
+    # image as PNG. `Processor` also takes a NumPy array.
+    source: Path | str | bytes | bytearray | memoryview | DecodedImage
 
 
-ImageInput: TypeAlias = Image | Path | str | bytes
+ImageInput: TypeAlias = Image | Path | str | bytes | bytearray | memoryview | DecodedImage
 """Type of the items of `images=`: an `Image` or its source."""
+
+Images: TypeAlias = Sequence[ImageInput] | ImageInput
+"""Type of `images=`: a sequence of images, or one alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,10 @@ class GenerateOptions(TypedDict, total=False):
     num_logprobs: int  # report log-probabilities of the chosen token and of this many others
     json_schema: str | Mapping[str, Any]  # the answer is JSON that fits this schema
     regex: str  # the answer as a whole matches this expression
-    choices: Sequence[str]  # the answer is one of these texts
+    choices: Sequence[str] | str  # the answer is one of these texts
     grammar: str  # the answer fits this Lark grammar. Use only one of the four constraints.
     stop: str | Sequence[str]  # the answer ends before the first of these
+    continue_answer: bool  # continue the last turn, which is the model's, instead of answering a user's
     system: str  # instructions before a question. A conversation has a turn for them.
     routing_key: str  # requests with the same key stay on one release
     release: str  # tag of the release that answers

@@ -1,10 +1,7 @@
-"""Convert between the client's plain types and protobuf messages."""
+"""Turn protobuf messages into the client's plain types."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -12,12 +9,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from chassis.errors import Internal
 from tandem.client.types import (
     Answer,
-    GenerateOptions,
     Half,
-    Image,
-    ImageInput,
     ImageReport,
-    Message,
     PositionLogprobs,
     Release,
     ReleaseInfo,
@@ -29,109 +22,11 @@ from tandem.client.types import (
 )
 from tandem.v1 import gateway_pb2, model_pb2, sampling_pb2
 
-CHUNK_BYTES = 1024 * 1024  # maximum of one PutImage message
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_ROLES = {
-    "system": gateway_pb2.ROLE_SYSTEM,
-    "user": gateway_pb2.ROLE_USER,
-    "assistant": gateway_pb2.ROLE_ASSISTANT,
-}
 _FINISH_REASONS: dict[int, Literal["stop", "length", "filtered"]] = {
     sampling_pb2.FINISH_REASON_STOP: "stop",
     sampling_pb2.FINISH_REASON_LENGTH: "length",
     sampling_pb2.FINISH_REASON_FILTERED: "filtered",
 }
-# These options have no sampling option of the same name.
-_NOT_SAMPLING = {"stop", "system", "routing_key", "release", "request_id", "timeout_s"}
-
-_CONSTRAINTS = {"json_schema", "regex", "choices", "grammar"}
-
-
-def generate_request(
-    prompt: str | Sequence[Message], images: Sequence[ImageInput], options: GenerateOptions
-) -> gateway_pb2.GatewayGenerateRequest:
-    """Return the request for a question or a conversation.
-
-    Raises:
-        OSError: an image's file cannot be read.
-        TypeError: an option is unknown, there are several constraints, or images or instructions stand beside a
-            conversation, which holds them in its turns.
-    """
-    sampling: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
-    unknown = sampling.keys() - sampling_pb2.SamplingOptions.DESCRIPTOR.fields_by_name.keys()
-    if unknown:
-        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
-    if len(sampling.keys() & _CONSTRAINTS) > 1:
-        raise TypeError(f"an answer takes only one of {', '.join(sorted(_CONSTRAINTS))}")
-    if isinstance(sampling.get("json_schema"), Mapping):
-        sampling["json_schema"] = json.dumps(sampling["json_schema"])
-    if "choices" in sampling:
-        sampling["choices"] = sampling_pb2.Choices(texts=sampling["choices"])
-    stop = options.get("stop", ())
-    return gateway_pb2.GatewayGenerateRequest(
-        messages=messages(prompt, images, options.get("system")),
-        sampling=sampling_pb2.SamplingOptions(**sampling),
-        stop=[stop] if isinstance(stop, str) else stop,
-        routing_key=options.get("routing_key", ""),
-    )
-
-
-def messages(
-    prompt: str | Sequence[Message], images: Sequence[ImageInput], system: str | None = None
-) -> list[gateway_pb2.Message]:
-    """Return the turns as messages, images before the question.
-
-    Raises:
-        OSError: an image's file cannot be read.
-        TypeError: images or instructions stand beside a conversation, or an image is no file.
-    """
-    if isinstance(prompt, str):
-        given = (image if isinstance(image, Image) else Image(image) for image in images)
-        turns = [Message("system", (system,))] if system is not None else []
-        turns.append(Message("user", (*given, prompt)))
-    elif images or system is not None:
-        raise TypeError("put images and instructions of a conversation into its messages")
-    else:
-        turns = list(prompt)
-    return [gateway_pb2.Message(role=_ROLES[turn.role], parts=map(_part, turn.parts)) for turn in turns]
-
-
-def tokenize_request(prompt: str | Sequence[Message]) -> gateway_pb2.TokenizeRequest:
-    """Return the request for the tokens of a text or a conversation.
-
-    Raises:
-        OSError: an image's file cannot be read.
-    """
-    if isinstance(prompt, str):
-        return gateway_pb2.TokenizeRequest(text=prompt)
-    return gateway_pb2.TokenizeRequest(messages=messages(prompt, ()))
-
-
-def _part(part: str | Image) -> gateway_pb2.Part:
-    if isinstance(part, str):
-        return gateway_pb2.Part(text=part)
-    if isinstance(part.source, str) and _DIGEST.fullmatch(part.source):
-        return gateway_pb2.Part(image=gateway_pb2.Image(sha256=bytes.fromhex(part.source)))
-    if not isinstance(part.source, Path | str | bytes):
-        raise TypeError("a client sends files: give the path or the bytes of an image")
-    return gateway_pb2.Part(image=gateway_pb2.Image(data=_read(part.source)))
-
-
-def put_image_requests(source: Path | str | bytes) -> Iterator[gateway_pb2.PutImageRequest]:
-    """Return an upload of an image in chunks.
-
-    Raises:
-        OSError: the file cannot be read. It is read here because gRPC hides errors raised inside its iterator.
-    """
-    data = _read(source)
-    return (
-        gateway_pb2.PutImageRequest(chunk=data[start : start + CHUNK_BYTES])
-        for start in range(0, len(data), CHUNK_BYTES)
-    )
-
-
-def _read(source: Path | str | bytes) -> bytes:
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
 class AnswerBuilder:

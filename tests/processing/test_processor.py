@@ -14,7 +14,7 @@ from gateway.answer.checks import Limits, check_conversation
 from processing import TextSegment, open_image_processor, open_prompt_builder
 from processing.processor import Side
 from tandem import Image, Message, Processor, assistant, system, user
-from tandem.client import wire
+from tandem.client.request import messages
 from tests.processing.image_zoo import IMAGES, noise
 from vision_service.image_reader import ImageLimits, read_image
 
@@ -53,7 +53,7 @@ def served_ids(folder: Path, turns: Sequence[Message]) -> list[int]:
     """
     prompts = open_prompt_builder(folder)
     images = open_image_processor(prompts.config)
-    conversation = check_conversation(wire.messages(turns, ()), LIMITS)
+    conversation = check_conversation(messages(turns), LIMITS)
     sizes = [read_image(one.image.data, ImageLimits()).size for one in conversation.images]
     ids: list[int] = []
     for segment in prompts.build_segments(conversation.messages):
@@ -67,7 +67,7 @@ def served_ids(folder: Path, turns: Sequence[Message]) -> list[int]:
 def served_pixels(folder: Path, turns: Sequence[Message]) -> list[np.ndarray]:
     """Return the pixels that the vision service computes."""
     images = open_image_processor(open_prompt_builder(folder).config)
-    conversation = check_conversation(wire.messages(turns, ()), LIMITS)
+    conversation = check_conversation(messages(turns), LIMITS)
     return [images.to_pixels(read_image(one.image.data, ImageLimits())) for one in conversation.images]
 
 

@@ -111,6 +111,36 @@ def test_path_bytes_and_digest_of_an_image_are_encoded_once(client: Client) -> N
     assert first.text == second.text
 
 
+async def test_an_answer_is_continued_where_it_stopped(
+    client: Client, async_client: AsyncClient, image_files: tuple[Path, Path]
+) -> None:
+    question = user(Image(image_files[0]), "Describe it.")
+    whole = client.ask([question], regex="[a-z ]{24}")
+    begun = [question, assistant(whole.text[:10])]
+    assert client.ask(begun, continue_answer=True, regex="[a-z ]{14}").text == whole.text[10:]
+    assert (await async_client.ask(begun, continue_answer=True, regex="[a-z ]{14}")).text == whole.text[10:]
+    with pytest.raises(InvalidArgument, match="The last message must"):
+        client.ask(begun)
+
+
+def test_an_odd_answer_goes_back_as_history(client: Client) -> None:
+    empty = client.ask("What?", regex="a{9}", stop="a")
+    control = client.ask("What?", regex="[\x01-\x1f]{3}")
+    assert (empty.text, control.text.isprintable(), len(control.text)) == ("", False, 3)
+    for answer in (empty, control):
+        client.ask([user("What?"), assistant(answer.text), user("And now?")], max_tokens=2)
+
+
+def test_a_client_made_before_its_loop_works_in_it(stack: Stack) -> None:
+    client = AsyncClient(stack.address, timeout_s=60)
+
+    async def ask() -> int:
+        async with client:
+            return (await client.ask("What?", max_tokens=3)).usage.completion_tokens
+
+    assert asyncio.run(ask()) == 3
+
+
 async def test_an_image_of_many_chunks_is_uploaded_complete(
     client: Client, async_client: AsyncClient, tmp_path: Path
 ) -> None:
