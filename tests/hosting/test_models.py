@@ -140,7 +140,7 @@ async def test_a_model_that_fails_to_close_is_still_removed() -> None:
 
 
 async def test_a_watch_that_dies_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the health of the model would be right by chance only."""
+    """Otherwise its health would never change again."""
     ended: list[bool] = []
     on_death(lambda: ended.append(True))
     monkeypatch.setattr(models, "_WATCH_S", 0)

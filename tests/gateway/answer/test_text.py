@@ -114,7 +114,7 @@ def test_tokens_cut_off_by_a_stop_string_have_no_logprobs() -> None:
 
 
 def test_stop_strings_wait_for_min_tokens() -> None:
-    """As in other engines. The last of these tokens may not end the answer either."""
+    """As in other engines."""
     token_ids = TOKENIZER.encode("a bag, a bag, a bag.", add_special_tokens=False).ids
     for min_tokens, expected in ((0, "a"), (4, "a"), (5, "a bag, a"), (12, "a bag, a bag, a"), (19, token_ids)):
         text = AnswerText(VOCABULARY, [" bag"], min_tokens=min_tokens)
