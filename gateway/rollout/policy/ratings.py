@@ -5,6 +5,9 @@ value 1, any other 0. One tenant may be hostile, and nobody knows which. For a r
 to be beyond its bound, whichever tenant is left out. If one is hostile, the capital without that one is right, and the
 least is at most this. For a promotion the capital is divided: half bets on all ratings, the rest in equal parts on
 those without one tenant. An average of fair bets is fair, and a hostile tenant cannot ruin the bet that leaves it out.
+
+A canary beyond the bound is rolled back, and one that is shown to be below twice the bound passes. Between both is room
+for few ratings to decide. To show an equal canary to be within the bound itself takes three times as many.
 """
 
 import math
@@ -34,7 +37,7 @@ def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
     if stable is not None and canary is not None and _are_enough(tenants):
         effect = canary - stable
         p_beyond = _p_value(_log_capital_beyond(total, tenants, bound))
-        p_within = _p_value(_log_capital_within(total, tenants, bound))
+        p_within = _p_value(_log_capital_within(total, tenants, _passing_bound(bound)))
     verdict = Verdict.WITHIN if p_within <= plan.guard.false_promotion else Verdict.OPEN
     return (
         Finding(
@@ -61,6 +64,11 @@ def are_beyond(counts: Counts, plan: Plan, step: int) -> bool:
         return False
     needed = -math.log(rollback_level(plan, Metric.FEEDBACK, step))
     return _log_capital_beyond(_total(tenants), tenants, bound, needed) >= needed
+
+
+def _passing_bound(bound: float) -> float:
+    """Return the increase below which a canary passes."""
+    return min(2 * bound, (1 + bound) / 2)
 
 
 def _log_capital_beyond(

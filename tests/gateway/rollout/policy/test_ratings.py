@@ -84,8 +84,8 @@ def test_the_least_capital_without_any_one_tenant_counts(table: list[TenantRatin
     without = [values([*table[:number], *table[number + 1 :]]) for number in range(len(table))]
     least = min(log_capital_above(*others, BOUND) for others in without)
     assert finding.p_beyond == pytest.approx(math.exp(min(0.0, -least)))
-    parts = [math.exp(log_capital_below(*others, BOUND)) for others in without]
-    whole = math.exp(log_capital_below(*values(table), BOUND)) / 2 + sum(parts) / (2 * len(parts))
+    parts = [math.exp(log_capital_below(*others, 2 * BOUND)) for others in without]
+    whole = math.exp(log_capital_below(*values(table), 2 * BOUND)) / 2 + sum(parts) / (2 * len(parts))
     assert finding.p_within >= min(1.0, 1 / whole) * (1 - 1e-9)
     assert are_beyond(counts_of(table), asked(), 0) == (finding.verdict is Verdict.BEYOND)
 
@@ -125,9 +125,20 @@ def test_a_canary_with_a_quarter_of_disliked_answers_leaves_after_80_ratings() -
     assert median(needed) < 80
 
 
-def test_a_hostile_tenant_holds_no_equal_canary() -> None:
-    *_, counts = rollout(0.03, 0.03, 1, most=900, hostile=True)
+@pytest.mark.parametrize(("hostile", "most"), [(False, 250), (True, 400)])
+def test_a_hostile_tenant_holds_no_equal_canary(*, hostile: bool, most: int) -> None:
+    *_, counts = rollout(0.03, 0.03, 1, most=most, hostile=hostile)
     assert judged(counts, asked()).verdict is Verdict.WITHIN
+
+
+def test_a_canary_passes_below_twice_the_bound() -> None:
+    """A large bound leaves no room for twice of it."""
+    *_, counts = rollout(0.03, 0.06, 1, most=1500)
+    assert judged(counts, asked()).verdict is Verdict.WITHIN
+    *_, counts = rollout(0.03, 0.13, 1, most=1500)
+    assert judged(counts, asked()).verdict is Verdict.BEYOND
+    *_, counts = rollout(0.03, 0.03, 1, most=100)
+    assert judged(counts, asked(0.7)).verdict is Verdict.WITHIN
 
 
 def test_a_few_tenants_decide_nothing() -> None:
