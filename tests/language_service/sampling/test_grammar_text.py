@@ -57,7 +57,7 @@ async def compiler(tokenizer: Tokenizer) -> AsyncIterator[GrammarCompiler]:
 
 @pytest.mark.parametrize("kind", ["regex", "grammar", "choices", "json_schema"])
 async def test_an_added_token_that_is_text_may_spell_its_part_of_a_constraint(kind: Kind) -> None:
-    """Models call tools with such tokens, and answers show them as text."""
+    """Models call tools with such tokens."""
     tokenizer = TOKENIZERS["merges"]
     text = {"regex": "<tool_call>a", "grammar": 'start: "<tool_call>a"'}.get(kind, json.dumps(["<tool_call>a"]))
     compiler = GrammarCompiler(tokenizer.to_str(), vocab_size=tokenizer.get_vocab_size(), eos_token_ids=[0])
