@@ -4,7 +4,11 @@ const whole = new Intl.NumberFormat("en-US");
 
 export const count = (value) => whole.format(Math.round(Number(value)));
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+/** Write a share in percent. Near 0 and 1 it has a decimal, so that only nothing is 0 and only all is 100. */
+export function percent(share) {
+  const isNearEnd = (share > 0 && share < 0.1) || (share > 0.99 && share < 1);
+  return `${(100 * share).toFixed(isNearEnd ? 1 : 0)} %`;
+}
 
 /** Write a time of some milliseconds: '0.4 ms', '38 ms', '1.24 s', '2 min 5 s'. */
 export function milliseconds(ms) {

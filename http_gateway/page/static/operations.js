@@ -28,8 +28,8 @@ export function startOperations({ onKeyNeeded }) {
     drawTime(status);
     const cards = [
       ...status.releases.map((release) => [`release ${release.info.release.language_tag}`, releaseCard(release, status, history)]),
-      ["caches", cachesCard(status.releases)],
       ["rollout", rolloutCard(status.rollout, { onFailed: showFailure })],
+      ["caches", cachesCard(status.releases)],
     ];
     replaceCards(view.querySelector(".grid"), cards);
   }
@@ -148,7 +148,7 @@ function keyNeeded(error, onKeyNeeded) {
   return element(
     "div",
     { class: "card blank" },
-    icon("gear"),
+    icon("key"),
     element("h2", { t: isOff ? "operations_off" : "operations_key" }),
     element("p", isOff ? {} : { t: "operations_key_text" }, isOff ? error.detail : ""),
     isOff ? null : button("enter_key", { class: "primary", on: onKeyNeeded }),

@@ -83,7 +83,7 @@ function quantiles(key, { p50_s: half, p95_s: most } = {}) {
 function sparkline(points) {
   const known = points.filter((point) => point !== null);
   if (known.length < 2) return null;
-  const most = Math.max(...known);
+  const most = 1.25 * Math.max(...known);
   let path = "";
   points.forEach((point, index) => {
     if (point === null) return;
@@ -102,7 +102,7 @@ function sparkline(points) {
   line.setAttribute("d", path);
   line.setAttribute("vector-effect", "non-scaling-stroke");
   svg.append(line);
-  const note = element("p", { class: "muted spark-note" }, element("span", { t: "spark" }), element("span", { class: "number" }, `≤ ${seconds(most)}`));
+  const note = element("p", { class: "muted spark-note" }, element("span", { t: "spark" }), element("span", { class: "number" }, `0 – ${seconds(most)}`));
   return element("div", {}, svg, note);
 }
 

@@ -23,7 +23,7 @@ export function rolloutCard(rollout, { onFailed }) {
       { class: "section-title" },
       element("h3", { t: "rollout" }),
       rollout.id ? element("span", { class: `badge ${PHASE_BADGES[phase]}`, t: `phase_${phase}` }) : null,
-      GOING_ON.has(phase) ? actions(rollout, onFailed) : null,
+      GOING_ON.has(phase) ? actions(rollout, phase, onFailed) : null,
     ),
     rollout.store_reachable ? null : element("p", { class: "notice bad", t: "store_lost" }),
     rollout.id ? details(rollout, phase) : none(rollout),
@@ -122,7 +122,7 @@ function history(changes) {
   return element("div", { class: "spaced" }, element("h4", { t: "history" }), element("ol", { class: "history" }, ...items));
 }
 
-function actions(rollout, onFailed) {
+function actions(rollout, phase, onFailed) {
   const { stable, canary } = rollout.plan;
   const command = (name, key, release, classes) => {
     const run = () => confirm({ name, key, release, classes, onFailed });
@@ -132,7 +132,7 @@ function actions(rollout, onFailed) {
     "div",
     { class: "rollout-actions" },
     command("rollback", "roll_back", stable, "danger"),
-    command("promote", "promote", canary, "primary"),
+    phase === "running" ? command("promote", "promote", canary, "primary") : null,
   );
 }
 

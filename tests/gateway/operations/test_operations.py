@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -21,7 +22,7 @@ IMAGE = b"an image"
 
 @asynccontextmanager
 async def watching(
-    world: World, *, interval_s: float = 0.2, **options: object
+    world: World, *, interval_s: float = 0.2, **options: Any
 ) -> AsyncIterator[AsyncIterator[operations_pb2.OperationsWatchResponse]]:
     """Yield the messages of a call to watch the gateway."""
     async with grpc.aio.insecure_channel(world.address) as channel:
@@ -73,7 +74,7 @@ async def test_a_request_in_flight_and_a_cancelled_one_are_seen(world: World) ->
 @pytest.mark.parametrize("interval_s", [-1, 0.1, 61, float("nan")])
 async def test_other_intervals_are_refused(world: World, interval_s: float) -> None:
     async with watching(world, interval_s=interval_s) as messages:
-        error = await error_of(anext(messages))  # type: ignore[arg-type]
+        error = await error_of(anext(messages))
     assert (error.code, error.reason, error.field) == (Code.INVALID_ARGUMENT, "BAD_INTERVAL", "interval_s")
 
 
@@ -83,7 +84,7 @@ async def test_only_operators_may_watch(make_world: MakeWorld, write_keys: Calla
     async with make_world(keys=keys) as world:
         for metadata in ([], [authorization("shop's key")]):
             async with watching(world, metadata=metadata) as messages:
-                reasons.append((await error_of(anext(messages))).reason)  # type: ignore[arg-type]
+                reasons.append((await error_of(anext(messages))).reason)
         async with watching(world, metadata=[authorization("operator's key")]) as messages:
             assert (await anext(messages)).releases
     assert reasons == ["NO_API_KEY", "NOT_OPERATOR"]

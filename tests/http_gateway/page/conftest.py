@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -172,7 +172,11 @@ class Visit:
 Open = Callable[..., Visit]
 
 
-@pytest.fixture(params=SIZES)
+# For tests that the short form runs at both widths. It runs the others only at that of a desktop.
+at_both_widths = pytest.mark.parametrize("size", list(SIZES), indirect=True)
+
+
+@pytest.fixture(params=["desktop", pytest.param("phone", marks=pytest.mark.slow)])
 def size(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -212,13 +216,19 @@ def make_scene_image() -> Callable[[], bytes]:
     return make
 
 
-@pytest.fixture
-def keep_screen(size: str) -> Callable[[Visit, str], None]:
-    """Return `keep_screen(visit, name)`, which saves what the browser shows if TANDEM_SCREENS is set."""
+class Keep(Protocol):
+    """Saves what the browser shows if TANDEM_SCREENS is set."""
 
-    def keep(visit: Visit, name: str) -> None:
+    def __call__(self, visit: Visit, name: str, *, full_page: bool = False) -> None: ...
+
+
+@pytest.fixture
+def keep_screen(size: str) -> Keep:
+    def keep(visit: Visit, name: str, *, full_page: bool = False) -> None:
         if "TANDEM_SCREENS" in os.environ:
             visit.page.mouse.move(0, 0)
-            visit.page.screenshot(path=Path(os.environ["TANDEM_SCREENS"]) / f"page-{name}-{size}.png")
+            visit.page.wait_for_timeout(600)  # the end of all motion
+            path = Path(os.environ["TANDEM_SCREENS"]) / f"page-{name}-{size}.png"
+            visit.page.screenshot(path=path, full_page=full_page)
 
     return keep

@@ -1,13 +1,12 @@
 """What axe-core finds, in both colour schemes and at both widths."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.http_gateway.page.conftest import DemoStack, Open, Visit
+from tests.http_gateway.page.conftest import DemoStack, Keep, Open, at_both_widths
 
 pytestmark = pytest.mark.http
 
@@ -23,7 +22,10 @@ def axe() -> str:
 def findings(page: Any, axe: str) -> list[str]:
     """Return what axe-core finds on a page, as it is now."""
     page.evaluate(axe)
-    found = page.evaluate("async () => (await axe.run()).violations")
+    run = "const { passes, violations } = await axe.run(); return { passes: passes.length, violations };"
+    result = page.evaluate(f"async () => {{ {run} }}")
+    assert result["passes"] > 20, "axe-core did not see the page"
+    found = result["violations"]
     for one in found:
         print(one["impact"], one["id"], one["help"])
     return [
@@ -34,9 +36,10 @@ def findings(page: Any, axe: str) -> list[str]:
     ]
 
 
+@at_both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_state_of_the_page_has_a_serious_finding(
-    demo: DemoStack, visit: Open, axe: str, scheme: str, keep_screen: Callable[[Visit, str], None]
+    demo: DemoStack, visit: Open, axe: str, scheme: str, keep_screen: Keep
 ) -> None:
     opened = visit(demo.url, color_scheme=scheme, reduced_motion="reduce")
     page = opened.page
@@ -59,6 +62,7 @@ def test_no_state_of_the_page_has_a_serious_finding(
     assert not {state: some for state, some in found.items() if some}
 
 
+@at_both_widths
 def test_no_view_is_wider_than_the_screen(demo: DemoStack, visit: Open) -> None:
     opened = visit(demo.url)
     page = opened.page

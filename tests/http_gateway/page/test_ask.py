@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.http_gateway.page.conftest import DemoStack, Open, TinyStack, Visit
+from tests.http_gateway.page.conftest import DemoStack, Keep, Open, TinyStack, at_both_widths
 
 pytestmark = pytest.mark.http
 
-Keep = Callable[[Visit, str], None]
 MakeImage = Callable[[], bytes]
 
 
+@at_both_widths
 def test_a_first_visit_offers_questions_one_click_away(demo: DemoStack, visit: Open, keep_screen: Keep) -> None:
     opened = visit(demo.url)
     page = opened.page
@@ -31,6 +31,7 @@ def test_a_first_visit_offers_questions_one_click_away(demo: DemoStack, visit: O
     assert page.inner_text("#turns .turn-question p") == "Describe the picture."
 
 
+@at_both_widths
 def test_a_dropped_image_is_cached_for_the_second_question(
     demo: DemoStack, visit: Open, make_scene_image: MakeImage, keep_screen: Keep
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_file_that_is_no_image_is_refused_in_words(demo: DemoStack, visit: Ope
     assert opened.page.is_hidden("#attachments")
 
 
+@at_both_widths
 def test_an_answer_streams_and_stops(tiny: TinyStack, visit: Open) -> None:
     opened = visit(tiny.url)
     page = opened.page
@@ -101,6 +103,7 @@ def test_an_answer_streams_and_stops(tiny: TinyStack, visit: Open) -> None:
     assert opened.wait_for_answer()
 
 
+@at_both_widths
 def test_the_page_survives_the_loss_of_the_gateway(tiny: TinyStack, visit: Open, keep_screen: Keep) -> None:
     opened = visit(tiny.url)
     page = opened.page
@@ -156,6 +159,7 @@ def test_a_request_that_the_server_refuses_shows_its_reason(demo: DemoStack, vis
     assert "Request " in shown  # its id, for the operator
 
 
+@at_both_widths
 def test_the_language_switches_everywhere_and_stays(demo: DemoStack, visit: Open, keep_screen: Keep) -> None:
     opened = visit(demo.url)
     page = opened.page

@@ -9,13 +9,20 @@ from tandem.client import Rollouts
 from tandem.stack import Stack, StackConfig
 from tandem.v1 import rollout_pb2
 from tests.gateway.api_keys import tenant_entry
-from tests.http_gateway.page.conftest import CANARY, STABLE, DemoStack, Open, Visit, running_demo, running_door
+from tests.http_gateway.page.conftest import (
+    CANARY,
+    STABLE,
+    DemoStack,
+    Keep,
+    Open,
+    at_both_widths,
+    running_demo,
+    running_door,
+)
 
 pytestmark = pytest.mark.http
 
-Keep = Callable[[Visit, str], None]
 PLAN = rollout_pb2.RolloutPlan(
-    canary=CANARY,
     steps=[
         rollout_pb2.RolloutStep(weight_percent=50, seconds=600),
         rollout_pb2.RolloutStep(weight_percent=100, seconds=600),
@@ -33,18 +40,24 @@ def demo() -> Iterator[DemoStack]:
 
 @pytest.fixture
 def rollout(demo: DemoStack) -> Iterator[Rollouts]:
-    """Roll out the newer release, and back at the end."""
+    """Yield an operator's connection, while the newer release is rolled out."""
     with Rollouts(demo.gateway) as rollouts:
-        rollouts.set(PLAN)
-        next(one for one in rollouts.watch() if one.phase == rollout_pb2.ROLLOUT_PHASE_RUNNING)
+        if rollouts.get().in_force == CANARY:  # an earlier test promoted it
+            begin(rollouts, STABLE)
+            rollouts.promote()
+        begin(rollouts, CANARY)
         yield rollouts
-        if rollouts.get().in_force == CANARY:  # back to the start, for the next test
-            rollouts.set(rollout_pb2.RolloutPlan(canary=STABLE, steps=PLAN.steps, guard=PLAN.guard))
-            rollouts.promote("the test is over")
-        else:
-            rollouts.roll_back("the test is over")
+        if rollouts.get().phase == rollout_pb2.ROLLOUT_PHASE_RUNNING:
+            rollouts.roll_back()
 
 
+def begin(rollouts: Rollouts, canary: str) -> None:
+    """Begin a rollout, and wait for its first step."""
+    rollouts.set(rollout_pb2.RolloutPlan(canary=canary, steps=PLAN.steps, guard=PLAN.guard))
+    next(one for one in rollouts.watch() if one.phase == rollout_pb2.ROLLOUT_PHASE_RUNNING)
+
+
+@at_both_widths
 def test_the_numbers_follow_the_questions(demo: DemoStack, visit: Open, make_scene_image: Callable[[], bytes]) -> None:
     opened = visit(demo.url)
     page = opened.page
@@ -83,7 +96,7 @@ def test_an_operator_promotes_with_a_reason(
     page.click("#tab-operations")
     page.wait_for_selector("text=Running")
     page.wait_for_timeout(2500)  # some points for the line
-    keep_screen(opened, "operations")
+    keep_screen(opened, "operations", full_page=True)
     assert page.inner_text("[aria-current=step]") == "50 %"
     table = page.inner_text("table")
     for text in ("Error rate", "First token", "Empty answers", "Requests"):
@@ -104,20 +117,12 @@ def test_an_operator_promotes_with_a_reason(
     assert rollout.get().in_force == CANARY
 
 
-def test_an_operator_rolls_back(demo: DemoStack, visit: Open) -> None:
-    with Rollouts(demo.gateway) as rollouts:
-        before = rollouts.get().in_force
-        other = STABLE if before == CANARY else CANARY
-        plan = rollout_pb2.RolloutPlan()
-        plan.CopyFrom(PLAN)
-        plan.canary = other
-        rollouts.set(plan)
-        opened = visit(demo.url, "/#operations")
-        page = opened.page
-        page.click(".rollout-actions >> text=Roll back", timeout=30_000)
-        page.click("#confirm-go")
-        page.wait_for_selector("text=An operator rolled it back.")
-        assert rollouts.get().in_force == before
+def test_an_operator_rolls_back(demo: DemoStack, rollout: Rollouts, visit: Open) -> None:
+    page = visit(demo.url, "/#operations").page
+    page.click(".rollout-actions >> text=Roll back")
+    page.click("#confirm-go")
+    page.wait_for_selector("text=An operator rolled it back.")
+    assert rollout.get().in_force == STABLE
 
 
 @pytest.fixture(scope="module")
