@@ -13,7 +13,7 @@ ISOLATED = (
     *("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"),
 )
 RELEASE = "tandem-demo-v1.1.0"
-MODULES = {"gateway": "gateway", "vision": "vision_service", "language": "language_service"}
+MODULES = {"gateway": "gateway", "http": "http_gateway", "vision": "vision_service", "language": "language_service"}
 
 
 def podman(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ class Container:
         """Prepare a container.
 
         Args:
-            service: gateway, vision or language.
+            service: gateway, http, vision or language.
             flags: of the service, without those for models and release.
             network: 'none', or 'host' for the network of the test.
             memory: limit, for example '512m'.
@@ -40,7 +40,8 @@ class Container:
         """
         self.name = f"tandem-test-{name or service}"
         release = "--release" if service == "gateway" else "--tags"
-        own = ("--models", "/store/checkpoints", "--log-format", "json", release, RELEASE, *flags)
+        model = () if service == "http" else ("--models", "/store/checkpoints", release, RELEASE)
+        own = ("--log-format", "json", *model, *flags)
         store = f"type=image,source={image('models-copy')},destination=/store"
         limits = ("--network", network, "--memory", memory, "--memory-swap", memory)
         self._command = ["run", "--detach", "--name", self.name, "--mount", store, *limits, *ISOLATED]

@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.images, pytest.mark.timeout(400)]
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE = REPOSITORY / "demo" / "images" / "bag-and-bottle.png"
-RUNNING = ("vision", "language", "gateway", "redis", "prometheus")
+OURS = ("vision", "language", "gateway", "http")
+RUNNING = (*OURS, "redis", "prometheus")
 _CONFIG = """
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -87,7 +88,7 @@ def started(compose: Compose) -> Iterator[Compose]:
     """Yield with all services but Grafana running and healthy."""
     try:
         compose.compose("up", "--detach", *RUNNING)
-        wait_until(lambda: all(compose.is_healthy(one) for one in ("vision", "language", "gateway")), 120)
+        wait_until(lambda: all(compose.is_healthy(one) for one in OURS), 120)
         yield compose
     finally:
         compose.compose("down", "--volumes")
@@ -121,14 +122,21 @@ def test_a_question_is_answered_and_its_image_is_in_redis(started: Compose) -> N
     assert int(started.podman("exec", "tandem_redis_1", "redis-cli", "dbsize")) >= 1
 
 
-def test_prometheus_scrapes_all_three_services(started: Compose) -> None:
-    wait_until(lambda: len(query('up{service=~"gateway|vision|language"} == 1')) == 3, 60)
+def test_the_page_and_the_models_are_served(started: Compose) -> None:
+    with urllib.request.urlopen("http://127.0.0.1:8080/", timeout=10) as page:
+        assert b"<html" in page.read()
+    with urllib.request.urlopen("http://127.0.0.1:8080/v1/models", timeout=10) as answer:
+        assert "tandem-demo-v1.1.0" in {model["id"] for model in json.load(answer)["data"]}
+
+
+def test_prometheus_scrapes_all_services(started: Compose) -> None:
+    wait_until(lambda: len(query('up{service=~"gateway|http|vision|language"} == 1')) == len(OURS), 60)
 
 
 def test_the_services_stop_at_once_when_idle(started: Compose) -> None:
     """Only a long answer may delay the stop."""
     begun_s = time.monotonic()
-    started.compose("stop", "gateway", "vision", "language")
+    started.compose("stop", *OURS)
     assert time.monotonic() - begun_s < 60
-    for service in ("gateway", "vision", "language"):
+    for service in OURS:
         assert started.podman("inspect", "--format", "{{.State.ExitCode}}", f"tandem_{service}_1").strip() == "0"

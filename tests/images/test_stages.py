@@ -10,7 +10,7 @@ from images.stages import Builder
 
 REPOSITORY = Path(__file__).parents[2]
 ARGUMENTS = {"BASE": "debian:bookworm-slim", "VARIANT": "cpu", "VERSION": "0.1.0"}
-CODE = {"code", "gateway", "vision", "language"}
+CODE = {"code", "gateway", "http", "vision", "language"}
 MODELS = {"models", "models-copy"}
 
 
@@ -78,7 +78,7 @@ def test_dependencies_are_installed_again_only_when_they_change(original: Path, 
     pyproject.write_text(re.sub(r"^dev = \[$", 'another = ["absent>=1"]\ndev = [', text, flags=re.MULTILINE))
     assert changed(names(original), names(copy)) == CODE
     pyproject.write_text(text.replace('"rich>=15"', '"rich>=15.1"'))
-    assert changed(names(original), names(copy)) >= {"packages", "torch", "gateway", "vision", "language"}
+    assert changed(names(original), names(copy)) >= {"packages", "torch", "gateway", "http", "vision", "language"}
 
 
 def test_the_commit_changes_no_image_but_the_variant_does(original: Path) -> None:

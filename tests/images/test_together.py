@@ -1,7 +1,10 @@
-"""The three images together answer questions, drain and die alone."""
+"""The images together answer questions, drain and die alone."""
 
+import base64
+import json
 import os
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +23,7 @@ pytestmark = [pytest.mark.images, pytest.mark.timeout(300)]
 
 IMAGE = Path(__file__).parents[2] / "demo" / "images" / "bag-and-bottle.png"
 ADDRESS = "127.0.0.1:50050"
+DOOR = "http://127.0.0.1:8080"
 KILLED = 137  # by the kernel. Nobody else sends SIGKILL here, and podman does not always see the reason
 # Port of the health checks, name to ask for, and memory limit as in k8s/overlays/minimal.
 SERVICES = {
@@ -40,12 +44,18 @@ def container(service: str) -> Container:
 
 @pytest.fixture(scope="module")
 def together() -> Iterator[dict[str, Container]]:
-    """Yield the three running containers."""
+    """Yield the running containers."""
     with ExitStack() as stack:
         running = {service: stack.enter_context(container(service)) for service in SERVICES}
+        door = Container("http", "--listen", "127.0.0.1:8080", "--gateway", ADDRESS, network="host", memory="256m")
+        running["http"] = stack.enter_context(door)
         for one in running.values():
             one.wait_until_ready()
         yield running
+
+
+def data_url(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def ask(address: str = ADDRESS) -> str:
@@ -77,6 +87,22 @@ def test_the_probe_says_that_the_container_serves(service: str, together: dict[s
 
 def test_a_question_goes_through_all_three(together: dict[str, Container]) -> None:
     assert ask()
+
+
+def test_a_question_over_http_goes_through_all_four(together: dict[str, Container]) -> None:
+    content = [{"type": "image_url", "image_url": {"url": data_url(IMAGE)}}, {"type": "text", "text": "Is it red?"}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
+    request = urllib.request.Request(
+        f"{DOOR}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(f"{DOOR}/readyz", timeout=10) as answer:
+        assert answer.status == 200
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer)
+    assert found["choices"][0]["message"]["content"]
+    assert found["tandem"]["release"] == RELEASE
+    with urllib.request.urlopen(f"{DOOR}/", timeout=10) as answer:
+        assert b"<html" in answer.read()
 
 
 def test_a_gateway_finishes_its_answer_after_sigterm(together: dict[str, Container]) -> None:

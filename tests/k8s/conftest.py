@@ -20,7 +20,7 @@ OVERLAYS = Path(__file__).parent / "overlays"
 NAMESPACE = "tandem"
 PODS, SERVICES, DNS = "198.18.0.0/16", IPv4Network("198.19.1.0/24"), "198.19.0.10"  # kept for tests by RFC 2544
 STAGES_AND_GATEWAY = ("vision", "language", "gateway")
-EVERYTHING = (*STAGES_AND_GATEWAY, "redis")
+EVERYTHING = (*STAGES_AND_GATEWAY, "http", "redis")
 GATEWAY = f"dns:///gateway.{NAMESPACE}.svc.cluster.local:50050"
 
 

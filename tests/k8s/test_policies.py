@@ -56,6 +56,7 @@ async def test_only_listed_traffic_passes(stable: Cluster) -> None:
     by_name = {pod.name: pod for pod in stable.pods}
     stranger, client, prometheus, neighbour = (by_name[name] for name in names)
     (gateway,) = stable.pods_of("gateway")
+    (http,) = stable.pods_of("http")
     (vision,) = stable.pods_of("vision")
     (redis,) = stable.pods_of("redis")
 
@@ -64,12 +65,19 @@ async def test_only_listed_traffic_passes(stable: Cluster) -> None:
         (client, "gateway.tandem.svc.cluster.local", 50050),
         (prometheus, gateway.ip, 9090),
         (prometheus, vision.ip, 9090),
+        (client, "http.tandem.svc.cluster.local", 8080),
+        (http, "gateway", 50050),
+        (prometheus, http.ip, 9090),
         (gateway, "vision", 50051),
         (gateway, "language", 50052),
         (gateway, "redis", 6379),
     ]
     denied = [
         (stranger, gateway.ip, 50050),
+        (stranger, http.ip, 8080),
+        (neighbour, http.ip, 8080),
+        (http, vision.ip, 50051),
+        (http, stranger.ip, 50050),
         (client, gateway.ip, 9090),
         (client, gateway.ip, 50060),
         (client, vision.ip, 50051),

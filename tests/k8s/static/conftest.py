@@ -71,6 +71,7 @@ def stack() -> Iterator[Stack]:
         models=REPOSITORY / "models",
         release="tandem-demo-v1.1.0",
         language_flags=("--kv-cache-bytes", str(64 * 2**20)),
+        http_port=0,
     )
     with Stack(config) as running:
         yield running
@@ -108,13 +109,23 @@ def scraping(targets: Mapping[str, str], folder: Path, rules: Sequence[dict[str,
             process.wait()
 
 
+def ask_over_http(address: str) -> None:
+    """Ask for one short answer."""
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4}
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"http://{address}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert json.load(answer)["choices"]
+
+
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes the stack, after one question."""
-    targets = {name: stack.metrics_address(name) for name in ("gateway", "vision", "language")}
+    """Yield a Prometheus that scrapes the stack, after two questions."""
+    targets = {name: stack.metrics_address(name) for name in ("gateway", "http", "vision", "language")}
     with scraping(targets, tmp_path_factory.mktemp("prometheus")) as server:
         with tandem.Client(stack.address) as client:
             client.ask("Is the bag made of leather?", images=IMAGES[:1], max_tokens=16)
+        ask_over_http(stack.address_of("http"))
         server.wait_for("sum(tandem_gateway_requests_total) > 0 and sum(rate(tandem_vision_batch_size_count[1m])) >= 0")
         time.sleep(3)  # a rate needs two scrapes
         yield server

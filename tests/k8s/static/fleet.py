@@ -1,4 +1,4 @@
-"""Processes of the three services that tests kill, stop and start again."""
+"""Processes of the services that tests kill, stop and start again."""
 
 import os
 import signal

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,11 @@ def sources() -> dict[str, str]:
     return {str(path.relative_to(REPOSITORY)): path.read_text() for path in paths}
 
 
-def containers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def containers(
+    names: Sequence[str] = ("vision", "language", "gateway", "http"),
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Yield name, pod and main container of each Deployment."""
-    for name in ("vision", "language", "gateway"):
+    for name in names:
         for one in objects((K8S / "base" / f"{name}.yaml").read_text()):
             if one["kind"] == "Deployment":
                 pod = one["spec"]["template"]["spec"]

@@ -71,7 +71,7 @@ def faster_rules() -> list[dict[str, Any]]:
 
 
 class World:
-    """Three services with Redis, and a Prometheus with the rules."""
+    """The services with Redis, and a Prometheus with the rules."""
 
     def __init__(self, fleet: Fleet, redis: RedisServer, prometheus: Prometheus, broken: Path) -> None:
         self.fleet = fleet
@@ -108,7 +108,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         stages = ("--vision", fleet.address("vision"), "--language", fleet.address("language"))
         shared = ("--shared-cache-url", redis.url, "--rollout-redis", redis.url)
         fleet.start("gateway", "gateway", [*STORE, "--release", STABLE, *stages, *shared, *LIMITS])
-        targets = {name: fleet.metrics_address(name) for name in ("gateway", "vision", "language")}
+        fleet.start("http", "http_gateway", ["--gateway", fleet.address("gateway")])
+        targets = {name: fleet.metrics_address(name) for name in ("gateway", "http", "vision", "language")}
         with scraping(targets, folder, rules=faster_rules()) as prometheus:
             yield World(fleet, redis, prometheus, broken)
 

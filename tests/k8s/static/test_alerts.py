@@ -17,7 +17,7 @@ _UP = 'up{service="%s", pod="%s-0"}'
 
 # Series of a healthy stack, one value a minute for half an hour.
 HEALTHY = {
-    **{_UP % (name, name): "1x30" for name in ("gateway", "vision", "language")},
+    **{_UP % (name, name): "1x30" for name in ("gateway", "http", "vision", "language")},
     'process_start_time_seconds{service="vision", pod="vision-0"}': "100x30",
     _GENERATE % "OK": "0+600x30",
     _GENERATE % "UNAVAILABLE": "0+6x30",

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from chassis.settings import ServiceSettings
+from chassis.settings import ProcessSettings
 from gateway.settings import GatewaySettings
 from gateway.stages.releases import STABLE_HEALTH_NAME
+from http_gateway.app import ROUTES
+from http_gateway.door import HttpSettings
 from language_service.service import LanguageSettings
 from language_service.servicer import SERVICE_NAME as LANGUAGE
 from tests.k8s.static.manifests import (
@@ -27,8 +29,9 @@ from tests.k8s.static.manifests import (
 from vision_service.service import VisionSettings
 from vision_service.servicer import SERVICE_NAME as VISION
 
-SERVICES: dict[str, type[ServiceSettings]] = {
+SERVICES: dict[str, type[ProcessSettings]] = {
     "gateway": GatewaySettings,
+    "http": HttpSettings,
     "vision": VisionSettings,
     "language": LanguageSettings,
 }
@@ -40,6 +43,9 @@ VARIABLES = {
 READINESS = {"gateway": STABLE_HEALTH_NAME, "vision": VISION, "language": LANGUAGE}
 
 each_service = pytest.mark.parametrize(("name", "pod", "container"), list(containers()), ids=lambda one: str(one)[:8])
+each_grpc_service = pytest.mark.parametrize(
+    ("name", "pod", "container"), list(containers(tuple(READINESS))), ids=lambda one: str(one)[:8]
+)
 
 
 def test_every_variable_is_a_setting() -> None:
@@ -56,6 +62,7 @@ def test_the_values_of_the_base_are_valid(
         **settings_of(name),
         "TANDEM_GATEWAY_RELEASE": "tandem-demo-v1.1.0",
         "TANDEM_GATEWAY_ALLOW_PLAINTEXT": "1",
+        "TANDEM_HTTP_ALLOW_PLAINTEXT": "1",
     }
     for variable, value in {**values, "TANDEM_GATEWAY_ALLOW_ANONYMOUS": "1"}.items():
         monkeypatch.setenv(variable, value)
@@ -70,7 +77,7 @@ def test_the_values_of_compose_are_valid(name: str, monkeypatch: pytest.MonkeyPa
     SERVICES[name]()
 
 
-@each_service
+@each_grpc_service
 def test_ports_agree_with_the_settings(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
     settings, prefix = settings_of(name), f"TANDEM_{name.upper()}_"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -91,7 +98,32 @@ def test_the_gateway_calls_the_ports_of_the_headless_services(stage: str) -> Non
     assert settings_of("gateway")[f"TANDEM_GATEWAY_{stage.upper()}"] == f"dns:///{stage}:{port}"
 
 
-@each_service
+def test_ports_and_probes_of_the_http_door_agree_with_its_settings_and_routes() -> None:
+    """A lost gateway must restart no door."""
+    ((_, _, container),) = containers(("http",))
+    settings = settings_of("http")
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    (service,) = [one for one in objects((K8S / "base" / "http.yaml").read_text()) if one["kind"] == "Service"]
+    assert settings["TANDEM_HTTP_LISTEN"] == f"0.0.0.0:{ports['http']}"
+    assert settings["TANDEM_HTTP_METRICS_PORT"] == str(ports["metrics"])
+    assert [port["port"] for port in service["spec"]["ports"]] == [ports["http"]]
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {probe["port"] for probe in probes.values()} == {ports["http"]}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/healthz",
+        "readiness": "/readyz",
+        "liveness": "/healthz",
+    }
+    assert {"/healthz", "/readyz"} <= {getattr(route, "path", "") for route in ROUTES}
+
+
+def test_the_http_door_calls_the_port_of_the_headless_gateway() -> None:
+    (service,) = [one for one in objects((K8S / "base" / "gateway.yaml").read_text()) if one["kind"] == "Service"]
+    port = service["spec"]["ports"][0]["port"]
+    assert settings_of("http")["TANDEM_HTTP_GATEWAY"] == f"dns:///gateway:{port}"
+
+
+@each_grpc_service
 def test_readiness_asks_for_a_health_name_of_the_code(
     name: str, pod: dict[str, Any], container: dict[str, Any]
 ) -> None:
@@ -112,7 +144,9 @@ def test_a_pod_may_finish_its_longest_answer(name: str, pod: dict[str, Any], con
 
 def metric_names() -> set[str]:
     """Return the names of all series that a service exports."""
-    for path in (REPOSITORY / name for name in ("chassis", "gateway", "vision_service", "language_service")):
+    for path in (
+        REPOSITORY / name for name in ("chassis", "gateway", "http_gateway", "vision_service", "language_service")
+    ):
         for source in path.rglob("*.py"):
             if re.search(r"= (?:Counter|Gauge|Histogram)\(", source.read_text()):
                 import_module(".".join(source.relative_to(REPOSITORY).with_suffix("").parts))

@@ -149,10 +149,10 @@ def test_no_policy_admits_the_probe_port(overlay: str) -> None:
     policies = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "NetworkPolicy"]
     admitted = {port["port"] for one in policies for rule in one["spec"].get("ingress", []) for port in rule["ports"]}
     assert 50060 not in admitted
-    assert not policies or admitted == {50050, 50051, 50052, 6379, 4317, 9090}
+    assert not policies or admitted == {8080, 50050, 50051, 50052, 6379, 4317, 9090}
 
 
-@pytest.mark.parametrize("name", ["vision", "language", "gateway"])
+@pytest.mark.parametrize("name", list(SERVICES))
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_settings_of_an_overlay_are_valid(overlay: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Except for files and GPUs, which this machine lacks."""
@@ -165,6 +165,7 @@ def test_the_settings_of_an_overlay_are_valid(overlay: str, name: str, monkeypat
     monkeypatch.setenv("TANDEM_GATEWAY_RELEASE", "tandem-demo-v1.1.0")
     monkeypatch.setenv("TANDEM_GATEWAY_ALLOW_PLAINTEXT", "true")
     monkeypatch.setenv("TANDEM_GATEWAY_ALLOW_ANONYMOUS", "true")
+    monkeypatch.setenv("TANDEM_HTTP_ALLOW_PLAINTEXT", "true")
     SERVICES[name]()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -24,7 +26,7 @@ pytestmark = [pytest.mark.k8s, pytest.mark.slow, pytest.mark.timeout(120)]
 
 RELEASE = "tandem-demo-v1.1.0"
 IMAGE = REPOSITORY / "demo" / "images" / "bag-and-bottle.png"
-MODULES = {"vision": "vision_service", "language": "language_service", "gateway": "gateway"}
+MODULES = {"vision": "vision_service", "language": "language_service", "gateway": "gateway", "http": "http_gateway"}
 # What needs other pods: Redis, the collector.
 _ELSEWHERE = ("TRACE_ENDPOINT", "SHARED_CACHE_URL", "ROLLOUT_REDIS")
 
@@ -34,12 +36,14 @@ def settings_of(name: str, secrets: Path) -> dict[str, str]:
     found = objects(build(K8S / "overlays" / "production"))
     maps = {one["metadata"]["name"].rpartition("-")[0]: one["data"] for one in found if one["kind"] == "ConfigMap"}
     variables = {key: value for key, value in maps[f"{name}-settings"].items() if not key.endswith(_ELSEWHERE)}
-    return {
+    here = {
         key: "127.0.0.1:0" if key.endswith("LISTEN") else value.replace("/etc/tandem", str(secrets / name))
         for key, value in variables.items()
-    } | {
+    } | {f"TANDEM_{name.upper()}_METRICS_PORT": "-1"}
+    if name == "http":
+        return here
+    return here | {
         f"TANDEM_{name.upper()}_MODELS": str(REPOSITORY / "models"),
-        f"TANDEM_{name.upper()}_METRICS_PORT": "-1",
         f"TANDEM_{name.upper()}_{'RELEASE' if name == 'gateway' else 'TAGS'}": RELEASE,
     }
 
@@ -69,6 +73,8 @@ def secrets(tmp_path: Path) -> Path:
         ("gateway", "stage-tls", ["gateway"]),
         ("vision", "tls", ["localhost"]),
         ("language", "tls", ["localhost"]),
+        ("http", "tls", ["localhost"]),
+        ("http", "gateway-ca", ["unused"]),
     ):
         target = tmp_path / name / folder
         target.mkdir(parents=True)
@@ -98,6 +104,19 @@ def test_a_client_with_a_key_is_answered_over_tls_and_probes_are_in_the_clear(se
             assert client.ask("Is the bag made of leather?", images=[IMAGE], max_tokens=8).text
         with tandem.Client(address, ca=ca) as stranger, pytest.raises(TandemError):
             stranger.ask("Hello?")
+
+        # The HTTP door takes HTTPS alone, and passes keys on.
+        variables = settings_of("http", secrets) | {"TANDEM_HTTP_GATEWAY": f"dns:///{address}"}
+        ready["http"] = stack.enter_context(running("http", variables, secrets / "http.log"))
+        url = f"https://localhost:{ready['http']['port']}"
+        with httpx2.Client(verify=ssl.create_default_context(cafile=ca), trust_env=False, timeout=30) as door:
+            assert door.get(f"{url}/readyz").status_code == 200
+            asking = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4}
+            statuses = [
+                door.post(f"{url}/v1/chat/completions", json=asking, headers=headers).status_code
+                for headers in ({"authorization": f"Bearer {key}"}, {})
+            ]
+        assert statuses == [200, 401]
 
         # A stage wants the certificate of a gateway.
         without = grpc.ssl_channel_credentials(ca.read_bytes())
