@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from chassis.metrics import serve_metrics
 from tandem import Client
 from tandem.commands import app
 from tandem.commands.engine_stats import engine_stats, parse_snapshot, read_snapshot
@@ -64,6 +66,14 @@ def test_engine_stats_are_the_difference_of_two_snapshots() -> None:
     assert (stats.prompt_rate, stats.answer_rate, stats.hit_rate) == (20, 30, 0.75)
     assert (stats.step_tokens, stats.step_ms) == (5, 25)
     assert math.isnan(stats.draft_hit_rate)  # no drafts
+
+
+def test_metrics_are_read_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy knows no address of this machine."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serve_metrics("127.0.0.1", 0) as port:
+        assert read_snapshot(f"http://127.0.0.1:{port}/metrics").at_s > 0
 
 
 def test_a_restarted_service_counts_from_zero() -> None:
