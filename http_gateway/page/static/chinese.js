@@ -15,7 +15,7 @@ export const zh = {
   cancel: "取消",
 
   welcome_title: "看图提问",
-  welcome_text: "把图片拖到页面任意位置，或者点一个示例问题。同一张图再问一次：第二次回答不必重新看图。",
+  welcome_text: "添加、粘贴或拖入一张图片，或者点一个示例问题。同一张图再问一次：第二次回答不必重新看图。",
   sample_bag: "示例图片：红色的包和紫色的瓶子",
   sample_watch: "示例图片：雨伞和手表",
   composer: "你的问题",

@@ -16,7 +16,7 @@ export const en = {
 
   welcome_title: "Ask about an image",
   welcome_text:
-    "Drop one anywhere on this page, or try a question about one of these. Ask twice: the second answer does not need to look at the image again.",
+    "Add, paste or drop one, or try a question about one of these. Ask twice: the second answer does not need to look at the image again.",
   sample_bag: "Sample image: a red bag and a purple bottle",
   sample_watch: "Sample image: umbrellas and a watch",
   composer: "Your question",

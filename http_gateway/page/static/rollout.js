@@ -92,7 +92,8 @@ function finding(one) {
   const value = (number) => (number === undefined ? "–" : isTime ? seconds(number) : percent(number));
   const difference = (number) => {
     if (number === undefined) return "–";
-    return isTime ? `× ${number.toFixed(2)}` : `${number < 0 ? "−" : "+"}${percent(Math.abs(number))}`;
+    if (isTime) return `× ${number.toFixed(2)}`;
+    return `${number < 0 ? "−" : number > 0 ? "+" : ""}${percent(Math.abs(number))}`;
   };
   const verdict = word(one.verdict, "ROLLOUT_VERDICT_");
   const name = element("th", { scope: "row" }, element("span", { t: `metric_${metric}` }), one.slice ? ` (${one.slice})` : "");

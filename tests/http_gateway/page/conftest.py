@@ -61,7 +61,7 @@ def running_door(gateway: str, *flags: str) -> Iterator[str]:
 
 @dataclass
 class DemoStack:
-    """The demo's services, and their door."""
+    """Addresses of the demo's gateway and door."""
 
     gateway: str
     url: str
@@ -71,9 +71,9 @@ class DemoStack:
 def running_demo(release: str) -> Iterator[DemoStack]:
     """Yield the demo's services and their door."""
     flags = ["--refresh-s", "0.3", "--rollout-tick-s", "0.1"]
-    config = StackConfig(models=DEMO_MODELS, release=release, threads=2, drain_s=2, gateway_flags=flags)
-    with Stack(config) as stack, running_door(stack.address) as url:
-        yield DemoStack(stack.address, url)
+    config = StackConfig(models=DEMO_MODELS, release=release, threads=2, drain_s=2, gateway_flags=flags, http_port=0)
+    with Stack(config) as stack:
+        yield DemoStack(stack.address, f"http://{stack.address_of('http')}")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from tests.http_gateway.page.conftest import (
     Open,
     at_both_widths,
     running_demo,
-    running_door,
 )
 
 pytestmark = pytest.mark.http
@@ -137,9 +136,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[s
         threads=1,
         drain_s=2,
         gateway_flags=["--keys", str(keys)],
+        http_port=0,
     )
-    with Stack(config) as stack, running_door(stack.address) as url:
-        yield url
+    with Stack(config) as stack:
+        yield f"http://{stack.address_of('http')}"
 
 
 def test_keys_open_what_they_are_for(guarded: str, visit: Open, keep_screen: Keep) -> None:
