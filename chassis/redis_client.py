@@ -124,6 +124,8 @@ class RedisClient:
         """
         try:
             greeting = await self.commands.execute_command("HELLO")
+        except NoPermissionError:
+            return None  # the user may still have the right to the commands that are needed
         except ResponseError as error:
             kind = failure_kind(error)
             return None if kind == "refused" else kind  # a server older than 6.0 does not know the command

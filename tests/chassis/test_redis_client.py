@@ -88,6 +88,22 @@ async def test_a_wrong_password_and_a_user_without_the_right(tmp_path: Path) -> 
         assert await kinds(server, f"redis://:secret@127.0.0.1:{server.port}") == {"auth"}
 
 
+async def test_the_check_at_the_start_tells_why_a_server_cannot_be_used(tmp_path: Path) -> None:
+    with RedisServer(tmp_path, password="secret") as server:
+        server.client.acl_setuser("writer", enabled=True, passwords=["+word"], keys=["*"], categories=["+@write"])
+        users = {":secret@": None, "writer:word@": None, ":wrong@": "auth", "": "auth"}
+        for user, problem in users.items():
+            assert await check(f"redis://{user}127.0.0.1:{server.port}") == problem
+    assert await check(f"redis://127.0.0.1:{server.port}") == "connection"
+
+
+async def check(url: str) -> str | None:
+    client = RedisClient(url, timeout_s=PATIENT_S, max_connections=2)
+    problem = await client.check("--setting")
+    await client.close()
+    return problem
+
+
 def test_replies_within_a_scripts_error_count_as_well() -> None:
     """As Redis 6 sends them."""
     error = ResponseError("ERR Error running script (call to f_1): @user_script:1: -READONLY You can't write")
