@@ -46,7 +46,7 @@ class Function(TypedDict):
 
 
 class FunctionTool(TypedDict):
-    """A tool or its call, in the form that templates expect."""
+    """A tool or its call, as templates expect it."""
 
     type: Literal["function"]
     function: Function

@@ -91,7 +91,7 @@ class ToolCallParser:
             self._read = self._read_head
 
     def _read_head(self, pieces: list[Piece]) -> None:
-        """Read the beginning of a call, or one of another form."""
+        """Read the beginning of a call."""
         if head := _HEAD.match(self._pending):
             self._pending = self._pending[head.end() :]
             self._begin(head[1], "", pieces)
@@ -169,7 +169,7 @@ class _ObjectScanner:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """Return the length of a beginning of `mark` at the end."""
+    """Return how much of `mark` may begin at the end."""
     return next((length for length in range(len(mark) - 1, 0, -1) if text.endswith(mark[:length])), 0)
 
 

@@ -39,7 +39,7 @@ class AllowedHost:
 
     @classmethod
     def parse(cls, entry: str) -> Self:
-        """Read 'host' or 'host:port', with HTTPS unless it has a scheme.
+        """Read 'host' or 'host:port', HTTPS unless it says HTTP.
 
         Raises:
             ValueError: it is something else.

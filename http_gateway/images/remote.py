@@ -174,7 +174,7 @@ async def _resolve(host: str, port: int) -> list[str]:
 
 
 def _as_core(url: RemoteUrl) -> httpcore2.URL:
-    """Build a URL from parts, so that nothing parses it again."""
+    """Build a URL from its checked parts."""
     return httpcore2.URL(scheme=url.scheme.encode(), host=url.host.encode(), port=url.port, target=url.target.encode())
 
 

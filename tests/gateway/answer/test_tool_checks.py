@@ -69,7 +69,7 @@ def test_texts_of_tools_count_as_text() -> None:
 
 
 def test_tools_and_calls_get_the_form_of_templates() -> None:
-    """A call needs no text, a result may be empty, and results follow each other."""
+    """A call needs no text, a result may be empty."""
     empty = Message(role=ROLE_TOOL)
     conversation = check_conversation([QUESTION, CALLING, RESULT, empty], LIMITS, [WEATHER, Tool(name="now")])
     assert conversation.tools == [
