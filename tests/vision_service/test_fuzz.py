@@ -23,6 +23,8 @@ from chassis.errors import Code
 from chassis.grpc_errors import from_rpc_error
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
+from processing.heif import register_heif
+from tests.processing.colour_profiles import swapped
 from tests.vision_service.process import TAG, Running, encode, fresh, running, values
 
 NUM_MUTATIONS = int(os.environ.get("TANDEM_FUZZ_MUTATIONS", "1000"))
@@ -43,6 +45,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def real_files() -> list[bytes]:
     """Return files for every format and path through a decoder."""
+    register_heif()
     y, x = np.mgrid[0:60, 0:80]
     image = Image.fromarray(np.stack([x * 3, y * 4, (x + y) * 2], -1).astype(np.uint8))
     palette = image.quantize(16)
@@ -69,6 +72,11 @@ def real_files() -> list[bytes]:
         saved(image, "BMP"),
         saved(palette, "BMP"),
         saved(image.convert("RGBA"), "BMP"),
+        saved(image, "JPEG", icc_profile=swapped())[:-2],
+        saved(image, "PNG", icc_profile=swapped()),
+        saved(image.convert("RGBA"), "WEBP", icc_profile=swapped(), exif=turned),
+        saved(image, "AVIF", speed=10, icc_profile=swapped(), exif=turned),
+        saved(image, "HEIF", icc_profile=swapped()),
     ]
 
 
