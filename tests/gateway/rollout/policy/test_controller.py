@@ -9,15 +9,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pydantic import TypeAdapter
 
 from chassis.errors import FailedPrecondition
-from gateway.rollout.policy.controller import begin, promote, roll_back, start, tick
+from gateway.rollout.policy import PairCounter
+from gateway.rollout.policy.controller import begin, promote, record_probes, roll_back, start, tick
 from gateway.rollout.policy.counts import Counts
 from gateway.rollout.policy.plan import Plan
 from gateway.rollout.policy.state import Event, Phase, State
-from tests.gateway.rollout.plans import CANARY, STABLE, numbers, plan
+from tests.gateway.rollout.plans import CANARY, GUARD, STABLE, numbers, plan
 
 EQUAL = numbers("stable", 2000) + numbers("canary", 2000)
 
 STATE = TypeAdapter(State)
+PROBED = plan(1, 10, 50, 100, seconds=5, guard={**GUARD, "max_quality_drop": 0.02})
 
 
 def waiting(count: int) -> Counts:
@@ -140,7 +142,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.state = running(plan(1, 10, 50, 100, seconds=5))
+        self.state = running(PROBED)
         self.counts = Counts()
         self.num_waiting = 0
         self.seen = [self.state]
@@ -170,6 +172,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.now_s += seconds
         self.keep(tick(self.state, self.counts + waiting(self.num_waiting), self.now_s))
 
+    @precondition(lambda self: self.state.phase is Phase.RUNNING)
+    @rule(lost=st.sampled_from([0, 0, 1, 30]), equal=st.integers(0, 300), remaining=st.integers(0, 9))
+    def probe(self, lost: int, equal: int, remaining: int) -> None:
+        pairs = PairCounter(["topic=a"], self.state.probing)
+        for number in range(lost + equal):
+            pairs.add(f"p{number}", ("topic=a",), "right", "wrong" if number < lost else "right")
+        self.keep(record_probes(self.state, pairs.probing(remaining=remaining), self.now_s))
+
     @precondition(lambda self: self.state.is_live)
     @rule(forward=st.booleans())
     def command(self, forward: bool) -> None:
@@ -180,7 +190,7 @@ class AnyOrder(RuleBasedStateMachine):
     def begin_again(self) -> None:
         in_force = self.state.in_force
         other = STABLE if in_force == CANARY else CANARY
-        asked = replace(plan(1, 10, 50, 100, seconds=5), stable=in_force, canary=other)
+        asked = replace(PROBED, stable=in_force, canary=other)
         self.keep(begin(self.state, asked, in_force=in_force, rollout_id=str(len(self.seen)), now_s=self.now_s))
         self.keep(start(self.state, self.now_s))
 
