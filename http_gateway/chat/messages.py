@@ -61,9 +61,9 @@ def _number_of_call(message: Message, calls: Sequence[str], results: dict[int, g
 
 async def _message(message: Message, place: str, images: ImageReader) -> gateway_pb2.Message:
     content = message.content
-    is_text_optional = bool(message.tool_calls) or message.role == "tool"
     if isinstance(content, str):
-        parts = [] if is_text_optional and not content else [gateway_pb2.Part(text=content)]
+        is_produced = message.role in ("assistant", "tool")  # and may be empty
+        parts = [] if is_produced and not content else [gateway_pb2.Part(text=content)]
     else:
         parts = [await _part(part, f"{place}.content[{index}]", images) for index, part in enumerate(content or ())]
     calls = [

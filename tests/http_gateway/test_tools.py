@@ -91,3 +91,21 @@ async def test_the_gateways_refusal_of_tools_is_a_clear_400(open_door: OpenDoor,
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "TOOLS_UNSUPPORTED"
     assert response.json()["error"]["param"] == "tools"
+
+
+async def test_turns_that_were_produced_may_be_empty(open_door: OpenDoor) -> None:
+    script = Script()
+    door = await open_door(script.handlers)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}, {"role": "assistant"}]
+    messages.append({"role": "user", "content": "Go on."})
+    response = await door.client.post("/v1/chat/completions", json={"messages": messages})
+    assert response.status_code == 200, response.text
+    assert [len(message.parts) for message in script.requests[0].messages] == [1, 0, 0, 1]
+
+
+async def test_an_answer_continues_the_last_message_if_asked_to(open_door: OpenDoor) -> None:
+    script = Script()
+    door = await open_door(script.handlers)
+    for fields in ({}, {"continue_final_message": True}):
+        await door.chat("Hi", **fields)
+    assert [request.continue_answer for request in script.requests] == [False, True]
