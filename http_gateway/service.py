@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from functools import partial
@@ -25,6 +26,7 @@ from http_gateway.wire.bodies import BodyBudget
 
 _SETTLE_S = 0.5  # shortest drain: balancers that ask /readyz leave
 _UNWIND_S = 5.0  # longest wait for the end of cancelled requests
+_OTHER_FILES = 256  # open files besides connections
 
 _log = structlog.get_logger()
 
@@ -36,6 +38,7 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
         FailedPrecondition: reason 'CANNOT_LISTEN' or 'BAD_TLS'.
     """
     host, _port = split_address(settings.listen)
+    _allow_files(settings.max_connections + _OTHER_FILES)
     with (
         tracing("http", settings.trace_endpoint, settings.trace_sample),
         serve_metrics(host, settings.metrics_port) as metrics_port,
@@ -51,6 +54,17 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
                 _log.info("stopping", drain_s=settings.drain_s)
                 await _stop(door, server, serving, life.stop_now)
             await serving
+
+
+def _allow_files(num_files: int) -> None:
+    """Raise the limit of open files, as far as the system allows.
+
+    Its usual 1024 would let slow clients keep others out before `max_connections` does.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < num_files:
+        most = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 @contextlib.asynccontextmanager

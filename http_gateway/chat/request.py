@@ -70,6 +70,7 @@ async def build_call(chat: ChatRequest, door: Door) -> ChatCall:
         sampling=_sampling(chat, tools),
         stop=[chat.stop] if isinstance(chat.stop, str) else chat.stop or (),
         routing_key=chat.user or chat.prompt_cache_key or "",
+        continue_answer=bool(chat.continue_final_message),
     )
     num_choices = chat.n or 1
     if num_choices > 1 and num_choices * request.ByteSize() > door.settings.max_body_bytes:

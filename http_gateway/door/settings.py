@@ -54,7 +54,9 @@ class HttpSettings(ProcessSettings):
     # Limits of all requests together.
     max_connections: int = Field(4096, ge=1, description="most connections at once")
     max_bodies_bytes: int = Field(
-        512 * 2**20, ge=1, description="most bytes of all request bodies that are arriving or being read"
+        512 * 2**20,
+        ge=1,
+        description="most bytes of all request bodies that arrive or are read; memory use is about four times as much",
     )
 
     # Limits of one request.

@@ -96,7 +96,7 @@ class ChatRequest(RequestModel):
         description="Tag of the release that answers, or an alias such as 'default', which leaves the choice to the "
         "gateway. The header x-tandem-release takes precedence.",
     )
-    messages: list[Message] = Field(description="The turns, oldest first. The last one is the user's.")
+    messages: list[Message] = Field(description="The turns, oldest first. The last one is the user's or a tool's.")
 
     max_tokens: int | None = Field(None, ge=1, le=_MAX_UINT32, description="Most tokens of the answer.")
     max_completion_tokens: int | None = Field(None, ge=1, le=_MAX_UINT32, description="The same. It takes precedence.")
@@ -151,3 +151,4 @@ class ChatRequest(RequestModel):
     prediction: Any = ignored("drafts come from the prompt")
     reasoning_effort: Any = ignored("the models do not reason before they answer")
     verbosity: Any = ignored("say it in the prompt")
+    add_generation_prompt: Any = ignored("continue_final_message decides it")

@@ -161,6 +161,14 @@ async def test_the_request_id_is_the_clients_or_a_fresh_one(door: RunningDoor) -
     assert len(fresh) == 32
 
 
+async def test_an_answer_can_continue_the_assistants_message(door: RunningDoor) -> None:
+    turns = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "The bag"}]
+    body = {"messages": turns, **LONG}
+    assert (await door.client.post(CHAT, json=body)).json()["error"]["code"] == "LAST_NOT_USER"
+    continued = await door.client.post(CHAT, json={**body, "continue_final_message": True})
+    assert check_answer(continued.text).usage.completion_tokens == 24
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"),
     [
