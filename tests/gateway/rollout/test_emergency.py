@@ -18,6 +18,7 @@ from gateway.rollout.store import FileStore
 from gateway.rollout.store_sync import StoreSync
 from tests.gateway.halves import TAG
 from tests.gateway.redis_server import RedisServer
+from tests.gateway.rollout.full_disk import FullDisk
 from tests.gateway.rollout.plans import numbers, plan
 from tests.gateway.rollout.test_store_sync import CANARY, PLAN, connect, gateway, run, started, wait_for_phase
 from tests.gateway.scripted import eventually
@@ -36,17 +37,6 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 async def stack() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
-
-
-class FullDisk:
-    """Fails every write to a state file, by /dev/full."""
-
-    def __init__(self, path: Path) -> None:
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._partial.symlink_to("/dev/full")
-
-    def free(self) -> None:
-        self._partial.unlink()
 
 
 async def promoted(sync: StoreSync) -> None:
@@ -140,10 +130,9 @@ async def test_a_rollback_without_redis_survives_a_restart(
     store: Path, redis: RedisServer, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.json"
-    (first, _), (other, _) = (
-        gateway(store, connect(redis, stack), FileStore(copy)),
-        gateway(store, connect(redis, stack)),
-    )
+    hasty = RedisStore(redis.url, timeout_s=1)
+    stack.push_async_callback(hasty.close)
+    (first, _), (other, _) = gateway(store, hasty, FileStore(copy)), gateway(store, connect(redis, stack))
     await first.set(LONG_PLAN)
     await first.change(started)
     await other.open()

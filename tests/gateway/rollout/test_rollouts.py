@@ -1,6 +1,7 @@
 """Rollouts through the API of a gateway with scripted stages."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
 from gateway.rollout.policy.choice import takes_canary
 from tandem.v1 import gateway_pb2, rollout_pb2
+from tests.gateway.rollout.full_disk import FullDisk
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 from tests.gateway.scripted import error_of, eventually
 
@@ -48,6 +50,42 @@ async def test_a_rollout_waits_for_an_unavailable_stage(live: LiveGateway) -> No
     assert (await live.get()).phase == PREPARING
     live.language.load_error = None
     await live.wait_for_phase(RUNNING)
+
+
+async def test_a_clock_that_is_changed_ends_no_wait_for_a_stage(
+    live: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.language.load_error = Unavailable("It is being unloaded.", reason="MODEL_DRAINING")
+    await live.set(50, 100)
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 3600)
+    await asyncio.sleep(0.5)
+    assert (await live.get()).phase == PREPARING
+
+
+async def test_a_rollout_does_not_wait_for_ever_for_a_stage(two_releases: Path, tokenizer: Tokenizer) -> None:
+    async with open_gateway(two_releases, tokenizer, rollout_load_timeout_s=0.5) as live:
+        live.language.load_error = Unavailable("It is being unloaded.", reason="MODEL_DRAINING")
+        await live.set(50, 100)
+        rollout = await live.wait_for_phase(ROLLED_BACK)
+        assert rollout.changes[-1].reason.startswith("The canary could not be loaded: ")
+
+
+async def test_a_rollback_that_a_full_disk_keeps_in_memory_says_so(
+    two_releases: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "rollout.json"
+    async with open_gateway(two_releases, tokenizer, rollout_file=path) as live:
+        await live.set(NEARLY_ALL, 100)
+        await live.wait_for_phase(RUNNING)
+        disk = FullDisk(path)
+        error = await error_of(live.operator.Promote(rollout_pb2.RolloutsPromoteRequest()))
+        assert error.reason == "ROLLOUT_STORE_UNREACHABLE"
+        rollout = (await live.operator.Rollback(rollout_pb2.RolloutsRollbackRequest())).rollout
+        assert (rollout.phase, rollout.only_here) == (ROLLED_BACK, True)
+        assert (await live.ask("somebody")).text == "stable"
+        disk.free()
+        await live.wait_until(lambda rollout: not rollout.only_here and rollout.store_reachable)
 
 
 async def test_a_hanging_load_does_not_block_the_next_rollout(live: LiveGateway) -> None:
