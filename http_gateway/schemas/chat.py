@@ -135,6 +135,10 @@ class ChatRequest(RequestModel):
     tool_choice: ToolChoice | None = Field(None, description="Whether it must call one, and which.")
     parallel_tool_calls: bool | None = Field(None, description="Whether one answer may have several calls.")
 
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the assistant's, and the answer continues it."
+    )
+
     user: str | None = Field(
         None,
         description="Routing key, at most 256 characters: requests with the same key stay on one release while a "
