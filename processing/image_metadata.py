@@ -24,6 +24,8 @@ _HEADER_BYTES = 25  # of a PNG's first chunk
 
 _JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
+_BOX_BYTES = 8  # size and kind of a box, of which AVIF and HEIC consist
+_MAX_BOXES = 16  # before that of the metadata, which is most often the second
 # Markers that end a scan or begin a segment. All others stand alone, or decoders skip them.
 _SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN, _COMMENT, _FIRST_APP, _LAST_APP = 0xD9, 0xDA, 0xFE, 0xE0, 0xEF
@@ -42,8 +44,7 @@ class BareImage(NamedTuple):
 def without_metadata(data: bytes) -> BareImage:
     """Return an image file without metadata.
 
-    Files of other formats than PNG and JPEG stay unchanged: their decoders read metadata in linear time and decompress
-    none.
+    WebP, GIF and BMP stay unchanged: their decoders read metadata in linear time and decompress none.
 
     Raises:
         InvalidArgument: reason 'IMAGE_UNSUPPORTED', the file has too many pieces.
@@ -52,6 +53,8 @@ def without_metadata(data: bytes) -> BareImage:
         return _bare_png(data)
     if data.startswith(_JPEG):
         return _bare_jpeg(data)
+    if data[4:8] == b"ftyp":
+        return BareImage(_without_exif_item(data))
     return BareImage(data)
 
 
@@ -59,6 +62,20 @@ def too_many_pieces(kind: str) -> InvalidArgument:
     """Return the error of a file with many pieces."""
     message = f"The {kind} is made of too many small pieces, save the image again."
     return InvalidArgument(message, reason="IMAGE_UNSUPPORTED", field="image")
+
+
+def _without_exif_item(data: bytes) -> bytes:
+    """Return an AVIF or HEIC whose EXIF is nothing known.
+
+    Its orientation is a property of the image, and a decoder refuses damaged EXIF.
+    """
+    at = 0
+    for _ in range(_MAX_BOXES):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"meta":
+            return data[:at] + data[at : at + size].replace(b"Exif", b"none") + data[at + size :]
+        at += max(size, _BOX_BYTES)
+    return data
 
 
 def _bare_png(data: bytes) -> BareImage:

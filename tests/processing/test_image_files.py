@@ -198,6 +198,17 @@ def test_avif_is_read() -> None:
     assert refusal(data[:-100]).reason == "IMAGE_TRUNCATED"
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_damaged_exif_refuses_neither_avif_nor_heic(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    data = saved(gradient(), kind, exif=exif)
+    plain = read(data)
+    for number in (b"\xff\xff\xff\xff", b"MM\0*\xff\xff\xff\xf0", b"II*\0" + bytes(8)):
+        at = data.index(b"MM\0*")
+        assert read(data[:at] + number + data[at + len(number) :]).tobytes() == plain.tobytes()
+
+
 def test_heic_is_read() -> None:
     assert read(saved(Image.new("RGB", (64, 48), (0, 10, 250)), "HEIF", icc_profile=swapped())).size == (64, 48)
     photo = saved(gradient(), "HEIF", quality=100)

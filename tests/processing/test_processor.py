@@ -15,6 +15,7 @@ from processing import TextSegment, open_image_processor, open_prompt_builder
 from processing.processor import Side
 from tandem import Image, Message, Processor, assistant, system, user
 from tandem.client.request import messages
+from tests.processing.colour_profiles import display_p3
 from tests.processing.image_zoo import IMAGES, noise
 from vision_service.image_reader import ImageLimits, read_image
 
@@ -22,23 +23,24 @@ LIMITS = Limits(max_images=8, max_text_characters=10_000, max_stop_strings=0)
 PADDING_ID, IMAGE_ID = 0, 4  # of the byte tokenizer
 
 
-def file_of(image: PillowImage.Image, kind: str = "PNG", orientation: int = 1) -> bytes:
+def file_of(image: PillowImage.Image, kind: str = "PNG", orientation: int = 1, profile: bytes | None = None) -> bytes:
     exif = PillowImage.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    image.save(file, kind, exif=exif)
+    image.save(file, kind, exif=exif, icc_profile=profile)
     return file.getvalue()
 
 
 FILES = {name: file_of(image) for name, image in IMAGES.items()}
 FILES["turned photo"] = file_of(noise(300, 200), "JPEG", orientation=6)
+FILES["photo in Display P3"] = file_of(noise(280, 210), "JPEG", profile=display_p3())
 
 # No, one and four images, with another number of texts each.
 SAMPLES: list[list[Message]] = [
     [system("Be brief."), user("你好，今天天气怎么样？")],
     [user(Image(FILES["photo"]), "What is this?")],
     [
-        user("Compare ", Image(FILES["turned photo"]), " with ", Image(FILES["grey"])),
+        user("Compare ", Image(FILES["turned photo"]), " with ", Image(FILES["photo in Display P3"])),
         assistant("Both are smooth."),
         user(Image(FILES["very wide"]), Image(FILES["transparent"]), "And these?"),
     ],
