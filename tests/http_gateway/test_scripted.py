@@ -21,6 +21,7 @@ from chassis.errors import (
     Unauthenticated,
     Unavailable,
 )
+from http_gateway.chat import answer, report, stream
 from tests.http_gateway.conftest import OpenDoor
 from tests.http_gateway.doors import CHAT, question, running_door
 from tests.http_gateway.scripted import Script
@@ -204,6 +205,49 @@ async def test_the_end_of_the_drain_says_so_in_the_stream(open_door: OpenDoor) -
     assert events.chunks[-1]["error"]["code"] == "STOPPING"
     await asyncio.wait_for(script.cancelled.wait(), 5)
     await asyncio.wait_for(asyncio.shield(door.serving), 10)
+
+
+async def test_requests_that_end_early_leave_nothing_behind(open_door: OpenDoor) -> None:
+    script = Script(hangs=True)
+    door = await open_door(script.handlers)
+    script.go.set()
+    await door.chat()  # opens the connection to the gateway
+    script.go.clear()
+    before = len(asyncio.all_tasks())
+    for number in range(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        request = http_post(question("Hello?", stream=bool(number % 2), n=1 + number % 3))
+        writer.write(request[: len(request) - number % 5])  # some leave within their body
+        await asyncio.sleep(0.002 * (number % 7))
+        writer.close()
+    async with asyncio.timeout(20):
+        while True:
+            lines = (await door.client.get("/metrics")).text.splitlines()
+            if len(asyncio.all_tasks()) <= before and "tandem_http_in_flight 1.0" in lines:  # this very request
+                break
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_bug_is_an_error_with_the_request_id(
+    open_door: OpenDoor, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(report, "usage", fail)
+    monkeypatch.setattr(answer, "usage", fail)
+    monkeypatch.setattr(stream.ChunkEncoder, "_finish", fail)
+    door = await open_door(Script().handlers)
+    if is_streamed:
+        events = await door.events(headers={"x-request-id": "mine"})
+        assert events.text() == "Hello"
+        error = events.chunks[-1]["error"]
+    else:
+        response = await door.chat(headers={"x-request-id": "mine"})
+        assert response.status_code == 500
+        error = response.json()["error"]
+    assert (error["code"], "mine" in error["message"], "secret" in error["message"]) == ("INTERNAL", True, False)
 
 
 async def test_metrics_count_a_client_that_left(open_door: OpenDoor) -> None:
