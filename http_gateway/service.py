@@ -57,7 +57,7 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
 
 
 def _allow_files(num_files: int) -> None:
-    """Raise the limit of open files, as far as the system allows.
+    """Raise the limit of open files, if allowed.
 
     Its usual 1024 would let slow clients keep others out before `max_connections` does.
     """
