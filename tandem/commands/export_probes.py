@@ -50,9 +50,9 @@ def compare_export(folder: Path, export: "Export", probes: Probes, on_step: OnSt
         Unavailable: a stack does not start. The message says why.
     """
     backend = _BACKENDS[export.kind]
-    source = _answers(folder, probes, "torch", ["--backend", "torch"], on_step)
     flags = ["--backend", backend, "--precision", export.precision]
-    return compare(source, _answers(folder, probes, backend, flags, on_step))
+    result = _answers(folder, probes, backend, flags, on_step)  # first, as it may not run on this machine
+    return compare(_answers(folder, probes, "torch", ["--backend", "torch"], on_step), result)
 
 
 def _answers(folder: Path, probes: Probes, name: str, vision_flags: Sequence[str], on_step: OnStep) -> Verdicts:
