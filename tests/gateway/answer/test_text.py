@@ -93,7 +93,7 @@ def test_every_visible_token_has_its_logprobs_once_and_in_order(token_ids: list[
 
 
 def test_tokens_with_logprobs_have_their_bytes() -> None:
-    """Alternatives, too: a client has no vocabulary to look them up in."""
+    """A client has no vocabulary to look them up in."""
     first, second = TOKENIZER.encode("好", add_special_tokens=False).ids[:2]
     position = logprobs_of([first])[0]
     position.top.add(token_id=second, logprob=-2)
