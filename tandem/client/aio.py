@@ -17,7 +17,7 @@ import grpc
 
 from chassis.cancellation import is_asked_to_stop
 from chassis.channels import ChannelTls, open_channel
-from chassis.errors import FailedPrecondition
+from chassis.errors import FailedPrecondition, TandemError
 from tandem.client.call import AnswerStream, Connection, Envelope
 from tandem.client.request import (
     check_size,
@@ -25,6 +25,7 @@ from tandem.client.request import (
     generate_request,
     messages,
     put_image_requests,
+    read_source,
     tokenize_request,
 )
 from tandem.client.types import Answer, GenerateOptions, ImageInput, Images, Message, ReleaseInfo, TokenCount
@@ -43,13 +44,25 @@ class AsyncTextStream(AnswerStream):
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
-            with _translate_errors(self._envelope):
-                async for response in self._call:
-                    if text := self._builder.add(response):
-                        yield text
+            try:
+                async for text in self._texts():
+                    yield text
+            except TandemError as error:
+                call = self._again(error)
+                if call is None:
+                    raise
+                self._call = call
+                async for text in self._texts():
+                    yield text
             self._builder.check_complete()
         finally:
             self.close()
+
+    async def _texts(self) -> AsyncIterator[str]:
+        with _translate_errors(self._envelope):
+            async for response in self._call:
+                if text := self._builder.add(response):
+                    yield text
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,8 +143,15 @@ class AsyncClient(Connection):
         """
         envelope = self._envelope(options)
         check_size(request, self.max_message_bytes)
-        call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
-        return AsyncTextStream(call, envelope)
+
+        def call(message: gateway_pb2.GatewayGenerateRequest) -> Any:
+            return self._gateway.Generate(message, metadata=envelope.metadata, timeout=envelope.timeout_s)
+
+        def again(error: TandemError) -> Any:
+            replaced = self._uploads.replaced(request, error, self.max_message_bytes)
+            return call(replaced) if replaced is not None else None
+
+        return AsyncTextStream(call(request), envelope, again)
 
     async def ask(
         self,
@@ -149,10 +169,15 @@ class AsyncClient(Connection):
     async def put_image(self, source: ImageInput) -> str:
         """Upload an image and return its digest, which `images` takes.
 
+        The client keeps its last uploads (64 MiB). It sends one again to a gateway that does not know it.
+
         Args:
             source: path or bytes of the file, or a Pillow image.
         """
-        return (await self._call(self._gateway.PutImage, put_image_requests(source))).sha256.hex()
+        image = read_source(source)
+        sha256 = (await self._call(self._gateway.PutImage, put_image_requests(image))).sha256
+        self._uploads.add(sha256, image)
+        return sha256.hex()
 
     async def count_tokens(
         self,
@@ -164,7 +189,13 @@ class AsyncClient(Connection):
         """Count the tokens of a prompt, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=messages(prompt, images, system))
         check_size(request, self.max_message_bytes)
-        return token_count(await self._call(self._gateway.CountTokens, request))
+        try:
+            return token_count(await self._call(self._gateway.CountTokens, request))
+        except TandemError as error:
+            replaced = self._uploads.replaced(request, error, self.max_message_bytes)
+            if replaced is None:
+                raise
+        return token_count(await self._call(self._gateway.CountTokens, replaced))
 
     async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a text or a conversation.

@@ -8,9 +8,10 @@ with Client("127.0.0.1:50050") as client:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from chassis.channels import ChannelTls
+from chassis.errors import TandemError
 from tandem.client.call import AnswerStream, BlockingConnection, Closeable
 from tandem.client.request import (
     check_size,
@@ -18,6 +19,7 @@ from tandem.client.request import (
     generate_request,
     messages,
     put_image_requests,
+    read_source,
     tokenize_request,
 )
 from tandem.client.types import Answer, GenerateOptions, ImageInput, Images, Message, ReleaseInfo, TokenCount
@@ -34,13 +36,25 @@ class TextStream(AnswerStream, Closeable):
 
     def __iter__(self) -> Iterator[str]:
         try:
-            with self._envelope.translate_errors():
-                for response in self._call:
-                    if text := self._builder.add(response):
-                        yield text
+            for response in self._responses():
+                if text := self._builder.add(response):
+                    yield text
             self._builder.check_complete()
         finally:
             self.close()
+
+    def _responses(self) -> Iterator[gateway_pb2.GatewayGenerateResponse]:
+        """Yield the messages, also of a second call."""
+        try:
+            with self._envelope.translate_errors():
+                yield from self._call
+        except TandemError as error:
+            call = self._again(error)
+            if call is None:
+                raise
+            self._call = call
+            with self._envelope.translate_errors():
+                yield from call
 
 
 class Client(BlockingConnection):
@@ -79,8 +93,15 @@ class Client(BlockingConnection):
         """
         envelope = self._envelope(options)
         check_size(request, self.max_message_bytes)
-        call = self._gateway.Generate(request, metadata=envelope.metadata, timeout=envelope.timeout_s)
-        return TextStream(call, envelope)
+
+        def call(message: gateway_pb2.GatewayGenerateRequest) -> Any:
+            return self._gateway.Generate(message, metadata=envelope.metadata, timeout=envelope.timeout_s)
+
+        def again(error: TandemError) -> Any:
+            replaced = self._uploads.replaced(request, error, self.max_message_bytes)
+            return call(replaced) if replaced is not None else None
+
+        return TextStream(call(request), envelope, again)
 
     def ask(
         self,
@@ -98,10 +119,15 @@ class Client(BlockingConnection):
     def put_image(self, source: ImageInput) -> str:
         """Upload an image and return its digest, which `images` takes.
 
+        The client keeps its last uploads (64 MiB). It sends one again to a gateway that does not know it.
+
         Args:
             source: path or bytes of the file, or a Pillow image.
         """
-        return self._call(self._gateway.PutImage, put_image_requests(source)).sha256.hex()
+        image = read_source(source)
+        sha256 = self._call(self._gateway.PutImage, put_image_requests(image)).sha256
+        self._uploads.add(sha256, image)
+        return sha256.hex()
 
     def count_tokens(
         self,
@@ -113,7 +139,13 @@ class Client(BlockingConnection):
         """Count the tokens of a prompt, without running it."""
         request = gateway_pb2.CountTokensRequest(messages=messages(prompt, images, system))
         check_size(request, self.max_message_bytes)
-        return token_count(self._call(self._gateway.CountTokens, request))
+        try:
+            return token_count(self._call(self._gateway.CountTokens, request))
+        except TandemError as error:
+            replaced = self._uploads.replaced(request, error, self.max_message_bytes)
+            if replaced is None:
+                raise
+        return token_count(self._call(self._gateway.CountTokens, replaced))
 
     def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a text or a conversation.

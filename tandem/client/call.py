@@ -25,6 +25,7 @@ from chassis.grpc_errors import from_rpc_error
 from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, is_loopback
 from chassis.request_id import REQUEST_ID_HEADER, new_request_id, request_id_of
 from tandem.client.types import Answer, GenerateOptions
+from tandem.client.uploads import Uploads
 from tandem.client.wire import AnswerBuilder
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
@@ -156,6 +157,7 @@ class Connection(ABC):
         self.max_message_bytes = max_message_bytes
         self._api_key = api_key
         self._is_closed = False
+        self._uploads = Uploads()
         self._uses_proxy = use_proxy and not is_loopback(address.rpartition("/")[2])
         self._open(ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None)
 
@@ -228,9 +230,10 @@ class AnswerStream:
         request_id: id of the request in the logs of all services.
     """
 
-    def __init__(self, call: Any, envelope: Envelope) -> None:
+    def __init__(self, call: Any, envelope: Envelope, again: Callable[[TandemError], Any]) -> None:
         self.request_id = envelope.request_id
         self._call = call
+        self._again = again  # returns a second call after an error, None to give up
         self._envelope = envelope
         self._builder = AnswerBuilder(envelope.request_id)
 

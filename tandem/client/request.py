@@ -151,6 +151,16 @@ def detokenize_request(token_ids: Sequence[int]) -> gateway_pb2.DetokenizeReques
     return request
 
 
+def read_source(source: ImageInput) -> bytes:
+    """Return the bytes of an image to upload.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError: it is no file.
+    """
+    return read_image(source.source if isinstance(source, Image) else source)
+
+
 def put_image_requests(source: ImageInput) -> Iterator[gateway_pb2.PutImageRequest]:
     """Return an upload of an image in chunks.
 
@@ -158,7 +168,7 @@ def put_image_requests(source: ImageInput) -> Iterator[gateway_pb2.PutImageReque
         OSError: the file cannot be read. It is read here because gRPC hides errors raised inside its iterator.
         TypeError: it is no file.
     """
-    data = read_image(source.source if isinstance(source, Image) else source)
+    data = read_source(source)
     return (
         gateway_pb2.PutImageRequest(chunk=data[start : start + CHUNK_BYTES])
         for start in range(0, len(data), CHUNK_BYTES)
