@@ -8,7 +8,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chassis.errors import InvalidArgument, TandemError
+from chassis.errors import InvalidArgument, PermissionDenied, TandemError
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id
 from chassis.spans import Span
 from chassis.tracing import span
@@ -54,6 +54,7 @@ class Requests:
         ):
             try:
                 self._check_host(scope)
+                self._check_page(scope)
                 await self._app(scope, receive, response.send)
             except TandemError as error:
                 response.error = error
@@ -76,6 +77,19 @@ class Requests:
             raise InvalidArgument("Send one Host header.", reason="BAD_REQUEST")
         if self._hosts and hosts and _without_port(hosts[0].decode("latin-1").lower()) not in self._hosts:
             raise InvalidArgument("This server does not have that name: see its setting hosts.", reason="WRONG_HOST")
+
+    def _check_page(self, scope: Scope) -> None:
+        """Refuse posts of foreign pages.
+
+        Browsers ask before they send JSON to another origin, but not before they send a form. They say where the page
+        comes from. Other clients have no such header.
+        """
+        headers = scope["headers"]
+        if scope["method"] != "POST" or not {b"cross-site", b"same-site"} & {*values_of(headers, b"sec-fetch-site")}:
+            return
+        origins = {origin.decode("latin-1") for origin in values_of(headers, b"origin")}
+        if not origins or not origins <= {*self._door.settings.cors_origins}:
+            raise PermissionDenied("Pages of other origins may not post: see cors_origins.", reason="FOREIGN_PAGE")
 
 
 class _Response:

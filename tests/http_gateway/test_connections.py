@@ -184,6 +184,20 @@ async def test_a_foreign_page_cannot_post(open_door: OpenDoor, kind: str | None)
     assert not script.requests
 
 
+async def test_a_foreign_page_cannot_send_a_form(open_door: OpenDoor) -> None:
+    door = await open_door({}, cors_origins=("https://chat.example",))
+    for site, origin, status in (
+        ("cross-site", "https://evil.example", 403),
+        ("same-site", "http://localhost:9", 403),
+        ("cross-site", "https://chat.example", 404),
+        ("same-origin", "http://localhost:8080", 404),
+        ("none", None, 404),
+    ):
+        headers = {"sec-fetch-site": site, **({"origin": origin} if origin else {})}
+        response = await door.client.post("/no", files={"file": b"x"}, headers=headers)
+        assert response.status_code == status, site
+
+
 async def test_a_rebound_name_is_refused(open_door: OpenDoor) -> None:
     door = await open_door(Script().handlers)
     for host, status in (("evil.example", 421), ("localhost:8080", 200), ("LOCALHOST", 200), ("[::1]:1", 200)):
