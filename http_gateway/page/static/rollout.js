@@ -6,7 +6,16 @@ import { say } from "./language.js";
 import { clock, count, percent, seconds } from "./numbers.js";
 
 const GOING_ON = new Set(["preparing", "running"]);
-const TIMES = new Set(["first_token", "inter_token"]);
+const ratio = (number) => `× ${number.toFixed(2)}`;
+const points = (number) => `${number < 0 ? "−" : number > 0 ? "+" : ""}${percent(Math.abs(number))}`;
+const nats = (number) => number.toFixed(3).replace("-", "−");
+// How values and effects of a metric are written. The other metrics are rates.
+const FORMATS = {
+  first_token: [seconds, ratio],
+  inter_token: [seconds, ratio],
+  length: [(number) => number.toFixed(1), ratio],
+  logprob: [nats, nats],
+};
 const PHASE_BADGES = { preparing: "accent", running: "accent", promoted: "good", rolled_back: "bad" };
 const EVENT_BADGES = { promoted: "good", rolled_back: "bad", held: "warn" };
 const VERDICT_BADGES = { within: "good", beyond: "bad", open: "" };
@@ -88,13 +97,9 @@ function guard(rollout) {
 
 function finding(one) {
   const metric = word(one.metric, "ROLLOUT_METRIC_");
-  const isTime = TIMES.has(metric);
-  const value = (number) => (number === undefined ? "–" : isTime ? seconds(number) : percent(number));
-  const difference = (number) => {
-    if (number === undefined) return "–";
-    if (isTime) return `× ${number.toFixed(2)}`;
-    return `${number < 0 ? "−" : number > 0 ? "+" : ""}${percent(Math.abs(number))}`;
-  };
+  const [value, difference] = (FORMATS[metric] ?? [percent, points]).map(
+    (form) => (number) => (number === undefined ? "–" : form(number)),
+  );
   const verdict = word(one.verdict, "ROLLOUT_VERDICT_");
   const name = element("th", { scope: "row" }, element("span", { t: `metric_${metric}` }), one.slice ? ` (${one.slice})` : "");
   const badge = element("span", { class: `badge ${VERDICT_BADGES[verdict]}`, t: `verdict_${verdict}` });

@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import http_gateway.page.static_files as static_files
+from tandem.v1 import rollout_pb2
 
 FOLDER = Path(static_files.__file__).parent / "static"
 SCRIPTS = sorted(FOLDER.glob("*.js"))
@@ -89,6 +90,11 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     prefixes = tuple(set(re.findall(r"`(\w+_)\$\{", source)))
     unused = {key for key in keys - marked if f'"{key}"' not in source and not key.startswith(prefixes)}
     assert not unused
+
+
+def test_every_metric_of_a_rollout_has_a_text() -> None:
+    metrics = [name.removeprefix("ROLLOUT_METRIC_").lower() for name in rollout_pb2.RolloutMetric.keys()[1:]]
+    assert {f"metric_{name}" for name in metrics} <= keys_of("english")
 
 
 def test_the_texts_in_the_page_are_the_english_ones() -> None:
