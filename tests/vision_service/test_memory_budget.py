@@ -13,9 +13,12 @@ from PIL import Image
 
 from chassis.errors import InvalidArgument
 from checkpoint.families import VisionConfig
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import RESAMPLER_PRESETS
 from processing.square_images import SquareImages
 from tests.processing.colour_profiles import swapped
 from tests.vision_service.image_samples import LIMITS, rejection, saved
+from tests.vision_service.process import TAG, encode, fresh, running
 from vision_service.decode_pool import DecodePool
 from vision_service.image_reader import BYTES_PER_PIXEL, FILE_COPIES, decoded_image
 from vision_service.memory_budget import MemoryBudget
@@ -85,6 +88,26 @@ def test_no_format_takes_more_memory_than_is_reserved(tmp_path: Path) -> None:
         reserved = SIDE**2 * BYTES_PER_PIXEL[name.split()[0]] + file_bytes * FILE_COPIES
         print(f"{name}: {num_bytes / SIDE**2:.1f} of {reserved / SIDE**2:.1f} bytes per pixel")
         assert 2 * SIDE**2 < num_bytes <= reserved, name
+
+
+@pytest.mark.slow
+def test_small_files_of_many_pixels_do_not_fill_the_memory_of_a_service(tmp_path: Path) -> None:
+    """Six such files once took a service from 294 to 2,444 MiB."""
+    create_checkpoint(tmp_path, TAG, RESAMPLER_PRESETS["tiny"])
+    files = [saved(Image.new("RGB", (3000, 3000), (number, 0, 0)), "WEBP", lossless=True) for number in range(8)]
+    budget = 256 * 2**20  # one of them takes 240 MiB
+    options = ("--tags", TAG, "--decode-threads", "4", "--decode-memory-bytes", str(budget))
+    with running(tmp_path, *options) as service:
+
+        def status(name: str) -> int:
+            lines = Path(f"/proc/{service.process.pid}/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+        encode(service.stub, fresh(saved(Image.new("RGB", (32, 32)), "WEBP")), timeout=60)
+        before = status("VmRSS")
+        calls = [service.stub.Encode(fresh(data), timeout=60) for data in files]
+        assert all(len(list(call)) == 1 for call in calls)
+        assert status("VmHWM") - before < budget + 64 * 2**20
 
 
 def test_an_image_beyond_the_memory_is_refused_with_a_size_that_fits() -> None:
