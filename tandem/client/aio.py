@@ -204,6 +204,7 @@ class AsyncClient(Connection):
             prompt: a text by itself, or the turns of a conversation, which the chat template surrounds.
         """
         request = tokenize_request(prompt)
+        check_size(request, self.max_message_bytes)
         return list((await self._call(self._gateway.Tokenize, request)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:

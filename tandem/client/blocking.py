@@ -154,6 +154,7 @@ class Client(BlockingConnection):
             prompt: a text by itself, or the turns of a conversation, which the chat template surrounds.
         """
         request = tokenize_request(prompt)
+        check_size(request, self.max_message_bytes)
         return list(self._call(self._gateway.Tokenize, request).token_ids)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:

@@ -81,7 +81,10 @@ def _set(message: Any, name: str, value: Any, field: str) -> None:
         ) from None
 
 
-def check_size(request: gateway_pb2.GatewayGenerateRequest | gateway_pb2.CountTokensRequest, max_bytes: int) -> None:
+def check_size(
+    request: gateway_pb2.GatewayGenerateRequest | gateway_pb2.CountTokensRequest | gateway_pb2.TokenizeRequest,
+    max_bytes: int,
+) -> None:
     """Check that a gateway can receive a request.
 
     gRPC would refuse it without a field, after it was sent.

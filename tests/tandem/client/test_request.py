@@ -229,7 +229,11 @@ def test_a_request_that_no_gateway_receives_is_not_sent() -> None:
     """GRPC would send it all, and fail without a field."""
     images = [bytes(17 * 2**20), bytes(18 * 2**20)]
     with Client("127.0.0.1:1") as client:
-        for call in (client.ask, client.count_tokens):
+
+        def tokenize(prompt: str, images: list[bytes]) -> object:
+            return client.tokenize([user(*map(Image, images), prompt)])
+
+        for call in (client.ask, client.count_tokens, tokenize):
             with pytest.raises(InvalidArgument, match="upload its images with put_image") as caught:
                 call("Which is larger?", images=images)
             assert (caught.value.reason, caught.value.field) == ("REQUEST_TOO_LARGE", "messages[0].parts[1].image")
