@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -105,53 +106,66 @@ class _Nursery:
 
     def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
         self._control, self._tokenizer, self._limits = control, tokenizer, limits
-        self._process_ids: dict[int, int] = {}  # of each worker
-        signal.signal(signal.SIGCHLD, lambda *_: self._bury())
+        self._process_ids: dict[int, int] = {}  # of each worker that is not buried, so no other process can have it
+        # The end of a worker wakes the loop. A handler could interrupt itself.
+        self._ended, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
         while True:
-            message, sockets, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
-            if not message:
+            ready, _, _ = select.select([self._control, self._ended], [], [])
+            if self._ended in ready:
+                self._ended.recv(4096)
+                self._bury()
+            if self._control in ready and not self._obey():
                 break
-            command, number = COMMAND.unpack(message)
-            # No worker may be buried before it is known, or killed after its id is free again.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-            if command == b"o":
-                self._start(number, sockets[0])
-            elif process_id := self._process_ids.get(number):
-                with suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGKILL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         for process_id in self._process_ids.values():
             os.kill(process_id, signal.SIGKILL)
+
+    def _obey(self) -> bool:
+        """Run one command. Returns False after the last one."""
+        message, sockets, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
+        if not message:
+            return False
+        command, number = COMMAND.unpack(message)
+        if command == b"o":
+            self._start(number, sockets[0])
+        elif number in self._process_ids:
+            os.kill(self._process_ids[number], signal.SIGKILL)
+        return True
 
     def _start(self, number: int, connection: int) -> None:
         process_id = os.fork()
         if process_id == 0:
             try:
+                signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                self._control.close()
+                for other in (self._control, self._ended, self._wakeup):
+                    other.close()
                 _serve(Connection(connection), self._tokenizer, self._limits)
             finally:
                 os._exit(1)
         os.close(connection)
-        self._control.send(STARTED_OR_ENDED.pack(b"s", number, process_id))
         self._process_ids[number] = process_id
+        self._tell(b"s", number, process_id)
 
     def _bury(self) -> None:
         for number, process_id in list(self._process_ids.items()):
             ended, status = os.waitpid(process_id, os.WNOHANG)
             if ended:
                 del self._process_ids[number]
-                with suppress(OSError):  # the service has closed the socket, which `run` notices
-                    self._control.send(STARTED_OR_ENDED.pack(b"e", number, status))
+                self._tell(b"e", number, status)
+
+    def _tell(self, kind: bytes, number: int, detail: int) -> None:
+        with suppress(OSError):  # the service has closed the socket, which `run` notices
+            self._control.send(STARTED_OR_ENDED.pack(kind, number, detail))
 
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    used = _data_bytes()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + limits.memory_bytes,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (_statm(5) + limits.memory_bytes,) * 2)  # of data and stack
     try:
         grammar = connection.recv_bytes().decode()
         worker = _Worker(connection, limits)
@@ -257,26 +271,22 @@ class _Timer:
         self._worker, self._answer = worker, answer
 
     def __enter__(self) -> None:
-        limits, used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
-        signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - used_s)))
+        limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
+        signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        self._worker.used_s[self._answer] = (
-            self._worker.used_s.get(self._answer, 0.0) + time.process_time() - self._started_s
-        )
+        self._worker.used_s[self._answer] = self._used_s + time.process_time() - self._started_s
 
 
 def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return _statm(1)
 
 
-def _data_bytes() -> int:
-    """Return the bytes that RLIMIT_DATA counts."""
+def _statm(column: int) -> int:
     with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[5]) * resource.getpagesize()
+        return int(file.read().split()[column]) * resource.getpagesize()
 
 
 def _private_bytes() -> int:

@@ -209,3 +209,18 @@ async def test_answers_fail_with_the_program_and_the_next_starts_another(
     tokens, finished = await read(again)
     assert isinstance(finished, Finished)
     assert tokens == [NINE] * 3
+
+
+async def test_processes_that_end_together_leave_the_program_running(make_compiler: MakeCompiler) -> None:
+    compiler = make_compiler()
+    for attempt in range(5):
+        constraints = [Constraint("regex", f"{attempt}{number}") for number in range(30)]
+        grammars = await asyncio.gather(*(compiler.compile(constraint) for constraint in constraints))
+        workers = list(compiler._workers.values())
+        for worker in workers:
+            worker.kill()
+        await until(lambda workers=workers: all(worker.has_ended for worker in workers))  # type: ignore[misc]
+        for grammar in grammars:
+            grammar.close()
+        assert compiler._pool is not None
+        assert compiler._pool.is_running
