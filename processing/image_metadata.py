@@ -18,7 +18,8 @@ _MAX_SEGMENTS = 10_000  # of a JPEG before its first scan. Encoders fill segment
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_OPTIONAL = (b"iCCP", b"tRNS", b"eXIf")  # chunks that are left out if damaged
+_NEEDED = (b"IHDR", b"PLTE")  # chunks
+_OPTIONAL = (b"iCCP", b"tRNS", b"eXIf")  # left out if damaged
 _GREY, _COLOUR = 0, 2  # colour types
 _HEADER_BYTES = 25  # of a PNG's first chunk
 
@@ -83,7 +84,7 @@ def _bare_png(data: bytes) -> BareImage:
 
     A chunk of pixels that the end of the file cuts short is the last one.
     """
-    kept: dict[bytes, bytes] = {}
+    kept: dict[bytes, bytes] = {}  # the first chunk of a kind. Further ones are not even checked, which could take long
     pixels: list[bytes] = []
     end = _PNG_END
     for kind, chunk in _png_chunks(data):
@@ -91,8 +92,11 @@ def _bare_png(data: bytes) -> BareImage:
             pixels.append(chunk)
             if len(chunk) < 12 + int.from_bytes(chunk[:4], "big"):
                 end = b""
-        elif kind in (b"IHDR", b"PLTE") or (kind in _OPTIONAL and _is_sound(kind, chunk)):
+        elif kind in _NEEDED or kind in _OPTIONAL:
             kept.setdefault(kind, chunk)
+    for kind in _OPTIONAL:
+        if kind in kept and not _is_sound(kind, kept[kind]):
+            del kept[kind]
     if b"tRNS" in kept and len(kept.get(b"IHDR", b"")) == _HEADER_BYTES:
         kept[b"tRNS"] = _scaled_transparency(kept[b"tRNS"], kept[b"IHDR"])
     header = [kept[kind] for kind in (b"IHDR", b"iCCP", b"PLTE", b"tRNS") if kind in kept]

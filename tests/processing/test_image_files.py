@@ -54,6 +54,7 @@ METADATA = {
     "damaged EXIF": damaged_chunk(b"eXIf", b"MM\0*"),
     "a damaged profile": damaged_chunk(b"iCCP", b"icc\0\0" + BOMB),
     "a profile of 50 MB": png_chunk(b"iCCP", b"icc\0\0" + BOMB),
+    "many profiles of 50 MB": 380 * png_chunk(b"iCCP", b"icc\0\0" + BOMB),
     "a profile of an unknown method": png_chunk(b"iCCP", b"icc\0\7" + zlib.compress(b"x")),
     "a profile without a name": png_chunk(b"iCCP", b"icc"),
     "an animation without frames": png_chunk(b"acTL", b"\0\0\0\0\0\0\0\0"),
