@@ -17,7 +17,15 @@ from chassis.errors import Unavailable
 from chassis.redis_client import FailureKind, RedisClient, failure_kind
 from gateway.rollout.policy import Counts
 from gateway.rollout.store import MAX_GAP_S, StepTotals, bad_state
-from gateway.rollout.stored_format import Document, Heartbeat, read_document, read_heartbeat, state_value, to_json
+from gateway.rollout.stored_format import (
+    Document,
+    Heartbeat,
+    read_counts,
+    read_document,
+    read_heartbeat,
+    state_value,
+    to_json,
+)
 
 # A gateway without a heartbeat for so long is dead. The settings keep ticks shorter than this.
 HEARTBEAT_TIMEOUT_S = 10
@@ -134,8 +142,8 @@ class RedisStore:
         for path, count in counts.to_paths().items():
             arguments += path, count
         elapsed_ms, totals = await self._script(self._add_script, [f"counts:{window}", f"time:{window}"], arguments)
-        paths = {path.decode(): int(count) for path, count in _pairs(totals)}
-        return StepTotals(counts=Counts.from_paths(paths), elapsed_s=int(elapsed_ms) / 1000)
+        stored = {path.decode(errors="replace"): count.decode(errors="replace") for path, count in _pairs(totals)}
+        return StepTotals(counts=Counts.from_paths(read_counts(stored)), elapsed_s=int(elapsed_ms) / 1000)
 
     async def heartbeat(self, own: Heartbeat) -> list[Heartbeat]:
         """Report this gateway as alive. Return all living gateways."""

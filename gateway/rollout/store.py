@@ -13,7 +13,7 @@ from pydantic import BaseModel, NonNegativeInt
 
 from chassis.errors import FailedPrecondition, Unavailable
 from gateway.rollout.policy import Counts
-from gateway.rollout.stored_format import Document, Heartbeat, read_document, state_value, to_json
+from gateway.rollout.stored_format import Document, Heartbeat, read_counts, read_document, state_value, to_json
 
 # A step's time goes on for at most so long between two counts, so a stopped gateway or a changed clock ends no step.
 MAX_GAP_S = 10.0
@@ -79,7 +79,7 @@ class _StoredFile(BaseModel):
 
     document: _StoredDocument
     window: str = ""
-    counts: dict[str, int] = {}
+    counts: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class _File:
             if state is None
             else read_document(version, state, is_unconfirmed=stored.document.is_unconfirmed)
         )
-        return cls(document=document, window=stored.window, counts=stored.counts)
+        return cls(document=document, window=stored.window, counts=read_counts(stored.counts))
 
     def to_json(self) -> bytes:
         """Return the content."""

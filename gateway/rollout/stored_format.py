@@ -5,7 +5,7 @@ them again when it writes. So gateways can be updated one by one, in both direct
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -19,7 +19,7 @@ BAD_ENTRIES = Counter(
     "Parts of the rollout store that this gateway left out, because it does not know them or they are damaged.",
     ["kind"],
 )
-for _kind in ("heartbeat", "state", "change"):
+for _kind in ("heartbeat", "state", "change", "count"):
     BAD_ENTRIES.labels(_kind)  # an alert needs the 0 before the 1
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -125,6 +125,17 @@ def read_heartbeat(gateway: str, text: str | bytes) -> Heartbeat:
         return Heartbeat(gateway=gateway, version=0, in_use=())
     BAD_ENTRIES.labels("heartbeat").inc(len(left_out))
     return heartbeat
+
+
+def read_counts(stored: Mapping[str, Any]) -> dict[str, int]:
+    """Return stored counts by path, without those that are no integers."""
+    counts: dict[str, int] = {}
+    for path, count in stored.items():
+        try:
+            counts[path] = int(str(count))
+        except ValueError:
+            BAD_ENTRIES.labels("count").inc()
+    return counts
 
 
 def _can_leave_out_of_state(path: Path) -> Path | None:

@@ -123,6 +123,7 @@ async def test_a_file_of_a_newer_version_is_read_and_keeps_its_unknown_parts(tmp
     path = tmp_path / "rollout.json"
     newer = json.loads(FILE)
     newer["document"]["state"] = with_newer_parts(STATE)
+    newer["counts"]["canary/mean"] = 0.5
     path.write_text(json.dumps({**newer, "checksum": "1"}))
     store = FileStore(path)
     document = await store.read()
@@ -159,11 +160,13 @@ async def test_a_newer_gateway_does_not_silence_the_guard(
     assert state is not None
     redis.client.hset(GATEWAYS, "newer", '1700000000 {"gateway":"newer","version":9,"in_use":[],"build":"9.0"}')
     redis.client.hset(GATEWAYS, "damaged", "nonsense")
-    redis.client.hset(f"{{tandem:rollout}}:counts:{state.window}", "canary/rude", 5)
+    newer: Any = {"canary/rude": "5", "canary/mean": "0.5", "canary/\xff": "many"}
+    redis.client.hset(f"{{tandem:rollout}}:counts:{state.window}", mapping=newer)
     await run(sync, stack)
     traffic.add_counts(state.window, numbers("stable", 300) + numbers("canary", 300, errors=200))
     await wait_for_phase(sync, Phase.ROLLED_BACK)
     assert guard_age_s() < 5
+    assert bad_entries("count") > 0
 
 
 def guard_age_s() -> float:
