@@ -79,12 +79,12 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     ) -> AsyncIterator[rollout_pb2.RolloutsWatchResponse]:
         """Send the rollout now and after every change."""
         self._check_operator(context.invocation_metadata())
-        last: int | None = None
+        last: tuple[int, bool] | None = None
         async with aclosing(self._store_sync.watch()) as views:
             async for view in views:
                 number = view.state.changes[-1].number if view.state is not None else 0
-                if number != last:  # a new document may only record a look of the guard
-                    last = number
+                if (number, view.is_unconfirmed) != last:  # a new document may only record a look of the guard
+                    last = number, view.is_unconfirmed
                     yield rollout_pb2.RolloutsWatchResponse(rollout=rollout_message(view))
 
 

@@ -128,7 +128,7 @@ def read_heartbeat(gateway: str, text: str | bytes) -> Heartbeat:
 
 
 def read_counts(stored: Mapping[str, Any]) -> dict[str, int]:
-    """Return stored counts by path, without those that are no integers."""
+    """Return the stored counts that are integers, by path."""
     counts: dict[str, int] = {}
     for path, count in stored.items():
         try:

@@ -79,13 +79,23 @@ async def test_a_rollback_that_a_full_disk_keeps_in_memory_says_so(
         await live.set(NEARLY_ALL, 100)
         await live.wait_for_phase(RUNNING)
         disk = FullDisk(path)
+        watch = live.operator.Watch(rollout_pb2.RolloutsWatchRequest())
+        seen = [(await watch.read()).rollout]
         error = await error_of(live.operator.Promote(rollout_pb2.RolloutsPromoteRequest()))
         assert error.reason == "ROLLOUT_STORE_UNREACHABLE"
         rollout = (await live.operator.Rollback(rollout_pb2.RolloutsRollbackRequest())).rollout
         assert (rollout.phase, rollout.only_here) == (ROLLED_BACK, True)
         assert (await live.ask("somebody")).text == "stable"
+        seen.append((await watch.read()).rollout)
         disk.free()
-        await live.wait_until(lambda rollout: not rollout.only_here and rollout.store_reachable)
+        seen.append((await watch.read()).rollout)
+        assert [(one.phase, one.only_here) for one in seen] == [
+            (RUNNING, False),
+            (ROLLED_BACK, True),
+            (ROLLED_BACK, False),
+        ]
+        await live.wait_until(lambda rollout: rollout.store_reachable)
+        watch.cancel()
 
 
 async def test_a_hanging_load_does_not_block_the_next_rollout(live: LiveGateway) -> None:
