@@ -55,7 +55,7 @@ def _sampling_value(name: str, value: Any) -> Any:
     """Return an option's value as its field takes it."""
     match name, value:
         case "json_schema", Mapping():
-            return json.dumps(value, ensure_ascii=False)
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         case "choices", str():
             return {"texts": [value]}
         case "choices", list() | tuple():

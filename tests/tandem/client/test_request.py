@@ -284,3 +284,11 @@ def test_the_client_starts_without_torch() -> None:
     """Checked in a fresh interpreter."""
     program = "import sys, tandem, tandem.commands; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_schema_is_sent_in_utf8_without_spaces() -> None:
+    """Its size is limited as sent, and escapes would double a Chinese one."""
+    schema = {"properties": {"颜色": {"enum": ["红" * 15_000, "绿"]}}}
+    text = generate_request("?", (), {"json_schema": schema}).sampling.json_schema
+    assert text == '{"properties":{"颜色":{"enum":["' + "红" * 15_000 + '","绿"]}}}'
+    assert len(text.encode()) < 46_000
