@@ -12,7 +12,7 @@ from http_gateway.wire.errors import error_body
 from http_gateway.wire.json_text import encode
 
 MAX_HEADER_BYTES = 64 * 2**10
-# Chunked bodies have more bytes on the wire than in the request: sizes of chunks and their extensions.
+# Chunked bodies have more bytes on the wire than in the request: sizes of chunks, extensions and trailers.
 _MAX_WIRE_RATIO = 2
 _TOO_LARGE = "The headers are larger than 64 KiB: send fewer of them."
 _TOO_SLOW = "The headers did not arrive in time: send the request again."
@@ -42,7 +42,6 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._in_headers = True
         self._num_wire_bytes = 0  # of the current request
-        self._num_trailer_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -80,18 +79,16 @@ class Connection(HttpToolsProtocol):
         self._await_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer after the body."""
-        if not self._in_headers:
-            self._num_trailer_bytes += len(name) + len(value)
-            if self._num_trailer_bytes > MAX_HEADER_BYTES:
-                self.transport.abort()
-                return
-        super().on_header(name, value)
+        """Take a header, and drop a trailer.
+
+        uvicorn would add trailers to the headers, past a proxy that checks those.
+        """
+        if self._in_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request."""
         self._in_headers = False
-        self._num_trailer_bytes = 0
         self._stop_header_timer()
         super().on_headers_complete()
 
