@@ -24,8 +24,8 @@ class LocalCopy:
         """Write a document, best effort."""
         if self._file is None:
             return
-        kept = await self._file.read()
         try:
+            kept = await self._file.read()
             if kept != document:
                 await self._file.compare_and_set(kept.version, document)
             self._problem = ""
