@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.details = {name: summary(ended) for name, ended in outcomes.items()}
     for name, ended in outcomes.items():
         add_figures(report, name, CANARIES[name][1], ended)
-    report.publish(lambda axes: plot(axes, outcomes), options.json)
+    report.publish(lambda axes: plot(axes, report.details), options.json)
 
 
 def simulate(task: tuple[str, int]) -> Outcome:
@@ -261,20 +261,22 @@ def summary(ended: list[Outcome]) -> dict[str, dict[str, float]]:
     return {"phases": {phase: float(count) for phase, count in phases.items()}, **spread}
 
 
-def plot(axes: Axes, outcomes: dict[str, list[Outcome]]) -> None:
+def plot(axes: Axes, details: dict[str, dict[str, dict[str, float]]]) -> None:
     """Draw how the rollouts of each kind of canary ended."""
-    names = list(outcomes)
-    left = np.zeros(len(names))
+    left = np.zeros(len(details))
+    repetitions = np.array([sum(one["phases"].values()) for one in details.values()])
     for phase, colour in (("promoted", "tab:green"), ("held", "tab:gray"), ("rolled_back", "tab:red")):
-        share = np.array([100 * np.mean([one.phase == phase for one in outcomes[name]]) for name in names])
-        axes.barh(names, share, left=left, color=colour, label=phase.replace("_", " "))
+        share = 100 * np.array([one["phases"][phase] for one in details.values()]) / repetitions
+        axes.barh(list(details), share, left=left, color=colour, label=phase.replace("_", " "))
         left += share
-    for row, name in enumerate(names):
-        words = f"after {np.median([one.seconds for one in outcomes[name]]):.0f} s"
+    for row, (name, one) in enumerate(details.items()):
+        words = f"after {one['seconds']['p50']:.0f} s"
         if CANARIES[name][1] == "bad":
-            words = f"{np.median([one.num_harmed for one in outcomes[name]]):.0f} requests harmed, {words}"
-        axes.text(50, row, words, ha="center", va="center", color="white")
+            words = f"{one['harmed_requests']['p50']:,.0f} requests harmed, {words}"
+        axes.text(50, row, words, ha="center", va="center_baseline", color="white", fontsize=6)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.tick_params(axis="y", labelsize=7)
     axes.set(xlabel="share of rollouts, %; medians in the bars")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
 
