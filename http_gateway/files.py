@@ -1,27 +1,23 @@
 """POST /v1/files: upload an image once, and name it in many requests."""
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from chassis.errors import InvalidArgument, PermissionDenied
 from http_gateway.door import Door, door_of, until_client_leaves
-from http_gateway.schemas.models import File
+from http_gateway.schemas.models import PURPOSES, File
 from http_gateway.wire.bodies import read_body
 from http_gateway.wire.caller import Caller, caller_of
 from http_gateway.wire.errors import translated
+from http_gateway.wire.forms import Part, read_form
 from tandem.v1 import gateway_pb2
 
 _CHUNK_BYTES = 2**20  # of the contract
-_PURPOSES = ("vision", "user_data", "assistants")
-_MAX_FIELDS = 8
-_MAX_FIELD_BYTES = 4096
 _MAX_NAME_CHARACTERS = 256
 
 
@@ -29,8 +25,6 @@ async def create_file(request: Request) -> Response:
     """Store an image, and return its digest as id."""
     door, caller = door_of(request), caller_of(request.scope["headers"])
     _check_origin(request, door)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise InvalidArgument("Send the file as multipart/form-data.", reason="NOT_MULTIPART")
     with door.bodies.reserved() as reservation:
         body = await read_body(
             request.scope,
@@ -39,26 +33,23 @@ async def create_file(request: Request) -> Response:
             max_bytes=door.settings.max_body_bytes,
             timeout_s=door.settings.body_timeout_s,
         )
-        form = await _parse(request.headers, body)
+        form = read_form(request.headers.get("content-type", ""), body)
         del body
-        try:
-            async with until_client_leaves(request.receive, door):
-                stored = await _store(form, door, caller)
-        finally:
-            await form.close()
+        async with until_client_leaves(request.receive, door):
+            stored = await _store(form, door, caller)
     return Response(stored.model_dump_json(), media_type="application/json")
 
 
-async def _store(form: FormData, door: Door, caller: Caller) -> File:
+async def _store(form: dict[str, Part], door: Door, caller: Caller) -> File:
     """Upload the file of a form to the gateway."""
-    purpose = form.get("purpose", "vision")
-    if purpose not in _PURPOSES:
-        message = f"Files are images: set purpose to one of {', '.join(_PURPOSES)}."
+    purpose = form["purpose"].data.decode(errors="replace") if "purpose" in form else PURPOSES[0]
+    if purpose not in PURPOSES:
+        message = f"Files are images: set purpose to one of {', '.join(PURPOSES)}."
         raise InvalidArgument(message, reason="BAD_FIELD", field="purpose")
     upload = form.get("file")
-    if not isinstance(upload, UploadFile):
+    if upload is None or upload.filename is None:
         raise InvalidArgument("The field file, with a file name, is missing.", reason="MISSING_FIELD", field="file")
-    data = await upload.read()
+    data = bytes(upload.data)
     if not data:
         raise InvalidArgument("The image is empty.", reason="IMAGE_EMPTY", field="file")
     if len(data) > door.settings.max_image_bytes:
@@ -75,26 +66,9 @@ async def _store(form: FormData, door: Door, caller: Caller) -> File:
         id=stored.sha256.hex(),
         bytes=stored.num_bytes,
         created_at=int(time.time()),
-        filename=(upload.filename or "")[:_MAX_NAME_CHARACTERS],
-        purpose=str(purpose),
+        filename=upload.filename[:_MAX_NAME_CHARACTERS],
+        purpose=purpose,
     )
-
-
-class _InMemory(MultiPartParser):
-    """Writes no file: the body is in memory anyway."""
-
-    spool_max_size = 2**31
-
-
-async def _parse(headers: Headers, body: bytes) -> FormData:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _InMemory(headers, stream(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
-    try:
-        return await parser.parse()
-    except MultiPartException as error:
-        raise InvalidArgument(f"The form is not valid: {error.message}", reason="BAD_FORM") from None
 
 
 def _chunks(data: bytes) -> Iterator[gateway_pb2.PutImageRequest]:

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from http_gateway.schemas.answers import ChatCompletion, ChatCompletionChunk
 from http_gateway.schemas.chat import ChatRequest
 from http_gateway.schemas.errors import ErrorBody
-from http_gateway.schemas.models import File, Model, ModelList
+from http_gateway.schemas.models import PURPOSES, File, Model, ModelList
 from http_gateway.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from http_gateway.wire.json_text import encode
 
@@ -32,6 +32,14 @@ OPERATIONS: dict[tuple[str, str], tuple[str, type[BaseModel] | None, type[BaseMo
     ("get", "/openapi.json"): ("This document.", None, None),
 }
 _REF = "#/components/schemas/{model}"
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"enum": list(PURPOSES), "default": "vision"},
+    },
+    "required": ["file"],
+}
 
 
 @cache
@@ -49,6 +57,8 @@ def document() -> bytes:
         operation: dict[str, Any] = {"summary": summary, "responses": _responses(refs, response)}
         if request is not None:
             operation["requestBody"] = {"required": True, "content": _json(refs[request])}
+        elif path == "/v1/files":
+            operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
         paths.setdefault(path, {})[method] = operation
     content = {
         "openapi": "3.1.0",

@@ -76,7 +76,7 @@ def _check_name(name: str, reason: str, place: str) -> None:
 
 
 def _read_object(text: str, reason: str, place: str) -> dict[str, Any]:
-    """Return the object of a JSON text that can be written again."""
+    """Return the object of a JSON text."""
     try:
         if len(text.encode()) > MAX_TOOL_BYTES:
             raise ValueError("too long")

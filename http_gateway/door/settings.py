@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 from chassis.channels import ChannelTls, check_target
 from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, is_loopback
 from chassis.settings import CommaSeparated, ProcessSettings
+from http_gateway.images import ImageHosts
 
 
 class HttpSettings(ProcessSettings):
@@ -84,6 +85,21 @@ class HttpSettings(ProcessSettings):
     def _check_gateway(cls, target: str) -> str:
         check_target(target)
         return target
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _check_image_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        ImageHosts(hosts, ())
+        return hosts
+
+    @field_validator("image_networks")
+    @classmethod
+    def _check_image_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            ImageHosts((), networks)
+        except ValueError:
+            raise ValueError("must be networks such as 10.0.0.0/8") from None
+        return networks
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

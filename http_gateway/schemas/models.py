@@ -6,6 +6,8 @@ from pydantic import Field
 
 from http_gateway.schemas.base import ResponseModel
 
+PURPOSES = ("vision", "user_data", "assistants")  # of files: all mean an image in a question
+
 
 class Half(ResponseModel):
     """One half of a release, as its service runs it."""

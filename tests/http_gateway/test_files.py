@@ -44,10 +44,11 @@ async def test_an_image_of_several_chunks_arrives_complete(door: RunningDoor) ->
     [
         ({"other": ("a.png", b"x")}, {}, "MISSING_FIELD", "file"),
         ({}, {"file": "text"}, "NOT_MULTIPART", None),
+        ({"other": ("a.png", b"x")}, {"file": "text"}, "MISSING_FIELD", "file"),
         ({"file": ("a.png", b"x")}, {"purpose": "fine-tune"}, "BAD_FIELD", "purpose"),
         ({"file": ("a.png", b"")}, {}, "IMAGE_EMPTY", "file"),
-        ({"file": ("a.png", b"x"), "other": ("b.png", b"y")}, {}, "BAD_FORM", None),
-        ({"file": ("a.png", b"x")}, {"purpose": "v" * 5000}, "BAD_FORM", None),
+        ({"file": ("a.png", b"x")}, {"purpose": "v" * 5000}, "BAD_FIELD", "purpose"),
+        ({"file": ("a.png", b"x")}, {f"field{number}": "x" for number in range(8)}, "BAD_FORM", None),
     ],
 )
 async def test_a_bad_form_is_refused(

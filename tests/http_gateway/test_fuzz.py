@@ -34,11 +34,9 @@ class Loop:
         self._context = running_door(gateway)
         self._door: RunningDoor = self._runner.run(self._context.__aenter__())
 
-    def post(self, body: bytes) -> None:
+    def post(self, body: bytes, path: str = CHAT, kind: str = "application/json") -> None:
         """Check the response to one body."""
-        response = self._runner.run(
-            self._door.client.post(CHAT, content=body, headers={"content-type": "application/json"})
-        )
+        response = self._runner.run(self._door.client.post(path, content=body, headers={"content-type": kind}))
         event(str(response.status_code))
         if response.status_code != 200:
             assert response.status_code < 500, response.text
@@ -109,3 +107,25 @@ def test_cut_and_changed_bodies(loop: Loop, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     loop.post(bytes(body[: data.draw(st.integers(0, len(body)))]))
+
+
+@LIMITS
+@given(st.sampled_from(["Tokenize", "Detokenize"]), st.data())
+def test_bodies_about_tokens(loop: Loop, name: str, data: st.DataObject) -> None:
+    body = data.draw(bodies(DEFINITIONS[f"{name}Request"], DEFINITIONS) | ANYTHING)
+    loop.post(json.dumps(body).encode(), f"/{name.lower()}")
+
+
+FORM_PARTS = st.sampled_from(
+    [
+        *(b"--x", b"--x--", b"\r\n", b"\r\n\r\n", b"content-disposition: form-data", b"; name=file", b"; filename=a"),
+        *(b"; name=purpose", b"; filename*=utf-8''%ff", b'; name="', b"content-type: image/png", b"image", b"vision"),
+        b"--x\r\ncontent-disposition: form-data; name=file; filename=a\r\n\r\n",
+    ]
+)
+
+
+@LIMITS
+@given(st.lists(FORM_PARTS | st.binary(max_size=30), max_size=8).map(b"".join))
+def test_any_form(loop: Loop, body: bytes) -> None:
+    loop.post(body, "/v1/files", "multipart/form-data; boundary=x")
