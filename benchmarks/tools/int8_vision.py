@@ -17,7 +17,7 @@ from vision_service.backends import BackendName, BackendOptions, OpenedHalf, ope
 
 
 def open_int8(name: BackendName, folder: Path, options: BackendOptions) -> OpenedHalf:
-    """Open a backend of torch, as `open_backend`, with weights of int8."""
+    """Open a backend of torch with weights of int8."""
     opened = open_backend("torch", folder, options)
     use_int8(opened.backend._model)  # type: ignore[attr-defined]
     return opened

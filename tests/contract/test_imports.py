@@ -99,7 +99,7 @@ ROOMS: dict[str, set[str]] = {
         "gateway.answer",
         "gateway.rollout.policy",
     },
-    # Reads the releases, the rollout and finished requests; nothing below knows of it.
+    # Reads the releases, the rollout and finished requests. Nothing below knows of it.
     "gateway.operations": {"tandem.v1", "chassis", "gateway.stages", "gateway.answer", "gateway.rollout"},
     "gateway": {
         "tandem.v1",
@@ -135,7 +135,7 @@ ROOMS: dict[str, set[str]] = {
         "chassis",
         "checkpoint.probes",
         "checkpoint",
-        "gateway.rollout.policy",  # plain Python; `tandem probes run` compares two releases with its test
+        "gateway.rollout.policy",  # plain Python. `tandem probes run` compares two releases with its test
         "vision_service.backends",  # `tandem checkpoint choose-backend` measures them
         "vision_service.exporting",  # `tandem checkpoint export`
         "tandem.client",
