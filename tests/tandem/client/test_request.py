@@ -287,7 +287,7 @@ def test_the_client_starts_without_torch() -> None:
 
 
 def test_a_schema_is_sent_in_utf8_without_spaces() -> None:
-    """Its size is limited as sent, and escapes would double a Chinese one."""
+    """Its size is limited as sent. Escapes would double it."""
     schema = {"properties": {"颜色": {"enum": ["红" * 15_000, "绿"]}}}
     text = generate_request("?", (), {"json_schema": schema}).sampling.json_schema
     assert text == '{"properties":{"颜色":{"enum":["' + "红" * 15_000 + '","绿"]}}}'
