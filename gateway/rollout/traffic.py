@@ -110,7 +110,7 @@ class Traffic:
         return dict(Counter(one.arm for one in self._counted_requests if one.is_waiting and one.window == window))
 
     def num_in_flight(self, name: str) -> int:
-        """Return the requests of a release that are in flight here."""
+        """Return a release's requests in flight at this gateway."""
         return self._num_in_flight[name]
 
     def adopt(self, state: State | None) -> None:

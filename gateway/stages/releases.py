@@ -194,7 +194,7 @@ class Releases:
         }
 
     def engine_loads(self, name: str) -> Sequence[model_pb2.EngineLoad]:
-        """Return the load of each language replica of a release, as last seen."""
+        """Return the last known load of a release's language replicas."""
         _, language_tag = split_release(name)
         return [info.language.load for info in self._language.infos(language_tag)]
 

@@ -1,4 +1,4 @@
-"""The page that people try Tandem with, and the operators' calls behind it."""
+"""The page, and the operators' calls behind it."""
 
 from starlette.routing import BaseRoute
 

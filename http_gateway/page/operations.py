@@ -34,7 +34,7 @@ class _Command(BaseModel):
 
 
 class _WatchOperations:
-    """GET /operations/status: the gateway at work, each second, as server-sent events."""
+    """GET /operations/status: the gateway at work, as server-sent events."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -91,7 +91,7 @@ async def _roll_back(request: Request) -> Response:
 
 
 async def _read_command(request: Request) -> tuple[Caller, _Command]:
-    """Return the caller, who may be an operator, and the command."""
+    """Return the caller and the command."""
     caller, door = _operator(request), door_of(request)
     check_is_json(request.scope)
     with door.bodies.reserved() as reservation:

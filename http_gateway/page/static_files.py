@@ -1,4 +1,4 @@
-"""GET / and /page/...: the files of the page, under a strict policy."""
+"""Serve the files of the page, under a strict policy."""
 
 import hashlib
 from dataclasses import dataclass

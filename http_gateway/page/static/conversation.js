@@ -57,7 +57,6 @@ export class Conversation {
     Object.assign(turn, { answer: "", before: turn.facts ?? turn.before, facts: null, usage: null, finishReason: null });
     view.start();
     this.onChange();
-    view.node.scrollIntoView({ block: "nearest", behavior: "smooth" });
     try {
       await this.#read(turn, view, controller.signal);
       view.finish();
@@ -71,7 +70,6 @@ export class Conversation {
     } finally {
       if (this.running === controller) this.running = null;
       this.onChange();
-      if (this.turns.at(-1) === turn) followDown(view.node);
     }
   }
 
@@ -82,8 +80,7 @@ export class Conversation {
       const piece = choice?.delta?.content;
       if (piece) {
         turn.answer += piece;
-        view.append(piece);
-        followDown(view.node);
+        view.update();
       }
       turn.finishReason = choice?.finish_reason ?? turn.finishReason;
       turn.usage = chunk.usage ?? turn.usage;
@@ -116,11 +113,4 @@ function newId() {
 function unexpected(error) {
   console.error(error);
   return new ApiError("PAGE", { message: String(error.message), status: 500 });
-}
-
-/** Keep the end of an answer in view, unless the reader has scrolled up. */
-function followDown(node) {
-  const end = node.querySelector(".turn-answer > :last-child").getBoundingClientRect().bottom;
-  const hidden = end + byId("composer").offsetHeight + 16 - window.innerHeight;
-  if (hidden > 0 && hidden < 200) window.scrollBy({ top: hidden, behavior: "instant" });
 }

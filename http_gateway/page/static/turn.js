@@ -1,7 +1,7 @@
 // One question with its answer, on the page.
 
 import { failure } from "./failures.js";
-import { announce, button, element } from "./dom.js";
+import { announce, button, byId, element } from "./dom.js";
 import { say, text } from "./language.js";
 import { report } from "./report.js";
 
@@ -17,6 +17,7 @@ export class TurnView {
     this.answer = element("p", { class: "answer-text", dir: "auto" });
     this.below = element("div", {});
     this.report = null;
+    this.frame = null;
     this.node = element(
       "li",
       { class: "turn" },
@@ -40,15 +41,27 @@ export class TurnView {
     this.answer.textContent = "";
     this.answer.hidden = true;
     this.below.replaceChildren(element("p", { class: "waiting", t: "waiting" }));
+    scrollDown(hiddenBelow(this.node));
     announce(text("waiting"));
   }
 
-  append(piece) {
+  /** Show what arrived of the answer, once per frame. */
+  update() {
+    this.frame ??= requestAnimationFrame(() => keepEndInView(this.node, () => this.#show()));
+  }
+
+  #show() {
+    cancelAnimationFrame(this.frame);
+    this.frame = null;
+    const { answer } = this.turn;
+    if (!answer) return;
     if (this.answer.hidden) {
       this.answer.hidden = false;
       this.below.replaceChildren();
     }
-    this.answer.append(piece);
+    if (!this.answer.firstChild) this.answer.append("");
+    const shown = this.answer.firstChild;
+    shown.appendData(answer.slice(shown.length));
   }
 
   finish() {
@@ -58,7 +71,7 @@ export class TurnView {
     if (!answer.trim()) notes.push(element("p", { class: "muted", t: "no_text" }));
     if (finishReason === "length") notes.push(element("p", { class: "muted", t: "limit_note" }));
     if (finishReason === "content_filter") notes.push(element("p", { class: "muted", t: "filter_note" }));
-    this.below.replaceChildren(...notes, this.#actions());
+    keepEndInView(this.node, () => this.below.replaceChildren(...notes, this.#actions()));
     if (facts) {
       const fresh = report(facts, usage, before);
       if (this.report) this.report.replaceWith(fresh);
@@ -70,17 +83,19 @@ export class TurnView {
 
   stopped() {
     this.#end("stopped");
-    this.below.replaceChildren(element("p", { class: "muted", t: "stopped_note" }), this.#actions());
+    const note = element("p", { class: "muted", t: "stopped_note" });
+    keepEndInView(this.node, () => this.below.replaceChildren(note, this.#actions()));
     announce(text("stopped"));
   }
 
   fail(error) {
     this.#end("failed");
     const again = button("try_again", { icon: "again", class: "outlined", on: this.onAgain });
-    this.below.replaceChildren(failure(error, again));
+    keepEndInView(this.node, () => this.below.replaceChildren(failure(error, again)));
   }
 
   #end(status) {
+    this.#show();
     this.node.dataset.status = status;
     this.node.removeAttribute("aria-busy");
     this.answer.hidden = !this.answer.textContent;
@@ -100,4 +115,21 @@ export class TurnView {
     const shown = navigator.clipboard && this.turn.answer ? [again, copy] : [again];
     return element("div", { class: "turn-actions" }, ...shown);
   }
+}
+
+/** Change a turn. Its end stays in view, unless the reader has scrolled up from it. */
+function keepEndInView(node, change) {
+  const follows = hiddenBelow(node) < 120;
+  change();
+  if (follows) scrollDown(hiddenBelow(node));
+}
+
+/** Return how far the end of a turn's answer lies below the question field, in pixels. */
+function hiddenBelow(node) {
+  const end = node.querySelector(".turn-answer > :last-child").getBoundingClientRect().bottom;
+  return end + byId("composer").offsetHeight + 16 - window.innerHeight;
+}
+
+function scrollDown(pixels) {
+  if (pixels > 0) window.scrollBy({ top: pixels, behavior: "instant" });
 }

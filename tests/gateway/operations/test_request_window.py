@@ -29,7 +29,10 @@ def window(clock: Clock) -> RequestWindow:
 
 
 def report(first_token_s: float = 0, *levels: gateway_pb2.CacheLevel.ValueType) -> Report:
-    """Return a report of 11 tokens in one second. 0 means that there was no token."""
+    """Return a report of 11 tokens in one second.
+
+    A time of 0 means that there was no token.
+    """
     made = Report(started_at_s=100, images=[gateway_pb2.ImageReport(cache_level=level) for level in levels])
     if first_token_s:
         made.first_token_at_s, made.last_token_at_s = 100 + first_token_s, 101 + first_token_s

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 import pytest
 
+from checkpoint.initial import create_checkpoint
+from checkpoint.presets import RESAMPLER_PRESETS
 from demo.drawing import draw
 from demo.scenes import HELD_OUT_SEEDS, make_scene
 from tandem.stack import Stack, StackConfig
 from tandem.stack.process import ServiceProcess
-from tests.end_to_end.cluster import Cluster
+from tests.end_to_end.cluster import TAG, Cluster
 
 DEMO_MODELS = Path(__file__).parents[3] / "models"
 STABLE, CANARY = "tandem-demo-v1.0.0", "tandem-demo-v1.1.0"
@@ -84,21 +86,31 @@ def demo() -> Iterator[DemoStack]:
 
 @dataclass
 class TinyStack:
-    """Services that can be killed, whose random model answers long, and their door."""
+    """Services that can be killed, and their door.
+
+    Their random model answers long.
+    """
 
     cluster: Cluster
     url: str
 
 
 @pytest.fixture(scope="session")
-def tiny(store: Path) -> Iterator[TinyStack]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStack]:
+    store = tmp_path_factory.mktemp("long")
+    preset = RESAMPLER_PRESETS["tiny"]
+    longer = preset.language.model_copy(update={"context_length": 16_384})
+    create_checkpoint(store, TAG, preset.model_copy(update={"language": longer}))
     with Cluster(store) as cluster, running_door(cluster.address("gateway-0")) as url:
         yield TinyStack(cluster, url)
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Yield a browser, for one module: the driver would disturb the event loops of others."""
+    """Yield a browser.
+
+    For one module: its driver would disturb the event loops of others.
+    """
     assert "TANDEM_NODE" in os.environ, "run these tests by `make test-http`, which brings the browser"
     from playwright.sync_api import sync_playwright
 
@@ -110,7 +122,7 @@ def chromium() -> Iterator[Any]:
 
 @dataclass
 class Visit:
-    """A page that must not complain, nor ask another server for anything."""
+    """A page that must not complain, nor ask other servers."""
 
     page: Any
     size: str
@@ -127,13 +139,16 @@ class Visit:
         self.page.press("#question", "Enter")
 
     def wait_for_answer(self, status: str = "done") -> str:
-        """Wait for the end of the last answer and return its text."""
+        """Wait for the last answer's end and return its text."""
         self.page.wait_for_selector(f"#turns > li:last-child[data-status={status}]", timeout=20_000)
         text: str = self.page.inner_text("#turns > li:last-child .answer-text")
         return text
 
     def wait_until(self, expression: str, within_s: float = 20) -> None:
-        """Wait until an expression is true. The browser's own wait evaluates strings, which the page forbids."""
+        """Wait until an expression is true.
+
+        The driver's own wait evaluates strings, which the page forbids.
+        """
         end_s = time.monotonic() + within_s
         while not self.page.evaluate(expression):
             assert time.monotonic() < end_s, expression
@@ -153,7 +168,7 @@ class Visit:
         self._bring(images, "ClipboardEvent", "clipboardData", ["paste"])
 
     def _bring(self, images: tuple[bytes, ...], kind: str, name: str, types: list[str]) -> None:
-        """Send the page the events of a visitor who brings images."""
+        """Send the events of a visitor with images."""
         before = len(self.page.query_selector_all("#attachments li"))
         encoded = [base64.b64encode(image).decode() for image in images]
         self.page.evaluate(_BRING, [encoded, kind, name, types])
@@ -183,7 +198,7 @@ def size(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def visit(chromium: Any, size: str) -> Iterator[Open]:
-    """Return `visit(url, **context)`, which opens the page in a fresh browser of one size."""
+    """Return `visit(url, **context)`, which opens a fresh browser."""
     contexts, visits = [], []
 
     def open_page(url: str, path: str = "/", **options: Any) -> Visit:
@@ -205,7 +220,7 @@ def visit(chromium: Any, size: str) -> Iterator[Open]:
 
 @pytest.fixture(scope="session")
 def make_scene_image() -> Callable[[], bytes]:
-    """Return a function that draws an image which no cache has seen."""
+    """Return a function that draws images no cache has seen."""
     seeds = iter(HELD_OUT_SEEDS)
 
     def make() -> bytes:

@@ -1,4 +1,4 @@
-"""The operators' calls over HTTP, before the real stack and before scripted gateways."""
+"""The operators' calls over HTTP."""
 
 import asyncio
 import json
@@ -188,7 +188,7 @@ async def test_other_bodies_command_nothing(make_world: MakeWorld, body: bytes, 
 
 
 async def test_a_door_for_others_passes_on_nothing_unasked(make_world: MakeWorld) -> None:
-    """A gateway on loopback without keys would take every call for an operator's."""
+    """Gateways without keys take every caller for an operator."""
     world = await make_world(**EVERYWHERE)
     answers = [await world.door.client.get(STATUS, headers=KEY), await world.post(PROMOTE, {}, **KEY)]
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(403, "OPERATORS_OFF")] * 2

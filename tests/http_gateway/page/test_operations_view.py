@@ -1,4 +1,4 @@
-"""The operators' view in a real browser: numbers, keys, a rollout that is promoted."""
+"""The operators' view in a real browser."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,14 +32,14 @@ PLAN = rollout_pb2.RolloutPlan(
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[DemoStack]:
-    """Yield a stack of its own with the older release, so that the newer one can be rolled out."""
+    """Yield a stack with the older release."""
     with running_demo(STABLE) as demo:
         yield demo
 
 
 @pytest.fixture
 def rollout(demo: DemoStack) -> Iterator[Rollouts]:
-    """Yield an operator's connection, while the newer release is rolled out."""
+    """Yield an operator's connection during a rollout."""
     with Rollouts(demo.gateway) as rollouts:
         if rollouts.get().in_force == CANARY:  # an earlier test promoted it
             begin(rollouts, STABLE)
@@ -126,7 +126,7 @@ def test_an_operator_rolls_back(demo: DemoStack, rollout: Rollouts, visit: Open)
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[str]:
-    """Yield the address of a door whose gateway knows two keys."""
+    """Yield the door of a gateway that knows two keys."""
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys.write_text(tenant_entry("shop", "shops-key") + tenant_entry("ops", "operators-key", role="operator"))
     config = StackConfig(

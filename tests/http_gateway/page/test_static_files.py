@@ -98,7 +98,7 @@ def test_every_metric_of_a_rollout_has_a_text() -> None:
 
 
 def test_the_texts_in_the_page_are_the_english_ones() -> None:
-    """They show before the script runs, and to readers of the source."""
+    """They show before the script runs."""
     english = dict(re.findall(r"^  (\w+):\s+\"(.*)\",$", (FOLDER / "english.js").read_text(), re.MULTILINE))
     html = (FOLDER / "index.html").read_text()
     for key, text in re.findall(r'data-t="(\w+)"[^>]*>([^<]*)<', html):
