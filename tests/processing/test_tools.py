@@ -121,3 +121,23 @@ def test_a_long_list_of_tools_is_rendered_without_the_cache() -> None:
     long: Any = {"type": "function", "function": {"name": "f", "description": "word " * 4000}}
     assert "word " * 4000 in rendered([say("user", "Hi")], [long])
     assert BUILDER._encode_template.cache_info().currsize < 20
+
+
+def test_prompts_equal_those_of_transformers() -> None:
+    """Models were trained with prompts that its renderer wrote."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [
+        say("system", "Be brief."),
+        say("user", "How warm is it?"),
+        say("assistant", "I look.", tool_calls=[CALL, CALL]),
+        say("tool", "7 °C"),
+        say("tool", "<8 °C & rain>"),
+        say("user", "And tomorrow?"),
+    ]
+    source = (Path(__file__).parents[1] / "qwen3_vl_template.jinja").read_text()
+    for tools in ([WEATHER, WEATHER], []):
+        (expected,), _ = render_jinja_template(
+            conversations=[messages], tools=tools or None, chat_template=source, add_generation_prompt=True
+        )
+        assert rendered(messages, tools) == expected
