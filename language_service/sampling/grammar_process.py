@@ -98,9 +98,13 @@ class GrammarProcess:
             self.kill()
 
     def kill(self, problem: str | None = None) -> None:
-        """End the process, and fail its jobs for this reason."""
-        if problem is not None:
-            self._end = Reply(problem=problem)
+        """End the process, and fail its jobs.
+
+        Args:
+            problem: the reason, if it is the caller's fault.
+        """
+        # At once, so that no answer begins with a process that is about to end.
+        self._end = Reply(problem=problem or "was stopped", is_fault=problem is None)
         self._kill()
 
     # The pool's thread.

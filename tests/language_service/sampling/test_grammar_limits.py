@@ -224,3 +224,23 @@ async def test_processes_that_end_together_leave_the_program_running(make_compil
             grammar.close()
         assert compiler._pool is not None
         assert compiler._pool.is_running
+
+
+async def test_no_answer_begins_with_a_process_that_is_about_to_end(make_compiler: MakeCompiler) -> None:
+    """Costly work for nobody is stopped."""
+    compiler = make_compiler(token_s=60.0, answer_s=60.0)
+    constraint = Constraint("regex", "(a{200}){200}")
+    first = await compiler.compile(constraint)
+    first.accept(A)
+    advance([first], timeout_s=20)
+    await asyncio.to_thread(wait_for_masks, [first], timeout_s=20)
+    first.accept(A)
+    advance([first], timeout_s=0)
+    while first._worker._expected and not first._worker._is_dear:
+        first.yield_if_dear()
+    first.close()
+    second = await compiler.compile(constraint)
+    wait_for_masks([second], timeout_s=20)
+    second.accept(A)
+    advance([second], timeout_s=20)
+    assert second.error is None
