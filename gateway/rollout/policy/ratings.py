@@ -18,14 +18,14 @@ from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_leve
 from gateway.rollout.policy.means import Values, log_capital_above, log_capital_below
 from gateway.rollout.policy.plan import Plan
 
-_MIN_TENANTS = 4  # that rated answers of each release
+_MIN_TENANTS = 4  # of which one may be hostile
 _NONE = 1e-9  # ratings. Rounding may leave fewer.
 
 
 def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
     """Return the finding about a step's ratings, given a bound.
 
-    Its effect is None until enough tenants have rated answers of each release.
+    Its effect is None until enough tenants have rated answers. Both releases need as many for a verdict.
     """
     bound = plan.guard.max_dislike_increase
     if bound is None:
@@ -34,8 +34,9 @@ def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
     total = _total(tenants)
     stable, canary = _rate(total.stable), _rate(total.canary)
     effect, p_beyond, p_within = None, 1.0, 1.0
-    if stable is not None and canary is not None and _are_enough(tenants):
-        effect = canary - stable
+    if len(tenants) >= _MIN_TENANTS:
+        effect = (canary or 0.0) - (stable or 0.0)
+    if _are_enough(tenants):
         p_beyond = _p_value(_log_capital_beyond(total, tenants, bound))
         p_within = _p_value(_log_capital_within(total, tenants, _passing_bound(bound)))
     verdict = Verdict.WITHIN if p_within <= plan.guard.false_promotion else Verdict.OPEN

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.rollout.policy import controller
 from gateway.rollout.policy.counts import Arm, Counts, Ratings, TenantRatings
 from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
 from gateway.rollout.policy.means import Values, log_capital_above, log_capital_below, p_mean_above
 from gateway.rollout.policy.plan import Plan
 from gateway.rollout.policy.ratings import are_beyond, judge_ratings
-from tests.gateway.rollout.plans import plan
+from tests.gateway.rollout.plans import STABLE, numbers, plan
 
 BOUND = 0.05
 ARMS: tuple[Arm, Arm] = ("stable", "canary")
@@ -78,7 +79,8 @@ def rollout(
 def test_the_least_capital_without_any_one_tenant_counts(table: list[TenantRatings]) -> None:
     """Leaving out only the weightiest tenants finds the same."""
     finding = judged(counts_of(table), asked())
-    if finding.effect is None:
+    assert (finding.effect is None) == (sum(any(map(any, one)) for one in table) < 4)
+    if any(sum(any(one[arm]) for one in table) < 4 for arm in (0, 1)):
         assert finding.p_beyond == finding.p_within == 1
         return
     without = [values([*table[:number], *table[number + 1 :]]) for number in range(len(table))]
@@ -153,6 +155,20 @@ def test_a_few_tenants_decide_nothing() -> None:
     finding = judged(few, asked())
     assert (finding.verdict, finding.effect) == (Verdict.OPEN, None)
     assert finding.canary == pytest.approx(2 / 3)
+
+
+def test_a_step_is_held_from_the_first_ratings_of_four_tenants_on() -> None:
+    """Otherwise a short step would end before the ratings can be judged."""
+    equal = numbers("stable", 2000) + numbers("canary", 2000)
+    state = controller.start(controller.begin(None, asked(), in_force=STABLE, rollout_id="r", now_s=0), 0)
+    for num_tenants, is_held in ((3, False), (4, True)):
+        counts = Counts() + equal
+        for tenant in range(num_tenants):  # none rates an answer of stable
+            add(counts, "canary", tenant, disliked=1, others=2)
+        following = controller.tick(state, counts, 20)
+        assert following is not None
+        assert (following.step == 0) == is_held, num_tenants
+        assert ("feedback" in following.changes[-1].reason) == is_held
 
 
 def test_a_tenant_with_very_many_ratings_does_not_outweigh_the_others() -> None:
