@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chassis.errors import InvalidArgument, TandemError, Unavailable
@@ -64,7 +65,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes, unless they are too many."""
         self._num_wire_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self.transport.is_closing():
             return
         if self._in_headers:
@@ -87,13 +89,16 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request."""
+        """Start the request, unless `_parse` repeats it."""
         self._in_headers = False
         self._stop_header_timer()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._in_headers = True
         self._num_wire_bytes = 0
@@ -120,6 +125,38 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes, and ignore an offer of another protocol.
+
+        The parser takes all that follows such a request's headers for the other protocol, its body too. So the request
+        is parsed again without the offer.
+        """
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(405, InvalidArgument("This server is no proxy.", reason="METHOD_NOT_ALLOWED"))
+                    return
+                rest = memoryview(rest)[upgrade.args[0] :]  # without a copy: there can be thousands in these bytes
+                head = self._head_without_offer()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.feed_data(head)
+                continue
+            return
+
+    def _head_without_offer(self) -> bytes:
+        """Return the bytes of the current headers, without an upgrade."""
+        tokens = b",".join(value for name, value in self.headers if name == b"connection").lower()
+        kept = [(name, value) for name, value in self.headers if name not in (b"connection", b"upgrade")]
+        if b"close" in [token.strip() for token in tokens.split(b",")]:
+            kept.append((b"connection", b"close"))
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        return b"\r\n".join([*lines, *(name + b": " + value for name, value in kept), b"", b""])
 
     def _await_headers(self) -> None:
         self._in_headers = True

@@ -14,6 +14,9 @@ from http_gateway.door import HttpSettings
 from http_gateway.service import serve
 
 CHAT = "/v1/chat/completions"
+# Beginnings of requests as bytes. More headers and an empty line follow.
+GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
+POST = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
 
 
 class Life(ProcessLife):
@@ -124,3 +127,8 @@ async def exchange(port: int, *pieces: bytes, pause_s: float = 0.0) -> bytes:
         return b""
     finally:
         writer.close()
+
+
+def status_of(answer: bytes) -> int:
+    """Return the status of a raw response."""
+    return int(answer.split(b" ")[1])
