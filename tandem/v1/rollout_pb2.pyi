@@ -273,7 +273,8 @@ class RolloutGuard(_message.Message):
     """Highest share of the canary's answers that end at the limit of their tokens minus stable's, in (0, 1)."""
     max_dislike_increase: _builtins.float
     """Highest share of disliked answers among the canary's rated ones minus stable's, in (0, 1). It is judged once four
-    tenants have rated answers of each release. Until then it does not hold a rollout.
+    tenants have rated answers of each release, and holds a rollout once four have rated any. A canary passes if its share
+    is shown to be below twice this one.
     """
     max_constraint_increase: _builtins.float
     """Highest share of the canary's answers that do not keep the constraint of their request, where stable keeps it, minus
