@@ -81,6 +81,7 @@ async def _open_door(settings: HttpSettings) -> AsyncIterator[Door]:
         networks=settings.image_networks,
         timeout_s=settings.image_timeout_s,
         max_bytes=settings.max_image_bytes,
+        max_request_bytes=settings.max_body_bytes,
         budget=bodies,
     )
     async with channel, images as reader:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from chassis.errors import InvalidArgument
-from http_gateway.images import ImageReader
+from http_gateway.images import ImageReader, RequestImages
 from http_gateway.schemas.messages import Message, Part, TextPart
 from tandem.v1 import gateway_pb2
 
@@ -19,12 +19,19 @@ _ROLES = {
 async def build_messages(messages: Sequence[Message], images: ImageReader) -> list[gateway_pb2.Message]:
     """Return the messages in the form of the contract.
 
+    Their images share the limits of one request.
+
     Results of calls follow in the order of the calls, because the prompt has no ids.
 
     Raises:
         InvalidArgument: reason 'BAD_TOOL_CALL' or 'BAD_TOOL_RESULT'.
         TandemError: an image cannot be read. `field` names its place.
     """
+    with images.for_request() as own:
+        return await _build(messages, own)
+
+
+async def _build(messages: Sequence[Message], images: RequestImages) -> list[gateway_pb2.Message]:
     built: list[gateway_pb2.Message] = []
     calls: list[str] = []  # ids of the last calls
     results: dict[int, gateway_pb2.Message] = {}  # by the number of their call
@@ -59,7 +66,7 @@ def _number_of_call(message: Message, calls: Sequence[str], results: dict[int, g
     return number
 
 
-async def _message(message: Message, place: str, images: ImageReader) -> gateway_pb2.Message:
+async def _message(message: Message, place: str, images: RequestImages) -> gateway_pb2.Message:
     content = message.content
     if isinstance(content, str):
         is_produced = message.role in ("assistant", "tool")  # and may be empty
@@ -73,7 +80,7 @@ async def _message(message: Message, place: str, images: ImageReader) -> gateway
     return gateway_pb2.Message(role=_ROLES[message.role], parts=parts, tool_calls=calls)
 
 
-async def _part(part: Part, place: str, images: ImageReader) -> gateway_pb2.Part:
+async def _part(part: Part, place: str, images: RequestImages) -> gateway_pb2.Part:
     if isinstance(part, TextPart):
         return gateway_pb2.Part(text=part.text)
     return gateway_pb2.Part(image=await images.read(part.image_url.url, f"{place}.image_url"))

@@ -78,7 +78,9 @@ class HttpSettings(ProcessSettings):
     image_networks: CommaSeparated = Field(
         (), description="private networks (CIDR) that such hosts may be in; others are refused"
     )
-    image_timeout_s: float = Field(10, gt=0, le=600, description="longest time to fetch an image, seconds")
+    image_timeout_s: float = Field(
+        10, gt=0, le=600, description="longest time to fetch the remote images of a request, seconds"
+    )
 
     @field_validator("gateway")
     @classmethod

@@ -3,12 +3,12 @@
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from chassis.errors import InvalidArgument
 from http_gateway.images.hosts import ImageHosts
-from http_gateway.images.remote import RemoteImages
+from http_gateway.images.remote import Allowance, RemoteImages
 from http_gateway.wire.bodies import BodyBudget
 from tandem.v1 import gateway_pb2
 
@@ -22,6 +22,21 @@ class ImageReader:
     def __init__(self, remote: RemoteImages, *, max_bytes: int) -> None:
         """Take a fetcher and the size of the largest file."""
         self._remote = remote
+        self._max_bytes = max_bytes
+
+    @contextmanager
+    def for_request(self) -> "Iterator[RequestImages]":
+        """Yield a reader of the images of one request."""
+        with self._remote.allowance() as allowance:
+            yield RequestImages(self._remote, allowance, self._max_bytes)
+
+
+class RequestImages:
+    """Reads the images of one request, which share its limits."""
+
+    def __init__(self, remote: RemoteImages, allowance: Allowance, max_bytes: int) -> None:
+        self._remote = remote
+        self._allowance = allowance
         self._max_bytes = max_bytes
 
     async def read(self, url: str, place: str) -> gateway_pb2.Image:
@@ -39,7 +54,7 @@ class ImageReader:
         if scheme == "data":
             return gateway_pb2.Image(data=read_data_url(url, place, max_bytes=self._max_bytes))
         if scheme in ("http", "https"):
-            return gateway_pb2.Image(data=await self._remote.fetch(url, place))
+            return gateway_pb2.Image(data=await self._remote.fetch(url, place, self._allowance))
         if digest := _DIGEST.fullmatch(url):
             return gateway_pb2.Image(sha256=bytes.fromhex(digest[1]))
         raise _bad_url("The URL of an image must begin with data:image/, https:// or tandem: and a file's id.", place)
@@ -47,21 +62,34 @@ class ImageReader:
 
 @asynccontextmanager
 async def open_image_reader(
-    *, hosts: Iterable[str], networks: Iterable[str], timeout_s: float, max_bytes: int, budget: BodyBudget
+    *,
+    hosts: Iterable[str],
+    networks: Iterable[str],
+    timeout_s: float,
+    max_bytes: int,
+    max_request_bytes: int,
+    budget: BodyBudget,
 ) -> AsyncIterator[ImageReader]:
     """Yield a reader. Its connections close with the block.
 
     Args:
         hosts: from which images may be fetched, none for no remote images.
         networks: private networks that hosts may be in.
-        timeout_s: longest time to fetch an image.
+        timeout_s: longest time to fetch the remote images of a request.
         max_bytes: largest image file.
+        max_request_bytes: most bytes of all remote images of a request.
         budget: counts the bytes of remote images while they arrive.
 
     Raises:
         ValueError: a host or network is invalid.
     """
-    remote = RemoteImages(ImageHosts(hosts, networks), timeout_s=timeout_s, max_bytes=max_bytes, budget=budget)
+    remote = RemoteImages(
+        ImageHosts(hosts, networks),
+        timeout_s=timeout_s,
+        max_bytes=max_bytes,
+        max_request_bytes=max_request_bytes,
+        budget=budget,
+    )
     try:
         yield ImageReader(remote, max_bytes=max_bytes)
     finally:

@@ -9,7 +9,9 @@ gains nothing.
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
 
@@ -17,7 +19,7 @@ import httpcore2
 
 from chassis.errors import InvalidArgument
 from http_gateway.images.hosts import ImageHosts, RemoteUrl
-from http_gateway.wire.bodies import BodyBudget
+from http_gateway.wire.bodies import BodyBudget, Reservation
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -38,6 +40,7 @@ class RemoteImages:
         *,
         timeout_s: float,
         max_bytes: int,
+        max_request_bytes: int,
         budget: BodyBudget,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -45,14 +48,16 @@ class RemoteImages:
 
         Args:
             hosts: the operator's lists.
-            timeout_s: longest time for one image, redirects included.
+            timeout_s: longest time for all images of a request, redirects included.
             max_bytes: largest image file.
+            max_request_bytes: most bytes of all images of a request.
             budget: counts the bytes that arrive.
             ssl_context: trusts the authorities of hosts. None trusts those of the system.
         """
         self._hosts = hosts
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._max_request_bytes = max_request_bytes
         self._budget = budget
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=ssl_context,
@@ -65,12 +70,20 @@ class RemoteImages:
         """Close the connections."""
         await self._pool.aclose()
 
-    async def fetch(self, url: str, field: str) -> bytes:
+    @contextmanager
+    def allowance(self) -> "Iterator[Allowance]":
+        """Yield the limits of one request. Its bytes count until the end."""
+        with self._budget.reserved() as reservation:
+            ends_s = asyncio.get_running_loop().time() + self._timeout_s
+            yield Allowance(reservation, self._max_request_bytes, ends_s)
+
+    async def fetch(self, url: str, field: str, allowance: "Allowance") -> bytes:
         """Return the image file at a URL.
 
         Args:
             url: with scheme http or https.
             field: of the image in the request, for errors.
+            allowance: of the request.
 
         Raises:
             InvalidArgument: reason 'BAD_IMAGE_URL', 'IMAGE_URLS_DISABLED', 'IMAGE_HOST_FORBIDDEN', 'IMAGE_TOO_LARGE',
@@ -78,8 +91,8 @@ class RemoteImages:
             ResourceExhausted: reason 'BODIES_BUSY'.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._follow(url, field)
+            async with asyncio.timeout_at(allowance.ends_s):
+                return await self._follow(url, field, allowance)
         except _ForbiddenAddressError:
             raise InvalidArgument(
                 "The host of the image is in a private network: send the image as a data: URL.",
@@ -87,11 +100,11 @@ class RemoteImages:
                 field=field,
             ) from None
         except (TimeoutError, httpcore2.TimeoutException):
-            raise _failed(f"The image did not arrive within {self._timeout_s:g} s.", field) from None
+            raise _failed(f"The images did not arrive within {self._timeout_s:g} s.", field) from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError):
             raise _failed("The host of the image cannot be reached.", field) from None
 
-    async def _follow(self, url: str, field: str) -> bytes:
+    async def _follow(self, url: str, field: str, allowance: "Allowance") -> bytes:
         for _ in range(1 + _MAX_REDIRECTS):
             remote = self._hosts.check_url(url, field)
             async with self._pool.stream("GET", _as_core(remote), headers=_HEADERS) as response:
@@ -101,31 +114,40 @@ class RemoteImages:
                     continue
                 if response.status != 200:
                     raise _failed(f"The host of the image answers with status {response.status}.", field)
-                return await self._read(response, field)
+                return await self._read(response, field, allowance)
         raise _failed(f"The URL of the image redirects more than {_MAX_REDIRECTS} times.", field)
 
-    async def _read(self, response: httpcore2.Response, field: str) -> bytes:
+    async def _read(self, response: httpcore2.Response, field: str, allowance: "Allowance") -> bytes:
         if (_header(response, b"content-encoding") or "identity").lower() != "identity":
             raise _failed("The host of the image compresses it.", field)
         announced = _header(response, b"content-length") or ""
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            raise self._too_large(field)
+        if announced.isdigit():
+            self._check_size(int(announced), allowance, field)
         data = bytearray()
-        with self._budget.reserved() as reservation:
-            async for chunk in response.aiter_stream():
-                if len(data) + len(chunk) > self._max_bytes:
-                    raise self._too_large(field)
-                reservation.add(len(chunk))
-                data += chunk
+        async for chunk in response.aiter_stream():
+            self._check_size(len(data) + len(chunk), allowance, field)
+            allowance.reservation.add(len(chunk))
+            data += chunk
+        allowance.num_bytes -= len(data)
         return bytes(data)
 
-    def _too_large(self, field: str) -> InvalidArgument:
-        return InvalidArgument(
-            f"The image has more than {self._max_bytes} bytes, send a smaller one.",
-            reason="IMAGE_TOO_LARGE",
-            field=field,
-            metadata={"max_bytes": str(self._max_bytes)},
-        )
+    def _check_size(self, num_bytes: int, allowance: "Allowance", field: str) -> None:
+        if num_bytes > self._max_bytes:
+            message = f"The image has more than {self._max_bytes} bytes, send a smaller one."
+        elif num_bytes > allowance.num_bytes:
+            message = f"The images have more than {self._max_request_bytes} bytes together, send fewer or smaller ones."
+        else:
+            return
+        raise InvalidArgument(message, reason="IMAGE_TOO_LARGE", field=field)
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Limits that the images of one request share."""
+
+    reservation: Reservation  # counts the bytes in memory
+    num_bytes: int  # left for further images
+    ends_s: float  # on the clock of the event loop
 
 
 class _ForbiddenAddressError(Exception):

@@ -2,11 +2,12 @@
 
 import base64
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from chassis.errors import InvalidArgument
-from http_gateway.images import ImageReader, open_image_reader
+from http_gateway.images import RequestImages, open_image_reader
 from http_gateway.images.reader import read_data_url
 from http_gateway.wire.bodies import BodyBudget
 
@@ -15,11 +16,11 @@ LIMIT = 100
 
 
 @pytest.fixture
-async def reader() -> AsyncIterator[ImageReader]:
-    async with open_image_reader(
-        hosts=(), networks=(), timeout_s=1, max_bytes=LIMIT, budget=BodyBudget(1000)
-    ) as reader:
-        yield reader
+async def reader() -> AsyncIterator[RequestImages]:
+    limits: dict[str, Any] = {"timeout_s": 1, "max_bytes": LIMIT, "max_request_bytes": 1000, "budget": BodyBudget(1000)}
+    async with open_image_reader(hosts=(), networks=(), **limits) as images:
+        with images.for_request() as reader:
+            yield reader
 
 
 def data_url(data: bytes, head: str = "data:image/png;base64,") -> str:
@@ -30,13 +31,13 @@ def data_url(data: bytes, head: str = "data:image/png;base64,") -> str:
     "head", ["data:image/png;base64,", "DATA:image/JPEG;base64,", "data:image/webp;name=a.webp;base64,"]
 )
 @pytest.mark.parametrize("size", [0, 1, 2, 3, LIMIT])
-async def test_a_data_url_has_the_bytes_of_its_file(reader: ImageReader, head: str, size: int) -> None:
+async def test_a_data_url_has_the_bytes_of_its_file(reader: RequestImages, head: str, size: int) -> None:
     data = bytes(range(size))
     image = await reader.read(data_url(data, head), "f")
     assert (image.WhichOneof("source"), image.data) == ("data", data)
 
 
-async def test_a_file_is_named_by_its_digest(reader: ImageReader) -> None:
+async def test_a_file_is_named_by_its_digest(reader: RequestImages) -> None:
     image = await reader.read(f"tandem:{DIGEST}", "f")
     assert (image.WhichOneof("source"), image.sha256.hex()) == ("sha256", DIGEST)
 
@@ -66,14 +67,14 @@ async def test_a_file_is_named_by_its_digest(reader: ImageReader) -> None:
         "data:image/" + "x" * 200 + ";base64,YWJj",
     ],
 )
-async def test_any_other_url_is_refused_without_repeating_it(reader: ImageReader, url: str) -> None:
+async def test_any_other_url_is_refused_without_repeating_it(reader: RequestImages, url: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         await reader.read(url, "messages[0].content[1].image_url")
     assert (raised.value.reason, raised.value.field) == ("BAD_IMAGE_URL", "messages[0].content[1].image_url")
     assert "passwd" not in raised.value.message
 
 
-async def test_a_remote_url_needs_a_list_of_hosts(reader: ImageReader) -> None:
+async def test_a_remote_url_needs_a_list_of_hosts(reader: RequestImages) -> None:
     for url in ("https://img.example.com/a.png", "HTTP://127.0.0.1/"):
         with pytest.raises(InvalidArgument) as raised:
             await reader.read(url, "f")

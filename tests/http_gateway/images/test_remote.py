@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -82,14 +83,31 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return names
 
 
+@dataclass
+class Fetcher:
+    """Fetches each image as a request of its own."""
+
+    remote: RemoteImages
+
+    async def fetch(self, url: str, field: str) -> bytes:
+        with self.remote.allowance() as allowance:
+            return await self.remote.fetch(url, field, allowance)
+
+    async def fetch_many(self, url: str, number: int) -> None:
+        """Fetch an image several times for one request."""
+        with self.remote.allowance() as allowance:
+            for _ in range(number):
+                await self.remote.fetch(url, "f", allowance)
+
+
 @asynccontextmanager
 async def fetching(
     *hosts: str, networks: tuple[str, ...] = ("127.0.0.0/8",), timeout_s: float = 20, **more: Any
-) -> AsyncIterator[RemoteImages]:
-    budget = more.pop("budget", BodyBudget(10_000))
-    images = RemoteImages(ImageHosts(hosts, networks), timeout_s=timeout_s, max_bytes=LIMIT, budget=budget, **more)
+) -> AsyncIterator[Fetcher]:
+    limits: dict[str, Any] = {"budget": BodyBudget(10_000), "max_bytes": LIMIT, "max_request_bytes": 10_000, **more}
+    images = RemoteImages(ImageHosts(hosts, networks), timeout_s=timeout_s, **limits)
     try:
-        yield images
+        yield Fetcher(images)
     finally:
         await images.close()
 
@@ -99,7 +117,7 @@ def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | Non
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def error_of(images: RemoteImages, url: str) -> TandemError:
+async def error_of(images: Fetcher, url: str) -> TandemError:
     with pytest.raises(TandemError) as raised:
         await images.fetch(url, "messages[0].content[1]")
     assert "127.0.0.1" not in raised.value.message
@@ -259,6 +277,34 @@ async def test_images_count_toward_the_memory_of_all_bodies(host: Host, names: d
                 await images.fetch(host.url("/a.png"), "f")
         assert raised.value.reason == "BODIES_BUSY"
         assert await images.fetch(host.url("/a.png"), "f") == IMAGE
+
+
+async def test_the_images_of_one_request_share_its_limits(host: Host, names: dict[str, list[str]]) -> None:
+    """Otherwise a short body with many URLs could fill the memory."""
+    host.answers["/a.png"] = answer(IMAGE)
+    budget = BodyBudget(10_000)
+    async with fetching(host.url(""), budget=budget, max_request_bytes=2 * len(IMAGE) + 10) as images:
+        with images.remote.allowance() as allowance:
+            for _ in range(2):
+                assert await images.remote.fetch(host.url("/a.png"), "f", allowance) == IMAGE
+            with pytest.raises(InvalidArgument, match="together") as raised:
+                await images.remote.fetch(host.url("/a.png"), "f", allowance)
+            assert raised.value.reason == "IMAGE_TOO_LARGE"
+            with pytest.raises(ResourceExhausted), budget.reserved() as other:
+                other.add(10_000 - 2 * len(IMAGE) + 1)
+        with budget.reserved() as other:
+            other.add(10_000)
+
+
+async def test_the_images_of_one_request_share_its_time(host: Host, names: dict[str, list[str]]) -> None:
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+
+    host.handlers["/a.png"], host.answers["/a.png"] = slow, answer(IMAGE)
+    async with fetching(host.url(""), timeout_s=0.8) as images:
+        with pytest.raises(InvalidArgument, match="did not arrive"):
+            await images.fetch_many(host.url("/a.png"), 10)
+    assert len(host.requests) < 4
 
 
 async def test_certificates_are_checked_by_the_name_in_the_url(names: dict[str, list[str]]) -> None:
