@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from PIL import Image
 
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
@@ -245,5 +246,6 @@ def keep_screen(size: str) -> Keep:
             visit.page.wait_for_timeout(600)  # the end of all motion
             path = Path(os.environ["TANDEM_SCREENS"]) / f"page-{name}-{size}.png"
             visit.page.screenshot(path=path, full_page=full_page)
+            Image.open(path).quantize(256).save(path, optimize=True)  # a third of the bytes
 
     return keep

@@ -145,6 +145,7 @@ def test_a_lost_network_is_named_and_retried(demo: DemoStack, visit: Open) -> No
     assert opened.wait_for_answer()
 
 
+@pytest.mark.slow
 def test_an_answer_that_breaks_off_says_so(tiny: TinyStack, visit: Open) -> None:
     opened = visit(tiny.url)
     page = opened.page
