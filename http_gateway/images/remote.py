@@ -72,7 +72,7 @@ class RemoteImages:
 
     @contextmanager
     def allowance(self) -> "Iterator[Allowance]":
-        """Yield the limits of one request. Its bytes count until the end."""
+        """Yield the limits of one request, whose bytes count meanwhile."""
         with self._budget.reserved() as reservation:
             ends_s = asyncio.get_running_loop().time() + self._timeout_s
             yield Allowance(reservation, self._max_request_bytes, ends_s)

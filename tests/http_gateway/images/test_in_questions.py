@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from http_gateway.door import HttpSettings
 from tandem.stack import Stack
 from tests.http_gateway.doors import running_door
-from tests.http_gateway.images.test_remote import answer, running
+from tests.http_gateway.images.remote_host import answer, running
 
 
 def png() -> bytes:
@@ -22,7 +22,7 @@ def png() -> bytes:
 
 @pytest.mark.parametrize("networks", [("127.0.0.0/8",), ()])
 async def test_an_image_of_a_listed_host_is_asked_about(stack: Stack, networks: tuple[str, ...]) -> None:
-    """Unless the host is in a private network that is not listed."""
+    """Unless it is in a private network."""
     async with running() as host:
         host.answers["/a.png"] = answer(png())
         url = f"http://127.0.0.1:{host.port}"
