@@ -148,9 +148,10 @@ def metric_names() -> set[str]:
         REPOSITORY / name for name in ("chassis", "gateway", "http_gateway", "vision_service", "language_service")
     ):
         for source in path.rglob("*.py"):
-            if re.search(r"= (?:Counter|Gauge|Histogram)\(", source.read_text()):
+            if re.search(r"= (?:Counter|Gauge|Histogram|Summary)\(", source.read_text()):
                 import_module(".".join(source.relative_to(REPOSITORY).with_suffix("").parts))
-    suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
+    sums = ("_sum", "_count")
+    suffixes = {"histogram": ("_bucket", *sums), "summary": sums, "counter": ("_total",), "gauge": ("",)}
     return {metric.name + suffix for metric in REGISTRY.collect() for suffix in suffixes.get(metric.type, ())}
 
 
