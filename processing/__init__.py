@@ -1,6 +1,6 @@
 """Turn messages and images into model input, and tokens into text."""
 
-from processing.chat_template import ChatMessage, ChatTemplate, FunctionTool, ImagePart, TextPart
+from processing.chat_template import ChatMessage, ChatTemplate, Function, FunctionTool, ImagePart, TextPart
 from processing.detokenizer import Detokenizer, Vocabulary
 from processing.image_files import load_upright, open_image_file, rejected_image, upright_size
 from processing.image_processors import ImageProcessor, Pixels, open_image_processor
@@ -11,6 +11,7 @@ __all__ = [
     "ChatMessage",
     "ChatTemplate",
     "Detokenizer",
+    "Function",
     "FunctionTool",
     "ImagePart",
     "ImageProcessor",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from chassis.errors import InvalidArgument
-from processing import FunctionTool
+from processing import Function, FunctionTool
 from tandem.v1 import gateway_pb2
 
 # Fixed by the contract.
@@ -35,14 +35,11 @@ def read_tools(tools: Sequence[gateway_pb2.Tool]) -> list[FunctionTool]:
                 "Two tools have the same name: give each another.", reason="BAD_TOOL", field=f"{place}.name"
             )
         parameters = _read_object(tool.parameters or "{}", "BAD_TOOL", f"{place}.parameters")
-        read[tool.name] = {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                **({"description": tool.description} if tool.description else {}),
-                "parameters": parameters or {"type": "object", "properties": {}},
-            },
-        }
+        function: Function = {"name": tool.name}  # in the order in which templates write it
+        if tool.description:
+            function["description"] = tool.description
+        function["parameters"] = parameters or {"type": "object", "properties": {}}
+        read[tool.name] = {"type": "function", "function": function}
     return list(read.values())
 
 

@@ -64,7 +64,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # so that workers share these pages
-    _Nursery(control, tokenizer, limits).run()
+    _Starter(control, tokenizer, limits).run()
 
 
 def _load(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
@@ -101,12 +101,12 @@ class _Vocabulary:
         return self._tokenizer.tokenize_bytes(text)
 
 
-class _Nursery:
-    """Starts, kills and buries workers."""
+class _Starter:
+    """Starts and kills workers, and reports their ends."""
 
     def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
         self._control, self._tokenizer, self._limits = control, tokenizer, limits
-        self._process_ids: dict[int, int] = {}  # of each worker that is not buried, so no other process can have it
+        self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
         # The end of a worker wakes the loop. A handler could interrupt itself.
         self._ended, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -118,13 +118,13 @@ class _Nursery:
             ready, _, _ = select.select([self._control, self._ended], [], [])
             if self._ended in ready:
                 self._ended.recv(4096)
-                self._bury()
-            if self._control in ready and not self._obey():
+                self._report_ends()
+            if self._control in ready and not self._run_command():
                 break
         for process_id in self._process_ids.values():
             os.kill(process_id, signal.SIGKILL)
 
-    def _obey(self) -> bool:
+    def _run_command(self) -> bool:
         """Run one command. Returns False after the last one."""
         message, sockets, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
         if not message:
@@ -149,16 +149,16 @@ class _Nursery:
                 os._exit(1)
         os.close(connection)
         self._process_ids[number] = process_id
-        self._tell(b"s", number, process_id)
+        self._report(b"s", number, process_id)
 
-    def _bury(self) -> None:
+    def _report_ends(self) -> None:
         for number, process_id in list(self._process_ids.items()):
             ended, status = os.waitpid(process_id, os.WNOHANG)
             if ended:
                 del self._process_ids[number]
-                self._tell(b"e", number, status)
+                self._report(b"e", number, status)
 
-    def _tell(self, kind: bytes, number: int, detail: int) -> None:
+    def _report(self, kind: bytes, number: int, detail: int) -> None:
         with suppress(OSError):  # the service has closed the socket, which `run` notices
             self._control.send(STARTED_OR_ENDED.pack(kind, number, detail))
 

@@ -158,7 +158,7 @@ def test_a_few_tenants_decide_nothing() -> None:
 
 
 def test_a_step_is_held_from_the_first_ratings_of_four_tenants_on() -> None:
-    """Otherwise a short step would end before the ratings can be judged."""
+    """A short step would end before they can be judged."""
     equal = numbers("stable", 2000) + numbers("canary", 2000)
     state = controller.start(controller.begin(None, asked(), in_force=STABLE, rollout_id="r", now_s=0), 0)
     for num_tenants, is_held in ((3, False), (4, True)):
