@@ -69,7 +69,7 @@ class Prometheus:
 def stack() -> Iterator[Stack]:
     config = StackConfig(
         models=REPOSITORY / "models",
-        release="tandem-demo-v1.1.0",
+        release="tandem-demo-v1.0.0",
         language_flags=("--kv-cache-bytes", str(64 * 2**20)),
         http_port=0,
     )

@@ -26,7 +26,10 @@ def draw(path: Path, query_range: Callable[[str], Series]) -> None:
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(16, 2.3 * rows), layout="constrained")
-    for axes, panel in zip(figure.subplots(rows, 3).flat, panels, strict=False):
+    places = figure.subplots(rows, 3).flat
+    for unused in places[len(panels) :]:
+        unused.set_axis_off()
+    for axes, panel in zip(places, panels, strict=False):
         for target in panel["targets"]:
             for series in query_range(target["expr"]):
                 times_s = [moment - end_s for moment, _ in series["values"]]

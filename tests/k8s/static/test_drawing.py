@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "tandem")
 
 @pytest.mark.skipif("TANDEM_DRAW" not in os.environ, reason="TANDEM_DRAW names the file to write")
 def test_the_dashboard_is_drawn_under_load(stack: Stack, prometheus: Prometheus) -> None:
-    """Thirty streams ask while traffic moves to the other release."""
+    """Thirty streams ask while traffic moves to the newer release."""
     end_s = time.monotonic() + 90
 
     def ask(number: int) -> None:
@@ -34,7 +34,7 @@ def test_the_dashboard_is_drawn_under_load(stack: Stack, prometheus: Prometheus)
         asking = [pool.submit(ask, number) for number in range(30)]
         time.sleep(20)
         subprocess.run(
-            [*COMMAND, "rollout", "set", "tandem-demo-v1.0.0", "--steps", "10:20s,50:10m,100"],
+            [*COMMAND, "rollout", "set", "tandem-demo-v1.1.0", "--steps", "10:20s,50:10m,100"],
             check=True,
             env={**os.environ, "TANDEM_ADDRESS": stack.address},
         )
