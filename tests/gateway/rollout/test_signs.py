@@ -65,6 +65,7 @@ async def test_length_and_log_probability_are_measured_by_release(live: LiveGate
     """The client sees nothing of it."""
     await live.set(50, 100)
     await live.wait_for_phase(RUNNING)
+    before = {tag: SURPRISE.labels(tag)._sum.get() for tag in (STABLE, CANARY)}
     live.language.logprobs = {STABLE: -0.2, CANARY: -1.5}
     live.language.answers[CANARY] = [ord("a"), ord("b")] * 30
     answers = await asyncio.gather(*(live.ask(f"user-{number}") for number in range(120)))
@@ -74,7 +75,8 @@ async def test_length_and_log_probability_are_measured_by_release(live: LiveGate
     assert rollout.stable.mean_tokens < 12
     assert abs(rollout.stable.mean_logprob + 0.2) < 0.03
     assert abs(rollout.canary.mean_logprob + 1.5) < 0.1
-    assert SURPRISE.labels(CANARY)._sum.get() > SURPRISE.labels(STABLE)._sum.get() > 0
+    surprise = {tag: SURPRISE.labels(tag)._sum.get() - before[tag] for tag in (STABLE, CANARY)}
+    assert surprise[CANARY] > surprise[STABLE] > 0
     measured = sum(start.sampling.HasField("num_logprobs") for start in live.language.starts)
     assert 10 < measured < 60  # one in four
 
