@@ -174,10 +174,11 @@ async def test_a_canary_that_is_worse_in_the_steps_is_rolled_back_by_its_probes(
 
 async def test_probes_of_changed_files_are_not_asked_in_the_steps(make_gateway: MakeGateway, tmp_path: Path) -> None:
     """Their answers would not go on where those before ended."""
-    (tmp_path / "further.jsonl").write_text(probe_line("q", judge=BOTH))
+    (tmp_path / "further.jsonl").write_text(probe_line("q", judge=BOTH, max_tokens=98))
     async with make_gateway(lines(BOTH, 300), rollout_probes=tmp_path / "further.jsonl") as live:
         live.language.go[CANARY].clear()
         await begin(live, probe_timeout_s=1)
+        await eventually(lambda: bool(live.language.starts))  # the files have been read
         (tmp_path / "further.jsonl").write_text(probe_line("r", judge=BOTH, max_tokens=99))
         await live.wait_for_phase(RUNNING)
         live.language.go[CANARY].set()
