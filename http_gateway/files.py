@@ -15,6 +15,7 @@ from http_gateway.wire.bodies import read_body
 from http_gateway.wire.caller import Caller, caller_of
 from http_gateway.wire.errors import translated
 from http_gateway.wire.forms import Part, read_form
+from http_gateway.wire.json_text import json_response
 from tandem.v1 import gateway_pb2
 
 _CHUNK_BYTES = 2**20  # of the contract
@@ -37,7 +38,7 @@ async def create_file(request: Request) -> Response:
         del body
         async with until_client_leaves(request.receive, door):
             stored = await _store(form, door, caller)
-    return Response(stored.model_dump_json(), media_type="application/json")
+    return json_response(stored)
 
 
 async def _store(form: dict[str, Part], door: Door, caller: Caller) -> File:

@@ -11,6 +11,7 @@ from http_gateway.door import door_of
 from http_gateway.schemas.models import Half, Model, ModelList
 from http_gateway.wire.caller import caller_of
 from http_gateway.wire.errors import translated
+from http_gateway.wire.json_text import json_response
 from tandem.v1 import gateway_pb2, model_pb2
 
 _TIMEOUT_S = 10.0
@@ -18,7 +19,7 @@ _TIMEOUT_S = 10.0
 
 async def list_models(request: Request) -> Response:
     """Return all releases, then the aliases of the default one."""
-    return _json(ModelList(data=list(await _models(request))))
+    return json_response(ModelList(data=list(await _models(request))))
 
 
 async def get_model(request: Request) -> Response:
@@ -30,7 +31,7 @@ async def get_model(request: Request) -> Response:
     name = request.path_params["model"]
     for model in await _models(request):
         if model.id == name:
-            return _json(model)
+            return json_response(model)
     raise NotFound("There is no such model: GET /v1/models lists all.", reason="UNKNOWN_RELEASE", field="model")
 
 
@@ -71,10 +72,6 @@ def _model(info: gateway_pb2.ReleaseInfo) -> Model:
 def _half(tag: str, info: model_pb2.ModelInfo) -> Half:
     state = model_pb2.ModelState.Name(info.state).removeprefix("MODEL_STATE_").lower()
     return Half(tag=tag, state=state, backend=info.backend, device=info.device, precision=info.precision)
-
-
-def _json(model: Model | ModelList) -> Response:
-    return Response(model.model_dump_json(), media_type="application/json")
 
 
 routes: list[BaseRoute] = [Route("/v1/models", list_models), Route("/v1/models/{model:path}", get_model)]

@@ -3,6 +3,7 @@
 The gateway checks the caller's role. Bodies are the contract's messages in JSON, with its field names.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -14,8 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from chassis.errors import PermissionDenied
-from http_gateway.door import door_of, until_client_leaves
-from http_gateway.wire.bodies import check_is_json, parse_json, read_body
+from http_gateway.door import door_of, read_json, until_client_leaves
 from http_gateway.wire.caller import Caller, caller_of
 from http_gateway.wire.errors import translated
 from http_gateway.wire.json_text import encode
@@ -72,37 +72,22 @@ _START = {
 
 async def _promote(request: Request) -> Response:
     """POST /operations/rollout/promote: send all requests to the canary."""
-    caller, command = await _read_command(request)
-    stub: Any = rollout_pb2_grpc.RolloutsStub(door_of(request).channel)
-    with translated():
-        message = rollout_pb2.RolloutsPromoteRequest(reason=command.reason)
-        response = await stub.Promote(message, metadata=caller.metadata(), timeout=_TIMEOUT_S)
-    return Response(_json(response.rollout), media_type="application/json")
+    return await _change_rollout(request, "Promote", rollout_pb2.RolloutsPromoteRequest)
 
 
 async def _roll_back(request: Request) -> Response:
     """POST /operations/rollout/rollback: send all new requests to the stable release."""
-    caller, command = await _read_command(request)
-    stub: Any = rollout_pb2_grpc.RolloutsStub(door_of(request).channel)
+    return await _change_rollout(request, "Rollback", rollout_pb2.RolloutsRollbackRequest)
+
+
+async def _change_rollout(request: Request, method: str, message: Callable[..., Message]) -> Response:
+    """Pass a command on, and return the rollout."""
+    caller = _operator(request)
+    command = await read_json(request, _Command, max_bytes=_MAX_BODY_BYTES)
+    call = getattr(rollout_pb2_grpc.RolloutsStub(door_of(request).channel), method)
     with translated():
-        message = rollout_pb2.RolloutsRollbackRequest(reason=command.reason)
-        response = await stub.Rollback(message, metadata=caller.metadata(), timeout=_TIMEOUT_S)
+        response = await call(message(reason=command.reason), metadata=caller.metadata(), timeout=_TIMEOUT_S)
     return Response(_json(response.rollout), media_type="application/json")
-
-
-async def _read_command(request: Request) -> tuple[Caller, _Command]:
-    """Return the caller and the command."""
-    caller, door = _operator(request), door_of(request)
-    check_is_json(request.scope)
-    with door.bodies.reserved() as reservation:
-        body = await read_body(
-            request.scope,
-            request.receive,
-            reservation,
-            max_bytes=_MAX_BODY_BYTES,
-            timeout_s=door.settings.body_timeout_s,
-        )
-        return caller, await parse_json(body, _Command)
 
 
 def _operator(request: Request) -> Caller:
