@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.rollout.policy.counts import Counts
-from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
+from gateway.rollout.policy.guard import Finding, Levels, Metric, rollback_level, verdict_of
 from gateway.rollout.policy.means import (
     length_increase,
     mean_length,
@@ -62,7 +62,7 @@ def _finding(
 ) -> Finding:
     stable, canary, effect = numbers
     p_beyond, p_within = p_values
-    verdict = Verdict.WITHIN if p_within <= plan.guard.false_promotion else Verdict.OPEN
+    levels = Levels(beyond=rollback_level(plan), within=plan.guard.false_promotion)
     return Finding(
         metric=metric,
         stable=stable,
@@ -71,5 +71,5 @@ def _finding(
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=Verdict.BEYOND if p_beyond <= rollback_level(plan) else verdict,
+        verdict=verdict_of(p_beyond, p_within, levels),
     )

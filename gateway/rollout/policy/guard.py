@@ -181,7 +181,7 @@ def _compare_rates(metric: Metric, number: Number, counts: Counts, bound: float,
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=_verdict(p_beyond, p_within, levels),
+        verdict=verdict_of(p_beyond, p_within, levels),
     )
 
 
@@ -208,7 +208,7 @@ def _compare_times(
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=_verdict(p_beyond, p_within, levels),
+        verdict=verdict_of(p_beyond, p_within, levels),
     )
 
 
@@ -227,7 +227,8 @@ def _ratio_of_medians(stable: Mapping[Kind, Histogram], canary: Mapping[Kind, Hi
     return math.exp(total / total_weight) if total_weight else None
 
 
-def _verdict(p_beyond: float, p_within: float, levels: Levels) -> Verdict:
+def verdict_of(p_beyond: float, p_within: float, levels: Levels) -> Verdict:
+    """Return the conclusion of the tests of one metric."""
     if p_beyond <= levels.beyond:
         return Verdict.BEYOND
     return Verdict.WITHIN if p_within <= levels.within else Verdict.OPEN

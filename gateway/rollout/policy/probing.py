@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
+from gateway.rollout.policy.guard import Finding, Levels, Metric, Verdict, rollback_level, verdict_of
 from gateway.rollout.policy.paired import p_drop_above, p_drop_below
 from gateway.rollout.policy.plan import STRICT, Plan
 
@@ -183,7 +183,6 @@ def _finding(count: PairedCount, bound: float, level: float, false_promotion: fl
     p_beyond = p_drop_above(count.lost, count.gained, count.total, bound)
     total, lost = count.total + count.unjudged, count.lost + count.unjudged
     p_within = p_drop_below(lost, count.gained, total, bound)
-    verdict = Verdict.WITHIN if p_within <= false_promotion else Verdict.OPEN
     stable = count.stable_wrong / count.total if count.total else None
     canary = count.canary_wrong / count.total if count.total else None
     return Finding(
@@ -195,5 +194,5 @@ def _finding(count: PairedCount, bound: float, level: float, false_promotion: fl
         bound=bound,
         p_beyond=p_beyond,
         p_within=p_within,
-        verdict=Verdict.BEYOND if p_beyond <= level else verdict,
+        verdict=verdict_of(p_beyond, p_within, Levels(beyond=level, within=false_promotion)),
     )

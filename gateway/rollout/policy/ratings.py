@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gateway.rollout.policy.counts import Counts, Ratings, TenantRatings
-from gateway.rollout.policy.guard import Finding, Metric, Verdict, rollback_level
+from gateway.rollout.policy.guard import Finding, Levels, Metric, rollback_level, verdict_of
 from gateway.rollout.policy.means import Values, log_capital_above, log_capital_below
 from gateway.rollout.policy.plan import Plan
 
@@ -39,7 +39,7 @@ def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
     if _are_enough(tenants):
         p_beyond = _p_value(_log_capital_beyond(total, tenants, bound))
         p_within = _p_value(_log_capital_within(total, tenants, _passing_bound(bound)))
-    verdict = Verdict.WITHIN if p_within <= plan.guard.false_promotion else Verdict.OPEN
+    levels = Levels(beyond=rollback_level(plan, Metric.FEEDBACK, step), within=plan.guard.false_promotion)
     return (
         Finding(
             metric=Metric.FEEDBACK,
@@ -49,7 +49,7 @@ def judge_ratings(counts: Counts, plan: Plan, step: int) -> tuple[Finding, ...]:
             bound=bound,
             p_beyond=p_beyond,
             p_within=p_within,
-            verdict=Verdict.BEYOND if p_beyond <= rollback_level(plan, Metric.FEEDBACK, step) else verdict,
+            verdict=verdict_of(p_beyond, p_within, levels),
         ),
     )
 
