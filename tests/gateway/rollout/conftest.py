@@ -1,13 +1,15 @@
-"""A gateway whose stages can load two releases."""
+"""A gateway of two releases, and a Redis server."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from checkpoint.manifest import read_manifest, write_manifest
+from tests.gateway.redis_server import RedisServer
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
 
 
@@ -25,3 +27,15 @@ def two_releases(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def live(two_releases: Path, tokenizer: Tokenizer) -> AsyncIterator[LiveGateway]:
     async with open_gateway(two_releases, tokenizer) as live:
         yield live
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack

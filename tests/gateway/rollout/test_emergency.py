@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +24,6 @@ from tests.gateway.scripted import eventually
 
 LONG_PLAN = replace(plan(50, 100, seconds=3600), stable=TAG, canary=CANARY)
 BAD = numbers("stable", 300) + numbers("canary", 300, errors=200)
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
 
 
 async def promoted(sync: StoreSync) -> None:

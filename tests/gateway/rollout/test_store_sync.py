@@ -4,7 +4,6 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,18 +33,6 @@ CANARY = "tiny-v1.1.0"
 PLAN = replace(plan(50, 100, seconds=0), stable=TAG, canary=CANARY)
 
 PATIENCE_S = 20.0  # for a busy machine
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
 
 
 def gateway(store: Path, rollouts: RolloutStore, local_copy: FileStore | None = None) -> tuple[StoreSync, Traffic]:
