@@ -16,6 +16,7 @@ from gateway.operations import Ending, RequestWindow
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
 from gateway.rollout.traffic import Choice, Traffic, is_client_error
+from gateway.stages import Pin
 from tandem.v1 import gateway_pb2, sampling_pb2
 
 REQUESTS = Counter(
@@ -67,7 +68,7 @@ class Pipeline:
         request: gateway_pb2.GatewayGenerateRequest,
         *,
         tenant: Tenant,
-        pin: str | None,
+        pin: Pin | None,
         deadline: Deadline,
         send: Send,
     ) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded
-from gateway.admission import AdmissionController, Authenticator
+from gateway.admission import AdmissionController, Authenticator, Tenant
 from gateway.answer import Tokenization
 from gateway.images import ImageStore
 from gateway.pipeline import Pipeline
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.traffic import Traffic
 from gateway.settings import GatewaySettings
-from gateway.stages import Releases
+from gateway.stages import Pin, Releases
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 RELEASE_HEADER = "x-tandem-release"
@@ -58,7 +58,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Answer a conversation about images with a stream of text."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         deadline = Deadline.after(self._settings.timeout_s(context.time_remaining()))
-        await self._pipeline.answer(request, tenant=tenant, pin=_pin(context), deadline=deadline, send=context.write)
+        await self._pipeline.answer(
+            request, tenant=tenant, pin=_pin(context, tenant), deadline=deadline, send=context.write
+        )
 
     async def PutImage(  # noqa: N802
         self, request_iterator: AsyncIterable[gateway_pb2.PutImageRequest], context: Context
@@ -82,7 +84,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Count the tokens of a conversation."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         self._admission.count_request(tenant)
-        return await self._tokenization.count(request, await self._traffic.release_for(_pin(context)), tenant)
+        return await self._tokenization.count(request, await self._traffic.release_for(_pin(context, tenant)), tenant)
 
     async def Tokenize(  # noqa: N802
         self, request: gateway_pb2.TokenizeRequest, context: Context
@@ -90,7 +92,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Return the tokens of a text or a conversation."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         self._admission.count_request(tenant)
-        return await self._tokenization.tokenize(request, await self._traffic.release_for(_pin(context)), tenant)
+        return await self._tokenization.tokenize(
+            request, await self._traffic.release_for(_pin(context, tenant)), tenant
+        )
 
     async def Detokenize(  # noqa: N802
         self, request: gateway_pb2.DetokenizeRequest, context: Context
@@ -98,14 +102,15 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Return the text of tokens."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         self._admission.count_request(tenant)
-        return await self._tokenization.detokenize(request, await self._traffic.release_for(_pin(context)))
+        return await self._tokenization.detokenize(request, await self._traffic.release_for(_pin(context, tenant)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context
     ) -> gateway_pb2.GatewayListModelsResponse:
-        """List the releases with the current state of their stages."""
-        self._authenticator.authenticate(context.invocation_metadata())
-        return gateway_pb2.GatewayListModelsResponse(releases=await self._releases.list())
+        """List the releases that the caller may pin, with their state."""
+        tenant = self._authenticator.authenticate(context.invocation_metadata())
+        releases = await self._releases.list(with_trial=tenant.may_pin_canary)
+        return gateway_pb2.GatewayListModelsResponse(releases=releases)
 
     async def Feedback(  # noqa: N802
         self, request: gateway_pb2.FeedbackRequest, context: Context
@@ -117,11 +122,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         return gateway_pb2.FeedbackResponse(counted=counted)
 
 
-def _pin(context: Context) -> str | None:
+def _pin(context: Context, tenant: Tenant) -> Pin | None:
     """Return the release named in the metadata, or None."""
     for key, value in context.invocation_metadata() or ():
         if key == RELEASE_HEADER:
-            return str(value)
+            return Pin(str(value), may_be_on_trial=tenant.may_pin_canary)
     return None
 
 

@@ -30,7 +30,9 @@ class Authenticator:
             FailedPrecondition: reason 'BAD_KEY_FILE'.
         """
         self._path = path
-        self._anonymous = Tenant(name="anonymous", role=role_without_keys)
+        # Callers without keys share caches. From elsewhere they are strangers to each other.
+        group = "" if role_without_keys == "operator" else "anonymous"
+        self._anonymous = Tenant(name="anonymous", role=role_without_keys, cache_group=group)
         self._file_version = self._read_file_version()
         self._by_key_sha256 = read_tenants(path) if path is not None else {}
 

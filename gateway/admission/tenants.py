@@ -8,25 +8,20 @@ max_running = 8
 tokens_per_minute = 100_000
 """
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from chassis.api_keys import TENANT_NAME
 from chassis.errors import FailedPrecondition
 from chassis.validation import first_problem
-from checkpoint.identity import MAX_SALT_BYTES
 
-Role = Literal["client", "operator"]
-
-
-def _check_salt_size(salt: str) -> str:
-    if len(salt.encode()) > MAX_SALT_BYTES:
-        raise ValueError(f"must have at most {MAX_SALT_BYTES} bytes in UTF-8")
-    return salt
+# A tester may also pin a canary. An operator may also pin it, and change rollouts.
+Role = Literal["client", "tester", "operator"]
 
 
 class Tenant(BaseModel):
@@ -39,9 +34,12 @@ class Tenant(BaseModel):
 
     # Appears in logs and metrics, so the pattern excludes line breaks.
     name: Annotated[str, StringConstraints(pattern=TENANT_NAME)]
-    role: Role = "client"  # an operator may also change rollouts
-    # Tenants with different salts share no cached image and no cached prefix. Tenants with equal salts do.
-    cache_salt: Annotated[str, AfterValidator(_check_salt_size)] = ""
+    role: Role = "client"
+    # The tenants of one group share cached images, cached prefixes and uploaded images. Others share nothing.
+    # Older key files have it as `cache_salt`, with the same meaning.
+    cache_group: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", validation_alias=AliasChoices("cache_group", "cache_salt")
+    )
     max_running: int | None = Field(default=None, ge=1)  # requests answered at once
     max_waiting: int | None = Field(default=None, ge=0)  # requests in the queue beyond those answered
     requests_per_minute: int | None = Field(default=None, ge=1)
@@ -49,8 +47,22 @@ class Tenant(BaseModel):
 
     @property
     def salt(self) -> bytes:
-        """The cache salt in bytes, as the contract has it."""
-        return self.cache_salt.encode()
+        """The cache salt (32 bytes) of the group, else of the tenant.
+
+        A digest, so that no name of a group gives the salt of a tenant.
+        """
+        kind, name = ("group", self.cache_group) if self.cache_group else ("tenant", self.name)
+        return hashlib.sha256(f"tandem/cache-salt/1\n{kind}\n{name}".encode()).digest()
+
+    @property
+    def may_pin_canary(self) -> bool:
+        """Whether the role allows a canary before its promotion."""
+        return self.role != "client"
+
+    @property
+    def shares_caches(self) -> bool:
+        """Whether other tenants, or strangers, have the same salt."""
+        return bool(self.cache_group)
 
 
 class _TenantEntry(Tenant):

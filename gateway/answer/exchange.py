@@ -143,8 +143,9 @@ class Exchange:
         self.filters.check_image(found.entry.data, image.field)
         report.cache_level = found.level
         if found.similar is not None:
-            report.similar_sha256 = found.similar.image_sha256
             report.similarity = found.similar.similarity
+            if not self.question.shares_caches:  # else it can be the image of another tenant
+                report.similar_sha256 = found.similar.image_sha256
         report.num_visual_tokens = shape.num_visual_tokens
         if shape.grid is not None:
             report.grid.CopyFrom(tensor_pb2.VisualGrid(rows=shape.grid[0], columns=shape.grid[1]))

@@ -33,6 +33,7 @@ class Question:
     sampling: sampling_pb2.SamplingOptions
     stops: Sequence[str]
     cache_salt: bytes  # the tenant's. Different salts share no cache entry
+    shares_caches: bool = False  # whether others have the same salt
     priority: int = 0  # larger runs first
     script: str | None = None  # of the last message, see `script_of`
     digest: bytes = b""  # keyed, of the conversation
@@ -111,6 +112,7 @@ class QuestionBuilder:
             sampling=self._resolved(request.sampling, route, num_prompt_tokens),
             stops=request.stop,
             cache_salt=tenant.salt,
+            shares_caches=tenant.shares_caches,
             priority=priority,
             script=script_of(conversation.messages),
             digest=digest_of(conversation.messages, [image.sha256 for image in images]),

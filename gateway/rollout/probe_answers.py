@@ -27,7 +27,7 @@ PROBE_ANSWERS = Counter(
 _ANSWER_TIMEOUT_S = 60.0  # a release that takes longer for one answer is as good as wrong
 _RETRY_S = 0.25
 _PRIORITY = 1  # before requests that wait. Two answers at once take little from them
-_TENANT = Tenant(name="probes", cache_salt="tandem probes")
+_TENANT = Tenant(name="probes", cache_group="tandem probes")
 _ROLES = {
     "system": gateway_pb2.ROLE_SYSTEM,
     "user": gateway_pb2.ROLE_USER,

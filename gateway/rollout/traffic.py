@@ -25,7 +25,7 @@ from gateway.answer import Report
 from gateway.rollout.counted_request import CountedRequest
 from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, takes_canary
 from gateway.rollout.recent_answers import RecentAnswers
-from gateway.stages import Release, Releases
+from gateway.stages import Pin, Release, Releases
 
 WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations that each release answers.", ["release"])
 SIGNS = Counted(
@@ -122,7 +122,9 @@ class Traffic:
             self._counts = Counts()
             self._recent_answers.clear()
         self._state = state
-        self._releases.offer(self.offered, default_name=self.in_force)
+        canary = state.plan.canary if state is not None else None
+        on_trial = canary if canary != self.in_force else None
+        self._releases.offer(self.offered, default_name=self.in_force, on_trial=on_trial)
         self._set_gauges()
 
     def drain_counts(self) -> Counts:
@@ -154,17 +156,17 @@ class Traffic:
         finally:
             self._num_in_flight[name] -= 1
 
-    async def release_for(self, pin: str | None) -> Release:
+    async def release_for(self, pin: Pin | None) -> Release:
         """Return the release that counts tokens of a prompt.
 
         Raises:
-            NotFound: reason 'UNKNOWN_RELEASE'.
+            NotFound, PermissionDenied: see `Releases.resolve_pin`.
         """
         return await self._open(self.in_force if pin is None else self._releases.resolve_pin(pin))
 
     @asynccontextmanager
     async def route(
-        self, routing_key: str, pin: str | None, *, deadline: Deadline, report: Report
+        self, routing_key: str, pin: Pin | None, *, deadline: Deadline, report: Report
     ) -> AsyncIterator[Choice]:
         """Choose a request's release and count how the block ends.
 
@@ -177,7 +179,7 @@ class Traffic:
             report: filled in while the request runs.
 
         Raises:
-            NotFound: reason 'UNKNOWN_RELEASE'.
+            NotFound, PermissionDenied: see `Releases.resolve_pin`.
         """
         name, arm = self._choose(routing_key, pin)
         state = self._state
@@ -238,7 +240,7 @@ class Traffic:
         except (InvalidArgument, NotFound) as error:  # an operator named the release, so it is no client error
             raise FailedPrecondition(error.message, reason=error.reason, where=error.where) from error
 
-    def _choose(self, routing_key: str, pin: str | None) -> tuple[str, Literal["stable", "canary"] | None]:
+    def _choose(self, routing_key: str, pin: Pin | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:
             return self._releases.resolve_pin(pin), None
         state = self._state

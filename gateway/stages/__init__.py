@@ -7,6 +7,7 @@ from gateway.stages.model_loading import ModelLoading
 from gateway.stages.releases import (
     SERVICE_NAME,
     LanguageStage,
+    Pin,
     Release,
     Releases,
     Route,
@@ -21,6 +22,7 @@ __all__ = [
     "LanguageCall",
     "LanguageStage",
     "ModelLoading",
+    "Pin",
     "Release",
     "Releases",
     "Replica",

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chassis.errors import FailedPrecondition, NotFound, TandemError
+from chassis.errors import FailedPrecondition, NotFound, PermissionDenied, TandemError
 from chassis.health import Health
 from chassis.single_flight import SingleFlight
 from checkpoint.families import ModelConfig
@@ -51,6 +51,14 @@ class Release:
     def proto(self) -> gateway_pb2.Release:
         """Return the two tags as a message."""
         return gateway_pb2.Release(vision_tag=self.vision_tag, language_tag=self.language_tag)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A release that a client asks for."""
+
+    name: str
+    may_be_on_trial: bool  # whether the client's role allows a canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +121,38 @@ class Releases:
         self._opening: SingleFlight[str, Release] = SingleFlight()
         self.default_name = default.name  # answers requests that name no release
         self.names: tuple[str, ...] = (default.name,)  # releases that a client may name
+        self.on_trial: str | None = None  # the one among them that only some roles may name
 
-    def offer(self, names: Sequence[str], *, default_name: str) -> None:
+    def offer(self, names: Sequence[str], *, default_name: str, on_trial: str | None = None) -> None:
         """Replace the offered releases.
 
         Earlier ones stay open for requests in flight.
         """
-        self.names, self.default_name = tuple(names), default_name
+        self.names, self.default_name, self.on_trial = tuple(names), default_name, on_trial
 
-    def resolve_pin(self, pin: str) -> str:
+    def resolve_pin(self, pin: Pin) -> str:
         """Return the name of the release that `pin` selects.
 
         Args:
-            pin: a release's name or its language tag.
+            pin: names a release, or its language tag.
 
         Raises:
             NotFound: reason 'UNKNOWN_RELEASE', it is not offered.
+            PermissionDenied: reason 'RELEASE_ON_TRIAL', the client's role does not allow it.
         """
         for name in self.names:
-            if pin in (name, split_release(name)[1]):
-                return name
+            if pin.name not in (name, split_release(name)[1]):
+                continue
+            if name == self.on_trial and not pin.may_be_on_trial:
+                raise PermissionDenied(
+                    "This release is a canary: leave the choice to the gateway, or use the API key of a tester.",
+                    reason="RELEASE_ON_TRIAL",
+                    field="x-tandem-release",
+                )
+            return name
+        names = [name for name in self.names if pin.may_be_on_trial or name != self.on_trial]
         raise NotFound(
-            f"This release is not offered, choose one of: {short_list(self.names)}.",
+            f"This release is not offered, choose one of: {short_list(names)}.",
             reason="UNKNOWN_RELEASE",
             field="x-tandem-release",
         )
@@ -171,10 +189,14 @@ class Releases:
         _check_pair(vision.info, language.info)
         return Route(release, language, vision)
 
-    async def list(self) -> list[gateway_pb2.ReleaseInfo]:
-        """Refresh the stages and describe the offered releases by name."""
+    async def list(self, *, with_trial: bool) -> list[gateway_pb2.ReleaseInfo]:
+        """Refresh the stages and describe the offered releases by name.
+
+        Args:
+            with_trial: whether to list the release on trial, too.
+        """
         await self._refresh()
-        return list(self.describe().values())
+        return [info for name, info in self.describe().items() if with_trial or name != self.on_trial]
 
     def describe(self) -> dict[str, gateway_pb2.ReleaseInfo]:
         """Describe the offered releases as last seen, sorted by name."""

@@ -19,7 +19,8 @@ def keys() -> None:
 def new(
     tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Name of the key's user, for logs and metrics.")],
     role: Annotated[
-        Literal["client", "operator"], typer.Option(help="An operator may also change rollouts.")
+        Literal["client", "tester", "operator"],
+        typer.Option(help="A tester may also pin a canary, an operator may also change rollouts."),
     ] = "client",
 ) -> None:
     """Make a key.

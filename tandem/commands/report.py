@@ -64,7 +64,8 @@ def origin(image: ImageReport) -> str:
     A level that only a newer server knows is returned unchanged.
     """
     if image.cache_level == "similar":
-        return f"taken for {image.similar_sha256[:12]}, {image.similarity:.1%} similar"
+        # A gateway whose tenants share caches does not name the other image.
+        return f"taken for {image.similar_sha256[:12] or 'another one'}, {image.similarity:.1%} similar"
     return _ORIGINS.get(image.cache_level, image.cache_level)
 
 

@@ -1,4 +1,4 @@
-"""API keys, roles and cache salts of tenants."""
+"""API keys, roles and cache groups of tenants."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 from chassis.api_keys import api_key_of, authorization, new_key
 from chassis.errors import Code, FailedPrecondition, InvalidArgument, TandemError, Unauthenticated
 from gateway.admission.authenticator import Authenticator
-from gateway.admission.tenants import read_tenants
+from gateway.admission.tenants import Tenant, read_tenants
 from tandem.client.aio import AsyncClient
 from tandem.commands import app
 from tandem.v1 import gateway_pb2
@@ -82,7 +82,7 @@ async def wait_until_known(world: World, key: str) -> None:
     [
         (f'tenants = [{{name = "a", key_sha256 = ["{KEY}"]}}]', "tenants.0.key_sha256.0"),
         (tenant_entry("a", KEY, max_runing=3), "max_runing"),
-        (tenant_entry("a", KEY, cache_salt="é" * 40), "cache_salt"),
+        (tenant_entry("a", KEY, cache_group="g" * 65), "cache_group"),
         (tenant_entry("a\nb", KEY), "tenants.0.name"),
         (tenant_entry("a", KEY) + tenant_entry("b", KEY), "twice"),
         (tenant_entry("a", KEY) + tenant_entry("a", OTHER_KEY), "same name"),
@@ -103,30 +103,47 @@ def test_an_invalid_key_file_is_refused_with_its_path_and_field_but_no_value(
     assert KEY not in raised.value.local_message
 
 
-async def test_tenants_with_different_salts_share_no_image_and_no_prefix(
+async def test_tenants_share_no_image_and_no_prefix_by_default(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    keys = write_keys(
-        tenant_entry("acme", KEY, cache_salt="acme"), tenant_entry("other", OTHER_KEY, cache_salt="other")
-    )
-    async with make_world(keys=keys) as world:
+    async with make_world(keys=write_keys(tenant_entry("acme", KEY), tenant_entry("other", OTHER_KEY))) as world:
         levels = [
             (await ask_with_key(world, key, IMAGE, "What?")).finished.images[0].cache_level
             for key in (KEY, OTHER_KEY, KEY)
         ]
         miss, hit = gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_GATEWAY
         assert levels == [miss, miss, hit]
-        assert [start.cache_salt for start in world.language.starts] == [b"acme", b"other", b"acme"]
+        acme, other = Tenant(name="acme").salt, Tenant(name="other").salt
+        assert [start.cache_salt for start in world.language.starts] == [acme, other, acme]
 
 
-async def test_an_uploaded_image_is_invisible_to_tenants_with_another_salt(
+@pytest.mark.parametrize("field", ["cache_group", "cache_salt"])  # the latter in older key files
+async def test_the_tenants_of_one_group_share_images_and_prefixes(
+    field: str, make_world: MakeWorld, write_keys: Callable[..., Path]
+) -> None:
+    keys = write_keys(*(tenant_entry(name, key, **{field: "shop"}) for name, key in (("a", KEY), ("b", OTHER_KEY))))
+    async with make_world(keys=keys) as world:
+        levels = [
+            (await ask_with_key(world, key, IMAGE, "What?")).finished.images[0].cache_level for key in (KEY, OTHER_KEY)
+        ]
+        assert levels == [gateway_pb2.CACHE_LEVEL_MISS, gateway_pb2.CACHE_LEVEL_GATEWAY]
+        assert len({start.cache_salt for start in world.language.starts}) == 1
+
+
+def test_no_name_of_a_group_or_tenant_gives_the_salt_of_another() -> None:
+    names = ["a", "b", "tenant", "group", "anonymous"]
+    salts = [Tenant(name=name).salt for name in names]
+    salts += [Tenant(name="a", cache_group=group).salt for group in (*names, "tenant\na", "a\n")]
+    assert len(set(salts)) == len(salts)
+    assert {len(salt) for salt in salts} == {32}
+    assert Tenant(name="a", cache_group="b").salt == Tenant(name="c", cache_group="b").salt
+
+
+async def test_an_uploaded_image_is_invisible_to_other_tenants(
     make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
     """Otherwise a digest would reveal other tenants' images."""
-    keys = write_keys(
-        tenant_entry("acme", KEY, cache_salt="acme"), tenant_entry("other", OTHER_KEY, cache_salt="other")
-    )
-    async with make_world(keys=keys) as world:
+    async with make_world(keys=write_keys(tenant_entry("acme", KEY), tenant_entry("other", OTHER_KEY))) as world:
         chunks = iter([gateway_pb2.PutImageRequest(chunk=IMAGE)])
         put = await world.stub.PutImage(chunks, metadata=[authorization(KEY)])
         request = ask("What?")
@@ -172,7 +189,10 @@ def test_only_operators_pass_an_operator_check(write_keys: Callable[..., Path]) 
 
 
 def test_without_keys_every_caller_has_the_role_of_the_settings() -> None:
-    assert Authenticator(None, role_without_keys="operator").authenticate((), role="operator").name == "anonymous"
+    operator = Authenticator(None, role_without_keys="operator").authenticate((), role="operator")
+    assert (operator.name, operator.shares_caches) == ("anonymous", False)
+    stranger = Authenticator(None, role_without_keys="client").authenticate(())
+    assert (stranger.name, stranger.shares_caches) == ("anonymous", True)
     with pytest.raises(TandemError):
         Authenticator(None, role_without_keys="client").authenticate((), role="operator")
 

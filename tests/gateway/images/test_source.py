@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from checkpoint.identity import visual_key
+from gateway.admission import Tenant
 from tandem.v1 import gateway_pb2, vision_pb2
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.halves import ENCODER_ID
 from tests.gateway.redis_server import RedisServer
 from tests.gateway.scripted import World, error_of, eventually
 
+SALT = Tenant(name="anonymous").salt  # of callers without keys
 BUSY_S = 3.0  # delay that a busy machine may add
 SMALL, LARGE = b"an image", b"a large image" * 10_000
 MISS, MEMORY, REDIS, VISION, IN_FLIGHT, SIMILAR = (
@@ -29,7 +31,7 @@ MISS, MEMORY, REDIS, VISION, IN_FLIGHT, SIMILAR = (
 
 def redis_key(image: bytes) -> bytes:
     """Return the Redis key of an image's visual tokens."""
-    key = visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=hashlib.sha256(image).digest())
+    key = visual_key(encoder_id=ENCODER_ID, cache_salt=SALT, image_sha256=hashlib.sha256(image).digest())
     return b"tandem:visual-tokens:1:" + key.hex().encode()
 
 
@@ -121,7 +123,7 @@ async def test_tokens_of_a_similar_image_keep_its_key_and_are_not_cached(world: 
         assert image.sha256 == hashlib.sha256(SMALL).digest()
     assert world.vision.num_encodes == 2
     keys = {tokens.visual_key for tokens in world.language.images}
-    assert keys == {visual_key(encoder_id=ENCODER_ID, cache_salt=b"", image_sha256=twin)}
+    assert keys == {visual_key(encoder_id=ENCODER_ID, cache_salt=SALT, image_sha256=twin)}
 
 
 async def test_a_similar_image_with_a_wrong_key_is_rejected(world: World) -> None:

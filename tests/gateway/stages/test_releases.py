@@ -10,13 +10,13 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, TandemError
+from chassis.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, TandemError
 from chassis.health import NOT_SERVING, SERVING
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.store import ModelStore
 from gateway.stages.errors import short_list
-from gateway.stages.releases import SERVICE_NAME, STABLE_HEALTH_NAME, Releases, open_release
+from gateway.stages.releases import SERVICE_NAME, STABLE_HEALTH_NAME, Pin, Releases, open_release
 from tandem.v1 import gateway_pb2, model_pb2
 from tests.gateway import scripted
 from tests.gateway.conftest import MakeWorld
@@ -73,7 +73,19 @@ def test_an_unknown_release_error_names_the_offered_releases(two: ModelStore) ->
     releases = Releases(two, open_release(two, TAG), vision=None, language=None)  # type: ignore[arg-type]
     releases.offer([TAG, f"{OTHER},{OTHER}"], default_name=TAG)
     with pytest.raises(NotFound, match=f"choose one of: {OTHER},{OTHER}, {TAG}"):
-        releases.resolve_pin("absent-v1.0.0")
+        releases.resolve_pin(Pin("absent-v1.0.0", may_be_on_trial=False))
+
+
+def test_a_release_on_trial_is_for_those_who_may_pin_it(two: ModelStore) -> None:
+    releases = Releases(two, open_release(two, TAG), vision=None, language=None)  # type: ignore[arg-type]
+    releases.offer([TAG, OTHER], default_name=TAG, on_trial=OTHER)
+    assert releases.resolve_pin(Pin(OTHER, may_be_on_trial=True)) == OTHER
+    assert releases.resolve_pin(Pin(TAG, may_be_on_trial=False)) == TAG
+    with pytest.raises(PermissionDenied) as raised:
+        releases.resolve_pin(Pin(OTHER, may_be_on_trial=False))
+    assert raised.value.reason == "RELEASE_ON_TRIAL"
+    with pytest.raises(NotFound, match=f"choose one of: {TAG}."):
+        releases.resolve_pin(Pin("absent-v1.0.0", may_be_on_trial=False))
 
 
 def test_errors_name_a_few_of_many_choices() -> None:
