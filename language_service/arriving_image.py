@@ -1,5 +1,6 @@
 """Collect the visual tokens of one image, chunk by chunk."""
 
+from hashlib import sha256
 from math import prod
 from typing import NamedTuple
 
@@ -15,26 +16,31 @@ from language_service.engine import Grid
 
 EMBEDDINGS = "image.visual_tokens.embeddings"  # field of a request
 
+_DOMAIN = b"tandem/image-content/1\n"
+
 
 class Image(NamedTuple):
     """A complete image of a prompt."""
 
     embeddings_NX: Tensor  # bfloat16
-    visual_key: bytes
+    content_key: bytes  # 32 bytes, over visual key, grid and embeddings
     grid: Grid | None
 
 
 class ArrivingImage:
     """An image whose data is still arriving.
 
-    It takes the memory of the data that has arrived.
+    It takes the memory of the data that has arrived. The prefix cache knows it by a digest of what arrived: the visual
+    key alone is the caller's word, and other embeddings under it would change the answers of whoever sends it next.
     """
 
     def __init__(self, shape: tuple[int, int], visual_key: bytes, grid: Grid | None) -> None:
         """Expect embeddings of `shape` [N, X]."""
-        self._shape, self._visual_key, self._grid = shape, visual_key, grid
+        self._shape, self._grid = shape, grid
         self._num_bytes = prod(shape) * BFLOAT16_BYTES
         self._data = bytearray()
+        rows, columns = grid or (0, 0)
+        self._content = sha256(_DOMAIN + visual_key + rows.to_bytes(8) + columns.to_bytes(8))
 
     @property
     def is_complete(self) -> bool:
@@ -64,6 +70,7 @@ class ArrivingImage:
             )
         num_checked = len(self._data) // BFLOAT16_BYTES  # a chunk may end inside a number
         self._data += data
+        self._content.update(data)
         num_new = len(self._data) // BFLOAT16_BYTES - num_checked
         bits = np.frombuffer(self._data, dtype="<u2", count=num_new, offset=num_checked * BFLOAT16_BYTES)
         if not is_finite_bfloat16(bits):
@@ -76,4 +83,4 @@ class ArrivingImage:
     def finish(self) -> Image:
         """Return the complete image. Its tensor takes over the data."""
         embeddings_NX = torch.frombuffer(self._data, dtype=torch.bfloat16).view(self._shape)
-        return Image(embeddings_NX, self._visual_key, self._grid)
+        return Image(embeddings_NX, self._content.digest(), self._grid)

@@ -71,8 +71,22 @@ def test_chunks_of_any_size_give_the_whole_image(cuts: list[int]) -> None:
     assert whole is not None
     assert torch.equal(image.embeddings_NX, whole.embeddings_NX)
     assert image.embeddings_NX.shape == (6, 32)
-    assert (image.visual_key, image.grid) == (KEY, Grid(2, 3))
+    assert (image.content_key, image.grid) == (whole.content_key, Grid(2, 3))
     assert (reader.num_tokens, reader.num_images) == (6, 1)
+
+
+def test_the_prefix_cache_knows_an_image_by_all_that_arrived() -> None:
+    """Else embeddings of one caller would answer for another who sends the same visual key."""
+    segments = [
+        segment(),
+        segment(DATA[2:] + DATA[:2]),
+        segment(grid=(3, 2)),
+        segment(grid=(1, 6)),
+        segment(),
+    ]
+    segments[-1].visual_tokens.visual_key = bytes(32)
+    images = [PromptReader(LIMITS, SamplingOptions()).image(one) for one in segments]
+    assert len({image.content_key for image in images if image is not None}) == len(segments)
 
 
 def test_an_image_may_begin_without_data() -> None:
