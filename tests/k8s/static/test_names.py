@@ -64,9 +64,21 @@ def test_the_values_of_the_base_are_valid(
         "TANDEM_GATEWAY_ALLOW_PLAINTEXT": "1",
         "TANDEM_HTTP_ALLOW_PLAINTEXT": "1",
     }
-    for variable, value in {**values, "TANDEM_GATEWAY_ALLOW_ANONYMOUS": "1"}.items():
+    for variable, value in values.items():
         monkeypatch.setenv(variable, value)
+    for prefix in ("GATEWAY", "VISION", "LANGUAGE"):
+        monkeypatch.setenv(f"TANDEM_{prefix}_ALLOW_ANONYMOUS", "1")
     SERVICES[name]()
+
+
+@pytest.mark.parametrize("stage", ["vision", "language"])
+def test_a_stage_of_the_base_starts_only_with_certificates_or_a_flag(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in settings_of(stage).items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match="--tls-client-ca"):
+        SERVICES[stage]()
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import tandem
 from chassis.api_keys import key_sha256, new_key
 from tandem.errors import TandemError
+from tandem.v1 import model_pb2, vision_pb2_grpc
 from tests.k8s.static.manifests import K8S, REPOSITORY, build, objects
 
 pytestmark = [pytest.mark.k8s, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -86,6 +87,17 @@ def secrets(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def unload_as_http_door(port: int, secrets: Path) -> grpc.StatusCode:
+    """Try to unload a model with another certificate of the authority."""
+    ca, key, cert = ((secrets / "http" / "tls" / name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt"))
+    with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(ca, key, cert)) as channel:
+        stage: Any = vision_pb2_grpc.VisionServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stage.UnloadModel(model_pb2.UnloadModelRequest(tag=RELEASE), timeout=10)
+    call: Any = refused.value
+    return call.code()  # type: ignore[no-any-return]
+
+
 def test_a_client_with_a_key_is_answered_over_tls_and_probes_are_in_the_clear(secrets: Path) -> None:
     key = new_key()
     keys = f'[[tenants]]\nname = "a"\nkey_sha256 = ["{key_sha256(key)}"]\n'
@@ -118,7 +130,8 @@ def test_a_client_with_a_key_is_answered_over_tls_and_probes_are_in_the_clear(se
             ]
         assert statuses == [200, 401]
 
-        # A stage wants the certificate of a gateway.
+        # A stage wants a certificate, and the gateway's name in it.
+        assert unload_as_http_door(ready["vision"]["port"], secrets) is grpc.StatusCode.PERMISSION_DENIED
         without = grpc.ssl_channel_credentials(ca.read_bytes())
         with (
             grpc.secure_channel(f"localhost:{ready['vision']['port']}", without) as channel,
