@@ -1,7 +1,6 @@
 """The service's side of the process that follows a grammar."""
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME
+from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, yield_processors
 
 _DEAR_S = 0.005  # processor time after which a late mask no longer competes with the engine
-_LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +81,11 @@ class GrammarProcess:
                 self.connection.send_bytes(json.dumps([job for job, _ in queued]).encode())
 
     def yield_if_dear(self) -> None:
-        """Lower the priority of a process that computes for long."""
+        """Let a process that computes for long yield the processors."""
         if not self._is_dear and self._expected and self.processor_s() - self._started_s > _DEAR_S:
             self._is_dear = True
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self._process_id or 0, _LOWEST_PRIORITY)
+                yield_processors(self._process_id or 0)
 
     def close_answer(self, answer: int) -> None:
         """Forget an answer. Costly work for nobody is stopped."""

@@ -37,8 +37,7 @@ STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and it
 FRAME = struct.Struct("<BQI")  # status, bytes of memory of the worker, and bytes that follow
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
 
-_PRIORITY = 19  # of compiling, and of workers whose first mask was dear. It leaves the processors to the engine.
-_DEAR_MASK_S = 0.01
+_DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,14 @@ class WorkerLimits:
     token_s: float = 0.25
     answer_s: float = 10.0  # of all tokens of one answer
     memory_bytes: int = 128 * 2**20
+
+
+def yield_processors(thread: int) -> None:
+    """Let a thread run only when a processor has nothing else to do.
+
+    Under the lowest priority (nice) it would still take a processor for milliseconds, and the engine would wait for it.
+    """
+    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def main() -> None:
@@ -169,7 +176,7 @@ def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits)
     try:
         grammar = connection.recv_bytes().decode()
         worker = _Worker(connection, limits)
-        # In a thread of its own, because an ordinary process can lower a priority, but not raise it again.
+        # In a thread of its own, because a thread that yields the processors goes on doing so.
         thread = threading.Thread(target=worker.compile, args=(tokenizer, grammar))
         thread.start()
         thread.join()
@@ -193,7 +200,7 @@ class _Worker:
 
     def compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
+        yield_processors(threading.get_native_id())
         signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
         self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         self._add_frame(self.start)
@@ -202,7 +209,7 @@ class _Worker:
         started_s = time.thread_time()
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
         if time.thread_time() - started_s > _DEAR_MASK_S:
-            os.setpriority(os.PRIO_PROCESS, os.getpid(), _PRIORITY)
+            yield_processors(os.getpid())
         signal.setitimer(signal.ITIMER_PROF, 0)
         self.num_base_bytes = _private_bytes() - _resident_bytes()
         self._add_frame(self.start, mask)
