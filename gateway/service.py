@@ -93,8 +93,12 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
 def _open_stages(settings: GatewaySettings, stack: AsyncExitStack) -> tuple[VisionStage, LanguageStage]:
     """Open channels to both stages, and close them with `stack`."""
     tls = settings.channel_tls
-    vision: VisionStage = Stage("vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls)
+    vision: VisionStage = Stage(
+        "vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls, routing=settings.routing
+    )
     stack.push_async_callback(vision.close)
-    language: LanguageStage = Stage("language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls)
+    language: LanguageStage = Stage(
+        "language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls, routing=settings.routing
+    )
     stack.push_async_callback(language.close)
     return vision, language

@@ -17,6 +17,7 @@ from gateway.filters import FilterSet, ImageFilter, read_word_lists
 from gateway.images import ImagesConfig
 from gateway.redis_settings import RedisSettings
 from gateway.rollout.wiring import RolloutConfig
+from gateway.stages import Routing
 
 _ADMISSION = AdmissionLimits()
 
@@ -49,6 +50,11 @@ class GatewaySettings(RedisSettings):
     stage_ca: Path | None = Field(None, description="PEM file of the CAs that sign the stages' certificates")
     stage_cert: Path | None = Field(None, description="PEM file of the client certificate for the stages (mutual TLS)")
     stage_key: Path | None = Field(None, description="PEM file of that certificate's private key")
+    routing: Routing = Field(
+        "prefix",
+        description="replica for a request: the one that holds its image or conversation, unless it is loaded, or the "
+        "least busy one",
+    )
     refresh_s: float = Field(
         2, gt=0, le=60, description="interval between checks of the stages' models and the key file, seconds"
     )

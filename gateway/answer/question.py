@@ -9,6 +9,7 @@ from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
 from gateway.answer.signs import digest_of, script_of
+from gateway.answer.prefix import prefix_digest
 from gateway.answer.token_shapes import token_shapes
 from gateway.filters import FilterSet
 from gateway.images import ImageStore, RequestImage, TokenShape
@@ -97,7 +98,13 @@ class QuestionBuilder:
         self._filters.check_text(conversation.messages)
         images = await resolve_images(self._images, conversation, tenant)
         segments = await build_segments(release, conversation)
-        route = await self._releases.route(release, with_images=bool(images))
+        digests = [image.sha256 for image in images]
+        route = await self._releases.route(
+            release,
+            with_images=bool(images),
+            prefix=prefix_digest(conversation.messages, digests, tenant.salt),
+            image=digests[0] if digests else None,
+        )
         shapes = await token_shapes(images, route)
         num_prompt_tokens = release.prompts.count_tokens(segments, [shape.num_visual_tokens for shape in shapes])
         self._check_prompt_length(num_prompt_tokens)
@@ -114,8 +121,8 @@ class QuestionBuilder:
             cache_salt=tenant.salt,
             shares_caches=tenant.shares_caches,
             priority=priority,
-            script=script_of(conversation.messages),
-            digest=digest_of(conversation.messages, [image.sha256 for image in images]),
+            script=script,
+            digest=digest_of(conversation.messages, digests),
         )
 
     def _check_prompt_length(self, num_prompt_tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Choose replicas of the two stages and call them."""
 
+from gateway.stages.balance import Routing
 from gateway.stages.errors import translate_errors
 from gateway.stages.failover import with_failover
 from gateway.stages.language_call import CallEndedError, LanguageCall
@@ -27,6 +28,7 @@ __all__ = [
     "Releases",
     "Replica",
     "Route",
+    "Routing",
     "Stage",
     "VisionStage",
     "open_release",

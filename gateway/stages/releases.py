@@ -172,20 +172,26 @@ class Releases:
         """Close a release that has no requests in flight."""
         self._opened.pop(name, None)
 
-    async def route(self, release: Release, *, with_images: bool) -> Route:
+    async def route(
+        self, release: Release, *, with_images: bool, prefix: bytes | None = None, image: bytes | None = None
+    ) -> Route:
         """Return replicas of the halves that a request needs.
 
-        A request without images needs no vision replica.
+        Args:
+            release: both halves.
+            with_images: whether the request needs a vision replica.
+            prefix: digest of the beginning of the prompt, for the language replica that holds it.
+            image: digest of the first image, for the vision replica that holds its visual tokens.
 
         Raises:
             Unavailable: a half is not ready now.
             FailedPrecondition: reason 'RELEASE_MISMATCH', the halves do not fit, or 'MODEL_FAILED'.
         """
-        language = await self._language.find(release.language_tag)
+        language = await self._language.find(release.language_tag, prefix)
         _check_tokenizer(release, language.info)
         if not with_images:
             return Route(release, language, None)
-        vision = await self._vision.find(release.vision_tag)
+        vision = await self._vision.find(release.vision_tag, image)
         _check_pair(vision.info, language.info)
         return Route(release, language, vision)
 

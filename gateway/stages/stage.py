@@ -11,6 +11,7 @@ import structlog
 
 from chassis.channels import ChannelTls
 from chassis.errors import FailedPrecondition, TandemError, Unavailable
+from gateway.stages.balance import Routing, by_prefix, least_busy
 from gateway.stages.discovery import Discovery, Resolve, resolve_name
 from gateway.stages.endpoint import Endpoint, Stub
 from gateway.stages.errors import model_absent, unreachable
@@ -36,7 +37,8 @@ class Replica(Generic[Stub]):
 class Stage(Generic[Stub]):
     """The replicas of one stage.
 
-    Each endpoint is asked for its models (`refresh`). A call goes to a replica that is ready, healthy and least busy.
+    Each endpoint is asked for its models (`refresh`). A call goes to a replica that is ready and healthy: to the one
+    that holds its prefix, unless that is loaded, or to the least busy one.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Stage(Generic[Stub]):
         *,
         tls: ChannelTls | None = None,
         resolve: Resolve = resolve_name,
+        routing: Routing = "prefix",
     ) -> None:
         """Open the channels. The first `refresh` asks for the models.
 
@@ -56,13 +59,15 @@ class Stage(Generic[Stub]):
             make_stub: makes the stage's stub on a channel.
             tls: how to secure the channels. None is plain text.
             resolve: looks up DNS names.
+            routing: whether a call goes to the replica that holds its prefix.
 
         Raises:
             FailedPrecondition: reason 'BAD_TLS'.
         """
         self.name = name
+        self._routing = routing
         self._discovery = Discovery(name, targets, make_stub, tls=tls, resolve=resolve)
-        self._round_robin = count()
+        self._turns = count()
         self._refreshing: asyncio.Task[None] | None = None
 
     @property
@@ -70,8 +75,12 @@ class Stage(Generic[Stub]):
         """All current endpoints."""
         return self._discovery.endpoints
 
-    async def find(self, tag: str) -> Replica[Stub]:
-        """Return the least busy replica of `tag`.
+    async def find(self, tag: str, prefix: bytes | None = None) -> Replica[Stub]:
+        """Return the replica of `tag` for a call.
+
+        Args:
+            tag: the model's tag.
+            prefix: digest of the beginning of the call's input, which a replica may hold in its caches.
 
         Raises:
             Unavailable: no replica is ready now.
@@ -80,7 +89,7 @@ class Stage(Generic[Stub]):
         replicas = await self._search(lambda: self._ready_replicas(tag))
         if not replicas:
             raise self._no_replica(tag)
-        return self._least_busy(replicas)
+        return self._choose(replicas, prefix if self._routing == "prefix" else None)
 
     async def find_alternative(self, tried: Sequence[Replica[Stub]]) -> Replica[Stub] | None:
         """Return a replica of the same model at another endpoint.
@@ -92,7 +101,7 @@ class Stage(Generic[Stub]):
         replicas = await self._search(
             lambda: self._ready_replicas(model.tag, same_model_as=model, exclude=tried_endpoints)
         )
-        return self._least_busy(replicas) if replicas else None
+        return self._choose(replicas, None) if replicas else None
 
     def info(self, tag: str) -> model_pb2.ModelInfo | None:
         """Return the last known description of a model.
@@ -176,14 +185,10 @@ class Stage(Generic[Stub]):
         ]
         return healthy or ready
 
-    def _least_busy(self, replicas: Sequence[Replica[Stub]]) -> Replica[Stub]:
-        """Return the replica with the fewest calls in flight.
-
-        Equals take turns (round-robin).
-        """
-        fewest = min(replica.endpoint.num_in_flight for replica in replicas)
-        idlest = [replica for replica in replicas if replica.endpoint.num_in_flight == fewest]
-        return idlest[next(self._round_robin) % len(idlest)]
+    def _choose(self, replicas: Sequence[Replica[Stub]], prefix: bytes | None) -> Replica[Stub]:
+        calls = {replica.endpoint.address: replica.endpoint.num_in_flight for replica in replicas}
+        chosen = least_busy(calls, next(self._turns)) if prefix is None else by_prefix(calls, prefix)
+        return next(replica for replica in replicas if replica.endpoint.address == chosen)
 
     def _no_replica(self, tag: str) -> TandemError:
         """Return the reason why no replica of `tag` is ready."""

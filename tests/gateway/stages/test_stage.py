@@ -210,3 +210,16 @@ async def test_ejected_endpoints_are_a_last_resort(store: Path) -> None:
         assert await found(stage) == {other.address}
         eject(other)
         assert await found(stage) == {one.address, other.address}
+
+
+async def test_calls_with_one_prefix_go_to_one_replica(store: Path) -> None:
+    """They spread when it is loaded, and when they shall."""
+    async with servers(store, 3) as running, AsyncExitStack() as calls:
+        addresses = [server.address for server in running]
+        async with stage_of(*addresses) as stage, stage_of(*addresses, routing="least-busy") as other:
+            first = await stage.find(TAG, b"prefix")
+            assert {(await stage.find(TAG, b"prefix")).endpoint.address for _ in range(6)} == {first.endpoint.address}
+            assert len({(await other.find(TAG, b"prefix")).endpoint.address for _ in range(6)}) == 3
+            for _ in range(4):
+                calls.enter_context(first.endpoint.track_call(TAG))
+            assert (await stage.find(TAG, b"prefix")).endpoint.address != first.endpoint.address
