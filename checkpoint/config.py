@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from chassis.errors import FailedPrecondition
 from chassis.validation import problems
 from checkpoint.families import FAMILIES, ModelConfig
+from checkpoint.small_files import read_small_file
 
 CONFIG_FILE = "config.json"
 
@@ -19,7 +20,7 @@ def read_config(folder: Path) -> ModelConfig:
         FailedPrecondition: BAD_CHECKPOINT, the file is missing or invalid. The message names every bad field.
     """
     try:
-        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        text = read_small_file(folder / CONFIG_FILE).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FailedPrecondition(
             f"Checkpoint {folder.name} has no readable {CONFIG_FILE}.", reason="BAD_CHECKPOINT"
@@ -56,7 +57,7 @@ def _family(text: str | bytes) -> type[ModelConfig]:
     """
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for lists in lists
         fields = None
     name = fields.get("family", "resampler") if isinstance(fields, dict) else "resampler"
     return FAMILIES.get(name, FAMILIES["resampler"]) if isinstance(name, str) else FAMILIES["resampler"]

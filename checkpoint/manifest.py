@@ -15,6 +15,7 @@ from chassis.validation import first_problem
 from checkpoint.config import CONFIG_FILE, parse_config
 from checkpoint.families import HALVES, Half, ModelConfig
 from checkpoint.identity import DIGEST_BYTES, TensorDigest, half_digest
+from checkpoint.small_files import read_small_file
 from checkpoint.tags import MAX_TAG_CHARS
 
 MANIFEST_FILE = "manifest.json"
@@ -78,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
         FailedPrecondition: BAD_CHECKPOINT, the file is missing or invalid, or its tag is not the folder's name.
     """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        manifest = Manifest.model_validate_json(read_small_file(folder / MANIFEST_FILE))
     except OSError as error:
         raise FailedPrecondition(
             f"Checkpoint {folder.name} has no readable {MANIFEST_FILE}.", reason="BAD_CHECKPOINT"
@@ -145,7 +146,7 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
             f"The file {MANIFEST_FILE} of {folder.name} does not name {name}.", reason="BAD_CHECKPOINT"
         )
     try:
-        content = (folder / name).read_bytes()
+        content = read_small_file(folder / name)
     except OSError as error:
         raise FailedPrecondition(
             f"Checkpoint {folder.name} has no readable {name}.", reason="BAD_CHECKPOINT"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from checkpoint.stored_tensor import ELEMENT_BYTES
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the library's limit
+_MAX_HEADER_BYTES = 16 * 2**20  # of 100,000 tensors. Parsed, a header takes about ten times as much
 _DTYPES = {
     "BF16": "bfloat16",
     "F16": "float16",

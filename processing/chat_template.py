@@ -1,22 +1,20 @@
 """Render a chat template, and keep message text apart from template text.
 
-The template runs in Jinja2's immutable sandbox. It never sees the texts of a conversation: a placeholder replaces each
-text, and the rendered string is split at the placeholders. So message text cannot imitate template text.
+The template runs in Jinja2's immutable sandbox, in a process with limits. It never sees the texts of a conversation: a
+placeholder replaces each text, and the rendered string is split at the placeholders. So message text cannot imitate
+template text.
 
 Tools and their calls are different: a template looks into them, so their texts become template text. The prompt builder
 refuses those that spell a special token.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, NotRequired, TypedDict
-
-from jinja2 import TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, Literal, NotRequired, TypedDict
 
 from chassis.errors import FailedPrecondition, InvalidArgument
+from processing.template_process import TemplateProcess
 
 # Placeholders use Unicode's private use area. A template that contains these characters is refused.
 PLACEHOLDER_CHARACTERS = _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -60,6 +58,9 @@ class ChatMessage(TypedDict):
     tool_calls: NotRequired[list[FunctionTool]]
 
 
+_TRIAL: list[ChatMessage] = [{"role": "user", "content": [{"type": "text", "text": f"{_OPEN}0{_CLOSE}"}]}]
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateText:
     """Text that the template wrote. It may contain special tokens."""
@@ -81,23 +82,24 @@ class ChatTemplate:
         """Compile `source`.
 
         Raises:
-            FailedPrecondition: it is no valid template, or it contains the placeholder characters.
+            FailedPrecondition: it is no valid template, contains the placeholder characters, or takes too much time or
+                memory.
         """
         if _OPEN in source or _CLOSE in source:
             raise FailedPrecondition(
                 "The chat template contains U+E000 or U+E001, which are reserved: remove them.", reason="BAD_CHECKPOINT"
             )
-        # Released templates expect these block options and loop controls.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = _to_json
-        try:
-            self._template = environment.from_string(source)
-            self.renders_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
-        except TemplateError as error:
-            raise FailedPrecondition(f"The chat template is not valid: {error}", reason="BAD_CHECKPOINT") from error
+        self._process = TemplateProcess(source)
+        self.renders_tools = self._process.renders_tools
+        self._process.render(_arguments(_TRIAL))  # a template that takes too much fails now, whatever it would answer
+
+    def has_rendered(
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
+    ) -> bool:
+        """Return whether `render` need not wait for the process."""
+        texts: list[str] = []
+        replaced = [_replace_texts(message, texts) for message in messages]
+        return self._process.has_rendered(_arguments(replaced, tools, continues_last=continues_last))
 
     def render(
         self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
@@ -111,22 +113,21 @@ class ChatTemplate:
 
         Raises:
             InvalidArgument: the template refuses this conversation, for example two user messages in a row.
-            FailedPrecondition: the template fails, or does not output every text exactly once.
+            FailedPrecondition: the template fails, takes too much time or memory, or does not output every text exactly
+                once.
         """
         texts: list[str] = []
         replaced = [_replace_texts(message, texts) for message in messages]
-        try:
-            rendered = self._template.render(
-                messages=replaced, tools=list(tools) or None, add_generation_prompt=not continues_last
-            )
-        except _RefusedError as error:
+        reply = self._process.render(_arguments(replaced, tools, continues_last=continues_last))
+        if "refused" in reply:
             raise InvalidArgument(
-                f"The model's chat template refuses this conversation: {error}",
+                f"The model's chat template refuses this conversation: {reply['refused']}",
                 reason="TEMPLATE_REFUSED",
                 field="messages",
-            ) from error
-        except Exception as error:  # a template runs Python expressions, which can raise anything
-            raise FailedPrecondition(f"The chat template failed: {error}", reason="BAD_CHECKPOINT") from error
+            )
+        if "failed" in reply:
+            raise FailedPrecondition(f"The chat template failed: {reply['failed']}", reason="BAD_CHECKPOINT")
+        rendered = reply["text"]
         positions = [int(index) for index in _PLACEHOLDER.findall(rendered)]
         if sorted(positions) != list(range(len(texts))):
             raise FailedPrecondition(
@@ -137,20 +138,11 @@ class ChatTemplate:
         return list(_pieces(rendered, texts))
 
 
-class _RefusedError(TemplateError):
-    """Raised by a template that calls `raise_exception(...)`."""
-
-
-def _refuse(message: str) -> NoReturn:
-    raise _RefusedError(message)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    """Write JSON as models were trained with it.
-
-    Jinja's own filter escapes characters for HTML and sorts keys.
-    """
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _arguments(
+    messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
+) -> dict[str, Any]:
+    """Return what a template gets."""
+    return {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": not continues_last}
 
 
 def _replace_texts(message: ChatMessage, texts: list[str]) -> ChatMessage:

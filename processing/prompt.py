@@ -73,6 +73,12 @@ class PromptBuilder:
         """Whether the chat template renders tools and their calls."""
         return self._template.renders_tools
 
+    def is_quick(
+        self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
+    ) -> bool:
+        """Return whether building these segments waits for no process."""
+        return self._template.has_rendered(messages, tools, continues_last=continues_last)
+
     def build_segments(
         self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
     ) -> list[Segment]:

@@ -17,7 +17,8 @@ class ModelConfig(Part, ABC):
 
     family: str
     language: LanguageConfig
-    image_token: str = Field(default="<|image_pad|>", min_length=1)  # the chat template's placeholder of one image
+    # The chat template's placeholder of one image.
+    image_token: str = Field(default="<|image_pad|>", min_length=1, max_length=256)
     default_sampling: SamplingDefaults = SamplingDefaults()
 
     @property

@@ -1,8 +1,17 @@
 """Configuration parts that all model families share. Needs no torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+# Far above every released model. A larger number is a mistake, or made to take a process's memory.
+Layers = Annotated[int, Field(ge=1, le=1024)]
+Heads = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=2**20)]  # elements of a vector
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
+Pixels = Annotated[int, Field(ge=1, le=2**14)]  # of a side
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+RopeBase = Annotated[float, Field(gt=0, le=1e12)]
 
 
 class Part(BaseModel):
@@ -18,10 +27,10 @@ class RopeScaling(Part):
     """Stretches rotary positions for contexts longer than in training."""
 
     kind: Literal["linear", "llama3"]
-    factor: float = Field(ge=1)
-    low_freq_factor: float = Field(default=1.0, gt=0)  # llama3 only
-    high_freq_factor: float = Field(default=4.0, gt=0)  # llama3 only
-    original_context_length: PositiveInt = 8192  # llama3 only
+    factor: float = Field(ge=1, le=1e6)
+    low_freq_factor: float = Field(default=1.0, gt=0, le=1e6)  # llama3 only
+    high_freq_factor: float = Field(default=4.0, gt=0, le=1e6)  # llama3 only
+    original_context_length: Tokens = 8192  # llama3 only
 
 
 class SamplingDefaults(Part):
@@ -31,24 +40,24 @@ class SamplingDefaults(Part):
     """
 
     temperature: float | None = Field(default=None, ge=0, le=100)
-    top_k: NonNegativeInt | None = None
+    top_k: int | None = Field(default=None, ge=0, le=2**24)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=1e6)
 
 
 class LanguageConfig(Part):
     """The decoder: grouped-query attention, RMSNorm, SwiGLU, rotary positions."""
 
-    width: PositiveInt = 4096
-    num_layers: PositiveInt = 32
-    num_heads: PositiveInt = 32
-    num_kv_heads: PositiveInt = 8
-    head_dim: PositiveInt = 128
-    mlp_width: PositiveInt = 11008
-    vocab_size: PositiveInt = 151936
-    context_length: PositiveInt = 32768  # tokens
-    norm_eps: float = Field(default=1e-6, gt=0)
-    rope_theta: float = Field(default=1_000_000.0, gt=0)
+    width: Width = 4096
+    num_layers: Layers = 32
+    num_heads: Heads = 32
+    num_kv_heads: Heads = 8
+    head_dim: int = Field(default=128, ge=1, le=4096)
+    mlp_width: Width = 11008
+    vocab_size: Tokens = 151936
+    context_length: Tokens = 32768
+    norm_eps: Epsilon = 1e-6
+    rope_theta: RopeBase = 1_000_000.0
     rope_scaling: RopeScaling | None = None
     qk_norm: bool = False  # RMSNorm on each head of queries and keys (Qwen3)
     attention_bias: bool = False  # a bias in the q, k and v projections (Qwen2)
@@ -56,7 +65,7 @@ class LanguageConfig(Part):
     modality_embedding: bool = False  # add a learned vector by kind of position: 0 text, 1 image
     mrope_section: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # frequencies by time, row and column
     num_deepstack_levels: NonNegativeInt = 0  # levels added after the first layers, at image positions
-    eos_token_ids: tuple[int, ...] = Field(min_length=1)
+    eos_token_ids: tuple[int, ...] = Field(min_length=1, max_length=256)
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from checkpoint.families.model import ModelConfig
-from checkpoint.families.parts import LanguageConfig, Part
+from checkpoint.families.parts import Epsilon, Heads, LanguageConfig, Layers, Part, Pixels, RopeBase, Width
 from checkpoint.families.tensors import HEAD, Half, Section, TensorSpec, decoder_layout
 
 # Pixels of a resized image: at least 256 x 256. The largest the model was trained on has 4096 x 4096.
@@ -23,21 +23,22 @@ class Qwen3VisionConfig(Part):
     It merges patches into visual tokens with DeepStack levels.
     """
 
-    patch_size: PositiveInt = 16  # pixels a side
-    temporal_patch_size: PositiveInt = 2  # frames, all equal for a still image
-    merge_size: PositiveInt = 2  # side of the window of patches of one visual token
-    width: PositiveInt = 1024
-    num_layers: PositiveInt = 24
-    num_heads: PositiveInt = 16
-    mlp_width: PositiveInt = 4096
-    num_positions: PositiveInt = 2304  # a square grid of learned positions, interpolated to each image's grid
+    patch_size: Pixels = 16  # pixels a side
+    temporal_patch_size: int = Field(default=2, ge=1, le=64)  # frames, all equal for a still image
+    merge_size: int = Field(default=2, ge=1, le=64)  # side of the window of patches of one visual token
+    width: Width = 1024
+    num_layers: Layers = 24
+    num_heads: Heads = 16
+    mlp_width: Width = 4096
+    # A square grid of learned positions, interpolated to each image's grid.
+    num_positions: int = Field(default=2304, ge=1, le=2**20)
     deepstack_layers: tuple[NonNegativeInt, ...] = (5, 11, 17)  # layers whose output also becomes a level
-    norm_eps: float = Field(default=1e-6, gt=0)
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm_eps: Epsilon = 1e-6
+    rope_theta: RopeBase = 10_000.0
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    min_pixels: PositiveInt = MIN_PIXELS
-    max_pixels: PositiveInt = MAX_PIXELS
+    min_pixels: int = Field(default=MIN_PIXELS, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=16 * MAX_PIXELS)
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -6,28 +6,30 @@ A ViT, a Perceiver resampler or a projection, and a decoder.
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from checkpoint.families.model import ModelConfig
-from checkpoint.families.parts import Part
+from checkpoint.families.parts import Epsilon, Heads, Layers, Part, Pixels, Width
 from checkpoint.families.tensors import HEAD, Half, Section, TensorSpec, decoder_layout
 
 QUERY = "perceiver_resampler.query"
+
+_MAX_PATCHES = 2**16  # of an image. Far above every released model
 
 
 class VisionConfig(Part):
     """The vision transformer: square image -> patches -> pooled patches."""
 
-    image_size: PositiveInt = 224  # pixels a side
-    patch_size: PositiveInt = 14  # pixels a side
-    width: PositiveInt = 1024
-    num_layers: PositiveInt = 24
-    num_heads: PositiveInt = 16
-    mlp_width: PositiveInt = 4096
-    pool_size: PositiveInt = 2  # side of the window of patches averaged into one, 1 keeps all
+    image_size: Pixels = 224  # pixels a side
+    patch_size: Pixels = 14  # pixels a side
+    width: Width = 1024
+    num_layers: Layers = 24
+    num_heads: Heads = 16
+    mlp_width: Width = 4096
+    pool_size: Pixels = 2  # side of the window of patches averaged into one, 1 keeps all
     positions: Literal["learned", "sincos_1d", "sincos_2d"] = "learned"
     linear_bias: bool = False  # a bias in the patch, attention and feed-forward projections
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: Epsilon = 1e-6
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -36,6 +38,8 @@ class VisionConfig(Part):
         """Refuse shapes that do not divide."""
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.num_patches > _MAX_PATCHES:
+            raise ValueError(f"an image has {self.num_patches} patches, more than {_MAX_PATCHES}")
         if self.grid_size % self.pool_size:
             raise ValueError(f"a grid of {self.grid_size} patches is not a multiple of pool_size {self.pool_size}")
         if self.width % self.num_heads:
@@ -69,12 +73,12 @@ class ResamplerConfig(Part):
     """
 
     kind: Literal["perceiver", "none"] = "perceiver"
-    num_queries: PositiveInt = 32
-    num_layers: PositiveInt = 6
-    num_heads: PositiveInt = 16
-    head_dim: PositiveInt = 64
-    mlp_width: PositiveInt = 4096
-    norm_eps: float = Field(default=1e-6, gt=0)
+    num_queries: int = Field(default=32, ge=1, le=_MAX_PATCHES)
+    num_layers: Layers = 6
+    num_heads: Heads = 16
+    head_dim: int = Field(default=64, ge=1, le=4096)
+    mlp_width: Width = 4096
+    norm_eps: Epsilon = 1e-6
 
 
 class ResamplerModelConfig(ModelConfig):

@@ -156,7 +156,8 @@ async def build_segments(release: Release, conversation: Conversation) -> list[S
         conversation.tools,
         continues_last=conversation.continues_last,
     )
-    if conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS:
+    is_small = conversation.num_characters <= _BUILD_INLINE_CHARACTERS and num_parts <= _BUILD_INLINE_PARTS
+    if is_small and release.prompts.is_quick(*build.args, **build.keywords):
         return build()
     return await asyncio.to_thread(build)
 
