@@ -18,6 +18,8 @@ _PUBLIC_PREFIX = "grpc."
 _NUM_PUBLIC_PLACES = 2
 _MAX_PUBLIC_BYTES = 4096
 
+_EOF: object = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the published types
+
 _log = structlog.get_logger()
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
@@ -107,7 +109,7 @@ class RequestReader:
         if self._is_streaming:
             return _Requests(self, context, sender)
         data = await self.receive(context, sender)
-        if data is grpc.aio.EOF:
+        if data is _EOF:
             RPC_UNREAD.labels(self._method).inc()
             # gRPC refuses a message above the limit by itself, and says so to the client alone.
             _log.info("request not received, because it is too large or its client left", method=self._method)
@@ -162,6 +164,6 @@ class _Requests:
     async def __anext__(self) -> Any:
         data = await self._reader.receive(self._context, self._sender, is_first=self._is_first)
         self._is_first = False
-        if data is grpc.aio.EOF:
+        if data is _EOF:
             raise StopAsyncIteration
         return self._reader.parse(data)

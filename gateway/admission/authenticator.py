@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from chassis.api_keys import api_key_of, key_sha256
 from chassis.errors import FailedPrecondition, PermissionDenied, Unauthenticated
 from gateway.admission.tenants import Role, Tenant, read_tenants
+
+ANONYMOUS = "anonymous"  # the tenant of all callers, where no keys are asked for
 
 _log = structlog.get_logger()
 
@@ -32,7 +35,7 @@ class Authenticator:
         self._path = path
         # Callers without keys share caches. From elsewhere they are strangers to each other.
         group = "" if role_without_keys == "operator" else "anonymous"
-        self._anonymous = Tenant(name="anonymous", role=role_without_keys, cache_group=group)
+        self._anonymous = Tenant(name=ANONYMOUS, role=role_without_keys, cache_group=group)
         self._file_version = self._read_file_version()
         self._by_key_sha256 = read_tenants(path) if path is not None else {}
 
@@ -62,6 +65,10 @@ class Authenticator:
         if role == "operator" and tenant.role != "operator":
             raise PermissionDenied("This call needs an operator's API key.", reason="NOT_OPERATOR")
         return tenant
+
+    def name_of(self, _method: str, context: Any) -> str:
+        """Return the tenant's name, before the request of a call is read."""
+        return self.authenticate(context.invocation_metadata()).name
 
     async def watch(self, interval_s: float) -> None:
         """Reload the key file after each change, until cancelled.

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from chassis.back_pressure import time_to_clear_s
 from chassis.errors import ResourceExhausted
@@ -111,26 +111,75 @@ class ByteLimit:
     The queue bounds only the number of requests, and a few large ones can exhaust the memory.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        """Start empty."""
-        self._max_bytes = max_bytes
-        self.num_bytes = 0
+    def __init__(self, max_bytes: int, *, subject: str = "The gateway") -> None:
+        """Start empty.
 
-    @contextmanager
-    def reserve(self, num_bytes: int, *, retry_after_s: float) -> Iterator[None]:
-        """Reserve a request's bytes for the block.
+        Args:
+            max_bytes: limit for all reservations together.
+            subject: subject of the error message.
+        """
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._subject = subject
+
+    def take(self, num_bytes: int, *, retry_after_s: float) -> None:
+        """Reserve bytes.
 
         Raises:
             ResourceExhausted: reason 'BYTES_BUSY', with the given `retry_after_s`.
         """
-        if self.num_bytes + num_bytes > self._max_bytes:
+        if self.num_bytes + num_bytes > self.max_bytes:
             raise ResourceExhausted(
-                f"The gateway has {self.num_bytes} bytes of requests, and its limit is {self._max_bytes}: retry later.",
+                f"{self._subject} has {self.num_bytes} bytes of requests and their images, and its limit is "
+                f"{self.max_bytes}: retry later.",
                 reason="BYTES_BUSY",
                 retry_after_s=retry_after_s,
             )
         self.num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Return reserved bytes."""
+        self.num_bytes -= num_bytes
+
+
+class Reservation:
+    """Bytes that one request holds, counted in several limits."""
+
+    def __init__(self, limits: Sequence[ByteLimit], retry_after_s: Callable[[], float]) -> None:
+        """Start empty.
+
+        Args:
+            limits: of all requests, and of the tenant.
+            retry_after_s: estimates when a refused client should retry.
+        """
+        self.num_bytes = 0
+        self._limits = limits
+        self._retry_after_s = retry_after_s
+
+    def grow(self, num_bytes: int) -> None:
+        """Reserve more, in all limits or in none.
+
+        Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'.
+        """
+        taken: list[ByteLimit] = []
         try:
-            yield
-        finally:
-            self.num_bytes -= num_bytes
+            for limit in self._limits:
+                limit.take(num_bytes, retry_after_s=self._retry_after_s())
+                taken.append(limit)
+        except ResourceExhausted:
+            for limit in taken:
+                limit.give_back(num_bytes)
+            raise
+        self.num_bytes += num_bytes
+
+    def shrink(self, num_bytes: int) -> None:
+        """Return bytes that are held no longer. After `close` this has no effect."""
+        num_bytes = min(num_bytes, self.num_bytes)
+        self.num_bytes -= num_bytes
+        for limit in self._limits:
+            limit.give_back(num_bytes)
+
+    def close(self) -> None:
+        """Return all bytes."""
+        self.shrink(self.num_bytes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chassis.errors import InvalidArgument
-from gateway.answer.tool_checks import read_tool_calls, read_tools
+from gateway.answer.tool_checks import MAX_TOOLS, read_tool_calls, read_tools
 from processing import ChatMessage, FunctionTool, ImagePart, TextPart
 from tandem.v1 import gateway_pb2
 
@@ -16,6 +16,8 @@ from tandem.v1 import gateway_pb2
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 128
 MAX_ROUTING_KEY_CHARACTERS = 256
+MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # of all messages together
 
 _ROLES: dict[int, Literal["system", "user", "assistant", "tool"]] = {
     gateway_pb2.ROLE_SYSTEM: "system",
@@ -137,22 +139,37 @@ def check_conversation(
         continues_last: the answer continues the last turn, so that is the model's.
 
     Raises:
-        InvalidArgument: reason 'NO_MESSAGES', 'BAD_ROLE', 'EMPTY_MESSAGE', 'EMPTY_PART', 'TOO_MANY_IMAGES',
-            'TEXT_TOO_LONG', 'LAST_NOT_USER', 'EMPTY_QUESTION', 'NOTHING_TO_CONTINUE', 'BAD_TOOL', 'BAD_TOOL_CALL' or
-            'BAD_TOOL_RESULT'.
+        InvalidArgument: reason 'NO_MESSAGES', 'TOO_MANY_PARTS', 'BAD_ROLE', 'EMPTY_MESSAGE', 'EMPTY_PART',
+            'TOO_MANY_IMAGES', 'TEXT_TOO_LONG', 'LAST_NOT_USER', 'EMPTY_QUESTION', 'NOTHING_TO_CONTINUE', 'BAD_TOOL',
+            'BAD_TOOL_CALL' or 'BAD_TOOL_RESULT'.
     """
     if not messages:
         raise InvalidArgument(
             "The conversation is empty: send at least one message.", reason="NO_MESSAGES", field="messages"
         )
-    conversation = Conversation(tools=read_tools(tools), continues_last=continues_last)
-    num_characters = sum(len(tool.description) + len(tool.parameters) for tool in tools)
+    _check_numbers(messages)
+    conversation = Conversation(continues_last=continues_last)
+    num_characters = sum(len(tool.description) + len(tool.parameters) for tool in tools[: MAX_TOOLS + 1])
     conversation.add_characters(num_characters, "tools", limits)
+    conversation.tools = read_tools(tools)
     for index, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{index}]", limits)
     check_last = _check_continued if continues_last else _check_last_message
     check_last(conversation.messages[-1], f"messages[{len(messages) - 1}]")
     return conversation
+
+
+def _check_numbers(messages: Sequence[gateway_pb2.Message]) -> None:
+    """Check the numbers of messages and parts, which cost time each."""
+    num_parts = sum(len(message.parts) for message in messages[: MAX_MESSAGES + 1])
+    for limit, number, name in ((MAX_MESSAGES, len(messages), "messages"), (MAX_PARTS, num_parts, "parts")):
+        if number > limit:
+            raise InvalidArgument(
+                f"There are {number} {name}: send at most {limit}.",
+                reason="TOO_MANY_PARTS",
+                field="messages",
+                metadata={f"max_{name}": str(limit)},
+            )
 
 
 def _add_message(conversation: Conversation, message: gateway_pb2.Message, place: str, limits: Limits) -> None:
@@ -161,6 +178,8 @@ def _add_message(conversation: Conversation, message: gateway_pb2.Message, place
         raise InvalidArgument(
             "The role must be system, user, assistant or tool.", reason="BAD_ROLE", field=f"{place}.role"
         )
+    num_characters = sum(len(call.arguments) for call in message.tool_calls)
+    conversation.add_characters(num_characters, f"{place}.tool_calls", limits)
     calls = read_tool_calls(message, place)
     if not message.parts and role not in _PRODUCERS:
         raise InvalidArgument(
@@ -172,7 +191,6 @@ def _add_message(conversation: Conversation, message: gateway_pb2.Message, place
         _add_part(conversation, part, f"{place}.parts[{index}]", limits, is_produced=role in _PRODUCERS)
         for index, part in enumerate(message.parts)
     ]
-    conversation.add_characters(sum(len(call.arguments) for call in message.tool_calls), f"{place}.tool_calls", limits)
     conversation.messages.append({"role": role, "content": content})
     if calls:
         conversation.messages[-1]["tool_calls"] = calls

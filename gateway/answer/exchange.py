@@ -17,7 +17,7 @@ from gateway.answer.question import Question, QuestionBuilder
 from gateway.answer.report import Report
 from gateway.answer.span_attributes import request_attributes, response_attributes
 from gateway.filters import FilterSet
-from gateway.images import RequestImage, TokenShape, VisualTokenSource
+from gateway.images import UNCOUNTED, Held, RequestImage, TokenShape, VisualTokenSource
 from gateway.stages import CallEndedError, LanguageCall, Release, Replica, with_failover
 from processing import TextSegment
 from tandem.v1 import gateway_pb2, language_pb2, tensor_pb2
@@ -52,6 +52,7 @@ class ExchangeBuilder:
         deadline: Deadline,
         report: Report,
         priority: int = 0,
+        held: Held = UNCOUNTED,
     ) -> "Exchange":
         """Check a request and build its prompt.
 
@@ -64,12 +65,13 @@ class ExchangeBuilder:
             deadline: deadline of the whole request.
             report: receives timings and counts while the exchange runs.
             priority: scheduling priority in the language service. Larger runs first.
+            held: counts the bytes of images given by digest, until they are encoded.
 
         Raises:
             TandemError: see `QuestionBuilder.build`.
         """
         return Exchange(
-            question=await self._questions.build(request, release, tenant, priority=priority),
+            question=await self._questions.build(request, release, tenant, priority=priority, held=held),
             deadline=deadline,
             visual_tokens=self._visual_tokens,
             filters=self._filters,
@@ -139,6 +141,7 @@ class Exchange:
             found = await self.visual_tokens.get(
                 image, shape, replica, cache_salt=self.question.cache_salt, pins=pins, deadline=self.deadline
             )
+            image.drop()
             step.set_attributes({"tandem.cache_level": gateway_pb2.CacheLevel.Name(found.level)})
         self.filters.check_image(found.entry.data, image.field)
         report.cache_level = found.level

@@ -1,21 +1,25 @@
 """Build a checked request's prompt and choose its replicas."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, ImageField, Limits, check_conversation, check_options
-from gateway.answer.signs import digest_of, script_of
 from gateway.answer.prefix import prefix_digest
+from gateway.answer.signs import digest_of, script_of
 from gateway.answer.token_shapes import token_shapes
 from gateway.filters import FilterSet
-from gateway.images import ImageStore, RequestImage, TokenShape
+from gateway.images import UNCOUNTED, Held, ImageStore, RequestImage, TokenShape
 from gateway.stages import Release, Releases, Route
 from processing import Segment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
+
+T = TypeVar("T")
+HasConversation = gateway_pb2.GatewayGenerateRequest | gateway_pb2.CountTokensRequest | gateway_pb2.TokenizeRequest
 
 # Rendering and tokenizing this much takes about a millisecond. Larger prompts are built in a thread.
 _BUILD_INLINE_CHARACTERS = 4096
@@ -76,7 +80,13 @@ class QuestionBuilder:
         self._filters = filters
 
     async def build(
-        self, request: gateway_pb2.GatewayGenerateRequest, release: Release, tenant: Tenant, *, priority: int = 0
+        self,
+        request: gateway_pb2.GatewayGenerateRequest,
+        release: Release,
+        tenant: Tenant,
+        *,
+        priority: int = 0,
+        held: Held = UNCOUNTED,
     ) -> Question:
         """Check a request without a model, and build its prompt.
 
@@ -85,18 +95,17 @@ class QuestionBuilder:
             release: the release that answers.
             tenant: owner of the request.
             priority: scheduling priority in the language service. Larger runs first.
+            held: counts the bytes of images given by digest.
 
         Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'.
             InvalidArgument: the request is wrong. `field` names the field at fault.
             NotFound: reason 'IMAGE_NOT_FOUND'.
             Unavailable, FailedPrecondition: the release cannot answer.
         """
         check_options(request, self._limits)
-        conversation = check_conversation(
-            request.messages, self._limits, request.tools, continues_last=request.continue_answer
-        )
-        self._filters.check_text(conversation.messages)
-        images = await resolve_images(self._images, conversation, tenant)
+        conversation, script = await in_thread_if_large(request, partial(self._check, request))
+        images = await resolve_images(self._images, conversation, tenant, held)
         segments = await build_segments(release, conversation)
         digests = [image.sha256 for image in images]
         route = await self._releases.route(
@@ -125,6 +134,14 @@ class QuestionBuilder:
             digest=digest_of(conversation.messages, digests),
         )
 
+    def _check(self, request: gateway_pb2.GatewayGenerateRequest) -> tuple[Conversation, str | None]:
+        """Return the checked conversation and the script of its question."""
+        conversation = check_conversation(
+            request.messages, self._limits, request.tools, continues_last=request.continue_answer
+        )
+        self._filters.check_text(conversation.messages)
+        return conversation, script_of(conversation.messages)
+
     def _check_prompt_length(self, num_prompt_tokens: int) -> None:
         limit = self._limits.max_prompt_tokens
         if limit and num_prompt_tokens > limit:
@@ -147,6 +164,24 @@ class QuestionBuilder:
         return resolved
 
 
+async def in_thread_if_large(request: HasConversation, work: Callable[[], T]) -> T:
+    """Run work on a conversation without blocking the event loop."""
+    return work() if _is_small(request) else await asyncio.to_thread(work)
+
+
+def _is_small(request: HasConversation) -> bool:
+    """Return whether a conversation can be checked at once."""
+    if len(request.messages) > _BUILD_INLINE_PARTS or len(request.tools) > _BUILD_INLINE_PARTS:
+        return False
+    num_parts = sum(len(message.parts) + len(message.tool_calls) for message in request.messages)
+    if num_parts > _BUILD_INLINE_PARTS:
+        return False
+    num_characters = sum(len(part.text) for message in request.messages for part in message.parts)
+    num_characters += sum(len(call.arguments) for message in request.messages for call in message.tool_calls)
+    num_characters += sum(len(tool.parameters) for tool in request.tools)
+    return num_characters <= _BUILD_INLINE_CHARACTERS
+
+
 async def build_segments(release: Release, conversation: Conversation) -> list[Segment]:
     """Build the prompt without blocking the event loop."""
     num_parts = sum(len(message["content"]) for message in conversation.messages)
@@ -162,13 +197,15 @@ async def build_segments(release: Release, conversation: Conversation) -> list[S
     return await asyncio.to_thread(build)
 
 
-async def resolve_images(store: ImageStore, conversation: Conversation, tenant: Tenant) -> list[RequestImage]:
+async def resolve_images(
+    store: ImageStore, conversation: Conversation, tenant: Tenant, held: Held
+) -> list[RequestImage]:
     """Return the images of a conversation.
 
     Raises:
         InvalidArgument, NotFound: see `ImageStore.resolve`.
     """
-    return [await store.resolve(image.image, image.field, tenant.salt) for image in conversation.images]
+    return [await store.resolve(image.image, image.field, tenant.salt, held) for image in conversation.images]
 
 
 def _check_context(num_prompt_tokens: int, max_tokens: int, route: Route) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from chassis.errors import InvalidArgument
 from gateway.admission import Tenant
 from gateway.answer.checks import Conversation, Limits, check_conversation
-from gateway.answer.question import build_segments, resolve_images
+from gateway.answer.question import build_segments, in_thread_if_large, resolve_images
 from gateway.answer.token_shapes import token_shapes
-from gateway.images import ImageStore
+from gateway.images import Held, ImageStore
 from gateway.stages import Release, Releases, Route
 from processing import Detokenizer, Segment, TextSegment
 from tandem.v1 import gateway_pb2
@@ -30,17 +31,22 @@ class Tokenization:
         self._limits = limits
 
     async def count(
-        self, request: gateway_pb2.CountTokensRequest, release: Release, tenant: Tenant
+        self, request: gateway_pb2.CountTokensRequest, release: Release, tenant: Tenant, held: Held
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation.
 
         Raises:
             InvalidArgument, NotFound, Unavailable, FailedPrecondition: see `QuestionBuilder.build`.
         """
-        conversation = check_conversation(
-            request.messages, self._limits, request.tools, continues_last=request.continue_answer
+        check = partial(
+            check_conversation,
+            request.messages,
+            self._limits,
+            request.tools,
+            continues_last=request.continue_answer,
         )
-        segments, counts, route = await self._prompt(conversation, release, tenant)
+        conversation = await in_thread_if_large(request, check)
+        segments, counts, route = await self._prompt(conversation, release, tenant, held)
         num_prompt_tokens = release.prompts.count_tokens(segments, counts)
         return gateway_pb2.CountTokensResponse(
             prompt_tokens=num_prompt_tokens,
@@ -49,7 +55,7 @@ class Tokenization:
         )
 
     async def tokenize(
-        self, request: gateway_pb2.TokenizeRequest, release: Release, tenant: Tenant
+        self, request: gateway_pb2.TokenizeRequest, release: Release, tenant: Tenant, held: Held
     ) -> gateway_pb2.TokenizeResponse:
         """Return the tokens of a text or a conversation.
 
@@ -65,8 +71,9 @@ class Tokenization:
             )
         if request.text:
             raise InvalidArgument("Give a text or messages, not both.", reason="TEXT_AND_MESSAGES", field="text")
-        conversation = check_conversation(request.messages, self._limits, request.tools)
-        segments, counts, _ = await self._prompt(conversation, release, tenant)
+        check = partial(check_conversation, request.messages, self._limits, request.tools)
+        conversation = await in_thread_if_large(request, check)
+        segments, counts, _ = await self._prompt(conversation, release, tenant, held)
         ids: list[int] = []
         for segment in segments:
             if isinstance(segment, TextSegment):
@@ -90,26 +97,18 @@ class Tokenization:
                 reason="TOO_MANY_TOKENS",
                 field="token_ids",
             )
-        size = release.config.language.vocab_size
-        for index, token_id in enumerate(token_ids):
-            if token_id >= size:
-                raise InvalidArgument(
-                    f"A token id must be below {size}, the size of the vocabulary.",
-                    reason="BAD_TOKEN",
-                    field=f"token_ids[{index}]",
-                )
         if len(token_ids) <= _INLINE_TOKENS:
             return _decode(token_ids, release)
         return await asyncio.to_thread(_decode, token_ids, release)
 
     async def _prompt(
-        self, conversation: Conversation, release: Release, tenant: Tenant
+        self, conversation: Conversation, release: Release, tenant: Tenant, held: Held
     ) -> tuple[list[Segment], list[int], Route]:
         """Return a prompt, visual tokens by image, and a route."""
         segments = await build_segments(release, conversation)
         fixed = release.config.num_visual_tokens
         # Images are looked at, and a vision replica is needed, only if their sizes matter.
-        images = await resolve_images(self._images, conversation, tenant) if fixed is None else []
+        images = await resolve_images(self._images, conversation, tenant, held) if fixed is None else []
         route = await self._releases.route(release, with_images=bool(images))
         if fixed is not None:
             return segments, [fixed] * len(conversation.images), route
@@ -130,6 +129,14 @@ class Tokenization:
 
 
 def _decode(token_ids: Sequence[int], release: Release) -> gateway_pb2.DetokenizeResponse:
+    size = release.config.language.vocab_size
+    for index, token_id in enumerate(token_ids):
+        if token_id >= size:
+            raise InvalidArgument(
+                f"A token id must be below {size}, the size of the vocabulary.",
+                reason="BAD_TOKEN",
+                field=f"token_ids[{index}]",
+            )
     detokenizer = Detokenizer(release.vocabulary)
     text = "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
     token_bytes = map(release.vocabulary.bytes_of, token_ids)

@@ -6,7 +6,7 @@ Only the vision service decodes them.
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import Gauge
 
@@ -27,13 +27,42 @@ _MAX_CHUNK_BYTES = 2**20
 _MAX_INLINE_HASH_BYTES = 2**18
 
 
-@dataclass(frozen=True, slots=True)
+class Held(Protocol):
+    """Counts the bytes that a request holds."""
+
+    def grow(self, num_bytes: int) -> None:
+        """Count more, or raise ResourceExhausted."""
+
+    def shrink(self, num_bytes: int) -> None:
+        """Count less."""
+
+
+class _Uncounted:
+    """Counts nothing, for requests of the gateway itself, whose number is bounded."""
+
+    def grow(self, num_bytes: int) -> None:
+        """Do nothing."""
+
+    def shrink(self, num_bytes: int) -> None:
+        """Do nothing."""
+
+
+UNCOUNTED: Held = _Uncounted()
+
+
+@dataclass(slots=True)
 class RequestImage:
-    """An image of a request, with its bytes."""
+    """An image of a request, with its bytes until it is encoded."""
 
     field: str  # in the request, for example 'messages[0].parts[1].image'
     data: bytes
     sha256: bytes
+    held: Held = UNCOUNTED  # counts the bytes of an image given by digest. Others are counted with their request
+
+    def drop(self) -> None:
+        """Forget the bytes of an encoded image."""
+        self.held.shrink(len(self.data))
+        self.data = b""
 
 
 async def _hash(data: bytes) -> bytes:
@@ -79,10 +108,16 @@ class ImageStore:
         self._max_image_bytes = max_image_bytes
         self._images: LruStore[tuple[bytes, bytes], bytes] = LruStore(max_bytes=max_bytes)
 
-    async def put(self, chunks: AsyncIterator[bytes], salt: bytes) -> tuple[bytes, int]:
+    async def put(self, chunks: AsyncIterator[bytes], salt: bytes, held: Held = UNCOUNTED) -> tuple[bytes, int]:
         """Store an image and return its SHA-256 and size.
 
+        Args:
+            chunks: the file.
+            salt: the tenant's cache salt.
+            held: counts the chunks.
+
         Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'.
             InvalidArgument: reason 'BAD_CHUNK', 'IMAGE_EMPTY' or 'IMAGE_TOO_LARGE'. The other chunks are not read.
         """
         data = bytearray()
@@ -92,8 +127,9 @@ class ImageStore:
                 raise InvalidArgument(
                     f"A chunk has {len(chunk)} bytes, send 1 to {_MAX_CHUNK_BYTES}.", reason="BAD_CHUNK", field="chunk"
                 )
+            check_size(len(data) + len(chunk), max_bytes=max_bytes, field="chunk")
+            held.grow(len(chunk))
             data += chunk
-            check_size(len(data), max_bytes=max_bytes, field="chunk")
         check_size(len(data), max_bytes=max_bytes, field="chunk")
         image = bytes(data)
         sha256 = await _hash(image)
@@ -102,38 +138,48 @@ class ImageStore:
             await self._shared.put(sha256, image, salt)
         return sha256, len(image)
 
-    async def resolve(self, image: gateway_pb2.Image, field: str, salt: bytes) -> RequestImage:
+    async def resolve(self, image: gateway_pb2.Image, field: str, salt: bytes, held: Held = UNCOUNTED) -> RequestImage:
         """Return a request's image, given by bytes or digest.
 
         Args:
             image: the image's message.
             field: its field in the request, for errors.
             salt: the tenant's cache salt.
+            held: counts the bytes of an image given by digest.
 
         Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'.
             InvalidArgument: reason 'IMAGE_EMPTY', 'IMAGE_TOO_LARGE' or 'BAD_DIGEST'.
             NotFound: reason 'IMAGE_NOT_FOUND', the digest was never uploaded, or the image was evicted.
         """
         if image.HasField("sha256"):
-            return RequestImage(field, await self._get(image.sha256, field, salt), image.sha256)
+            return RequestImage(field, await self._get(image.sha256, field, salt, held), image.sha256, held)
         check_size(len(image.data), max_bytes=self._max_image_bytes, field=field)
         return RequestImage(field, image.data, await _hash(image.data))
 
-    async def _get(self, sha256: bytes, field: str, salt: bytes) -> bytes:
+    async def _get(self, sha256: bytes, field: str, salt: bytes, held: Held) -> bytes:
         if len(sha256) != DIGEST_BYTES:
             raise InvalidArgument(
                 f"A SHA-256 has {DIGEST_BYTES} bytes, not {len(sha256)}.", reason="BAD_DIGEST", field=field
             )
         with self._images.use((salt, sha256)) as image:
             if image is not None:
+                held.grow(len(image))
                 return image
+        image = await self._fetch(sha256, field, salt, held)
+        check_size(len(image), max_bytes=self._max_image_bytes, field=field)  # another gateway may allow more
+        self._keep(image, sha256, salt)
+        return image
+
+    async def _fetch(self, sha256: bytes, field: str, salt: bytes, held: Held) -> bytes:
+        """Return an image of another gateway."""
+        held.grow(self._max_image_bytes if self._shared is not None else 0)  # its size is not known yet
         image = await self._shared.get(sha256, salt) if self._shared is not None else None
         if image is None:
             raise NotFound(
                 "No image with this digest is stored, upload it again.", reason="IMAGE_NOT_FOUND", field=field
             )
-        check_size(len(image), max_bytes=self._max_image_bytes, field=field)  # another gateway may allow more
-        self._keep(image, sha256, salt)
+        held.shrink(self._max_image_bytes - len(image))
         return image
 
     def _keep(self, image: bytes, sha256: bytes, salt: bytes) -> None:

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from chassis.errors import InvalidArgument
+from gateway.admission import Operators
 from gateway.operations.request_window import RequestWindow
-from gateway.rollout.servicer import CheckOperator
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
 from gateway.rollout.wire import rollout_message
@@ -35,23 +35,24 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         traffic: Traffic,
         window: RequestWindow,
         store_sync: StoreSync,
-        check_operator: CheckOperator,
+        operators: Operators,
     ) -> None:
         self._releases = releases
         self._traffic = traffic
         self._window = window
         self._store_sync = store_sync
-        self._check_operator = check_operator
+        self._operators = operators
 
     async def Watch(  # noqa: N802
         self, request: operations_pb2.OperationsWatchRequest, context: Context
     ) -> AsyncIterator[operations_pb2.OperationsWatchResponse]:
         """Send the status now and at an interval."""
         interval_s = _interval_s(request)
-        while True:
-            self._check_operator(context.invocation_metadata())  # each time: a key can be withdrawn meanwhile
-            yield self._status()
-            await asyncio.sleep(interval_s)
+        async with self._operators.watch(context):
+            while True:
+                self._operators.check(context)  # each time: a key can be withdrawn meanwhile
+                yield self._status()
+                await asyncio.sleep(interval_s)
 
     def _status(self) -> operations_pb2.OperationsWatchResponse:
         return operations_pb2.OperationsWatchResponse(

@@ -1,10 +1,11 @@
 """`tandem.v1.Rollouts`: the calls of operators."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from chassis.errors import InvalidArgument
+from gateway.admission import Operators
 from gateway.rollout.known_rollout import existing
 from gateway.rollout.policy import controller, with_releases
 from gateway.rollout.probe_runner import ProbeRunner
@@ -18,26 +19,22 @@ SERVICE_NAME = rollout_pb2.DESCRIPTOR.services_by_name["Rollouts"].full_name
 _MAX_REASON_CHARACTERS = 256
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
-# Takes a call's metadata. Raises Unauthenticated or PermissionDenied unless the caller is an operator.
-CheckOperator = Callable[[Iterable[tuple[str, str | bytes]]], object]
 
 
 class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
     """Answers the five calls. The server's interceptor sends raised errors."""
 
-    def __init__(
-        self, store_sync: StoreSync, releases: Releases, probes: ProbeRunner, check_operator: CheckOperator
-    ) -> None:
+    def __init__(self, store_sync: StoreSync, releases: Releases, probes: ProbeRunner, operators: Operators) -> None:
         self._store_sync = store_sync
         self._releases = releases
         self._probes = probes
-        self._check_operator = check_operator
+        self._operators = operators
 
     async def Get(  # noqa: N802
         self, request: rollout_pb2.RolloutsGetRequest, context: Context
     ) -> rollout_pb2.RolloutsGetResponse:
         """Describe the rollout."""
-        self._check_operator(context.invocation_metadata())
+        self._operators.check(context)
         return rollout_pb2.RolloutsGetResponse(rollout=rollout_message(self._store_sync.view))
 
     async def Set(  # noqa: N802
@@ -47,7 +44,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
 
         A refused plan changes nothing.
         """
-        self._check_operator(context.invocation_metadata())
+        self._operators.check(context)
         plan = plan_from_message(request.plan, in_force=self._store_sync.view.in_force)
         # Opening both releases refuses unknown tags, pairs that do not fit and broken files.
         stable, canary = [await self._releases.open(name) for name in (plan.stable, plan.canary)]
@@ -60,7 +57,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         self, request: rollout_pb2.RolloutsPromoteRequest, context: Context
     ) -> rollout_pb2.RolloutsPromoteResponse:
         """Send all requests to the canary."""
-        self._check_operator(context.invocation_metadata())
+        self._operators.check(context)
         reason = _reason(request.reason, "An operator promoted it.")
         view = await self._store_sync.change(lambda state, now_s: controller.promote(existing(state), reason, now_s))
         return rollout_pb2.RolloutsPromoteResponse(rollout=rollout_message(view))
@@ -69,7 +66,7 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         self, request: rollout_pb2.RolloutsRollbackRequest, context: Context
     ) -> rollout_pb2.RolloutsRollbackResponse:
         """Send all new requests to the stable release."""
-        self._check_operator(context.invocation_metadata())
+        self._operators.check(context)
         reason = _reason(request.reason, "An operator rolled it back.")
         view = await self._store_sync.roll_back(reason)
         return rollout_pb2.RolloutsRollbackResponse(rollout=rollout_message(view))
@@ -78,9 +75,8 @@ class RolloutsServicer(rollout_pb2_grpc.RolloutsServicer):
         self, request: rollout_pb2.RolloutsWatchRequest, context: Context
     ) -> AsyncIterator[rollout_pb2.RolloutsWatchResponse]:
         """Send the rollout now and after every change."""
-        self._check_operator(context.invocation_metadata())
         last: tuple[int, bool] | None = None
-        async with aclosing(self._store_sync.watch()) as views:
+        async with self._operators.watch(context), aclosing(self._store_sync.watch()) as views:
             async for view in views:
                 number = view.state.changes[-1].number if view.state is not None else 0
                 if (number, view.is_unconfirmed) != last:  # a new document may only record a look of the guard

@@ -8,11 +8,12 @@ from pathlib import Path
 from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
+from gateway.admission import Operators
 from gateway.answer import ExchangeBuilder
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.model_sync import ModelSync
 from gateway.rollout.probe_runner import ProbeRunner
-from gateway.rollout.servicer import SERVICE_NAME, CheckOperator, RolloutsServicer
+from gateway.rollout.servicer import SERVICE_NAME, RolloutsServicer
 from gateway.rollout.step_probes import StepProbes
 from gateway.rollout.store import FileStore, RolloutStore
 from gateway.rollout.store_sync import StoreSync
@@ -46,7 +47,7 @@ async def open_rollouts(
     exchanges: ExchangeBuilder,
     feedback: Feedback,
     models: ModelStore,
-    check_operator: CheckOperator,
+    operators: Operators,
 ) -> AsyncIterator[StoreSync]:
     """Serve `tandem.v1.Rollouts` and sync the rollout within the block.
 
@@ -74,9 +75,9 @@ async def open_rollouts(
         await store_sync.open()
         for name in traffic.offered:  # before the first request, which would wait for a tokenizer
             await releases.open(name)
-        servicer = RolloutsServicer(store_sync, releases, probes, check_operator)
+        servicer = RolloutsServicer(store_sync, releases, probes, operators)
         rollout_pb2_grpc.add_RolloutsServicer_to_server(servicer, server.grpc)
-        server.announce(SERVICE_NAME)
+        server.announce(SERVICE_NAME, operators.name_of)
         step_probes = StepProbes(store_sync, probes, every_s=config.refresh_s)
         async with in_background(store_sync.run(), model_sync.run(), step_probes.run()):
             yield store_sync

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import ResourceExhausted
-from gateway.admission.concurrency import ByteLimit, ConcurrencyLimit
+from gateway.admission.concurrency import ByteLimit, ConcurrencyLimit, Reservation
 
 
 def make_limit(max_running: int, max_waiting: int) -> ConcurrencyLimit:
@@ -110,11 +110,25 @@ async def test_the_retry_delay_grows_with_the_queue() -> None:
 
 def test_bytes_stay_reserved_until_their_request_ends() -> None:
     limit = ByteLimit(100)
-    with limit.reserve(60, retry_after_s=1):
-        with pytest.raises(ResourceExhausted) as raised, limit.reserve(41, retry_after_s=1.5):
-            pass
-        assert (raised.value.reason, raised.value.retry_after_s) == ("BYTES_BUSY", 1.5)
-        with limit.reserve(40, retry_after_s=1):
-            assert limit.num_bytes == 100
-        assert limit.num_bytes == 60
+    first, second = (Reservation([limit], lambda: 1.5) for _ in range(2))
+    first.grow(60)
+    with pytest.raises(ResourceExhausted) as raised:
+        second.grow(41)
+    assert (raised.value.reason, raised.value.retry_after_s) == ("BYTES_BUSY", 1.5)
+    second.grow(40)
+    assert limit.num_bytes == 100
+    second.close()
+    assert limit.num_bytes == 60
+    first.shrink(50)
+    assert limit.num_bytes == 10
+    first.close()
+    first.shrink(50)  # an image whose encoding ends after its request
     assert limit.num_bytes == 0
+
+
+def test_bytes_refused_by_one_limit_are_reserved_in_none() -> None:
+    tenant, gateway = ByteLimit(100), ByteLimit(50)
+    reservation = Reservation([tenant, gateway], lambda: 1)
+    with pytest.raises(ResourceExhausted):
+        reservation.grow(51)
+    assert (tenant.num_bytes, gateway.num_bytes, reservation.num_bytes) == (0, 0, 0)

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import pytest
 from prometheus_client import REGISTRY
@@ -59,3 +60,72 @@ def test_metrics_can_be_read_while_new_tenants_arrive() -> None:
     all_arrived.set()
     reader.join()
     assert not failed.is_set()
+
+
+POOLS = ["answers", "uploads", "tokenizing", "watches"]
+
+
+def open_pool(admission: AdmissionController, pool: str, owner: Tenant) -> AbstractAsyncContextManager[object]:
+    return {
+        "answers": lambda: admission.admit(owner, 1),
+        "uploads": lambda: admission.admit_upload(owner),
+        "tokenizing": lambda: admission.admit_tokenizing(owner, 1),
+        "watches": lambda: admission.admit_watch(owner),
+    }[pool]()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+async def test_one_tenant_leaves_a_share_of_each_pool_to_others(pool: str) -> None:
+    limits = AdmissionLimits(
+        max_running=8, max_waiting=0, max_uploads=8, max_tokenizing=8, max_watches=8, tenant_share=0.5
+    )
+    admission = AdmissionController(limits)
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(open_pool(admission, pool, tenant()))
+        with pytest.raises(ResourceExhausted) as raised:
+            await open_pool(admission, pool, tenant()).__aenter__()
+        assert raised.value.reason == "TENANT_BUSY"
+        for number in range(4):
+            await stack.enter_async_context(open_pool(admission, pool, tenant(f"other-{number}")))
+    async with open_pool(admission, pool, tenant()):
+        pass
+
+
+async def test_the_bytes_of_one_tenant_leave_a_share_to_others() -> None:
+    limits = AdmissionLimits(max_request_bytes=1000, max_message_bytes=400, tenant_share=0.5)
+    admission = AdmissionController(limits)
+    async with admission.admit(tenant(), 300) as held:
+        held.grow(200)  # an image by digest
+        with pytest.raises(ResourceExhausted) as raised:
+            held.grow(1)
+        assert raised.value.reason == "BYTES_BUSY"
+        with pytest.raises(ResourceExhausted):
+            await admission.admit(tenant(), 1).__aenter__()
+        async with admission.admit(tenant("other"), 500):
+            held.shrink(200)
+            held.grow(100)
+    async with admission.admit(tenant(), 500):
+        pass
+
+
+async def test_the_largest_request_fits_in_a_share() -> None:
+    limits = AdmissionLimits(max_request_bytes=1000, max_message_bytes=800, tenant_share=0.1)
+    async with AdmissionController(limits).admit(tenant(), 800):
+        pass
+
+
+async def test_without_shares_one_tenant_may_use_all() -> None:
+    admission = AdmissionController(AdmissionLimits(max_running=2, max_waiting=0))
+    async with admission.admit(tenant(), 1), admission.admit(tenant(), 1):
+        with pytest.raises(ResourceExhausted) as raised:
+            await admission.admit(tenant(), 1).__aenter__()
+    assert raised.value.reason == "GATEWAY_BUSY"
+
+
+async def test_a_limit_in_the_key_file_replaces_the_share() -> None:
+    admission = AdmissionController(AdmissionLimits(max_running=4, max_waiting=0, tenant_share=0.25))
+    larger = tenant(max_running=3)
+    async with admission.admit(larger, 1), admission.admit(larger, 1), admission.admit(larger, 1):
+        with pytest.raises(ResourceExhausted):
+            await admission.admit(larger, 1).__aenter__()

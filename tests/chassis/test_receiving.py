@@ -1,0 +1,192 @@
+"""Room for messages that are being received."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from chassis import receiving
+from chassis.errors import DeadlineExceeded, ResourceExhausted, TandemError
+from chassis.receiving import ReceiveBudget, Sender
+
+
+class Reads:
+    """Reads that end when the test says so."""
+
+    def __init__(self, budget: ReceiveBudget) -> None:
+        self.budget = budget
+        self.begun: list[Sender] = []
+        self.ends: dict[int, asyncio.Event] = {}
+        self.tasks: list[asyncio.Task[str]] = []
+
+    def start(self, sender: Sender) -> int:
+        """Start a read and return its number."""
+        number = len(self.tasks)
+        end = self.ends[number] = asyncio.Event()
+
+        async def read() -> str:
+            self.begun.append(sender)
+            await end.wait()
+            return "message"
+
+        self.tasks.append(asyncio.create_task(self.budget.receive(read, sender)))
+        return number
+
+    async def end(self, number: int) -> str:
+        self.ends[number].set()
+        return await self.tasks[number]
+
+    def reason(self, number: int) -> str | None:
+        """Return why a read was refused, None while it goes on."""
+        task = self.tasks[number]
+        error = task.exception() if task.done() else None
+        return error.reason if isinstance(error, TandemError) else None
+
+
+@pytest.fixture
+async def reads() -> AsyncIterator[Callable[..., Reads]]:
+    made: list[Reads] = []
+
+    def make(num_places: int, timeout_s: float = 60) -> Reads:
+        made.append(Reads(ReceiveBudget(max_bytes=10 * num_places, max_message_bytes=10, timeout_s=timeout_s)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for task in one.tasks:
+            task.cancel()
+        await asyncio.gather(*one.tasks, return_exceptions=True)
+        assert (one.budget.num_reads, one.budget.num_waiting, one.budget._num_slow) == (0, 0, 0)
+        assert not one.budget._slow
+
+
+def sender(host: int, port: int = 1, caller: str = "") -> Sender:
+    return Sender.of(f"ipv4:10.0.0.{host}:{port}", caller)
+
+
+@asynccontextmanager
+async def all_slow(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Count every read as slow at once."""
+    monkeypatch.setattr(receiving, "QUICK_S", 0)
+    yield
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_message_is_returned(reads: Callable[..., Reads]) -> None:
+    one = reads(4)
+    assert await one.end(one.start(sender(1))) == "message"
+
+
+async def test_no_more_messages_arrive_at_once_than_have_room(reads: Callable[..., Reads]) -> None:
+    one = reads(8)
+    for number in range(40):
+        one.start(sender(number % 10))
+    await settle()
+    assert (len(one.begun), one.budget.num_reads, one.budget.num_waiting) == (8, 8, 32)
+    await one.end(0)
+    await settle()
+    assert (len(one.begun), one.budget.num_reads, one.budget.num_waiting) == (9, 8, 31)
+
+
+async def test_one_host_has_half_of_the_places_and_another_does_not_wait_for_it(reads: Callable[..., Reads]) -> None:
+    one = reads(8)
+    for _ in range(100):
+        one.start(sender(1))
+    await settle()
+    assert len(one.begun) == 4
+    assert await one.end(one.start(sender(2))) == "message"
+    assert one.begun[-1] == sender(2)
+
+
+async def test_waiting_hosts_take_turns(reads: Callable[..., Reads]) -> None:
+    one = reads(2)
+    occupied = [one.start(sender(host)) for host in (1, 2)]
+    for host in (3, 3, 3, 4):
+        one.start(sender(host))
+    await settle()
+    for number in occupied:
+        await one.end(number)
+    await settle()
+    assert one.begun[2:] == [sender(3), sender(4)]
+
+
+async def test_a_cancelled_call_in_the_queue_frees_its_turn(reads: Callable[..., Reads]) -> None:
+    one = reads(2)
+    occupied = [one.start(sender(host)) for host in (1, 2)]
+    gone, next_one = one.start(sender(3)), one.start(sender(3))
+    await settle()
+    one.tasks[gone].cancel()
+    await settle()
+    assert one.budget.num_waiting == 1
+    await one.end(occupied[0])
+    assert await one.end(next_one) == "message"
+
+
+async def test_slow_reads_get_a_share_of_the_places(
+    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some places always change hands soon."""
+    async with all_slow(monkeypatch):
+        one = reads(16)
+        numbers = [one.start(sender(host)) for host in range(14)]
+        await asyncio.sleep(0.05)
+        refused = [number for number in numbers if one.reason(number) == "RECEIVING_BUSY"]
+        assert len(refused) == 2
+        assert one.budget.num_reads == 12
+
+
+@pytest.mark.parametrize(
+    ("senders", "num_slow"),
+    [
+        ([sender(1, caller="a")] * 8, 2),  # a connection has an eighth
+        ([sender(1, port) for port in range(8)], 4),  # a host has a quarter
+        ([sender(host, caller="a") for host in range(12)], 8),  # a caller has a half
+    ],
+)
+async def test_one_sender_has_a_share_of_the_slow_reads(
+    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch, senders: list[Sender], num_slow: int
+) -> None:
+    async with all_slow(monkeypatch):
+        one = reads(16)
+        numbers = [one.start(each) for each in senders]
+        await asyncio.sleep(0.05)
+        assert [one.reason(number) for number in numbers] == [None] * num_slow + ["RECEIVING_BUSY"] * (
+            len(senders) - num_slow
+        )
+        assert await one.end(numbers[0]) == "message"  # a slow read within the share is complete in the end
+
+
+async def test_a_message_that_does_not_arrive_is_refused(reads: Callable[..., Reads]) -> None:
+    one = reads(4, timeout_s=0.01)
+    with pytest.raises(DeadlineExceeded) as raised:
+        await one.tasks[one.start(sender(1))]
+    assert raised.value.reason == "RECEIVE_TIMEOUT"
+
+
+async def test_a_full_queue_refuses_at_once(reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "MAX_WAITING", 8)
+    one = reads(2)
+    for host in (1, 2):
+        one.start(sender(host))
+    waiting = [one.start(sender(3)) for _ in range(4)]
+    await settle()
+    with pytest.raises(ResourceExhausted) as raised:  # half of the queue may be of one host
+        await one.tasks[one.start(sender(3))]
+    assert raised.value.retry_after_s is not None
+    one.start(sender(4))
+    await settle()
+    assert one.budget.num_waiting == len(waiting) + 1
+
+
+def test_addresses_of_one_ipv6_network_are_one_host() -> None:
+    first, second, other = (
+        Sender.of(f"ipv6:%5B2001:db8:0:{net}::{last}%5D:7") for net, last in ((1, 1), (1, 2), (2, 1))
+    )
+    assert first.host == second.host != other.host
+    assert Sender.of("ipv4:10.0.0.1:7").host == "10.0.0.1"
+    assert Sender.of("unix:").host == "unix:"
