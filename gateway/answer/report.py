@@ -1,6 +1,7 @@
 """Record the timings and counts of one request."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from prometheus_client import Histogram
@@ -44,6 +45,25 @@ class Report:
     has_text: bool = False  # whether the client got more than white space
     signs: Signs = field(default_factory=Signs)  # of the complete answer
     images: list[gateway_pb2.ImageReport] = field(default_factory=list)  # in the order of the conversation
+    is_sending: bool = False  # whether a message waits for the client to read, also after an error in that
+    sent_at_s: float = 0  # end of the last wait for the client
+    _blocked_s: float = 0  # all waits for the client
+    _blocked_before_s: float = 0  # those before the last token message
+
+    def timed(
+        self, send: Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
+    ) -> Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]:
+        """Return `send`, with its waits for the client recorded."""
+
+        async def send_and_time(response: gateway_pb2.GatewayGenerateResponse) -> None:
+            started_s = time.perf_counter()
+            self.is_sending = True
+            await send(response)
+            self.is_sending = False
+            self.sent_at_s = time.perf_counter()
+            self._blocked_s += self.sent_at_s - started_s
+
+        return send_and_time
 
     def ms_since_start(self, at_s: float | None = None) -> float:
         """Return the milliseconds from the request to a reading.
@@ -69,6 +89,7 @@ class Report:
         self.num_later_tokens += num_tokens if self.first_token_at_s else 0
         self.first_token_at_s = self.first_token_at_s or now_s
         self.last_token_at_s = now_s
+        self._blocked_before_s = self._blocked_s
 
     def mark_text(self, text: str) -> None:
         """Record the text sent to the client."""
@@ -78,11 +99,14 @@ class Report:
     def inter_token_s(self) -> float | None:
         """Mean seconds per token after the first message, or None.
 
-        The first message is left out because it may bring several tokens.
+        The first message is left out because it may bring several tokens. Waits for the client are left out, too.
+        Tokens that pile up meanwhile come at once, so an answer that waited for most of its time has no pace.
         """
-        if not self.num_later_tokens:
+        elapsed_s = self.last_token_at_s - self.first_token_at_s
+        own_s = elapsed_s - self._blocked_before_s
+        if not self.num_later_tokens or own_s < elapsed_s / 2:
             return None
-        return (self.last_token_at_s - self.first_token_at_s) / self.num_later_tokens
+        return own_s / self.num_later_tokens
 
     def timings(self, language: language_pb2.GenerateTimings) -> gateway_pb2.StageTimings:
         """Return the timings of all stages.

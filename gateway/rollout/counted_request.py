@@ -65,8 +65,10 @@ class CountedRequest:
 
         Otherwise check again at the earliest time it can be.
         """
-        last_progress_at_s = self._report.last_token_at_s or self._report.routed_at_s
-        left_s = last_progress_at_s + self._overdue_s - time.perf_counter()
+        report, now_s = self._report, time.perf_counter()
+        # While a message waits for the client to read, the release can do nothing.
+        last_progress_at_s = now_s if report.is_sending else max(report.last_token_at_s, report.sent_at_s)
+        left_s = (last_progress_at_s or report.routed_at_s) + self._overdue_s - now_s
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._check_overdue)
             return
@@ -77,7 +79,7 @@ class CountedRequest:
 def outcome_of(report: Report, *, failed: bool) -> Outcome:
     """Return the outcome of a request that ended."""
     return Outcome(
-        kind=_kind(report),
+        kind=kind_of(report),
         failed=failed,
         empty=not failed and not report.has_text and not report.is_constrained,  # a constraint may ask for white space
         first_token_s=_first_token_s(report),
@@ -95,7 +97,7 @@ def overdue_outcome(report: Report, overdue_s: float) -> Outcome:
     """
     first_token_s = _first_token_s(report)
     return Outcome(
-        kind=_kind(report),
+        kind=kind_of(report),
         failed=True,
         overdue=True,
         empty=False,
@@ -120,7 +122,8 @@ def _signs(report: Report) -> tuple[Sign, ...]:
     return tuple(sign for sign, is_there in signs if is_there)
 
 
-def _kind(report: Report) -> Kind:
+def kind_of(report: Report) -> Kind:
+    """Return the kind of a request: only those of one are compared."""
     if not report.images:
         return "text"
     return "images encoded" if any(image.cache_level in _ENCODED for image in report.images) else "images at hand"

@@ -20,9 +20,10 @@ from gateway.admission import Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
 from gateway.rollout.answer_pairs import AnswerPair
 from gateway.rollout.answer_rules import AnswerRules
+from gateway.rollout.blame import is_client_error, is_constraint_failure
 from gateway.rollout.counted_request import outcome_of
 from gateway.rollout.policy import Arm, Counts, Number
-from gateway.rollout.traffic import Choice, Traffic, is_client_error, is_constraint_failure
+from gateway.rollout.traffic import Choice, Traffic
 from tandem.v1 import gateway_pb2
 
 MIRRORED_REQUESTS = Counter(
@@ -154,7 +155,7 @@ class Mirror:
     def _end_real(self, mirrored: _Mirrored) -> None:
         """Act on the end of the real answer."""
         choice = mirrored.choice
-        if mirrored.pair.real.keeps_constraint is False and choice.arm is not None:
+        if mirrored.pair.real.keeps_constraint is False and choice.arm is not None and choice.counts:
             self._count(choice, choice.arm, "constraint_failures")
             CONSTRAINT_FAILURES.labels(choice.release.name, "failure").inc()
             if not mirrored.is_drawn and self._has_room(choice):
@@ -166,7 +167,7 @@ class Mirror:
         choice, pair = mirrored.choice, mirrored.pair
         if choice.arm is None or not (pair.real.has_ended and pair.mirrored.has_ended):
             return
-        if pair.real.keeps_constraint is False and pair.mirrored.keeps_constraint:
+        if pair.real.keeps_constraint is False and pair.mirrored.keeps_constraint and choice.counts:
             self._count(choice, choice.arm, "constraint_faults")
             CONSTRAINT_FAILURES.labels(choice.release.name, "fault").inc()
         if not (mirrored.is_drawn and pair.is_greedy):

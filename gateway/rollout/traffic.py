@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,19 +12,14 @@ from prometheus_client import Counter as Counted
 from prometheus_client import Gauge, Summary
 
 from chassis.deadline import Deadline
-from chassis.errors import (
-    Cancelled,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    Unauthenticated,
-)
+from chassis.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from chassis.request_id import current_request_id, new_request_id
 from gateway.answer import Report
+from gateway.rollout.blame import is_client_error, is_constraint_failure
 from gateway.rollout.counted_request import CountedRequest
-from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, takes_canary
+from gateway.rollout.policy import Arm, Counts, Evidence, Outcome, Phase, State, takes_canary
 from gateway.rollout.recent_answers import RecentAnswers
+from gateway.rollout.stable_pace import StablePace
 from gateway.stages import Pin, Release, Releases
 
 WEIGHT = Gauge("tandem_rollout_weight_percent", "Share of conversations that each release answers.", ["release"])
@@ -40,10 +35,9 @@ PHASE = Gauge("tandem_rollout_phase", "1 for the current phase of the rollout, e
 
 # Timers of the event loop may fire this early, seconds.
 _TIMER_PRECISION_S = 0.01
+_NEAR_END = 0.1  # the last part of a request's time
 # Of the requests in a rollout, whose tokens' log-probabilities are asked for. They cost the decoder a little.
 _LOGPROB_SHARE = 0.25
-# Errors that the client caused. They say nothing about the release.
-_CLIENT_ERRORS = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, Cancelled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +49,7 @@ class Choice:
     window: str = ""  # the step of the rollout it counts in
     other: str = ""  # the other release of the rollout
     is_mirrored: bool = False  # whether the other release also gets the request, without showing its answer
+    counts: bool = True  # whether its outcome is counted. See `Evidence`.
 
 
 class Traffic:
@@ -63,12 +58,15 @@ class Traffic:
     For one event loop.
     """
 
-    def __init__(self, releases: Releases, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, releases: Releases, draw: Callable[[], float] = random.random, *, trusts_callers: bool = False
+    ) -> None:
         """Route everything to the default release.
 
         Args:
             releases: opens releases by name.
             draw: returns a random number in [0, 1), which decides whether a request is mirrored.
+            trusts_callers: count every request, see `Evidence`.
         """
         self._releases = releases
         self._draw = draw
@@ -78,6 +76,8 @@ class Traffic:
         self._num_in_flight: Counter[str] = Counter()  # by release
         self._counted_requests: set[CountedRequest] = set()
         self._recent_answers = RecentAnswers()
+        self._evidence = Evidence(trusts_callers=trusts_callers)
+        self._pace = StablePace()
 
     @property
     def in_force(self) -> str:
@@ -121,6 +121,10 @@ class Traffic:
         if state is None or self._state is None or state.window != self._state.window:
             self._counts = Counts()
             self._recent_answers.clear()
+            self._evidence.begin_step()
+        if state is None or self._state is None or state.id != self._state.id:
+            self._evidence.begin_rollout()
+            self._pace = StablePace()
         self._state = state
         canary = state.plan.canary if state is not None else None
         on_trial = canary if canary != self.in_force else None
@@ -166,7 +170,7 @@ class Traffic:
 
     @asynccontextmanager
     async def route(
-        self, routing_key: str, pin: Pin | None, *, deadline: Deadline, report: Report
+        self, routing_key: str, pin: Pin | None, *, deadline: Deadline, report: Report, caller: str = ""
     ) -> AsyncIterator[Choice]:
         """Choose a request's release and count how the block ends.
 
@@ -177,11 +181,13 @@ class Traffic:
             pin: the release the client asks for, or None to let the rollout choose.
             deadline: of the request. A passed deadline counts as an error of the release, a cancellation does not.
             report: filled in while the request runs.
+            caller: names who sends the request. Nobody weighs much alone.
 
         Raises:
             NotFound, PermissionDenied: see `Releases.resolve_pin`.
         """
-        name, arm = self._choose(routing_key, pin)
+        key = routing_key or current_request_id() or new_request_id()
+        name, arm = self._choose(key, pin)
         state = self._state
         if arm is None or state is None:
             async with self.keep_open(name) as release:
@@ -194,15 +200,26 @@ class Traffic:
         )
         is_mirrored = self._draw() * 100 < share
         report.measures_logprob = self._draw() < _LOGPROB_SHARE
-        with self._counted(arm, state, report, deadline):
+        counts = self._evidence.takes(arm, key, caller)
+        with self._counted(arm, state, report, deadline) if counts else nullcontext():
             async with self.keep_open(name) as release:
-                yield Choice(release=release, arm=arm, window=state.window, other=other, is_mirrored=is_mirrored)
+                yield Choice(
+                    release=release,
+                    arm=arm,
+                    window=state.window,
+                    other=other,
+                    is_mirrored=is_mirrored,
+                    counts=counts,
+                )
 
     @contextmanager
     def _counted(self, arm: Arm, state: State, report: Report, deadline: Deadline) -> Iterator[None]:
         """Count how the block ends, or that it is overdue."""
+        time_s = deadline.remaining_s()
 
         def count(outcome: Outcome) -> None:
+            if arm == "stable" and not outcome.failed:
+                self._pace.add(outcome)
             if not outcome.failed and self._recent_answers.add(arm, report.signs):
                 outcome = replace(outcome, signs=(*outcome.signs, "same_text"))
             _export(state.plan.canary if arm == "canary" else state.plan.stable, outcome)
@@ -218,15 +235,10 @@ class Traffic:
         self._counted_requests.add(request)
         try:
             yield
-        except asyncio.CancelledError:
-            if deadline.remaining_s() < _TIMER_PRECISION_S:
-                request.end(failed=True)
-            raise
-        except Exception as error:
-            if is_constraint_failure(error):  # `Mirror` finds out whether the release is at fault
-                request.end(failed=False)
-            elif not is_client_error(error):
-                request.end(failed=True)
+        except BaseException as error:
+            failed = self._has_failed(error, report, deadline, time_s, state.plan.guard.overdue_s)
+            if failed is not None:
+                request.end(failed=failed)
             raise
         else:
             request.end(failed=False)
@@ -234,19 +246,33 @@ class Traffic:
             request.close()
             self._counted_requests.discard(request)
 
+    def _has_failed(
+        self, error: BaseException, report: Report, deadline: Deadline, time_s: float, overdue_s: float
+    ) -> bool | None:
+        """Return whether the release failed, or None if it is not to blame."""
+        left_s = deadline.remaining_s()
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        # A stage notices the deadline, too, and may be first.
+        if is_cancelled or (isinstance(error, DeadlineExceeded) and left_s < _NEAR_END * time_s):
+            has_passed = not is_cancelled or left_s < _TIMER_PRECISION_S
+            is_missed = has_passed and not report.is_sending and self._pace.allows(time_s, report, overdue_s)
+            return True if is_missed else None
+        if is_constraint_failure(error):  # `Mirror` finds out whether the release is at fault
+            return False
+        return True if isinstance(error, Exception) and not is_client_error(error) else None
+
     async def _open(self, name: str) -> Release:
         try:
             return await self._releases.open(name)
         except (InvalidArgument, NotFound) as error:  # an operator named the release, so it is no client error
             raise FailedPrecondition(error.message, reason=error.reason, where=error.where) from error
 
-    def _choose(self, routing_key: str, pin: Pin | None) -> tuple[str, Literal["stable", "canary"] | None]:
+    def _choose(self, key: str, pin: Pin | None) -> tuple[str, Literal["stable", "canary"] | None]:
         if pin is not None:
             return self._releases.resolve_pin(pin), None
         state = self._state
         if state is None or state.phase is not Phase.RUNNING:
             return self.in_force, None
-        key = routing_key or current_request_id() or new_request_id()
         if takes_canary(key, state.id, state.weight_percent):
             return state.plan.canary, "canary"
         return state.plan.stable, "stable"
@@ -265,16 +291,3 @@ def _export(release: str, outcome: Outcome) -> None:
         SIGNS.labels(release, sign).inc()
     if outcome.mean_logprob is not None:
         SURPRISE.labels(release).observe(-outcome.mean_logprob)
-
-
-def is_client_error(error: Exception) -> bool:
-    """Return whether the client caused an error."""
-    return isinstance(error, _CLIENT_ERRORS)
-
-
-def is_constraint_failure(error: Exception) -> bool:
-    """Return whether an answer could not follow its constraint.
-
-    Either no answer can, or the release is at fault.
-    """
-    return isinstance(error, InvalidArgument) and error.reason == "CONSTRAINT_FAILED"

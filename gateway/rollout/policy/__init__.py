@@ -11,6 +11,7 @@ counts requests and keeps the state in a store.
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Number, Outcome, Sign
+from gateway.rollout.policy.evidence import Evidence
 from gateway.rollout.policy.guard import Finding, Metric, Verdict
 from gateway.rollout.policy.means import mean_length, mean_logprob
 from gateway.rollout.policy.paired import drop_interval
@@ -30,6 +31,7 @@ __all__ = [
     "Arm",
     "Change",
     "Counts",
+    "Evidence",
     "Finding",
     "Guard",
     "Kind",

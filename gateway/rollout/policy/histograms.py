@@ -28,10 +28,18 @@ def seconds_of(bucket: int) -> float:
 
 def median_s(histogram: Histogram) -> float | None:
     """Return the median, seconds, or None for an empty histogram."""
-    half, below = sum(histogram.values()) / 2, 0.0
+    return quantile_s(histogram, 0.5)
+
+
+def quantile_s(histogram: Histogram, share: float) -> float | None:
+    """Return the time that a share of all times is within, seconds.
+
+    None for an empty histogram.
+    """
+    wanted, below = sum(histogram.values()) * share, 0.0
     for bucket in sorted(histogram):
         below += histogram[bucket]
-        if below >= half:
+        if below >= wanted:
             return seconds_of(bucket)
     return None
 

@@ -107,3 +107,35 @@ def test_the_kind_of_a_request_follows_from_its_images(levels: tuple[str, ...], 
         images=[gateway_pb2.ImageReport(cache_level=gateway_pb2.CacheLevel.Value(level)) for level in levels]
     )
     assert outcome_of(report, failed=False).kind == kind
+
+
+async def test_a_client_that_does_not_read_makes_no_request_overdue_or_slow() -> None:
+    """It could roll a healthy canary back within seconds."""
+    report = Report()
+    request, counted = start(report)
+    may_read = asyncio.Event()
+
+    async def send(response: gateway_pb2.GatewayGenerateResponse) -> None:
+        await may_read.wait()
+
+    report.mark_tokens("r", 1)
+    sending = asyncio.create_task(report.timed(send)(gateway_pb2.GatewayGenerateResponse()))
+    await asyncio.sleep(3 * OVERDUE_S)
+    assert not counted
+    may_read.set()
+    await sending
+    report.mark_tokens("r", 1)
+    request.end(failed=False)
+    assert [(outcome.failed, outcome.inter_token_s) for outcome in counted] == [(False, None)]
+
+
+async def test_after_the_client_has_read_the_release_can_be_overdue() -> None:
+    report = Report()
+    _, counted = start(report)
+
+    async def send(response: gateway_pb2.GatewayGenerateResponse) -> None:
+        await asyncio.sleep(0)
+
+    report.mark_tokens("r", 1)
+    await report.timed(send)(gateway_pb2.GatewayGenerateResponse())
+    assert (await until_counted(counted)).overdue

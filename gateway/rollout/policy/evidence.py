@@ -1,0 +1,111 @@
+"""Choose the requests that count, so that no caller talks a canary down.
+
+Nobody can know which release a routing key gets before it is used. So a caller who wants to harm one release cannot aim
+with the first request of a key: it hits both releases alike, and the guard compares their difference. Later requests of
+a key can be aimed. However many callers aim them, they get a small share of the requests that count.
+
+One caller alone, such as a test, uses few keys. Then later requests count, and no key weighs much more than another.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+
+from gateway.rollout.policy.counts import Arm
+
+# Of a release's counted requests, those that could be aimed. Half of the usual bound of a rate.
+MAX_AIMED_SHARE = 0.01
+_FEW_KEYS = 100  # of one caller. With more, their first requests are evidence enough
+_FAIR_SHARES = 2  # of one key among few: twice what it had if all keys were used alike
+_FILTER_BITS = 2**25  # 4 MiB
+_NUM_HASHES = 4
+_MAX_KEYS = 4_000_000  # with so many, a new key is taken for a known one in a few of a hundred cases
+_MAX_CALLERS = 2  # whether there is more than one is all that matters
+
+
+class KeyFilter:
+    """Routing keys that were used, in a fixed space: a Bloom filter.
+
+    It never forgets a key. It may take a new one for a known one, for both releases alike.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_FILTER_BITS // 8)
+        self._num_keys = 0
+
+    def add(self, digest: bytes) -> bool:
+        """Add a key by its digest (16 bytes or more). Return whether it is new."""
+        is_new = False
+        for start in range(0, 4 * _NUM_HASHES, 4):
+            place, bit = divmod(int.from_bytes(digest[start : start + 4], "big") % _FILTER_BITS, 8)
+            if not self._bits[place] >> bit & 1:
+                self._bits[place] |= 1 << bit
+                is_new = True
+        self._num_keys += is_new
+        return is_new and self._num_keys <= _MAX_KEYS
+
+
+class Evidence:
+    """The requests of one rollout that count, at one gateway."""
+
+    def __init__(self, *, trusts_callers: bool = False) -> None:
+        """Begin without requests.
+
+        Args:
+            trusts_callers: count every request.
+        """
+        self._trusts_callers = trusts_callers
+        self._keys: KeyFilter | None = None  # from the first request, as it is large
+        self._callers: set[str] = set()
+        self._num_keys: Counter[Arm] = Counter()
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the requests of the last step, not its keys."""
+        self._counted: Counter[Arm] = Counter()
+        self._aimed: Counter[Arm] = Counter()
+        self._by_key: defaultdict[Arm, Counter[bytes]] = defaultdict(Counter)  # while there are few
+
+    def begin_rollout(self) -> None:
+        """Forget all keys: each gets a release anew."""
+        self._keys = None
+        self._num_keys.clear()
+        self.begin_step()
+
+    def add_first(self, arm: Arm, number: int) -> None:
+        """Add requests that each have a new key."""
+        self._counted[arm] += number
+        self._num_keys[arm] += number
+
+    def takes(self, arm: Arm, routing_key: str, caller: str) -> bool:
+        """Return whether a request counts, and remember it.
+
+        Args:
+            arm: the release that answers.
+            routing_key: that chose the release.
+            caller: the tenant, or the address of a caller without one.
+        """
+        if self._trusts_callers:
+            return True
+        if len(self._callers) < _MAX_CALLERS:
+            self._callers.add(caller)
+        self._keys = self._keys or KeyFilter()
+        digest = hashlib.sha256(routing_key.encode()).digest()
+        if self._keys.add(digest):
+            self.add_first(arm, 1)
+            return True
+        if self._aimed[arm] + 1 <= MAX_AIMED_SHARE * (self._counted[arm] + 1):
+            self._aimed[arm] += 1
+        elif not self._is_fair(arm, digest):
+            return False
+        self._counted[arm] += 1
+        return True
+
+    def _is_fair(self, arm: Arm, digest: bytes) -> bool:
+        """Return whether one of few keys has no more than its share."""
+        if len(self._callers) > 1 or self._num_keys[arm] > _FEW_KEYS:
+            return False
+        share = _FAIR_SHARES / max(1, self._num_keys[arm])
+        if self._by_key[arm][digest] + 1 > share * (self._counted[arm] + 1):
+            return False
+        self._by_key[arm][digest] += 1
+        return True
