@@ -37,6 +37,15 @@ class Callers:
                 reason="NOT_A_CLIENT",
             )
 
+    def name_of(self, _method: str, context: Context) -> str:
+        """Check the peer before its request is read, and return its first name.
+
+        Raises:
+            PermissionDenied: see `check`.
+        """
+        self.check(context)
+        return next((name.decode(errors="replace") for name in _names(context)), "")
+
     def check_loader(self, context: Context) -> None:
         """Check that the peer may load and unload models.
 
