@@ -10,12 +10,13 @@ from prometheus_client import Counter
 from chassis.deadline import Deadline
 from chassis.errors import DeadlineExceeded, TandemError
 from chassis.request_id import current_request_id
-from gateway.admission import AdmissionController, Tenant
+from gateway.admission import ANONYMOUS, AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
 from gateway.operations import Ending, RequestWindow
+from gateway.rollout.blame import is_client_error
 from gateway.rollout.feedback import Feedback
 from gateway.rollout.mirror import Mirror
-from gateway.rollout.traffic import Choice, Traffic, is_client_error
+from gateway.rollout.traffic import Choice, Traffic
 from gateway.stages import Pin
 from tandem.v1 import gateway_pb2, sampling_pb2
 
@@ -71,6 +72,7 @@ class Pipeline:
         pin: Pin | None,
         deadline: Deadline,
         send: Send,
+        peer: str = "",
     ) -> None:
         """Stream the answer to one request.
 
@@ -82,6 +84,7 @@ class Pipeline:
             pin: the release the client asks for. None lets the gateway choose.
             deadline: deadline of the whole request.
             send: passes a message on to the client, and waits while the client is slow.
+            peer: the caller's address.
 
         Raises:
             TandemError: the request was refused, or its answer failed.
@@ -92,10 +95,12 @@ class Pipeline:
                 async with (
                     asyncio.timeout(deadline.remaining_s()),
                     self._admission.admit(tenant, request.ByteSize()),
-                    self._traffic.route(request.routing_key, pin, deadline=deadline, report=report) as choice,
+                    self._traffic.route(
+                        request.routing_key, pin, deadline=deadline, report=report, caller=_caller(tenant, peer)
+                    ) as choice,
                 ):
                     labels.release = choice.release.name
-                    finished = await self._run_exchange(choice, request, tenant, deadline, report, send)
+                    finished = await self._run_exchange(choice, request, tenant, deadline, report, report.timed(send))
             except TimeoutError:
                 raise _deadline_exceeded(report) from None
             labels.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
@@ -143,6 +148,11 @@ class Pipeline:
             TENANT_REQUESTS.labels(tenant.name, labels.outcome).inc()
             if labels.release and labels.ending is not None:
                 self._window.add(labels.release, labels.ending, report, labels.usage)
+
+
+def _caller(tenant: Tenant, peer: str) -> str:
+    """Return who sends a request: a tenant, else a host."""
+    return tenant.name if tenant.name != ANONYMOUS else peer.rpartition(":")[0]
 
 
 def _deadline_exceeded(report: Report) -> DeadlineExceeded:

@@ -41,7 +41,7 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         images, visual_tokens = await stack.enter_async_context(open_images(settings.images_config))
         vision, language = _open_stages(settings, stack)
         releases = Releases(store, default_release, vision=vision, language=language)
-        traffic = Traffic(releases)
+        traffic = Traffic(releases, trusts_callers=settings.rollout_trusts_callers)
 
         questions = QuestionBuilder(releases, images, settings.limits, filters)
         exchanges = ExchangeBuilder(questions, visual_tokens, filters)

@@ -59,7 +59,12 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         deadline = Deadline.after(self._settings.timeout_s(context.time_remaining()))
         await self._pipeline.answer(
-            request, tenant=tenant, pin=_pin(context, tenant), deadline=deadline, send=context.write
+            request,
+            tenant=tenant,
+            pin=_pin(context, tenant),
+            deadline=deadline,
+            send=context.write,
+            peer=context.peer(),
         )
 
     async def PutImage(  # noqa: N802

@@ -124,6 +124,9 @@ class GatewaySettings(RedisSettings):
     rollout_tick_s: float = Field(
         0.2, ge=0.01, le=5, description="interval between checks of the rollout's state and counts, seconds"
     )
+    rollout_trusts_callers: bool = Field(
+        False, description="count every request in rollouts, also those by which a caller could aim at one release"
+    )
     rollout_mirror_max_running: int = Field(
         8, ge=1, description="most mirrored requests at once; requests beyond are not mirrored"
     )
