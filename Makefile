@@ -8,12 +8,12 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Runs `make gpu-check`: python3 of a machine with a GPU, or the .venv where there is one.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load hostile k8s images gpu kernels tensorrt triton http
+SEPARATE := load hostile k8s images gpu kernels tensorrt triton vllm http
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers clean
+.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers vllm-env clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -62,6 +62,9 @@ test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GP
 test-triton: .venv/ready  ## encode on a real Triton, which is killed under load; with SHORT=1 under a short load
 	tests/vision_service/triton/run -m "triton$(if $(SHORT), and not slow)" -s
 
+test-vllm: .venv/ready  ## answer with vLLM as the engine, whose processes are killed; with SHORT=1 without kills
+	tests/language_service/vllm/run -m "vllm$(if $(SHORT), and not slow)"
+
 test-http: .venv/ready  ## use the HTTP door with a browser and npm's clients; with SHORT=1 in two minutes
 	tests/http_gateway/run -m "http$(if $(SHORT), and not slow)"
 
@@ -98,6 +101,11 @@ train-demo: .venv/ready  ## train the demo model again, over an hour on two core
 	$(BIN)/python -m demo.train
 
 peers: .peers/transformers/ready .peers/vllm/ready .peers/llama_cpp/ready  ## install engines to compare with; -k skips those that fail
+
+vllm-env: .peers/vllm/ready  ## make .peers/vllm, an environment in which the language service takes --engine vllm
+	@site=$$(.peers/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		echo '$(CURDIR)' >"$$site/tandem.pth" && cp benchmarks/peers/vllm_path/sitecustomize.py "$$site/"
+	@echo "Run .peers/vllm/bin/python -m language_service --engine vllm"
 
 clean:  ## delete the virtual environment and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -5,6 +5,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from checkpoint.manifest import TOKENIZER_FILE, read_verified
 from checkpoint.store import ModelStore
 from checkpoint.weights import LoadedHalf, load_half
@@ -41,6 +43,10 @@ class HostedLanguage:
         info.language.load.CopyFrom(load)
         return info
 
+    async def is_ready(self) -> bool:
+        """Return whether the engine takes requests now."""
+        return self.engine.is_ready
+
     async def close(self) -> None:
         """Stop the engine.
 
@@ -69,7 +75,7 @@ class LanguageLoader:
         """
         half, tokenizer = await asyncio.to_thread(self._read, self.store.folder(tag))
         tokenizer_json = tokenizer.decode()  # may fail, so before the engine starts a thread
-        engine = await open_engine(self.engine, half, self.config, tag=tag)
+        engine = await open_engine(self.engine, half, self.config, tag=tag, tokenizer_json=tokenizer_json)
         language = half.config.language
         limits = PromptLimits(
             vocab_size=language.vocab_size,
@@ -92,7 +98,9 @@ class LanguageLoader:
 
     def _read(self, folder: Path) -> tuple[LoadedHalf, bytes]:
         """Return the half and its tokenizer file."""
-        half = load_half(folder, "language", dtype=self.config.dtype, device=self.config.device)
+        # vLLM reads the weights from a file.
+        device = torch.device("cpu") if self.engine == "vllm" else self.config.device
+        half = load_half(folder, "language", dtype=self.config.dtype, device=device)
         return half, read_verified(folder, half.manifest, TOKENIZER_FILE)
 
     def _describe(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -23,7 +24,10 @@ class LanguageSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_LANGUAGE_", cli_prog_name="python -m language_service")
 
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on; port 0 picks a free one")
-    engine: EngineName = Field("tandem", description="engine that runs the language half")
+    engine: EngineName = Field(
+        "tandem", description="engine that runs the language half: tandem or vllm. One kind for each tag"
+    )
+    engine_args: dict[str, Any] = Field({}, description="further arguments of vLLM, as a JSON object")
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="size of each model's KV cache, bytes. Unset uses kv_cache_fraction"
     )
@@ -59,6 +63,13 @@ class LanguageSettings(StageSettings):
         allow_inf_nan=False,
         description="longest wait for the next segment of a prompt, seconds",
     )
+
+    @field_validator("engine_args")
+    @classmethod
+    def _belongs_to_vllm(cls, engine_args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if engine_args and info.data.get("engine") != "vllm":
+            raise ValueError("only --engine vllm takes further arguments")
+        return engine_args
 
     @field_validator("max_step_tokens")
     @classmethod
@@ -113,4 +124,5 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
         cache_bytes=settings.kv_cache_bytes,
         decode_attention=settings.decode_attention,
         cache_fraction=settings.kv_cache_fraction,
+        engine_args=settings.engine_args,
     )

@@ -1,14 +1,16 @@
 """Run one stage as a real process for tests over gRPC."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import grpc
 
@@ -18,6 +20,7 @@ class StageProcess:
     """A ready process. Subclasses add the RPCs of their stage."""
 
     module: ClassVar[str]
+    python: ClassVar[str] = sys.executable
 
     process: subprocess.Popen[str]
     models: Path
@@ -33,7 +36,7 @@ class StageProcess:
     def command(cls, models: Path, *flags: str) -> list[str]:
         """Return the command that starts the process."""
         return [
-            *(sys.executable, "-m", cls.module, "--models", str(models), "--listen", "127.0.0.1:0"),
+            *(cls.python, "-m", cls.module, "--models", str(models), "--listen", "127.0.0.1:0"),
             *("--precision", "float32", "--threads", "1", "--log-format", "json", *flags),
         ]
 
@@ -44,17 +47,24 @@ P = TypeVar("P", bound=StageProcess)
 @contextmanager
 def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
     """Yield a ready stage, killed when the block ends."""
-    process = subprocess.Popen(kind.command(models, *flags), stderr=subprocess.PIPE, text=True)
+    # A group of its own, so that its children end with it.
+    process = subprocess.Popen(kind.command(models, *flags), stderr=subprocess.PIPE, text=True, process_group=0)
     try:
         assert process.stderr is not None
-        ready = next(event for line in process.stderr if (event := json.loads(line))["event"] == "ready")
+        ready = next(event for line in process.stderr if (event := _event(line))["event"] == "ready")
         # Read the log, so that the pipe never fills up and blocks the process.
         threading.Thread(target=_drain, args=[process.stderr], daemon=True).start()
         with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
             yield kind(process, models, ready["port"], ready["metrics_port"], channel)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _event(line: str) -> dict[str, Any]:
+    """Return a line of the log. Libraries write other lines, too."""
+    return json.loads(line) if line.startswith("{") else {"event": ""}
 
 
 def _drain(log: IO[str]) -> None:

@@ -3,15 +3,19 @@
 No other module opens an engine by its name.
 """
 
+from importlib.util import find_spec
 from typing import Literal
 
+from chassis.errors import FailedPrecondition
 from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import Engine, EngineConfig
 
-EngineName = Literal["tandem"]
+EngineName = Literal["tandem", "vllm"]
 
 
-async def open_engine(name: EngineName, half: LoadedHalf, config: EngineConfig, *, tag: str) -> Engine:
+async def open_engine(
+    name: EngineName, half: LoadedHalf, config: EngineConfig, *, tag: str, tokenizer_json: str
+) -> Engine:
     """Return a running engine of that name.
 
     Args:
@@ -19,14 +23,25 @@ async def open_engine(name: EngineName, half: LoadedHalf, config: EngineConfig, 
         half: the language half. The engine takes over its tensors, so `half.tensors` may be empty afterwards.
         config: settings of the engine.
         tag: the model's tag, for metrics and logs.
+        tokenizer_json: content of `tokenizer.json`.
 
     Raises:
         FailedPrecondition: reason 'BAD_CHECKPOINT', the weights give numbers that are not finite.
         FailedPrecondition: reason 'NO_MEMORY', the KV cache has no room for one block.
+        FailedPrecondition: reason 'NOT_INSTALLED', 'WRONG_DEVICE', 'BAD_ENGINE_ARGS', 'NOT_SUPPORTED' or
+            'ENGINE_NOT_STARTED', vLLM cannot run here, or not this model.
     """
     # Imported here, so that a process loads the libraries of its own engine only.
     if name == "tandem":
         from language_service.engine.own import open_tandem_engine
 
         return await open_tandem_engine(half, config, tag=tag)
+    if name == "vllm":
+        if find_spec("vllm") is None:
+            raise FailedPrecondition(
+                "This environment has no vLLM: see docs/scaling.md, or use --engine tandem.", reason="NOT_INSTALLED"
+            )
+        from language_service.engine.vllm_opening import open_vllm_engine
+
+        return await open_vllm_engine(half, tokenizer_json, config, tag=tag)
     raise ValueError(f"there is no engine {name!r}")

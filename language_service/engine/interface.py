@@ -6,10 +6,11 @@ The servicer uses nothing else of an engine, so any engine that takes prompt emb
 """
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ class EngineConfig:
     cache_bytes: int | None  # size of the KV cache. None sizes it by `cache_fraction`.
     cache_fraction: float = 0.5  # of the memory available after the weights are loaded
     decode_attention: AttentionName = "auto"  # computes attention of decoding sequences. 'auto' measures on a GPU.
+    engine_args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # further ones, of vLLM only
     # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.
     step_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -182,6 +184,11 @@ class Engine(Protocol):
     """Answers many prompts at the same time with one model."""
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests now."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Most tokens of one request, prompt and answer together."""
         ...
@@ -205,6 +212,7 @@ class Engine(Protocol):
         Raises:
             ResourceExhausted: reason 'QUEUE_FULL', with a retry delay.
             Unavailable: reason 'MODEL_DRAINING', the engine is closed, or 'ENGINE_DEAD'.
+            InvalidArgument: reason 'NOT_SUPPORTED', the engine cannot follow an option.
         """
         ...
 

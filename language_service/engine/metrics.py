@@ -74,6 +74,15 @@ class EngineMetrics:
         DRAFTS.labels(self._tag, "right").inc(num_accepted)
         DRAFTS.labels(self._tag, "wrong").inc(sum(chunk.num_drafts for chunk in batch.chunks) - num_accepted)
 
+    def count(self, *, num_prompt: int, num_cached: int, num_answer: int) -> None:
+        """Count the tokens of an answer.
+
+        For an engine that does not report its steps.
+        """
+        COMPUTED_TOKENS.labels(self._tag, "prompt").inc(num_prompt)
+        COMPUTED_TOKENS.labels(self._tag, "found").inc(num_cached)
+        COMPUTED_TOKENS.labels(self._tag, "answer").inc(num_answer)
+
     def failed_step(self) -> None:
         """Count a step that failed."""
         FAILED_STEPS.labels(self._tag).inc()

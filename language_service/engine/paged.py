@@ -71,11 +71,13 @@ class PagedEngine:
         self._thread.start()
 
     @property
-    def context_length(self) -> int:
-        """Most tokens of one request.
+    def is_ready(self) -> bool:
+        """Whether it takes requests now."""
+        return self._closed is None
 
-        The model and the size of the cache limit it.
-        """
+    @property
+    def context_length(self) -> int:
+        """Most tokens of one request, as model and cache allow."""
         return min(self._model.context_length, self._runner.cache.config.num_tokens)
 
     @property

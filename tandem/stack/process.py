@@ -36,12 +36,14 @@ class ServiceProcess:
         flags: Sequence[str],
         on_log: Callable[[str, str], None],
         changed: threading.Condition,
+        *,
+        python: str = sys.executable,
     ) -> None:
         self.name = name
         self.ready: dict[str, Any] = {}
         self.exit_code: int | None = None
         self.last_error = ""
-        self._command = [sys.executable, "-m", module, *flags]
+        self._command = [python, "-m", module, *flags]
         self._on_log = on_log
         self._changed = changed  # notified when `ready` or `exit_code` is set
         self._process: subprocess.Popen[str] | None = None

@@ -8,6 +8,7 @@ Used by `tandem up`, the demo and the benchmarks. Production runs the same three
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class StackConfig:
     log_level: Literal["debug", "info", "warning", "error"] | None = None
     drain_s: float = 10.0  # longest wait for running requests at the stop
     ready_timeout_s: float = 600.0
+    language_python: str = sys.executable  # Python of the language service, such as that of vLLM's environment
     vision_flags: Sequence[str] = ()  # more flags of one service, for measurements
     language_flags: Sequence[str] = ()
     gateway_flags: Sequence[str] = ()
@@ -159,7 +161,9 @@ class Stack:
         self.stop()
 
     def _spawn(self, name: str, module: str, flags: Sequence[str]) -> None:
-        process = ServiceProcess(name, module, [*self._common_flags(), *flags], self._on_log, self._changed)
+        python = self.config.language_python if name == "language" else sys.executable
+        arguments = [*self._common_flags(), *flags]
+        process = ServiceProcess(name, module, arguments, self._on_log, self._changed, python=python)
         self._services[name] = process
         process.start()
 

@@ -1,6 +1,7 @@
 """Real processes under load, for the tests of rollouts."""
 
 import asyncio
+import sys
 import threading
 import time
 import urllib.request
@@ -30,23 +31,36 @@ RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 class World:
     """Real processes, all killed at the end. A context manager."""
 
-    def __init__(self, models: Path, stable: str) -> None:
+    def __init__(self, models: Path, stable: str, *, vision_tags: str = "") -> None:
+        """Serve `stable`, and `vision_tags` instead in the vision service."""
         self._models = models
         self._stable = stable
+        self._vision_tags = vision_tags or stable
         self._changed = threading.Condition()
         self.services: dict[str, ServiceProcess] = {}
         self.logs: dict[str, list[str]] = {}
 
     def __enter__(self) -> "World":
-        stage = ["--models", str(self._models), "--tags", self._stable, "--precision", "float32", "--threads", "1"]
-        self._start("vision", "vision_service", stage)
-        self._start("language", "language_service", stage)
+        self._start("vision", "vision_service", self._stage_flags(self._vision_tags))
+        self._start("language", "language_service", self._stage_flags(self._stable))
         self._wait_until_ready()
         return self
 
     def __exit__(self, *_: object) -> None:
         for service in self.services.values():
             service.kill()
+
+    def add_language(self, name: str, tag: str, flags: Sequence[str], *, python: str) -> None:
+        """Start another language service, in an environment of its own."""
+        self._start(name, "language_service", [*self._stage_flags(tag), *flags], python=python)
+        self._wait_until_ready()
+
+    def plain_gateway(self, *languages: str) -> str:
+        """Start a gateway in front of these language services. Return its address."""
+        stages = ["--vision", self.address("vision"), "--language", ",".join(map(self.address, languages))]
+        self._start("gateway", "gateway", [*self._gateway_flags(), *stages])
+        self._wait_until_ready()
+        return self.address("gateway")
 
     def gateway(self, name: str = "gateway", *, fault: Fault = "none", tag: str = "", flags: Sequence[str] = ()) -> str:
         """Start a gateway and return its address.
@@ -57,8 +71,7 @@ class World:
         self._start(f"{name}-language", "tests.end_to_end.faulty_language", [*upstream, "--fault", fault, "--tag", tag])
         self._wait_until_ready()
         stages = ["--vision", self.address("vision"), "--language", self.address(f"{name}-language")]
-        own = ["--models", str(self._models), "--release", self._stable, "--refresh-s", "0.5", "--max-running", "256"]
-        self._start(name, "gateway", [*own, *stages, *flags])
+        self._start(name, "gateway", [*self._gateway_flags(), *stages, *flags])
         self._wait_until_ready()
         return self.address(name)
 
@@ -79,12 +92,18 @@ class World:
         assert values, f"{name} has no metric {metric}"
         return sum(values)
 
-    def _start(self, name: str, module: str, flags: Sequence[str]) -> None:
+    def _stage_flags(self, tags: str) -> list[str]:
+        return ["--models", str(self._models), "--tags", tags, "--precision", "float32", "--threads", "1"]
+
+    def _gateway_flags(self) -> list[str]:
+        return ["--models", str(self._models), "--release", self._stable, "--refresh-s", "0.5", "--max-running", "256"]
+
+    def _start(self, name: str, module: str, flags: Sequence[str], *, python: str = sys.executable) -> None:
         def keep(service: str, line: str) -> None:
             self.logs.setdefault(service, []).append(line)
 
         common = ["--listen", "127.0.0.1:0", "--log-format", "json", "--drain-s", "2"]
-        process = ServiceProcess(name, module, [*common, *flags], keep, self._changed)
+        process = ServiceProcess(name, module, [*common, *flags], keep, self._changed, python=python)
         self.services[name] = process
         process.start()
 

@@ -1,0 +1,84 @@
+"""Open vLLM as an engine: write the model, start, check."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from chassis.errors import FailedPrecondition
+from checkpoint.families import Qwen3VLConfig
+from checkpoint.tokenizer import read_tokenizer
+from checkpoint.weights import LoadedHalf
+from language_service.engine.interface import EngineConfig
+from language_service.engine.vllm import VllmEngine, VllmModel
+from language_service.engine.vllm_arguments import engine_arguments
+from language_service.engine.vllm_client import VllmClient, device_type
+from language_service.engine.vllm_folder import VIDEO_TOKEN, write_vllm_folder
+from language_service.engine.vllm_prompt import PromptForm
+
+_log = structlog.get_logger()
+
+
+async def open_vllm_engine(half: LoadedHalf, tokenizer_json: str, config: EngineConfig, *, tag: str) -> VllmEngine:
+    """Return vLLM as an engine, as `open_engine` describes."""
+    if device_type() != config.device.type:
+        raise FailedPrecondition(
+            f"This vLLM computes on {device_type()}, so start the service with --device {device_type()}.",
+            reason="WRONG_DEVICE",
+        )
+    folder = tempfile.TemporaryDirectory(prefix="tandem-vllm-", ignore_cleanup_errors=True)
+    try:
+        arguments = engine_arguments(Path(folder.name), config, has_grids=isinstance(half.config, Qwen3VLConfig))
+        model = await asyncio.to_thread(_write_model, Path(folder.name), half, tokenizer_json, config, tag)
+        client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
+    except BaseException:
+        folder.cleanup()
+        raise
+    engine = VllmEngine(lambda: VllmClient(arguments), client, model, config, folder)
+    try:
+        await engine.check()
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+def _start(start: Callable[[], VllmClient], tag: str) -> VllmClient:
+    try:
+        return start()
+    except Exception:
+        _log.exception("vllm did not start", tag=tag)
+        raise FailedPrecondition(
+            f"vLLM did not start with {tag}: see the log of the service.", reason="ENGINE_NOT_STARTED"
+        ) from None
+
+
+def _write_model(folder: Path, half: LoadedHalf, tokenizer_json: str, config: EngineConfig, tag: str) -> VllmModel:
+    language = half.config.language
+    num_parameters = sum(tensor.numel() for tensor in half.tensors.values())
+    num_weight_bytes = sum(tensor.nbytes for tensor in half.tensors.values())
+    modality_D = write_vllm_folder(folder, half.config, half.tensors, tokenizer_json, dtype=config.dtype)
+    _log.info("model written for vllm", tag=tag, num_bytes=num_weight_bytes)
+    image_token_id, reserved, merge_size = None, frozenset[int](), 1
+    if isinstance(half.config, Qwen3VLConfig):
+        tokenizer = read_tokenizer(tokenizer_json)
+        ids = [tokenizer.token_to_id(token) for token in (half.config.image_token, VIDEO_TOKEN)]
+        image_token_id, reserved = ids[0], frozenset(token for token in ids if token is not None)
+        merge_size = half.config.vision.merge_size
+    return VllmModel(
+        tag=tag,
+        form=PromptForm(
+            width=language.width,
+            dtype=config.dtype,
+            modality_D=modality_D,
+            image_token_id=image_token_id,
+            reserved=reserved,
+            merge_size=merge_size,
+        ),
+        eos_token_ids=frozenset(language.eos_token_ids),
+        vocab_size=language.vocab_size,
+        num_parameters=num_parameters,
+        num_weight_bytes=num_weight_bytes,
+    )
