@@ -15,6 +15,7 @@ from gateway.stages.balance import Routing, by_prefix, least_busy
 from gateway.stages.discovery import Discovery, Resolve, resolve_name
 from gateway.stages.endpoint import Endpoint, Stub
 from gateway.stages.errors import model_absent, unreachable
+from gateway.stages.one_engine import OneEngine
 from tandem.v1 import model_pb2
 
 _log = structlog.get_logger()
@@ -68,6 +69,7 @@ class Stage(Generic[Stub]):
         self._routing = routing
         self._discovery = Discovery(name, targets, make_stub, tls=tls, resolve=resolve)
         self._turns = count()
+        self._engines = OneEngine()
         self._refreshing: asyncio.Task[None] | None = None
 
     @property
@@ -180,6 +182,8 @@ class Stage(Generic[Stub]):
             and info.state == model_pb2.MODEL_STATE_READY
             and (same_model_as is None or _is_same_model(info, same_model_as))
         ]
+        if same_model_as is None and (engine := self._engines.of(tag, (replica.info for replica in ready))) is not None:
+            ready = [replica for replica in ready if replica.info.backend == engine]
         healthy = [
             replica for replica in ready if replica.endpoint.is_responsive and not replica.endpoint.is_ejected(tag)
         ]
@@ -215,6 +219,7 @@ class Stage(Generic[Stub]):
 def _is_same_model(one: model_pb2.ModelInfo, other: model_pb2.ModelInfo) -> bool:
     """Return whether two replicas give the same answers.
 
-    They need the same weights and, for images, the same encoder.
+    They need the same weights and, for images, the same encoder, for tokens the same engine.
     """
-    return one.half_digest == other.half_digest and one.vision.encoder_id == other.vision.encoder_id
+    is_same_engine = one.backend == other.backend or not one.HasField("language")
+    return is_same_engine and one.half_digest == other.half_digest and one.vision.encoder_id == other.vision.encoder_id

@@ -42,7 +42,11 @@ async def pair(make_world: MakeWorld, store: Path) -> AsyncIterator[Pair]:
     async with (
         StageServer(vision, vision_pb2_grpc, "VisionService") as vision_server,
         StageServer(language, language_pb2_grpc, "LanguageService") as language_server,
-        make_world(more_vision=[vision_server.address], more_language=[language_server.address]) as world,
+        make_world(
+            more_vision=[vision_server.address],
+            more_language=[language_server.address],
+            routing="least-busy",  # so that calls take turns
+        ) as world,
     ):
         await world.ask(b"another image", "Warm up?")
         yield Pair(world, vision, language)
@@ -146,3 +150,16 @@ async def test_a_replica_with_other_weights_under_the_same_tag_is_no_alternative
         call = asyncio.create_task(pair.world.ask("?"))
         await asyncio.wait([call])
         assert (call.exception() is None) == (len(pair.languages[1].starts) == 1)
+
+
+async def test_a_replica_of_another_engine_under_the_same_tag_gets_no_request(pair: Pair) -> None:
+    """Otherwise an answer would depend on which of them is idle."""
+    pair.say("Yes.")
+    for language, backend in zip(pair.languages, ("torch", "vllm"), strict=True):
+        language.info.backend = backend
+    await asyncio.sleep(2.2)  # the gateway refreshes every 2 s
+    for language in pair.languages:
+        language.starts.clear()
+    answers = [await pair.world.ask("?") for _ in range(6)]
+    assert [answer.text for answer in answers] == ["Yes."] * 6
+    assert sorted(len(language.starts) for language in pair.languages) == [0, 6]
