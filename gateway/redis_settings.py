@@ -1,5 +1,7 @@
 """Settings of the Redis servers that gateways share."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr, field_validator
 
 from chassis.settings import ServiceSettings
@@ -27,6 +29,11 @@ class RedisSettings(ServiceSettings):
     )
     shared_cache_pause_s: float = Field(
         5, gt=0, le=3600, description="pause of the shared cache after five failures in a row, seconds"
+    )
+    shared_cache_secret_file: Path | None = Field(
+        None,
+        description="file with a secret of at least 32 bytes, the same for all gateways; it signs visual tokens in the "
+        "shared cache, and others are not believed",
     )
     shared_image_bytes: int = Field(
         256 * 2**20,
@@ -67,6 +74,7 @@ class RedisSettings(ServiceSettings):
             timeout_s=self.shared_cache_timeout_ms / 1000,
             pause_s=self.shared_cache_pause_s,
             tokens_ttl_s=self.shared_cache_ttl_s,
+            secret_file=self.shared_cache_secret_file,
             image_bytes=self.shared_image_bytes,
             image_ttl_s=self.shared_image_ttl_s,
         )

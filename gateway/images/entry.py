@@ -1,5 +1,6 @@
 """Visual tokens as the gateway's caches store them."""
 
+import hmac
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,11 +14,12 @@ from tandem.v1 import tensor_pb2
 
 # Format version of packed entries. Entries with another prefix are misses.
 _PREFIX = b"tandem visual tokens 1\n"
+_SIGNED_PREFIX = b"tandem visual tokens 2\n"
 _HEADER_BYTES = len(_PREFIX) + DIGEST_BYTES
 
 
 class CorruptedEntryError(Exception):
-    """A stored value is not a complete, unchanged entry."""
+    """A stored value is not a complete, genuine entry."""
 
 
 class ForeignTokensError(Exception):
@@ -80,23 +82,33 @@ class Entry(HashedData):
         """Return an entry of serialized `VisualTokens`."""
         return cls(data, sha256_of(data))
 
-    def pack(self) -> bytes:
-        """Return prefix, digest and data as one value."""
-        return _PREFIX + self.sha256 + self.data
+    def pack(self, secret: bytes | None = None) -> bytes:
+        """Return prefix, proof and data as one value.
+
+        Args:
+            secret: of all gateways. The proof is then a signature (HMAC-SHA256). Without it, it is the digest, which
+                everybody can compute.
+        """
+        return _prefix(secret) + self._proof(secret) + self.data
 
     @classmethod
-    def unpack(cls, value: bytes, expected: ExpectedTokens) -> Self:
+    def unpack(cls, value: bytes, expected: ExpectedTokens, secret: bytes | None = None) -> Self:
         """Read a packed entry and verify all of it.
 
+        Args:
+            value: a packed entry, from anywhere.
+            expected: the visual tokens that are looked for.
+            secret: of all gateways, see `pack`.
+
         Raises:
-            CorruptedEntryError: the value is truncated, changed, or not an entry.
+            CorruptedEntryError: the value is truncated, changed, not signed with `secret`, or not an entry.
             ForeignTokensError: the entry contains other visual tokens than expected.
         """
-        if not value.startswith(_PREFIX):
+        if not value.startswith(_prefix(secret)):
             raise CorruptedEntryError("not an entry")
-        entry = cls(value[_HEADER_BYTES:], value[len(_PREFIX) : _HEADER_BYTES])
-        if not entry.is_intact:
-            raise CorruptedEntryError("digest mismatch")
+        entry = cls.of(value[_HEADER_BYTES:])
+        if not hmac.compare_digest(value[len(_PREFIX) : _HEADER_BYTES], entry._proof(secret)):
+            raise CorruptedEntryError("digest or signature mismatch")
         try:
             tokens = tensor_pb2.VisualTokens.FromString(entry.data)
             expected.check_key(tokens)
@@ -106,3 +118,10 @@ class Entry(HashedData):
         except InvalidArgument as error:
             raise ForeignTokensError(error.message) from None
         return entry
+
+    def _proof(self, secret: bytes | None) -> bytes:
+        return self.sha256 if secret is None else hmac.digest(secret, self.data, "sha256")
+
+
+def _prefix(secret: bytes | None) -> bytes:
+    return _PREFIX if secret is None else _SIGNED_PREFIX

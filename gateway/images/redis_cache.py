@@ -30,14 +30,16 @@ class RedisCache:
     For one event loop. Call `close` at the end.
     """
 
-    def __init__(self, redis: SharedRedis, *, ttl_s: float) -> None:
+    def __init__(self, redis: SharedRedis, *, ttl_s: float, secret: bytes | None = None) -> None:
         """Start without writes in flight.
 
         Args:
             redis: runs the commands.
             ttl_s: seconds before Redis expires an entry.
+            secret: of all gateways, which signs their entries. None believes every writer of Redis.
         """
         self._redis = redis
+        self._secret = secret
         self._ttl_ms = round(ttl_s * 1000)
         self._writes: set[asyncio.Task[object]] = set()
 
@@ -55,7 +57,7 @@ class RedisCache:
             CACHE_REQUESTS.labels(LEVEL, "miss" if succeeded else "failed").inc()
             return None
         try:
-            entry = Entry.unpack(value, expected)
+            entry = Entry.unpack(value, expected, self._secret)
         except (CorruptedEntryError, ForeignTokensError) as error:
             CACHE_REQUESTS.labels(LEVEL, "miss").inc()
             (CACHE_CORRUPTED if isinstance(error, CorruptedEntryError) else CACHE_FOREIGN).labels(LEVEL).inc()
@@ -71,7 +73,7 @@ class RedisCache:
         if len(self._writes) >= _MAX_WRITES or not redis.allow():
             REDIS_FAILURES.labels("set", "skipped").inc()
             return
-        value = entry.pack()
+        value = entry.pack(self._secret)
         write = asyncio.create_task(redis.execute("set", lambda: redis.commands.set(redis_key, value, px=self._ttl_ms)))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -82,4 +84,6 @@ class RedisCache:
             await asyncio.wait(self._writes)  # each has its own timeout
 
     def _redis_key(self, visual_key: bytes) -> bytes:
-        return self._redis.prefix + b":visual-tokens:1:" + visual_key.hex().encode()
+        # Signed entries have names of their own, so gateways without the secret do not drop them.
+        version = b"1" if self._secret is None else b"2"
+        return self._redis.prefix + b":visual-tokens:" + version + b":" + visual_key.hex().encode()

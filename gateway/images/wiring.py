@@ -3,14 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chassis.errors import FailedPrecondition
 from gateway.images.memory_cache import MemoryCache
 from gateway.images.source import VisualTokenSource
 from gateway.images.store import ImageStore
 
 if TYPE_CHECKING:
     from gateway.images.shared_redis import SharedRedis
+
+
+_MIN_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +27,7 @@ class SharedCacheConfig:
     timeout_s: float
     pause_s: float  # between two attempts after Redis failed several times in a row
     tokens_ttl_s: float
+    secret_file: Path | None  # signs visual tokens. None does not
     image_bytes: int  # limit for the uploaded images of all gateways. 0 shares none
     image_ttl_s: float
 
@@ -44,18 +50,20 @@ async def open_images(config: ImagesConfig) -> AsyncIterator[tuple[ImageStore, V
     """Open the stores of images and visual tokens.
 
     Raises:
-        FailedPrecondition: reason 'BAD_REDIS', the address of the shared cache is not that of a single server.
+        FailedPrecondition: reason 'BAD_REDIS', the address of the shared cache is not that of a single server, or
+            'BAD_SECRET', its secret cannot be used.
     """
     cache = images = None
     async with AsyncExitStack() as stack:
         if config.shared is not None:
+            secret = _read_secret(config.shared.secret_file)
             redis = await stack.enter_async_context(_open_redis(config.shared))
             # Imported on demand, because the Redis client takes longer to import than everything else together.
             from gateway.images.redis_cache import RedisCache
             from gateway.images.shared_images import SharedImages
 
             if config.reuse_tokens:
-                cache = RedisCache(redis, ttl_s=config.shared.tokens_ttl_s)
+                cache = RedisCache(redis, ttl_s=config.shared.tokens_ttl_s, secret=secret)
                 stack.push_async_callback(cache.close)
             if config.shared.image_bytes:
                 images = SharedImages(redis, max_bytes=config.shared.image_bytes, ttl_s=config.shared.image_ttl_s)
@@ -80,3 +88,18 @@ async def _open_redis(config: SharedCacheConfig) -> AsyncIterator["SharedRedis"]
         yield redis
     finally:
         await redis.close()
+
+
+def _read_secret(path: Path | None) -> bytes | None:
+    """Return the secret in a file, without surrounding white space."""
+    if path is None:
+        return None
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror})"
+    else:
+        if len(secret) >= _MIN_SECRET_BYTES:
+            return secret
+        problem = f"it has less than {_MIN_SECRET_BYTES} bytes, fill it with `openssl rand -hex 32`"
+    raise FailedPrecondition(f"Fix the secret of the shared cache: {problem}.", reason="BAD_SECRET", where=path)

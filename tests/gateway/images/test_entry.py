@@ -45,6 +45,29 @@ def test_every_truncation_is_detected(length: int) -> None:
         Entry.unpack(ENTRY.pack()[:length], EXPECTED)
 
 
+SECRET = b"s" * 32
+SIGNED = ENTRY.pack(SECRET)
+
+
+def test_a_signed_entry_survives_packing() -> None:
+    assert Entry.unpack(SIGNED, EXPECTED, SECRET) == ENTRY
+
+
+@pytest.mark.parametrize(
+    ("value", "secret"),
+    [
+        (ENTRY.pack(), SECRET),
+        (SIGNED, None),
+        (ENTRY.pack(b"t" * 32), SECRET),
+        (SIGNED, b"t" * 32),
+        (SIGNED[:-1], SECRET),
+    ],
+)
+def test_what_another_secret_or_none_signed_is_not_believed(value: bytes, secret: bytes | None) -> None:
+    with pytest.raises(CorruptedEntryError):
+        Entry.unpack(value, EXPECTED, secret)
+
+
 @given(st.binary(max_size=200))
 def test_other_bytes_are_not_an_entry(value: bytes) -> None:
     with pytest.raises(CorruptedEntryError):
