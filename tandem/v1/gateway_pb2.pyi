@@ -108,8 +108,8 @@ class Image(_message.Message):
     """
     sha256: _builtins.bytes
     """SHA-256 (32 bytes) of an image that was stored with PutImage. Every gateway that shares a cache (Redis) with the
-    one that stored it knows it, for an hour by default and for the same tenant. Any gateway may lose it sooner. So a
-    client keeps the file, and stores or sends it again when the error is IMAGE_NOT_FOUND.
+    one that stored it knows it, for an hour by default and for the same tenant or its group. Any gateway may lose it
+    sooner. So a client keeps the file, and stores or sends it again when the error is IMAGE_NOT_FOUND.
     """
     def __init__(
         self,
@@ -465,7 +465,9 @@ class ImageReport(_message.Message):
     ready_ms: _builtins.float
     """Time from the arrival of the request until the visual tokens were ready, milliseconds."""
     similar_sha256: _builtins.bytes
-    """With level SIMILAR: SHA-256 (32 bytes) of the image whose visual tokens were used. Otherwise empty."""
+    """With level SIMILAR: SHA-256 (32 bytes) of the image whose visual tokens were used. Otherwise empty, and if the tenant
+    is in a group, because the image can be another tenant's.
+    """
     similarity: _builtins.float
     """With level SIMILAR: cosine similarity of the two images' thumbnails, from the vision service's threshold to 1.
     Otherwise 0.
@@ -903,7 +905,7 @@ class GatewayListModelsResponse(_message.Message):
     RELEASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleaseInfo]:
-        """Every release, sorted by tag."""
+        """Every release that the caller may pin, sorted by tag."""
 
     def __init__(
         self,

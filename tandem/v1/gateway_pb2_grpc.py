@@ -31,7 +31,8 @@ class GatewayStub:
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
     the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+    promotion.
     """
 
     def __init__(self, channel):
@@ -83,7 +84,8 @@ class GatewayServicer:
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
     the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+    promotion.
     """
 
     def Generate(self, request, context):
@@ -123,7 +125,7 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the releases of this gateway.
+        """Lists the releases of this gateway that the caller may pin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,7 +190,8 @@ class Gateway:
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
     the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+    promotion.
     """
 
     @staticmethod

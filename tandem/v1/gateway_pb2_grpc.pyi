@@ -32,7 +32,8 @@ class GatewayStub:
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
       the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+      promotion.
     """
 
     @_typing.overload
@@ -52,7 +53,7 @@ class GatewayStub:
     Detokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DetokenizeRequest, _gateway_pb2.DetokenizeResponse]
     """Returns the text of token ids."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]
-    """Lists the releases of this gateway."""
+    """Lists the releases of this gateway that the caller may pin."""
     Feedback: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]
     """Rates an answer of the last hour. During a rollout, ratings of both releases are compared."""
 
@@ -63,7 +64,8 @@ class GatewayAsyncStub(GatewayStub):
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
       the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+      promotion.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,7 +82,7 @@ class GatewayAsyncStub(GatewayStub):
     Detokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DetokenizeRequest, _gateway_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Returns the text of token ids."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GatewayListModelsRequest, _gateway_pb2.GatewayListModelsResponse]  # type: ignore[assignment]
-    """Lists the releases of this gateway."""
+    """Lists the releases of this gateway that the caller may pin."""
     Feedback: _aio.UnaryUnaryMultiCallable[_gateway_pb2.FeedbackRequest, _gateway_pb2.FeedbackResponse]  # type: ignore[assignment]
     """Rates an answer of the last hour. During a rollout, ratings of both releases are compared."""
 
@@ -90,7 +92,8 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
     Metadata a client may send:
     - 'x-request-id': 1 to 128 characters of [A-Za-z0-9._-]. The gateway makes one if it is absent. It returns the id in
       the initial metadata.
-    - 'x-tandem-release': a tag. It pins the release that answers.
+    - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
+      promotion.
     """
 
     @_abc_1.abstractmethod
@@ -141,7 +144,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GatewayListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GatewayListModelsResponse, _abc.Awaitable[_gateway_pb2.GatewayListModelsResponse]]:
-        """Lists the releases of this gateway."""
+        """Lists the releases of this gateway that the caller may pin."""
 
     @_abc_1.abstractmethod
     def Feedback(
