@@ -112,7 +112,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context
     ) -> gateway_pb2.GatewayListModelsResponse:
-        """List the releases that the caller may pin, with their state."""
+        """List the releases that the caller may pin."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
         releases = await self._releases.list(with_trial=tenant.may_pin_canary)
         return gateway_pb2.GatewayListModelsResponse(releases=releases)

@@ -30,8 +30,8 @@ class Image(NamedTuple):
 class ArrivingImage:
     """An image whose data is still arriving.
 
-    It takes the memory of the data that has arrived. The prefix cache knows it by a digest of what arrived: the visual
-    key alone is the caller's word, and other embeddings under it would change the answers of whoever sends it next.
+    It takes the memory of the data that has arrived. The prefix cache knows it by a digest of key, grid and embeddings:
+    the key alone is the caller's word, and other embeddings under it would change the answers of the next caller.
     """
 
     def __init__(self, shape: tuple[int, int], visual_key: bytes, grid: Grid | None) -> None:

@@ -47,7 +47,7 @@ class Tenant(BaseModel):
 
     @property
     def salt(self) -> bytes:
-        """The cache salt (32 bytes) of the group, else of the tenant.
+        """The cache salt of the group or tenant, 32 bytes.
 
         A digest, so that no name of a group gives the salt of a tenant.
         """

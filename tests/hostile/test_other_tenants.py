@@ -29,8 +29,8 @@ SECRET = "The merger with Acme is announced on the third of May, keep it to your
 
 @asynccontextmanager
 async def gateway(stack: Stack, store: Path, keys: Path) -> AsyncIterator[Any]:
-    """Yield the stub of a gateway with keys, before the stages of a stack."""
-    stages = {name: (stack.address_of(name),) for name in ("vision", "language")}
+    """Yield the stub of a gateway with real stages."""
+    stages: dict[str, Any] = {name: (stack.address_of(name),) for name in ("vision", "language")}
     settings = GatewaySettings(listen="127.0.0.1:0", models=store, release=TAG, keys=keys, **stages)
     server = Server(settings)
     async with open_service(settings, server):
@@ -86,7 +86,7 @@ async def test_an_upload_is_used_by_its_digest_only_under_the_same_salt(
 async def test_the_digest_of_a_similar_image_never_reaches_another_tenant(
     group: str, expected: bytes, make_world: MakeWorld, write_keys: Callable[..., Path]
 ) -> None:
-    """In a group it could be another tenant's, whose upload it would open."""
+    """In a group, it would open another tenant's upload."""
     async with make_world(keys=write_keys(tenant_entry("victim", VICTIM, cache_group=group))) as world:
         world.vision.source = vision_pb2.ENCODE_SOURCE_SIMILAR
         world.vision.similar = vision_pb2.SimilarImage(image_sha256=b"d" * 32, similarity=0.97)

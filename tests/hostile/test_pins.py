@@ -29,9 +29,9 @@ def metadata(role: str, pin: str | None = None) -> list[tuple[str, str]]:
 
 async def begin_rollout(live: LiveGateway) -> None:
     """Begin a rollout that sends the canary no conversations."""
-    steps = [rollout_pb2.RolloutStep(weight_percent=0, seconds=3600)]
+    steps = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in (0, 50, 100)]
     guard = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, min_requests=20, overdue_s=60)
-    plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard)
+    plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=steps, guard=guard, shadow_percent=1)
     operator = metadata("operator")
     await live.operator.Set(rollout_pb2.RolloutsSetRequest(plan=plan), metadata=operator)
     await eventually(lambda: CANARY in live.language.models)

@@ -1,4 +1,4 @@
-"""A caller of the language service stores other visual tokens under a tenant's key and salt."""
+"""False visual tokens at the language service under a tenant's key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def language(store: Path) -> Iterator[Running]:
 
 
 def ask(language: Running, salt: bytes, seed: int) -> tuple[Answer, int]:
-    """Return an answer, and the tokens of its prompt that were cached."""
+    """Return an answer, and its cached prompt tokens."""
     opening = start(temperature=0, max_tokens=8, num_logprobs=0)
     opening.start.cache_salt = salt
     prompt: list[Request] = [opening, text(1, 2, 3), image(language.vision_digest, seed, visual_key=KEY), text(4, 5)]

@@ -43,7 +43,7 @@ def test_names_without_client_certificates_are_refused(field: str) -> None:
 
 
 def allowed(callers: Callers, context: Any) -> tuple[bool, bool]:
-    """Return whether a peer may ask for work, and load models."""
+    """Return whether a peer may call, and load models."""
 
     def passes(check: Any) -> bool:
         try:

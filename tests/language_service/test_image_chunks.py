@@ -76,7 +76,7 @@ def test_chunks_of_any_size_give_the_whole_image(cuts: list[int]) -> None:
 
 
 def test_the_prefix_cache_knows_an_image_by_all_that_arrived() -> None:
-    """Else embeddings of one caller would answer for another who sends the same visual key."""
+    """Otherwise one caller's embeddings would answer for another's image."""
     segments = [
         segment(),
         segment(DATA[2:] + DATA[:2]),

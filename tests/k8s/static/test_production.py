@@ -88,7 +88,7 @@ def secrets(tmp_path: Path) -> Path:
 
 
 def unload_as_http_door(port: int, secrets: Path) -> grpc.StatusCode:
-    """Try to unload a model with another certificate of the authority."""
+    """Try to unload a model with the HTTP door's certificate."""
     ca, key, cert = ((secrets / "http" / "tls" / name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt"))
     with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(ca, key, cert)) as channel:
         stage: Any = vision_pb2_grpc.VisionServiceStub(channel)
