@@ -6,10 +6,12 @@ test_alerts.py tests the times.
 """
 
 import itertools
+import json
 import re
 import shutil
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +44,7 @@ LIMITS = ("--max-running", "40", "--max-waiting", "4")
 # The alerts that each fault fires. Some fire further ones, too.
 FIRES = {
     "a killed service": ("TandemServiceDown", "TandemReplicaDown", "TandemRequestsFail", "TandemImagesFail"),
+    "a killed gateway": ("TandemHttpRequestsFail",),
     "restarts": ("TandemRestarts",),
     "overload": ("TandemLanguageQueueLong", "TandemKvCacheFull", "TandemFirstTokenSlow", "TandemRequestsRefused"),
     "a starved vision pod": ("TandemVisionQueueSlow",),
@@ -141,6 +144,29 @@ def test_a_service_that_is_killed(world: World) -> None:
         world.fleet.kill("vision")
         world.expect("a killed service")
     world.fleet.restart("vision")
+
+
+def test_a_gateway_that_is_killed(world: World) -> None:
+    """The HTTP door answers that it reaches none."""
+    ending = threading.Event()
+
+    def ask() -> None:
+        body = json.dumps({"model": "default", "messages": [{"role": "user", "content": "Is it red?"}]}).encode()
+        url = f"http://{world.fleet.address('http')}/v1/chat/completions"
+        while not ending.wait(0.2):
+            request = urllib.request.Request(url, body, {"content-type": "application/json"})
+            with suppress(OSError):
+                urllib.request.urlopen(request, timeout=30).close()
+
+    world.fleet.kill("gateway")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            world.expect("a killed gateway")
+        finally:
+            ending.set()
+        asking.result()
+    world.fleet.restart("gateway")
 
 
 def test_a_service_that_restarts_again_and_again(world: World) -> None:

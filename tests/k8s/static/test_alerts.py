@@ -11,6 +11,7 @@ from tests.k8s.static.manifests import alerts, run, tool
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(120)]
 
 _GENERATE = 'tandem_rpc_requests_total{method="tandem.v1.Gateway/Generate", code="%s"}'
+_HTTP = 'tandem_http_requests_total{path="/v1/chat/completions", status="%s"}'
 _TTFT = 'tandem_gateway_time_to_first_token_seconds_bucket{release="a", le="%s"}'
 _QUEUE = 'tandem_vision_queue_seconds_bucket{tag="a", le="%s"}'
 _UP = 'up{service="%s", pod="%s-0"}'
@@ -23,6 +24,9 @@ HEALTHY = {
     _GENERATE % "UNAVAILABLE": "0+6x30",
     _GENERATE % "RESOURCE_EXHAUSTED": "0+6x30",
     _GENERATE % "INVALID_ARGUMENT": "0+600x30",
+    _HTTP % "200": "0+600x30",
+    _HTTP % "400": "0+600x30",
+    _HTTP % "503": "0+6x30",
     _TTFT % "0.5": "0+100x30",
     _TTFT % "10": "0+100x30",
     _TTFT % "+Inf": "0+100x30",
@@ -50,6 +54,7 @@ FAULTS = {
     "TandemReplicaDown": {_UP % ("vision", "vision"): "1x10 0x20"},
     "TandemRestarts": {'process_start_time_seconds{service="vision", pod="vision-0"}': "100x22 200 300 400 400x5"},
     "TandemRequestsFail": {_GENERATE % "UNAVAILABLE": "0x10 0+60x20"},
+    "TandemHttpRequestsFail": {_HTTP % "503": "0x10 0+60x20"},
     "TandemRequestsRefused": {_GENERATE % "RESOURCE_EXHAUSTED": "0x10 0+120x20"},
     "TandemFirstTokenSlow": {_TTFT % "0.5": "0x30"},
     "TandemLanguageQueueLong": {'tandem_language_waiting{tag="a", pod="language-0"}': "4x10 40x20"},
