@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from chassis.errors import FailedPrecondition
 from checkpoint.families import EMBEDDING, HEAD, Half, ModelConfig, TensorSpec, half_of, layout
-from checkpoint.stored_tensor import StoredTensor, tensor_digest
+from checkpoint.stored_tensor import FLOAT_BYTES, StoredTensor, tensor_digest
 from checkpoint.weight_files import WeightFiles
 
 _NAMES_SHOWN = 5
@@ -59,12 +59,25 @@ def check_names(names: Iterable[str], config: ModelConfig, halves: Sequence[Half
     return expected
 
 
-def check_shapes(tensors: Mapping[str, StoredTensor], specs: Iterable[TensorSpec], source: str) -> None:
-    """Compare the shapes of tensors with a layout.
+def check_shapes(tensors: Mapping[str, StoredTensor], specs: Sequence[TensorSpec], source: str) -> None:
+    """Compare the types and shapes of tensors with a layout.
 
     Raises:
-        FailedPrecondition: WRONG_SHAPE, with the names and both shapes.
+        FailedPrecondition: BAD_CHECKPOINT or WRONG_SHAPE, with the names and both types or shapes.
     """
+    *others, last = FLOAT_BYTES
+    floats = f"{', '.join(others)} or {last}"
+    strange = [
+        f"{spec.name} is {tensors[spec.name].dtype}, not {spec.dtype or floats}"
+        for spec in specs
+        if (tensors[spec.name].dtype != spec.dtype if spec.dtype else tensors[spec.name].dtype not in FLOAT_BYTES)
+    ]
+    if strange:
+        raise _named(
+            f"Checkpoint {source} has tensors of another type than its configuration asks for:",
+            strange,
+            "BAD_CHECKPOINT",
+        )
     wrong = [
         f"{spec.name} is {list(tensors[spec.name].shape)}, not {list(spec.shape)}"
         for spec in specs

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from checkpoint.checks import check_weights
 from checkpoint.config import read_config
-from checkpoint.families import EMBEDDING, HALVES, QUERY, ModelConfig, TensorSpec, layout
+from checkpoint.families import EMBEDDING, HALVES, QUERY, ModelConfig, TensorSpec, layout, without_quantization
 from checkpoint.memory import PRECISIONS, kv_bytes_per_token, visual_token_bytes, weight_bytes
+from checkpoint.stored_tensor import num_bytes
 from checkpoint.weight_files import WeightFiles, open_folder
 
 FIRST_Q_PROJECTION = "language_model.layers.0.self_attn.q_proj.weight"
@@ -29,7 +30,7 @@ class Row:
     shape: tuple[int, ...]
     dtype: str | None  # as stored, several joined by '/'. None without weights.
     role: str
-    num_parameters: int  # of all these tensors
+    num_parameters: int  # of all these tensors, 0 for scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Inspection:
 
     source: str  # tag or preset
     kind: str  # the family and its variant
+    quantization: str | None  # of the decoder's matrices, such as 'w4a16 g128'. None: they have a float type.
     rows: list[Row]
     parameters: dict[str, int]  # by part
     num_parameters: int
@@ -73,7 +75,7 @@ class Inspection:
     visual_token_width: int  # elements of one such vector
     images: list[ImageFacts]  # of several sizes. Empty if the size does not matter.
     default_sampling: dict[str, float | None]  # options of requests that leave them out
-    weight_bytes: dict[str, int]  # in memory, by precision
+    weight_bytes: dict[str, int]  # in memory, by precision: as they are with 8 or 4 bits, then as they would be
     kv_bytes_per_token: int
     context_length: int
     disk_bytes: int | None  # of the weight files. None without weights.
@@ -99,19 +101,22 @@ def inspect_checkpoint(folder: Path) -> Inspection:
 
 def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Inspection:
     specs = layout(config)
-    by_name = {spec.name: spec for spec in specs}
-    tied = config.language.tied_embeddings
+    float_specs = layout(without_quantization(config))
+    by_name = {spec.name: spec for spec in float_specs}
+    tied, quantization = config.language.tied_embeddings, config.language.quantization
+    as_it_is = {str(quantization): sum(num_bytes(files[spec.name]) for spec in specs)} if quantization and files else {}
     return Inspection(
         source=source,
         kind=config.kind,
+        quantization=None if quantization is None else str(quantization),
         rows=_rows(specs, files),
         parameters={
             part: sum(spec.num_parameters for spec in specs if spec.name.startswith(prefixes))
             for part, prefixes in config.parts.items()
         },
         num_parameters=sum(spec.num_parameters for spec in specs),
-        query=_facts(by_name[QUERY], files) if QUERY in by_name else None,
-        first_q_projection=_facts(by_name[FIRST_Q_PROJECTION], files),
+        query=_facts(by_name[QUERY], files, config) if QUERY in by_name else None,
+        first_q_projection=_facts(by_name[FIRST_Q_PROJECTION], files, config),
         num_heads=config.language.num_heads,
         num_kv_heads=config.language.num_kv_heads,
         tied_head=tied,
@@ -121,7 +126,7 @@ def _inspect(source: str, config: ModelConfig, files: WeightFiles | None) -> Ins
         visual_token_width=config.language.width,
         images=_images(config),
         default_sampling=config.default_sampling.model_dump(),
-        weight_bytes={precision: weight_bytes(specs, precision) for precision in PRECISIONS},
+        weight_bytes=as_it_is | {precision: weight_bytes(float_specs, precision) for precision in PRECISIONS},
         kv_bytes_per_token=kv_bytes_per_token(config.language),
         context_length=config.language.context_length,
         disk_bytes=files.num_bytes() if files is not None else None,
@@ -152,11 +157,21 @@ def _rows(specs: Sequence[TensorSpec], files: WeightFiles | None) -> list[Row]:
     ]
 
 
-def _facts(spec: TensorSpec, files: WeightFiles | None) -> TensorFacts:
+def _facts(spec: TensorSpec, files: WeightFiles | None, config: ModelConfig) -> TensorFacts:
     if files is None:
         return TensorFacts(spec.name, spec.shape, None, None, None)
-    from checkpoint.torch_tensors import as_torch  # here, because presets are described without torch
+    # Here, because presets are described without torch.
+    from checkpoint.compressed_tensors import take_weight
+    from checkpoint.lowbit import LowBitWeight
+    from checkpoint.torch_tensors import as_torch
 
-    tensor = files[spec.name]
-    elements = as_torch(tensor).float()
-    return TensorFacts(spec.name, spec.shape, tensor.dtype, elements.mean().item(), elements.std().item())
+    stored = {name: as_torch(files[name]) for name in files if name.startswith(spec.name)}
+    if f"{spec.name}_scale" not in stored:
+        (tensor,) = stored.values()
+        elements, dtype = tensor.float(), files[spec.name].dtype
+    else:
+        quantization = config.language.quantization
+        weight = take_weight(stored, spec.name.removesuffix(".weight"), quantization.scheme if quantization else None)
+        assert isinstance(weight, LowBitWeight)
+        elements, dtype = weight.dequantize(), str(quantization)
+    return TensorFacts(spec.name, spec.shape, dtype, elements.mean().item(), elements.std().item())

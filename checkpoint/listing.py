@@ -22,6 +22,7 @@ class StoreEntry:
     problem: str | None = None  # the reason why it cannot be read
     family: str = ""  # 'resampler' or 'qwen3_vl'
     kind: str = ""  # the family's variant: 'resampler', 'direct' or 'qwen3_vl'
+    quantization: str = ""  # of the decoder's matrices, such as 'w4a16 g128'. Empty: they have a float type.
     num_parameters: int = 0
     num_files: int = 0  # manifest included
     num_bytes: int = 0  # of all files
@@ -48,6 +49,7 @@ def _entry(folder: Path) -> StoreEntry:
         tag=folder.name,
         family=config.family,
         kind=config.kind,
+        quantization=str(config.language.quantization or ""),
         num_parameters=sum(spec.num_parameters for spec in layout(config)),
         num_files=len(sizes),
         num_bytes=sum(sizes),

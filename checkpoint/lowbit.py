@@ -6,15 +6,13 @@ weight = (value - zero) * scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-# N outputs, K inputs, G groups of a row
+from checkpoint.families import Scheme
 
-# Bits of a weight, then of an activation. 8-bit activations have one scale a token, found when it is computed.
-Scheme = Literal["w8a8", "w4a16", "w4a8"]
+# N outputs, K inputs, G groups of a row
 
 NIBBLE_ZERO = 8  # what the stored nibble of the value 0 is
 
@@ -58,11 +56,11 @@ class LowBitWeight:
         values_NK = self.values if self.values.dtype == torch.int8 else unpack_nibbles(self.values)
         if self.zeros is None:
             return values_NK
-        return (values_NK.unflatten(1, (-1, self.group)) - self.zeros[:, :, None]).flatten(1)
+        return (values_NK.view(len(values_NK), -1, self.group) - self.zeros[:, :, None]).flatten(1)
 
     def dequantize(self) -> Tensor:
         """Return the weights in float32, [N, K]."""
-        grouped = self.integers().unflatten(1, (-1, self.group)).float()
+        grouped = self.integers().view(self.shape[0], -1, self.group).float()
         return (grouped * self.scales.float()[:, :, None]).flatten(1)
 
 

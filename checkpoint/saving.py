@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checkpoint.checks import check_names, check_shapes, check_tied_head
 from checkpoint.config import write_config
-from checkpoint.families import EMBEDDING, HALVES, HEAD, Half, ModelConfig
+from checkpoint.families import EMBEDDING, HALVES, HEAD, Half, ModelConfig, TensorSpec
 from checkpoint.identity import TensorDigest
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest, file_sha256, make_manifest, write_manifest
 from checkpoint.stored_tensor import tensor_digest
@@ -40,7 +40,7 @@ def save(
     tokenizer_json: str,
     chat_template: str = CHAT_TEMPLATE,
     vision_digest: bytes | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[TensorSpec], torch.dtype] | None = None,
     **files: Unpack[FileOptions],
 ) -> Manifest:
     """Write a whole checkpoint into an empty folder.
@@ -56,11 +56,13 @@ def save(
         tokenizer_json: content of `tokenizer.json`.
         chat_template: content of `chat_template.jinja`.
         vision_digest: of the vision half that the language half was trained with, 32 bytes. Default: this vision half.
-        dtype: stored type of every tensor. Default: unchanged.
+        dtype: stored type of every tensor that may have a float type, or a function that returns it. Default:
+            unchanged.
         files: layout of the weight files, see `FileOptions`.
 
     Raises:
-        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE. BAD_CHECKPOINT for the tokenizer.
+        FailedPrecondition: MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE. BAD_CHECKPOINT for the
+            tokenizer.
         InvalidArgument: BAD_TAG, BAD_SHARDS.
     """
     parse_tag(tag)
@@ -69,7 +71,7 @@ def save(
     # The tie comes first: `in` makes the tensor of a mapping that makes them on demand.
     if config.language.tied_embeddings and HEAD in tensors:
         check_tied_head({name: TorchTensor(tensors[name]) for name in (HEAD, EMBEDDING)}, config, tag)
-    plan = [PlannedTensor(spec, dtype or tensors[spec.name].dtype) for spec in specs]
+    plan = [PlannedTensor(spec, _dtype(spec, tensors, dtype)) for spec in specs]
     digests = _write_tensors(folder, tag, tensors, plan, files)
     write_config(config, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
@@ -78,6 +80,18 @@ def save(
     manifest = make_manifest(tag, config, hashes, digests, trained_with=vision_digest)
     write_manifest(manifest, folder)
     return manifest
+
+
+def _dtype(
+    spec: TensorSpec, tensors: Mapping[str, Tensor], dtype: torch.dtype | Callable[[TensorSpec], torch.dtype] | None
+) -> torch.dtype:
+    """Return the stored type of a tensor."""
+    if spec.dtype is not None:
+        fixed: torch.dtype = getattr(torch, spec.dtype)
+        return fixed
+    if dtype is None:
+        return tensors[spec.name].dtype
+    return dtype if isinstance(dtype, torch.dtype) else dtype(spec)
 
 
 def _write_tensors(

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from checkpoint.identity import TensorDigest
 
-# The types that weights may have, with bytes per element.
-ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# The types of weights, with bytes per element. The integers are of matrices with 8 or 4 bits a weight.
+FLOAT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+ELEMENT_BYTES = {**FLOAT_BYTES, "int8": 1, "int32": 4, "int64": 8}
 
 
 class StoredTensor(Protocol):

@@ -172,7 +172,7 @@ def _read_file(path: Path) -> Mapping[str, StoredTensor]:
         ) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in ELEMENT_BYTES:
-            raise _bad(f"Tensor {name} of {path.name} is {tensor.dtype}, not bfloat16, float16 or float32.")
+            raise _bad(f"Tensor {name} of {path.name} is {tensor.dtype}, not one of {', '.join(ELEMENT_BYTES)}.")
     return tensors
 
 

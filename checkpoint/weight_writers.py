@@ -19,7 +19,14 @@ from checkpoint.torch_tensors import TorchTensor
 
 Container = Literal["safetensors", "bin"]
 
-_SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_SAFETENSORS_DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.int8: "I8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
 _HEADER_ALIGNMENT = 8  # bytes, so that the elements of a mapped file are aligned
 
 
@@ -33,7 +40,7 @@ class PlannedTensor:
     @property
     def num_bytes(self) -> int:
         """Bytes of the elements."""
-        return self.spec.num_parameters * self.dtype.itemsize
+        return self.spec.num_elements * self.dtype.itemsize
 
 
 def write_weights(

@@ -111,7 +111,7 @@ class LanguageLoader:
             half_digest=half.digest,
             backend=facts.backend,
             device=str(self.config.device),
-            precision=str(self.config.dtype).removeprefix("torch."),
+            precision=str(half.config.language.quantization or self.config.dtype).removeprefix("torch."),
             num_parameters=facts.num_parameters,
             num_weight_bytes=facts.num_weight_bytes,
             language=model_pb2.LanguageModelInfo(

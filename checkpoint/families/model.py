@@ -63,6 +63,12 @@ class ModelConfig(Part, ABC):
         """
 
 
+def without_quantization(config: ModelConfig) -> ModelConfig:
+    """Return the same model with matrices of a float type."""
+    language = config.language.model_copy(update={"quantization": None})
+    return config.model_copy(update={"language": language})
+
+
 def layout(config: ModelConfig) -> list[TensorSpec]:
     """Return every tensor of a model, first used first."""
     return config.tensors()

@@ -1,5 +1,6 @@
 """Configuration parts that all model families share. Needs no torch."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
@@ -45,6 +46,63 @@ class SamplingDefaults(Part):
     repetition_penalty: float | None = Field(default=None, gt=0, le=1e6)
 
 
+# Bits of a weight, then of an activation. Activations of 8 bits get a scale a token when they are computed.
+Scheme = Literal["w8a8", "w4a16", "w4a8"]
+
+_MATRIX = re.compile(r"(language_model\.layers\.\d+\.)(self_attn\.[qkvo]_proj|mlp\.w[123])")
+_JOINED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.w1", "mlp.w3"))
+
+
+class Quantization(Part):
+    """Matrices of the decoder with 8 or 4 bits a weight.
+
+    Stored as compressed-tensors does. Embeddings, norms and biases keep a float type.
+    """
+
+    scheme: Scheme
+    group: PositiveInt | None = None  # inputs of a row that share a scale. None: all of them
+    symmetric: bool = True  # without zero points
+    head: bool = False  # the head has 8 bits and a scale for each row, in every scheme
+    # Modules that keep a float type, such as 'language_model.layers.0.mlp.w2'.
+    left_out: tuple[str, ...] = Field(default=(), max_length=7 * 1024)
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse forms that no kernel computes."""
+        if self.scheme == "w8a8" and (self.group is not None or not self.symmetric):
+            raise ValueError("w8a8 has one scale for each row and no zero points: group must be null, symmetric true")
+        matches = {name: _MATRIX.fullmatch(name) for name in self.left_out}
+        if strange := [name for name, match in matches.items() if match is None]:
+            raise ValueError(f"left_out names no matrix of the decoder: {', '.join(strange[:5])}")
+        for layer in {match[1] for match in matches.values() if match}:
+            for names in _JOINED:
+                # The engine computes these at once, from one matrix.
+                if 0 < sum(f"{layer}{name}" in matches for name in names) < len(names):
+                    raise ValueError(f"left_out names some of {', '.join(names)} of {layer[:-1]}, but not all")
+        return self
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight."""
+        return 8 if self.scheme == "w8a8" else 4
+
+    def check_inputs(self, inputs: int) -> None:
+        """Raise ValueError if a row of a matrix cannot be stored.
+
+        Args:
+            inputs: elements of the row.
+        """
+        if self.group is not None and inputs % self.group:
+            raise ValueError(f"a group of {self.group} does not divide the {inputs} inputs of a matrix")
+        if self.weight_bits == 4 and (inputs % 8 or (self.group or 2) % 2):
+            raise ValueError(f"{inputs} inputs in groups of {self.group} do not fill whole words of 8 weights")
+
+    def __str__(self) -> str:
+        """Return the form for people: 'w4a16 g128'."""
+        group = f" g{self.group}" if self.group else ""
+        return f"{self.scheme}{group}{'' if self.symmetric else ' with zeros'}"
+
+
 class LanguageConfig(Part):
     """The decoder: grouped-query attention, RMSNorm, SwiGLU, rotary positions."""
 
@@ -66,6 +124,7 @@ class LanguageConfig(Part):
     mrope_section: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # frequencies by time, row and column
     num_deepstack_levels: NonNegativeInt = 0  # levels added after the first layers, at image positions
     eos_token_ids: tuple[int, ...] = Field(min_length=1, max_length=256)
+    quantization: Quantization | None = None  # None: every matrix has a float type
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -80,6 +139,11 @@ class LanguageConfig(Part):
             raise ValueError(f"mrope_section {list(self.mrope_section)} does not add up to half of {self.head_dim}")
         if self.num_deepstack_levels >= self.num_layers:
             raise ValueError(f"num_deepstack_levels is not below num_layers {self.num_layers}")
+        if self.quantization is not None:
+            if self.quantization.head and self.tied_embeddings:
+                raise ValueError("a head with 8 bits cannot be the embedding: tied_embeddings must be false")
+            for inputs in (self.width, self.num_heads * self.head_dim, self.mlp_width):
+                self.quantization.check_inputs(inputs)
         return self
 
     @property

@@ -1,40 +1,51 @@
 """List the tensors of a model. Needs no torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
-from checkpoint.families.parts import LanguageConfig
+from checkpoint.families.parts import LanguageConfig, Quantization
 
 Half = Literal["vision", "language"]
 HALVES: tuple[Half, ...] = ("vision", "language")
 
 # linear: a matrix applied to activations. output: a matrix whose result is added to the residual stream.
 # embedding: vectors that are looked up, added or used as queries. scale: a norm's weight. bias: added to a norm or a
-# product.
-Kind = Literal["linear", "output", "embedding", "scale", "bias"]
+# product. low_bit: what belongs to a matrix with 8 or 4 bits a weight: its scales, zero points and shape.
+Kind = Literal["linear", "output", "embedding", "scale", "bias", "low_bit"]
 
 EMBEDDING = "language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
+_PER_WORD = 8  # weights of 4 bits in an int32
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a checkpoint. A matrix is [outputs, inputs]."""
+    """One tensor of a checkpoint. A matrix is [outputs, inputs].
+
+    A matrix with 4 bits a weight is stored as int32 [outputs, inputs / 8].
+    """
 
     name: str
     shape: tuple[int, ...]
     half: Half
     kind: Kind
     role: str  # description for people
+    dtype: str | None = None  # the stored type, such as 'int8'. None: any float type
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tensor."""
+        return prod(self.shape)
 
     @property
     def num_parameters(self) -> int:
-        """Elements of the tensor."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        """Weights of the model that the tensor stores."""
+        if self.kind == "low_bit":
+            return 0
+        return self.num_elements * (_PER_WORD if self.dtype == "int32" else 1)
 
 
 def half_of(name: str) -> Half | None:
@@ -68,6 +79,35 @@ class Section:
 
 def decoder_layout(language: LanguageConfig) -> Iterator[TensorSpec]:
     """Yield the tensors of a decoder, first used first."""
+    for spec in _decoder(language):
+        if language.quantization is None or spec.kind not in ("linear", "output"):
+            yield spec
+        else:
+            yield from _low_bit(spec, language.quantization)
+
+
+def _low_bit(spec: TensorSpec, quantization: Quantization) -> Iterator[TensorSpec]:
+    """Yield the tensors that store a matrix, as compressed-tensors names them."""
+    outputs, inputs = spec.shape
+    part = Section(f"{spec.name}_", spec.half)
+    if (not quantization.head) if spec.name == HEAD else (spec.name.removesuffix(".weight") in quantization.left_out):
+        yield spec
+    elif spec.name == HEAD or quantization.weight_bits == 8:
+        yield replace(spec, dtype="int8")
+        yield part.spec("scale", (outputs, 1), "low_bit", f"{spec.role}, a scale for each row")
+    else:
+        groups = inputs // (quantization.group or inputs)
+        packed = part.spec("packed", (outputs, inputs // _PER_WORD), spec.kind, f"{spec.role}, 8 weights in an element")
+        yield replace(packed, dtype="int32")
+        yield part.spec("scale", (outputs, groups), "low_bit", f"{spec.role}, a scale for each group")
+        if not quantization.symmetric:
+            zeros = part.spec("zero_point", (-(-outputs // _PER_WORD), groups), "low_bit", f"{spec.role}, zeros")
+            yield replace(zeros, dtype="int32")
+        yield replace(part.spec("shape", (2,), "low_bit", f"{spec.role}, outputs and inputs"), dtype="int64")
+
+
+def _decoder(language: LanguageConfig) -> Iterator[TensorSpec]:
+    """Yield the tensors of a decoder with matrices of a float type."""
     width, vocabulary = language.width, (language.vocab_size, language.width)
     decoder = Section("language_model.", "language")
     tied = " and head (tied)" if language.tied_embeddings else ""

@@ -5,7 +5,9 @@ from collections.abc import MutableMapping, Sequence
 import torch
 from torch import Tensor
 
-from checkpoint.families import LanguageConfig
+from checkpoint.compressed_tensors import take_weight
+from checkpoint.families import LanguageConfig, decoder_layout
+from checkpoint.lowbit import LowBitWeight, join
 from language_service.kernels import Head, Kernels, Layer, PlainHead, Projection, choose_kernels
 from language_service.model import Attend, ImageRows, Rotary
 
@@ -17,8 +19,8 @@ _TEXT, _IMAGE = 0, 1  # rows of the modality embedding
 class ServingDecoder:
     """Computes the same as `Decoder` faster, without gradients.
 
-    Projections with the same input are joined into one. Weights lie in the order in which the kernels read them. The
-    last layer and the head compute only the wanted rows.
+    Projections with the same input are joined into one. Weights lie in the order in which the kernels read them, with
+    as many bits as in the checkpoint. The last layer and the head compute only the wanted rows.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class ServingDecoder:
             kernels: None takes the fastest for the tensors' type and device.
         """
         self.config = config
-        self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
+        self.num_parameters = sum(spec.num_parameters for spec in decoder_layout(config))
         self.num_weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self.rotary = Rotary(config)
         embedding_VD = tensors.pop("language_model.embed_tokens.weight")
@@ -42,7 +44,9 @@ class ServingDecoder:
         self._norm_D = tensors.pop("language_model.norm.weight")
         layers = [self._take_layer(tensors, f"language_model.layers.{n}.") for n in range(config.num_layers)]
         self._layers = self.kernels.layers(config, layers)
-        self._head: Head = self.kernels.head(tensors.pop("lm_head.weight", embedding_VD))
+        self._head: Head = self.kernels.head(
+            embedding_VD if config.tied_embeddings else take_weight(tensors, "lm_head", None)
+        )
         self._embedding: Head = self._head if config.tied_embeddings else PlainHead(embedding_VD)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -75,17 +79,15 @@ class ServingDecoder:
         return self._head.logits(self.kernels.rms_norm(last_RD, self._norm_D, self.config.norm_eps))
 
     def _take_layer(self, tensors: MutableMapping[str, Tensor], prefix: str) -> Layer:
+        scheme = None if self.config.quantization is None else self.config.quantization.scheme
+
         def take(name: str) -> Tensor | None:
             return tensors.pop(prefix + name, None)
 
-        def joined(names: Sequence[str], kind: str) -> Tensor | None:
-            parts = [part for name in names if (part := take(f"{name}.{kind}")) is not None]
-            return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
-
         def project(*names: str) -> Projection:
-            weight_NK = joined(names, "weight")
-            assert weight_NK is not None
-            return self.kernels.project(weight_NK, joined(names, "bias"))
+            weights = [take_weight(tensors, prefix + name, scheme) for name in names]
+            biases = [bias for name in names if (bias := take(f"{name}.bias")) is not None]
+            return self.kernels.project(_join(weights), torch.cat(biases) if biases else None)
 
         return Layer(
             attention_norm=tensors.pop(prefix + "input_layernorm.weight"),
@@ -100,3 +102,11 @@ class ServingDecoder:
 
     def _add_modality(self, embeddings: Tensor, modality: int) -> Tensor:
         return embeddings if self._modality_2D is None else embeddings + self._modality_2D[modality]
+
+
+def _join(weights: Sequence[Tensor | LowBitWeight]) -> Tensor | LowBitWeight:
+    """Return the outputs of several matrices as one matrix."""
+    if len(weights) == 1:
+        return weights[0]
+    low_bit = [weight for weight in weights if isinstance(weight, LowBitWeight)]
+    return join(low_bit) if low_bit else torch.cat([weight for weight in weights if isinstance(weight, Tensor)])

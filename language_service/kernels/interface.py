@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from checkpoint.families import LanguageConfig
+from checkpoint.lowbit import LowBitWeight
 from language_service.model import Attend, ImageRows
 
 # T tokens, R of them wanted, K inputs and N outputs of a projection, V vocabulary, D model dim, M feed-forward width,
@@ -78,13 +79,18 @@ class Kernels(Protocol):
     `project` and `head` may keep the weights they get, or copy them.
     """
 
+    @property
+    def name(self) -> str:
+        """Which kernels these are, for people."""
+        ...
+
     angle_dtype: torch.dtype  # type of the cosines and sines for `rotate_heads`
 
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+    def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
         ...
 
-    def head(self, weight_VD: Tensor) -> Head:
+    def head(self, weight_VD: Tensor | LowBitWeight) -> Head:
         """Return a head with these weights."""
         ...
 

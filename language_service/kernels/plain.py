@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from checkpoint.families import LanguageConfig
-from language_service.kernels.interface import Layer, Layers, Projection
+from checkpoint.lowbit import LowBitWeight
+from language_service.kernels.interface import Head, Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
+from language_service.kernels.plain_low_bit import LowBitHead, LowBitProjection
 from language_service.model import rotate
 
 
@@ -42,16 +44,20 @@ class PlainHead:
 class PlainKernels:
     """Implements `Kernels` for one type of weights."""
 
+    name = "torch"
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.angle_dtype = dtype
 
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+    def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
+        if isinstance(weight_NK, LowBitWeight):
+            return LowBitProjection(weight_NK, bias_N)
         return PlainProjection(weight_NK, bias_N)
 
-    def head(self, weight_VD: Tensor) -> PlainHead:
+    def head(self, weight_VD: Tensor | LowBitWeight) -> Head:
         """Return a head with these weights."""
-        return PlainHead(weight_VD)
+        return LowBitHead(weight_VD) if isinstance(weight_VD, LowBitWeight) else PlainHead(weight_VD)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Normalise `x_TD` in float32 and round once."""
@@ -79,8 +85,12 @@ class OneDnnKernels(PlainKernels):
     oneDNN lays the weights out for this processor, also for AMX.
     """
 
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+    name = "oneDNN"
+
+    def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
+        if isinstance(weight_NK, LowBitWeight):
+            return super().project(weight_NK, bias_N)
         return OneDnnProjection(weight_NK, bias_N)
 
 

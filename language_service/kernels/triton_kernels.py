@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from checkpoint.lowbit import LowBitWeight
 from language_service.kernels.interface import Projection
 from language_service.kernels.plain import PlainKernels, PlainProjection
 
@@ -83,12 +84,16 @@ class TritonKernels(PlainKernels):
     Rows must be contiguous, except those of `rotate_heads`.
     """
 
+    name = "triton"
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self.angle_dtype = torch.float32
 
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+    def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""
+        if isinstance(weight_NK, LowBitWeight):
+            return super().project(weight_NK, bias_N)
         return InPlaceProjection(weight_NK, bias_N)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
