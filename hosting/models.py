@@ -244,7 +244,7 @@ class ModelCalls(Generic[M]):
     """Mixin with the four model RPCs, served from `self.models`."""
 
     models: ModelHost[M]
-    callers: Callers = Callers()
+    callers: Callers
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Context) -> model_pb2.GetModelResponse:  # noqa: N802
         """Describe one model."""
