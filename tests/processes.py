@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
     process = subprocess.Popen(kind.command(models, *flags), stderr=subprocess.PIPE, text=True, process_group=0)
     try:
         assert process.stderr is not None
-        ready = next(event for line in process.stderr if (event := _event(line))["event"] == "ready")
+        log: deque[str] = deque(maxlen=5)
+        ready = next((event for line in process.stderr if (event := _event(line, log))["event"] == "ready"), None)
+        assert ready is not None, f"the process ended: {''.join(log)}"
         # Read the log, so that the pipe never fills up and blocks the process.
         threading.Thread(target=_drain, args=[process.stderr], daemon=True).start()
         with grpc.insecure_channel(f"127.0.0.1:{ready['port']}") as channel:
@@ -62,9 +65,14 @@ def running(kind: type[P], models: Path, *flags: str) -> Iterator[P]:
         process.wait()
 
 
-def _event(line: str) -> dict[str, Any]:
-    """Return a line of the log. Libraries write other lines, too."""
-    return json.loads(line) if line.startswith("{") else {"event": ""}
+def _event(line: str, log: deque[str]) -> dict[str, Any]:
+    """Return a line of the log, and keep it.
+
+    Libraries write other lines, too.
+    """
+    log.append(line)
+    event: dict[str, Any] = json.loads(line) if line.startswith("{") else {"event": ""}
+    return event
 
 
 def _drain(log: IO[str]) -> None:
