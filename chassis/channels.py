@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 
+from chassis.changing_files import ChangingFiles
 from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
 from chassis.request_id import REQUEST_ID_HEADER, current_request_id
 from chassis.spans import TRACEPARENT_HEADER
@@ -22,6 +24,11 @@ __all__ = [
     "open_blocking_channel",
     "open_channel",
 ]
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+# Channels that were open before the TLS files changed, for their running calls. The files change rarely.
+_NUM_REPLACED = 2
 
 _PROXIES, _NO_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy")
 
@@ -81,7 +88,7 @@ def open_channel(
     """Open a channel with keepalive, retries and load balancing.
 
     Calls send the current request id, and the current span if tracing is on. Calls that fail with UNAVAILABLE are
-    retried.
+    retried. TLS files are read again after they change.
 
     The channel connects on its first call. It belongs to the running event loop. The caller closes it.
 
@@ -100,10 +107,9 @@ def open_channel(
     if authority is not None:
         options += [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
     if tls is None:
-        channel = grpc.aio.insecure_channel(target, options=options)
-    else:
-        channel = grpc.aio.secure_channel(target, tls.credentials(), options=options)
-    return _MetadataChannel(channel)
+        return _Channel(lambda: grpc.aio.insecure_channel(target, options=options))
+    files = ChangingFiles(tls.files, tls.credentials)
+    return _Channel(lambda: grpc.aio.secure_channel(target, files.current(), options=options), files.num_changes)
 
 
 def open_blocking_channel(
@@ -173,56 +179,84 @@ def environment_proxy(target: str) -> str | None:
     return urlsplit(proxy).netloc.rpartition("@")[2] or None  # without a password
 
 
-class _MetadataChannel(grpc.aio.Channel):
+class _Channel(grpc.aio.Channel):
     """A channel that sends request id and span with calls.
 
     It is a wrapper because gRPC's client interceptors start one task per call and copy every stream message through
     queues. The wrapper only adds two metadata entries. It returns gRPC's own call, which handles cancellation.
+
+    After a change of the TLS files, new calls use a new connection. Running ones end on theirs.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], version: Callable[[], int] = lambda: 0) -> None:
+        """Open the channel.
 
-    async def __aenter__(self) -> "_MetadataChannel":
+        Args:
+            connect: opens gRPC's own channel.
+            version: changes when the channel must be opened anew.
+        """
+        self._connect = connect
+        self._version = version
+        self._opened_version = version()
+        self._channel = connect()
+        self._replaced: deque[grpc.aio.Channel] = deque(maxlen=_NUM_REPLACED)
+
+    async def __aenter__(self) -> "_Channel":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
-        await self._channel.close(grace)
+        for channel in (self._channel, *self._replaced):
+            await channel.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._channel.get_state(try_to_connect)
+        return self._newest().get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         await self._channel.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        await self._channel.channel_ready()
+        await self._newest().channel_ready()
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_metadata(self._channel.unary_unary(*args, **kwargs))
+        return self._method("unary_unary", args, kwargs)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_metadata(self._channel.unary_stream(*args, **kwargs))
+        return self._method("unary_stream", args, kwargs)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_metadata(self._channel.stream_unary(*args, **kwargs))
+        return self._method("stream_unary", args, kwargs)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_request_metadata(self._channel.stream_stream(*args, **kwargs))
+        return self._method("stream_stream", args, kwargs)
+
+    def _method(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """Return one stub method, of any RPC kind."""
+        channel = self._newest()
+        method = getattr(channel, kind)(*args, **kwargs)
+
+        def call(*call_args: Any, metadata: Metadata | None = None, **call_kwargs: Any) -> Any:
+            nonlocal channel, method
+            if (newest := self._newest()) is not channel:
+                channel, method = newest, getattr(newest, kind)(*args, **kwargs)
+            return method(*call_args, metadata=_with_current(metadata), **call_kwargs)
+
+        return call
+
+    def _newest(self) -> grpc.aio.Channel:
+        if (version := self._version()) != self._opened_version:
+            self._opened_version = version
+            self._replaced.append(self._channel)
+            self._channel = self._connect()
+        return self._channel
 
 
-def _with_request_metadata(multicallable: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap one stub method, of any RPC kind."""
-
-    def call(*args: Any, metadata: Iterable[tuple[str, str | bytes]] | None = None, **kwargs: Any) -> Any:
-        current = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}
-        added = [(name, value) for name, value in current.items() if value is not None]
-        if added:
-            others = [pair for pair in metadata or () if current.get(pair[0]) is None]
-            metadata = (*others, *added)
-        return multicallable(*args, metadata=metadata, **kwargs)
-
-    return call
+def _with_current(metadata: Metadata | None) -> Metadata | None:
+    """Add the current request id and span to metadata."""
+    current = {REQUEST_ID_HEADER: current_request_id(), TRACEPARENT_HEADER: traceparent()}
+    added = [(name, value) for name, value in current.items() if value is not None]
+    if not added:
+        return metadata
+    return (*(pair for pair in metadata or () if current.get(pair[0]) is None), *added)

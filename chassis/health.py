@@ -3,40 +3,124 @@
 Names are '' for the whole process, 'tandem.v1.VisionService' for a service and '<service>/<tag>' for a model.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # missing from the published types
 
 from chassis.listening import cannot_listen
+from chassis.network import peer_host
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+MAX_WATCHES = 4096  # of the process
+MAX_WATCHES_PER_HOST = 256
+# A watcher that reads nothing for this long is dropped. Keepalive ends the connection of a dead client before that.
+STALL_S = 40.0
+
+Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
 
 
-class Health:
-    """Serving status by name."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
+    """Serving status by name, and the servicer that reports it.
+
+    Setting a status never waits for a watcher. Each watcher sends the newest status itself, and may skip others.
+    """
 
     def __init__(self) -> None:
-        self.servicer = aio.HealthServicer()
+        self._statuses = {"": NOT_SERVING}
+        self._changes: set[asyncio.Event] = set()  # one per watcher
+        self._num_watches: Counter[str] = Counter()  # by host
+        self._is_stopped = False
 
-    async def set(self, name: str, serving: bool) -> None:
+    def set(self, name: str, serving: bool) -> None:
         """Set the status of `name`. Has no effect after `stop`."""
-        await self.servicer.set(name, SERVING if serving else NOT_SERVING)
+        if not self._is_stopped:
+            self._statuses[name] = SERVING if serving else NOT_SERVING
+            self._notify()
 
-    async def stop(self) -> None:
+    def remove(self, name: str) -> None:
+        """Forget `name`, which is then unknown."""
+        if self._statuses.pop(name, None) is not None:
+            self._notify()
+
+    def stop(self) -> None:
         """Report NOT_SERVING for every name from now on."""
-        await self.servicer.enter_graceful_shutdown()
+        self._is_stopped = True
+        self._statuses = dict.fromkeys(self._statuses, NOT_SERVING)
+        self._notify()
+
+    def status(self, name: str) -> int:
+        """Return the status of `name`, a `ServingStatus`."""
+        return int(self._statuses.get(name, SERVICE_UNKNOWN))
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        """Report one status."""
+        status = self.status(request.service)
+        if status == SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "This process has no service or model of that name.")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        """Report one status and its changes, until the client leaves."""
+        host, sent = peer_host(context.peer()), None
+        if len(self._changes) >= MAX_WATCHES or self._num_watches[host] >= MAX_WATCHES_PER_HOST:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "There are too many health watches: end some, or use Check."
+            )
+        with self._watching(host) as changed:
+            while True:
+                changed.clear()
+                status = self.status(request.service)
+                if status != sent:
+                    await _write_or_leave(context, health_pb2.HealthCheckResponse(status=status))
+                    sent = status
+                await changed.wait()
+
+    @contextmanager
+    def _watching(self, host: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set at each change."""
+        changed = asyncio.Event()
+        self._num_watches[host] += 1
+        self._changes.add(changed)
+        try:
+            yield changed
+        finally:
+            self._changes.discard(changed)
+            self._num_watches[host] -= 1
+            if not self._num_watches[host]:
+                del self._num_watches[host]
+
+    def _notify(self) -> None:
+        for changed in self._changes:
+            changed.set()
+
+
+async def _write_or_leave(context: Context, response: health_pb2.HealthCheckResponse) -> None:
+    """Send a response, or cancel this RPC if nobody reads it.
+
+    A status could not be sent either: it waits behind the response.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    timer = asyncio.get_running_loop().call_later(STALL_S, task.cancel)
+    try:
+        await context.write(response)
+    finally:
+        timer.cancel()
 
 
 @asynccontextmanager
 async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]:
     """Serve health checks alone until the block ends.
 
-    It takes plain text, because a kubelet probes without TLS and keys. The
-    process is NOT_SERVING from the start of the block until its server has
+    It takes plain text, because a kubelet probes without TLS and keys. The process is NOT_SERVING until its server has
     started.
 
     Yields the port, or -1 without an address.
@@ -48,12 +132,11 @@ async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]
     Raises:
         FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use.
     """
-    await health.set("", serving=False)
     if listen is None:
         yield -1
         return
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError:

@@ -16,9 +16,10 @@ from chassis.cancellation import is_asked_to_stop
 from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented
 from chassis.grpc_errors import to_grpc_status
 from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS, RPC_UNREAD
+from chassis.network import peer_host
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 from chassis.spans import Span
-from chassis.tracing import NO_SPAN, span
+from chassis.tracing import NO_SPAN, parent_of, span
 
 # RPCs that kubelets, load balancers and gateways poll or keep open. They are logged at debug level only, get no span,
 # do not count as in flight, and draining neither refuses them nor waits for them.
@@ -98,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             metadata = context.invocation_metadata()
             with (
                 bound_request_id(request_id_of(metadata)),
-                NO_SPAN if background else span(method, "server", attributes, metadata) as rpc_span,
+                NO_SPAN if background else span(method, "server", attributes, _parent(context)) as rpc_span,
                 _RpcRecord(method, background, rpc_span) as record,
             ):
                 if background:
@@ -257,6 +258,10 @@ def _adapt(handler: Any) -> tuple[Handler, Callable[[bytes], Any]]:
     if not handler.response_streaming:
         return unary, parse
     return (generator if isasyncgenfunction(inner) else writer), parse
+
+
+def _parent(context: Context) -> str | None:
+    return parent_of(context.invocation_metadata(), peer_host(context.peer()))
 
 
 async def _refuse(_request: Any, _context: Context) -> None:

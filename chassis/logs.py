@@ -4,15 +4,17 @@ Log records and warnings of libraries take the same path. Lines logged during a 
 over all processes finds everything about a request.
 """
 
+import io
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from chassis.request_id import current_request_id
 from chassis.tracing import traceparent
+from chassis.visible_text import visible
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -64,9 +66,19 @@ def _shared_processors(service: str) -> list[Processor]:
 def _renderers(console: bool) -> list[Processor]:
     if console:
         # The default formatter prints all local variables. They are slow to print and may be secret.
-        traceback = structlog.dev.plain_traceback
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=traceback)]
+        return [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)]
     return [structlog.processors.format_exc_info, _leading_keys_first, structlog.processors.JSONRenderer(default=str)]
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape control characters, which a terminal would obey."""
+    return {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _traceback(stream: TextIO, exception: ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exception)
+    stream.write(visible(text.getvalue()))
 
 
 def _leading_keys_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

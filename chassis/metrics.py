@@ -3,12 +3,7 @@
 A service defines its own metrics beside the code that they measure.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
-
-from chassis.listening import cannot_listen
+from prometheus_client import Counter, Gauge, Histogram
 
 RPC_REQUESTS = Counter("tandem_rpc_requests", "Finished RPCs, by method and gRPC status.", ["method", "code"])
 RPC_SECONDS = Histogram(
@@ -24,30 +19,3 @@ RPC_UNREAD = Counter(
 )
 TASKS = Gauge("tandem_tasks", "Tasks of the event loop. A finished request leaves none behind.")
 RPC_IN_FLIGHT = Gauge("tandem_rpc_in_flight", "RPCs in flight, without health checks and watches.", ["method"])
-
-
-@contextmanager
-def serve_metrics(host: str, port: int) -> Iterator[int]:
-    """Serve `http://host:port/metrics` until the block ends.
-
-    Yields the port, or -1 if metrics are off.
-
-    Args:
-        host: address to listen on.
-        port: 0 picks a free port, -1 turns metrics off.
-
-    Raises:
-        FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use.
-    """
-    if port < 0:
-        yield -1
-        return
-    try:
-        server, _thread = start_http_server(port, host)
-    except OSError as error:
-        raise cannot_listen(f"{host}:{port}", error, service="metrics") from None
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 import structlog
 import uvloop
@@ -16,6 +19,8 @@ from chassis.metrics import TASKS
 from chassis.settings import ProcessSettings
 from chassis.vital import on_death
 
+STOP_S = 25.0  # longest time that all steps after the drain may take together
+
 _log = structlog.get_logger()
 # The line "ready" ignores the log level: the parent process waits for it and reads the ports from it.
 _always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -24,7 +29,8 @@ _always = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bou
 class ProcessLife:
     """The steps of a process that its signals decide.
 
-    The first signal drains, the second stops now, and the third has its default effect.
+    The first signal drains, the second stops now, and the third has its default effect. Whatever hangs, the process
+    ends `STOP_S` after the longest drain.
 
     Attributes:
         drain: set by the first signal.
@@ -32,11 +38,16 @@ class ProcessLife:
         has_failed: whether a vital part has died. The process then ends with status 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drain_s: float) -> None:
         """Handle SIGTERM and Ctrl-C from now on.
 
         Until the process is ready, a signal cancels the current task.
+
+        Args:
+            drain_s: longest wait for requests in flight, seconds.
         """
+        self._drain_s = drain_s
+        self._last: threading.Timer | None = None
         self.drain = asyncio.Event()
         self.stop_now = asyncio.Event()
         self.has_failed = False
@@ -63,14 +74,58 @@ class ProcessLife:
 
     def _received(self) -> None:
         if self._is_ready and not self.drain.is_set():
+            self._end_in(self._drain_s + STOP_S)
             self.drain.set()
             return
+        self._end_in(STOP_S)
         self.stop_now.set()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
         if not self._is_ready and self._starting is not None:
             self._starting.cancel()
+
+    def _end_in(self, seconds: float) -> None:
+        """End the process in `seconds`, from a thread.
+
+        The event loop may hang by then, and so may the end of the interpreter, which waits for threads.
+        """
+        if self._last is not None:
+            self._last.cancel()
+        self._last = threading.Timer(seconds, _end_at_once)
+        self._last.daemon = True
+        self._last.start()
+
+
+def _end_at_once() -> None:
+    _log.critical("ended at once, because a part did not stop in time")
+    os._exit(1)
+
+
+async def within(limit_s: float, step: str, awaitable: Awaitable[Any]) -> None:
+    """Await a step of the shutdown within a time limit."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await awaitable
+    except TimeoutError:
+        _log.error("part did not stop in time", part=step, limit_s=limit_s)
+
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def left_within(limit_s: float, step: str, manager: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Leave a context manager within a time limit.
+
+    An error of the block is not passed to it.
+    """
+    stack = AsyncExitStack()
+    entered = await stack.enter_async_context(manager)
+    try:
+        yield entered
+    finally:
+        await within(limit_s, step, stack.aclose())
 
 
 Serve = Callable[[ProcessLife], Coroutine[Any, Any, None]]
@@ -89,7 +144,7 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
-        if uvloop.run(_run(serve)).has_failed:
+        if uvloop.run(_run(settings, serve)).has_failed:
             raise SystemExit(1)
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
@@ -101,10 +156,10 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
         raise SystemExit(1) from None
 
 
-async def _run(serve: Serve) -> ProcessLife:
+async def _run(settings: ProcessSettings, serve: Serve) -> ProcessLife:
     loop = asyncio.get_running_loop()
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    life = ProcessLife()
+    life = ProcessLife(settings.drain_s)
     on_death(lambda: loop.call_soon_threadsafe(life.fail))
     try:
         await serve(life)

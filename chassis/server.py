@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 import grpc
@@ -12,9 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chassis.health import Health, serve_probes
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.listening import cannot_listen
-from chassis.metrics import serve_metrics
-from chassis.network import split_address
-from chassis.process import ProcessLife, run_process
+from chassis.metrics_server import serve_metrics
+from chassis.process import ProcessLife, left_within, run_process, within
 from chassis.reflection import add_reflection
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
@@ -26,6 +25,8 @@ _AGE_GRACE_S = (
     90_000  # for RPCs on a connection that is too old: longer than the longest deadline of a gateway, one day
 )
 _UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
+_STOP_GRPC_S = 5.0  # longest wait for gRPC to end its connections
+_CLOSE_S = 10.0  # longest wait for the service to free its models
 
 _log = structlog.get_logger()
 
@@ -43,7 +44,7 @@ class Server:
         self.grpc: grpc.aio.Server = grpc.aio.server(
             interceptors=[CallInterceptor(self._in_flight)], options=_options(settings)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 
     def announce(self, service_name: str) -> None:
         """Add a service to health checks and reflection.
@@ -73,7 +74,7 @@ class Server:
             raise cannot_listen(listen) from None
         await self.grpc.start()
         for name in ("", *self._service_names):
-            await self.health.set(name, serving=True)
+            self.health.set(name, serving=True)
 
     async def stop(self, drain_s: float, at_once: asyncio.Event | None = None) -> None:
         """Drain the server and stop it.
@@ -85,7 +86,7 @@ class Server:
             at_once: event that ends the wait.
         """
         self._in_flight.draining = True
-        await self.health.stop()
+        self.health.stop()
         interrupted = asyncio.create_task((at_once or asyncio.Event()).wait())
         idle = asyncio.create_task(self._wait_until_idle(min(drain_s, _SETTLE_S)))
         # Start gRPC's own drain only afterwards: it cancels new RPCs, while the interceptor refuses them with a reason.
@@ -93,10 +94,9 @@ class Server:
         drained = idle.done() and not interrupted.done()
         for task in (interrupted, idle):
             task.cancel()
-        await self.grpc.stop(_FLUSH_S if drained else None)
+        await within(_STOP_GRPC_S, "gRPC", self.grpc.stop(_FLUSH_S if drained else None))
         # Cancelled handlers must free their resources before the service closes the models they use.
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._in_flight.idle.wait(), _UNWIND_S)
+        await within(_UNWIND_S, "handlers", self._in_flight.idle.wait())
 
     async def _wait_until_idle(self, at_least_s: float) -> None:
         await asyncio.sleep(at_least_s)
@@ -125,12 +125,12 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
 
 async def _serve(name: str, settings: S, open_service: OpenService[S], life: ProcessLife) -> None:
     server = Server(settings)
-    host, _port = split_address(settings.listen)
-    with (
-        tracing(name, settings.trace_endpoint, settings.trace_sample),
-        serve_metrics(host, settings.metrics_port) as server.metrics_port,
-    ):
-        async with serve_probes(server.health, settings.probe_listen) as probe_port, open_service(settings, server):
+    with tracing(name, settings.trace_endpoint, settings.trace_sample, settings.trace_peers):
+        async with (
+            serve_metrics(settings) as server.metrics_port,
+            left_within(_STOP_GRPC_S, "probes", serve_probes(server.health, settings.probe_listen)) as probe_port,
+            left_within(_CLOSE_S, "service", open_service(settings, server)),
+        ):
             await server.start()
             life.announce_ready(port=server.port, metrics_port=server.metrics_port, probe_port=probe_port)
             await life.drain.wait()

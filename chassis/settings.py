@@ -5,13 +5,22 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from chassis.logs import LogFormat, LogLevel
-from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, split_address
+from chassis.network import DEFAULT_MAX_MESSAGE_BYTES, LOOPBACK_NETWORKS, Networks, split_address
 
 # Placeholder of a flag's value in `--help`, by the one of pydantic-settings, which is a Python type.
 _METAVARS = {
@@ -40,7 +49,7 @@ class ProcessSettings(BaseSettings):
 
     A service adds its own fields in a subclass, with `model_config = SettingsConfigDict(env_prefix="TANDEM_VISION_")`.
     A field `drain_s` is then read from `--drain-s`, else from `TANDEM_VISION_DRAIN_S`, else it has its default.
-    `--help` shows its description.
+    `--help` shows its description. A secret has a second field, `<name>_file`, the path of a file that holds it.
     """
 
     model_config = SettingsConfigDict(
@@ -56,11 +65,16 @@ class ProcessSettings(BaseSettings):
     )
 
     listen: str = Field(default="127.0.0.1:0", description="host:port to serve on. Port 0 picks a free one")
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="address of Prometheus metrics. They name tenants and models, so open it only to Prometheus",
+    )
     metrics_port: int = Field(
-        default=0,
-        ge=-1,
-        le=65535,
-        description="port of Prometheus metrics on the same host. 0 picks a free one, -1 is off",
+        default=0, ge=-1, le=65535, description="port of Prometheus metrics. 0 picks a free one, -1 is off"
+    )
+    metrics_tls: bool = Field(default=False, description="serve metrics with the certificate and key of the server")
+    metrics_token: Path | None = Field(
+        default=None, description="file of a token that readers of metrics send as 'Authorization: Bearer <token>'"
     )
     log_format: LogFormat = Field(
         default="auto", description="form of log lines. auto means console in a terminal, else json"
@@ -87,11 +101,15 @@ class ProcessSettings(BaseSettings):
         pattern=r"^https?://",
         description="http://host:port of an OpenTelemetry collector for traces (OTLP over gRPC). Unset is off",
     )
+    trace_peers: CommaSeparated = Field(
+        default=LOOPBACK_NETWORKS,
+        description="networks (CIDR) of the callers whose traces are followed. Others cannot decide what is recorded",
+    )
     trace_sample: float = Field(
         default=1,
         ge=0,
         le=1,
-        description="recorded share of the traces started here. Others follow their caller",
+        description="recorded share of the traces started here. Those of --trace-peers follow their caller",
     )
 
     @field_validator("listen")
@@ -99,6 +117,12 @@ class ProcessSettings(BaseSettings):
     def _check_listen(cls, value: str) -> str:
         split_address(value)
         return value
+
+    @field_validator("trace_peers")
+    @classmethod
+    def _check_trace_peers(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        Networks(networks)
+        return networks
 
     @field_validator("tls_cert", "tls_key", "tls_client_ca")
     @classmethod
@@ -116,6 +140,26 @@ class ProcessSettings(BaseSettings):
         if "tls_cert" in info.data and (path is None) != (info.data["tls_cert"] is None):
             raise ValueError("give the certificate and its key together (tls_cert and tls_key)")
         return path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: Any) -> Any:
+        """Read each secret whose `<name>_file` is set."""
+        for name in cls.model_fields:
+            path = values.get(f"{name}_file")
+            if path is None or f"{name}_file" not in cls.model_fields or values.get(name) is not None:
+                continue
+            try:
+                values = {**values, name: Path(path).read_text().strip()}
+            except (OSError, UnicodeDecodeError):
+                raise ValueError(f"the file of --{name.replace('_', '-')}-file cannot be read") from None
+        return values
+
+    @model_validator(mode="after")
+    def _check_metrics_tls(self) -> Self:
+        if self.metrics_tls and self.tls_cert is None:
+            raise ValueError("--metrics-tls needs a certificate and key (--tls-cert and --tls-key)")
+        return self
 
     @field_validator("tls_client_ca")
     @classmethod
@@ -168,13 +212,35 @@ def load_settings(kind: type[S], argv: Sequence[str]) -> S:
     """
     try:
         source = CliSettingsSource[S](kind, case_sensitive=False, add_argument_method=partial(_add_flag, kind))
-        return CliApp.run(kind, cli_args=list(argv), cli_settings_source=source)
+        settings = CliApp.run(kind, cli_args=list(argv), cli_settings_source=source)
+        problem = _secret_in_flags(settings, argv)
+        if problem is None:
+            return settings
     except ValidationError as error:
         problem = "; ".join(_describe(kind, one["loc"], one["msg"]) for one in error.errors(include_url=False))
     except SettingsError as error:
         problem = _without_values(str(error).removeprefix("error parsing CLI: "))
     sys.stderr.write(f"error: {problem}\n")
     raise SystemExit(2)
+
+
+def _secret_in_flags(settings: ProcessSettings, argv: Sequence[str]) -> str | None:
+    """Return the problem of a secret among the flags.
+
+    An address without a password is no secret.
+    """
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    for name in given & type(settings).model_fields.keys():
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr) and _is_secret(value.get_secret_value()):
+            variable = f"{type(settings).model_config['env_prefix']}{name}".upper()
+            flag = f"--{name.replace('_', '-')}"
+            return f"{flag} ({variable}): every user of this machine can read flags, so set the variable or {flag}-file"
+    return None
+
+
+def _is_secret(value: str) -> bool:
+    return "://" not in value or urlsplit(value).password is not None
 
 
 def _add_flag(kind: type[BaseSettings], parser: ArgumentParser, *flags: str, **options: Any) -> None:

@@ -1,11 +1,16 @@
-"""TLS and mutual TLS from PEM files, for servers and channels."""
+"""TLS and mutual TLS from PEM files, for servers and channels.
+
+Servers read their files again after they change. Each new connection then uses the new ones.
+"""
 
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from chassis.changing_files import ChangingFiles
 from chassis.errors import FailedPrecondition
 
 
@@ -16,6 +21,11 @@ class ChannelTls:
     ca: Path | None = None  # PEM file of the trusted authorities. None uses those of the system
     cert: Path | None = None  # PEM file of the client's own certificate chain, for mutual TLS
     key: Path | None = None  # PEM file of that certificate's private key
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """All files, None for those that are not used."""
+        return self.ca, self.cert, self.key
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files.
@@ -47,13 +57,31 @@ def server_credentials(*, cert: Path | None, key: Path | None, client_ca: Path |
     """
     if cert is None or key is None:
         return None
-    _check_pair(cert, key)
-    if client_ca is not None:
-        _check_authorities(client_ca)
-    return grpc.ssl_server_credentials(
-        [(key.read_bytes(), cert.read_bytes())],
-        root_certificates=_read(client_ca),
-        require_client_auth=client_ca is not None,
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        _check_pair(cert, key)
+        if client_ca is not None:
+            _check_authorities(client_ca)
+        return grpc.ssl_server_certificate_configuration(
+            [(key.read_bytes(), cert.read_bytes())], root_certificates=_read(client_ca)
+        )
+
+    files = ChangingFiles([cert, key, client_ca], read)
+    used = files.current()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """Return the newest files, None if they are in use."""
+        nonlocal used
+        newest = files.current()
+        if newest is used:
+            return None
+        used = newest
+        return newest
+
+    return grpc.dynamic_ssl_server_credentials(
+        used,
+        changed,  # type: ignore[arg-type]  # None is documented, but missing from the published type
+        require_client_authentication=client_ca is not None,
     )
 
 
@@ -64,13 +92,24 @@ def server_context(*, cert: Path | None, key: Path | None, client_ca: Path | Non
     """
     if cert is None or key is None:
         return None
-    _check_pair(cert, key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    if client_ca is not None:
-        _check_authorities(client_ca)
-        context.load_verify_locations(client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
+
+    def read() -> ssl.SSLContext:
+        _check_pair(cert, key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        if client_ca is not None:
+            _check_authorities(client_ca)
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    files = ChangingFiles([cert, key, client_ca], read)
+
+    def use_newest(connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = files.current()
+
+    context = read()
+    context.sni_callback = use_newest  # called in each handshake, with or without a name
     return context
 
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import Field, ValidationError
 
+from chassis.atomic_file import write_atomically
 from chassis.errors import FailedPrecondition
 from checkpoint.identity import TensorDigest
 from checkpoint.manifest import Digest, Record
@@ -96,9 +97,7 @@ class UnfinishedImport:
     def save(self, name: str, record: WeightRecord) -> None:
         """Remember the hashes of a file."""
         self.records[name] = record
-        new = self.root / f"{_STATE_FILE}.new"
-        new.write_text(_State(files=self.records).model_dump_json())
-        new.replace(self.root / _STATE_FILE)
+        write_atomically(self.root / _STATE_FILE, _State(files=self.records).model_dump_json().encode())
 
     def finish(self) -> Path:
         """Give the folder its tag as name, and return it.

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from chassis.atomic_file import write_atomically
 from chassis.errors import FailedPrecondition
 from checkpoint.manifest import MANIFEST_FILE, manifest_text, read_manifest, read_verified
 from checkpoint.probes import PROBES_FILE, Probes, parse_probes, read_probes_file
@@ -54,7 +55,5 @@ def add_probes(folder: Path, source: Path) -> Probes:
         (folder / name).write_bytes(content)
     digests = {name: hashlib.sha256(content).digest() for name, content in added.items()}
     files = dict(sorted({**manifest.files, **digests}.items()))
-    partial = folder / f".{MANIFEST_FILE}.partial"
-    partial.write_text(manifest_text(manifest.model_copy(update={"files": files})))
-    partial.replace(folder / MANIFEST_FILE)
+    write_atomically(folder / MANIFEST_FILE, manifest_text(manifest.model_copy(update={"files": files})).encode())
     return probes

@@ -21,6 +21,7 @@ class RedisSettings(ServiceSettings):
         description="redis://, rediss:// or unix:// address of a cache of visual tokens and uploaded images, shared by "
         "all gateways",
     )
+    shared_cache_url_file: Path | None = Field(None, description="file of that address, if it holds a password")
     shared_cache_timeout_ms: float = Field(
         20, gt=0, le=1000, description="timeout of one call to the shared cache, milliseconds"
     )
@@ -46,6 +47,7 @@ class RedisSettings(ServiceSettings):
     rollout_redis: SecretStr | None = Field(
         None, description="redis:// address of the rollout state, for several gateways that act as one"
     )
+    rollout_redis_file: Path | None = Field(None, description="file of that address, if it holds a password")
 
     @field_validator("shared_cache_url", "rollout_redis")
     @classmethod

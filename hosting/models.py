@@ -82,7 +82,7 @@ class ModelHost(Generic[M]):
         """
         self._load_model = load
         self._health = health
-        self._service_name = service_name
+        self._health_name = f"{service_name}/{{}}".format  # of a tag
         self._slots: dict[str, _Slot[M]] = {}
         self._closed = False
 
@@ -170,7 +170,7 @@ class ModelHost(Generic[M]):
         It never raises. `slot` keeps the error for the callers.
         """
         started = time.perf_counter()
-        await self._set_health(tag, serving=False)
+        self._health.set(self._health_name(tag), serving=False)
         try:
             slot.model = await self._load_model(tag)
             slot.info.load_s = time.perf_counter() - started
@@ -184,12 +184,13 @@ class ModelHost(Generic[M]):
         slot.loading = None
         if slot.error is None:
             _log.info("model ready", tag=tag, load_s=round(slot.info.load_s, 3))
-            await self._set_health(tag, serving=True)
+            self._health.set(self._health_name(tag), serving=True)
             model: object = slot.model
             if isinstance(model, DependentModel):
                 slot.watching = asyncio.create_task(self._watch(tag, model))
         elif slot.error.reason in _NOT_LISTED:
             del self._slots[tag]
+            self._health.remove(self._health_name(tag))
         else:
             slot.info.state = FAILED
 
@@ -212,7 +213,7 @@ class ModelHost(Generic[M]):
         if slot.watching is not None:
             slot.watching.cancel()
             await asyncio.wait([slot.watching])
-        await self._set_health(tag, serving=False)
+        self._health.set(self._health_name(tag), serving=False)
         await slot.unused.wait()
         try:
             if slot.model is not None:
@@ -233,11 +234,8 @@ class ModelHost(Generic[M]):
                 if ready is reported:
                     continue
                 _log.warning("model ready again" if ready else "model not ready", tag=tag)
-                await self._set_health(tag, serving=ready)
+                self._health.set(self._health_name(tag), serving=ready)
                 reported = ready
-
-    async def _set_health(self, tag: str, serving: bool) -> None:
-        await self._health.set(f"{self._service_name}/{tag}", serving)
 
 
 class ModelCalls(Generic[M]):

@@ -1,7 +1,7 @@
 """Around every request: id, span, metrics, log line, host check, last resort."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chassis.errors import InvalidArgument, PermissionDenied, TandemError
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id
 from chassis.spans import Span
-from chassis.tracing import span
+from chassis.tracing import parent_of, span
 from http_gateway.door import Door
 from http_gateway.wire.caller import request_id_from, values_of
 from http_gateway.wire.errors import error_response, status_of, unexpected
@@ -45,10 +45,10 @@ class Requests:
         request_id = request_id_from(headers)
         response = _Response(send, request_id, self._door)
         attributes = {"http.request.method": scope["method"], "url.scheme": scope["scheme"]}
-        metadata = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        parent = parent_of(_text(headers), scope["client"][0] if scope["client"] else "unix:")
         with (
             bound_request_id(request_id),
-            span(f"HTTP {scope['method']}", "server", attributes, metadata) as request_span,
+            span(f"HTTP {scope['method']}", "server", attributes, parent) as request_span,
             _Record(scope, response, request_span),
             self._door.in_flight(),
         ):
@@ -90,6 +90,10 @@ class Requests:
         origins = {origin.decode("latin-1") for origin in values_of(headers, b"origin")}
         if not origins or not origins <= {*self._door.settings.cors_origins}:
             raise PermissionDenied("Pages of other origins may not post: see cors_origins.", reason="FOREIGN_PAGE")
+
+
+def _text(headers: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
+    return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
 
 
 class _Response:

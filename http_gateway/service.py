@@ -13,7 +13,7 @@ import uvicorn
 
 from chassis.channels import open_channel
 from chassis.listening import cannot_listen
-from chassis.metrics import serve_metrics
+from chassis.metrics_server import serve_metrics
 from chassis.network import split_address
 from chassis.process import ProcessLife
 from chassis.tls import server_context
@@ -37,14 +37,12 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
     Raises:
         FailedPrecondition: reason 'CANNOT_LISTEN' or 'BAD_TLS'.
     """
-    host, _port = split_address(settings.listen)
     _allow_files(settings.max_connections + _OTHER_FILES)
     with (
-        tracing("http", settings.trace_endpoint, settings.trace_sample),
-        serve_metrics(host, settings.metrics_port) as metrics_port,
+        tracing("http", settings.trace_endpoint, settings.trace_sample, settings.trace_peers),
         _listening(settings.listen) as listener,
     ):
-        async with _open_door(settings) as door:
+        async with serve_metrics(settings) as metrics_port, _open_door(settings) as door:
             server = _Server(_config(door))
             serving = asyncio.create_task(server.serve([listener]))
             await _first(serving, server.has_started.wait(), timeout_s=None)

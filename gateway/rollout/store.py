@@ -1,7 +1,6 @@
 """The interface of rollout stores, and a local store."""
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, NonNegativeInt
 
+from chassis.atomic_file import remove_partials, write_atomically
 from chassis.errors import FailedPrecondition, Unavailable
 from gateway.rollout.policy import Counts
 from gateway.rollout.stored_format import Document, Heartbeat, read_counts, read_document, state_value, to_json
@@ -143,6 +143,7 @@ class FileStore:
                 pass  # the first write creates it
             except (OSError, ValueError) as error:
                 raise bad_state(f"The rollout state file {path.name}") from error
+            remove_partials(path)
             self._elapsed_s = self._file.counts.get(_ELAPSED, 0) / 1000
 
     async def read(self) -> Document:
@@ -202,7 +203,7 @@ class FileStore:
     async def _replace(self, file: _File) -> None:
         if self._path is not None:
             try:
-                await asyncio.to_thread(_write, self._path, file.to_json())
+                await asyncio.to_thread(write_atomically, self._path, file.to_json(), private=True, durable=True)
             except OSError as error:
                 raise Unavailable(
                     f"The rollout state file cannot be written: {error.strerror}.",
@@ -218,21 +219,3 @@ def bad_state(subject: str) -> FailedPrecondition:
     A gateway does not start with it, as it never guesses which release to serve.
     """
     return FailedPrecondition(f"{subject} cannot be read: repair or remove it.", reason="BAD_ROLLOUT_STATE")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file atomically.
-
-    After a crash it is whole, either old or new.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the rename durable
-    finally:
-        os.close(folder)

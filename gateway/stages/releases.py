@@ -236,17 +236,17 @@ class Releases:
             health: gets the status of '<service>/<language tag>' and of '<service>/stable'.
             every_s: seconds between two refreshes.
         """
-        await health.set(STABLE_HEALTH_NAME, serving=False)
+        health.set(STABLE_HEALTH_NAME, serving=False)
         reported: set[str] = set()
         while True:
             await self._refresh()
             ready = {name for name in self.names if name in self._opened and self._is_ready(self._opened[name])}
             is_ready = {split_release(name)[1]: name in ready for name in self.names}
             for tag in reported | is_ready.keys():
-                await health.set(f"{SERVICE_NAME}/{tag}", is_ready.get(tag, False))
+                health.set(f"{SERVICE_NAME}/{tag}", is_ready.get(tag, False))
             reported |= is_ready.keys()
             if self.default_name in ready:
-                await health.set(STABLE_HEALTH_NAME, serving=True)
+                health.set(STABLE_HEALTH_NAME, serving=True)
             await asyncio.sleep(every_s)
 
     async def _refresh(self) -> None:

@@ -19,7 +19,9 @@ class HttpSettings(ProcessSettings):
 
     # Address and access.
     listen: str = Field("127.0.0.1:8080", description="host:port to serve HTTP on; port 0 picks a free one")
-    allow_plaintext: bool = Field(False, description="allow an address other than loopback without TLS")
+    allow_plaintext: bool = Field(
+        False, description="allow addresses other than loopback without TLS, of this door and of the gateway"
+    )
     hosts: CommaSeparated = Field(
         (),
         description="names that requests may have in their Host header, without ports. Default: the loopback names "
@@ -107,6 +109,11 @@ class HttpSettings(ProcessSettings):
     def _check_exposure(self) -> Self:
         if self.tls_cert is None and not self.allow_plaintext and not self.is_local:
             raise ValueError("--listen is not loopback: set --tls-cert and --tls-key, or --allow-plaintext")
+        is_near = is_loopback(self.gateway.rpartition("/")[2])
+        if self.channel_tls is None and not self.allow_plaintext and not is_near:
+            raise ValueError(
+                "--gateway is not loopback, and gets the API keys of callers: set --gateway-tls, or --allow-plaintext"
+            )
         return self
 
     @property

@@ -131,6 +131,7 @@ class Connection(ABC):
         timeout_s: float | None = 600.0,
         use_proxy: bool = True,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        allow_plaintext: bool = False,
     ) -> None:
         """Prepare a connection. The first call connects.
 
@@ -143,23 +144,32 @@ class Connection(ABC):
             timeout_s: longest wait for a complete answer, seconds. None waits without limit.
             use_proxy: follow the proxy variables of the environment, except to an address of this machine.
             max_message_bytes: largest request of the gateway, its `--max-message-bytes`.
+            allow_plaintext: send `api_key` without encryption to another machine, for example through a mesh.
 
         Raises:
             InvalidArgument: reason 'BAD_ADDRESS'.
             FailedPrecondition: reason 'BAD_TLS', a file cannot be read, or certificate and key do not match.
+                'KEY_IN_CLEAR', the key would cross a network without encryption.
         """
         try:
             check_target(address)
         except ValueError as error:
             raise InvalidArgument(f"The address {error}.", reason="BAD_ADDRESS") from None
+        tls = ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None
+        is_local = is_loopback(address.rpartition("/")[2])
+        if api_key and tls is None and not (is_local or allow_plaintext):
+            raise FailedPrecondition(
+                "An API key is sent only with encryption: name the authority of the gateway's certificate (ca).",
+                reason="KEY_IN_CLEAR",
+            )
         self.address = address
         self.timeout_s = timeout_s
         self.max_message_bytes = max_message_bytes
         self._api_key = api_key
         self._is_closed = False
         self._uploads = Uploads()
-        self._uses_proxy = use_proxy and not is_loopback(address.rpartition("/")[2])
-        self._open(ChannelTls(ca=ca, cert=cert, key=key) if ca or cert or key else None)
+        self._uses_proxy = use_proxy and not is_local
+        self._open(tls)
 
     @abstractmethod
     def _open(self, tls: ChannelTls | None) -> None:

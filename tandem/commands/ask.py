@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 
 from tandem.client import Client, GenerateOptions, TextStream
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.report import timing_table
+from tandem.commands.terminal import ForeignTextConsole, show
 from tandem.errors import InvalidArgument
 from tandem.v1 import gateway_pb2
 
@@ -131,14 +131,13 @@ def _show(stream: TextStream, json_output: bool) -> None:
     try:
         for text in stream:
             if not json_output:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                show(text, end="")
     except KeyboardInterrupt:
         sys.stderr.write("\nCancelled.\n")
         raise typer.Exit(130) from None
     if json_output:
-        typer.echo(json.dumps(dataclasses.asdict(stream.final), ensure_ascii=False))
+        show(json.dumps(dataclasses.asdict(stream.final), ensure_ascii=False))
         return
-    typer.echo()
-    console = Console(stderr=True)
+    show("")
+    console = ForeignTextConsole(stderr=True)
     console.print(*([] if not console.is_terminal else [""]), timing_table(stream.final))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tandem.commands.terminal import ForeignTextConsole
+
 if TYPE_CHECKING:  # this module needs an extra
     from checkpoint.importing import Progress as ImportProgress
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:  # this module needs an extra
 @contextmanager
 def tensor_progress(tag: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show the progress of writing tensors, and yield its callback."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = ForeignTextConsole(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(tag, total=None)
 
@@ -33,9 +35,9 @@ def file_progress() -> Iterator[Callable[[ImportProgress], None]]:
 
     The bar has the files, the bytes and the time left. In a pipe each finished file is a line.
     """
-    console = Console(stderr=True)
+    console = ForeignTextConsole(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[files]}"),
         DownloadColumn(),
@@ -64,5 +66,5 @@ class _FileProgress:
             )
         self._progress.update(self._task, description=state.file, completed=state.num_bytes, files=files)
         if state.num_files_done > self._num_files_done and not self._console.is_terminal:
-            self._console.print(f"hashed {state.file}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"hashed {state.file}", highlight=False, soft_wrap=True)
         self._num_files_done = state.num_files_done

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tandem.commands.models import sampling_text, short_count
+from tandem.commands.terminal import ForeignTextConsole
 
 if TYPE_CHECKING:  # these modules need an extra
     from checkpoint.importing import Imported
@@ -23,7 +24,7 @@ _DIGEST_CHARS = 12  # hex digits that tell checkpoints apart
 
 def show(*renderables: RenderableType) -> None:
     """Print to stdout, without truncating tensor names in a pipe."""
-    console = Console(highlight=False)
+    console = ForeignTextConsole(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_IN_A_FILE
     for renderable in renderables:
@@ -38,7 +39,7 @@ def checks(tag: str, found: Sequence[Check]) -> Table:
     table.add_column("SHA-256 as found", no_wrap=True)
     table.add_column("verdict")
     for check in found:
-        verdict = f"[red]{check.problem}[/]" if check.problem else "[green]as in the manifest[/]"
+        verdict = Text(check.problem, "red") if check.problem else Text("as in the manifest", "green")
         table.add_row(Text(check.subject), size(check.num_bytes), check.digest.hex() if check.digest else "-", verdict)
     return table
 
@@ -135,7 +136,7 @@ def _facts(found: Inspection) -> Table:
     table.add_row("weights on disk", on_disk)
     for precision, num_bytes in found.weight_bytes.items():
         table.add_row(f"weights in memory, {precision}", size(num_bytes))
-    table.add_row("", f"[dim]{COUNTING_RULE}[/]")
+    table.add_row("", Text(COUNTING_RULE, "dim"))
     whole = size(found.kv_bytes_per_token * found.context_length)
     per_token = f"{found.kv_bytes_per_token:,} bytes a token; {whole} for a context of {found.context_length:,}"
     table.add_row("KV cache, bf16", per_token)

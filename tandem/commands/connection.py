@@ -1,5 +1,6 @@
 """Command-line options of the connection to a gateway."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from chassis.channels import check_target
 from tandem.client import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "TANDEM_ADDRESS"
+API_KEY_VARIABLE = "TANDEM_API_KEY"
 
 
 def _check_address(address: str) -> str:
@@ -17,6 +19,15 @@ def _check_address(address: str) -> str:
     except ValueError as error:
         raise typer.BadParameter(f"it {error}.") from error
     return address
+
+
+def _read_api_key(path: str | None) -> str | None:
+    if path is None:
+        return os.environ.get(API_KEY_VARIABLE) or None
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter("the file cannot be read.") from error
 
 
 Address = Annotated[
@@ -42,7 +53,12 @@ Key = Annotated[
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        envvar="TANDEM_API_KEY", metavar="KEY", help="API key, if the gateway requires one.", show_default=False
+        "--api-key-file",
+        metavar="FILE",
+        callback=_read_api_key,
+        help=f"File of the API key, if the gateway requires one. The variable {API_KEY_VARIABLE} can hold it instead. "
+        "No flag takes a key: every user of the machine could read it.",
+        show_default=False,
     ),
 ]
 # gRPC treats an overflowing deadline as expired, so a week is the maximum.

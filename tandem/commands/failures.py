@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from chassis.visible_text import visible
 from tandem.errors import TandemError
 
 
@@ -32,5 +33,5 @@ def sentence(error: TandemError) -> str:
 
 
 def _fail(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     raise SystemExit(1)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from chassis.logs import configure_logging
 from tandem.client import DEFAULT_ADDRESS
+from tandem.commands.terminal import ForeignTextConsole
 
 _SERVICE_STYLES = {"vision": "magenta", "language": "cyan", "gateway": "blue", "http": "green"}
 _LEVEL_STYLES = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
@@ -45,7 +46,7 @@ class LogView(Protocol):
 
 def log_view(stream: TextIO) -> LogView:
     """Return the view that fits a stream."""
-    return TerminalView(Console(file=stream)) if stream.isatty() else JsonView(stream)
+    return TerminalView(ForeignTextConsole(file=stream)) if stream.isatty() else JsonView(stream)
 
 
 class TerminalView:

@@ -14,7 +14,7 @@ from rich.table import Table
 from checkpoint.store import ModelStore
 from tandem.client import AsyncClient
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
-from tandem.commands.terminal import table_console
+from tandem.commands.terminal import show, table_console
 
 if TYPE_CHECKING:
     from checkpoint.probes import Probes, Verdicts
@@ -107,7 +107,7 @@ def run(
     asked = asyncio.run(_ask(address, connection, releases, probes, grader, quiet=json_output))
     difference = compare(asked[1], asked[0]) if against is not None else None
     if json_output:
-        typer.echo(json.dumps(_plain(release, asked[0], against, difference), ensure_ascii=False))
+        show(json.dumps(_plain(release, asked[0], against, difference), ensure_ascii=False))
         return
     console = table_console()
     console.print(_table(release, asked[0]))
@@ -117,7 +117,7 @@ def run(
     if len(wrong) > _SHOWN_WRONG:
         typer.echo(f"and {len(wrong) - _SHOWN_WRONG} more; --json has all")
     if difference is not None:
-        typer.echo(difference.sentence(release, str(against)))
+        show(difference.sentence(release, str(against)))
 
 
 def _read(file: Path | None, models: Path, release: str) -> "Probes":
@@ -151,7 +151,7 @@ async def _ask(
     grader = open_grader(target) if target is not None else None
     try:
         with ExitStack() as stack:
-            progress = stack.enter_context(Progress(transient=True, disable=quiet))
+            progress = stack.enter_context(Progress(console=table_console(), transient=True, disable=quiet))
             async with AsyncClient(address, **connection) as client:
                 asked = []
                 for release in releases:

@@ -14,7 +14,7 @@ from tandem.client import Rollouts
 from tandem.commands import rollout_options as options
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.rollout_view import plain_name, rollout_view
-from tandem.commands.terminal import live_display, table_console
+from tandem.commands.terminal import live_display, show, table_console
 from tandem.v1 import rollout_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Move live traffic to another release, or back.")
@@ -170,7 +170,7 @@ def watch(
             for change in rollout.changes:
                 if change.number > last:
                     last = change.number
-                    typer.echo(json.dumps(_plain(change)) if json_output else change_line(change))
+                    show(json.dumps(_plain(change)) if json_output else change_line(change))
 
 
 def parse_steps(text: str) -> list[rollout_pb2.RolloutStep]:
@@ -208,7 +208,7 @@ def _connect(
 
 def _show(rollout: rollout_pb2.Rollout, json_output: bool) -> None:
     if json_output:
-        typer.echo(json.dumps(_plain(rollout)))
+        show(json.dumps(_plain(rollout)))
         return
     table_console().print(rollout_view(rollout, time.time()))
 

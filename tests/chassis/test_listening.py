@@ -8,9 +8,9 @@ import pytest
 
 from chassis.errors import FailedPrecondition
 from chassis.listening import cannot_listen
-from chassis.metrics import serve_metrics
+from chassis.metrics_server import serve_metrics
 from chassis.server import Server
-from chassis.settings import ServiceSettings
+from chassis.settings import ProcessSettings, ServiceSettings
 
 FOREIGN_HOST = "192.0.2.1"  # reserved for documentation, so no machine has it (RFC 5737)
 
@@ -20,7 +20,7 @@ async def start_grpc(host: str, port: int) -> None:
 
 
 async def start_metrics(host: str, port: int) -> None:
-    with serve_metrics(host, port):
+    async with serve_metrics(ProcessSettings(metrics_host=host, metrics_port=port)):
         pass
 
 

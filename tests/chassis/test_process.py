@@ -1,18 +1,15 @@
 """Whole processes, as supervisors, terminals and log collectors see them."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import grpc
@@ -20,101 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
-
-# A service like the real ones: settings, open_service, run_service. Generate streams the requested number of deltas.
-PROGRAM = '''
-import asyncio, sys, logging, threading, warnings
-from contextlib import asynccontextmanager
-from pydantic_settings import SettingsConfigDict
-import structlog
-from chassis.errors import FailedPrecondition
-from chassis.server import run_service
-from chassis.settings import ServiceSettings, load_settings
-from chassis.vital import vital
-from tandem.v1 import gateway_pb2, gateway_pb2_grpc
-
-log = structlog.get_logger()
-
-class ExampleSettings(ServiceSettings):
-    """Serves examples."""
-    model_config = SettingsConfigDict(env_prefix="TANDEM_EXAMPLE_")
-    start: str = "well"
-
-def die():
-    with vital("example"):
-        raise SystemExit
-
-class Servicer(gateway_pb2_grpc.GatewayServicer):
-    async def Generate(self, request, context):
-        if request.routing_key == "die":
-            threading.Thread(target=die).start()
-            return
-        try:
-            for number in range(int(request.routing_key)):
-                yield gateway_pb2.GatewayGenerateResponse(delta=gateway_pb2.TextDelta(text=str(number)))
-                await asyncio.sleep(0.02)
-        finally:
-            log.info("freed")
-
-@asynccontextmanager
-async def open_service(settings, server):
-    if settings.start == "refused":
-        raise FailedPrecondition("The model does not fit.", reason="DOES_NOT_FIT")
-    if settings.start == "broken":
-        raise RuntimeError("a bug")
-    if settings.start == "slowly":
-        log.info("loading")
-        await asyncio.sleep(60)
-    logging.getLogger("some.library").warning("a library speaks")
-    warnings.warn("a library warns")
-    gateway_pb2_grpc.add_GatewayServicer_to_server(Servicer(), server.grpc)
-    server.announce("tandem.v1.Gateway")
-    yield
-    log.info("closed")
-
-run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_service)
-'''
-
-
-class Process:
-    """A process that runs PROGRAM, and its log."""
-
-    def __init__(self, *flags: str) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self._queue: Queue[str | None] = Queue()
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-c", PROGRAM, *flags]
-        self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.popen.stderr is not None
-        with self.popen.stderr:
-            for line in self.popen.stderr:
-                self._queue.put(line)
-        self._queue.put(None)
-
-    def wait_for(self, event: str, timeout_s: float = 60) -> dict[str, Any]:
-        """Return the next log line of `event`.
-
-        Every line on the way must be JSON.
-        """
-        while True:
-            line = self._queue.get(timeout=timeout_s)
-            assert line is not None, f"the process ended without {event!r}: {self.lines}"
-            self.lines.append(json.loads(line))
-            if self.lines[-1]["event"] == event:
-                return self.lines[-1]
-
-    def end(self, timeout_s: float = 60) -> int:
-        """Wait until the process ends and return its status."""
-        code = self.popen.wait(timeout_s)
-        while (line := self._queue.get(timeout=60)) is not None:
-            self.lines.append(json.loads(line))
-        return code
-
-    def events(self) -> list[str]:
-        return [line["event"] for line in self.lines]
+from tests.chassis.example_process import PROGRAM, Process
 
 
 @pytest.fixture
@@ -295,3 +198,32 @@ def test_the_console_format_is_not_json(start: Any) -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM, *flags], capture_output=True, text=True, env=environment)
     assert "cannot start" in run.stderr
     assert not run.stderr.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("stop", "limit", "status"), [("slowly", "--close-limit-s", 0), ("never", "--stop-limit-s", 1)]
+)
+def test_a_part_that_does_not_stop_is_left_behind(stop: str, limit: str, status: int, start: Any) -> None:
+    """Whatever supervises the process waits for its end."""
+    process = start("--stop", stop, limit, "1", "--drain-s", "0")
+    process.wait_for("ready")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == status
+    line = next(line for line in process.lines if "did not stop in time" in line["event"])
+    assert line.get("part") == ("service" if stop == "slowly" else None)
+
+
+def test_metrics_are_on_loopback_wherever_the_service_listens() -> None:
+    """They name tenants, and know no keys by default."""
+    process = Process("--listen", "0.0.0.0:0")
+    try:
+        ready = process.wait_for("ready")
+        for port, reachable in ((ready["port"], True), (ready["metrics_port"], False)):
+            with socket.socket() as other:
+                # An address of this machine that is not the one of the metrics.
+                assert (other.connect_ex(("127.0.0.2", port)) == 0) == reachable
+        with socket.create_connection(("127.0.0.1", ready["metrics_port"])):
+            pass
+    finally:
+        process.popen.kill()
+        process.popen.wait()

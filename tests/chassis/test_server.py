@@ -47,7 +47,7 @@ class Slow:
 
 async def test_health_covers_process_service_and_model(serve: Any) -> None:
     run = await serve()
-    await run.server.health.set("tandem.v1.VisionService/tiny-v1.0.0", serving=False)
+    run.server.health.set("tandem.v1.VisionService/tiny-v1.0.0", serving=False)
     assert await health_of(run, "") == SERVING
     assert await health_of(run, "tandem.v1.Gateway") == SERVING
     assert await health_of(run, "tandem.v1.VisionService/tiny-v1.0.0") == NOT_SERVING
@@ -61,7 +61,7 @@ async def test_a_health_watch_reports_changes(serve: Any) -> None:
     stub: Any = health_pb2_grpc.HealthStub(run.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="tandem.v1.Gateway"))
     assert (await watch.read()).status == SERVING
-    await run.server.health.set("tandem.v1.Gateway", serving=False)
+    run.server.health.set("tandem.v1.Gateway", serving=False)
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
 

@@ -21,6 +21,8 @@ class ExampleSettings(ServiceSettings):
     names: CommaSeparated = Field(default=("a", "b"), description="allowed callers, separated by commas")
     plain: bool = Field(default=False, description="without ornaments")
     api_key: SecretStr = Field(default=SecretStr(""), max_length=8, description="key of the callers")
+    url: SecretStr | None = Field(default=None, description="address of a store")
+    url_file: Path | None = Field(default=None, description="file of that address")
 
 
 def test_a_flag_overrides_the_environment_which_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +114,55 @@ def test_an_invalid_flag_stops_the_process_with_one_line_that_names_it(
     assert said in err
     assert err.count("\n") == 1
     assert "hunter2" not in out + err  # a value can be a secret
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_refused"),
+    [
+        (["--api-key", "hunter2"], True),
+        (["--api-key=hunter2"], True),
+        (["--url", "redis://:hunter2@host:1/0"], True),
+        (["--url", "redis://user:hunter2@host:1/0"], True),
+        (["--url", "redis://host:1/0"], False),
+        (["--url=unix:///run/redis.sock"], False),
+    ],
+)
+def test_a_secret_among_the_flags_is_refused(
+    flags: list[str], is_refused: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every user can read the flags of a process."""
+    if not is_refused:
+        assert load_settings(ExampleSettings, flags).url is not None
+        return
+    with pytest.raises(SystemExit) as stop:
+        load_settings(ExampleSettings, flags)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "so set the variable or --" in said
+    assert "TANDEM_EXAMPLE_" in said
+    assert "hunter2" not in said
+
+
+def test_a_secret_is_read_from_a_variable_or_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TANDEM_EXAMPLE_API_KEY", "hunter2")
+    file = tmp_path / "url"
+    file.write_text("redis://:hunter2@host:1/0\n")
+    settings = load_settings(ExampleSettings, ["--url-file", str(file)])
+    assert settings.api_key.get_secret_value() == "hunter2"
+    assert settings.url is not None
+    assert settings.url.get_secret_value() == "redis://:hunter2@host:1/0"
+    with pytest.raises(SystemExit):
+        load_settings(ExampleSettings, ["--url-file", str(tmp_path / "missing")])
+    assert "--url-file cannot be read" in capsys.readouterr().err
+
+
+def test_networks_of_trusted_callers_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_settings(ExampleSettings, ["--trace-peers", "10.0.0.0/8,::1"]).trace_peers == ("10.0.0.0/8", "::1")
+    with pytest.raises(SystemExit):
+        load_settings(ExampleSettings, ["--trace-peers", "10.0.0.0/99"])
+    assert "--trace-peers (TANDEM_EXAMPLE_TRACE_PEERS): must be networks" in capsys.readouterr().err
 
 
 def test_an_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,10 +32,13 @@ def test_commas_separate_endpoints() -> None:
     assert (loaded.vision, loaded.language) == (("a:1", "dns:///b:2"), ("c:3",))
 
 
-def test_the_shared_cache_is_off_by_default_and_its_password_is_never_printed() -> None:
+def test_the_shared_cache_is_off_by_default_and_its_password_is_never_printed(tmp_path: Path) -> None:
     assert settings().shared_cache_url is None
-    loaded = load_settings(GatewaySettings, [*REQUIRED, "--shared-cache-url", "redis://:secret@host:6379/0"])
+    file = tmp_path / "url"
+    file.write_text("redis://:secret@host:6379/0\n")
+    loaded = load_settings(GatewaySettings, [*REQUIRED, "--shared-cache-url-file", str(file)])
     assert loaded.shared_cache_url is not None
+    assert loaded.shared_cache_url.get_secret_value() == "redis://:secret@host:6379/0"
     assert "secret" not in repr(loaded)
 
 
@@ -48,6 +51,7 @@ def test_the_shared_cache_is_off_by_default_and_its_password_is_never_printed() 
             "redis://:secret/word@host",
         ),  # the slash turns the password into a port
         ("--rollout-redis", "redis://host:port"),
+        ("--rollout-redis", "redis://:secret@host:6379/0"),  # every user can read the flags of a process
         ("--max-stop-strings", "17"),
         ("--max-request-bytes", "1000"),
         ("--vision", ","),

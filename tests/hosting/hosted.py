@@ -1,7 +1,6 @@
 """A model host whose loads wait for the test."""
 
 import asyncio
-from typing import Any
 
 from chassis.health import Health
 from hosting.models import ModelHost
@@ -60,8 +59,8 @@ def make_host() -> tuple[ModelHost[Model], Loader, Health]:
     return ModelHost(load=loader, health=health, service_name=SERVICE), loader, health
 
 
-def serving(health: Health, tag: str = TAG) -> Any:
-    return health.servicer._server_status.get(f"{SERVICE}/{tag}")
+def serving(health: Health, tag: str = TAG) -> int:
+    return health.status(f"{SERVICE}/{tag}")
 
 
 async def loaded(host: ModelHost[Model], loader: Loader, tag: str = TAG) -> model_pb2.ModelInfo:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from chassis.errors import DataLoss, FailedPrecondition, Internal, InvalidArgument, NotFound, TandemError, Unavailable
-from chassis.health import NOT_SERVING, SERVING
+from chassis.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
 from chassis.vital import on_death
 from hosting import Callers, models
 from hosting.models import ModelCalls
@@ -71,14 +71,15 @@ async def test_a_failed_load_stays_listed_and_can_be_retried(
 
 @pytest.mark.parametrize("error", [NotFound("None.", reason="UNKNOWN_TAG"), InvalidArgument("No.", reason="BAD_TAG")])
 async def test_an_unknown_tag_is_not_listed_as_failed(error: TandemError) -> None:
-    """Otherwise callers could fill ListModels with invented tags."""
-    host, loader, _ = make_host()
+    """Otherwise invented tags would fill ListModels and the health."""
+    host, loader, health = make_host()
     loading = asyncio.create_task(host.load(TAG))
     await settle()
     loader.finish(error)
     with pytest.raises(type(error)):
         await loading
     assert host.list() == []
+    assert serving(health) == SERVICE_UNKNOWN
     with pytest.raises(NotFound):
         host.get(TAG)
 

@@ -111,6 +111,14 @@ def test_other_addresses_need_tls_or_permission() -> None:
         HttpSettings(**{**anywhere, "gateway": "http://gateway"})
 
 
+def test_keys_are_passed_to_another_machine_only_with_tls_or_permission() -> None:
+    far: dict[str, Any] = {"gateway": "dns:///gateway:50050"}
+    with pytest.raises(ValidationError, match="--gateway is not loopback, and gets the API keys"):
+        HttpSettings(**far)
+    for more in ({"gateway_tls": True}, {"allow_plaintext": True}, {"gateway": "localhost:1"}):
+        HttpSettings(**{**far, **more})
+
+
 async def test_metrics_are_public_only_if_asked_for(open_door: OpenDoor) -> None:
     anywhere: dict[str, Any] = {"listen": "0.0.0.0:0", "allow_plaintext": True}
     assert (await (await open_door({}, **anywhere)).client.get("/metrics")).status_code == 404

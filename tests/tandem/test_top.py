@@ -1,5 +1,6 @@
 """`tandem top`: statistics of an interval, and live tables."""
 
+import asyncio
 import math
 import os
 import pty
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from chassis.metrics import serve_metrics
+from chassis.metrics_server import serve_metrics
+from chassis.settings import ProcessSettings
 from tandem import Client
 from tandem.commands import app
 from tandem.commands.engine_stats import engine_stats, parse_snapshot, read_snapshot
@@ -68,12 +70,13 @@ def test_engine_stats_are_the_difference_of_two_snapshots() -> None:
     assert math.isnan(stats.draft_hit_rate)  # no drafts
 
 
-def test_metrics_are_read_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_are_read_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy knows no address of this machine."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
-    with serve_metrics("127.0.0.1", 0) as port:
-        assert read_snapshot(f"http://127.0.0.1:{port}/metrics").at_s > 0
+    async with serve_metrics(ProcessSettings()) as port:
+        snapshot = await asyncio.to_thread(read_snapshot, f"http://127.0.0.1:{port}/metrics")
+    assert snapshot.at_s > 0
 
 
 def test_a_restarted_service_counts_from_zero() -> None:

@@ -124,7 +124,7 @@ async def test_the_health_of_a_tag_follows_its_other_process(
         await host.load(TAG)
 
         def status() -> object:
-            return health.servicer._server_status[f"tandem.v1.VisionService/{TAG}"]
+            return health.status(f"tandem.v1.VisionService/{TAG}")
 
         assert status() == SERVING
         servicer.ready = False

@@ -17,7 +17,7 @@ from gateway.rollout.store import FileStore
 from gateway.rollout.store_sync import StoreSync
 from tests.gateway.halves import TAG
 from tests.gateway.redis_server import RedisServer
-from tests.gateway.rollout.full_disk import FullDisk
+from tests.gateway.rollout.lost_disk import LostDisk
 from tests.gateway.rollout.plans import numbers, plan
 from tests.gateway.rollout.test_store_sync import CANARY, PLAN, connect, gateway, run, started, wait_for_phase
 from tests.gateway.scripted import eventually
@@ -34,13 +34,13 @@ async def promoted(sync: StoreSync) -> None:
     await sync.change(forward)
 
 
-async def test_a_full_disk_forbids_no_rollback(store: Path, tmp_path: Path, stack: AsyncExitStack) -> None:
+async def test_a_lost_disk_forbids_no_rollback(store: Path, tmp_path: Path, stack: AsyncExitStack) -> None:
     path = tmp_path / "rollout.json"
     sync, traffic = gateway(store, FileStore(path))
     await run(sync, stack)
     await sync.set(PLAN)
     await sync.change(started)
-    disk = FullDisk(path)
+    disk = LostDisk(path)
     with pytest.raises(Unavailable, match="cannot be written"):
         await promoted(sync)
     assert CANARY in traffic.offered
@@ -49,7 +49,7 @@ async def test_a_full_disk_forbids_no_rollback(store: Path, tmp_path: Path, stac
     assert (view.state.phase, view.is_unconfirmed, view.store_reachable) == (Phase.ROLLED_BACK, True, False)
     assert CANARY not in traffic.offered
     assert (await sync.roll_back("Again.")).is_unconfirmed  # still so, and no error
-    disk.free()
+    disk.restore()
     await eventually(lambda: not sync.view.is_unconfirmed and sync.view.store_reachable)
     stored = (await FileStore(path).read()).state
     assert stored is not None
@@ -57,17 +57,17 @@ async def test_a_full_disk_forbids_no_rollback(store: Path, tmp_path: Path, stac
     assert os.listdir(tmp_path) == ["rollout.json"]
 
 
-async def test_a_full_disk_does_not_blind_the_guard(store: Path, tmp_path: Path, stack: AsyncExitStack) -> None:
+async def test_a_lost_disk_does_not_blind_the_guard(store: Path, tmp_path: Path, stack: AsyncExitStack) -> None:
     path = tmp_path / "rollout.json"
     sync, traffic = gateway(store, FileStore(path))
     await run(sync, stack)
     await sync.set(LONG_PLAN)
     state = (await sync.change(started)).state
     assert state is not None
-    disk = FullDisk(path)
+    disk = LostDisk(path)
     traffic.add_counts(state.window, BAD)
     await wait_for_phase(sync, Phase.ROLLED_BACK)
-    disk.free()
+    disk.restore()
     await eventually(lambda: not sync.view.is_unconfirmed)
 
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
 from gateway.rollout.policy.choice import takes_canary
 from tandem.v1 import gateway_pb2, rollout_pb2
-from tests.gateway.rollout.full_disk import FullDisk
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
+from tests.gateway.rollout.lost_disk import LostDisk
 from tests.gateway.scripted import error_of, eventually
 
 PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
@@ -71,14 +71,14 @@ async def test_a_rollout_does_not_wait_for_ever_for_a_stage(two_releases: Path, 
         assert rollout.changes[-1].reason.startswith("The canary could not be loaded: ")
 
 
-async def test_a_rollback_that_a_full_disk_keeps_in_memory_says_so(
+async def test_a_rollback_that_a_lost_disk_keeps_in_memory_says_so(
     two_releases: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     path = tmp_path / "rollout.json"
     async with open_gateway(two_releases, tokenizer, rollout_file=path) as live:
         await live.set(NEARLY_ALL, 100)
         await live.wait_for_phase(RUNNING)
-        disk = FullDisk(path)
+        disk = LostDisk(path)
         watch = live.operator.Watch(rollout_pb2.RolloutsWatchRequest())
         seen = [(await watch.read()).rollout]
         error = await error_of(live.operator.Promote(rollout_pb2.RolloutsPromoteRequest()))
@@ -87,7 +87,7 @@ async def test_a_rollback_that_a_full_disk_keeps_in_memory_says_so(
         assert (rollout.phase, rollout.only_here) == (ROLLED_BACK, True)
         assert (await live.ask("somebody")).text == "stable"
         seen.append((await watch.read()).rollout)
-        disk.free()
+        disk.restore()
         seen.append((await watch.read()).rollout)
         assert [(one.phase, one.only_here) for one in seen] == [
             (RUNNING, False),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from chassis.process import STOP_S
 from chassis.settings import ProcessSettings
 from gateway.settings import GatewaySettings
 from gateway.stages.releases import STABLE_HEALTH_NAME
@@ -96,6 +97,7 @@ def test_ports_agree_with_the_settings(name: str, pod: dict[str, Any], container
     (service,) = [one for one in objects((K8S / "base" / f"{name}.yaml").read_text()) if one["kind"] == "Service"]
     assert settings[f"{prefix}LISTEN"] == f"0.0.0.0:{ports['grpc']}"
     assert settings[f"{prefix}PROBE_LISTEN"] == f"0.0.0.0:{ports['probes']}"
+    assert settings[f"{prefix}METRICS_HOST"] == "0.0.0.0"
     assert settings[f"{prefix}METRICS_PORT"] == str(ports["metrics"])
     assert [port["port"] for port in service["spec"]["ports"]] == [ports["grpc"]]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -117,6 +119,7 @@ def test_ports_and_probes_of_the_http_door_agree_with_its_settings_and_routes() 
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     (service,) = [one for one in objects((K8S / "base" / "http.yaml").read_text()) if one["kind"] == "Service"]
     assert settings["TANDEM_HTTP_LISTEN"] == f"0.0.0.0:{ports['http']}"
+    assert settings["TANDEM_HTTP_METRICS_HOST"] == "0.0.0.0"
     assert settings["TANDEM_HTTP_METRICS_PORT"] == str(ports["metrics"])
     assert [port["port"] for port in service["spec"]["ports"]] == [ports["http"]]
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
@@ -150,8 +153,9 @@ def test_a_pod_may_finish_its_longest_answer(name: str, pod: dict[str, Any], con
     longest_s = float(settings_of("gateway")["TANDEM_GATEWAY_MAX_DEADLINE_S"])
     drain_s = float(settings_of(name)[f"TANDEM_{name.upper()}_DRAIN_S"])
     assert drain_s >= longest_s
-    # The server needs up to 5.5 s after its drain (chassis/server.py).
-    assert pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + 6
+    assert (
+        pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_s + STOP_S
+    )
 
 
 def metric_names() -> set[str]:
