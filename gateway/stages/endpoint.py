@@ -9,7 +9,15 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from chassis.errors import DeadlineExceeded, Internal, NotFound, ResourceExhausted, TandemError, Unavailable
+from chassis.errors import (
+    DeadlineExceeded,
+    Internal,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TandemError,
+    Unavailable,
+)
 from gateway.stages.errors import model_absent, translate_errors, unreachable
 from tandem.v1 import model_pb2
 
@@ -100,6 +108,7 @@ class Endpoint(Generic[Stub]):
         self._stage = stage
         self._clock = clock
         self._num_timeouts = 0  # consecutive
+        self._refuses = False  # whether the server refuses this gateway
         self._histories: dict[str, _CallHistory] = {}  # by tag, because a broken canary must not eject the stable model
 
     @property
@@ -121,10 +130,11 @@ class Endpoint(Generic[Stub]):
             # keepalive detects a server that hangs, and then the server cannot be reached.
             self._num_timeouts += 1
             self.is_responsive = self.is_responsive and self._num_timeouts < _MAX_TIMEOUTS
-        except TandemError:
+        except TandemError as error:
+            self._note_refusal(error)
             self._mark_unreachable()
         else:
-            self._num_timeouts = 0
+            self._num_timeouts, self._refuses = 0, False
             self.is_responsive, self.models = True, {info.tag: info for info in response.models}
             self._histories = {tag: history for tag, history in self._histories.items() if tag in self.models}
 
@@ -170,6 +180,22 @@ class Endpoint(Generic[Stub]):
                 )
         elif not isinstance(error, ResourceExhausted):
             history.record_rejection()
+
+    def _note_refusal(self, error: TandemError) -> None:
+        """Log once that the server refuses this gateway's certificate.
+
+        Otherwise it would look like a server that is down.
+        """
+        refuses = isinstance(error, PermissionDenied)
+        if refuses and not self._refuses:
+            _log.error(
+                "stage refuses this gateway",
+                stage=self._stage,
+                address=self.address,
+                reason=error.reason,
+                error=error.message,
+            )
+        self._refuses = refuses
 
     def _mark_unreachable(self) -> None:
         """Treat the server as gone until a refresh succeeds."""

@@ -1,12 +1,14 @@
 """Failures eject a model from an endpoint for a while."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
-from chassis.errors import Internal, InvalidArgument, TandemError
+from chassis.errors import Internal, InvalidArgument, PermissionDenied, TandemError
 from gateway.stages.endpoint import Endpoint
 from tests.gateway.halves import TAG
 
@@ -57,3 +59,19 @@ async def test_a_failing_model_does_not_eject_other_models_of_the_endpoint() -> 
             pass
     assert endpoint.is_ejected("canary-v1.1.0")
     assert not endpoint.is_ejected(TAG)
+
+
+async def test_a_server_that_refuses_the_gateway_is_logged_once() -> None:
+    """Otherwise a wrong name in --tls-clients would look like a server that is down."""
+    endpoint = make_endpoint()
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionDenied("No.", reason="NOT_A_CLIENT")
+
+    endpoint.stub = SimpleNamespace(ListModels=refuse)
+    with capture_logs() as logs:
+        await endpoint.refresh()
+        await endpoint.refresh()
+    [line] = logs
+    assert (line["event"], line["log_level"], line["reason"]) == ("stage refuses this gateway", "error", "NOT_A_CLIENT")
+    assert not endpoint.is_responsive
