@@ -12,6 +12,7 @@ from chassis.errors import DeadlineExceeded, TandemError
 from chassis.request_id import current_request_id
 from gateway.admission import ANONYMOUS, AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
+from gateway.images import Held
 from gateway.operations import Ending, RequestWindow
 from gateway.rollout.blame import is_client_error
 from gateway.rollout.feedback import Feedback
@@ -94,13 +95,15 @@ class Pipeline:
             try:
                 async with (
                     asyncio.timeout(deadline.remaining_s()),
-                    self._admission.admit(tenant, request.ByteSize()),
+                    self._admission.admit(tenant, request.ByteSize()) as held,
                     self._traffic.route(
                         request.routing_key, pin, deadline=deadline, report=report, caller=_caller(tenant, peer)
                     ) as choice,
                 ):
                     labels.release = choice.release.name
-                    finished = await self._run_exchange(choice, request, tenant, deadline, report, report.timed(send))
+                    finished = await self._run_exchange(
+                        choice, request, tenant, deadline, report, report.timed(send), held
+                    )
             except TimeoutError:
                 raise _deadline_exceeded(report) from None
             labels.outcome = sampling_pb2.FinishReason.Name(finished.finish_reason)
@@ -115,9 +118,12 @@ class Pipeline:
         deadline: Deadline,
         report: Report,
         send: Send,
+        held: Held,
     ) -> gateway_pb2.GatewayGenerateFinished:
         """Stream the chosen release's answer, and mirror the request."""
-        exchange = await self._exchanges.build(request, choice.release, tenant, deadline=deadline, report=report)
+        exchange = await self._exchanges.build(
+            request, choice.release, tenant, deadline=deadline, report=report, held=held
+        )
         self._admission.take_prompt_tokens(tenant, exchange.question.num_prompt_tokens)
         report.mark_prepared()
         with self._mirror.watch(choice, request, tenant, deadline, send) as watched_send:

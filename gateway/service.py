@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 from chassis.background import in_background
 from chassis.server import Server
 from checkpoint.store import ModelStore
-from gateway.admission import AdmissionController, Authenticator
+from gateway.admission import AdmissionController, Authenticator, Operators
 from gateway.answer import ExchangeBuilder, QuestionBuilder, Tokenization
 from gateway.images import open_images
 from gateway.operations import SERVICE_NAME as OPERATIONS_SERVICE_NAME
@@ -64,12 +63,12 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             images=images,
         )
         gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server.grpc)
-        server.announce(SERVICE_NAME)
+        server.announce(SERVICE_NAME, authenticator.name_of)
 
         watch_stages = releases.watch(server.health, settings.refresh_s)
         watch_keys = authenticator.watch(settings.refresh_s)
         await stack.enter_async_context(in_background(watch_stages, watch_keys))
-        check_operator = partial(authenticator.authenticate, role="operator")
+        operators = Operators(authenticator, admission)
         rollouts = open_rollouts(
             settings.rollout_config,
             server,
@@ -79,14 +78,14 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
             exchanges=exchanges,
             feedback=feedback,
             models=store,
-            check_operator=check_operator,
+            operators=operators,
         )
         store_sync = await stack.enter_async_context(rollouts)
         operations = OperationsServicer(
-            releases=releases, traffic=traffic, window=window, store_sync=store_sync, check_operator=check_operator
+            releases=releases, traffic=traffic, window=window, store_sync=store_sync, operators=operators
         )
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, server.grpc)
-        server.announce(OPERATIONS_SERVICE_NAME)
+        server.announce(OPERATIONS_SERVICE_NAME, operators.name_of)
         yield
 
 

@@ -76,9 +76,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             # The timeout also keeps a slow client from occupying an upload slot forever.
             async with (
                 asyncio.timeout(self._settings.timeout_s(context.time_remaining())),
-                self._admission.admit_upload(tenant),
+                self._admission.admit_upload(tenant) as held,
             ):
-                sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt)
+                sha256, num_bytes = await self._images.put(_chunks(request_iterator), tenant.salt, held)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the end of the upload: set a later one.") from None
         return gateway_pb2.PutImageResponse(sha256=sha256, num_bytes=num_bytes)
@@ -88,26 +88,26 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
-        self._admission.count_request(tenant)
-        return await self._tokenization.count(request, await self._traffic.release_for(_pin(context, tenant)), tenant)
+        async with self._admission.admit_tokenizing(tenant, request.ByteSize()) as held:
+            release = await self._traffic.release_for(_pin(context, tenant))
+            return await self._tokenization.count(request, release, tenant, held)
 
     async def Tokenize(  # noqa: N802
         self, request: gateway_pb2.TokenizeRequest, context: Context
     ) -> gateway_pb2.TokenizeResponse:
         """Return the tokens of a text or a conversation."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
-        self._admission.count_request(tenant)
-        return await self._tokenization.tokenize(
-            request, await self._traffic.release_for(_pin(context, tenant)), tenant
-        )
+        async with self._admission.admit_tokenizing(tenant, request.ByteSize()) as held:
+            release = await self._traffic.release_for(_pin(context, tenant))
+            return await self._tokenization.tokenize(request, release, tenant, held)
 
     async def Detokenize(  # noqa: N802
         self, request: gateway_pb2.DetokenizeRequest, context: Context
     ) -> gateway_pb2.DetokenizeResponse:
         """Return the text of tokens."""
         tenant = self._authenticator.authenticate(context.invocation_metadata())
-        self._admission.count_request(tenant)
-        return await self._tokenization.detokenize(request, await self._traffic.release_for(_pin(context, tenant)))
+        async with self._admission.admit_tokenizing(tenant, request.ByteSize()):
+            return await self._tokenization.detokenize(request, await self._traffic.release_for(_pin(context, tenant)))
 
     async def ListModels(  # noqa: N802
         self, request: gateway_pb2.GatewayListModelsRequest, context: Context

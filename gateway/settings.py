@@ -65,9 +65,16 @@ class GatewaySettings(RedisSettings):
     max_request_bytes: int = Field(
         _ADMISSION.max_request_bytes,
         ge=1,
-        description="most bytes of all waiting and running requests; memory use is about four times as much",
+        description="most bytes of all waiting and running requests, of uploads, and of images that requests name by "
+        "digest, until they are encoded; memory use is about four times as much",
     )
     max_uploads: int = Field(_ADMISSION.max_uploads, ge=1, description="most PutImage calls at once")
+    tenant_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of each of these limits that one tenant of --keys may use, so that others get through",
+    )
 
     # Limits of one request.
     max_images: int = Field(8, ge=0, description="most images per request")
@@ -195,7 +202,9 @@ class GatewaySettings(RedisSettings):
             max_running=self.max_running,
             max_waiting=self.max_waiting,
             max_request_bytes=self.max_request_bytes,
+            max_message_bytes=self.max_message_bytes,
             max_uploads=self.max_uploads,
+            tenant_share=self.tenant_share if self.keys is not None else 1,
         )
 
     @property
