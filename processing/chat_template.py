@@ -91,7 +91,7 @@ class ChatTemplate:
             )
         self._process = TemplateProcess(source)
         self.renders_tools = self._process.renders_tools
-        self._process.render(_arguments(_TRIAL))  # a template that takes too much fails now, whatever it would answer
+        self._process.render(_arguments(_TRIAL))  # a template that takes too much fails now
 
     def has_rendered(
         self, messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
@@ -141,7 +141,7 @@ class ChatTemplate:
 def _arguments(
     messages: Sequence[ChatMessage], tools: Sequence[FunctionTool] = (), *, continues_last: bool = False
 ) -> dict[str, Any]:
-    """Return what a template gets."""
+    """Return the variables of a template."""
     return {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": not continues_last}
 
 

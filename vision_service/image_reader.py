@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from PIL import Image, ImageFile
 
 from processing import load_upright, open_image_file, rejected_image
-from vision_service.memory_budget import MemoryBudget
+from vision_service.memory_budget import Budget, MemoryBudget
 
 # Pillow refuses to open larger images.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -57,7 +57,7 @@ def check_bytes(data: bytes, limits: ImageLimits) -> None:
 
 
 @contextmanager
-def decoded_image(data: bytes, limits: ImageLimits, memory: MemoryBudget) -> Iterator[Image.Image]:
+def decoded_image(data: bytes, limits: ImageLimits, memory: Budget) -> Iterator[Image.Image]:
     """Yield an image file as upright 8-bit sRGB, checked.
 
     Transparent pixels become white. An animation becomes its first frame. The memory stays reserved for the block.
@@ -89,7 +89,7 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
         return image
 
 
-def _check_memory(image: ImageFile.ImageFile, file_bytes: int, memory: MemoryBudget) -> int:
+def _check_memory(image: ImageFile.ImageFile, file_bytes: int, memory: Budget) -> int:
     """Return the bytes that decoding takes.
 
     Raises:

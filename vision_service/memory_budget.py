@@ -1,8 +1,22 @@
-"""Bound the memory that threads use together."""
+"""Bound the memory that threads or processes use together."""
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Budget(Protocol):
+    """Bytes to reserve before they are used."""
+
+    @property
+    def num_bytes(self) -> int:
+        """All of them."""
+        ...
+
+    def reserve(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Wait for free bytes, and keep them for the block."""
+        ...
 
 
 class MemoryBudget:

@@ -18,7 +18,7 @@ from hosting import ModelHost, StageSettings
 from tandem.v1 import vision_pb2_grpc
 from vision_service.backends import BACKENDS, BackendName, BackendOptions, PerformanceHint, SharedMemory, TritonOptions
 from vision_service.batcher import BatchConfig
-from vision_service.decode_pool import DECODE_MEMORY_BYTES, DecodePool
+from vision_service.decode_pool import DECODE_MEMORY_BYTES, DECODE_S, DecodePool
 from vision_service.image_encoder import SharedResources
 from vision_service.image_reader import PILLOW_MAX_PIXELS, ImageLimits
 from vision_service.loader import AUTO, VisionLoader
@@ -73,7 +73,10 @@ class VisionSettings(StageSettings):
     max_queue: int = Field(
         _BATCHING.max_queue, ge=1, description="maximum decoded images that wait for a forward pass, per model"
     )
-    decode_threads: int = Field(2, ge=1, le=256, description="images decoded at once")
+    decode_processes: int = Field(2, ge=1, le=256, description="images decoded at once, each in a process of its own")
+    decode_processor_s: float = Field(
+        DECODE_S, gt=0, le=600, description="maximum processor time to decode an image, seconds"
+    )
     decode_memory_bytes: int = Field(
         DECODE_MEMORY_BYTES,
         ge=2**20,
@@ -176,12 +179,14 @@ def _open_resources(settings: VisionSettings) -> SharedResources:
     if settings.reuse_similar:
         similar_images = SimilarityIndex(threshold=settings.similar_threshold, max_entries=settings.similar_entries)
     decode_pool = DecodePool(
-        num_threads=settings.decode_threads,
+        num_processes=settings.decode_processes,
         max_pending=settings.max_decode_queue,
         limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
         memory_bytes=settings.decode_memory_bytes,
+        processor_s=settings.decode_processor_s,
         with_thumbnails=settings.reuse_similar,
     )
+    decode_pool.start()
     return SharedResources(
         decode_pool=decode_pool,
         forward_executor=ThreadPoolExecutor(1, thread_name_prefix="forward"),

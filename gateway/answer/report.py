@@ -1,8 +1,9 @@
 """Record the timings and counts of one request."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import Histogram
 
@@ -52,7 +53,7 @@ class Report:
 
     def timed(
         self, send: Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]
-    ) -> Callable[[gateway_pb2.GatewayGenerateResponse], Awaitable[None]]:
+    ) -> Callable[[gateway_pb2.GatewayGenerateResponse], Coroutine[Any, Any, None]]:
         """Return `send`, with its waits for the client recorded."""
 
         async def send_and_time(response: gateway_pb2.GatewayGenerateResponse) -> None:

@@ -8,8 +8,7 @@ from collections import Counter, defaultdict
 
 from gateway.answer import Report
 from gateway.rollout.counted_request import kind_of
-from gateway.rollout.policy import Kind, Outcome
-from gateway.rollout.policy.histograms import bucket_of, quantile_s
+from gateway.rollout.policy import Kind, Outcome, bucket_of, quantile_s
 
 _SHARE = 0.99
 _MIN_ANSWERS = 100  # of a kind, before its times are known

@@ -103,7 +103,7 @@ async def bench(*, cache_bytes: int = 1 << 20, threshold: float | None = None) -
     backend.gate.set()
     similar_images = None if threshold is None else SimilarityIndex(threshold=threshold, max_entries=64)
     decode_pool = DecodePool(
-        num_threads=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar_images is not None
+        num_processes=2, max_pending=64, limits=ImageLimits(), with_thumbnails=similar_images is not None
     )
     with ThreadPoolExecutor(1) as executor:
         cache = TokenCache(max_bytes=cache_bytes, ttl_s=None)

@@ -35,7 +35,7 @@ OPTIONS = BackendOptions(precision="float32")
 
 @pytest.fixture
 def resources() -> Iterator[SharedResources]:
-    pool = DecodePool(num_threads=1, max_pending=4, limits=ImageLimits())
+    pool = DecodePool(num_processes=1, max_pending=4, limits=ImageLimits())
     with ThreadPoolExecutor(1) as executor:
         yield SharedResources(
             decode_pool=pool,

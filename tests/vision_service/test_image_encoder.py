@@ -64,7 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 @pytest.fixture
 def resources() -> Iterator[SharedResources]:
-    decode_pool = DecodePool(num_threads=2, max_pending=64, limits=ImageLimits())
+    decode_pool = DecodePool(num_processes=2, max_pending=64, limits=ImageLimits())
     with ThreadPoolExecutor(1) as executor:
         cache = TokenCache(max_bytes=0, ttl_s=None)  # so that every image is encoded
         yield SharedResources(

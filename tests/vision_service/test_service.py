@@ -210,7 +210,7 @@ def test_overload_timeout_and_drain(models: Path) -> None:
         "2",
         "--max-wait-ms",
         "1500",
-        "--decode-threads",
+        "--decode-processes",
         "4",
     )
     with running(models, *flags) as service:

@@ -13,6 +13,7 @@ from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Number, Outcome, Sign
 from gateway.rollout.policy.evidence import Evidence
 from gateway.rollout.policy.guard import Finding, Metric, Verdict
+from gateway.rollout.policy.histograms import bucket_of, quantile_s
 from gateway.rollout.policy.means import mean_length, mean_logprob
 from gateway.rollout.policy.paired import drop_interval
 from gateway.rollout.policy.plan import Guard, Plan, read_plan, with_releases
@@ -48,6 +49,7 @@ __all__ = [
     "Sign",
     "State",
     "Verdict",
+    "bucket_of",
     "controller",
     "drop_interval",
     "first_beyond",
@@ -55,6 +57,7 @@ __all__ = [
     "judge_probes",
     "mean_length",
     "mean_logprob",
+    "quantile_s",
     "read_plan",
     "takes_canary",
     "with_releases",

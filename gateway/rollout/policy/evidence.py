@@ -1,8 +1,8 @@
 """Choose the requests that count, so that no caller talks a canary down.
 
-Nobody can know which release a routing key gets before it is used. So a caller who wants to harm one release cannot aim
-with the first request of a key: it hits both releases alike, and the guard compares their difference. Later requests of
-a key can be aimed. However many callers aim them, they get a small share of the requests that count.
+Nobody can know which release a routing key gets before it is used. So the first request of a key cannot be aimed at one
+release: it hits both alike, and the guard compares their difference. Later requests of a key can be aimed. However many
+callers aim them, they get a small share of the requests that count.
 
 One caller alone, such as a test, uses few keys. Then later requests count, and no key weighs much more than another.
 """
@@ -15,11 +15,11 @@ from gateway.rollout.policy.counts import Arm
 # Of a release's counted requests, those that could be aimed. Half of the usual bound of a rate.
 MAX_AIMED_SHARE = 0.01
 _FEW_KEYS = 100  # of one caller. With more, their first requests are evidence enough
-_FAIR_SHARES = 2  # of one key among few: twice what it had if all keys were used alike
+_FAIR_SHARES = 2  # of one key among few: twice its share if all keys were used alike
 _FILTER_BITS = 2**25  # 4 MiB
 _NUM_HASHES = 4
 _MAX_KEYS = 4_000_000  # with so many, a new key is taken for a known one in a few of a hundred cases
-_MAX_CALLERS = 2  # whether there is more than one is all that matters
+_MAX_CALLERS = 2  # more are not told apart
 
 
 class KeyFilter:

@@ -22,9 +22,9 @@ SETTINGS: dict[str, type[ProcessSettings]] = {
 }
 # Bytes that a process takes apart from its settings: imports, and 0.71 GiB of weights of the largest measured model.
 FIXED = {"vision": 0.71 * GIB + 0.4 * GIB, "gateway": 0.1 * GIB, "http": 0.1 * GIB}
-# How often the bytes of each setting are taken.
-TIMES = {
-    "vision": {"cache_bytes": 1, "decode_memory_bytes": 1},
+# How often the bytes of each setting are taken, or the bytes of each process.
+TIMES: dict[str, dict[str, float]] = {
+    "vision": {"cache_bytes": 1, "decode_memory_bytes": 1, "decode_processes": 0.07 * GIB},
     "gateway": {"max_request_bytes": 4, "image_store_bytes": 1, "visual_cache_bytes": 1},
     "http": {"max_bodies_bytes": 3},
 }
