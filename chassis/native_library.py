@@ -1,11 +1,8 @@
-"""Open the compiled library of a room. Needs torch."""
+"""Open the compiled library of a room."""
 
 import ctypes
 from importlib.util import find_spec
-
-import torch
-
-NEEDED = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16")  # setup.py compiles for them
+from typing import Any
 
 
 def open_native_library(room: str) -> ctypes.CDLL:
@@ -15,16 +12,29 @@ def open_native_library(room: str) -> ctypes.CDLL:
         room: dotted name of the folder with the sources, for example 'language_service.kernels'.
 
     Raises:
-        OSError: it was not built, or was built for another processor or system.
+        OSError: it was not built, or was built for another system.
     """
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if get_capabilities is None:  # older than torch 2.13
-        raise OSError("this torch does not tell the processor's instructions")
-    capabilities = get_capabilities()
-    if missing := [name for name in NEEDED if not capabilities.get(name)]:
-        raise OSError(f"the processor lacks {', '.join(missing)}")
     spec = find_spec(f"{room}._native")
     if spec is None or spec.origin is None:
         raise OSError("not built: install a C++ compiler, then reinstall the package")
     # Opened by path, not imported: it has plain functions, which ctypes calls without the interpreter's lock.
     return ctypes.CDLL(spec.origin)
+
+
+def find_functions(opened: ctypes.CDLL, instruction_set: str, *names: str) -> list[Any]:
+    """Return functions of ctypes for one instruction set.
+
+    Args:
+        opened: from `open_native_library`.
+        instruction_set: as in `setup.py`, for example 'avx2'.
+        names: of the functions, without prefix and set.
+
+    Raises:
+        OSError: the processor or the system lacks the instructions, or the compiler did not know them.
+    """
+    if not opened.tandem_can_run(instruction_set.encode()):
+        raise OSError(f"the processor cannot run {instruction_set}")
+    try:
+        return [getattr(opened, f"tandem_{name}_{instruction_set}") for name in names]
+    except AttributeError:
+        raise OSError(f"the compiler did not know {instruction_set}") from None

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from chassis.server import Server
 from checkpoint.store import ModelStore
 from hosting import ModelHost, StageSettings
-from language_service.engine import AttentionName, EngineConfig, EngineName
+from language_service.engine import AttentionName, EngineConfig, EngineName, KernelName
 from language_service.loader import LanguageLoader
 from language_service.scheduling import SchedulerConfig
 from language_service.servicer import SERVICE_NAME, LanguageServicer
@@ -36,6 +36,11 @@ class LanguageSettings(StageSettings):
         gt=0,
         le=1,
         description="size of each model's KV cache, as a fraction of the memory available after its weights are loaded",
+    )
+    kernels: KernelName = Field(
+        "auto",
+        description="kernels of the decoder: those of an instruction set (amx, avx512bf16, avx512, avx2, neon), which "
+        "compute bfloat16, plain for torch's, or auto for the fastest",
     )
     decode_attention: AttentionName = Field(
         "auto",
@@ -122,6 +127,7 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
             max_drafts=settings.max_drafts,
         ),
         cache_bytes=settings.kv_cache_bytes,
+        kernels=settings.kernels,
         decode_attention=settings.decode_attention,
         cache_fraction=settings.kv_cache_fraction,
         engine_args=settings.engine_args,

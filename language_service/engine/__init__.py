@@ -11,7 +11,7 @@ from language_service.engine.interface import (
     Prefilled,
     Tokens,
 )
-from language_service.kernels import AttentionName
+from language_service.kernels import AttentionName, KernelName
 from language_service.model import Grid
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Finished",
     "Generation",
     "Grid",
+    "KernelName",
     "Prefilled",
     "Tokens",
     "open_engine",

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from language_service.kernels import AttentionName
+from language_service.kernels import AttentionName, KernelName
 from language_service.model import Grid
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
 from language_service.scheduling import Scheduler, SchedulerConfig
@@ -121,6 +121,7 @@ class EngineConfig:
     scheduling: SchedulerConfig
     cache_bytes: int | None  # size of the KV cache. None sizes it by `cache_fraction`.
     cache_fraction: float = 0.5  # of the memory available after the weights are loaded
+    kernels: KernelName = "auto"  # compute the decoder. 'auto' takes the fastest.
     decode_attention: AttentionName = "auto"  # computes attention of decoding sequences. 'auto' measures on a GPU.
     engine_args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # further ones, of vLLM only
     # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.

@@ -11,7 +11,14 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from checkpoint.families import LanguageConfig
-from language_service.kernels import DecodeAttention, GatheredAttention, NativeAttention, choose_attention, huge_pages
+from language_service.kernels import (
+    DecodeAttention,
+    GatheredAttention,
+    KernelName,
+    NativeAttention,
+    choose_attention,
+    huge_pages,
+)
 from language_service.model import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens per sequence, M blocks per sequence, C = M * block size
@@ -82,13 +89,26 @@ class PagedCache:
     `kv` is [layers, 2 (key, value), blocks, block size, G, E].
     """
 
-    def __init__(self, config: LanguageConfig, cache: CacheConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: LanguageConfig,
+        cache: CacheConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: KernelName = "auto",
+    ) -> None:
+        """Allocate the cache.
+
+        Raises:
+            ValueError: `kernels` cannot compute this model here.
+        """
         self.config = cache
         self.device = device
         shape = (config.num_layers, 2, cache.num_blocks, cache.block_size, config.num_kv_heads, config.head_dim)
         # Written now, because the system promises more memory than it has. Better fail at start than in a request.
         self.kv = huge_pages.empty(shape, dtype, device).zero_()
-        self._native = choose_attention(config, self.kv)
+        self._native = choose_attention(config, self.kv, kernels)
         # Flash attention takes a causal mask for a context of any length, but not an explicit mask.
         self.has_flash = dtype == torch.bfloat16 and device.type == "cuda" and _has_flash(device)
         self.decode_attention: DecodeAttention = GatheredAttention()  # of sequences with one new token

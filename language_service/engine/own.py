@@ -13,7 +13,7 @@ from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
-from language_service.kernels import DecodeAttention, choose_decode_attention
+from language_service.kernels import DecodeAttention, Kernels, choose_decode_attention, choose_kernels
 from language_service.scheduling import Chunk, Sequence
 
 _log = structlog.get_logger()
@@ -28,8 +28,10 @@ async def open_tandem_engine(half: LoadedHalf, config: EngineConfig, *, tag: str
 def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
     """Return decoder and cache after a first forward pass."""
     model = half.config.language
-    decoder = ServingDecoder(model, half.tensors)
-    cache = PagedCache(model, _size_cache(model, config), dtype=config.dtype, device=config.device)
+    decoder = ServingDecoder(model, half.tensors, _choose_kernels(model, config))
+    cache = PagedCache(
+        model, _size_cache(model, config), dtype=config.dtype, device=config.device, kernels=config.kernels
+    )
     cache.decode_attention = _choose_attention(cache, model, config)
     runner = Runner(decoder, cache)
     # The first pass chooses kernels and allocates memory. Better now than in the first request.
@@ -44,6 +46,13 @@ def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
         "kv cache ready", tag=tag, num_blocks=facts.num_blocks, num_tokens=num_tokens, num_bytes=facts.num_cache_bytes
     )
     return runner
+
+
+def _choose_kernels(model: LanguageConfig, config: EngineConfig) -> Kernels:
+    try:
+        return choose_kernels(model, config.dtype, config.device, config.kernels)
+    except ValueError as error:
+        raise FailedPrecondition(str(error), reason="NO_KERNEL") from error
 
 
 def _choose_attention(cache: PagedCache, model: LanguageConfig, config: EngineConfig) -> DecodeAttention:

@@ -58,8 +58,8 @@ class Runner:
     def description(self) -> EngineDescription:
         """Fixed facts about decoder and cache."""
         return EngineDescription(
-            backend="torch",
-            kernels=type(self.decoder.kernels).__name__,
+            backend=self.decoder.kernels.name,
+            kernels=self.decoder.kernels.name,
             num_parameters=self.decoder.num_parameters,
             num_weight_bytes=self.decoder.num_weight_bytes,
             block_size=self.cache.config.block_size,

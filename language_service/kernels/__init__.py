@@ -1,7 +1,7 @@
 """Compute the decoder's arithmetic, with kernels from `choice`."""
 
 from language_service.kernels import huge_pages
-from language_service.kernels.choice import choose_attention, choose_kernels
+from language_service.kernels.choice import KernelName, choose_attention, choose_kernels
 from language_service.kernels.decode_attention import DecodeAttention, GatheredAttention
 from language_service.kernels.decode_choice import AttentionName, choose_decode_attention
 from language_service.kernels.interface import Head, Kernels, Layer, Projection
@@ -14,6 +14,7 @@ __all__ = [
     "DecodeAttention",
     "GatheredAttention",
     "Head",
+    "KernelName",
     "Kernels",
     "Layer",
     "NativeAttention",

@@ -2,24 +2,26 @@
 //
 // A unit of work is some consecutive new tokens of one sequence, with all query heads of one key-value head. So each
 // key is read once per group. A unit goes through the context in tiles of 64 positions. It packs the keys and values of
-// a tile into panels (tile.h) and updates the softmax tile by tile (Milakov and Gimelshein, 2018). Tiles start at
+// a tile into panels (panel.h) and updates the softmax tile by tile (Milakov and Gimelshein, 2018). Tiles start at
 // multiples of 64. So the result of a token is the same, bit by bit, however its sequence was cut into chunks.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "kernels.h"
 #include "packing.h"
 #include "pool.h"
-#include "tile.h"
+#include "product.h"
 
 namespace {
 
 using namespace tandem;
 
-constexpr long kMaxRows = 96;  // query rows per unit: tokens x heads of a group
+constexpr long kMaxRows = 96;  // query rows per unit: tokens x heads of a group, in whole tiles
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLowest = -1e30f;  // below every score, but finite, so that no difference is NaN
 
@@ -89,29 +91,28 @@ void find_tile(const Attention& op, const Unit& unit, long first, const bf16* ze
 }
 
 // Turns the scores of one row into weights and rescales its earlier sums. Invisible positions get weight 0.
-void update_softmax(const Attention& op, long row, const __mmask16* visible, float scale, Buffers& buf) {
+void update_softmax(const Attention& op, long row, const Lanes* visible, float scale, Buffers& buf) {
   const float* scores = buf.scores.get() + row * kPanel;
-  __m512 s[4], top = _mm512_set1_ps(kLowest);
+  Floats s[4], top = splat(kLowest);
   for (int v = 0; v < 4; ++v) {
-    s[v] = _mm512_loadu_ps(scores + v * kLanes);
-    top = _mm512_mask_max_ps(top, visible[v], top, s[v]);
+    s[v] = load(scores + v * kLanes);
+    top = select(visible[v], max(top, s[v]), top);
   }
-  const float largest = std::max(buf.largest[row], _mm512_reduce_max_ps(top) * scale);
-  const float shrink = _mm512_cvtss_f32(exp2(_mm512_set1_ps(buf.largest[row] - largest)));
-  __m512 total = _mm512_setzero_ps();
+  const float most = std::max(buf.largest[row], largest(top) * scale);
+  const float shrink = first(exp2(splat(buf.largest[row] - most)));
+  Floats total = splat(0.0f);
   for (int v = 0; v < 4; ++v) {
-    const __m512 power = _mm512_fmsub_ps(s[v], _mm512_set1_ps(scale), _mm512_set1_ps(largest));
-    const __m512 weights = _mm512_maskz_mov_ps(visible[v], exp2(power));
+    const Floats power = fmsub(s[v], splat(scale), splat(most));
+    const Floats weights = select(visible[v], exp2(power), splat(0.0f));
     store(buf.weights.get() + row * kPanel + v * kLanes, weights);
-    total = _mm512_add_ps(total, weights);
+    total = add(total, weights);
   }
-  buf.total[row] = buf.total[row] * shrink + _mm512_reduce_add_ps(total);
-  if (buf.largest[row] == largest) return;  // `shrink` is 1
-  buf.largest[row] = largest;
+  buf.total[row] = buf.total[row] * shrink + sum(total);
+  if (buf.largest[row] == most) return;  // `shrink` is 1
+  buf.largest[row] = most;
   for (long panel = 0; panel < Buffers::num_value_panels(op.size); ++panel) {
     float* sums = buf.sums.get() + (panel * kMaxRows + row) * kPanel;
-    for (long v = 0; v < kPanel; v += kLanes)
-      _mm512_storeu_ps(sums + v, _mm512_mul_ps(_mm512_loadu_ps(sums + v), _mm512_set1_ps(shrink)));
+    for (long v = 0; v < kPanel; v += kLanes) store(sums + v, mul(load(sums + v), splat(shrink)));
   }
 }
 
@@ -119,17 +120,9 @@ void update_softmax(const Attention& op, long row, const __mmask16* visible, flo
 void update_softmax_rows(const Attention& op, const Unit& unit, long num_before, float scale, Buffers& buf) {
   const long group = op.heads / op.kv_heads;
   for (long token = 0, row = 0; token < unit.num_tokens; ++token) {
-    __mmask16 visible[4];
+    Lanes visible[4];
     for (long v = 0; v < 4; ++v) visible[v] = first_lanes(std::max(0L, num_before + token + 1 - v * kLanes));
     for (long head = 0; head < group; ++head, ++row) update_softmax(op, row, visible, scale, buf);
-  }
-}
-
-// Multiplies `num_rows` rows, `stride` elements apart, by a panel.
-void multiply(const bf16* rows, long stride, long num_rows, const bf16* panel, long pairs, float* sums) {
-  for (long row = 0; row < num_rows; row += kTileRows) {
-    const long count = std::min(kTileRows, num_rows - row);
-    tile<0>(count, rows + row * stride, stride, panel, pairs, sums + row * kPanel, nullptr);
   }
 }
 
@@ -137,22 +130,22 @@ void store_results(const Attention& op, const Span& span, const Unit& unit, cons
   const long group = op.heads / op.kv_heads;
   for (long row = 0; row < unit.num_tokens * group; ++row) {
     const long token = span.row + unit.first + row / group, head = unit.kv_head * group + row % group;
-    const __m512 share = _mm512_set1_ps(1.0f / buf.total[row]);
+    const Floats share = splat(1.0f / buf.total[row]);
     for (long element = 0; element < op.size; element += kLanes) {
       const float* sums = buf.sums.get() + (element / kPanel * kMaxRows + row) * kPanel + element % kPanel;
-      store(op.out + (token * op.heads + head) * op.size + element, _mm512_mul_ps(_mm512_loadu_ps(sums), share));
+      store(op.out + (token * op.heads + head) * op.size + element, mul(load(sums), share));
     }
   }
 }
 
 // Multiplies all queries by the keys of a tile.
-void score(const Attention& op, long num_rows, Buffers& buf) {
+void score(const Attention& op, const Products& products, long num_rows, Buffers& buf) {
   bf16* const panel = buf.panel.get();
   for (long element = 0; element < op.size; element += 2 * kLanes)
     for (long i = 0; i < kPanel; i += kLanes)
       pack_keys(buf.tile.keys + i, buf.next_tile.keys + i, element, panel + element / 2 * kPairStride + 2 * i);
-  std::fill_n(buf.scores.get(), num_rows * kPanel, 0.0f);
-  multiply(buf.queries.get(), op.size, num_rows, panel, op.size / 2, buf.scores.get());
+  std::fill_n(buf.scores.get(), products.padded(num_rows) * kPanel, 0.0f);
+  multiply(Rows(buf.queries.get(), op.size, num_rows), num_rows, panel, op.size / 2, buf.scores.get());
 }
 
 // Adds the weighted values of a tile to all sums.
@@ -162,12 +155,12 @@ void add_values(const Attention& op, long num_rows, Buffers& buf) {
     for (long i = 0; i < kPanel; i += 2)
       for (long element = begin; element < std::min(begin + kPanel, op.size); element += 2 * kLanes)
         pack_values(buf.tile.values + i, buf.next_tile.values + i, element, panel + i * kPanel + 2 * (element - begin));
-    multiply(buf.weights.get(), kPanel, num_rows, panel, kPanel / 2, buf.sums.get() + begin * kMaxRows);
+    multiply(Rows(buf.weights.get(), kPanel, num_rows), num_rows, panel, kPanel / 2, buf.sums.get() + begin * kMaxRows);
   }
 }
 
 // Copies the queries of a unit and resets its sums.
-void start_unit(const Attention& op, const Unit& unit, long num_rows, Buffers& buf) {
+void start_unit(const Attention& op, const Unit& unit, const Products& products, long num_rows, Buffers& buf) {
   const Span span(op, unit.span);
   const long group = op.heads / op.kv_heads;
   for (long row = 0; row < num_rows; ++row) {
@@ -175,7 +168,7 @@ void start_unit(const Attention& op, const Unit& unit, long num_rows, Buffers& b
     std::memcpy(buf.queries.get() + row * op.size, op.q + token * op.stride + head * op.size, op.size * sizeof(bf16));
   }
   for (long element = 0; element < op.size; element += kPanel)
-    std::fill_n(buf.sums.get() + element * kMaxRows, num_rows * kPanel, 0.0f);
+    std::fill_n(buf.sums.get() + element * kMaxRows, products.padded(num_rows) * kPanel, 0.0f);
   std::fill_n(buf.total.get(), num_rows, 0.0f);
   std::fill_n(buf.largest.get(), num_rows, kLowest);
 }
@@ -186,14 +179,15 @@ void attend(const Attention& op, const Unit& unit, const Unit* following, Buffer
   const long num_rows = unit.num_tokens * (op.heads / op.kv_heads);
   const long position = span.start + unit.first, end = position + unit.num_tokens;
   const float scale = kLog2E / std::sqrt(static_cast<float>(op.size));
-  start_unit(op, unit, num_rows, buf);
+  const Products products(num_rows);
+  start_unit(op, unit, products, num_rows, buf);
   for (long first = 0; first < end; first += kPanel) {
     buf.tile = buf.next_tile;
     if (first + kPanel < end)
       find_tile(op, unit, first + kPanel, buf.zeros.get(), buf.next_tile);
     else if (following)
       find_tile(op, *following, 0, buf.zeros.get(), buf.next_tile);
-    score(op, num_rows, buf);
+    score(op, products, num_rows, buf);
     update_softmax_rows(op, unit, position - first, scale, buf);
     add_values(op, num_rows, buf);
   }
@@ -230,7 +224,7 @@ void store_new_tokens(const Attention& op, long thread, long threads) {
 
 }  // namespace
 
-extern "C" void tandem_attention(const bf16* q, const bf16* k, const bf16* v, bf16* keys, bf16* values,
+extern "C" void ENTRY(attention)(const bf16* q, const bf16* k, const bf16* v, bf16* keys, bf16* values,
                                  const std::int32_t* spans, const std::int32_t* tables, bf16* out, long stride,
                                  long num_spans, long heads, long kv_heads, long size, long block_size,
                                  int num_threads) {

@@ -4,6 +4,7 @@ The engine chooses no kernels.
 """
 
 from importlib.util import find_spec
+from typing import Literal
 
 import structlog
 import torch
@@ -11,24 +12,82 @@ from torch import Tensor
 
 from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Kernels
-from language_service.kernels.library import supports
-from language_service.kernels.native import NativeKernels, TileKernels
+from language_service.kernels.library import SETS, NativeLibrary, SetName, library, open_library, takes
+from language_service.kernels.native import NativeKernels
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
+
+KernelName = Literal["auto", SetName, "plain"]
 
 _log = structlog.get_logger()
 
 _MAX_ERROR = 3e-2  # of the largest number. Rounding to bfloat16 makes errors near 8e-3.
 
 
-def choose_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fastest kernels for this model on this device."""
-    if supports(config, dtype=dtype, device=device):
-        return TileKernels() if torch.cpu.get_capabilities().get("amx_bf16") else NativeKernels()
+def choose_kernels(
+    config: LanguageConfig, dtype: torch.dtype, device: torch.device, name: KernelName = "auto"
+) -> Kernels:
+    """Return the kernels for this model on this device.
+
+    Args:
+        config: shape of the model.
+        dtype: of the weights.
+        device: of the weights.
+        name: the setting `--kernels`. 'auto' takes the fastest, 'plain' those of torch.
+
+    Raises:
+        ValueError: the named kernels cannot compute this model here.
+    """
+    native = choose_library(config, dtype, device, name)
+    if native is not None:
+        return NativeKernels(native)
     if dtype == torch.bfloat16 and device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return OneDnnKernels(dtype)
-    triton = open_triton_kernels(config, dtype, device) if device.type == "cuda" else None
+    triton = open_triton_kernels(config, dtype, device) if device.type == "cuda" and name == "auto" else None
     return triton or PlainKernels(dtype)
+
+
+def choose_library(
+    config: LanguageConfig, dtype: torch.dtype, device: torch.device, name: KernelName = "auto"
+) -> NativeLibrary | None:
+    """Return the compiled kernels for a model.
+
+    None if torch computes it. One choice serves all of a model: instruction sets round differently.
+
+    Raises:
+        ValueError: as `choose_kernels`.
+    """
+    if name == "auto":
+        if not takes(dtype, device):
+            return None
+        found = next((each for each in map(library, SETS) if each is not None and each.fits(config)), None)
+        if found is None:
+            _log.info("native kernels not used", reason=_why_none())
+        return found
+    if name == "plain":
+        return None
+    if not takes(dtype, device):
+        raise ValueError(f"The kernels {name} compute bfloat16 on the CPU only, choose --kernels auto.")
+    try:
+        named = open_library(name)
+    except OSError as error:
+        raise ValueError(f"The kernels {name} cannot run here: {error}. Choose --kernels auto.") from error
+    if not named.fits(config):
+        raise ValueError(f"The kernels {name} cannot compute a model of this shape, choose --kernels auto.")
+    return named
+
+
+def _why_none() -> str:
+    """Return why no compiled kernels compute a model."""
+    reasons = set()
+    for name in SETS:
+        try:
+            open_library(name)
+        except OSError as error:
+            reasons.add(str(error))
+        else:
+            return "they do not take a model of this shape"
+    return "; ".join(sorted(reasons))
 
 
 def open_triton_kernels(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> Kernels | None:
@@ -56,7 +115,7 @@ def open_triton_kernels(config: LanguageConfig, dtype: torch.dtype, device: torc
     return kernels
 
 
-def choose_attention(config: LanguageConfig, kv: Tensor) -> NativeAttention | None:
+def choose_attention(config: LanguageConfig, kv: Tensor, name: KernelName = "auto") -> NativeAttention | None:
     """Return attention that reads cache blocks in place.
 
     Returns None if only torch can compute it.
@@ -64,5 +123,10 @@ def choose_attention(config: LanguageConfig, kv: Tensor) -> NativeAttention | No
     Args:
         config: shape of the model.
         kv: the cache, [layers, 2 (key, value), blocks, block size, key-value heads, head dim].
+        name: as for `choose_kernels`.
+
+    Raises:
+        ValueError: as `choose_kernels`.
     """
-    return NativeAttention(kv) if supports(config, dtype=kv.dtype, device=kv.device) else None
+    native = choose_library(config, kv.dtype, kv.device, name)
+    return None if native is None else NativeAttention(kv, native)

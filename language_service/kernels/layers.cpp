@@ -73,15 +73,15 @@ class Step {
 
   void linear(const bf16* x, const Matrix& matrix, const bf16* residual, bf16* out, long width,
               long num_columns) const {
-    tandem_linear(x, matrix.panels, matrix.bias, residual, out, num_rows_, width, num_columns, false, num_threads_);
+    ENTRY(linear)(x, matrix.panels, matrix.bias, residual, out, num_rows_, width, num_columns, false, num_threads_);
   }
 
   void norm(const bf16* weight) const {
-    tandem_rms_norm(hidden_, weight, normed_.get(), num_rows_, model_.width, model_.eps, num_threads_);
+    ENTRY(rms_norm)(hidden_, weight, normed_.get(), num_rows_, model_.width, model_.eps, num_threads_);
   }
 
   void rotate(bf16* heads, const bf16* weight, long num_heads, long stride) const {
-    tandem_rotate_heads(heads, weight, batch_.cosines, batch_.sines, num_rows_, stride, num_heads, model_.size,
+    ENTRY(rotate_heads)(heads, weight, batch_.cosines, batch_.sines, num_rows_, stride, num_heads, model_.size,
                         model_.eps, num_threads_);
   }
 
@@ -92,7 +92,7 @@ class Step {
     linear(normed_.get(), layer.qkv, nullptr, q, model_.width, stride);
     rotate(q, layer.q_norm, model_.heads, stride);
     rotate(k, layer.k_norm, model_.kv_heads, stride);
-    tandem_attention(q, k, v, batch_.keys[index], batch_.values[index], batch_.spans, batch_.tables, attended_.get(),
+    ENTRY(attention)(q, k, v, batch_.keys[index], batch_.values[index], batch_.spans, batch_.tables, attended_.get(),
                      stride, batch_.num_spans, model_.heads, model_.kv_heads, model_.size, batch_.block_size,
                      num_threads_);
   }
@@ -100,7 +100,7 @@ class Step {
   void feed_forward(const Layer& layer) const {
     norm(layer.mlp_norm);
     linear(normed_.get(), layer.gate_up, nullptr, gate_up_.get(), model_.width, 2 * model_.mlp_width);
-    tandem_swiglu(gate_up_.get(), gated_.get(), num_rows_, model_.mlp_width, num_threads_);
+    ENTRY(swiglu)(gate_up_.get(), gated_.get(), num_rows_, model_.mlp_width, num_threads_);
     linear(gated_.get(), layer.down, hidden_, hidden_, model_.mlp_width, model_.width);
   }
 
@@ -108,7 +108,7 @@ class Step {
   void add_level(long level) const {
     for (long index = 0; index < batch_.num_images; ++index) {
       const Image& image = batch_.images[index];
-      tandem_add_rows(hidden_ + image.first * model_.width, image.levels + level * model_.width, image.num_rows,
+      ENTRY(add_rows)(hidden_ + image.first * model_.width, image.levels + level * model_.width, image.num_rows,
                       image.stride, model_.width, num_threads_);
     }
   }
@@ -135,6 +135,6 @@ class Step {
 }  // namespace
 
 // Replaces hidden[rows][width] by the last layer's output for the wanted rows, one after the other.
-extern "C" void tandem_layers(const Model* model, const Batch* batch, bf16* hidden, int num_threads) {
+extern "C" void ENTRY(layers)(const Model* model, const Batch* batch, bf16* hidden, int num_threads) {
   Step(*model, *batch, hidden, num_threads).run();
 }

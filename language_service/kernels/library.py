@@ -1,73 +1,107 @@
-"""Open the compiled kernels, if the processor can run them.
+"""Open the compiled kernels of one instruction set.
 
 Installing the package builds them if there is a compiler. Without them, torch computes the same.
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
+from typing import Literal, get_args
 
-import structlog
 import torch
 from torch import Tensor
 
-from chassis.native_library import open_native_library
+from chassis.native_library import find_functions, open_native_library
 from checkpoint.families import LanguageConfig
 
-_log = structlog.get_logger()
+SetName = Literal["amx", "avx512bf16", "avx512", "avx2", "neon"]
+SETS: tuple[SetName, ...] = get_args(SetName)  # the fastest first
 
 _MAX_GROUP = 96  # attention.cpp's kMaxRows
+_TILE_INPUTS = 32  # inputs that one instruction of AMX multiplies
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
-    "tandem_linear": [*[_POINTER] * 5, *[_LONG] * 3, _INT, _INT],
-    "tandem_rms_norm": [*[_POINTER] * 3, _LONG, _LONG, _FLOAT, _INT],
-    "tandem_rotate_heads": [*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT],
-    "tandem_swiglu": [_POINTER, _POINTER, _LONG, _LONG, _INT],
-    "tandem_largest": [*[_POINTER] * 3, _LONG, _LONG, _INT],
-    "tandem_attention": [*[_POINTER] * 8, *[_LONG] * 6, _INT],
-    "tandem_layers": [*[_POINTER] * 3, _INT],
+    "linear": [*[_POINTER] * 5, *[_LONG] * 3, _INT, _INT],
+    "rms_norm": [*[_POINTER] * 3, _LONG, _LONG, _FLOAT, _INT],
+    "rotate_heads": [*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT],
+    "swiglu": [_POINTER, _POINTER, _LONG, _LONG, _INT],
+    "largest": [*[_POINTER] * 3, _LONG, _LONG, _INT],
+    "attention": [*[_POINTER] * 8, *[_LONG] * 6, _INT],
+    "layers": [*[_POINTER] * 3, _INT],
 }
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None without them.
+class NativeLibrary:
+    """The compiled kernels of one instruction set.
 
-    Logs the reason once.
+    Each function is documented at its definition in C++.
     """
-    try:
-        opened = open_native_library("language_service.kernels")
-    except OSError as error:
-        _log.info("native kernels not used", reason=str(error))
-        return None
-    for name, signature in _SIGNATURES.items():
-        function = getattr(opened, name)
-        function.argtypes, function.restype = signature, None
-    return opened
+
+    linear: Callable[..., None]
+    rms_norm: Callable[..., None]
+    rotate_heads: Callable[..., None]
+    swiglu: Callable[..., None]
+    largest: Callable[..., None]
+    attention: Callable[..., None]
+    layers: Callable[..., None]
+
+    def __init__(self, opened: ctypes.CDLL, name: SetName) -> None:
+        """Take the functions of a set.
+
+        Raises:
+            OSError: they cannot run here.
+        """
+        self.name = name
+        for function, (entry, signature) in zip(
+            find_functions(opened, name, *_SIGNATURES), _SIGNATURES.items(), strict=True
+        ):
+            function.argtypes, function.restype = signature, None
+            setattr(self, entry, function)
+
+    def fits(self, config: LanguageConfig) -> bool:
+        """Return whether the kernels can compute this model."""
+        pairs = _TILE_INPUTS if self.name == "amx" else 2  # inputs of a projection come in groups of this size
+        inputs = (config.width, config.mlp_width, config.num_heads * config.head_dim)
+        return (
+            config.head_dim % 32 == 0
+            and config.group_size <= _MAX_GROUP
+            and all(count % pairs == 0 for count in inputs)
+        )
 
 
-def require() -> ctypes.CDLL:
-    """Return the compiled kernels.
+@cache
+def open_library(name: SetName) -> NativeLibrary:
+    """Return the kernels of an instruction set.
 
     Raises:
-        RuntimeError: they cannot be used here. `supports` returns False then.
+        OSError: they cannot be used here.
     """
-    opened = library()
-    if opened is None:
-        raise RuntimeError("the native kernels cannot be used here")
-    return opened
+    return NativeLibrary(open_native_library("language_service.kernels"), name)
 
 
-def supports(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether the compiled kernels can run this model."""
-    shape_supported = (
-        config.head_dim % 32 == 0
-        and config.group_size <= _MAX_GROUP
-        and config.width % 2 == 0
-        and config.mlp_width % 2 == 0
-    )
-    return shape_supported and dtype == torch.bfloat16 and device.type == "cpu" and library() is not None
+@cache
+def library(name: SetName) -> NativeLibrary | None:
+    """Return the kernels of an instruction set, or None without them."""
+    try:
+        return open_library(name)
+    except OSError:
+        return None
+
+
+@cache
+def fastest() -> NativeLibrary | None:
+    """Return the kernels of the fastest set, for any model.
+
+    None without any.
+    """
+    return next((found for name in SETS if (found := library(name)) is not None), None)
 
 
 def address(tensor: Tensor | None) -> int | None:
     """Return the address of a tensor's data."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def takes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether compiled kernels exist for a type and device."""
+    return dtype == torch.bfloat16 and device.type == "cpu"

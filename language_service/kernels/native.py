@@ -1,4 +1,4 @@
-"""Kernels in C++ for processors with AVX-512 and bfloat16.
+"""Kernels in C++, for several instruction sets.
 
 The order of the sums of a row does not depend on the other rows of the batch. So a result is the same, bit by bit, in
 every batch.
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from checkpoint.families import LanguageConfig
-from language_service.kernels.interface import Layer, Layers, Projection
+from checkpoint.lowbit import LowBitWeight
+from language_service.kernels.interface import Head, Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
-from language_service.kernels.library import address, library, require
+from language_service.kernels.library import NativeLibrary, address, fastest
 from language_service.kernels.native_layers import NativeLayers
 from language_service.kernels.native_projection import NativeHead, NativeProjection
-from language_service.kernels.plain import OneDnnProjection
+from language_service.kernels.plain_low_bit import LowBitHead, LowBitProjection
 
 
 class NativeKernels:
@@ -26,21 +27,38 @@ class NativeKernels:
 
     angle_dtype = torch.float32
 
-    def __init__(self) -> None:
-        self._library = require()
+    def __init__(self, native: NativeLibrary | None = None) -> None:
+        """Take kernels, by default those of the fastest set.
 
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
+        Raises:
+            RuntimeError: none can run here.
+        """
+        native = native or fastest()
+        if native is None:
+            raise RuntimeError("the native kernels cannot be used here")
+        self.library = native
+
+    @property
+    def name(self) -> str:
+        """The instruction set."""
+        return self.library.name
+
+    def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with a copy of these weights."""
-        return NativeProjection(self._library, weight_NK, bias_N)
+        if isinstance(weight_NK, LowBitWeight):
+            return LowBitProjection(weight_NK, bias_N)
+        return NativeProjection(self.library, weight_NK, bias_N)
 
-    def head(self, weight_VD: Tensor) -> NativeHead:
+    def head(self, weight_VD: Tensor | LowBitWeight) -> Head:
         """Return a head with a copy of these weights."""
-        return NativeHead(self._library, weight_VD)
+        if isinstance(weight_VD, LowBitWeight):
+            return LowBitHead(weight_VD)
+        return NativeHead(self.library, weight_VD)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Normalise `x_TD` in float32 and round once."""
         out_TD = torch.empty_like(x_TD)
-        self._library.tandem_rms_norm(
+        self.library.rms_norm(
             x_TD.data_ptr(), weight_D.data_ptr(), out_TD.data_ptr(), *x_TD.shape, eps, torch.get_num_threads()
         )
         return out_TD
@@ -50,7 +68,7 @@ class NativeKernels:
     ) -> Tensor:
         """Normalise and rotate in place, in float32, rounded once."""
         num_rows, heads, size = x_THE.shape
-        self._library.tandem_rotate_heads(
+        self.library.rotate_heads(
             x_THE.data_ptr(),
             address(weight_E),
             cos_T1F.data_ptr(),
@@ -68,27 +86,14 @@ class NativeKernels:
         """Return silu(gate) * up, [T, M / 2]."""
         num_rows, width = x_TM.shape[0], x_TM.shape[1] // 2
         out = x_TM.new_empty(num_rows, width)
-        self._library.tandem_swiglu(x_TM.data_ptr(), out.data_ptr(), num_rows, width, torch.get_num_threads())
+        self.library.swiglu(x_TM.data_ptr(), out.data_ptr(), num_rows, width, torch.get_num_threads())
         return out
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
         """Return the layers, computed in one call if possible."""
-        return NativeLayers(self, config, layers)
-
-
-class TileKernels(NativeKernels):
-    """Native kernels for processors with AMX.
-
-    Projections use oneDNN, because tiles are much faster than vectors.
-    """
-
-    def project(self, weight_NK: Tensor, bias_N: Tensor | None) -> Projection:
-        """Return a projection with a copy of these weights."""
-        return OneDnnProjection(weight_NK, bias_N)
-
-    def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
-        """Return the layers, computed one after the other."""
-        return LayerByLayer(self, config, layers)
+        if config.quantization is not None:
+            return LayerByLayer(self, config, layers)
+        return NativeLayers(self.library, self, config, layers)
 
 
 def largest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +104,12 @@ def largest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
     The value is NaN if any logit of the row is NaN. Where the native kernel cannot run, torch computes the same, about
     ten times slower.
     """
-    native = library() if logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32 else None
+    native = fastest() if logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32 else None
     if native is None or not logits_BV.is_contiguous():
         return logits_BV.max(dim=-1)
     num_rows, vocab_size = logits_BV.shape
     values_B, tokens_B = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
-    native.tandem_largest(
+    native.largest(
         logits_BV.data_ptr(),
         values_B.data_ptr(),
         tokens_B.data_ptr(),

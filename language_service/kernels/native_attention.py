@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from language_service.kernels.library import require
+from language_service.kernels.library import NativeLibrary
 
 # Letters as in `interface`, and G key-value heads, S spans, L layers
 
@@ -18,8 +18,8 @@ class NativeAttention:
     `kv` is [L, 2 (key, value), blocks, block size, G, E].
     """
 
-    def __init__(self, kv: Tensor) -> None:
-        self.attention = require().tandem_attention
+    def __init__(self, kv: Tensor, library: NativeLibrary) -> None:
+        self.attention = library.attention
         self.kv = kv
         pointers = ctypes.c_void_p * len(kv)
         self.keys_L = pointers(*(layer[0].data_ptr() for layer in kv))

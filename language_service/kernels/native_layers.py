@@ -9,7 +9,7 @@ from torch import Tensor
 from checkpoint.families import LanguageConfig
 from language_service.kernels.interface import Angles, Kernels, Layer, Projection
 from language_service.kernels.layers import LayerByLayer
-from language_service.kernels.library import address, require
+from language_service.kernels.library import NativeLibrary, address
 from language_service.kernels.native_attention import NativeAttend
 from language_service.kernels.native_projection import NativeProjection
 from language_service.model import Attend, ImageRows
@@ -66,9 +66,11 @@ class NativeLayers(LayerByLayer):
     read the weights of a model of 0.6 B parameters.
     """
 
-    def __init__(self, kernels: Kernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, library: NativeLibrary, kernels: Kernels, config: LanguageConfig, layers: Sequence[Layer]
+    ) -> None:
         super().__init__(kernels, config, layers)
-        self._compute = require().tandem_layers
+        self._compute = library.layers
         self._model = _Model(
             (_Layer * len(layers))(*map(_fields, layers)),
             config.num_layers,

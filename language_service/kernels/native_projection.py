@@ -1,17 +1,15 @@
 """Projections with weights packed in panels."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from language_service.kernels import huge_pages
-from language_service.kernels.library import address
+from language_service.kernels.library import NativeLibrary, address
 
 # P panels of 64 outputs each, J = K/2 pairs of inputs, other letters as in `interface`
 
-_PANEL = 64  # tile.h's kPanel
+_PANEL = 64  # panel.h's kPanel
 
 
 class NativeProjection:
@@ -20,8 +18,8 @@ class NativeProjection:
     Any number of rows reads them front to back.
     """
 
-    def __init__(self, library: ctypes.CDLL, weight_NK: Tensor, bias_N: Tensor | None) -> None:
-        self._linear = library.tandem_linear
+    def __init__(self, library: NativeLibrary, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        self._linear = library.linear
         self._num_outputs, self._num_inputs = weight_NK.shape
         self.panels_PJ64x2 = pack(weight_NK)
         self.bias_N = bias_N
@@ -53,7 +51,7 @@ class NativeHead(NativeProjection):
     Embeddings are read from the panels too, so a tied head is stored once.
     """
 
-    def __init__(self, library: ctypes.CDLL, weight_VD: Tensor) -> None:
+    def __init__(self, library: NativeLibrary, weight_VD: Tensor) -> None:
         super().__init__(library, weight_VD, None)
         # Reused by every step: the system maps new memory of this size page by page.
         self._logits_TV = torch.empty(0, self._num_outputs)

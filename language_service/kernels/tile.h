@@ -1,4 +1,4 @@
-// The inner loop of all products: a few rows times one panel of packed columns.
+// The inner loop of products on vectors: a few rows times one panel of packed columns.
 //
 // A panel is 64 columns of a matrix [K, N], which are 64 rows of a weight [N, K], stored as [K/2][64][2]. One
 // instruction multiplies two neighbours along K, so they lie side by side. A panel is read from front to back.
@@ -7,52 +7,19 @@
 // the same, bit by bit, in every batch.
 #pragma once
 
-#include <immintrin.h>
+#include "panel.h"
+#include "vec.h"
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#if defined(__AVX512BF16__)
+#include "tile_bf16.h"
+#else
+#include "tile_fma.h"
+#endif
 
-#include "bf16.h"
+namespace tandem::inline TANDEM_SET {
 
-namespace tandem {
-
-constexpr long kPanel = 64;                  // columns per panel
-constexpr long kPairStride = 2 * kPanel;     // elements from one pair along K to the next
-constexpr long kTileRows = 6;                // 6 x 4 vectors of sums fill the registers
-constexpr long kLine = 64;                   // bytes per cache line
-
-// Computes sums[M][64] += rows[M][2 * pairs] x panel[pairs][64][2]. Prefetches `Lines` cache lines of `ahead` per pair.
-template <int M, int Lines>
-inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, const char* ahead) {
-  __m512 acc[M][4];
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) acc[m][v] = _mm512_loadu_ps(sums + m * kPanel + v * kLanes);
-  for (long pair = 0; pair < pairs; ++pair) {
-    __m512bh columns[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v)
-      columns[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + pair * kPairStride + v * 2 * kLanes));
-#pragma GCC unroll 4
-    for (int line = 0; line < Lines; ++line) _mm_prefetch(ahead + (pair * Lines + line) * kLine, _MM_HINT_T1);
-#pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) {
-      std::int32_t two;
-      std::memcpy(&two, rows + m * stride + 2 * pair, sizeof two);
-      const __m512bh both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], both, columns[v]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) _mm512_storeu_ps(sums + m * kPanel + v * kLanes, acc[m][v]);
-}
-
-// The same for 1 to 6 rows, chosen at run time.
+// Computes sums[num_rows][64] += rows[num_rows][2 * pairs] x panel[pairs][64][2] for 1 to 6 rows. Prefetches `Lines`
+// cache lines of `ahead` per pair.
 template <int Lines>
 inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, float* sums,
                  const char* ahead) {
@@ -66,4 +33,4 @@ inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel
   }
 }
 
-}  // namespace tandem
+}  // namespace tandem::inline TANDEM_SET

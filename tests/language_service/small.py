@@ -32,8 +32,8 @@ CONFIG = LanguageConfig(
     modality_embedding=True,
     eos_token_ids=(2,),
 )
-# Heads of 32, as the native kernels need. Its widths fill no whole number of panels.
-WIDE = CONFIG.model_copy(update={"head_dim": 32})
+# Heads and inputs of projections as all native kernels need them. Its widths fill no whole number of panels.
+WIDE = CONFIG.model_copy(update={"head_dim": 32, "mlp_width": 96})
 # As Qwen3-VL: positions of three parts, and levels after all layers but the last.
 GRIDS = WIDE.model_copy(
     update={"num_layers": 4, "modality_embedding": False, "mrope_section": (6, 5, 5), "num_deepstack_levels": 3}

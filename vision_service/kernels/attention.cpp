@@ -1,6 +1,6 @@
 // Attention of a vision tower: full within each image, with rotated queries and keys.
 //
-// A unit of work is one head of one image. It rotates its keys, and packs keys and values into panels (tile.h) once. Then
+// A unit of work is one head of one image. It rotates its keys, and packs keys and values into panels (panel.h) once. Then
 // it goes through the queries, a few rows at a time, and through the panels for each, and updates the softmax tile by tile
 // (Milakov and Gimelshein, 2018).
 
@@ -11,9 +11,10 @@
 #include <memory>
 #include <vector>
 
-#include "bf16.h"
+#include "entry.h"
+#include "panel.h"
 #include "pool.h"
-#include "tile.h"
+#include "vec.h"
 
 namespace {
 
@@ -67,7 +68,7 @@ inline void multiply(const bf16* rows, long stride, const bf16* panel, long pair
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      acc[m][v] = Add ? _mm512_loadu_ps(out + m * out_stride + v * kLanes) : _mm512_setzero_ps();
+      acc[m][v] = Add ? _mm512_loadu_ps(out + m * out_stride + v * kLanes) : splat(0.0f);
   for (long pair = 0; pair < pairs; ++pair) {
     __m512bh columns[V];
 #pragma GCC unroll 4
@@ -104,11 +105,11 @@ void rotate(const Attention& op, const bf16* from, long patch, bf16* to) {
   const long half = op.pairs();
   const float *cos = op.cos + patch * half, *sin = op.sin + patch * half;
   for (long i = 0; i < half; i += kLanes) {
-    const __mmask16 lanes = first_lanes(half - i);
+    const Lanes lanes = first_lanes(half - i);
     const __m512 a = load(from + i, lanes), b = load(from + half + i, lanes);
     const __m512 c = _mm512_maskz_loadu_ps(lanes, cos + i), s = _mm512_maskz_loadu_ps(lanes, sin + i);
-    store(to + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), lanes);
-    store(to + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), lanes);
+    store(to + i, fmsub(a, c, mul(b, s)), lanes);
+    store(to + half + i, fmadd(b, c, mul(a, s)), lanes);
   }
 }
 
@@ -130,10 +131,10 @@ void pack_values(const Attention& op, const Unit& unit, Buffers& buf) {
   auto* to = reinterpret_cast<std::int32_t*>(buf.values.data());
   for (long i = 0; i < unit.num_tiles() * kPanel; i += 2)
     for (long element = 0; element < op.vectors() * kLanes; element += kLanes, to += kLanes) {
-      const __mmask16 lanes = first_lanes(op.size - element);
+      const Lanes lanes = first_lanes(op.size - element);
       __m512i words[2];
       for (long j = 0; j < 2; ++j) {
-        const __mmask16 there = i + j < unit.length ? lanes : 0;
+        const Lanes there = i + j < unit.length ? lanes : 0;
         const bf16* row = op.row(unit.first + std::min(i + j, unit.length - 1), 2, unit.head) + element;
         words[j] = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, row));
       }
@@ -142,32 +143,32 @@ void pack_values(const Attention& op, const Unit& unit, Buffers& buf) {
 }
 
 // Turns the scores of one row into weights and rescales its earlier sums. Keys past the end get weight 0.
-void update_softmax(const Attention& op, long row, const __mmask16* there, float scale, Buffers& buf) {
+void update_softmax(const Attention& op, long row, const Lanes* there, float scale, Buffers& buf) {
   const float* scores = buf.scores.data() + row * kPanel;
-  __m512 s[4], top = _mm512_set1_ps(kLowest);
+  __m512 s[4], top = splat(kLowest);
   for (int v = 0; v < 4; ++v) {
     s[v] = _mm512_loadu_ps(scores + v * kLanes);
     top = _mm512_mask_max_ps(top, there[v], top, s[v]);
   }
-  const float largest = std::max(buf.largest[row], _mm512_reduce_max_ps(top) * scale);
-  __m512 total = _mm512_setzero_ps();
+  const float most = std::max(buf.largest[row], largest(top) * scale);
+  __m512 total = splat(0.0f);
   for (int v = 0; v < 4; ++v) {
-    const __m512 power = _mm512_fmsub_ps(s[v], _mm512_set1_ps(scale), _mm512_set1_ps(largest));
+    const __m512 power = fmsub(s[v], splat(scale), splat(most));
     const __m512 weights = _mm512_maskz_mov_ps(there[v], exp2(power));
     store(buf.weights.data() + row * kPanel + v * kLanes, weights);
-    total = _mm512_add_ps(total, weights);
+    total = add(total, weights);
   }
-  const float sum = _mm512_reduce_add_ps(total);
-  if (buf.largest[row] == largest) {
-    buf.total[row] += sum;
+  const float added = sum(total);
+  if (buf.largest[row] == most) {
+    buf.total[row] += added;
     return;
   }
-  const __m512 shrink = exp2(_mm512_set1_ps(buf.largest[row] - largest));
-  buf.total[row] = buf.total[row] * _mm512_cvtss_f32(shrink) + sum;
-  buf.largest[row] = largest;
+  const __m512 shrink = exp2(splat(buf.largest[row] - most));
+  buf.total[row] = buf.total[row] * first(shrink) + added;
+  buf.largest[row] = most;
   float* sums = buf.sums.data() + row * op.vectors() * kLanes;
   for (long v = 0; v < op.vectors(); ++v)
-    _mm512_storeu_ps(sums + v * kLanes, _mm512_mul_ps(_mm512_loadu_ps(sums + v * kLanes), shrink));
+    _mm512_storeu_ps(sums + v * kLanes, mul(_mm512_loadu_ps(sums + v * kLanes), shrink));
 }
 
 // Adds the weighted values of a tile to the sums, up to 64 elements at a time.
@@ -201,23 +202,23 @@ void attend(const Attention& op, const Unit& unit, long begin, long num_rows, Bu
   for (long tile = 0; tile < unit.num_tiles(); ++tile) {
     multiply_rows<4, false>(num_rows, buf.queries.data(), op.size, buf.keys.data() + tile * op.pairs() * kPairStride,
                             kPairStride, op.pairs(), buf.scores.data(), kPanel);
-    __mmask16 there[4];
+    Lanes there[4];
     for (long v = 0; v < 4; ++v) there[v] = first_lanes(std::max(0L, unit.length - tile * kPanel - v * kLanes));
     for (long row = 0; row < num_rows; ++row) update_softmax(op, row, there, scale, buf);
     add_values(op, num_rows, buf.values.data() + tile * kPanel * width, buf);
   }
   for (long row = 0; row < num_rows; ++row) {
     bf16* out = op.out + ((unit.first + begin + row) * op.heads + unit.head) * op.size;
-    const __m512 share = _mm512_set1_ps(1.0f / buf.total[row]);
+    const Floats share = splat(1.0f / buf.total[row]);
     for (long element = 0; element < op.size; element += kLanes)
-      store(out + element, _mm512_mul_ps(_mm512_loadu_ps(buf.sums.data() + row * width + element), share),
+      store(out + element, mul(_mm512_loadu_ps(buf.sums.data() + row * width + element), share),
             first_lanes(op.size - element));
   }
 }
 
 }  // namespace
 
-extern "C" void tandem_image_attention(const bf16* qkv, const float* cos, const float* sin, const std::int64_t* lengths,
+extern "C" void ENTRY(image_attention)(const bf16* qkv, const float* cos, const float* sin, const std::int64_t* lengths,
                                        bf16* out, long num_images, long heads, long size, int num_threads) {
   const Attention op{qkv, cos, sin, out, heads, size};
   std::vector<Unit> units;

@@ -10,7 +10,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from chassis.native_library import open_native_library
+from chassis.native_library import find_functions, open_native_library
 from vision_service.model import Attend
 
 _log = structlog.get_logger()
@@ -23,7 +23,7 @@ def open_native_attention() -> Attend | None:
     Logs the reason once.
     """
     try:
-        function = open_native_library("vision_service.kernels").tandem_image_attention
+        [function] = find_functions(open_native_library("vision_service.kernels"), "avx512bf16", "image_attention")
     except OSError as error:
         _log.info("native attention not used", reason=str(error))
         return None

@@ -1,6 +1,7 @@
 """Compare the serving decoder with the slow reference."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from language_service.engine.serving import ServingDecoder
 from language_service.kernels import library
 from language_service.kernels.choice import choose_kernels
 from language_service.kernels.interface import Kernels
-from language_service.kernels.native import NativeKernels, TileKernels
+from language_service.kernels.library import SetName
+from language_service.kernels.native import NativeKernels
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
 from language_service.model.attention import causal_attend
 from language_service.model.decoder import Decoder
@@ -20,19 +22,20 @@ from tests.language_service.asking import Part
 from tests.language_service.small import CONFIG, GRIDS, WIDE, make_decoder, make_grid_image, make_image, variants_of
 
 VARIANTS = variants_of(WIDE)
+
+
+def native_kernels(name: SetName) -> Kernels:
+    if library.library(name) is None:
+        pytest.skip(f"the kernels for {name} cannot run here")
+    return NativeKernels(library.library(name))
+
+
 KINDS: dict[str, Callable[[], Kernels]] = {
     "plain": lambda: PlainKernels(torch.bfloat16),
     "oneDNN": lambda: OneDnnKernels(torch.bfloat16),
-    "native": NativeKernels,
-    "tiles": TileKernels,
+    **{name: partial(native_kernels, name) for name in library.SETS},
 }
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-def make_kernels(kind: str) -> Kernels:
-    if kind in ("native", "tiles") and library.library() is None:
-        pytest.skip("the native kernels cannot run here")
-    return KINDS[kind]()
 
 
 def forward(serving: ServingDecoder, embeddings_TD: Tensor, rows: list[int]) -> Tensor:
@@ -60,7 +63,7 @@ def test_bfloat16_logits_are_close_to_exact_ones(config: LanguageConfig, kind: s
     rough = make_decoder(config).bfloat16()
     exact = Decoder(config)
     exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
-    serving = ServingDecoder(config, dict(rough.state_dict()), make_kernels(kind))
+    serving = ServingDecoder(config, dict(rough.state_dict()), KINDS[kind]())
     ids_T = torch.randint(0, config.vocab_size, (23,))
     expected_TV = reference.logits(exact, exact.embed(ids_T))
     logits_TV = forward(serving, serving.embed(ids_T), list(range(23)))
@@ -94,7 +97,7 @@ def test_bfloat16_logits_of_images_are_close_to_exact_ones(config: LanguageConfi
     rough = make_decoder(config).bfloat16()
     exact = Decoder(config)
     exact.load_state_dict({name: tensor.float() for name, tensor in rough.state_dict().items()})
-    logits_TV = forward_images(ServingDecoder(config, dict(rough.state_dict()), make_kernels(kind)), rough)
+    logits_TV = forward_images(ServingDecoder(config, dict(rough.state_dict()), KINDS[kind]()), rough)
     expected_TV = one_pass.logits(exact, GRID_PROMPT)
     assert (logits_TV.float() - expected_TV).abs().mean() < 0.02 * expected_TV.abs().mean()
 
@@ -112,7 +115,7 @@ def test_only_wanted_rows_are_returned() -> None:
 def test_embeddings_equal_those_of_the_checkpoint(kind: str) -> None:
     """In every layout of the head."""
     decoder = make_decoder(WIDE).bfloat16()
-    serving = ServingDecoder(WIDE, dict(decoder.state_dict()), make_kernels(kind))
+    serving = ServingDecoder(WIDE, dict(decoder.state_dict()), KINDS[kind]())
     for ids in (torch.arange(WIDE.vocab_size), torch.tensor([[3, 96], [64, 63]])):
         assert torch.equal(serving.embed(ids), decoder.embed(ids))
     assert torch.equal(serving.embed_visual(make_image(1)), decoder.embed_visual(make_image(1)))

@@ -3,8 +3,6 @@
 import asyncio
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,25 +10,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from chassis import native_library
 from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
-from language_service.kernels import library, native
+from language_service.kernels import native
 from language_service.kernels.native import NativeKernels
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import PlainKernels
 from tests.language_service.asking import PROMPTS, Part, ask
-from tests.language_service.small import CONFIG, CPU, GRIDS, make_decoder, make_grid_image, make_paged_engine
+from tests.language_service.small import CPU, GRIDS, WIDE, make_decoder, make_grid_image, make_paged_engine
 
-needs_native = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 PLAIN = PlainKernels(torch.float32)
 ROUNDING = 2.0**-8  # relative error of a bfloat16
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(*shape).to(torch.bfloat16)
+
+
+def takes(kernels: NativeKernels, num_inputs: int) -> int:
+    """Return the next number of inputs that a projection can have."""
+    return -(-num_inputs // 32) * 32 if kernels.name == "amx" else num_inputs
 
 
 def assert_rounded(found: Tensor, expected: Tensor) -> None:
@@ -41,36 +42,15 @@ def assert_rounded(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=ROUNDING, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_without_the_needed_instructions_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    assert library.library.__wrapped__() is None
-
-
-def test_with_a_torch_that_cannot_tell_the_instructions_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as torch 2.11."""
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert library.library.__wrapped__() is None
-
-
-def test_if_the_library_does_not_load_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example, if it was built with newer system libraries."""
-    path = tmp_path / "_native.so"
-    path.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(native_library, "find_spec", lambda _name: spec_from_file_location("_native", path))
-    monkeypatch.setattr(
-        torch.cpu, "get_capabilities", lambda: dict.fromkeys(native_library.NEEDED, True)
-    )  # otherwise the processor could be the reason
-    assert library.library.__wrapped__() is None
-
-
-@needs_native
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 6, 7, 19, 191, 193])
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(2, 1), (34, 64), (510, 65), (1030, 130)])
-def test_a_projection_equals_the_product(num_rows: int, num_inputs: int, num_outputs: int) -> None:
+def test_a_projection_equals_the_product(
+    kernels: NativeKernels, num_rows: int, num_inputs: int, num_outputs: int
+) -> None:
+    num_inputs = takes(kernels, num_inputs)
     weight_NK, bias_N = random(num_outputs, num_inputs), random(num_outputs)
     x_TK, residual_TN = random(num_rows, num_inputs), random(num_rows, num_outputs)
     product_TN = x_TK.float() @ weight_NK.float().T
-    kernels = NativeKernels()
     if num_rows:
         torch.testing.assert_close(kernels.head(weight_NK).logits(x_TK), product_TN, rtol=1e-4, atol=1e-3)
         assert_rounded(kernels.project(weight_NK, None)(x_TK), product_TN)
@@ -79,32 +59,30 @@ def test_a_projection_equals_the_product(num_rows: int, num_inputs: int, num_out
         )
 
 
-@needs_native
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_is_bitwise_equal_in_every_batch(num_threads: int) -> None:
+def test_a_row_is_bitwise_equal_in_every_batch(kernels: NativeKernels, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    project = NativeKernels().project(random(200, 600), None)
-    x_TK = random(200, 600)
+    project = kernels.project(random(200, 608), None)
+    x_TK = random(300, 608)
     together_TN = project(x_TK)
-    for row in (0, 5, 6, 191, 192, 199):
+    for row in (0, 5, 6, 191, 192, 299):
         assert torch.equal(project(x_TK[row : row + 1])[0], together_TN[row])
+    for num_rows in (2, 3, 17, 33, 48, 65, 200):
+        assert torch.equal(project(x_TK[:num_rows]), together_TN[:num_rows])
 
 
-@needs_native
-def test_several_threads_may_call_the_kernels() -> None:
+def test_several_threads_may_call_the_kernels(kernels: NativeKernels) -> None:
     """The engines of two models share the kernels' threads."""
     torch.set_num_threads(2)
-    project, x_TK = NativeKernels().project(random(300, 200), None), random(30, 200)
+    project, x_TK = kernels.project(random(300, 224), None), random(30, 224)
     expected_TN = project(x_TK)
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda _: project(x_TK), range(200)))
     assert all(torch.equal(out_TN, expected_TN) for out_TN in found)
 
 
-@needs_native
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_operations_of_a_layer_equal_torch(num_rows: int) -> None:
-    kernels = NativeKernels()
+def test_operations_of_a_layer_equal_torch(kernels: NativeKernels, num_rows: int) -> None:
     x_TD, weight_D = random(num_rows, 70), random(70)
     assert_rounded(kernels.rms_norm(x_TD, weight_D, 1e-6), PLAIN.rms_norm(x_TD.float(), weight_D.float(), 1e-6))
     gates_TM = 9 * random(num_rows, 2 * 37)
@@ -122,13 +100,15 @@ def test_operations_of_a_layer_equal_torch(num_rows: int) -> None:
         assert torch.equal(around[:, 5:], before[:, 5:])
 
 
-@needs_native
 @pytest.mark.parametrize("width", [1, 16, 37, 160])
-def test_the_largest_logit_is_found_at_its_first_index(width: int) -> None:
+def test_the_largest_logit_is_found_at_its_first_index(
+    kernels: NativeKernels, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits_BV = torch.randint(-3, 3, (50, width)).float()
     logits_BV[7, width // 2] = float("nan")
     logits_BV[8, width - 1] = float("inf")
     logits_BV[9] = float("-inf")
+    monkeypatch.setattr(native, "fastest", lambda: kernels.library)
     values_B, tokens_B = native.largest(logits_BV)
     assert torch.equal(values_B.nan_to_num(nan=9), logits_BV.amax(dim=-1).nan_to_num(nan=9))
     clean = [row for row in range(50) if row != 7]
@@ -149,11 +129,12 @@ def attend_slowly(cached: Tensor, q_THE: Tensor, start: int) -> Tensor:
     )[0].transpose(0, 1)
 
 
-@needs_native
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (5, 1)])
 @pytest.mark.parametrize("size", [32, 64, 96, 128])
 @pytest.mark.parametrize("block_size", [1, 16, 24])
-def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int, block_size: int) -> None:
+def test_attention_over_blocks_equals_torch(
+    kernels: NativeKernels, heads: int, kv_heads: int, size: int, block_size: int
+) -> None:
     """With sequences that decode, start and continue.
 
     All other blocks are NaN.
@@ -176,7 +157,7 @@ def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int
             kv[0, :, blocks[position // block_size], position % block_size] = past[:, position]
         pasts.append(torch.cat([past, torch.stack([k_TGE, v_TGE])[:, row : row + length]], dim=1))
         row += length
-    found_THE = NativeAttention(kv).plan(spans_S4, tables)(0, q_THE, k_TGE, v_TGE)
+    found_THE = NativeAttention(kv, kernels.library).plan(spans_S4, tables)(0, q_THE, k_TGE, v_TGE)
     row = 0
     for (start, length), cached, table in zip(spans, pasts, list(spans_S4)[3::4], strict=True):
         expected = attend_slowly(cached, q_THE[row : row + length], start)
@@ -188,14 +169,13 @@ def test_attention_over_blocks_equals_torch(heads: int, kv_heads: int, size: int
     assert kv[0, :, order[0]].isnan().all()
 
 
-@needs_native
-def test_numbers_that_are_not_finite_stay_in_their_sequence() -> None:
+def test_numbers_that_are_not_finite_stay_in_their_sequence(kernels: NativeKernels) -> None:
     kv = torch.zeros(1, 2, 4, 16, 1, 32, dtype=torch.bfloat16)
     qkv = random(4, 3, 32)
-    clean = NativeAttention(kv.clone()).plan(array("i", [0, 0, 2, 0, 2, 0, 2, 1]), array("i", [0, 1]))
+    clean = NativeAttention(kv.clone(), kernels.library).plan(array("i", [0, 0, 2, 0, 2, 0, 2, 1]), array("i", [0, 1]))
     expected = clean(0, *qkv.split_with_sizes([1, 1, 1], dim=1))
     qkv[1] = float("nan")
-    found = NativeAttention(kv).plan(array("i", [0, 0, 2, 0, 2, 0, 2, 1]), array("i", [0, 1]))(
+    found = NativeAttention(kv, kernels.library).plan(array("i", [0, 0, 2, 0, 2, 0, 2, 1]), array("i", [0, 1]))(
         0, *qkv.split_with_sizes([1, 1, 1], dim=1)
     )
     assert torch.equal(found[2:], expected[2:])
@@ -216,7 +196,11 @@ async def answers(
     decoder: ServingDecoder, prompts: list[list[Part]], *, num_blocks: int, at_once: bool, **limits: Any
 ) -> list[list[int]]:
     cache = PagedCache(
-        decoder.config, CacheConfig(num_blocks=num_blocks, block_size=4), dtype=torch.bfloat16, device=CPU
+        decoder.config,
+        CacheConfig(num_blocks=num_blocks, block_size=4),
+        dtype=torch.bfloat16,
+        device=CPU,
+        kernels=decoder.kernels.name,  # type: ignore[arg-type]
     )
     engine = make_paged_engine(Runner(decoder, cache), tag="native-v1.0.0", **limits)
     if at_once:
@@ -227,21 +211,20 @@ async def answers(
     return found
 
 
-@needs_native
 @pytest.mark.parametrize(
     ("config", "prompts"),
-    [(CONFIG.model_copy(update={"head_dim": 32}), PROMPTS), (GRIDS, GRID_PROMPTS)],
+    [(WIDE, PROMPTS), (GRIDS, GRID_PROMPTS)],
     ids=["ours", "grids"],
 )
 async def test_answers_in_bfloat16_do_not_depend_on_the_batch(
-    config: LanguageConfig, prompts: list[list[Part]]
+    kernels: NativeKernels, config: LanguageConfig, prompts: list[list[Part]]
 ) -> None:
     """Nor on chunks, preemption, cache hits or drafts.
 
     Tokens are sampled, so that a single wrong bit of a logit can show.
     """
     tensors = make_decoder(config).bfloat16().state_dict()
-    decoder = ServingDecoder(config, tensors, NativeKernels())
+    decoder = ServingDecoder(config, tensors, kernels)
     alone = await answers(decoder, prompts, num_blocks=64, at_once=False, reuse_prefixes=False)
     assert len({tuple(answer) for answer in alone}) == len(alone)
     assert await answers(decoder, prompts, num_blocks=64, at_once=True) == alone

@@ -10,14 +10,12 @@ from torch import Tensor
 from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
-from language_service.kernels import library
 from language_service.kernels.interface import Layer, Layers
 from language_service.kernels.layers import LayerByLayer
+from language_service.kernels.library import NativeLibrary
 from language_service.kernels.native import NativeKernels
 from language_service.model.deepstack import ImageRows
 from tests.language_service.small import CPU, GRIDS, WIDE, make_decoder, make_grid_image, variants_of
-
-pytestmark = pytest.mark.skipif(library.library() is None, reason="the native kernels cannot run here")
 
 VARIANTS = variants_of(WIDE)
 BLOCKS = ([3, 1, 9], [0, 7], [4, 2, 5, 8])  # of three sequences, in blocks of four tokens
@@ -37,7 +35,13 @@ class Served:
 
     def __init__(self, config: LanguageConfig, kernels: NativeKernels) -> None:
         self.decoder = ServingDecoder(config, make_decoder(config).bfloat16().state_dict(), kernels)
-        self.cache = PagedCache(config, CacheConfig(num_blocks=10, block_size=4), dtype=torch.bfloat16, device=CPU)
+        self.cache = PagedCache(
+            config,
+            CacheConfig(num_blocks=10, block_size=4),
+            dtype=torch.bfloat16,
+            device=CPU,
+            kernels=kernels.library.name,
+        )
         self.cache.kv.zero_()
 
     def step(
@@ -53,9 +57,9 @@ class Served:
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-def test_one_call_is_bitwise_equal_to_many(config: LanguageConfig, num_threads: int) -> None:
+def test_one_call_is_bitwise_equal_to_many(native: NativeLibrary, config: LanguageConfig, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    at_once, one_by_one = Served(config, NativeKernels()), Served(config, OneByOne())
+    at_once, one_by_one = Served(config, NativeKernels(native)), Served(config, OneByOne(native))
     for before, after in pairwise(STEPS):
         spans = [
             CacheSpan(start, end - start, blocks)
@@ -80,37 +84,37 @@ def make_rows(first: int, seed: int, rows: int, columns: int, *, skipped: int = 
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_levels_are_added_bitwise_equally_in_one_call(num_threads: int) -> None:
+def test_levels_are_added_bitwise_equally_in_one_call(native: NativeLibrary, num_threads: int) -> None:
     """For parts of images too, and for any wanted rows."""
     torch.set_num_threads(num_threads)
     ids_T, spans = torch.randint(0, GRIDS.vocab_size, (18,)), [CacheSpan(0, 11, [3, 1, 9]), CacheSpan(0, 7, [0, 7])]
     images = [make_rows(1, 1, 2, 3), make_rows(9, 2, 3, 3, skipped=7), make_rows(12, 3, 1, 1), make_rows(14, 4, 2, 2)]
     for rows in ([17], range(18), range(0, 18, 5), [10], []):
-        at_once, one_by_one = Served(GRIDS, NativeKernels()), Served(GRIDS, OneByOne())
+        at_once, one_by_one = Served(GRIDS, NativeKernels(native)), Served(GRIDS, OneByOne(native))
         found, expected = at_once.step(ids_T, spans, rows, images), one_by_one.step(ids_T, spans, rows, images)
         assert torch.equal(found, expected)
         assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
     assert not torch.equal(at_once.step(ids_T, spans, [17], images), at_once.step(ids_T, spans, [17]))
 
 
-def test_levels_change_no_row_of_another_sequence() -> None:
-    served = Served(GRIDS, NativeKernels())
+def test_levels_change_no_row_of_another_sequence(native: NativeLibrary) -> None:
+    served = Served(GRIDS, NativeKernels(native))
     ids_T, spans = torch.randint(0, GRIDS.vocab_size, (18,)), [CacheSpan(0, 11, [3, 1, 9]), CacheSpan(0, 7, [0, 7])]
     before, after = served.step(ids_T, spans, range(18)), served.step(ids_T, spans, range(18), [make_rows(12, 1, 2, 2)])
     assert torch.equal(before[:12], after[:12])
     assert not (before[12:] == after[12:]).all(dim=1).any()
 
 
-def test_a_step_without_wanted_rows_fills_the_cache() -> None:
-    at_once, one_by_one = Served(WIDE, NativeKernels()), Served(WIDE, OneByOne())
+def test_a_step_without_wanted_rows_fills_the_cache(native: NativeLibrary) -> None:
+    at_once, one_by_one = Served(WIDE, NativeKernels(native)), Served(WIDE, OneByOne(native))
     ids_T, spans = torch.randint(0, WIDE.vocab_size, (6,)), [CacheSpan(0, 6, [2, 1])]
     assert at_once.step(ids_T, spans, []).shape == one_by_one.step(ids_T, spans, []).shape == (0, WIDE.vocab_size)
     assert torch.equal(at_once.cache.kv, one_by_one.cache.kv)
     assert at_once.cache.kv.any()
 
 
-def test_embeddings_are_not_overwritten() -> None:
-    served = Served(WIDE, NativeKernels())
+def test_embeddings_are_not_overwritten(native: NativeLibrary) -> None:
+    served = Served(WIDE, NativeKernels(native))
     embeddings_TD = served.decoder.embed(torch.arange(5))
     before_TD = embeddings_TD.clone()
     with torch.inference_mode():
