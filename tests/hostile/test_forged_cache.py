@@ -19,7 +19,7 @@ from tests.gateway.scripted import World, eventually
 
 __all__ = ["make_world", "tokenizer"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 IMAGE = b"an image"
 KEY = visual_key(

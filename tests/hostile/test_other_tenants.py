@@ -20,7 +20,7 @@ from tests.gateway.scripted import ask, error_of, read
 
 __all__ = ["make_image", "make_world", "tokenizer", "write_keys"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 TAG = "tiny-v1.0.0"
 VICTIM, CURIOUS, PARTNER = new_key(), new_key(), new_key()

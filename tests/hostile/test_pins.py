@@ -18,7 +18,7 @@ from tests.gateway.scripted import ask, error_of, eventually, read
 
 __all__ = ["tokenizer", "two_releases", "write_keys"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 KEYS = {role: new_key() for role in ("client", "tester", "operator")}
 

@@ -8,7 +8,7 @@ import pytest
 from gateway.admission import Tenant
 from tests.language_service.process import TAG, Request, Running, image, running, start, text
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 KEY = b"k" * 32
 ITS_IMAGE, ANOTHER = 1, 2  # seeds of visual tokens
