@@ -35,11 +35,11 @@ def test_commas_separate_endpoints() -> None:
 def test_the_shared_cache_is_off_by_default_and_its_password_is_never_printed(tmp_path: Path) -> None:
     assert settings().shared_cache_url is None
     file = tmp_path / "url"
-    file.write_text("redis://:secret@host:6379/0\n")
+    file.write_text("redis://:hunter2@host:6379/0\n")
     loaded = load_settings(GatewaySettings, [*REQUIRED, "--shared-cache-url-file", str(file)])
     assert loaded.shared_cache_url is not None
-    assert loaded.shared_cache_url.get_secret_value() == "redis://:secret@host:6379/0"
-    assert "secret" not in repr(loaded)
+    assert loaded.shared_cache_url.get_secret_value() == "redis://:hunter2@host:6379/0"
+    assert "hunter2" not in repr(loaded)
 
 
 @pytest.mark.parametrize(
