@@ -8,6 +8,10 @@ A false rollback is the rollback of a canary within its bounds. A false promotio
 bound. Harmed requests are those that a bad canary failed, left empty, or answered wrong, late or never. A hanging
 request waits until it is overdue, and is counted then.
 
+Hostile callers make 5 % of the requests in some rollouts. They fail on both releases, or only with routing keys that
+they know to get one of them. `gateway.rollout.policy.Evidence` bounds the weight of the latter. One kind counts all of
+them, for comparison.
+
 Before the steps both releases answer 1,000 simulated probes in eight topics. Another release of the same quality loses
 0.5 % of them and gains as many.
 """
@@ -24,6 +28,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from benchmarks.tools.hostile_callers import SHARE, HostileCallers
 from benchmarks.tools.report import Report, parse_arguments
 from benchmarks.tools.simulated_canaries import (
     CANARIES,
@@ -99,7 +104,12 @@ def simulate(task: tuple[str, int]) -> Outcome:
     random = np.random.default_rng([seed, list(CANARIES).index(name)])
     prepared = begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0)
     state = start(prepared, 0, answer_probes(behaviour, random))
-    step = RunningStep(behaviour, random)
+    hostile = (
+        HostileCallers(behaviour.attack, random, all_count=behaviour.all_count)
+        if behaviour.attack is not None
+        else None
+    )
+    step = RunningStep(behaviour, random, hostile)
     now_s, num_canary, num_harmed = 0.0, 0, 0
     while state.phase is Phase.RUNNING and now_s < GIVE_UP_S:
         seconds = max(TICK_S, TICK_GROWTH * (now_s - state.step_started_s))
@@ -109,7 +119,7 @@ def simulate(task: tuple[str, int]) -> Outcome:
         num_harmed += harmed(behaviour, on_canary, bad) if kind == "bad" else 0
         following = tick(state, step.counts, now_s) or state
         if following.window != state.window:
-            step = RunningStep(behaviour, random)
+            step = RunningStep(behaviour, random, hostile)
         state = following
     return Outcome(phase_of(state), now_s, num_canary, num_harmed)
 
@@ -117,8 +127,13 @@ def simulate(task: tuple[str, int]) -> Outcome:
 class RunningStep:
     """The requests of one step, as its gateways count them."""
 
-    def __init__(self, behaviour: Behaviour, random: np.random.Generator) -> None:
+    def __init__(
+        self, behaviour: Behaviour, random: np.random.Generator, hostile: HostileCallers | None = None
+    ) -> None:
         self.counts = Counts()
+        self._hostile = hostile
+        if hostile is not None:
+            hostile.evidence.begin_step()
         self._behaviour = behaviour
         self._random = random
         self._hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
@@ -129,7 +144,7 @@ class RunningStep:
 
         Return the canary's requests, and how many of them failed, hang or were answered with nothing.
         """
-        total = self._random.poisson(REQUESTS_PER_S * seconds)
+        total = self._random.poisson(REQUESTS_PER_S * seconds * (1 if self._hostile is None else 1 - SHARE))
         on_canary = int(self._random.binomial(total, state.weight_percent / 100))
         num_hanging = int(self._random.binomial(on_canary, self._behaviour.hang_rate))
         self._answer("stable", STABLE, total - on_canary)
@@ -141,6 +156,10 @@ class RunningStep:
         for arm, behaviour, answers in arms:
             count_signs(self.counts, arm, behaviour, answers, self._random)
             rate_answers(self.counts, arm, self._behaviour, answers, self._random)
+        if self._hostile is not None:
+            self._hostile.evidence.add_first("stable", total - on_canary)
+            self._hostile.evidence.add_first("canary", on_canary)
+            self._hostile.serve(self.counts, state, REQUESTS_PER_S, seconds)
         self._hanging.append((now_s, num_hanging))
         count_overdue(self.counts, self._hanging, now_s, state.plan.guard.overdue_s)
         in_time = int(self._random.poisson((on_canary - num_hanging) / seconds * self._behaviour.first_token_s))
@@ -233,6 +252,9 @@ def add_figures(report: Report, name: str, kind: str, ended: list[Outcome]) -> N
     """Add the figures of one kind of canary."""
     share = {phase: sum(one.phase == phase for one in ended) / len(ended) for phase in ("promoted", "rolled_back")}
     back, promoted = share["rolled_back"], share["promoted"]
+    if kind == "undefended":
+        report.add(f"{name}: false rollback", 100 * back, "%")
+        return
     if kind != "bad":
         report.add(f"{name}: false rollback", 100 * back, "%", aim="at most 1 %", met=back <= 0.01)
     if kind != "good":

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.tools.hostile_callers import Aim
 from gateway.rollout.policy.counts import Arm, Counts
 from gateway.rollout.policy.probing import PairCounter, Probing
 
@@ -14,8 +15,9 @@ NUM_TENANTS = 20
 STABLE_WRONG = 0.03  # share of stable's wrong answers
 CHURN = 0.005  # of probes lost, and as many gained, by any other release of the same quality
 
-# Good is within all bounds, bad is beyond one. At a bound, both decisions are right.
-Kind = Literal["good", "at", "bad"]
+# Good is within all bounds, bad is beyond one. At a bound, both decisions are right. Undefended is a good one under an
+# attack that the guard would not withstand if every request counted.
+Kind = Literal["good", "at", "bad", "undefended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class Behaviour:
     has_probes: bool = True
     rated: float = 0.0  # share of both releases' answers that users rate
     hostile: bool = False  # one tenant dislikes every answer of this release
+    attack: Aim | None = None  # of hostile callers, who make 5 % of the requests
+    all_count: bool = False  # every request counts, also those that were aimed
 
     @property
     def wrong_rate(self) -> float:
@@ -67,6 +71,12 @@ CANARIES: dict[str, tuple[Behaviour, Kind]] = {
     "wrong script on 3 %": (Behaviour(script_rate=0.03), "bad"),
     "equal, 1 % rated": (Behaviour(rated=0.01), "good"),
     "equal, one hostile tenant": (Behaviour(rated=0.01, hostile=True), "good"),
+    "equal, 5 % hostile anywhere": (Behaviour(attack="anywhere"), "good"),
+    "equal, 5 % aimed at it": (Behaviour(attack="canary"), "good"),
+    "equal, 5 % aimed at it, all counted": (Behaviour(attack="canary", all_count=True), "undefended"),
+    "equal, 5 % aimed at stable": (Behaviour(attack="stable"), "good"),
+    "errors on 10 %, 5 % hostile anywhere": (Behaviour(error_rate=0.1, attack="anywhere"), "bad"),
+    "errors on 10 %, 5 % aimed at stable": (Behaviour(error_rate=0.1, attack="stable"), "bad"),
     "quality -25 points, no probes, 1 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.01), "bad"),
     "quality -25 points, no probes, 2 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.02), "bad"),
 }

@@ -21,7 +21,9 @@ TENANT_TOKENS = Counter(
 )
 
 # Reasons of errors by which the gateway refuses a request. They say nothing about a release.
-REFUSALS = frozenset({"REQUEST_RATE", "TOKEN_RATE", "BYTES_BUSY", "TENANT_BUSY", "GATEWAY_BUSY", "UPLOADS_BUSY"})
+REFUSALS = frozenset(
+    {"REQUEST_RATE", "TOKEN_RATE", "BYTES_BUSY", "TENANT_BUSY", "GATEWAY_BUSY", "UPLOADS_BUSY", "WATCHES_BUSY"}
+)
 
 _UNLIMITED = 2**62
 
