@@ -10,14 +10,14 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from chassis.cancellation import is_asked_to_stop
-from chassis.errors import Internal, InvalidArgument, TandemError, Unavailable, Unimplemented
+from chassis.errors import Internal, TandemError, Unavailable, Unimplemented
 from chassis.grpc_errors import to_grpc_status
-from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS, RPC_UNREAD
+from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.network import peer_host
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
+from chassis.request_reader import RequestReader, RequestReaders
 from chassis.spans import Span
 from chassis.tracing import NO_SPAN, parent_of, span
 
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
 MethodHandler = Any  # grpc.RpcMethodHandler, which is generic in its published type but not at run time
-Handler = Callable[[Any, Context], Awaitable[Any]]
+Handler = Callable[[Context], Awaitable[Any]]
 
 
 class CallsInFlight:
@@ -65,10 +65,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     INTERNAL with the request id, and the log gets the traceback. Handlers are `async` and send no initial metadata.
     """
 
-    def __init__(self, in_flight: CallsInFlight) -> None:
+    def __init__(self, in_flight: CallsInFlight, readers: RequestReaders) -> None:
         self._in_flight = in_flight
+        self._readers = readers
         self._wrapped: dict[str, MethodHandler] = {}
-        self._unread = _UnreadRequests()
 
     async def intercept_service(
         self,
@@ -85,17 +85,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             if handler is None:
                 return None
             self._wrapped[path] = self._wrap(path.removeprefix("/"), handler)
-        self._unread.expect(path.removeprefix("/"), handler_call_details.invocation_metadata)
         return self._wrapped[path]
 
     def _wrap(self, method: str, handler: Any) -> MethodHandler:
-        adapted, parse = _adapt(handler)
+        adapted = _adapt(handler, self._readers.reader_of(method, handler))
         background = _BACKGROUND_METHODS.fullmatch(method) is not None
         service, _, name = method.rpartition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
-        async def handle(request: Any, context: Context) -> Any:
-            self._unread.read()
+        async def handle(_unread: Any, context: Context) -> Any:
             metadata = context.invocation_metadata()
             with (
                 bound_request_id(request_id_of(metadata)),
@@ -103,53 +101,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 _RpcRecord(method, background, rpc_span) as record,
             ):
                 if background:
-                    return await _run_or_abort(adapted, request, context, record)
+                    return await _run_or_abort(adapted, context, record)
                 if self._in_flight.draining:
-                    return await _run_or_abort(_refuse, request, context, record)
+                    return await _run_or_abort(_refuse, context, record)
                 with self._in_flight.counted():
-                    return await _run_or_abort(adapted, request, context, record)
+                    return await _run_or_abort(adapted, context, record)
 
-        kinds: dict[tuple[bool, bool], Callable[..., MethodHandler]] = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        make = kinds[handler.request_streaming, handler.response_streaming]
-        # A single request arrives as bytes. The adapted handler parses it, so that a parse error is mapped, too.
-        return make(handle, parse if handler.request_streaming else None, handler.response_serializer)
-
-
-class _UnreadRequests:
-    """Reports requests that gRPC refused before a handler saw them.
-
-    gRPC refuses a message above `max_message_bytes` by itself, and does not say so. It finds the handler of an RPC and
-    runs it in one task, so a task that ends between the two had no request.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: dict[asyncio.Task[Any], tuple[str, Any]] = {}  # method and metadata
-
-    def expect(self, method: str, metadata: Any) -> None:
-        """Begin an RPC, in its task."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks[task] = method, metadata
-            task.add_done_callback(self._ended)
-
-    def read(self) -> None:
-        """Note that the handler has its request."""
-        self._tasks.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # None is no key
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        method, metadata = self._tasks.pop(task, ("", ()))
-        if method:
-            RPC_UNREAD.labels(method).inc()
-            _log.info(
-                "request not received, because it is too large or its client left",
-                method=method,
-                request_id=request_id_of(metadata),
-            )
+        # gRPC would receive a single request before it calls the handler. It leaves a stream to the handler, which then
+        # decides who may send a message, and when. On the wire both are the same.
+        streaming = handler.response_streaming
+        make = grpc.stream_stream_rpc_method_handler if streaming else grpc.stream_unary_rpc_method_handler
+        return make(handle, None, handler.response_serializer)
 
 
 class _RpcRecord:
@@ -189,10 +151,10 @@ def _level(code: grpc.StatusCode, background: bool) -> Callable[..., None]:
     return log.debug if background else log.info
 
 
-async def _run_or_abort(handler: Handler, request: Any, context: Context, record: _RpcRecord) -> Any:
+async def _run_or_abort(handler: Handler, context: Context, record: _RpcRecord) -> Any:
     """Run `handler`, and turn its exception into the RPC's status."""
     try:
-        return await handler(request, context)
+        return await handler(context)
     except TandemError as raised:
         error = raised
     except asyncio.CancelledError:
@@ -213,6 +175,8 @@ async def _run_or_abort(handler: Handler, request: Any, context: Context, record
             error = _log_bug()
     except Exception:
         error = _log_bug()
+    # Frames hold the request, and the error a traceback of them. Together they would stay until a garbage collection.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
     record.code = grpc.StatusCode[error.code.name]
     record.log_fields = {"reason": error.reason, "error": error.local_message}
     status = to_grpc_status(error)
@@ -227,23 +191,18 @@ def _log_bug() -> Internal:
     return Internal(f"The server failed unexpectedly: search its log for request id {current_request_id()}.")
 
 
-def _adapt(handler: Any) -> tuple[Handler, Callable[[bytes], Any]]:
-    """Return `handler` with the request id sent, and its parser.
-
-    The parser reads one request of a client stream.
-    """
+def _adapt(handler: Any, reader: RequestReader) -> Handler:
+    """Return `handler` with its request read, and the request id sent."""
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    parse = _parser(handler.request_deserializer)
-    read = _unchanged if handler.request_streaming else parse
 
-    async def unary(request: Any, context: Context) -> Any:
-        response = await inner(read(request), context)
+    async def unary(context: Context) -> Any:
+        response = await inner(await reader.open(context), context)
         await _send_request_id(context)
         return response
 
-    async def generator(request: Any, context: Context) -> None:
+    async def generator(context: Context) -> None:
         # Close the generator at once when the client cancels. Otherwise its `finally` would run at garbage collection.
-        async with aclosing(inner(read(request), context)) as responses:
+        async with aclosing(inner(await reader.open(context), context)) as responses:
             async for first in responses:
                 await _send_request_id(context)
                 await context.write(first)
@@ -251,42 +210,23 @@ def _adapt(handler: Any) -> tuple[Handler, Callable[[bytes], Any]]:
             async for response in responses:
                 await context.write(response)
 
-    async def writer(request: Any, context: Context) -> None:
+    async def writer(context: Context) -> None:
+        request = await reader.open(context)
         await _send_request_id(context)
-        await inner(read(request), context)
+        await inner(request, context)
 
     if not handler.response_streaming:
-        return unary, parse
-    return (generator if isasyncgenfunction(inner) else writer), parse
+        return unary
+    return generator if isasyncgenfunction(inner) else writer
 
 
 def _parent(context: Context) -> str | None:
     return parent_of(context.invocation_metadata(), peer_host(context.peer()))
 
 
-async def _refuse(_request: Any, _context: Context) -> None:
+async def _refuse(_context: Context) -> None:
     raise Unavailable("The server is stopping: retry the request.", reason="STOPPING")
 
 
 async def _send_request_id(context: Context) -> None:
     await context.send_initial_metadata(((REQUEST_ID_HEADER, current_request_id()),))
-
-
-def _unchanged(request: Any) -> Any:
-    return request
-
-
-def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return a parser that raises InvalidArgument for a malformed message.
-
-    gRPC itself would answer INTERNAL.
-    """
-
-    def parse(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except (DecodeError, ValueError) as error:
-            message = "The request cannot be parsed: send a message of this method, with text in UTF-8."
-            raise InvalidArgument(message, reason="BAD_MESSAGE") from error
-
-    return parse

@@ -1,7 +1,7 @@
 """Run a gRPC server process: start, ready, drain, stop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
@@ -13,8 +13,10 @@ from chassis.health import Health, serve_probes
 from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.listening import cannot_listen
 from chassis.metrics_server import serve_metrics
+from chassis.open_files import allow_connections
 from chassis.process import ProcessLife, left_within, run_process, within
 from chassis.reflection import add_reflection
+from chassis.request_reader import CheckCaller, RequestReaders
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
@@ -24,6 +26,7 @@ _SETTLE_S = 0.5  # shortest drain: clients that watch the health leave, and thei
 _AGE_GRACE_S = (
     90_000  # for RPCs on a connection that is too old: longer than the longest deadline of a gateway, one day
 )
+_HANDSHAKE_S = 10  # for TLS and the first frames of HTTP/2
 _UNWIND_S = 5.0  # longest wait for the `finally` blocks of cancelled handlers
 _STOP_GRPC_S = 5.0  # longest wait for gRPC to end its connections
 _CLOSE_S = 10.0  # longest wait for the service to free its models
@@ -41,18 +44,29 @@ class Server:
         self._settings = settings
         self._in_flight = CallsInFlight()
         self._service_names: list[str] = []
+        self._readers = RequestReaders(
+            max_message_bytes=settings.max_message_bytes,
+            max_receiving_bytes=settings.max_receiving_bytes,
+            receive_timeout_s=settings.receive_timeout_s,
+        )
         self.grpc: grpc.aio.Server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._in_flight)], options=_options(settings)
+            interceptors=[CallInterceptor(self._in_flight, self._readers)], options=_options(settings)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 
-    def announce(self, service_name: str) -> None:
+    def announce(
+        self, service_name: str, check_caller: CheckCaller | None = None, *, pausing: Collection[str] = ()
+    ) -> None:
         """Add a service to health checks and reflection.
 
         Args:
             service_name: full name, such as 'tandem.v1.VisionService'. It is healthy once the server has started.
+            check_caller: refuses callers before their request is read. Without it, everybody who can connect may send.
+            pausing: methods with a client stream that may pause for long between messages. Their later messages take no
+                room of `--max-receiving-bytes`, so the service itself limits these calls.
         """
         self._service_names.append(service_name)
+        self._readers.add_service(service_name, check_caller, pausing)
 
     async def start(self) -> None:
         """Listen, and report every announced service as healthy.
@@ -143,11 +157,20 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # with port reuse, a second process on this port would take half of the RPCs
         # With gRPC's default of 100 per connection, further RPCs wait unseen. Our own limits refuse them with a reason.
         ("grpc.max_concurrent_streams", 10_000),
+        # Calls that gRPC holds while the event loop is busy. Each has an unread window of up to 64 KiB.
+        ("grpc.server.max_pending_requests", 1000),
+        ("grpc.server.max_pending_requests_hard_limit", 2000),
+        # A stream's window stays at 64 KiB until its message is read, then it opens for this message. With probes of
+        # the bandwidth, gRPC would let megabytes of each unread stream in.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # the receiver enforces its own limit
         # gRPC varies the age by a tenth, so that connections do not end together.
         ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)),
         ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
+        ("grpc.max_connection_idle_ms", round(settings.max_connection_idle_s * 1000)),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_S * 1000),
+        ("grpc.max_allowed_incoming_connections", allow_connections(settings.max_connections)),
         # Detect a dead client within 30 s and cancel its RPCs.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),

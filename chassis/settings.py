@@ -184,8 +184,25 @@ class ServiceSettings(ProcessSettings):
         description="age at which a connection takes no new request, so that its client connects anew and finds new "
         "replicas, seconds. Running answers end undisturbed",
     )
+    max_connection_idle_s: float = Field(
+        default=120, ge=1, le=86_400, description="time after which a connection without calls is closed, seconds"
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        description="most connections at once. The limit of open files can lower it",
+    )
     max_message_bytes: int = Field(
         default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
+    )
+    max_receiving_bytes: int = Field(
+        default=8 * DEFAULT_MAX_MESSAGE_BYTES,
+        ge=1,
+        description="memory for request messages that are being received, bytes. Each takes --max-message-bytes of it "
+        "until it is complete, and there is room for two at least",
+    )
+    receive_timeout_s: float = Field(
+        default=30, gt=0, le=3600, description="longest time for one request message to arrive, seconds"
     )
 
     @field_validator("probe_listen")

@@ -1,3 +1,9 @@
+# LEAD'S NOTE TO S1 (remove before commit): on a loaded machine tests/end_to_end/test_failures.py -k "short and vision" fails:
+# 4 of 56 honest requests get RESOURCE_EXHAUSTED/RECEIVING_BUSY (all clients are one host, as behind a proxy or the HTTP door,
+# and a busy loop makes reads of small messages last over 0.1 s). An honest caller must never be refused because the loop or
+# the machine is busy: e.g. count a read as slow only by what the sender did (its bytes do not come although we poll), keep
+# small reads free, let a slow read wait rather than be refused, and give authenticated callers shares by caller, not host.
+# Run that test, tests/end_to_end/test_cancels.py and tests/gateway after your change, with other work on the machine.
 """Room for messages that are being received."""
 
 import asyncio
