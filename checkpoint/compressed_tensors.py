@@ -19,7 +19,7 @@ _SHOWN = 5  # problems of an error
 
 
 def take_weight(tensors: MutableMapping[str, Tensor], module: str, scheme: Scheme | None) -> Tensor | LowBitWeight:
-    """Take the matrix of a module from the tensors of a checkpoint.
+    """Take the matrix of a module from a checkpoint's tensors.
 
     Args:
         tensors: by name, checked. Those of the matrix are removed, and the result shares their memory.

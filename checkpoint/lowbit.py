@@ -19,7 +19,7 @@ NIBBLE_ZERO = 8  # what the stored nibble of the value 0 is
 
 @dataclass(frozen=True, slots=True)
 class LowBitWeight:
-    """The matrix of a linear map, [N, K], in 8 or 4 bits."""
+    """The matrix of a linear map, in few bits, [N, K]."""
 
     scheme: Scheme
     values: Tensor  # int8 [N, K], or for 4 bits uint8 [N, K/2]: input 2j in the low nibble of byte j, each value + 8
@@ -65,7 +65,7 @@ class LowBitWeight:
 
 
 def join(parts: Sequence[LowBitWeight]) -> LowBitWeight:
-    """Return the outputs of several maps of the same input as one.
+    """Return several maps of the same input as one.
 
     All must have the same scheme and group.
     """

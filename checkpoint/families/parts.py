@@ -54,7 +54,7 @@ _JOINED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.w
 
 
 class Quantization(Part):
-    """Matrices of the decoder with 8 or 4 bits a weight.
+    """The decoder's matrices with 8 or 4 bits a weight.
 
     Stored as compressed-tensors does. Embeddings, norms and biases keep a float type.
     """
@@ -87,7 +87,7 @@ class Quantization(Part):
         return 8 if self.scheme == "w8a8" else 4
 
     def check_inputs(self, inputs: int) -> None:
-        """Raise ValueError if a row of a matrix cannot be stored.
+        """Raise ValueError if a matrix's row cannot be stored.
 
         Args:
             inputs: elements of the row.

@@ -87,7 +87,7 @@ def decoder_layout(language: LanguageConfig) -> Iterator[TensorSpec]:
 
 
 def _low_bit(spec: TensorSpec, quantization: Quantization) -> Iterator[TensorSpec]:
-    """Yield the tensors that store a matrix, as compressed-tensors names them."""
+    """Yield the tensors of a matrix, named by compressed-tensors."""
     outputs, inputs = spec.shape
     part = Section(f"{spec.name}_", spec.half)
     if (not quantization.head) if spec.name == HEAD else (spec.name.removesuffix(".weight") in quantization.left_out):
@@ -107,7 +107,7 @@ def _low_bit(spec: TensorSpec, quantization: Quantization) -> Iterator[TensorSpe
 
 
 def _decoder(language: LanguageConfig) -> Iterator[TensorSpec]:
-    """Yield the tensors of a decoder with matrices of a float type."""
+    """Yield the tensors of a decoder without quantization."""
     width, vocabulary = language.width, (language.vocab_size, language.width)
     decoder = Section("language_model.", "language")
     tied = " and head (tied)" if language.tied_embeddings else ""

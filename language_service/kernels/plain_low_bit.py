@@ -67,7 +67,7 @@ def multiply(x_TK: Tensor, weight: LowBitWeight) -> Tensor:
 
 
 def round_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return integers of -127..127 as float32 [T, K], and the scale of each row [T, 1]."""
+    """Return integers in float32 [T, K], and scales [T, 1]."""
     x_TK = x_TK.float()
     scales_T1 = x_TK.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
     return (x_TK / scales_T1).round().clamp(-_LARGEST, _LARGEST), scales_T1

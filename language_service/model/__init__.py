@@ -1,7 +1,7 @@
 """The decoder in plain torch."""
 
-from language_service.model.attention import Attend
-from language_service.model.decoder import Decoder
+from language_service.model.attention import Attend, causal_attend
+from language_service.model.decoder import Decoder, DecoderLayer
 from language_service.model.deepstack import ImageRows
 from language_service.model.positions import Grid, shift_after, shift_at, token_positions
 from language_service.model.rotary import Rotary, rotate
@@ -9,9 +9,11 @@ from language_service.model.rotary import Rotary, rotate
 __all__ = [
     "Attend",
     "Decoder",
+    "DecoderLayer",
     "Grid",
     "ImageRows",
     "Rotary",
+    "causal_attend",
     "rotate",
     "shift_after",
     "shift_at",

@@ -1,4 +1,4 @@
-"""`tandem checkpoint`: list, make, import, pack, verify, inspect and export checkpoints.
+"""`tandem checkpoint`: list, make, import, pack, quantize, verify, inspect and export checkpoints.
 
 Each command imports the modules it needs when it runs, so `tandem ask` starts without torch and pydantic.
 """
@@ -17,10 +17,14 @@ from checkpoint.store import ModelStore
 from tandem.commands import checkpoint_tables as tables
 from tandem.commands.checkpoint_export import choose_backend, export
 from tandem.commands.checkpoint_progress import file_progress, tensor_progress
+from tandem.commands.checkpoint_quantize import quantize
 
-app = typer.Typer(help="List, make, import, pack, verify, inspect and export checkpoints.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, make, import, pack, quantize, verify, inspect and export checkpoints.", no_args_is_help=True
+)
 app.command()(export)
 app.command()(choose_backend)
+app.command()(quantize)
 
 
 class Preset(StrEnum):

@@ -1,4 +1,4 @@
-"""Let a release answer its probes with torch and with an export."""
+"""Let a release answer its probes, and what was made of it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -53,6 +53,24 @@ def compare_export(folder: Path, export: "Export", probes: Probes, on_step: OnSt
     flags = ["--backend", backend, "--precision", export.precision]
     result = _answers(folder, probes, backend, flags, on_step)  # first, as it may not run on this machine
     return compare(_answers(folder, probes, "torch", ["--backend", "torch"], on_step), result)
+
+
+def compare_checkpoints(source: Path, result: Path, probes: Probes, on_step: OnStep) -> Difference:
+    """Return the paired difference between the answers of two checkpoints.
+
+    Both run as a stack of their own on this machine, one after the other.
+
+    Args:
+        source: folder of the checkpoint that the other was made from.
+        result: folder of the other, in the same model store.
+        probes: to ask.
+        on_step: called with the next step in words.
+
+    Raises:
+        Unavailable: a stack does not start. The message says why.
+    """
+    asked = _answers(result, probes, result.name, (), on_step)
+    return compare(_answers(source, probes, source.name, (), on_step), asked)
 
 
 def _answers(folder: Path, probes: Probes, name: str, vision_flags: Sequence[str], on_step: OnStep) -> Verdicts:

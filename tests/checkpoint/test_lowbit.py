@@ -25,7 +25,7 @@ def scheme(bits: int, *, symmetric: bool = True, group: int | None = GROUP) -> Q
 
 
 def compressed(symmetric: bool) -> dict[str, Tensor]:
-    """Return a matrix of 16 x 24 as the library stores it."""
+    """Return the library's form of a 16 x 24 matrix."""
     torch.manual_seed(0)
     tensors = {"weight": torch.randn(16, 24), "weight_scale": 0.1 + torch.rand(16, 3)}
     if not symmetric:

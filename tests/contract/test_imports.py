@@ -52,9 +52,12 @@ ROOMS: dict[str, set[str]] = {
         "vision_service.backends",
     },
     "language_service.model": {"checkpoint.families"},
-    "language_service.kernels": {"chassis", "checkpoint.families", "language_service.model"},
+    # Multiplies with matrices of 8 or 4 bits a weight, as `checkpoint.lowbit` holds them.
+    "language_service.kernels": {"chassis", "checkpoint.families", "checkpoint", "language_service.model"},
     "language_service.cache": set(),
     "language_service.scheduling": {"language_service.cache"},
+    # Runs the plain layers to see the inputs of their matrices.
+    "language_service.calibration": {"checkpoint.families", "checkpoint", "language_service.model"},
     "language_service.sampling": {"tandem.v1", "chassis", "language_service.kernels"},
     "language_service.engine": {
         "chassis",
@@ -133,11 +136,14 @@ ROOMS: dict[str, set[str]] = {
     "tandem.commands": {
         "tandem.v1",
         "chassis",
+        "checkpoint.families",  # types
         "checkpoint.probes",
         "checkpoint",
         "gateway.rollout.policy",  # plain Python. `tandem probes run` compares two releases with its test
         "vision_service.backends",  # `tandem checkpoint choose-backend` measures them
         "vision_service.exporting",  # `tandem checkpoint export`
+        "processing",  # `tandem checkpoint quantize` runs prompts through the layers
+        "language_service.calibration",
         "tandem.client",
         "tandem.stack",
         "tandem",
