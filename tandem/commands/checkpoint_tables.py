@@ -49,6 +49,7 @@ def store(entries: Sequence[StoreEntry]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tag", no_wrap=True)
     table.add_column("kind", no_wrap=True)
+    table.add_column("low bits", no_wrap=True)
     for column in ("parameters", "size", "files"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("vision half", "language half"):
@@ -59,7 +60,8 @@ def store(entries: Sequence[StoreEntry]) -> Table:
             continue
         digests = (digest.hex()[:_DIGEST_CHARS] for digest in (entry.vision_digest, entry.language_digest))
         count = short_count(entry.num_parameters)
-        table.add_row(entry.tag, entry.kind, count, size(entry.num_bytes), str(entry.num_files), *digests)
+        facts = (entry.kind, entry.quantization or "-", count, size(entry.num_bytes), str(entry.num_files))
+        table.add_row(entry.tag, *facts, *digests)
     return table
 
 
@@ -122,6 +124,8 @@ def _facts(found: Inspection) -> Table:
         table.add_row(f"parameters, {part}", f"{count:,}")
     table.add_row("parameters, total", f"{found.num_parameters:,}")
     table.add_section()
+    if found.quantization:
+        table.add_row("matrices of the decoder", found.quantization)
     table.add_row("resampler's query", _tensor(found.query) if found.query else "none, patches become visual tokens")
     table.add_row("first layer's Q projection", _tensor(found.first_q_projection))
     group = found.num_heads // found.num_kv_heads
