@@ -67,8 +67,9 @@ class Authenticator:
         return tenant
 
     def name_of(self, _method: str, context: Any) -> str:
-        """Return the tenant's name, before the request of a call is read."""
-        return self.authenticate(context.invocation_metadata()).name
+        """Return the tenant's name, before the request of a call is read. It is empty without keys."""
+        name = self.authenticate(context.invocation_metadata()).name
+        return name if self._path is not None else ""
 
     async def watch(self, interval_s: float) -> None:
         """Reload the key file after each change, until cancelled.

@@ -26,9 +26,10 @@ class Operators:
         """
         return self._authenticator.authenticate(context.invocation_metadata(), role="operator")
 
-    def name_of(self, _method: str, context: Context) -> str:
-        """Return the operator's name, before the request is read."""
-        return self.check(context).name
+    def name_of(self, method: str, context: Context) -> str:
+        """Return the operator's name, before the request is read. It is empty without keys."""
+        self.check(context)
+        return self._authenticator.name_of(method, context)
 
     @asynccontextmanager
     async def watch(self, context: Context) -> AsyncIterator[None]:

@@ -1,20 +1,17 @@
-# LEAD'S NOTE TO S1 (remove before commit): on a loaded machine tests/end_to_end/test_failures.py -k "short and vision" fails:
-# 4 of 56 honest requests get RESOURCE_EXHAUSTED/RECEIVING_BUSY (all clients are one host, as behind a proxy or the HTTP door,
-# and a busy loop makes reads of small messages last over 0.1 s). An honest caller must never be refused because the loop or
-# the machine is busy: e.g. count a read as slow only by what the sender did (its bytes do not come although we poll), keep
-# small reads free, let a slow read wait rather than be refused, and give authenticated callers shares by caller, not host.
-# Run that test, tests/end_to_end/test_cancels.py and tests/gateway after your change, with other work on the machine.
 """Room for messages that are being received."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from chassis import receiving
 from chassis.errors import DeadlineExceeded, ResourceExhausted, TandemError
 from chassis.receiving import ReceiveBudget, Sender
+
+
+def sender(host: int, port: int = 1, caller: str = "") -> Sender:
+    return Sender.of(f"ipv4:10.0.0.{host}:{port}", caller)
 
 
 class Reads:
@@ -63,19 +60,13 @@ async def reads() -> AsyncIterator[Callable[..., Reads]]:
         for task in one.tasks:
             task.cancel()
         await asyncio.gather(*one.tasks, return_exceptions=True)
-        assert (one.budget.num_reads, one.budget.num_waiting, one.budget._num_slow) == (0, 0, 0)
-        assert not one.budget._slow
+        assert (one.budget.num_reads, one.budget.num_waiting) == (0, 0)
 
 
-def sender(host: int, port: int = 1, caller: str = "") -> Sender:
-    return Sender.of(f"ipv4:10.0.0.{host}:{port}", caller)
-
-
-@asynccontextmanager
-async def all_slow(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count every read as slow at once."""
-    monkeypatch.setattr(receiving, "QUICK_S", 0)
-    yield
+    monkeypatch.setattr(receiving, "PATIENCE_S", 0)
 
 
 async def settle() -> None:
@@ -91,7 +82,7 @@ async def test_a_message_is_returned(reads: Callable[..., Reads]) -> None:
 async def test_no_more_messages_arrive_at_once_than_have_room(reads: Callable[..., Reads]) -> None:
     one = reads(8)
     for number in range(40):
-        one.start(sender(number % 10))
+        one.start(sender(number % 10, number))
     await settle()
     assert (len(one.begun), one.budget.num_reads, one.budget.num_waiting) == (8, 8, 32)
     await one.end(0)
@@ -99,14 +90,25 @@ async def test_no_more_messages_arrive_at_once_than_have_room(reads: Callable[..
     assert (len(one.begun), one.budget.num_reads, one.budget.num_waiting) == (9, 8, 31)
 
 
-async def test_one_host_has_half_of_the_places_and_another_does_not_wait_for_it(reads: Callable[..., Reads]) -> None:
+@pytest.mark.parametrize(
+    ("senders", "num_begun"),
+    [
+        ([sender(1)] * 8, 2),  # a connection has a quarter
+        ([sender(1, port) for port in range(8)], 4),  # a host of strangers has half
+        ([sender(host, caller="a") for host in range(8)], 4),  # a caller has half, wherever it is
+        ([sender(1, port, caller=f"{port}") for port in range(8)], 8),  # callers behind one proxy have their own
+    ],
+)
+async def test_one_sender_has_a_share_and_another_does_not_wait_for_it(
+    reads: Callable[..., Reads], senders: list[Sender], num_begun: int
+) -> None:
     one = reads(8)
-    for _ in range(100):
-        one.start(sender(1))
+    for each in senders:
+        one.start(each)
     await settle()
-    assert len(one.begun) == 4
-    assert await one.end(one.start(sender(2))) == "message"
-    assert one.begun[-1] == sender(2)
+    assert len(one.begun) == num_begun
+    if num_begun < 8:
+        assert await one.end(one.start(sender(2, 9, caller="b"))) == "message"
 
 
 async def test_waiting_hosts_take_turns(reads: Callable[..., Reads]) -> None:
@@ -133,38 +135,45 @@ async def test_a_cancelled_call_in_the_queue_frees_its_turn(reads: Callable[...,
     assert await one.end(next_one) == "message"
 
 
-async def test_slow_reads_get_a_share_of_the_places(
-    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some places always change hands soon."""
-    async with all_slow(monkeypatch):
-        one = reads(16)
-        numbers = [one.start(sender(host)) for host in range(14)]
-        await asyncio.sleep(0.05)
-        refused = [number for number in numbers if one.reason(number) == "RECEIVING_BUSY"]
-        assert len(refused) == 2
-        assert one.budget.num_reads == 12
+@pytest.mark.usefixtures("impatient")
+async def test_a_slow_read_keeps_its_place_while_nobody_needs_it(reads: Callable[..., Reads]) -> None:
+    one = reads(4)
+    numbers = [one.start(sender(host)) for host in range(4)]
+    await asyncio.sleep(0.05)
+    assert [one.reason(number) for number in numbers] == [None] * 4
+    assert await one.end(numbers[0]) == "message"
 
 
-@pytest.mark.parametrize(
-    ("senders", "num_slow"),
-    [
-        ([sender(1, caller="a")] * 8, 2),  # a connection has an eighth
-        ([sender(1, port) for port in range(8)], 4),  # a host has a quarter
-        ([sender(host, caller="a") for host in range(12)], 8),  # a caller has a half
-    ],
-)
-async def test_one_sender_has_a_share_of_the_slow_reads(
-    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch, senders: list[Sender], num_slow: int
-) -> None:
-    async with all_slow(monkeypatch):
-        one = reads(16)
-        numbers = [one.start(each) for each in senders]
-        await asyncio.sleep(0.05)
-        assert [one.reason(number) for number in numbers] == [None] * num_slow + ["RECEIVING_BUSY"] * (
-            len(senders) - num_slow
-        )
-        assert await one.end(numbers[0]) == "message"  # a slow read within the share is complete in the end
+@pytest.mark.usefixtures("impatient")
+async def test_the_oldest_slow_read_leaves_for_a_call_that_waits(reads: Callable[..., Reads]) -> None:
+    one = reads(4)
+    numbers = [one.start(sender(host)) for host in range(4)]
+    await asyncio.sleep(0.05)
+    assert await one.end(one.start(sender(9))) == "message"
+    assert [one.reason(number) for number in numbers] == ["RECEIVING_BUSY", None, None, None]
+
+
+async def test_a_read_has_seconds_even_while_others_wait(reads: Callable[..., Reads]) -> None:
+    """On a busy machine, the messages of honest callers take longer than usual."""
+    one = reads(4)
+    numbers = [one.start(sender(host)) for host in range(8)]
+    await asyncio.sleep(0.2)
+    assert [one.reason(number) for number in numbers] == [None] * 8
+    for number in numbers:
+        assert await one.end(number) == "message"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_no_read_leaves_for_a_call_that_could_not_take_its_place(reads: Callable[..., Reads]) -> None:
+    one = reads(8)
+    others = [one.start(sender(host)) for host in (1, 2, 3)]
+    await settle()
+    first, second = one.start(sender(4)), one.start(sender(4))
+    await asyncio.sleep(0.05)
+    waiting = one.start(sender(4))  # its connection has its share
+    await asyncio.sleep(0.05)
+    assert [one.reason(number) for number in (*others, first, second)] == [None] * 3 + ["RECEIVING_BUSY", None]
+    assert await one.end(waiting) == "message"
 
 
 async def test_a_message_that_does_not_arrive_is_refused(reads: Callable[..., Reads]) -> None:
@@ -181,7 +190,7 @@ async def test_a_full_queue_refuses_at_once(reads: Callable[..., Reads], monkeyp
         one.start(sender(host))
     waiting = [one.start(sender(3)) for _ in range(4)]
     await settle()
-    with pytest.raises(ResourceExhausted) as raised:  # half of the queue may be of one host
+    with pytest.raises(ResourceExhausted) as raised:  # half of the queue may be of one owner
         await one.tasks[one.start(sender(3))]
     assert raised.value.retry_after_s is not None
     one.start(sender(4))
@@ -193,6 +202,6 @@ def test_addresses_of_one_ipv6_network_are_one_host() -> None:
     first, second, other = (
         Sender.of(f"ipv6:%5B2001:db8:0:{net}::{last}%5D:7") for net, last in ((1, 1), (1, 2), (2, 1))
     )
-    assert first.host == second.host != other.host
-    assert Sender.of("ipv4:10.0.0.1:7").host == "10.0.0.1"
-    assert Sender.of("unix:").host == "unix:"
+    assert first.owner == second.owner != other.owner
+    assert Sender.of("ipv4:10.0.0.1:7").owner == "10.0.0.1"
+    assert Sender.of("unix:").owner == "unix:"
