@@ -16,6 +16,7 @@ from chassis.validation import problems
 from checkpoint.config import CONFIG_FILE, read_config
 from checkpoint.families import LanguageConfig, ModelConfig, Qwen3VisionConfig, Qwen3VLConfig
 from checkpoint.hub_files import Generation, ModelType, Preprocessor, Processor, Qwen3VL, TowerConfig, token_ids
+from checkpoint.hub_quantization import CompressedTensors
 
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -109,11 +110,14 @@ def _qwen3_vl(hub: _HubFolder) -> Qwen3VLConfig:
     eos_token_ids = token_ids(generation.eos_token_id) or token_ids(text.eos_token_id)
     if not eos_token_ids:
         raise hub.bad(f"names no eos_token_id in {GENERATION_FILE}")
+    decoder = _decoder(config, eos_token_ids)
+    if config.quantization_config is not None:
+        decoder = _quantized(hub, decoder, config.quantization_config)
     return Qwen3VLConfig(
         image_token=hub.token("image_token_id", config.image_token_id),
         default_sampling=generation.sampling(),
         vision=_tower(tower, images),
-        language=_decoder(config, eos_token_ids),
+        language=decoder,
     )
 
 
@@ -155,6 +159,18 @@ def _decoder(config: Qwen3VL, eos_token_ids: tuple[int, ...]) -> LanguageConfig:
         num_deepstack_levels=len(config.vision_config.deepstack_visual_indexes),
         eos_token_ids=eos_token_ids,
     )
+
+
+def _quantized(hub: _HubFolder, decoder: LanguageConfig, found: CompressedTensors) -> LanguageConfig:
+    """Return the decoder with its low-bit matrices."""
+    try:
+        fields = decoder.model_dump() | {"quantization": found.quantization(decoder)}
+        return LanguageConfig.model_validate(fields)
+    except ValidationError as error:
+        problem = "; ".join(problems(error))
+    except ValueError as error:
+        problem = str(error)
+    raise hub.bad(f"has a quantization_config in {CONFIG_FILE} that cannot be used: {problem}")
 
 
 def _images(hub: _HubFolder) -> Preprocessor:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from checkpoint.families import SamplingDefaults
+from checkpoint.hub_quantization import CompressedTensors
 
 _Triple = tuple[float, float, float]
 
@@ -122,14 +123,18 @@ class Qwen3VL(_Form):
     vision_config: TowerConfig
     image_token_id: NonNegativeInt
     tie_word_embeddings: bool | None = None
-    quantization_config: Any = None
+    quantization_config: CompressedTensors | None = None
 
-    @field_validator("quantization_config")
+    @field_validator("quantization_config", mode="before")
     @classmethod
     def check_quantization(cls, value: Any) -> Any:
-        """Refuse quantized weights."""
-        if value is not None:
-            raise ValueError("quantized weights cannot be imported, take the release in bfloat16")
+        """Refuse quantized weights in other formats."""
+        method = value.get("quant_method") if isinstance(value, dict) else value
+        if value is not None and method != "compressed-tensors":
+            raise ValueError(
+                f"quantized weights by {method} cannot be imported, take the release in bfloat16 or by "
+                "compressed-tensors"
+            )
         return value
 
     @property

@@ -70,12 +70,13 @@ def import_folder(
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SOURCE.
-        FailedPrecondition: TAG_EXISTS, IMPORT_RUNNING, NO_SPACE, and the errors of `open_hub_folder`.
+        FailedPrecondition: TAG_EXISTS, IMPORT_RUNNING, NO_SPACE, BAD_LOW_BIT, and the errors of `open_hub_folder`.
         DataLoss: DIGEST_MISMATCH, a file of the Hub's cache is not the one its name tells.
     """
     store = ModelStore(root)
     store.new_folder(tag)
     hub = open_hub_folder(source.absolute())  # messages name the folder
+    _check_low_bit(hub, source.absolute().name)
     with UnfinishedImport.open(store, tag) as unfinished:
         files = plan(hub, unfinished.folder)
         todo = [file for file in files if not file.is_done(unfinished.records.get(file.name), copy=copy)]
@@ -98,6 +99,17 @@ def import_folder(
         num_linked=num_linked,
         num_resumed=len(files) - len(todo),
     )
+
+
+def _check_low_bit(hub: HubFolder, source: str) -> None:
+    """Check the scales of quantized weights, before hours of copying."""
+    if hub.config.language.quantization is None:
+        return
+    from checkpoint.compressed_tensors import check_low_bit  # here, because others are imported without torch
+    from checkpoint.torch_tensors import as_torch
+
+    small = {spec.name: as_torch(hub.weights[spec.name]) for spec in hub.specs if spec.kind == "low_bit"}
+    check_low_bit(small, hub.specs, source)
 
 
 def _clear(unfinished: UnfinishedImport, files: list[WeightFile], todo: list[WeightFile]) -> None:
