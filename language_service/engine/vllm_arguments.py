@@ -53,8 +53,8 @@ def engine_arguments(folder: Path, config: EngineConfig, *, has_grids: bool) -> 
 def _own_arguments(folder: Path, config: EngineConfig, *, has_grids: bool) -> dict[str, Any]:
     images: dict[str, Any] = {"enable_prompt_embeds": True}
     if has_grids:
-        # No towers: with a limit of 0, images come as embeddings only.
-        images = {"enable_mm_embeds": True, "limit_mm_per_prompt": {"image": 0, "video": 0}}
+        # The stub of a tower must not run, so no dummy image may measure its memory.
+        images = {"enable_mm_embeds": True, "skip_mm_profiling": True, "limit_mm_per_prompt": {"video": 0}}
     return {
         **{name: value for name, value in _FIXED.items() if value is not None},
         **images,

@@ -4,11 +4,14 @@ vLLM computes in child processes. Their death shows in `is_alive`, and fails all
 """
 
 import math
+import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
+
+from language_service.engine.vllm_orphans import OrphanWatcher
 
 # Before the import: vLLM reads these once.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would copy the threads' locks of gRPC
@@ -103,6 +106,7 @@ class VllmClient:
         """
         self._loads = _Loads()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._loads.logger])
+        self._watcher = OrphanWatcher(child.pid for child in multiprocessing.active_children() if child.pid)
         config = self._llm.vllm_config
         self.context_length: int = config.model_config.max_model_len
         self.block_size: int = config.cache_config.block_size
@@ -158,6 +162,7 @@ class VllmClient:
         It may take seconds, so call it on a thread.
         """
         self._llm.shutdown()
+        self._watcher.dismiss()
 
 
 def device_type() -> str:

@@ -59,7 +59,12 @@ def write_vllm_folder(
             specs.append(replace(embedding, name=HEAD))
             tensors[HEAD] = tensors[EMBEDDING]
         tensors[EMBEDDING] = tensors[EMBEDDING] + modality_2D[0]
-    prefix = "model.language_model." if isinstance(config, Qwen3VLConfig) else "model."
+    prefix = "model."
+    if isinstance(config, Qwen3VLConfig):
+        config, prefix = _with_stub_tower(config), "model.language_model."
+        stub = [spec for spec in config.tensors() if spec.half == "vision"]
+        tensors.update({spec.name: torch.zeros(spec.shape, dtype=dtype) for spec in stub})
+        specs += stub
     names = {_hub_name(spec.name, prefix): spec.name for spec in specs}
     plan = [PlannedTensor(_renamed(spec, prefix), dtype) for spec in specs]
     write_weights(folder, "model", plan, lambda planned: tensors.pop(names[planned.spec.name]).contiguous())
@@ -89,6 +94,17 @@ def _check_supported(config: ModelConfig) -> None:
         )
 
 
+def _with_stub_tower(config: Qwen3VLConfig) -> Qwen3VLConfig:
+    """Return the model with a small tower of the same levels.
+
+    Without any tower, vLLM takes no levels. This one never computes. Its heads can be shared by eight processes.
+    """
+    layers = tuple(range(config.num_levels - 1))
+    size = {"width": 256, "num_heads": 8, "mlp_width": 256, "num_positions": 16}
+    vision = config.vision.model_copy(update={**size, "num_layers": max(1, len(layers)), "deepstack_layers": layers})
+    return config.model_copy(update={"vision": vision})
+
+
 def _renamed(spec: TensorSpec, prefix: str) -> TensorSpec:
     return replace(spec, name=_hub_name(spec.name, prefix))
 
@@ -96,6 +112,8 @@ def _renamed(spec: TensorSpec, prefix: str) -> TensorSpec:
 def _hub_name(name: str, prefix: str) -> str:
     for ours, theirs in _RENAMED.items():
         name = name.replace(ours, theirs)
+    if name.startswith("visual."):
+        return f"model.{name}"
     return prefix + name.removeprefix("language_model.") if name != HEAD else HEAD
 
 
@@ -169,10 +187,7 @@ def _decoder(language: LanguageConfig) -> dict[str, Any]:
 
 
 def _tower(config: Qwen3VLConfig) -> dict[str, Any]:
-    """Return the facts of the tower.
-
-    vLLM never loads its weights.
-    """
+    """Return the facts of the tower."""
     vision = config.vision
     return {
         "model_type": "qwen3_vl",

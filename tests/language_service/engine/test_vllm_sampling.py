@@ -106,10 +106,10 @@ def test_settings_and_further_arguments_reach_vllm() -> None:
     assert "enable_mm_embeds" not in made
 
 
-def test_models_with_grids_get_embeddings_of_images_and_no_tower() -> None:
+def test_models_with_grids_get_embeddings_of_images() -> None:
     made = engine_arguments(Path("folder"), config(), has_grids=True)
     assert made["enable_mm_embeds"]
-    assert made["limit_mm_per_prompt"] == {"image": 0, "video": 0}
+    assert made["limit_mm_per_prompt"] == {"video": 0}
     assert "enable_prompt_embeds" not in made
 
 

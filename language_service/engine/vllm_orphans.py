@@ -1,0 +1,38 @@
+"""End the processes of vLLM when ours is killed.
+
+vLLM ends them in an orderly stop. After a kill, its scheduler would keep the memory and the accelerator for good.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+
+# A program of its own, since nothing of ours runs after a kill. Its input ends with our process.
+_WATCHER = """
+import os, signal, sys
+if not sys.stdin.read(1):
+    for pid in map(int, sys.argv[1:]):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass
+"""
+
+
+class OrphanWatcher:
+    """Kills processes when ours has been killed."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        # A session of its own, so that what kills our group does not kill it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _WATCHER, *map(str, pids)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """End the watcher, after the processes have ended."""
+        if self._process.poll() is None:
+            self._process.communicate(b"1")

@@ -1,0 +1,45 @@
+"""Processes that a killed parent leaves behind."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from language_service.engine.vllm_orphans import OrphanWatcher
+
+_PARENT = """
+import subprocess, sys, time
+from language_service.engine.vllm_orphans import OrphanWatcher
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+watcher = OrphanWatcher([child.pid])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_child_of_a_killed_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+    assert runs(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while runs(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_dismissed_watcher_kills_nobody() -> None:
+    """The number may belong to another process by now."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
+        OrphanWatcher([other.pid]).dismiss()
+        assert other.poll() is None
