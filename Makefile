@@ -53,7 +53,7 @@ test-hostile: .venv/ready  ## attack each service as a stranger could; with SHOR
 test-gpu: .venv/ready  ## run the tests that need a GPU
 	$(BIN)/pytest -m gpu
 
-test-kernels: .venv/ready  ## interpret and compile the GPU kernels, without a GPU; with SHORT=1 compile for one GPU only
+test-kernels: .venv/ready  ## run the kernels of GPUs and of other processors, without either; with SHORT=1 compile for one GPU only
 	tests/language_service/kernels/run -m "kernels$(if $(SHORT), and not slow)"
 
 test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU; with SHORT=1 only of tiny models
