@@ -7,6 +7,8 @@ from chassis.errors import PermissionDenied
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
 
+_LOADING = frozenset({"LoadModel", "UnloadModel"})
+
 
 class Callers:
     """Names of the client certificates that may call a stage.
@@ -25,40 +27,27 @@ class Callers:
         self._loaders = frozenset(name.encode() for name in loaders or clients)
         self._clients = frozenset(name.encode() for name in (*clients, *loaders)) if clients else frozenset()
 
-    def check(self, context: Context) -> None:
-        """Check that the peer may ask for work.
+    def name_of(self, method: str, context: Context) -> str:
+        """Check the peer of a call, and return its first name.
+
+        Args:
+            method: such as 'LoadModel'.
+            context: of the call, whose request need not be read.
 
         Raises:
-            PermissionDenied: reason 'NOT_A_CLIENT'.
+            PermissionDenied: reason 'NOT_A_CLIENT' or 'NOT_A_LOADER'.
         """
-        if self._clients and self._clients.isdisjoint(_names(context)):
+        names = tuple(context.peer_identities() or ())
+        if method in _LOADING:
+            if self._loaders and self._loaders.isdisjoint(names):
+                raise PermissionDenied(
+                    "This certificate may not load or unload models: let the operator of the service name it in "
+                    "--tls-loaders.",
+                    reason="NOT_A_LOADER",
+                )
+        elif self._clients and self._clients.isdisjoint(names):
             raise PermissionDenied(
                 "This certificate may not call the service: let its operator name it in --tls-clients.",
                 reason="NOT_A_CLIENT",
             )
-
-    def name_of(self, _method: str, context: Context) -> str:
-        """Check the peer before its request is read, and return its first name.
-
-        Raises:
-            PermissionDenied: see `check`.
-        """
-        self.check(context)
-        return next((name.decode(errors="replace") for name in _names(context)), "")
-
-    def check_loader(self, context: Context) -> None:
-        """Check that the peer may load and unload models.
-
-        Raises:
-            PermissionDenied: reason 'NOT_A_LOADER'.
-        """
-        if self._loaders and self._loaders.isdisjoint(_names(context)):
-            raise PermissionDenied(
-                "This certificate may not load or unload models: let the operator of the service name it in "
-                "--tls-loaders.",
-                reason="NOT_A_LOADER",
-            )
-
-
-def _names(context: Context) -> Sequence[bytes]:
-    return tuple(context.peer_identities() or ())
+        return names[0].decode(errors="replace") if names else ""

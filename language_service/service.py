@@ -103,9 +103,9 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         default_max_tokens=settings.default_max_tokens,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
-    servicer = LanguageServicer(models, settings.callers, segment_timeout_s=settings.segment_timeout_s)
+    servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
     language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
-    server.announce(SERVICE_NAME)
+    server.announce(SERVICE_NAME, settings.callers.name_of, pausing=["Generate"])
     try:
         for tag in settings.tags:
             await models.load(tag)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from chassis.errors import DeadlineExceeded, InvalidArgument
 from chassis.tracing import span
-from hosting import Callers, Context, ModelCalls, ModelHost
+from hosting import ModelCalls, ModelHost
 from language_service.engine import Event, FinishReason, Generation, Prefilled, Tokens
 from language_service.loader import HostedLanguage
 from language_service.prompt import PromptReader, check_start
@@ -29,19 +29,17 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
     The server's interceptor maps errors to gRPC statuses.
     """
 
-    def __init__(self, models: ModelHost[HostedLanguage], callers: Callers, *, segment_timeout_s: float) -> None:
+    def __init__(self, models: ModelHost[HostedLanguage], *, segment_timeout_s: float) -> None:
         self.models = models
-        self.callers = callers
         self._segment_timeout_s = segment_timeout_s
 
     async def Generate(  # noqa: N802
-        self, request_iterator: AsyncIterable[language_pb2.GenerateRequest], context: Context
+        self, request_iterator: AsyncIterable[language_pb2.GenerateRequest], context: object
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
         """Read one prompt to its end, then stream the answer.
 
         No token exists before the prompt ends, so reading and writing never overlap.
         """
-        self.callers.check(context)
         requests = aiter(request_iterator)
         start = await self._read_start(requests)
         facts = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": start.tag}

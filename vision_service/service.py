@@ -162,8 +162,8 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
         resources=resources,
     )
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
-    vision_pb2_grpc.add_VisionServiceServicer_to_server(VisionServicer(models, settings.callers), server.grpc)
-    server.announce(SERVICE_NAME)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(VisionServicer(models), server.grpc)
+    server.announce(SERVICE_NAME, settings.callers.name_of)
     try:
         for tag in settings.tags:
             await models.load(tag)

@@ -45,14 +45,14 @@ def test_names_without_client_certificates_are_refused(field: str) -> None:
 def allowed(callers: Callers, context: Any) -> tuple[bool, bool]:
     """Return whether a peer may call, and load models."""
 
-    def passes(check: Any) -> bool:
+    def passes(method: str) -> bool:
         try:
-            check(context)
+            callers.name_of(method, context)
         except PermissionDenied:
             return False
         return True
 
-    return passes(callers.check), passes(callers.check_loader)
+    return passes("Encode"), passes("LoadModel")
 
 
 @pytest.mark.parametrize(
@@ -78,5 +78,6 @@ def test_names_decide_who_may_call_and_who_may_load(
 def test_any_name_of_a_certificate_suffices_and_none_does_not() -> None:
     callers = Callers(clients=["gateway"])
     assert allowed(callers, peer("10.0.0.1", "gateway")) == (True, True)
+    assert callers.name_of("Encode", peer("10.0.0.1", "gateway")) == "10.0.0.1"
     assert allowed(callers, peer()) == (False, False)
     assert allowed(callers, SimpleNamespace(peer_identities=lambda: None)) == (False, False)

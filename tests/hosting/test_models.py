@@ -8,7 +8,7 @@ import pytest
 from chassis.errors import DataLoss, FailedPrecondition, Internal, InvalidArgument, NotFound, TandemError, Unavailable
 from chassis.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
 from chassis.vital import on_death
-from hosting import Callers, models
+from hosting import models
 from hosting.models import ModelCalls
 from tandem.v1 import model_pb2
 from tests.hosting.hosted import TAG, Model, loaded, make_host, serving, settle
@@ -167,7 +167,7 @@ async def test_the_model_rpcs_use_the_host(serve: Any) -> None:
         models = host
 
     handlers = {name: getattr(Calls, name) for name in ("GetModel", "ListModels", "LoadModel", "UnloadModel")}
-    run = await serve(vision={**handlers, "models": host, "callers": Callers()})
+    run = await serve(vision={**handlers, "models": host})
     loading = asyncio.ensure_future(run.vision.LoadModel(model_pb2.LoadModelRequest(tag=TAG)))
     await asyncio.wait_for(loader.called.wait(), 5)
     loader.finish()
