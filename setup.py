@@ -34,6 +34,10 @@ SETS = {
 }
 
 
+# Flags of one source. Without contraction of a * b + c, low-bit products are rounded alike for every instruction set.
+SOURCE_FLAGS = {"low_bit": ["-ffp-contract=off"]}
+
+
 class Kernels(Extension):
     """A library of plain functions, called by address. It is no module of Python's."""
 
@@ -80,7 +84,7 @@ class BuildKernels(build_ext):
                 output_dir=str(Path(self.build_temp, name)),
                 macros=[("TANDEM_SET", name)],
                 include_dirs=ext.include_dirs,
-                extra_postargs=[*FLAGS, *ext.sets[name]],
+                extra_postargs=[*FLAGS, *ext.sets[name], *SOURCE_FLAGS.get(Path(source).stem, [])],
                 depends=ext.depends,
             )
         except CompileError:
@@ -89,7 +93,7 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[
-        Kernels("language_service", ["attention", "layers", "linear", "rows"]),
+        Kernels("language_service", ["attention", "layers", "linear", "low_bit", "rows"]),
         Kernels("vision_service", ["attention"], only="avx512bf16"),
     ],
     cmdclass={"build_ext": BuildKernels},

@@ -5,13 +5,15 @@
 #include <memory>
 
 #include "kernels.h"
+#include "low_bit.h"
 
 namespace {
 
 using tandem::bf16;
 
 struct Matrix {
-  const bf16 *panels, *bias;  // the bias may be null
+  const bf16 *panels, *bias;       // the bias may be null
+  const tandem::LowBit* low_bit;  // if not null, it replaces both
 };
 
 struct Layer {
@@ -73,6 +75,7 @@ class Step {
 
   void linear(const bf16* x, const Matrix& matrix, const bf16* residual, bf16* out, long width,
               long num_columns) const {
+    if (matrix.low_bit) return ENTRY(low_bit)(matrix.low_bit, x, residual, out, num_rows_, false, num_threads_);
     ENTRY(linear)(x, matrix.panels, matrix.bias, residual, out, num_rows_, width, num_columns, false, num_threads_);
   }
 

@@ -22,6 +22,7 @@ _TILE_INPUTS = 32  # inputs that one instruction of AMX multiplies
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "linear": [*[_POINTER] * 5, *[_LONG] * 3, _INT, _INT],
+    "low_bit": [*[_POINTER] * 4, _LONG, _INT, _INT],
     "rms_norm": [*[_POINTER] * 3, _LONG, _LONG, _FLOAT, _INT],
     "rotate_heads": [*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT],
     "swiglu": [_POINTER, _POINTER, _LONG, _LONG, _INT],
@@ -38,6 +39,7 @@ class NativeLibrary:
     """
 
     linear: Callable[..., None]
+    low_bit: Callable[..., None]
     rms_norm: Callable[..., None]
     rotate_heads: Callable[..., None]
     swiglu: Callable[..., None]

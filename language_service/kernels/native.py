@@ -14,7 +14,9 @@ from checkpoint.lowbit import LowBitWeight
 from language_service.kernels.interface import Head, Layer, Layers, Projection
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import NativeLibrary, address, fastest
-from language_service.kernels.native_layers import NativeLayers
+from language_service.kernels.low_bit_packing import can_pack
+from language_service.kernels.native_layers import NativeLayers, can_compute
+from language_service.kernels.native_low_bit import NativeLowBitHead, NativeLowBitProjection
 from language_service.kernels.native_projection import NativeHead, NativeProjection
 from language_service.kernels.plain_low_bit import LowBitHead, LowBitProjection
 
@@ -46,13 +48,16 @@ class NativeKernels:
     def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with a copy of these weights."""
         if isinstance(weight_NK, LowBitWeight):
+            if can_pack(weight_NK):
+                return NativeLowBitProjection(self.library, weight_NK, bias_N)
             return LowBitProjection(weight_NK, bias_N)
         return NativeProjection(self.library, weight_NK, bias_N)
 
     def head(self, weight_VD: Tensor | LowBitWeight) -> Head:
         """Return a head with a copy of these weights."""
         if isinstance(weight_VD, LowBitWeight):
-            return LowBitHead(weight_VD)
+            native = weight_VD.scheme == "w8a8" and can_pack(weight_VD)
+            return NativeLowBitHead(self.library, weight_VD) if native else LowBitHead(weight_VD)
         return NativeHead(self.library, weight_VD)
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -91,9 +96,9 @@ class NativeKernels:
 
     def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
         """Return the layers, computed in one call if possible."""
-        if config.quantization is not None:
-            return LayerByLayer(self, config, layers)
-        return NativeLayers(self.library, self, config, layers)
+        if can_compute(layers):
+            return NativeLayers(self.library, self, config, layers)
+        return LayerByLayer(self, config, layers)
 
 
 def largest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from language_service.kernels.interface import Angles, Kernels, Layer, Projectio
 from language_service.kernels.layers import LayerByLayer
 from language_service.kernels.library import NativeLibrary, address
 from language_service.kernels.native_attention import NativeAttend
+from language_service.kernels.native_low_bit import NativeLowBitProjection
 from language_service.kernels.native_projection import NativeProjection
 from language_service.model import Attend, ImageRows
 
@@ -20,7 +21,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 class _Matrix(ctypes.Structure):
     """`Matrix` in layers.cpp."""
 
-    _fields_ = (("panels", _POINTER), ("bias", _POINTER))
+    _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("low_bit", _POINTER))
 
 
 class _Layer(ctypes.Structure):
@@ -115,6 +116,12 @@ class NativeLayers(LayerByLayer):
         return out_TD[: len(rows_R)]
 
 
+def can_compute(layers: Sequence[Layer]) -> bool:
+    """Return whether `NativeLayers` takes all projections."""
+    projections = (each for layer in layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    return all(isinstance(each, NativeProjection | NativeLowBitProjection) for each in projections)
+
+
 def _fields(layer: Layer) -> _Layer:
     return _Layer(
         attention_norm=layer.attention_norm.data_ptr(),
@@ -129,6 +136,8 @@ def _fields(layer: Layer) -> _Layer:
 
 
 def _matrix(projection: Projection) -> _Matrix:
+    if isinstance(projection, NativeLowBitProjection):
+        return _Matrix(low_bit=ctypes.addressof(projection.matrix))
     assert isinstance(projection, NativeProjection)
     return _Matrix(projection.panels_PJ64x2.data_ptr(), address(projection.bias_N))
 
