@@ -20,6 +20,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_COMPUTE_NANS_IN_LOGITS", "1")  # shows in the metrics of a request
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import psutil  # type: ignore[import-untyped]
 from vllm import AsyncEngineArgs, SamplingParams  # type: ignore[import-not-found]
 from vllm.exceptions import VLLMClientError  # type: ignore[import-not-found]
 from vllm.platforms import current_platform  # type: ignore[import-not-found]
@@ -106,7 +107,7 @@ class VllmClient:
         """
         self._loads = _Loads()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._loads.logger])
-        self._watcher = OrphanWatcher(child.pid for child in multiprocessing.active_children() if child.pid)
+        self._watcher = OrphanWatcher(_pids())
         config = self._llm.vllm_config
         self.context_length: int = config.model_config.max_model_len
         self.block_size: int = config.cache_config.block_size
@@ -163,6 +164,12 @@ class VllmClient:
         """
         self._llm.shutdown()
         self._watcher.dismiss()
+
+
+def _pids() -> set[int]:
+    """Return the processes of all engines, and those below."""
+    engines = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.pid is not None]
+    return {one.pid for engine in engines for one in (engine, *engine.children(recursive=True))}
 
 
 def device_type() -> str:

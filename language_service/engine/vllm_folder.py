@@ -95,9 +95,10 @@ def _check_supported(config: ModelConfig) -> None:
 
 
 def _with_stub_tower(config: Qwen3VLConfig) -> Qwen3VLConfig:
-    """Return the model with a small tower of the same levels.
+    """Return the model with a small tower.
 
-    Without any tower, vLLM takes no levels. This one never computes. Its heads can be shared by eight processes.
+    Without any tower, vLLM takes no DeepStack levels. This one has as many, and never computes. Eight processes can
+    share its heads.
     """
     layers = tuple(range(config.num_levels - 1))
     size = {"width": 256, "num_heads": 8, "mlp_width": 256, "num_positions": 16}

@@ -34,7 +34,7 @@ def client(models: Path) -> Iterator[Client]:
 
 
 def test_greedy_answers_equal_those_of_transformers(client: Client, expected: dict[str, list[int]]) -> None:
-    """Images of several sizes with all their levels, alone and several."""
+    """Images of several sizes, with all their levels."""
     for name, messages in CONVERSATIONS.items():
         assert tokens_of(client, messages) == expected[name], name
 
