@@ -130,10 +130,12 @@ class Qwen3VL(_Form):
     def check_quantization(cls, value: Any) -> Any:
         """Refuse quantized weights in other formats."""
         method = value.get("quant_method") if isinstance(value, dict) else value
+        if method in ("awq", "gptq") and value.get("bits") == 4:
+            return None  # the tensors tell the rest, see `ConvertedTensors`
         if value is not None and method != "compressed-tensors":
             raise ValueError(
-                f"quantized weights by {method} cannot be imported, take the release in bfloat16 or by "
-                "compressed-tensors"
+                f"quantized weights by {method} cannot be imported, take the release in bfloat16, by "
+                "compressed-tensors, or by AWQ or GPTQ with 4 bits"
             )
         return value
 

@@ -1,23 +1,27 @@
 """Find and check the files of a Hub folder.
 
-Needs no torch, except for `.bin` weights.
+Needs no torch, except for `.bin` and quantized weights.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 from chassis.validation import first_problem
-from checkpoint.checks import check_weights
+from checkpoint.checks import check_names, check_weights
 from checkpoint.families import HALVES, ModelConfig, TensorSpec
 from checkpoint.hub_config import needed_files, read_hub_config
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE
 from checkpoint.sentencepiece import MODEL_FILE, to_tokenizer_json
 from checkpoint.tokenizer import check_tokenizer, read_tokenizer
 from checkpoint.weight_files import SUFFIXES, WeightFiles, open_folder
+
+if TYPE_CHECKING:
+    from checkpoint.foreign_quantization import ConvertedTensors
 
 _TEMPLATE_JSON = "chat_template.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -51,6 +55,7 @@ class HubFolder:
     weights: WeightFiles
     index: Path | None  # of the weights
     specs: list[TensorSpec]  # every tensor of the model
+    converted: "ConvertedTensors | None"  # the tensors of AWQ or GPTQ files in our form
 
 
 def open_hub_folder(folder: Path) -> HubFolder:
@@ -75,14 +80,30 @@ def open_hub_folder(folder: Path) -> HubFolder:
     config = read_hub_config(folder, tokenizer.id_to_token)
     check_tokenizer(tokenizer, config)
     weights = open_folder(folder)
+    converted = _converted(folder, weights, config)
+    if converted is not None:
+        config = converted.config
     return HubFolder(
         config=config,
         tokenizer_json=tokenizer_json,
         chat_template=template,
         weights=weights,
         index=_index(folder, weights),
-        specs=check_weights(weights, config, HALVES, folder.name),
+        specs=(
+            check_weights(weights, config, HALVES, folder.name)
+            if converted is None
+            else check_names(converted, config, HALVES, folder.name)
+        ),
+        converted=converted,
     )
+
+
+def _converted(folder: Path, weights: WeightFiles, config: ModelConfig) -> "ConvertedTensors | None":
+    if not any(name.endswith(".qweight") for name in weights):
+        return None
+    from checkpoint.foreign_quantization import ConvertedTensors, zeros_minus_one  # others need no torch
+
+    return ConvertedTensors(weights, config, folder.name, zeros_minus_one=zeros_minus_one(folder))
 
 
 def _missing_files(folder: Path) -> Iterator[str]:

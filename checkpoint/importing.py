@@ -1,8 +1,8 @@
 """Import a Hub folder into a model store.
 
-Needs no torch, except for `.bin` weights. Weight files are linked or copied as they are, and loading maps their tensor
-names. Hashing takes most of the time. So the hashes of each finished file are kept, and an interrupted import goes on
-with the next file.
+Needs no torch, except for `.bin` and quantized weights. Weight files are linked or copied as they are, and loading maps
+their tensor names. Those of AWQ and GPTQ are converted. Hashing takes most of the time. So the hashes of each finished
+file are kept, and an interrupted import goes on with the next file.
 """
 
 import re
@@ -76,6 +76,8 @@ def import_folder(
     store = ModelStore(root)
     store.new_folder(tag)
     hub = open_hub_folder(source.absolute())  # messages name the folder
+    if hub.converted is not None:
+        return _convert(hub, store, tag, on_progress)
     _check_low_bit(hub, source.absolute().name)
     with UnfinishedImport.open(store, tag) as unfinished:
         files = plan(hub, unfinished.folder)
@@ -93,12 +95,52 @@ def import_folder(
         folder=folder,
         config=hub.config,
         manifest=manifest,
-        parameters={half: sum(one.num_parameters for one in hub.specs if one.half == half) for half in HALVES},
+        parameters=_count(hub),
         num_files=len(files),
         num_bytes=sum(file.num_bytes for file in files),
         num_linked=num_linked,
         num_resumed=len(files) - len(todo),
     )
+
+
+def _convert(hub: HubFolder, store: ModelStore, tag: str, on_progress: OnProgress | None) -> Imported:
+    """Write the weights of AWQ or GPTQ in our form."""
+    from checkpoint.saving import save  # here, because others are imported without torch
+
+    assert hub.converted is not None
+    weights = f"{tag}.safetensors"
+
+    def on_tensor(_name: str, done: int, total: int) -> None:
+        if on_progress:
+            files_done = int(done == total)
+            on_progress(
+                Progress(file=weights, num_files_done=files_done, num_files=1, num_bytes=done, num_bytes_total=total)
+            )
+
+    with store.create(tag) as folder:
+        manifest = save(
+            folder,
+            hub.config,
+            hub.converted,
+            tag,
+            tokenizer_json=hub.tokenizer_json,
+            chat_template=hub.chat_template,
+            on_tensor=on_tensor,
+        )
+    return Imported(
+        folder=store.folder(tag),
+        config=hub.config,
+        manifest=manifest,
+        parameters=_count(hub),
+        num_files=1,
+        num_bytes=(store.folder(tag) / weights).stat().st_size,
+        num_linked=0,
+        num_resumed=0,
+    )
+
+
+def _count(hub: HubFolder) -> dict[Half, int]:
+    return {half: sum(one.num_parameters for one in hub.specs if one.half == half) for half in HALVES}
 
 
 def _check_low_bit(hub: HubFolder, source: str) -> None:

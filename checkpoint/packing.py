@@ -1,16 +1,18 @@
 """Make a checkpoint from foreign weight files.
 
-They may have other tensor names, another container and no manifest.
+They may have other tensor names, another container and no manifest. Those of AWQ and GPTQ are converted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
 import torch
+from torch import Tensor
 
 from chassis.errors import FailedPrecondition, InvalidArgument
 from checkpoint.config import parse_config
+from checkpoint.foreign_quantization import ConvertedTensors, is_foreign, zeros_minus_one
 from checkpoint.manifest import TEMPLATE_FILE, TOKENIZER_FILE, Manifest
 from checkpoint.saving import FileOptions, save
 from checkpoint.store import ModelStore
@@ -44,16 +46,21 @@ def pack(
 
     Raises:
         InvalidArgument: BAD_TAG, BAD_SHARDS, BAD_SOURCE.
-        FailedPrecondition: TAG_EXISTS, BAD_CHECKPOINT, MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE.
+        FailedPrecondition: TAG_EXISTS, BAD_CHECKPOINT, BAD_LOW_BIT, MISSING_TENSORS, UNEXPECTED_TENSORS, WRONG_SHAPE.
     """
     source_folder, weights = _open(sources)
-    template = chat_template or source_folder / TEMPLATE_FILE
     model = parse_config(_read(config), config.name)
+    tensors: Mapping[str, Tensor] = {name: as_torch(tensor) for name, tensor in weights.items()}
+    if is_foreign(weights):
+        old = zeros_minus_one(source_folder)
+        tensors = converted = ConvertedTensors(weights, model, source_folder.name, zeros_minus_one=old)
+        model = converted.config
+    template = chat_template or source_folder / TEMPLATE_FILE
     with ModelStore(root).create(tag) as folder:
         return save(
             folder,
             model,
-            {name: as_torch(tensor) for name, tensor in weights.items()},
+            tensors,
             tag,
             tokenizer_json=_read(tokenizer or source_folder / TOKENIZER_FILE),
             chat_template=_read(template) if chat_template or template.exists() else CHAT_TEMPLATE,
