@@ -103,7 +103,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
 
 
 async def _write_or_leave(context: Context, response: health_pb2.HealthCheckResponse) -> None:
-    """Send a response, or cancel this RPC if nobody reads it.
+    """Send a response, or cancel a stalled RPC.
 
     A status could not be sent either: it waits behind the response.
     """

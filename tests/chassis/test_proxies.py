@@ -108,11 +108,11 @@ async def test_an_error_names_the_proxy_without_its_password(proxy: Proxy) -> No
     assert caught.value.reason == "PROXY_FAILED"
     assert f"at gateway.invalid:50050 through the proxy 127.0.0.1:{proxy.port}" in caught.value.message
     assert "secret" not in caught.value.message
-    proxy.targets.clear()
-    async with AsyncClient("gateway.invalid:50050", use_proxy=False) as client:
+    async with AsyncClient("elsewhere.invalid:50050", use_proxy=False) as client:
         with pytest.raises(Unavailable) as caught:
             await client.models()
-    assert (caught.value.reason, proxy.targets) == ("UNREACHABLE", [])
+    assert caught.value.reason == "UNREACHABLE"
+    assert "elsewhere.invalid:50050" not in proxy.targets  # the first client may still try for a moment
 
 
 @pytest.mark.parametrize(

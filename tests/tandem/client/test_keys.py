@@ -1,4 +1,4 @@
-"""API keys cross no network in the clear, and stand in no argument."""
+"""API keys are neither sent in the clear nor arguments."""
 
 from pathlib import Path
 
