@@ -3,6 +3,7 @@
     make peers                                                  # once: installs each peer under .peers/
     python -m benchmarks.decode                                 # all installed peers, five rounds
     python -m benchmarks.decode --peers vllm --rounds 3         # one peer, three rounds
+    python -m benchmarks.decode --kernels avx2                  # our engine with the kernels of an instruction set
     python -m benchmarks.decode --quick                         # small batches, one round
 
 All engines decode the same weights: Qwen3 0.6B's shape, random, in bfloat16. They use two threads, decode greedily and
@@ -12,24 +13,30 @@ the engines take turns on each workload, so a change of the machine's speed affe
 A slow peer cannot be the best and would take most of the time. So a peer that is far slower than another in the first
 round of a workload skips the other rounds, and a very slow one also skips larger batches. The script measures the read
 bandwidth before every round.
+
+Each processor and instruction set has its own results: `results/decode-PROCESSOR-KERNELS.json`.
 """
 
+import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.peers.checkpoints import make_checkpoints
+from benchmarks.peers.checkpoints import SHAPE, make_checkpoints
 from benchmarks.peers.comparison import Comparison, Results
 from benchmarks.peers.engines import ENGINES, THREADS, EngineKind
 from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.workloads import BATCHES, PREFILL, Workload
-from benchmarks.tools.machine import matmul_peak, read_bandwidth
+from benchmarks.tools.machine import matmul_peak, processor_name, read_bandwidth
 from benchmarks.tools.report import Report, parse_arguments
+from language_service.kernels import KernelName, choose_kernels
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes of a step, with 128 tokens of context
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)  # context lengths of a step with one sequence
@@ -90,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Compare the speed of our decoder with other engines.",
         arguments,
         peers={"default": "", "help": "names of peers, separated by commas (default: all that are installed)"},
+        kernels={"choices": get_args(KernelName), "default": "auto", "help": "kernels of our engine (default: auto)"},
         rounds={"type": int, "default": 0, "help": "rounds per workload (default: 5, or 1 with --quick)"},
         minutes={"type": float, "default": 60, "help": "after this time, run one round per workload (default: 60)"},
         checkpoints={
@@ -101,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_s = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(THREADS)
     options.checkpoints.mkdir(parents=True, exist_ok=True)
+    os.environ["TANDEM_LANGUAGE_KERNELS"] = options.kernels  # the setting `--kernels` of both of our engines
+    kernels = choose_kernels(SHAPE, torch.bfloat16, torch.device("cpu"), options.kernels).name
     kinds = choose(options.peers)
     make_checkpoints(options.checkpoints, with_peers=any(kind.installed and not kind.is_ours for kind in kinds))
     rounds = options.rounds or (1 if options.quick else 5)
@@ -112,12 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.quick:
             measure_step_times(comparison, rounds)
             compare(comparison, BATCHES[2:], rounds, end_s)
-    publish(comparison.results, options.json)
+    publish(comparison.results, kernels, options.json)
 
 
-def publish(results: Results, json_path: Path | None) -> None:
+def publish(results: Results, kernels: str, json_path: Path | None) -> None:
     """Print the figures and write the files."""
-    report = Report("decode", "Decoding compared with other engines: Qwen3 0.6B's shape, bfloat16, two threads")
+    machine = f"{processor_name()}, {kernels}"
+    name = f"decode-{re.sub('[^a-z0-9]+', '-', machine.lower())}"
+    report = Report(name, f"Decoding Qwen3 0.6B's shape, bfloat16, two threads: {machine}")
     fill(report, results)
     report.publish(lambda axes: plot(axes, results), json_path)
 

@@ -1,6 +1,7 @@
 """Our engine, called directly in its process."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def load(root: Path) -> tuple[str, Complete]:
             device=torch.device("cpu"),
             scheduling=SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512),
             cache_bytes=CACHE_BYTES,
+            kernels=os.environ.get("TANDEM_LANGUAGE_KERNELS", "auto"),  # type: ignore[arg-type]
         ),
         max_images=8,
         default_max_tokens=256,
@@ -37,7 +39,7 @@ def load(root: Path) -> tuple[str, Complete]:
     def complete(prompts: Prompts, num_tokens: int) -> Recording:
         return runner.run(_complete(hosted.engine, prompts, num_tokens))
 
-    return "tandem, in process", complete
+    return f"tandem with {hosted.engine.description.backend}, in process", complete
 
 
 async def _complete(engine: Engine, prompts: Prompts, num_tokens: int) -> Recording:

@@ -10,6 +10,7 @@ from language_service.scheduling import Batch
 RUNNING = Gauge("tandem_language_running", "Sequences that have cache blocks.", ["tag"])
 WAITING = Gauge("tandem_language_waiting", "Sequences that wait for blocks, a slot or their prompt.", ["tag"])
 USED_BLOCKS = Gauge("tandem_language_kv_blocks_used", "Blocks of the KV cache in use.", ["tag"])
+KERNELS = Gauge("tandem_language_kernels", "1 for the kernels that compute the model.", ["tag", "kernels"])
 BLOCKS = Gauge("tandem_language_kv_blocks", "Blocks of the KV cache.", ["tag"])
 EVICTABLE_BLOCKS = Gauge(
     "tandem_language_kv_blocks_kept", "Blocks of the KV cache that are not in use but can be reused.", ["tag"]
@@ -38,12 +39,13 @@ FAILED_STEPS = Counter("tandem_language_failed_steps", "Steps that failed.", ["t
 class EngineMetrics:
     """The metrics of one engine."""
 
-    def __init__(self, tag: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, tag: str, stats: Callable[[], EngineStats], kernels: str) -> None:
         """Register the gauges.
 
         Prometheus calls `stats` on each scrape, so they are never out of date.
         """
-        self._tag = tag
+        self._tag, self._kernels = tag, kernels
+        KERNELS.labels(tag, kernels).set(1)
         self._gauges = {
             RUNNING: lambda: stats().num_running,
             WAITING: lambda: stats().num_waiting,
@@ -91,3 +93,4 @@ class EngineMetrics:
         """Remove the gauges of a closed engine. Its counters stay."""
         for gauge in self._gauges:
             gauge.remove(self._tag)
+        KERNELS.remove(self._tag, self._kernels)

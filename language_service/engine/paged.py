@@ -66,7 +66,7 @@ class PagedEngine:
         self._pauses = Pauses(self._condition)
         self._closed: TandemError | None = None  # why it takes no more requests
         self._checked_s = 0.0  # time of the last check of the accounting
-        self._metrics = EngineMetrics(tag, self.stats)
+        self._metrics = EngineMetrics(tag, self.stats, runner.description.kernels)
         self._thread = threading.Thread(target=self._live, name=f"engine-{tag}", daemon=True)
         self._thread.start()
 

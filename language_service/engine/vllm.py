@@ -70,7 +70,7 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._restarts = Restarts()
         self._context_length = client.context_length
-        self._metrics = EngineMetrics(model.tag, self.stats)
+        self._metrics = EngineMetrics(model.tag, self.stats, "vllm")
         self._watching = asyncio.create_task(self._watch())
 
     @property

@@ -29,6 +29,7 @@ class EngineStats:
     """
 
     tag: str
+    kernels: str  # empty from a service that does not report them
     running: int  # sequences that hold cache blocks
     waiting: int  # sequences in the queue
     kv_used: float  # part of the KV cache's blocks that sequences hold
@@ -93,6 +94,7 @@ def _stats(tag: str, before: Mapping[str, float], after: Mapping[str, float], se
     steps, right = increase("step_seconds_count"), increase("drafts_total/right")
     return EngineStats(
         tag=tag,
+        kernels=next((name.removeprefix("kernels/") for name in after if name.startswith("kernels/")), ""),
         running=int(after["running"]),
         waiting=int(after["waiting"]),
         kv_used=_ratio(after["kv_blocks_used"], blocks),

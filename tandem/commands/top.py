@@ -13,7 +13,7 @@ from tandem.commands.terminal import live_display, table_console
 from tandem.errors import Unavailable
 
 _COLUMNS = (
-    *("model", "running", "waiting", "KV used", "evictable", "prompt/s", "cache hits", "answer/s"),
+    *("model", "kernels", "running", "waiting", "KV used", "evictable", "prompt/s", "cache hits", "answer/s"),
     *("tokens/step", "ms/step", "drafts right", "preempted"),
 )
 
@@ -32,9 +32,9 @@ def top(
 ) -> None:
     """Show live statistics of language services until Ctrl-C.
 
-    One line per model: running and waiting sequences, the parts of the KV cache in use and evictable, prompt and answer
-    tokens computed per second, the part of the prompt tokens found in the prefix cache, tokens and time of a step, the
-    part of the n-gram drafts that were right, and preempted sequences.
+    One line per model: its kernels, running and waiting sequences, the parts of the KV cache in use and evictable,
+    prompt and answer tokens computed per second, the part of the prompt tokens found in the prefix cache, tokens and
+    time of a step, the part of the n-gram drafts that were right, and preempted sequences.
     """
     before = _read_all(services)
     if not any(before.values()):
@@ -67,7 +67,7 @@ def table(before: Mapping[str, Snapshot | None], after: Mapping[str, Snapshot | 
     """
     view = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
-        view.add_column(column, justify="left" if column == "model" else "right")
+        view.add_column(column, justify="left" if column in ("model", "kernels") else "right")
     for service, snapshot in after.items():
         earlier = before.get(service)
         if snapshot is None:
@@ -92,6 +92,7 @@ def _read(service: str) -> Snapshot | None:
 def _cells(stats: EngineStats) -> list[str]:
     return [
         stats.tag,
+        stats.kernels,
         str(stats.running),
         str(stats.waiting),
         _percent(stats.kv_used),

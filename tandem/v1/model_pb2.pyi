@@ -75,7 +75,7 @@ class ModelInfo(_message.Message):
     half_digest: _builtins.bytes
     """SHA-256 (32 bytes) over the configuration and every tensor of this half."""
     backend: _builtins.str
-    """Software that runs the model: 'torch'."""
+    """Software that runs the model: 'torch', or the instruction set of our own kernels, such as 'avx2'."""
     device: _builtins.str
     """Device: 'cpu' or 'cuda:<index>'."""
     precision: _builtins.str

@@ -1,4 +1,5 @@
 import json
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.process import EngineFailed, EngineProcess
 from benchmarks.peers.protocol import Recording
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, SharedPrefix, decode_rate
+from benchmarks.tools.machine import processor_name
 from benchmarks.tools.report import Report
 from checkpoint.families import ResamplerModelConfig, layout
 from checkpoint.presets import RESAMPLER_PRESETS
@@ -108,3 +110,17 @@ def test_figures_compare_with_the_best_peer_within_each_round(tmp_path: Path) ->
     assert "llama.cpp: not installed" in figures
     report.publish(lambda axes: plot(axes, results), tmp_path / "decode.json")
     assert json.loads((tmp_path / "decode.json").read_text())["details"]["read_bandwidth"] == results.read_bandwidth
+
+
+@pytest.mark.parametrize(
+    ("listed", "name"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "Intel Xeon Platinum 8481C"),
+        ("AMD EPYC 9B14 Processor", "AMD EPYC 9B14"),
+    ],
+)
+def test_results_are_named_by_the_processor(listed: str, name: str, tmp_path: Path) -> None:
+    listing = tmp_path / "cpuinfo"
+    listing.write_text(f"processor\t: 0\nmodel name\t: {listed}\ncache size\t: 1024 KB\n")
+    assert processor_name(listing) == name
+    assert processor_name(tmp_path / "none") == platform.machine()

@@ -43,6 +43,7 @@ tandem_language_step_tokens_sum{tag="a-v1.0.0"} 150.0
 AFTER = """
 # TYPE tandem_language_running gauge
 tandem_language_running{tag="a-v1.0.0"} 3.0
+tandem_language_kernels{kernels="avx2",tag="a-v1.0.0"} 1.0
 tandem_language_waiting{tag="a-v1.0.0"} 2.0
 tandem_language_kv_blocks{tag="a-v1.0.0"} 200.0
 tandem_language_kv_blocks_used{tag="a-v1.0.0"} 50.0
@@ -68,6 +69,7 @@ def test_engine_stats_are_the_difference_of_two_snapshots() -> None:
     assert (stats.prompt_rate, stats.answer_rate, stats.hit_rate) == (20, 30, 0.75)
     assert (stats.step_tokens, stats.step_ms) == (5, 25)
     assert math.isnan(stats.draft_hit_rate)  # no drafts
+    assert stats.kernels == "avx2"
 
 
 async def test_metrics_are_read_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +101,8 @@ def test_once_prints_one_interval_of_a_running_stack(stack: Stack) -> None:
     done = CliRunner().invoke(app, ["top", stack.metrics_address("language"), "--once", "--interval-s", "0.2"])
     assert done.exit_code == 0
     heading, row = done.stdout.splitlines()
-    assert heading.split()[:3] == ["model", "running", "waiting"]
-    assert re.match(r"tiny-v1\.0\.0 +0 +0 +0% +\d+%", row)
+    assert heading.split()[:4] == ["model", "kernels", "running", "waiting"]
+    assert re.match(r"tiny-v1\.0\.0 +torch +0 +0 +0% +\d+%", row)
 
 
 def test_a_service_without_an_answer_is_named(stack: Stack) -> None:

@@ -48,7 +48,7 @@ def test_the_instructions_are_those_that_the_system_reports(native: NativeLibrar
 
 def test_auto_takes_the_fastest_set_that_computes_the_model(native: NativeLibrary) -> None:
     chosen = choose_kernels(WIDE, torch.bfloat16, CPU).name
-    assert SETS.index(chosen) <= SETS.index(native.name)  # type: ignore[arg-type]
+    assert SETS.index(chosen) <= SETS.index(native.name)
 
 
 def test_a_named_set_is_taken(native: NativeLibrary) -> None:
@@ -69,7 +69,7 @@ def test_without_the_library_torch_computes() -> None:
 def test_a_set_of_another_processor_is_refused() -> None:
     missing = next(name for name in ("neon", "avx2") if library.library(name) is None)
     with pytest.raises(ValueError, match=f"The kernels {missing} cannot run here: .*Choose --kernels auto."):
-        choose_kernels(WIDE, torch.bfloat16, CPU, missing)  # type: ignore[arg-type]
+        choose_kernels(WIDE, torch.bfloat16, CPU, missing)
 
 
 def test_a_set_refuses_a_model_that_it_cannot_compute(native: NativeLibrary) -> None:
