@@ -28,7 +28,7 @@ class Callers:
         self._clients = frozenset(name.encode() for name in (*clients, *loaders)) if clients else frozenset()
 
     def name_of(self, method: str, context: Context) -> str:
-        """Check the peer of a call, and return its first name.
+        """Check the peer of a call, and return its name.
 
         Args:
             method: such as 'LoadModel'.
