@@ -64,6 +64,8 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Kernels) -> None:
         """Compile and link one library."""
         jobs = [(name, source) for name in ext.sets for source in ext.per_set]
+        for name, source in jobs:  # two threads may not make the same folder
+            Path(self.build_temp, name, source).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             built = list(pool.map(lambda job: self._compile(ext, *job), jobs))
         unknown = {name for (name, _), objects in zip(jobs, built, strict=True) if objects is None}
