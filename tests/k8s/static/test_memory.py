@@ -25,7 +25,7 @@ FIXED = {"vision": 0.71 * GIB + 0.4 * GIB, "gateway": 0.1 * GIB, "http": 0.1 * G
 # How often the bytes of each setting are taken, or the bytes of each process.
 TIMES: dict[str, dict[str, float]] = {
     "vision": {"cache_bytes": 1, "decode_memory_bytes": 1, "decode_processes": 0.07 * GIB},
-    "gateway": {"max_request_bytes": 4, "image_store_bytes": 1, "visual_cache_bytes": 1},
+    "gateway": {"max_request_bytes": 4, "max_receiving_bytes": 1, "image_store_bytes": 1, "visual_cache_bytes": 1},
     "http": {"max_bodies_bytes": 3},
 }
 
