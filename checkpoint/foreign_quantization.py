@@ -46,7 +46,7 @@ def is_foreign(names: Mapping[str, object]) -> bool:
 
 
 class ConvertedTensors(Mapping[str, Tensor]):
-    """The tensors of AWQ or GPTQ files in our form, made on demand.
+    """AWQ or GPTQ tensors in our form, made on demand.
 
     One matrix is in memory at a time.
     """

@@ -1,4 +1,4 @@
-"""Import releases with 8 or 4 bits a weight, made by the library of their format."""
+"""Import releases of compressed-tensors."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def weights_of(bits: int, *, symmetric: bool = True) -> dict[str, Any]:
 
 
 def compress(weight_NK: Tensor, bits: int, *, symmetric: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the stored tensors of a matrix, and what the library reads."""
+    """Return a matrix as it is stored and as read."""
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights_of(bits, symmetric=symmetric)))
     kind = IntQuantizationCompressor if bits == 8 else PackedQuantizationCompressor
     grouped = weight_NK.float().view(len(weight_NK), -1, weight_NK.shape[1] if bits == 8 else 32)
@@ -48,7 +48,7 @@ def compress(weight_NK: Tensor, bits: int, *, symmetric: bool) -> tuple[dict[str
 
 
 def release(folder: Path, bits: int, activations: int, *, symmetric: bool = True) -> dict[str, Tensor]:
-    """Write a release, and return its matrices as the library reads them."""
+    """Write a release. Return its matrices as the library does."""
     torch.manual_seed(0)
     write_hub_folder(folder, tied=False, max_shard_size="1GB")
     (path,) = folder.glob("*.safetensors")

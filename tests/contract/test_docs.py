@@ -50,7 +50,12 @@ def known_flags() -> set[str]:
     """Return the flags of services, command, demo and benchmarks."""
     fields = {name.replace("_", "-") for settings in SERVICES for name in settings.model_fields}
     services = {f"--{name}" for name in fields} | {f"--no-{name}" for name in fields}
-    command_flags = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts}
+    command_flags = {
+        flag
+        for command in COMMANDS.values()
+        for option in command.params
+        for flag in [*option.opts, *option.secondary_opts]
+    }
     sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
     programs = {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
     # Arguments of `benchmarks.tools.report.parse_arguments`.

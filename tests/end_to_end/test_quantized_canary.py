@@ -1,4 +1,4 @@
-"""A canary with 4 bits a weight takes over from its source, on real processes."""
+"""A canary with 4 bits a weight, on real processes."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ NUM_QUESTIONS = 16
 
 @pytest.fixture
 def store(models: Path) -> Path:
-    """Return the store, with the stable release in 4 bits too."""
+    """Return a store with the stable release in 4 bits."""
     if not (models / INT4).exists():
         config = plan(read_config(models / STABLE), "w4a16", 32)
         quantize_checkpoint(models / STABLE, models, INT4, config, NearestRounder(Grid("w4a16", 32)))
