@@ -6,7 +6,7 @@
 //        columns. Four neighbours along K lie side by side, because one instruction multiplies them.
 // w4a16  for each group along K: [group/2][32] 16-bit words, then scales[64], then int8 zeros[64] if there are any.
 //        Bits 4j to 4j + 3 of word 2c + p are input p of the pair of column 16j + c, plus 8.
-// w4a8   for each group along K: [group/4][2][16][4] bytes, then as above. The low half of a byte is its input of column
+// w4a8   for each group along K: [group/4][2][16][4] bytes, then as above. The low half of a byte is an input of column
 //        32h + c, plus 8. The high half belongs to column 32h + 16 + c.
 #pragma once
 

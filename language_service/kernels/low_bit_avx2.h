@@ -48,8 +48,7 @@ struct LowBitProducts {
       for (long quad = 0; quad < group.size / 4; quad += 8)
         for (int part = 0; part < 4; ++part)
           tile_w4a8<m>(prefetch && part % 2 == 0, x + 4 * quad, stride,
-                       group.weights + quad * 2 * kCacheLine + 32 * part,
-                       acc + part / 2 * 32 + part % 2 * 8);
+                       group.weights + quad * 2 * kCacheLine + 32 * part, acc + part / 2 * 32 + part % 2 * 8);
     });
     for (long row = 0; row < count; ++row)
       for (long i = 0; i < kColumns; ++i)
@@ -69,8 +68,8 @@ struct LowBitProducts {
 
   // |w| times x with the sign of w: at most 2 * 128 * 127 a pair, because no x is -128.
   template <int M, int Vectors>
-  [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads, std::int32_t* sums,
-                        long lines, const char* ahead) {
+  [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
+                                          std::int32_t* sums, long lines, const char* ahead) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i acc[M][Vectors];
 #pragma GCC unroll 4
@@ -99,7 +98,7 @@ struct LowBitProducts {
 
   // Multiplies by some halves of all vectors of 16 columns.
   //
-  // Values of columns 16j and up are not shifted down. So they are 16^j times as large, exactly, until the group's scale.
+  // Values of columns 16j and up are not shifted down: they are 16^j times as large, exactly, until the group's scale.
   template <int M, int Halves>
   [[gnu::noinline]] static void tile_w4a16(bool prefetch, const bf16* x, long stride, const Group<float>& group,
                                            const float* x_sums, long x_sums_stride, float* sums, int first_half) {
@@ -151,7 +150,7 @@ struct LowBitProducts {
   // Multiplies eight quads by 32 bytes of each: eight columns, and the eight 16 columns further.
   template <int M>
   [[gnu::noinline]] static void tile_w4a8(bool prefetch, const std::int8_t* x, long stride, const std::uint8_t* weights,
-                        std::int32_t* acc) {
+                                          std::int32_t* acc) {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256i sums[M][2];  // in 16 bits: at most 8 quads of 2 * 15 * 127
 #pragma GCC unroll 4

@@ -55,8 +55,8 @@ struct LowBitProducts {
 
   // The tiles are not inlined: gcc would keep their sums in memory.
   template <int M, int Lines>
-  [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads, std::int32_t* sums,
-                        const char* ahead) {
+  [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
+                                          std::int32_t* sums, const char* ahead) {
     __m512i acc[M][4];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m)
@@ -98,7 +98,7 @@ struct LowBitProducts {
 
   template <int M, bool Prefetch>
   [[gnu::noinline]] static void tile_w4a16(const bf16* x, long stride, const Group<float>& group, const float* x_sums,
-                         long x_sums_stride, float* sums) {
+                                           long x_sums_stride, float* sums) {
     // -8 to 7 as bfloat16, twice: the instruction looks at five bits.
     alignas(64) static constexpr bf16 kValues[32] = {
         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
@@ -134,7 +134,7 @@ struct LowBitProducts {
 
   template <int M, bool Prefetch>
   [[gnu::noinline]] static void tile_w4a8(const std::int8_t* x, long stride, const Group<std::int32_t>& group,
-                        const std::int32_t* x_sums, long x_sums_stride, float* sums) {
+                                          const std::int32_t* x_sums, long x_sums_stride, float* sums) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i acc[M][4];
 #pragma GCC unroll 6

@@ -46,9 +46,9 @@ bf16 round_to_bf16(float value) {
 
 // Rows of x, rounded to 8 bits for integer products.
 struct Rounded {
-  long stride;                             // bytes from row to row
-  std::unique_ptr<std::int8_t[]> values;   // [num_rows][stride]
-  std::unique_ptr<float[]> scales;         // [num_rows]
+  long stride;                            // bytes from row to row
+  std::unique_ptr<std::int8_t[]> values;  // [num_rows][stride]
+  std::unique_ptr<float[]> scales;        // [num_rows]
 };
 
 // Rounds a row to -127 to 127, half to even, and returns the scale. A row that is not finite gives NaN.
@@ -144,7 +144,7 @@ void multiply_w8a8(const LowBit& weight, const LowBitRows& rows, int num_threads
 template <class Zero>
 struct Group {
   const std::uint8_t* weights;
-  long size;                   // inputs
+  long size;  // inputs
   alignas(64) float scales[kColumns];
   alignas(64) Zero zeros[kColumns];  // to subtract from the values
 
@@ -184,8 +184,8 @@ std::unique_ptr<Sum[]> sum_groups(const LowBit& weight, const Number* x, long nu
   return sums;
 }
 
-// Multiplies by a weight of 4 bits. Multiply(count, prefetch, x, stride, group, x_sums, x_sums_stride, sums) adds a group to
-// the sums of `count` rows.
+// Multiplies by a weight of 4 bits. multiply(count, prefetch, x, stride, group, x_sums, x_sums_stride, sums) adds one
+// group to the sums of `count` rows.
 template <class Set, class Zero, class Number, class Multiply>
 void multiply_groups(const LowBit& weight, const LowBitRows& rows, const Number* x, const Zero* x_sums,
                      const float* scales, Zero stored_zero, int num_threads, const Multiply& multiply) {
