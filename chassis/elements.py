@@ -20,7 +20,7 @@ _STRINGS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 class _Shape:
-    """The fields of a message type that have elements of their own.
+    """The fields of a message type that have elements.
 
     Shapes refer to each other, because message types can be recursive.
     """

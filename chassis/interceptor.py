@@ -192,7 +192,7 @@ def _log_bug() -> Internal:
 
 
 def _adapt(handler: Any, reader: RequestReader) -> Handler:
-    """Return `handler` with its request read, and the request id sent."""
+    """Return `handler`, given its request, which sends the id."""
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     async def unary(context: Context) -> Any:

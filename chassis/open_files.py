@@ -6,7 +6,7 @@ _OTHER_FILES = 256  # besides connections: libraries, logs, models and channels 
 
 
 def allow_connections(num_connections: int) -> int:
-    """Raise the limit of open files, and return how many connections fit.
+    """Raise the limit of open files for connections.
 
     The usual limit is 1024. At the limit, a server accepts nobody, so idle clients could keep all others out.
 
@@ -14,7 +14,7 @@ def allow_connections(num_connections: int) -> int:
         num_connections: wanted.
 
     Returns:
-        At most `num_connections`, at least 1.
+        How many fit: at most `num_connections`, at least 1.
     """
     wanted = num_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -149,7 +149,9 @@ class ReceiveBudget:
             raise
 
     def _may_enter(self, sender: Sender, *, without: Sender | None = None) -> bool:
-        """Return whether there is a place: half of them for an owner, a quarter for a connection.
+        """Return whether there is a place for a sender.
+
+        An owner may have half of them, a connection a quarter.
 
         Args:
             sender: of a message.
@@ -201,7 +203,10 @@ class ReceiveBudget:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Refuse the oldest slow reads, one for each call that could take its place."""
+        """Refuse slow reads, the oldest first.
+
+        One leaves for each call that could take its place.
+        """
         for attempt in [*self._old]:
             if self._num_leaving >= self.num_waiting:
                 return

@@ -46,7 +46,7 @@ class RequestReaders:
         self._pausing: set[str] = set()
 
     def add_service(self, name: str, check_caller: CheckCaller | None, pausing: Collection[str]) -> None:
-        """Set how the requests of a service are read, see `Server.announce`."""
+        """Set how requests are read, see `Server.announce`."""
         if check_caller is not None:
             self._checks[name] = check_caller
         self._pausing.update(f"{name}/{method}" for method in pausing)
@@ -97,7 +97,7 @@ class RequestReader:
         self._pauses = pauses
 
     async def open(self, context: Context) -> Any:
-        """Check the caller, then return its request or stream of requests.
+        """Check the caller, then return its request or requests.
 
         Nothing is read of a caller that is refused, so its message takes no memory.
 

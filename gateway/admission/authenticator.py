@@ -67,7 +67,10 @@ class Authenticator:
         return tenant
 
     def name_of(self, _method: str, context: Any) -> str:
-        """Return the tenant's name, before the request of a call is read. It is empty without keys."""
+        """Return the tenant's name, empty without keys.
+
+        The server asks before it reads the request.
+        """
         name = self.authenticate(context.invocation_metadata()).name
         return name if self._path is not None else ""
 

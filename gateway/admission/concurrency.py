@@ -174,7 +174,10 @@ class Reservation:
         self.num_bytes += num_bytes
 
     def shrink(self, num_bytes: int) -> None:
-        """Return bytes that are held no longer. After `close` this has no effect."""
+        """Return bytes that are held no longer.
+
+        After `close` this has no effect.
+        """
         num_bytes = min(num_bytes, self.num_bytes)
         self.num_bytes -= num_bytes
         for limit in self._limits:

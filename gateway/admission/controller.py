@@ -42,9 +42,9 @@ class AdmissionLimits:
     tenant_share: float = 1.0  # of each of these that one tenant may use
 
     def share_of(self, number: int) -> int:
-        """Return a tenant's share of a limit, at least 1 unless the limit is 0.
+        """Return a tenant's share of a limit.
 
-        With a share of 1, only the gateway's own limit applies.
+        It is at least 1 unless the limit is 0. With a share of 1, only the gateway's own limit applies.
         """
         if self.tenant_share >= 1:
             return _UNLIMITED
@@ -122,7 +122,7 @@ class AdmissionController:
 
     @asynccontextmanager
     async def admit_tokenizing(self, tenant: Tenant, num_bytes: int) -> AsyncIterator[Reservation]:
-        """Wait in a queue, then occupy a slot for work on tokens.
+        """Wait in a queue, then occupy a tokenizing slot.
 
         Yields:
             The request's bytes, as `admit`.
@@ -148,7 +148,7 @@ class AdmissionController:
 
     @contextmanager
     def reserve(self, tenant: Tenant) -> Iterator[Reservation]:
-        """Reserve bytes for the block, none yet, for a request that needs no slot."""
+        """Reserve bytes without a slot, none yet."""
         with self._reserve(self._usage(tenant), 0) as held:
             yield held
 

@@ -27,13 +27,13 @@ class Operators:
         return self._authenticator.authenticate(context.invocation_metadata(), role="operator")
 
     def name_of(self, method: str, context: Context) -> str:
-        """Return the operator's name, before the request is read. It is empty without keys."""
+        """Return the operator's name, empty without keys."""
         self.check(context)
         return self._authenticator.name_of(method, context)
 
     @asynccontextmanager
     async def watch(self, context: Context) -> AsyncIterator[None]:
-        """Check the operator and occupy a slot for one Watch call.
+        """Check the operator and occupy a Watch slot.
 
         Raises:
             Unauthenticated, PermissionDenied: see `check`.

@@ -160,7 +160,10 @@ def check_conversation(
 
 
 def _check_numbers(messages: Sequence[gateway_pb2.Message]) -> None:
-    """Check the numbers of messages and parts, which cost time each."""
+    """Check the numbers of messages and parts.
+
+    Each costs time.
+    """
     num_parts = sum(len(message.parts) for message in messages[: MAX_MESSAGES + 1])
     for limit, number, name in ((MAX_MESSAGES, len(messages), "messages"), (MAX_PARTS, num_parts, "parts")):
         if number > limit:

@@ -38,7 +38,10 @@ class Held(Protocol):
 
 
 class _Uncounted:
-    """Counts nothing, for requests of the gateway itself, whose number is bounded."""
+    """Counts nothing.
+
+    For requests of the gateway itself, whose number is bounded.
+    """
 
     def grow(self, num_bytes: int) -> None:
         """Do nothing."""
@@ -52,7 +55,7 @@ UNCOUNTED: Held = _Uncounted()
 
 @dataclass(slots=True)
 class RequestImage:
-    """An image of a request, with its bytes until it is encoded."""
+    """An image of a request, with bytes until it is encoded."""
 
     field: str  # in the request, for example 'messages[0].parts[1].image'
     data: bytes

@@ -41,7 +41,7 @@ class Reads:
         return await self.tasks[number]
 
     def reason(self, number: int) -> str | None:
-        """Return why a read was refused, None while it goes on."""
+        """Return why a read was refused, or None."""
         task = self.tasks[number]
         error = task.exception() if task.done() else None
         return error.reason if isinstance(error, TandemError) else None
@@ -154,7 +154,7 @@ async def test_the_oldest_slow_read_leaves_for_a_call_that_waits(reads: Callable
 
 
 async def test_a_read_has_seconds_even_while_others_wait(reads: Callable[..., Reads]) -> None:
-    """On a busy machine, the messages of honest callers take longer than usual."""
+    """Honest messages take longer on a busy machine."""
     one = reads(4)
     numbers = [one.start(sender(host)) for host in range(8)]
     await asyncio.sleep(0.2)

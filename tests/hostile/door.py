@@ -46,7 +46,10 @@ class Door:
     hostile_key: str
 
     def memory(self, name: str = "VmRSS") -> float:
-        """Return the memory of the process, MiB. 'VmHWM' is the most since `forget_peak`."""
+        """Return the memory of the process, MiB.
+
+        'VmHWM' is the most since `forget_peak`.
+        """
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) / 1024
 
@@ -54,7 +57,7 @@ class Door:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def call(self, seconds: float) -> list[float]:
-        """Call as an honest caller, one call after the other. Return the time of each, seconds.
+        """Return the times of an honest caller's calls, seconds.
 
         Raises:
             grpc.RpcError: a call was refused, or took 30 s.
@@ -73,7 +76,14 @@ class Door:
 
     @contextmanager
     def flood(self, flags: Sequence[str], seconds: float) -> Iterator[None]:
-        """Attack within the block, at most for some seconds. All connections are open at its start."""
+        """Attack within the block.
+
+        All connections are open at its start.
+
+        Args:
+            flags: of `tests.hostile.flood`.
+            seconds: longest time.
+        """
         command = [sys.executable, "-m", "tests.hostile.flood", "--port", str(self.port), "--seconds", str(seconds)]
         attack = subprocess.Popen(
             [*command, *(flag.format(key=self.hostile_key) for flag in flags)], stdout=subprocess.PIPE, text=True
@@ -90,7 +100,10 @@ class Door:
 
 @contextmanager
 def open_door(models: Path, release: str, folder: Path, *flags: str) -> Iterator[Door]:
-    """Run a gateway with two tenants. It needs no stages, because honest callers only ask for tokens."""
+    """Run a gateway with two tenants.
+
+    It needs no stages, because honest callers only ask for tokens.
+    """
     keys = {name: new_key() for name in ("honest", "hostile")}
     file = folder / "keys.toml"
     file.write_text(

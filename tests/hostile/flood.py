@@ -153,7 +153,7 @@ async def _run(attack: Attack) -> None:
 
 
 def main() -> None:
-    """Attack for some seconds, then print how many calls the server ended."""
+    """Attack, then print the number of ended calls."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--method", default="/tandem.v1.Gateway/CountTokens")

@@ -1,4 +1,4 @@
-"""Requests that cost much more than they look delay nobody and hold counted memory."""
+"""Costly requests delay nobody, and their memory is counted."""
 
 import asyncio
 import time
@@ -35,7 +35,10 @@ async def world(store: Path, tokenizer: Tokenizer) -> AsyncIterator[World]:
 
 @contextmanager
 def longest_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Yield the processor times of the steps of this thread's event loop, the longest first at the end."""
+    """Yield processor times of the event loop's steps.
+
+    At the end of the block the longest is the first.
+    """
     times: list[float] = []
     run = asyncio.Handle._run
 
@@ -77,7 +80,7 @@ def costly() -> dict[str, gateway_pb2.GatewayGenerateRequest]:
 async def test_a_costly_conversation_takes_no_long_step_of_the_loop(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str, method: str
 ) -> None:
-    """Its answer, or the reason of its refusal, is not the point here."""
+    """It may be answered or refused."""
     data = costly()[name].SerializeToString()
     if method == "CountTokens":
         request = costly()[name]

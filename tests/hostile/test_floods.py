@@ -1,4 +1,4 @@
-"""Large bodies on many connections take neither the memory nor the calls of others.
+"""Floods of large bodies have bounded memory.
 
 `python -m tests.hostile.door` prints the same with latencies.
 """
