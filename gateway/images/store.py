@@ -55,7 +55,7 @@ UNCOUNTED: Held = _Uncounted()
 
 @dataclass(slots=True)
 class RequestImage:
-    """An image of a request, with bytes until it is encoded."""
+    """An image of a request, with its bytes at first."""
 
     field: str  # in the request, for example 'messages[0].parts[1].image'
     data: bytes
