@@ -102,8 +102,15 @@ ROOMS: dict[str, set[str]] = {
         "gateway.answer",
         "gateway.rollout.policy",
     },
-    # Reads the releases, the rollout and finished requests. Nothing below knows of it.
-    "gateway.operations": {"tandem.v1", "chassis", "gateway.stages", "gateway.answer", "gateway.rollout"},
+    # Reads the releases, the rollout and finished requests, for operators alone. Nothing below knows of it.
+    "gateway.operations": {
+        "tandem.v1",
+        "chassis",
+        "gateway.admission",
+        "gateway.stages",
+        "gateway.answer",
+        "gateway.rollout",
+    },
     "gateway": {
         "tandem.v1",
         "chassis",

@@ -69,7 +69,7 @@ class Door:
             ends_s = time.monotonic() + seconds
             while time.monotonic() < ends_s:
                 started_s = time.perf_counter()
-                stub.Tokenize(request, metadata=[authorization(self.honest_key)], timeout=30)
+                stub.Tokenize(request, metadata=(authorization(self.honest_key),), timeout=30)
                 times.append(time.perf_counter() - started_s)
                 time.sleep(0.005)
         return times

@@ -35,7 +35,7 @@ async def serving(**settings: Any) -> AsyncIterator[Server]:
     await server.stop(0)
 
 
-async def call(server: Server) -> int:
+async def call(server: Server) -> Any:
     async with open_channel(f"127.0.0.1:{server.port}") as channel:
         stub: Any = gateway_pb2_grpc.GatewayStub(channel)
         return (await stub.CountTokens(gateway_pb2.CountTokensRequest(), timeout=60)).prompt_tokens

@@ -66,12 +66,11 @@ POOLS = ["answers", "uploads", "tokenizing", "watches"]
 
 
 def open_pool(admission: AdmissionController, pool: str, owner: Tenant) -> AbstractAsyncContextManager[object]:
-    return {
-        "answers": lambda: admission.admit(owner, 1),
-        "uploads": lambda: admission.admit_upload(owner),
-        "tokenizing": lambda: admission.admit_tokenizing(owner, 1),
-        "watches": lambda: admission.admit_watch(owner),
-    }[pool]()
+    if pool == "answers":
+        return admission.admit(owner, 1)
+    if pool == "uploads":
+        return admission.admit_upload(owner)
+    return admission.admit_tokenizing(owner, 1) if pool == "tokenizing" else admission.admit_watch(owner)
 
 
 @pytest.mark.parametrize("pool", POOLS)
