@@ -55,10 +55,10 @@ class World:
         self._start(name, "language_service", [*self._stage_flags(tag), *flags], python=python)
         self._wait_until_ready()
 
-    def plain_gateway(self, *languages: str) -> str:
-        """Start a gateway in front of these language services. Return its address."""
+    def plain_gateway(self, *languages: str, flags: Sequence[str] = ()) -> str:
+        """Start a gateway in front of these language services."""
         stages = ["--vision", self.address("vision"), "--language", ",".join(map(self.address, languages))]
-        self._start("gateway", "gateway", [*self._gateway_flags(), *stages])
+        self._start("gateway", "gateway", [*self._gateway_flags(), *stages, *flags])
         self._wait_until_ready()
         return self.address("gateway")
 
