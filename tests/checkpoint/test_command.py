@@ -153,7 +153,7 @@ def test_tags_lists_every_checkpoint_of_a_store(tmp_path: Path) -> None:
     rows = [line.split() for line in run("tags", "--models", tmp_path).splitlines()[1:]]
     assert [row[0] for row in rows] == ["a-v1.9.0", "a-v1.10.0", "b-v1.0.0"]
     manifest = read_manifest(tmp_path / "b-v1.0.0")
-    assert rows[2][1:4] == ["resampler", "146", "K"]
+    assert rows[2][1:5] == ["resampler", "-", "146", "K"]
     assert rows[2][-2:] == [manifest.vision.digest.hex()[:12], manifest.language.digest.hex()[:12]]
     [_, _, facts] = json.loads(run("tags", "--json", "--models", tmp_path))
     assert facts["language_digest"] == manifest.language.digest.hex()
