@@ -79,7 +79,7 @@ class ModelInfo(_message.Message):
     device: _builtins.str
     """Device: 'cpu' or 'cuda:<index>'."""
     precision: _builtins.str
-    """Type of the arithmetic: 'float32' or 'bfloat16'."""
+    """Type of the arithmetic: 'float32' or 'bfloat16'. With fewer bits a weight, their scheme: 'w4a16 g128'."""
     num_parameters: _builtins.int
     """Number of parameters of this half, as counted."""
     num_weight_bytes: _builtins.int
