@@ -78,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
         "language_service.sampling",
         "language_service.engine",
     },
-    "gateway.admission": {"chassis", "checkpoint"},
+    "gateway.admission": {"chassis"},
     "gateway.stages": {"tandem.v1", "chassis", "checkpoint.families", "checkpoint", "processing"},
     "gateway.filters": {"tandem.v1", "chassis", "processing"},
     "gateway.images": {"tandem.v1", "chassis", "checkpoint", "gateway.stages"},
