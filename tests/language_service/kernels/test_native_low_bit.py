@@ -35,7 +35,7 @@ def random(*shape: int) -> Tensor:
 
 
 def round_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows as integers in float64, and their scales in float32."""
+    """Return rows as integers, and their scales."""
     scales_T1 = x_TK.float().abs().amax(dim=1, keepdim=True) / 127
     return (x_TK.float() / scales_T1).round().double(), scales_T1
 
@@ -63,7 +63,7 @@ def test_the_largest_sums_of_8_bits_are_exact(native: NativeLibrary) -> None:
 
 @pytest.mark.parametrize(("num_outputs", "num_groups"), [(1, 1), (64, 2), (65, 3), (200, 5)])
 def test_products_of_4_bits_equal_the_definition(native: NativeLibrary, num_outputs: int, num_groups: int) -> None:
-    """In float64, within the error of as many additions in float32."""
+    """Within the error of as many additions in float32."""
     for scheme, group, zeros in GROUPED:
         weight = make_grouped(scheme, num_outputs, num_groups, group, zeros)
         for num_rows in (1, 2, 7, 195):

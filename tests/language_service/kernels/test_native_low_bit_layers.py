@@ -40,7 +40,7 @@ class OneByOne(NativeKernels):
 
 
 def round_decoder(quantization: Quantization) -> tuple[LanguageConfig, dict[str, Tensor]]:
-    """Return the shape and the tensors of a decoder with few bits a weight."""
+    """Return the shape and tensors of a low-bit decoder."""
     floats = make_decoder(WIDE).bfloat16().state_dict()
     fields = {**WIDE.model_dump(), "quantization": quantization, "tied_embeddings": False}
     floats[HEAD] = floats["language_model.embed_tokens.weight"]
