@@ -11,8 +11,11 @@ import torch
 from structlog.testing import capture_logs
 
 from chassis.errors import FailedPrecondition, NotFound
+from checkpoint.config import read_config
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
+from checkpoint.quantizing import NearestRounder, plan, quantize
+from checkpoint.rounding import Grid
 from checkpoint.store import ModelStore
 from language_service import loader
 from language_service.engine import own
@@ -125,3 +128,21 @@ async def test_an_unreadable_tokenizer_leaves_no_engine_behind(models: Path, mon
     with pytest.raises(UnicodeDecodeError):
         await make_loader(models).load(TAG)
     assert f"engine-{TAG}" not in [thread.name for thread in threading.enumerate()]
+
+
+async def test_a_model_with_4_bits_answers_in_less_memory(models: Path, tmp_path: Path) -> None:
+    tag = "tiny-int4-v1.0.0"
+    config = plan(read_config(models / TAG), "w4a16", 32)
+    quantize(models / TAG, tmp_path, tag, config, NearestRounder(Grid("w4a16", 32)))
+    hosted = await make_loader(tmp_path, dtype=torch.bfloat16).load(tag)
+    source = await make_loader(models, dtype=torch.bfloat16).load(TAG)
+    assert hosted.info().precision == "w4a16 g32"
+    assert source.info().precision == "bfloat16"
+    assert hosted.info().num_weight_bytes < 0.75 * source.info().num_weight_bytes
+    generation = hosted.engine.open(SamplingOptions(ignore_eos=True), salt=b"", priority=0)
+    generation.add_text([7, 8, 9])
+    generation.end_prompt(4)
+    events = [event async for event in generation]
+    assert isinstance(events[-1], Finished)
+    for one in (hosted, source):
+        await one.close()
