@@ -60,9 +60,7 @@ ROOMS: dict[str, set[str]] = {
     "language_service.calibration": {"checkpoint.families", "checkpoint", "language_service.model"},
     "language_service.sampling": {"tandem.v1", "chassis", "language_service.kernels"},
     "language_service.engine": {
-        "chassis",
-        "checkpoint.families",
-        "checkpoint",
+        *("chassis", "checkpoint.families", "checkpoint"),
         "language_service.model",
         "language_service.kernels",
         "language_service.cache",
@@ -141,11 +139,7 @@ ROOMS: dict[str, set[str]] = {
     "tandem.client": {"tandem.v1", "chassis"},
     "tandem.stack": {"chassis", "checkpoint"},
     "tandem.commands": {
-        "tandem.v1",
-        "chassis",
-        "checkpoint.families",  # types
-        "checkpoint.probes",
-        "checkpoint",
+        *("tandem.v1", "chassis", "checkpoint.families", "checkpoint.probes", "checkpoint"),
         "gateway.rollout.policy",  # plain Python. `tandem probes run` compares two releases with its test
         "vision_service.backends",  # `tandem checkpoint choose-backend` measures them
         "vision_service.exporting",  # `tandem checkpoint export`
