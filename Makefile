@@ -62,7 +62,7 @@ test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GP
 test-triton: .venv/ready  ## encode on a real Triton, which is killed under load; with SHORT=1 under a short load
 	tests/vision_service/triton/run -m "triton$(if $(SHORT), and not slow)" -s
 
-test-vllm: .venv/ready  ## answer with vLLM as the engine, whose processes are killed; with SHORT=1 without kills
+test-vllm: .venv/ready  ## answer with vLLM as the engine, whose processes are killed; with SHORT=1 in three minutes
 	tests/language_service/vllm/run -m "vllm$(if $(SHORT), and not slow)"
 
 test-http: .venv/ready  ## use the HTTP door with a browser and npm's clients; with SHORT=1 in two minutes
