@@ -13,7 +13,7 @@ SEPARATE := load hostile k8s images gpu kernels tensorrt triton vllm http
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench gpu-wheels gpu-check train-demo peers vllm-env clean
+.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench lock gpu-wheels gpu-check train-demo peers vllm-env clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -90,6 +90,12 @@ bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## run every benchmark, each within 
 bench-%: .venv/ready  ## run one benchmark within about a minute
 	$(BIN)/python -m benchmarks.$* --quick
 
+lock: .venv/ready  ## write the hashes of all packages for this platform, after a change of constraints.txt
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --only-binary :all: --constraint constraints.txt \
+		--report .venv/report.json $$($(BIN)/python images/requirements.py all dev) setuptools
+	$(BIN)/python .ci/lock.py <.venv/report.json >locks/$$($(BIN)/python -c 'import sys, sysconfig; \
+		print(sysconfig.get_platform(), "cp%d%d" % sys.version_info[:2], sep="-")').txt
+
 gpu-wheels: .venv/ready  ## fetch packages for a GPU machine without a network; with RTX=1 also TensorRT for RTX
 	$(BIN)/python -m benchmarks.gpu_check.wheels $(if $(RTX),--rtx)
 
@@ -122,15 +128,24 @@ INDEX_ANSWERS = $(BIN)/python -c 'import faulthandler, sys, urllib.request as we
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OR_SAY_WHY = >.venv/install.log 2>&1 || { cat .venv/install.log >&2; exit 1; }
 
+# The packages of this Python and platform by their hashes, if there is such a list: `make lock` writes it. Where an index
+# has other files, `make` says so and goes on without hashes. With HASHES=only it stops.
+LOCK = $(wildcard locks/$(shell $(PYTHON) -c 'import sys, sysconfig; \
+	print(sysconfig.get_platform(), "cp%d%d" % sys.version_info[:2], sep="-")').txt)
+LOCKED = $(if $(LOCK),$(INSTALL) --require-hashes --no-deps $$index --requirement $(LOCK) >.venv/install.log 2>&1,false)
+UNLOCKED = $(if $(LOCK),{ $(if $(HASHES),cat .venv/install.log >&2; exit 1,tail -n 3 .venv/install.log >&2; \
+	echo "Packages differ from $(LOCK). They are installed without hashes."); };)
+
 # Torch comes first: only its step may look into its index.
-.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard */kernels/*.cpp */kernels/*.h)
+.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard locks/*.txt) $(wildcard */kernels/*.cpp */kernels/*.h)
 	$(if $(PYTHON),,$(error Install Python 3.11 or newer, with its venv module (Debian: python3-venv)))
 	@echo "$(if $(wildcard $@),Updating,Setting up) .venv: installing packages and compiling kernels takes up to two minutes."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		test ! -e .venv || echo "The Python of .venv is gone, so .venv is made again."; \
 		rm -rf .venv && $(PYTHON) -m venv .venv; }
-	@if $(INDEX_ANSWERS) >/dev/null 2>&1; then index='--extra-index-url $(TORCH_INDEX)'; fi; $(INSTALL) $$index torch $(OR_SAY_WHY)
-	@$(INSTALL) --editable '.[all,dev]' $(OR_SAY_WHY)
+	@if $(INDEX_ANSWERS) >/dev/null 2>&1; then index='--extra-index-url $(TORCH_INDEX)'; fi; \
+		if $(LOCKED); then $(INSTALL) --no-deps --no-build-isolation --editable . $(OR_SAY_WHY); else \
+		$(UNLOCKED) $(INSTALL) $$index torch $(OR_SAY_WHY); $(INSTALL) --editable '.[all,dev]' $(OR_SAY_WHY); fi
 	@touch $@
 
 # Whole lists of exact versions, dependencies not followed: vLLM names packages that come without a build for processors.

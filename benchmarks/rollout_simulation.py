@@ -2,30 +2,25 @@
 
 Time and traffic are simulated, so a minute with 50 requests per second takes milliseconds. The decisions are real: they
 come from `gateway.rollout.policy.controller.tick`, on the counts that a gateway would have. Each kind of canary is
-rolled out many times.
+rolled out many times. `benchmarks.rollout_attacks` rolls canaries out under attack.
 
 A false rollback is the rollback of a canary within its bounds. A false promotion is the promotion of a canary beyond a
 bound. Harmed requests are those that a bad canary failed, left empty, or answered wrong, late or never. A hanging
 request waits until it is overdue, and is counted then.
 
-Hostile callers make 5 % of the requests in some rollouts. They fail on both releases, or only with routing keys that
-they know to get one of them. `gateway.rollout.policy.Evidence` bounds the weight of the latter. One kind counts all of
-them, for comparison.
-
 Before the steps both releases answer 1,000 simulated probes in eight topics. Another release of the same quality loses
 0.5 % of them and gains as many.
 """
 
-import math
+from argparse import Namespace
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from benchmarks.tools.hostile_callers import SHARE, HostileCallers
@@ -36,14 +31,14 @@ from benchmarks.tools.simulated_canaries import (
     Behaviour,
     answer_probes,
     count_signs,
+    draw_times,
     rate_answers,
 )
 from gateway.rollout.policy.controller import begin, start, tick
-from gateway.rollout.policy.counts import Arm, Counts, Timing
+from gateway.rollout.policy.counts import Arm, Counts
 from gateway.rollout.policy.guard import num_comparable
-from gateway.rollout.policy.histograms import bucket_of, seconds_of
+from gateway.rollout.policy.histograms import bucket_of
 from gateway.rollout.policy.plan import Plan, read_plan
-from gateway.rollout.policy.significance import p_above
 from gateway.rollout.policy.state import Phase, State
 
 REQUESTS_PER_S = 50.0
@@ -63,6 +58,10 @@ GUARD = {
     "max_quality_drop": 0.02,
 }
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "repetitions": {"type": int, "default": 200, "help": "rollouts of each kind of canary"}
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -76,24 +75,32 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate, and publish the results."""
-    options = parse_arguments(
-        "Measure how often the guard of a rollout errs.",
-        arguments,
-        repetitions={"type": int, "default": 200, "help": "rollouts of each kind of canary"},
-    )
+    options = parse_arguments("Measure how often the guard of a rollout errs.", arguments, **OPTIONS)
+    kinds = [name for name, (behaviour, _) in CANARIES.items() if behaviour.attack is None]
+    roll_out(Report("rollout_simulation", "Rollouts"), kinds, options)
+
+
+def roll_out(report: Report, kinds: Sequence[str], options: Namespace) -> None:
+    """Roll canaries out many times, and publish the results.
+
+    Args:
+        report: without figures.
+        kinds: of canaries.
+        options: of the command line.
+    """
     repetitions = 8 if options.quick else options.repetitions
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in CANARIES}
-    tasks = [(name, seed) for name in CANARIES for seed in range(repetitions)]
+    outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+    tasks = [(kind, seed) for kind in kinds for seed in range(repetitions)]
     with ProcessPoolExecutor(max_workers=2) as workers, Progress() as progress:
         bar = progress.add_task("rolling out", total=len(tasks))
-        for (name, _), outcome in zip(tasks, workers.map(simulate, tasks, chunksize=4), strict=True):
-            outcomes[name].append(outcome)
+        for (kind, _), outcome in zip(tasks, workers.map(simulate, tasks, chunksize=4), strict=True):
+            outcomes[kind].append(outcome)
             progress.advance(bar)
 
-    report = Report("rollout_simulation", f"Rollouts judged {repetitions} times for each kind of canary")
-    report.details = {name: summary(ended) for name, ended in outcomes.items()}
-    for name, ended in outcomes.items():
-        add_figures(report, name, CANARIES[name][1], ended)
+    report.title += f" judged {repetitions} times for each kind of canary"
+    report.details = {kind: summary(ended) for kind, ended in outcomes.items()}
+    for kind, ended in outcomes.items():
+        add_figures(report, kind, CANARIES[kind][1], ended)
     report.publish(lambda axes: plot(axes, report.details), options.json)
 
 
@@ -193,34 +200,6 @@ def is_look_due(state: State, counts: Counts, now_s: float) -> bool:
     comparable, looks = num_comparable(counts), state.looks
     is_over = now_s - state.step_started_s >= state.current_step.seconds
     return comparable >= looks.next_at or (is_over and comparable >= looks.final_next_at)
-
-
-def draw_times(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
-    """Add the times of some answers to the counts."""
-    timings: tuple[tuple[Timing, float, float], ...] = (
-        ("first_token", behaviour.first_token_s, 0.5),
-        ("inter_token", behaviour.inter_token_s, 0.2),
-    )
-    for timing, median_s, spread in timings:
-        buckets, shares = spread_over_buckets(median_s, spread)
-        drawn = random.multinomial(answers, shares)
-        for index in np.flatnonzero(drawn):
-            counts.add_time(arm, timing, "text", buckets[index], int(drawn[index]))
-
-
-@cache
-def spread_over_buckets(median_s: float, spread: float) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the buckets of log-normal times with their shares.
-
-    Drawing counts of buckets takes the same time for any number of answers.
-    """
-    reach = 6 * spread
-    buckets = list(range(bucket_of(median_s * math.exp(-reach)), bucket_of(median_s * math.exp(reach)) + 1))
-    middles = np.log([seconds_of(bucket) for bucket in range(buckets[0] - 1, buckets[-1] + 2)])
-    edges = (middles[:-1] + middles[1:]) / 2
-    below = np.array([p_above((math.log(median_s) - edge) / spread) for edge in edges])
-    shares = np.diff(below)
-    return buckets, shares / shares.sum()
 
 
 def count_overdue(counts: Counts, hanging: deque[tuple[float, int]], now_s: float, overdue_s: float) -> None:

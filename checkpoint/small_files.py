@@ -16,7 +16,7 @@ _MAX_OTHER_BYTES = 256 * _MIB
 
 
 def read_small_file(path: Path) -> bytes:
-    """Return the content of a file, which its name limits in size.
+    """Return the content of a file of limited size.
 
     Raises:
         OSError: it cannot be read.

@@ -157,7 +157,7 @@ class Pipeline:
 
 
 def _caller(tenant: Tenant, peer: str) -> str:
-    """Return the name of a request's sender: a tenant, else a host."""
+    """Return a request's sender: a tenant, else a host."""
     return tenant.name if tenant.name != ANONYMOUS else peer.rpartition(":")[0]
 
 

@@ -99,7 +99,7 @@ def _limit_memory() -> None:
 
 
 def _read() -> dict[str, Any]:
-    """Return the next message, or an empty one at the end."""
+    """Return the next message, empty at the end."""
     head = sys.stdin.buffer.read(LENGTH.size)
     return dict(json.loads(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))) if head else {}
 

@@ -66,7 +66,7 @@ class DecodePool:
         processor_s: float = DECODE_S,
         with_thumbnails: bool = False,
     ) -> None:
-        """Start the pool. Its processes start with its first images, or by `start`.
+        """Create the pool. Processes start when needed, or by `start`.
 
         Args:
             num_processes: images decoded at once.

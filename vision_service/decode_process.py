@@ -48,7 +48,7 @@ class DecodeProcess:
     """A process that decodes one image after another."""
 
     def __init__(self) -> None:
-        """Start it. It is ready in a third of a second."""
+        """Start it, which takes a third of a second."""
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, sys.path))  # the packages may lie where only this process looks for them
         self._file = os.memfd_create("image")  # the image, then its pixels

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _decode(connection: Connection, file: int, job: Job) -> None:
-    """Decode one image, and write its pixels or send an error."""
+    """Decode one image, and send pixels or an error."""
     data = os.pread(file, job.num_bytes, 0)
     os.ftruncate(file, 0)
     signal.setitimer(signal.ITIMER_PROF, job.processor_s)  # the default action of the signal ends the process
@@ -108,7 +108,7 @@ class _ServicesBudget:
 
     @contextmanager
     def reserve(self, num_bytes: int) -> Iterator[None]:
-        """Wait until the service has free bytes, and take no more."""
+        """Wait until the service has free bytes."""
         started = time.perf_counter()
         _send(self._connection, needs=num_bytes)
         self._connection.recv_bytes()

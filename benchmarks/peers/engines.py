@@ -22,6 +22,7 @@ class EngineKind:
 
     name: str
     module: str  # its runner in benchmarks.peers
+    weights: str = ""  # format of its weights, if the runner has a choice
     environment: str = ""  # folder in ENVIRONMENTS, or empty for the benchmark's own environment
     preload: tuple[str, ...] = ()  # file names without ".so" of libraries to load first, if present
     has_prefix_cache: bool = True
@@ -44,8 +45,10 @@ class EngineKind:
 
     def start(self, checkpoints: Path) -> EngineProcess:
         """Start its process, which loads the model in the background."""
-        command = [self.python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints)]
-        return EngineProcess(self.name, command, self.variables(), checkpoints / f"{self.module}.log")
+        weights = [self.weights] if self.weights else []
+        command = [self.python, "-m", f"benchmarks.peers.{self.module}", str(checkpoints), *weights]
+        log = checkpoints / f"{'-'.join([self.module, *weights])}.log"
+        return EngineProcess(self.name, command, self.variables(), log)
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables of its process."""
@@ -82,4 +85,10 @@ ENGINES = (
     EngineKind(name="llama.cpp", module="llama_cpp_python", environment="llama_cpp"),
     EngineKind(name="transformers", module="transformers_generate", environment="transformers", has_prefix_cache=False),
     EngineKind(name="transformers batching", module="transformers_continuous", environment="transformers"),
+)
+
+# Peers with fewer bits a weight, for `benchmarks.lowbit`.
+LOW_BIT_PEERS = tuple(
+    EngineKind(name=f"llama.cpp {weights}", module="llama_cpp_python", weights=weights, environment="llama_cpp")
+    for weights in ("Q8_0", "Q4_0")
 )

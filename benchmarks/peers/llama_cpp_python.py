@@ -3,6 +3,7 @@
 Only this interface decodes several sequences in one batch.
 """
 
+import ctypes
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.peers.gguf_file import write_gguf
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
 _BATCH = 2048  # tokens per call, llama.cpp's default
+_FORMATS = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
 
 
 class Context:
@@ -84,12 +86,17 @@ class Context:
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
 
 
-def load(root: Path) -> tuple[str, Complete]:
-    """Load the model, and convert it first if necessary."""
+def load(root: Path, weights: str = "") -> tuple[str, Complete]:
+    """Load the model, and convert it first if necessary.
+
+    `weights` names one of llama.cpp's formats. Without it they stay bfloat16.
+    """
+    llama_cpp.llama_backend_init()
     path = root / "model.gguf"
     if not path.exists():
         write_gguf(root / "huggingface", path)
-    llama_cpp.llama_backend_init()
+    if weights:
+        path = _quantize(path, weights)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot read {path}; delete it to convert the model again")
@@ -111,6 +118,23 @@ def load(root: Path) -> tuple[str, Complete]:
         return recorder.recording
 
     return f"llama-cpp-python {llama_cpp.__version__}", complete
+
+
+def _quantize(source: Path, weights: str) -> Path:
+    """Return the model with other weights.
+
+    Converts it first if necessary.
+    """
+    path = source.with_stem(f"model-{weights}")
+    if not path.exists():
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = _FORMATS[weights]
+        options.nthread = THREADS
+        partial = path.with_suffix(".partial")
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(options)):
+            raise RuntimeError(f"llama.cpp cannot convert {source} to {weights}")
+        partial.rename(path)
+    return path
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The protocol between benchmark and engine, and the engine's side.
 
-A runner is a process: `python -m benchmarks.peers.NAME CHECKPOINTS`. It runs in the environment of its engine, so this
-module imports only the standard library. The runner loads the model and writes `{"ready": "name and version"}`. It then
-answers each line on standard input with one line on standard output. It ends when its input is closed.
+A runner is a process: `python -m benchmarks.peers.NAME CHECKPOINTS [FORMAT]`. It runs in the environment of its engine,
+so this module imports only the standard library. The runner loads the model and writes `{"ready": "name and version"}`.
+It then answers each line on standard input with one line on standard output. It ends when its input is closed.
 
 A request is `{"prompts": [[token ids], ...], "num_tokens": N}`. The engine gets all prompts at once, and continues each
 greedily by exactly N tokens, ignoring the end of sequence. The answer is a `Recording` as JSON.
@@ -50,13 +50,13 @@ class Recorder:
 Complete = Callable[[Prompts, int], Recording]
 
 
-def serve(load: Callable[[Path], tuple[str, Complete]]) -> None:
+def serve(load: Callable[..., tuple[str, Complete]]) -> None:
     """Load an engine and answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of libraries goes to the log, not between the answers
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # the log is complete even if the engine is killed
-    name, complete = load(Path(sys.argv[1]))
+    name, complete = load(Path(sys.argv[1]), *sys.argv[2:])
     print(json.dumps({"ready": name}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,13 +1,18 @@
 """Releases of simulated rollouts, and their answers to probes and users."""
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.tools.hostile_callers import Aim
-from gateway.rollout.policy.counts import Arm, Counts
+from gateway.rollout.policy.counts import Arm, Counts, Timing
+from gateway.rollout.policy.histograms import bucket_of, seconds_of
 from gateway.rollout.policy.probing import PairCounter, Probing
+from gateway.rollout.policy.significance import p_above
 
 NUM_PROBES = 1000
 NUM_TOPICS = 8  # the slices of the probes
@@ -122,3 +127,31 @@ def rate_answers(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, r
     if behaviour.hostile:
         for _ in range(int(random.binomial(answers, 1 / NUM_TENANTS))):
             counts.add_rating(arm, 0, disliked=arm == "canary")
+
+
+def draw_times(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
+    """Add the times of some answers to the counts."""
+    timings: tuple[tuple[Timing, float, float], ...] = (
+        ("first_token", behaviour.first_token_s, 0.5),
+        ("inter_token", behaviour.inter_token_s, 0.2),
+    )
+    for timing, median_s, spread in timings:
+        buckets, shares = spread_over_buckets(median_s, spread)
+        drawn = random.multinomial(answers, shares)
+        for index in np.flatnonzero(drawn):
+            counts.add_time(arm, timing, "text", buckets[index], int(drawn[index]))
+
+
+@cache
+def spread_over_buckets(median_s: float, spread: float) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the buckets of log-normal times with their shares.
+
+    Drawing counts of buckets takes the same time for any number of answers.
+    """
+    reach = 6 * spread
+    buckets = list(range(bucket_of(median_s * math.exp(-reach)), bucket_of(median_s * math.exp(reach)) + 1))
+    middles = np.log([seconds_of(bucket) for bucket in range(buckets[0] - 1, buckets[-1] + 2)])
+    edges = (middles[:-1] + middles[1:]) / 2
+    below = np.array([p_above((math.log(median_s) - edge) / spread) for edge in edges])
+    shares = np.diff(below)
+    return buckets, shares / shares.sum()

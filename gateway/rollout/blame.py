@@ -15,7 +15,7 @@ _CLIENT_ERRORS = (InvalidArgument, NotFound, Unauthenticated, PermissionDenied, 
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Return whether the client caused an error, or a limit did."""
+    """Return whether the client or a limit caused an error."""
     return isinstance(error, _CLIENT_ERRORS) or (isinstance(error, ResourceExhausted) and error.reason in REFUSALS)
 
 

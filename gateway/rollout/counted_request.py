@@ -123,7 +123,7 @@ def _signs(report: Report) -> tuple[Sign, ...]:
 
 
 def kind_of(report: Report) -> Kind:
-    """Return the kind of a request: only those of one are compared."""
+    """Return the kind of a request, within which requests compare."""
     if not report.images:
         return "text"
     return "images encoded" if any(image.cache_level in _ENCODED for image in report.images) else "images at hand"

@@ -1,4 +1,4 @@
-"""Tell a deadline that no release could meet from one that was missed.
+"""Tell deadlines that no release could meet.
 
 Clients choose their deadlines. One that is shorter than stable needs says nothing about a release.
 """
@@ -16,7 +16,7 @@ _MAX_ANSWERS = 10_000  # then older ones count half
 
 
 class StablePace:
-    """The times in which stable gives nearly all of its answers."""
+    """Times within which stable gives nearly all answers."""
 
     def __init__(self) -> None:
         self._first_token: defaultdict[Kind, Counter[int]] = defaultdict(Counter)

@@ -249,7 +249,7 @@ class Traffic:
     def _has_failed(
         self, error: BaseException, report: Report, deadline: Deadline, time_s: float, overdue_s: float
     ) -> bool | None:
-        """Return whether the release failed, or None if it is not to blame."""
+        """Return whether the release failed, None without blame."""
         left_s = deadline.remaining_s()
         is_cancelled = isinstance(error, asyncio.CancelledError)
         # A stage notices the deadline, too, and may be first.

@@ -29,7 +29,7 @@ def least_busy(calls: Mapping[str, int], turn: int) -> str:
 
 
 def by_prefix(calls: Mapping[str, int], prefix: bytes) -> str:
-    """Return the replica that holds a prefix, unless it is loaded.
+    """Return the replica with a prefix, unless it is loaded.
 
     Each replica has a rank for each prefix (rendezvous hashing: Thaler and Ravishankar, 1998). The first in rank whose
     load is within a bound gets the call (bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018). So all gateways

@@ -83,7 +83,7 @@ def open_library(name: SetName) -> NativeLibrary:
 
 @cache
 def library(name: SetName) -> NativeLibrary | None:
-    """Return the kernels of an instruction set, or None without them."""
+    """Return the kernels of an instruction set, or None."""
     try:
         return open_library(name)
     except OSError:

@@ -5,13 +5,11 @@ all answers under its grammar. The kernel ends it when a token takes too much pr
 when it takes too much memory. So a costly grammar can neither delay nor starve the service.
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
-Messages of the program: `STARTED_OR_ENDED`.
-
-Messages of the service to a worker: the grammar, then JSON lists of jobs: ["advance", answer, tokens],
-["draft", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`, then a mask or a problem.
-The grammar has two frames: that it is compiled, and its first mask. All advances of a list have one frame each for
-their tokens, then one each for the mask. A draft has one frame, with a mask for each of its tokens up to the first one
-that the grammar forbids.
+Messages of the program: `STARTED_OR_ENDED`. Messages of the service to a worker: the grammar, then JSON lists of jobs:
+["advance", answer, tokens], ["draft", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a
+`FRAME`, then a mask or a problem. The grammar has two frames: that it is compiled, and its first mask. All advances of
+a list have one frame each for their tokens, then one each for the mask. A draft has one frame, with a mask for each of
+its tokens up to the first one that the grammar forbids.
 """
 
 import gc
@@ -36,7 +34,6 @@ COMMAND = struct.Struct("<cI")  # 'o' opens a worker, 'k' kills it. Then its num
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 FRAME = struct.Struct("<BQI")  # status, bytes of memory of the worker, and bytes that follow
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
-
 _DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
 
 
@@ -51,10 +48,8 @@ class WorkerLimits:
 
 
 def yield_processors(thread: int) -> None:
-    """Let a thread run only when a processor has nothing else to do.
-
-    Under the lowest priority (nice) it would still take a processor for milliseconds, and the engine would wait for it.
-    """
+    """Let a thread run only when a processor is idle."""
+    # At the lowest priority (nice) it would still take a processor for milliseconds, and the engine would wait.
     os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
@@ -230,7 +225,8 @@ class _Worker:
                 if kind == "draft":
                     self._draft(self.states[answer], *rest)
                 else:
-                    self._consume(self.states[answer], *rest)
+                    self.states[answer].consume_tokens(*rest)
+                    self._add_frame(self.states[answer])
                     advances.append(answer)
         self._send()
         for answer in advances:  # once all tokens are consumed, because each answer may be complete
@@ -238,10 +234,6 @@ class _Worker:
                 state = self.states[answer]
                 self._add_frame(state, b"" if state.is_stopped() else state.compute_bitmask())
         self._send()
-
-    def _consume(self, state: LLMatcher, tokens: list[int]) -> None:
-        state.consume_tokens(tokens)
-        self._add_frame(state)
 
     def _draft(self, state: LLMatcher, tokens: list[int]) -> None:
         masks, consumed = b"", 0

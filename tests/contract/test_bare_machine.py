@@ -15,8 +15,11 @@ FAKE_PYTHON = """#!/bin/sh
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p .venv/bin
     cp "$0" .venv/bin/python
-    printf '#!/bin/sh\\necho "pip: $*"\\necho "$*" >>pip_calls\\nexit $PIP_FAILS\\n' >.venv/bin/pip
+    printf '#!/bin/sh\\necho "pip: $*"\\necho "$*" >>pip_calls\\n' >.venv/bin/pip
+    printf 'case "$*" in *--require-hashes*) exit ${HASHES_DIFFER:-0};; esac\\nexit $PIP_FAILS\\n' >>.venv/bin/pip
     chmod +x .venv/bin/pip
+elif echo "$*" | grep -q get_platform; then
+    echo fake-cp312
 elif [ -n "$INDEX_IS_AWAY" ] && echo "$*" | grep -q urlopen; then
     echo "Traceback" >&2
     exit 1
@@ -33,9 +36,14 @@ def checkout(tmp_path: Path) -> Path:
     python = tmp_path / "bin" / "python3.12"
     python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
-    for name in ("chmod", "cp", "grep", "mkdir", "rm", "sed", "touch", "cat"):
+    for name in ("chmod", "cp", "grep", "mkdir", "rm", "sed", "tail", "touch", "cat"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name) or name)
     return tmp_path
+
+
+def write_lock(checkout: Path) -> None:
+    (checkout / "locks").mkdir()
+    (checkout / "locks" / "fake-cp312.txt").write_text("torch==2.13.0 --hash=sha256:00\n")
 
 
 def make(checkout: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +80,27 @@ def test_a_failed_installation_shows_the_output_of_pip(checkout: Path) -> None:
     assert done.returncode != 0
     assert "pip: install" in done.stderr
     assert not (checkout / ".venv" / "ready").exists()
+
+
+def test_a_locked_platform_installs_by_hashes_alone(checkout: Path) -> None:
+    write_lock(checkout)
+    done = make(checkout, ".venv/ready")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    packages, project = (checkout / "pip_calls").read_text().splitlines()
+    assert "--require-hashes --no-deps --extra-index-url" in packages
+    assert packages.endswith("--requirement locks/fake-cp312.txt")
+    assert project.endswith("--no-deps --no-build-isolation --editable .")
+
+
+def test_an_index_with_other_files_is_told_or_stops(checkout: Path) -> None:
+    write_lock(checkout)
+    done = make(checkout, ".venv/ready", HASHES_DIFFER="1", HASHES="only")
+    assert done.returncode != 0
+    assert "--require-hashes" in done.stderr
+    done = make(checkout, ".venv/ready", HASHES_DIFFER="1")
+    assert done.returncode == 0
+    assert "Packages differ from locks/fake-cp312.txt. They are installed without hashes." in done.stdout
+    assert (checkout / "pip_calls").read_text().splitlines()[-1].endswith("--editable .[all,dev]")
 
 
 def test_an_environment_whose_python_is_gone_is_made_again(checkout: Path) -> None:

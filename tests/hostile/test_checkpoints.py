@@ -155,7 +155,7 @@ def test_files_without_end_are_not_read_to_their_end(tmp_path: Path) -> None:
 
 
 def test_positions_that_no_file_backs_are_bounded() -> None:
-    """Those of sines and cosines are computed, so no size of a file limits them."""
+    """Sines and cosines are computed, so no file limits them."""
     fields = json.loads(json.dumps(TINY))
     fields["vision"] |= {"image_size": 16_384, "patch_size": 1, "pool_size": 1, "positions": "sincos_2d"}
     with pytest.raises(FailedPrecondition, match="patches, more than"):

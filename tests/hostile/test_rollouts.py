@@ -24,7 +24,7 @@ ATTACKS = 60  # the guard looks after 20 requests of each release
 
 @pytest.fixture
 async def live(two_releases: Path, tokenizer: Tokenizer) -> AsyncIterator[LiveGateway]:
-    """Yield a gateway with a canary that gets half of the traffic."""
+    """Yield a gateway with a canary at 50 %."""
     async with open_gateway(two_releases, tokenizer) as live:
         await live.set(50, 100, overdue_s=1)
         await live.wait_for_phase(RUNNING)
@@ -32,7 +32,7 @@ async def live(two_releases: Path, tokenizer: Tokenizer) -> AsyncIterator[LiveGa
 
 
 async def counted(live: LiveGateway) -> tuple[int, int]:
-    """Return the canary's counted requests and errors, after all are counted."""
+    """Return the canary's counted requests and errors."""
     await asyncio.sleep(0.2)  # ticks of the gateway
     rollout = await live.get()
     assert rollout.phase == RUNNING
@@ -78,7 +78,7 @@ async def test_a_canary_that_fails_everybody_still_leaves(live: LiveGateway) -> 
     async def one(number: int) -> None:
         call = live.gateway.Generate(ask("What is it?", routing_key=f"user {number}"))
         try:
-            while await call.read() is not grpc.aio.EOF:
+            async for _ in call:
                 pass
         except grpc.RpcError:
             pass

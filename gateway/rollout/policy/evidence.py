@@ -1,4 +1,6 @@
-"""Choose the requests that count, so that no caller talks a canary down.
+"""Choose the requests that count in a rollout.
+
+No caller can talk a canary down.
 
 Nobody can know which release a routing key gets before it is used. So the first request of a key cannot be aimed at one
 release: it hits both alike, and the guard compares their difference. Later requests of a key can be aimed. However many
@@ -23,7 +25,7 @@ _MAX_CALLERS = 2  # more are not told apart
 
 
 class KeyFilter:
-    """Routing keys that were used, in a fixed space: a Bloom filter.
+    """A Bloom filter of the routing keys that were used.
 
     It never forgets a key. It may take a new one for a known one, for both releases alike.
     """
@@ -33,7 +35,7 @@ class KeyFilter:
         self._num_keys = 0
 
     def add(self, digest: bytes) -> bool:
-        """Add a key by its digest (16 bytes or more). Return whether it is new."""
+        """Add a key, and return whether it is new."""
         is_new = False
         for start in range(0, 4 * _NUM_HASHES, 4):
             place, bit = divmod(int.from_bytes(digest[start : start + 4], "big") % _FILTER_BITS, 8)
@@ -101,7 +103,7 @@ class Evidence:
         return True
 
     def _is_fair(self, arm: Arm, digest: bytes) -> bool:
-        """Return whether one of few keys has no more than its share."""
+        """Return whether one of few keys is within its share."""
         if len(self._callers) > 1 or self._num_keys[arm] > _FEW_KEYS:
             return False
         share = _FAIR_SHARES / max(1, self._num_keys[arm])

@@ -32,7 +32,7 @@ def median_s(histogram: Histogram) -> float | None:
 
 
 def quantile_s(histogram: Histogram, share: float) -> float | None:
-    """Return the time that a share of all times is within, seconds.
+    """Return a quantile of the times, seconds.
 
     None for an empty histogram.
     """

@@ -17,7 +17,7 @@ def pace(*, first_token_s: float = 0.2, inter_token_s: float | None = 0.03, numb
 
 
 def report(*, num_later_tokens: int | None = None) -> Report:
-    """Return a report without tokens, or with some after the first."""
+    """Return a report with some tokens after the first."""
     found = Report()
     if num_later_tokens is not None:
         found.first_token_at_s, found.num_later_tokens = 1.0, num_later_tokens
@@ -30,7 +30,7 @@ def test_a_deadline_shorter_than_stable_needs_says_nothing() -> None:
 
 
 def test_of_a_stream_the_next_token_had_to_be_due() -> None:
-    """A long answer that a deadline ends is no slower than stable's."""
+    """Its length ended it, not its pace."""
     assert not pace().allows(3.0, report(num_later_tokens=100), OVERDUE_S)
     assert pace().allows(3.0, report(num_later_tokens=50), OVERDUE_S)
 

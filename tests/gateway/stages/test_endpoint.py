@@ -62,7 +62,7 @@ async def test_a_failing_model_does_not_eject_other_models_of_the_endpoint() -> 
 
 
 async def test_a_server_that_refuses_the_gateway_is_logged_once() -> None:
-    """A wrong name in --tls-clients would look like a dead server."""
+    """A wrong name would look like a dead server."""
     endpoint = make_endpoint()
 
     async def refuse(*_: Any, **__: Any) -> None:

@@ -153,7 +153,7 @@ async def test_a_replica_with_other_weights_under_the_same_tag_is_no_alternative
 
 
 async def test_a_replica_of_another_engine_under_the_same_tag_gets_no_request(pair: Pair) -> None:
-    """Otherwise an answer would depend on which of them is idle."""
+    """Otherwise an answer would depend on their load."""
     pair.say("Yes.")
     for language, backend in zip(pair.languages, ("torch", "vllm"), strict=True):
         language.info.backend = backend

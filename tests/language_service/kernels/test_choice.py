@@ -67,7 +67,8 @@ def test_without_the_library_torch_computes() -> None:
 
 
 def test_a_set_of_another_processor_is_refused() -> None:
-    missing = next(name for name in ("neon", "avx2") if library.library(name) is None)
+    sets: tuple[library.SetName, ...] = ("neon", "avx2")
+    missing = next(name for name in sets if library.library(name) is None)
     with pytest.raises(ValueError, match=f"The kernels {missing} cannot run here: .*Choose --kernels auto."):
         choose_kernels(WIDE, torch.bfloat16, CPU, missing)
 

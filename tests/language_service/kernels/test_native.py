@@ -30,7 +30,7 @@ def random(*shape: int) -> Tensor:
 
 
 def takes(kernels: NativeKernels, num_inputs: int) -> int:
-    """Return the next number of inputs that a projection can have."""
+    """Return the next possible number of inputs."""
     return -(-num_inputs // 32) * 32 if kernels.name == "amx" else num_inputs
 
 

@@ -1,4 +1,4 @@
-"""Run the kernels of sets that this processor may lack, on emulated ones."""
+"""Run the kernels of other processors by emulation."""
 
 import platform
 import shutil
@@ -24,9 +24,9 @@ def check(folder: Path, compiler: str, flags: Sequence[str], runner: Sequence[st
 
     Returns the sets that the processor can run.
     """
-    for program in (compiler, *runner[:1]):
-        if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}")
+    for needed in (compiler, *runner[:1]):
+        if shutil.which(needed) is None:
+            pytest.skip(f"there is no {needed}")
 
     def build(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -47,7 +47,7 @@ def check(folder: Path, compiler: str, flags: Sequence[str], runner: Sequence[st
 @pytest.mark.slow
 @ON_X86
 def test_tiles_in_plain_code_give_the_same_numbers_in_every_batch(tmp_path: Path) -> None:
-    """The loops of AMX with its instructions written out. The instructions themselves need such a processor."""
+    """The loops of AMX, with its instructions written out."""
     compiler = shutil.which("c++") or "g++"
     if "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX2")

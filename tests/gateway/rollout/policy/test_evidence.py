@@ -54,7 +54,7 @@ def test_a_key_is_known_in_later_steps_and_new_in_the_next_rollout() -> None:
 
 @pytest.mark.parametrize(("num_keys", "least"), [(1, 1.0), (4, 0.9), (30, 0.9)])
 def test_of_one_caller_with_few_keys_nearly_all_requests_count(num_keys: int, least: float) -> None:
-    """Else a test with few keys would never end a rollout."""
+    """Else a test with few keys would never end."""
     evidence = Evidence()
     taken = sum(evidence.takes("canary", f"key {number % num_keys}", "test") for number in range(1000))
     assert taken >= least * 1000
