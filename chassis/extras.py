@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 _PROCESSOR = ("numpy", "PIL", "jinja2", "tokenizers")
-_SERVICE = ("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop", *_PROCESSOR)
+_SERVICE = ("structlog", "grpc_health", "grpc_reflection", "pydantic_settings", "uvloop", "uvicorn", *_PROCESSOR)
 # The modules that an extra of pyproject.toml installs.
 MODULES = {
     "processor": _PROCESSOR,

@@ -9,11 +9,13 @@ FURTHER = {
     "export,openvino": ("vision_service.exporting.openvino_target",),
     "export,triton": ("vision_service.exporting.triton_repository",),
 }
-# Modules whose libraries no extra brings: they run in a Triton server, or where torch brings its compiler for GPUs.
+# Modules whose libraries no extra brings: they run in a Triton server, where torch brings its compiler for GPUs, or in
+# the environment of vLLM.
 ELSEWHERE = (
     "vision_service.exporting.triton_model",
     "language_service.kernels.triton_attention",
     "language_service.kernels.triton_kernels",
+    *(f"language_service.engine.{name}" for name in ("vllm", "vllm_client", "vllm_generation", "vllm_opening")),
 )
 # Modules that must load with some extras alone. "" is the plain install, "name.*" a package with all its modules but
 # those of `FURTHER` and `ELSEWHERE`.
