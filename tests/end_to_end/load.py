@@ -66,7 +66,8 @@ class LoadGenerator:
         return [one for one in self.outcomes if one.ended_at > at]
 
     async def _stream(self, number: int, gateway: str) -> None:
-        async with AsyncClient(self.addresses[gateway], timeout_s=DEADLINE_S, api_key=self.api_key) as client:
+        address = self.addresses[gateway]
+        async with AsyncClient(address, timeout_s=DEADLINE_S, api_key=self.api_key, allow_plaintext=True) as client:
             turn = number  # a different start for each stream, so images are spread over time
             while not self._stopping:
                 self.outcomes.append(await self._ask(client, gateway, with_image=turn % 3 == 0))

@@ -91,7 +91,7 @@ async def bring(cluster: Cluster, last_step_s: float = 0) -> tuple[float, rollou
 
 
 def roll_back() -> None:
-    with Rollouts(GATEWAY, api_key=API_KEY) as rollouts:
+    with Rollouts(GATEWAY, api_key=API_KEY, allow_plaintext=True) as rollouts:
         assert rollouts.roll_back().phase == ROLLED_BACK
 
 
@@ -123,7 +123,7 @@ async def follow(
     for name, value in guard.items():
         setattr(steps.guard, name, value)
     started_s = time.monotonic()
-    with Rollouts(GATEWAY, api_key=API_KEY) as rollouts:
+    with Rollouts(GATEWAY, api_key=API_KEY, allow_plaintext=True) as rollouts:
         rollout = await asyncio.to_thread(rollouts.set, steps)
         while rollout.phase not in (PROMOTED, ROLLED_BACK) and not (last_step_s and rollout.weight_percent == 100):
             assert time.monotonic() - started_s < 240, brief(rollout)
