@@ -33,9 +33,19 @@ class Rollouts(BlockingConnection):
         api_key: str | None = None,
         timeout_s: float | None = 10.0,
         use_proxy: bool = True,
+        allow_plaintext: bool = False,
     ) -> None:
         """Prepare a connection. Arguments are those of `Connection`."""
-        super().__init__(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s, use_proxy=use_proxy)
+        super().__init__(
+            address,
+            ca=ca,
+            cert=cert,
+            key=key,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            use_proxy=use_proxy,
+            allow_plaintext=allow_plaintext,
+        )
 
     def _open(self, tls: ChannelTls | None) -> None:
         super()._open(tls)

@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from tandem import AsyncClient, Client
+from tandem.client import Rollouts
 from tandem.commands import app
 from tandem.commands.connection import ApiKey
 from tandem.errors import FailedPrecondition
@@ -28,6 +29,13 @@ async def test_asyncio_clients_refuse_it_too(certificates: Path) -> None:
     with pytest.raises(FailedPrecondition, match="only with encryption"):
         AsyncClient(FAR[0], api_key="tandem_key")
     async with AsyncClient(FAR[0], api_key="tandem_key", ca=certificates):
+        pass
+
+
+def test_operators_are_held_to_it_too() -> None:
+    with pytest.raises(FailedPrecondition, match="only with encryption"):
+        Rollouts(FAR[0], api_key="tandem_key")
+    with Rollouts(FAR[0], api_key="tandem_key", allow_plaintext=True):
         pass
 
 
