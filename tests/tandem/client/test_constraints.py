@@ -95,6 +95,7 @@ def test_a_constraint_that_spells_a_special_token_is_written_out(client: Client)
 
 
 def test_a_costly_constraint_is_refused_with_its_reason(client: Client) -> None:
-    with pytest.raises(InvalidArgument, match=r"more than 0\.25 s of processor time for a token") as caught:
+    # It reaches both limits at nearly the same time.
+    with pytest.raises(InvalidArgument, match=r"more than (0\.25 s of processor time|128 MiB of memory)") as caught:
         client.ask("?", regex="(a{1000}){1000}q{1000}")
     assert (caught.value.reason, caught.value.field) == ("BAD_CONSTRAINT", "sampling.regex")
