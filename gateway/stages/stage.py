@@ -190,9 +190,9 @@ class Stage(Generic[Stub]):
         return healthy or ready
 
     def _choose(self, replicas: Sequence[Replica[Stub]], prefix: bytes | None) -> Replica[Stub]:
-        calls = {replica.endpoint.address: replica.endpoint.num_in_flight for replica in replicas}
-        chosen = least_busy(calls, next(self._turns)) if prefix is None else by_prefix(calls, prefix)
-        return next(replica for replica in replicas if replica.endpoint.address == chosen)
+        by_address = {replica.endpoint.address: replica for replica in replicas}
+        calls = {address: replica.endpoint.num_in_flight for address, replica in by_address.items()}
+        return by_address[least_busy(calls, next(self._turns)) if prefix is None else by_prefix(calls, prefix)]
 
     def _no_replica(self, tag: str) -> TandemError:
         """Return the reason why no replica of `tag` is ready."""

@@ -55,6 +55,21 @@ class Clock:
         )
 
 
+async def events_of(queue: asyncio.Queue[Event | TandemError]) -> AsyncIterator[Event]:
+    """Yield the events of an answer up to its end.
+
+    Raises:
+        TandemError: the answer failed.
+    """
+    while True:
+        event = await queue.get()
+        if isinstance(event, TandemError):
+            raise event
+        yield event
+        if isinstance(event, Finished):
+            return
+
+
 class PagedGeneration:
     """Implements `Generation`.
 
@@ -106,15 +121,9 @@ class PagedGeneration:
         with self._updating(self):
             self.sequence.max_tokens = max_tokens
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the events of the answer, see `Generation`."""
-        while True:
-            event = await self._events.get()
-            if isinstance(event, TandemError):
-                raise event
-            yield event
-            if isinstance(event, Finished):
-                return
+        return events_of(self._events)
 
     def cancel(self) -> None:
         """Free everything the request uses, see `Generation`."""

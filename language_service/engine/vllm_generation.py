@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from chassis.errors import Internal, TandemError
-from language_service.engine.generation import Clock
+from language_service.engine.generation import Clock, events_of
 from language_service.engine.interface import Event, Finished, FinishReason, Prefilled, Tokens, Usage
 from language_service.engine.vllm_client import Output
 from language_service.engine.vllm_prompt import VllmPrompt
@@ -71,15 +71,9 @@ class VllmGeneration:
         self._check()
         self._task = asyncio.create_task(self._run(self, max_tokens))
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the events of the answer, see `Generation`."""
-        while True:
-            event = await self._events.get()
-            if isinstance(event, TandemError):
-                raise event
-            yield event
-            if isinstance(event, Finished):
-                return
+        return events_of(self._events)
 
     def cancel(self) -> None:
         """End the request, see `Generation`."""
