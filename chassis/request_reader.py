@@ -1,6 +1,6 @@
 """Read the requests of RPCs: caller first, then bounded messages."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -43,13 +43,11 @@ class RequestReaders:
             for max_bytes in (max_receiving_bytes, _NUM_PUBLIC_PLACES * max_message_bytes)
         )
         self._checks: dict[str, CheckCaller] = {}
-        self._pausing: set[str] = set()
 
-    def add_service(self, name: str, check_caller: CheckCaller | None, pausing: Collection[str]) -> None:
+    def add_service(self, name: str, check_caller: CheckCaller | None) -> None:
         """Set how requests are read, see `Server.announce`."""
         if check_caller is not None:
             self._checks[name] = check_caller
-        self._pausing.update(f"{name}/{method}" for method in pausing)
 
     def reader_of(self, method: str, handler: Any) -> "RequestReader":
         """Return the reader of a method.
@@ -65,7 +63,9 @@ class RequestReaders:
             handler,
             budget=self._public_budget if is_public else self._budget,
             check_caller=self._checks.get(service),
-            pauses=method in self._pausing,
+            # A method that answers while it reads may wait for long between messages. It takes room for the first one
+            # only, and limits its calls itself.
+            pauses=handler.request_streaming and handler.response_streaming and not is_public,
             max_bytes=_MAX_PUBLIC_BYTES if is_public else None,
         )
 

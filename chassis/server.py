@@ -1,7 +1,7 @@
 """Run a gRPC server process: start, ready, drain, stop."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
@@ -54,19 +54,15 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 
-    def announce(
-        self, service_name: str, check_caller: CheckCaller | None = None, *, pausing: Collection[str] = ()
-    ) -> None:
+    def announce(self, service_name: str, check_caller: CheckCaller | None = None) -> None:
         """Add a service to health checks and reflection.
 
         Args:
             service_name: full name, such as 'tandem.v1.VisionService'. It is healthy once the server has started.
             check_caller: refuses callers before their request is read. Without it, everybody who can connect may send.
-            pausing: methods with a client stream that may pause for long between messages. Their later messages take no
-                room of `--max-receiving-bytes`, so the service itself limits these calls.
         """
         self._service_names.append(service_name)
-        self._readers.add_service(service_name, check_caller, pausing)
+        self._readers.add_service(service_name, check_caller)
 
     async def start(self) -> None:
         """Listen, and report every announced service as healthy.

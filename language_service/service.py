@@ -105,7 +105,7 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
     servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
     language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
-    server.announce(SERVICE_NAME, settings.callers.name_of, pausing=["Generate"])
+    server.announce(SERVICE_NAME, settings.callers.name_of)
     try:
         for tag in settings.tags:
             await models.load(tag)

@@ -111,7 +111,6 @@ async def open_service(settings: PacedSettings, server: Server) -> AsyncIterator
         ),
     )
     servicer = PacedLanguage(info, tokenizer.encode("a").ids[0], settings.pace_ms / 1000)  # type: ignore[abstract]
-    server.announce("tandem.v1.LanguageService", pausing=["Generate"])
     language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
     yield
 

@@ -157,14 +157,12 @@ class StageServer:
     """A scripted stage's server, which can restart at its address."""
 
     def __init__(self, servicer: object, module: Any, service: str) -> None:
-        self._name = f"tandem.v1.{service}"
         self._add = partial(getattr(module, f"add_{service}Servicer_to_server"), servicer)
         self._server: Server | None = None
         self.address = "127.0.0.1:0"
 
     async def start(self) -> None:
         self._server = Server(ServiceSettings(listen=self.address))
-        self._server.announce(self._name, pausing=["Generate"])
         self._add(self._server.grpc)
         await self._server.start()
         self.address = f"127.0.0.1:{self._server.port}"
