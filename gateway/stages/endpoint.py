@@ -105,11 +105,20 @@ class Endpoint(Generic[Stub]):
         self.is_responsive = False
         self.models: dict[str, model_pb2.ModelInfo] = {}
         self.num_in_flight = 0
+        self._num_of_others = 0  # calls of other gateways, as last reported
         self._stage = stage
         self._clock = clock
         self._num_timeouts = 0  # consecutive
         self._refuses = False  # whether the server refuses this gateway
         self._histories: dict[str, _CallHistory] = {}  # by tag, because a broken canary must not eject the stable model
+
+    @property
+    def load(self) -> int:
+        """Calls of all gateways in flight there.
+
+        Those of others are as old as the last list of models. A server that reports no load has only known calls.
+        """
+        return self.num_in_flight + self._num_of_others
 
     @property
     def timed_out(self) -> bool:
@@ -136,6 +145,8 @@ class Endpoint(Generic[Stub]):
         else:
             self._num_timeouts, self._refuses = 0, False
             self.is_responsive, self.models = True, {info.tag: info for info in response.models}
+            loads = [info.language.load for info in response.models]
+            self._num_of_others = max(0, sum(load.running + load.waiting for load in loads) - self.num_in_flight)
             self._histories = {tag: history for tag, history in self._histories.items() if tag in self.models}
 
     @contextmanager
@@ -199,4 +210,4 @@ class Endpoint(Generic[Stub]):
 
     def _mark_unreachable(self) -> None:
         """Treat the server as gone until a refresh succeeds."""
-        self.is_responsive, self.models, self._num_timeouts = False, {}, 0
+        self.is_responsive, self.models, self._num_timeouts, self._num_of_others = False, {}, 0, 0

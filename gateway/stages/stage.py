@@ -191,7 +191,7 @@ class Stage(Generic[Stub]):
 
     def _choose(self, replicas: Sequence[Replica[Stub]], prefix: bytes | None) -> Replica[Stub]:
         by_address = {replica.endpoint.address: replica for replica in replicas}
-        calls = {address: replica.endpoint.num_in_flight for address, replica in by_address.items()}
+        calls = {address: replica.endpoint.load for address, replica in by_address.items()}
         return by_address[least_busy(calls, next(self._turns)) if prefix is None else by_prefix(calls, prefix)]
 
     def _no_replica(self, tag: str) -> TandemError:

@@ -1,4 +1,4 @@
-"""Failures eject a model from an endpoint for a while."""
+"""An endpoint's load, and the failures that eject a model."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from chassis.errors import Internal, InvalidArgument, PermissionDenied, TandemError
 from gateway.stages.endpoint import Endpoint
+from tandem.v1 import model_pb2
 from tests.gateway.halves import TAG
 
 
@@ -75,3 +76,49 @@ async def test_a_server_that_refuses_the_gateway_is_logged_once() -> None:
     [line] = logs
     assert (line["event"], line["log_level"], line["reason"]) == ("stage refuses this gateway", "error", "NOT_A_CLIENT")
     assert not endpoint.is_responsive
+
+
+async def test_the_load_has_the_calls_of_other_gateways() -> None:
+    """Many gateways with few calls each would overload a replica that all of them prefer."""
+    endpoint = make_endpoint()
+    reported = {"one-v1.0.0": (5, 2), "other-v1.0.0": (1, 0)}
+
+    async def list_models(*_: Any, **__: Any) -> model_pb2.ListModelsResponse:
+        loads = {tag: model_pb2.EngineLoad(running=run, waiting=wait) for tag, (run, wait) in reported.items()}
+        return model_pb2.ListModelsResponse(
+            models=[
+                model_pb2.ModelInfo(tag=tag, language=model_pb2.LanguageModelInfo(load=load))
+                for tag, load in loads.items()
+            ]
+        )
+
+    endpoint.stub = SimpleNamespace(ListModels=list_models)
+    with endpoint.track_call(TAG), endpoint.track_call(TAG):
+        await endpoint.refresh()
+        assert endpoint.load == 8  # two of them are its own
+        with endpoint.track_call(TAG):
+            assert endpoint.load == 9
+    assert endpoint.load == 6
+    reported = {TAG: (0, 0)}
+    with endpoint.track_call(TAG):
+        await endpoint.refresh()
+        assert endpoint.load == 1  # it has not reached the engine yet
+
+
+async def test_an_endpoint_that_is_gone_has_no_calls_of_others() -> None:
+    endpoint = make_endpoint()
+    load = model_pb2.EngineLoad(running=5)
+
+    async def list_models(*_: Any, **__: Any) -> model_pb2.ListModelsResponse:
+        info = model_pb2.ModelInfo(tag=TAG, language=model_pb2.LanguageModelInfo(load=load))
+        return model_pb2.ListModelsResponse(models=[info])
+
+    async def fail_to_list(*_: Any, **__: Any) -> None:
+        raise Internal("A bug.")
+
+    endpoint.stub = SimpleNamespace(ListModels=list_models)
+    await endpoint.refresh()
+    assert endpoint.load == 5
+    endpoint.stub = SimpleNamespace(ListModels=fail_to_list)
+    await endpoint.refresh()
+    assert endpoint.load == 0
