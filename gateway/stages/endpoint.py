@@ -131,6 +131,7 @@ class Endpoint(Generic[Stub]):
 
     async def refresh(self) -> None:
         """Ask the server which models it has."""
+        num_before = self.num_in_flight
         try:
             with translate_errors(self._stage):
                 response = await self.stub.ListModels(model_pb2.ListModelsRequest(), timeout=_LIST_TIMEOUT_S)
@@ -146,7 +147,9 @@ class Endpoint(Generic[Stub]):
             self._num_timeouts, self._refuses = 0, False
             self.is_responsive, self.models = True, {info.tag: info for info in response.models}
             loads = [info.language.load for info in response.models]
-            self._num_of_others = max(0, sum(load.running + load.waiting for load in loads) - self.num_in_flight)
+            # A call that ended meanwhile, or has just begun, is no one else's.
+            num_own = max(num_before, self.num_in_flight)
+            self._num_of_others = max(0, sum(load.running + load.waiting for load in loads) - num_own)
             self._histories = {tag: history for tag, history in self._histories.items() if tag in self.models}
 
     @contextmanager

@@ -105,6 +105,21 @@ async def test_the_load_has_the_calls_of_other_gateways() -> None:
         assert endpoint.load == 1  # it has not reached the engine yet
 
 
+async def test_a_call_that_ends_during_a_refresh_is_no_one_elses() -> None:
+    endpoint = make_endpoint()
+    call = endpoint.track_call(TAG)
+    call.__enter__()
+
+    async def list_models(*_: Any, **__: Any) -> model_pb2.ListModelsResponse:
+        call.__exit__(None, None, None)
+        load = model_pb2.LanguageModelInfo(load=model_pb2.EngineLoad(running=1))
+        return model_pb2.ListModelsResponse(models=[model_pb2.ModelInfo(tag=TAG, language=load)])
+
+    endpoint.stub = SimpleNamespace(ListModels=list_models)
+    await endpoint.refresh()
+    assert endpoint.load == 0
+
+
 async def test_an_endpoint_that_is_gone_has_no_calls_of_others() -> None:
     endpoint = make_endpoint()
     load = model_pb2.EngineLoad(running=5)
