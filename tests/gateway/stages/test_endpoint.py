@@ -79,7 +79,7 @@ async def test_a_server_that_refuses_the_gateway_is_logged_once() -> None:
 
 
 async def test_the_load_has_the_calls_of_other_gateways() -> None:
-    """Many gateways with few calls each would overload a replica that all of them prefer."""
+    """Else many gateways would overload a replica they prefer."""
     endpoint = make_endpoint()
     reported = {"one-v1.0.0": (5, 2), "other-v1.0.0": (1, 0)}
 
