@@ -27,7 +27,7 @@ from tandem.v1 import sampling_pb2 as tandem_dot_v1_dot_sampling__pb2
 from tandem.v1 import tensor_pb2 as tandem_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/language.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\x1a\x16tandem/v1/tensor.proto\"\xc7\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.tandem.v1.GenerateStartH\x00\x12&\n\x04text\x18\x02 \x01(\x0b\x32\x16.tandem.v1.TextSegmentH\x00\x12(\n\x05image\x18\x03 \x01(\x0b\x32\x17.tandem.v1.ImageSegmentH\x00\x12,\n\x0bimage_chunk\x18\x04 \x01(\x0b\x32\x15.tandem.v1.ImageChunkH\x00\x42\t\n\x07message\"p\n\rGenerateStart\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x12\n\ncache_salt\x18\x03 \x01(\x0c\x12\x10\n\x08priority\x18\x04 \x01(\x05\" \n\x0bTextSegment\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\">\n\x0cImageSegment\x12.\n\rvisual_tokens\x18\x01 \x01(\x0b\x32\x17.tandem.v1.VisualTokens\"\x1a\n\nImageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xa0\x01\n\x10GenerateResponse\x12\'\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.tandem.v1.TokenChunkH\x00\x12/\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1b.tandem.v1.GenerateFinishedH\x00\x12)\n\tprefilled\x18\x03 \x01(\x0b\x32\x14.tandem.v1.PrefilledH\x00\x42\x07\n\x05\x65vent\"O\n\tPrefilled\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x01 \x01(\r\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\"N\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\x90\x01\n\x10GenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.tandem.v1.GenerateTimings\"b\n\x0fGenerateTimings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x32\x80\x03\n\x0fLanguageService\x12G\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x1b.tandem.v1.GenerateResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponse\x12I\n\nListModels\x12\x1c.tandem.v1.ListModelsRequest\x1a\x1d.tandem.v1.ListModelsResponse\x12\x46\n\tLoadModel\x12\x1b.tandem.v1.LoadModelRequest\x1a\x1c.tandem.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.tandem.v1.UnloadModelRequest\x1a\x1e.tandem.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/language.proto\x12\ttandem.v1\x1a\x15tandem/v1/model.proto\x1a\x18tandem/v1/sampling.proto\x1a\x16tandem/v1/tensor.proto\"\xf0\x01\n\x0fGenerateRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.tandem.v1.GenerateStartH\x00\x12&\n\x04text\x18\x02 \x01(\x0b\x32\x16.tandem.v1.TextSegmentH\x00\x12(\n\x05image\x18\x03 \x01(\x0b\x32\x17.tandem.v1.ImageSegmentH\x00\x12,\n\x0bimage_chunk\x18\x04 \x01(\x0b\x32\x15.tandem.v1.ImageChunkH\x00\x12\'\n\x05whole\x18\x05 \x01(\x0b\x32\x16.tandem.v1.WholePromptH\x00\x42\t\n\x07message\"\\\n\x0bWholePrompt\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x18.tandem.v1.GenerateStart\x12$\n\x04text\x18\x02 \x01(\x0b\x32\x16.tandem.v1.TextSegment\"\x87\x01\n\rGenerateStart\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.tandem.v1.SamplingOptions\x12\x12\n\ncache_salt\x18\x03 \x01(\x0c\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x15\n\ris_background\x18\x05 \x01(\x08\" \n\x0bTextSegment\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\">\n\x0cImageSegment\x12.\n\rvisual_tokens\x18\x01 \x01(\x0b\x32\x17.tandem.v1.VisualTokens\"\x1a\n\nImageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xa0\x01\n\x10GenerateResponse\x12\'\n\x06tokens\x18\x01 \x01(\x0b\x32\x15.tandem.v1.TokenChunkH\x00\x12/\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1b.tandem.v1.GenerateFinishedH\x00\x12)\n\tprefilled\x18\x03 \x01(\x0b\x32\x14.tandem.v1.PrefilledH\x00\x42\x07\n\x05\x65vent\"O\n\tPrefilled\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x01 \x01(\r\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\"N\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.tandem.v1.PositionLogprobs\"\x90\x01\n\x10GenerateFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.tandem.v1.Usage\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.tandem.v1.GenerateTimings\"b\n\x0fGenerateTimings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x16\n\x0e\x66irst_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x32\x80\x03\n\x0fLanguageService\x12G\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x1b.tandem.v1.GenerateResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponse\x12I\n\nListModels\x12\x1c.tandem.v1.ListModelsRequest\x1a\x1d.tandem.v1.ListModelsResponse\x12\x46\n\tLoadModel\x12\x1b.tandem.v1.LoadModelRequest\x1a\x1c.tandem.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.tandem.v1.UnloadModelRequest\x1a\x1e.tandem.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.language_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=113
-  _globals['_GENERATEREQUEST']._serialized_end=312
-  _globals['_GENERATESTART']._serialized_start=314
-  _globals['_GENERATESTART']._serialized_end=426
-  _globals['_TEXTSEGMENT']._serialized_start=428
-  _globals['_TEXTSEGMENT']._serialized_end=460
-  _globals['_IMAGESEGMENT']._serialized_start=462
-  _globals['_IMAGESEGMENT']._serialized_end=524
-  _globals['_IMAGECHUNK']._serialized_start=526
-  _globals['_IMAGECHUNK']._serialized_end=552
-  _globals['_GENERATERESPONSE']._serialized_start=555
-  _globals['_GENERATERESPONSE']._serialized_end=715
-  _globals['_PREFILLED']._serialized_start=717
-  _globals['_PREFILLED']._serialized_end=796
-  _globals['_TOKENCHUNK']._serialized_start=798
-  _globals['_TOKENCHUNK']._serialized_end=876
-  _globals['_GENERATEFINISHED']._serialized_start=879
-  _globals['_GENERATEFINISHED']._serialized_end=1023
-  _globals['_GENERATETIMINGS']._serialized_start=1025
-  _globals['_GENERATETIMINGS']._serialized_end=1123
-  _globals['_LANGUAGESERVICE']._serialized_start=1126
-  _globals['_LANGUAGESERVICE']._serialized_end=1510
+  _globals['_GENERATEREQUEST']._serialized_end=353
+  _globals['_WHOLEPROMPT']._serialized_start=355
+  _globals['_WHOLEPROMPT']._serialized_end=447
+  _globals['_GENERATESTART']._serialized_start=450
+  _globals['_GENERATESTART']._serialized_end=585
+  _globals['_TEXTSEGMENT']._serialized_start=587
+  _globals['_TEXTSEGMENT']._serialized_end=619
+  _globals['_IMAGESEGMENT']._serialized_start=621
+  _globals['_IMAGESEGMENT']._serialized_end=683
+  _globals['_IMAGECHUNK']._serialized_start=685
+  _globals['_IMAGECHUNK']._serialized_end=711
+  _globals['_GENERATERESPONSE']._serialized_start=714
+  _globals['_GENERATERESPONSE']._serialized_end=874
+  _globals['_PREFILLED']._serialized_start=876
+  _globals['_PREFILLED']._serialized_end=955
+  _globals['_TOKENCHUNK']._serialized_start=957
+  _globals['_TOKENCHUNK']._serialized_end=1035
+  _globals['_GENERATEFINISHED']._serialized_start=1038
+  _globals['_GENERATEFINISHED']._serialized_end=1182
+  _globals['_GENERATETIMINGS']._serialized_start=1184
+  _globals['_GENERATETIMINGS']._serialized_end=1282
+  _globals['_LANGUAGESERVICE']._serialized_start=1285
+  _globals['_LANGUAGESERVICE']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,7 @@ class GenerateRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     IMAGE_CHUNK_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerateStart:
         """Options of the answer. Only the first message has them."""
@@ -46,6 +47,10 @@ class GenerateRequest(_message.Message):
     def image_chunk(self) -> Global___ImageChunk:
         """The next bytes of the image segment before it."""
 
+    @_builtins.property
+    def whole(self) -> Global___WholePrompt:
+        """A whole prompt of one text, as the only message: nothing after it is read. For models with takes_whole_prompts."""
+
     def __init__(
         self,
         *,
@@ -53,16 +58,47 @@ class GenerateRequest(_message.Message):
         text: Global___TextSegment | None = ...,
         image: Global___ImageSegment | None = ...,
         image_chunk: Global___ImageChunk | None = ...,
+        whole: Global___WholePrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text", "whole", b"whole"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "image_chunk", b"image_chunk", "message", b"message", "start", b"start", "text", b"text", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "text", "image", "image_chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "text", "image", "image_chunk", "whole"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class WholePrompt(_message.Message):
+    """A prompt of one text, with the options of its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___GenerateStart:
+        """Options of the answer."""
+
+    @_builtins.property
+    def text(self) -> Global___TextSegment:
+        """The only segment."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___GenerateStart | None = ...,
+        text: Global___TextSegment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WholePrompt: _TypeAlias = WholePrompt  # noqa: Y015
 
 @_typing.final
 class GenerateStart(_message.Message):
@@ -74,12 +110,15 @@ class GenerateStart(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    IS_BACKGROUND_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
     """Tag of the model that answers."""
     cache_salt: _builtins.bytes
     """Salt of the prefix cache, 0 to 64 bytes. Only prompts with the same salt share cached blocks."""
     priority: _builtins.int
     """Scheduling priority, -100 to 100. Larger runs first. Equal priorities run in order of arrival."""
+    is_background: _builtins.bool
+    """Whether the request must not slow down others, because nobody waits for its answer. An engine may ignore this."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingOptions:
         """Options for choosing tokens."""
@@ -91,10 +130,11 @@ class GenerateStart(_message.Message):
         sampling: _sampling_pb2.SamplingOptions | None = ...,
         cache_salt: _builtins.bytes = ...,
         priority: _builtins.int = ...,
+        is_background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "priority", b"priority", "sampling", b"sampling", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "is_background", b"is_background", "priority", b"priority", "sampling", b"sampling", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,7 +72,7 @@ class LanguageServiceServicer:
 
         The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
         first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
-        resources.
+        resources. A prompt of one text can be sent as a single message, 'whole'.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class LanguageServiceStub:
 
     The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
     first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
-    resources.
+    resources. A prompt of one text can be sent as a single message, 'whole'.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """Describes one model."""
@@ -60,7 +60,7 @@ class LanguageServiceAsyncStub(LanguageServiceStub):
 
     The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
     first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
-    resources.
+    resources. A prompt of one text can be sent as a single message, 'whole'.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
@@ -84,7 +84,7 @@ class LanguageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The first request message is 'start'. The segments of the prompt follow in order, and prefill begins with the
         first one. Closing the sending side ends the prompt and starts the answer. Cancelling the call frees all its
-        resources.
+        resources. A prompt of one text can be sent as a single message, 'whole'.
         """
 
     @_abc_1.abstractmethod

@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/model.proto\x12\ttandem.v1\"\xb1\x02\n\tModelInfo\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ModelState\x12\x13\n\x0bhalf_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x18\n\x10num_weight_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06load_s\x18\t \x01(\x01\x12,\n\x06vision\x18\n \x01(\x0b\x32\x1a.tandem.v1.VisionModelInfoH\x00\x12\x30\n\x08language\x18\x0b \x01(\x0b\x32\x1c.tandem.v1.LanguageModelInfoH\x00\x42\x06\n\x04half\"\xc0\x02\n\x0fVisionModelInfo\x12\x12\n\nencoder_id\x18\x01 \x01(\x0c\x12\x12\n\nimage_size\x18\x02 \x01(\r\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x13\n\x0btoken_width\x18\x04 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x06 \x01(\x04\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x13\n\x0bmax_wait_ms\x18\x08 \x01(\x01\x12\x11\n\tmax_queue\x18\t \x01(\r\x12\x17\n\x0fmax_cache_bytes\x18\n \x01(\x04\x12\x12\n\nnum_levels\x18\x0b \x01(\r\x12\x1a\n\x12max_resized_pixels\x18\x0c \x01(\x04\x12\x19\n\x11max_visual_tokens\x18\r \x01(\r\"\xbd\x02\n\x11LanguageModelInfo\x12\x15\n\rvision_digest\x18\x01 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\x0c\x12\r\n\x05width\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x19\n\x11num_visual_tokens\x18\x06 \x01(\r\x12\x12\n\nmax_images\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x17\n\x0fnum_cache_bytes\x18\x0b \x01(\x04\x12\x12\n\nnum_levels\x18\x0c \x01(\r\x12#\n\x04load\x18\r \x01(\x0b\x32\x15.tandem.v1.EngineLoad\"l\n\nEngineLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bkept_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\"\x1e\n\x0fGetModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.tandem.v1.ModelInfo\"\x1f\n\x10LoadModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\"!\n\x12UnloadModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/model.proto\x12\ttandem.v1\"\xb1\x02\n\tModelInfo\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ModelState\x12\x13\n\x0bhalf_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x18\n\x10num_weight_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06load_s\x18\t \x01(\x01\x12,\n\x06vision\x18\n \x01(\x0b\x32\x1a.tandem.v1.VisionModelInfoH\x00\x12\x30\n\x08language\x18\x0b \x01(\x0b\x32\x1c.tandem.v1.LanguageModelInfoH\x00\x42\x06\n\x04half\"\xc0\x02\n\x0fVisionModelInfo\x12\x12\n\nencoder_id\x18\x01 \x01(\x0c\x12\x12\n\nimage_size\x18\x02 \x01(\r\x12\x19\n\x11num_visual_tokens\x18\x03 \x01(\r\x12\x13\n\x0btoken_width\x18\x04 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x06 \x01(\x04\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x13\n\x0bmax_wait_ms\x18\x08 \x01(\x01\x12\x11\n\tmax_queue\x18\t \x01(\r\x12\x17\n\x0fmax_cache_bytes\x18\n \x01(\x04\x12\x12\n\nnum_levels\x18\x0b \x01(\r\x12\x1a\n\x12max_resized_pixels\x18\x0c \x01(\x04\x12\x19\n\x11max_visual_tokens\x18\r \x01(\r\"\xda\x02\n\x11LanguageModelInfo\x12\x15\n\rvision_digest\x18\x01 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\x0c\x12\r\n\x05width\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x19\n\x11num_visual_tokens\x18\x06 \x01(\r\x12\x12\n\nmax_images\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x12\n\nnum_blocks\x18\n \x01(\r\x12\x17\n\x0fnum_cache_bytes\x18\x0b \x01(\x04\x12\x12\n\nnum_levels\x18\x0c \x01(\r\x12#\n\x04load\x18\r \x01(\x0b\x32\x15.tandem.v1.EngineLoad\x12\x1b\n\x13takes_whole_prompts\x18\x0e \x01(\x08\"l\n\nEngineLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bkept_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\"\x1e\n\x0fGetModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.tandem.v1.ModelInfo\"\x1f\n\x10LoadModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tandem.v1.ModelInfo\"!\n\x12UnloadModelRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1417
-  _globals['_MODELSTATE']._serialized_end=1556
+  _globals['_MODELSTATE']._serialized_start=1446
+  _globals['_MODELSTATE']._serialized_end=1585
   _globals['_MODELINFO']._serialized_start=37
   _globals['_MODELINFO']._serialized_end=342
   _globals['_VISIONMODELINFO']._serialized_start=345
   _globals['_VISIONMODELINFO']._serialized_end=665
   _globals['_LANGUAGEMODELINFO']._serialized_start=668
-  _globals['_LANGUAGEMODELINFO']._serialized_end=985
-  _globals['_ENGINELOAD']._serialized_start=987
-  _globals['_ENGINELOAD']._serialized_end=1095
-  _globals['_GETMODELREQUEST']._serialized_start=1097
-  _globals['_GETMODELREQUEST']._serialized_end=1127
-  _globals['_GETMODELRESPONSE']._serialized_start=1129
-  _globals['_GETMODELRESPONSE']._serialized_end=1184
-  _globals['_LISTMODELSREQUEST']._serialized_start=1186
-  _globals['_LISTMODELSREQUEST']._serialized_end=1205
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1207
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1265
-  _globals['_LOADMODELREQUEST']._serialized_start=1267
-  _globals['_LOADMODELREQUEST']._serialized_end=1298
-  _globals['_LOADMODELRESPONSE']._serialized_start=1300
-  _globals['_LOADMODELRESPONSE']._serialized_end=1356
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1358
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1391
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1393
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1414
+  _globals['_LANGUAGEMODELINFO']._serialized_end=1014
+  _globals['_ENGINELOAD']._serialized_start=1016
+  _globals['_ENGINELOAD']._serialized_end=1124
+  _globals['_GETMODELREQUEST']._serialized_start=1126
+  _globals['_GETMODELREQUEST']._serialized_end=1156
+  _globals['_GETMODELRESPONSE']._serialized_start=1158
+  _globals['_GETMODELRESPONSE']._serialized_end=1213
+  _globals['_LISTMODELSREQUEST']._serialized_start=1215
+  _globals['_LISTMODELSREQUEST']._serialized_end=1234
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1236
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1294
+  _globals['_LOADMODELREQUEST']._serialized_start=1296
+  _globals['_LOADMODELREQUEST']._serialized_end=1327
+  _globals['_LOADMODELRESPONSE']._serialized_start=1329
+  _globals['_LOADMODELRESPONSE']._serialized_end=1385
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1387
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1420
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1422
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1443
 # @@protoc_insertion_point(module_scope)

@@ -208,6 +208,7 @@ class LanguageModelInfo(_message.Message):
     NUM_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     NUM_LEVELS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    TAKES_WHOLE_PROMPTS_FIELD_NUMBER: _builtins.int
     vision_digest: _builtins.bytes
     """SHA-256 (32 bytes) of the vision half this decoder was trained with. Other visual tokens are refused."""
     tokenizer_digest: _builtins.bytes
@@ -232,6 +233,8 @@ class LanguageModelInfo(_message.Message):
     """Memory of the KV cache, bytes."""
     num_levels: _builtins.int
     """Vectors of one visual token: its embedding, and one for each DeepStack level."""
+    takes_whole_prompts: _builtins.bool
+    """Whether a prompt can be one message, see GenerateRequest.whole."""
     @_builtins.property
     def load(self) -> Global___EngineLoad:
         """Load when the model was asked for."""
@@ -252,10 +255,11 @@ class LanguageModelInfo(_message.Message):
         num_cache_bytes: _builtins.int = ...,
         num_levels: _builtins.int = ...,
         load: Global___EngineLoad | None = ...,
+        takes_whole_prompts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "load", b"load", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "load", b"load", "max_images", b"max_images", "max_running", b"max_running", "num_blocks", b"num_blocks", "num_cache_bytes", b"num_cache_bytes", "num_levels", b"num_levels", "num_visual_tokens", b"num_visual_tokens", "takes_whole_prompts", b"takes_whole_prompts", "tokenizer_digest", b"tokenizer_digest", "vision_digest", b"vision_digest", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
