@@ -10,7 +10,8 @@ from typing import Literal
 
 Routing = Literal["prefix", "least-busy"]
 
-_SLACK = 1.5  # a replica may have this many times the mean number of calls
+# Chance alone varies the calls of a replica by the root of their mean. Twice that is too much for one prefix.
+_DEVIATIONS = 2.0
 _FREE_CALLS = 4  # and always this many: a small batch delays nobody
 
 
@@ -40,7 +41,8 @@ def by_prefix(calls: Mapping[str, int], prefix: bytes) -> str:
         calls: calls in flight by replica. At least one replica.
         prefix: digest of the beginning of the prompt.
     """
-    most = max(_FREE_CALLS, math.ceil(_SLACK * (sum(calls.values()) + 1) / len(calls)))
+    mean = (sum(calls.values()) + 1) / len(calls)
+    most = max(_FREE_CALLS, math.ceil(mean + _DEVIATIONS * math.sqrt(mean)))
     free = [replica for replica, number in calls.items() if number < most]
     return max(free, key=lambda replica: _rank(replica, prefix))
 

@@ -32,7 +32,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_replicas(calls: dict[str
 def test_no_replica_gets_much_more_than_its_share(calls: dict[str, int], prefix: bytes) -> None:
     chosen = by_prefix(calls, prefix)
     mean = (sum(calls.values()) + 1) / len(calls)
-    assert calls[chosen] + 1 <= max(4, math.ceil(1.5 * mean))
+    assert calls[chosen] + 1 <= max(4, math.ceil(mean + 2 * math.sqrt(mean)))
 
 
 @given(calls=LOADS, prefix=PREFIXES)
@@ -56,7 +56,7 @@ def test_a_hot_prefix_spreads_over_all_replicas_as_the_load_grows() -> None:
     calls = dict.fromkeys("abcd", 0)
     for _ in range(100):
         calls[by_prefix(calls, b"hot")] += 1
-    assert max(calls.values()) <= math.ceil(1.5 * 100 / 4)
+    assert max(calls.values()) <= 25 + 2 * 5  # the mean, and twice its root
 
 
 def test_a_busy_fleet_keeps_most_prefixes_in_their_place() -> None:
@@ -73,4 +73,4 @@ def test_a_busy_fleet_keeps_most_prefixes_in_their_place() -> None:
         running.append(chosen)
         if len(running) > 24:
             calls[running.pop(rng.randrange(len(running)))] -= 1
-    assert in_place > 0.8 * 5000
+    assert in_place > 0.9 * 5000

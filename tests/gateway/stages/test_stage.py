@@ -220,6 +220,6 @@ async def test_calls_with_one_prefix_go_to_one_replica(store: Path) -> None:
             first = await stage.find(TAG, b"prefix")
             assert {(await stage.find(TAG, b"prefix")).endpoint.address for _ in range(6)} == {first.endpoint.address}
             assert len({(await other.find(TAG, b"prefix")).endpoint.address for _ in range(6)}) == 3
-            for _ in range(4):
+            for _ in range(5):
                 calls.enter_context(first.endpoint.track_call(TAG))
             assert (await stage.find(TAG, b"prefix")).endpoint.address != first.endpoint.address
