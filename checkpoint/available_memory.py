@@ -1,20 +1,30 @@
 """Measure how much memory weights and a KV cache may take."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
-# Files of limit, use and statistics, and the name of cached pages in the latter: version 2 of cgroups, then version 1.
-_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """The files of one version of control groups."""
+
+    folder: Path  # below `_CGROUPS`
+    controllers: str  # of the process's group in `_OWN_GROUPS`
+    limit: str
+    used: str
+    cached: str  # name in memory.stat of the file pages that Linux drops when needed
+
+
+_VERSIONS = (
+    _Version(Path(), "", "memory.max", "memory.current", "inactive_file"),
+    _Version(Path("memory"), "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -39,14 +49,36 @@ def _machine_bytes() -> int:
 
 
 def _container_bytes() -> int:
-    """Return the memory that the container's limit leaves."""
-    for limit_file, used_file, statistics_file, pages in _FILES:
-        limit, used = _read(_CGROUP / limit_file).strip(), _read(_CGROUP / used_file).strip()
-        if limit.isdigit() and used.isdigit():
-            # Cached file pages, also those of the weights just read, count as used. Linux drops them when needed.
-            statistics = dict(line.split() for line in _read(_CGROUP / statistics_file).splitlines())
-            return max(0, int(limit) - int(used) + int(statistics.get(pages, 0)))
-    return 2**63
+    """Return the memory that all control groups leave.
+
+    Groups are nested, and each bounds the use of all groups below it.
+    """
+    return min((_left_bytes(folder, version) for version in _VERSIONS for folder in _groups(version)), default=2**63)
+
+
+def _groups(version: _Version) -> Iterator[Path]:
+    """Yield the folders of the process's groups, outer ones first.
+
+    A container may see its own group as the root, while the process's path starts at the machine's. Folders that are
+    not there have no files to read.
+    """
+    root = _CGROUPS / version.folder
+    yield root
+    for line in _read(_OWN_GROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if version.controllers in controllers.split(","):
+            names = [name for name in path.split("/") if name not in ("", "..")]
+            yield from (root.joinpath(*names[:depth]) for depth in range(1, len(names) + 1))
+
+
+def _left_bytes(folder: Path, version: _Version) -> int:
+    """Return the memory that the limit of one group leaves."""
+    limit, used = _read(folder / version.limit).strip(), _read(folder / version.used).strip()
+    if not (limit.isdigit() and used.isdigit()):
+        return 2**63
+    # Cached file pages, also those of the weights just read, count as used.
+    statistics = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+    return max(0, int(limit) - int(used) + int(statistics.get(version.cached, 0)))
 
 
 def _read(path: Path) -> str:
