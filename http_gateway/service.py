@@ -15,7 +15,7 @@ from chassis.channels import open_channel
 from chassis.listening import cannot_listen
 from chassis.metrics_server import serve_metrics
 from chassis.network import split_address
-from chassis.process import ProcessLife
+from chassis.process import ProcessLife, left_within, within
 from chassis.tls import server_context
 from chassis.tracing import tracing
 from http_gateway.app import create_app
@@ -26,6 +26,8 @@ from http_gateway.wire.bodies import BodyBudget
 
 _SETTLE_S = 0.5  # shortest drain: balancers that ask /readyz leave
 _UNWIND_S = 5.0  # longest wait for the end of cancelled requests
+_STOP_HTTP_S = 5.0  # longest wait for uvicorn to end
+_CLOSE_S = 5.0  # longest wait to close the gateway's channel and the reader of images
 _OTHER_FILES = 256  # open files besides connections
 
 _log = structlog.get_logger()
@@ -42,7 +44,10 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
         tracing("http", settings.trace_endpoint, settings.trace_sample, settings.trace_peers),
         _listening(settings.listen) as listener,
     ):
-        async with serve_metrics(settings) as metrics_port, _open_door(settings) as door:
+        async with (
+            serve_metrics(settings) as metrics_port,
+            left_within(_CLOSE_S, "door", _open_door(settings)) as door,
+        ):
             server = _Server(_config(door))
             serving = asyncio.create_task(server.serve([listener]))
             await _first(serving, server.has_started.wait(), timeout_s=None)
@@ -51,7 +56,7 @@ async def serve(settings: HttpSettings, life: ProcessLife) -> None:
                 await _first(serving, life.drain.wait(), timeout_s=None)
                 _log.info("stopping", drain_s=settings.drain_s)
                 await _stop(door, server, serving, life.stop_now)
-            await serving
+            await within(_STOP_HTTP_S, "HTTP server", serving)
 
 
 def _allow_files(num_files: int) -> None:

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,47 @@ from tests.http_gateway.doors import CHAT, question, running_door
 from tests.http_gateway.scripted import Script
 
 
-def start(*flags: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def start(*flags: str, program: Sequence[str] = ("-m", "http_gateway")) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start a door, and return it with its line "ready"."""
-    command = [sys.executable, "-m", "http_gateway", "--listen", "127.0.0.1:0", "--log-format", "json", *flags]
+    command = [sys.executable, *program, "--listen", "127.0.0.1:0", "--log-format", "json", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     return process, next(entry for line in process.stderr if (entry := json.loads(line))["event"] == "ready")
+
+
+# A door one of whose parts never stops.
+STUCK = """
+import asyncio, contextlib, sys
+from http_gateway import service
+from http_gateway.__main__ import main
+
+async def never_stop(*_, **__): await asyncio.Event().wait()
+
+@contextlib.asynccontextmanager
+async def open_forever(**_):
+    yield None
+    await never_stop()
+
+service._STOP_HTTP_S = service._CLOSE_S = 0.5
+if sys.argv.pop() == "door":
+    service.open_image_reader = open_forever
+else:
+    service._Server.shutdown = never_stop
+main()
+"""
+
+
+@pytest.mark.parametrize("part", ["door", "HTTP server"])
+def test_a_part_that_does_not_stop_is_left_behind(part: str) -> None:
+    """Whatever supervises the process waits for its end."""
+    process, _ = start("--gateway", "127.0.0.1:1", "--drain-s", "0", part, program=["-c", STUCK])
+    try:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)  # less than the time after which a thread ends the process
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert [entry["part"] for line in log.splitlines() if "part" in (entry := json.loads(line))] == [part]
 
 
 def test_a_process_answers_and_stops_at_sigterm(stack: Stack) -> None:
