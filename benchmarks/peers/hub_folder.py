@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from checkpoint.families import Qwen3VLConfig
+from checkpoint.hub_form import hub_name, preprocessor_fields, tower_fields
 from checkpoint.initial import RandomTensors
 
 _SHARD_BYTES = 1 << 30
@@ -27,8 +28,6 @@ _SPECIAL_TOKENS = (
     _IMAGE_TOKEN,
     _VIDEO_TOKEN,
 )
-# Our part of a name -> the Hub's. All other parts are equal.
-_RENAMED = {".mlp.w1.": ".mlp.gate_proj.", ".mlp.w3.": ".mlp.up_proj.", ".mlp.w2.": ".mlp.down_proj."}
 # The released template's output for messages of text and images.
 _CHAT_TEMPLATE = """
 {%- for message in messages -%}
@@ -65,8 +64,8 @@ def make_hub_folder(folder: Path, config: Qwen3VLConfig, *, seed: int = 0) -> No
     files: dict[str, dict[str, Any]] = {
         "config.json": _config(config, ids),
         "generation_config.json": _generation_config(ids),
-        "preprocessor_config.json": _preprocessor_config(config, "Qwen2VLImageProcessorFast"),
-        "video_preprocessor_config.json": _preprocessor_config(config, "Qwen3VLVideoProcessor"),
+        "preprocessor_config.json": preprocessor_fields(config, image_processor_type="Qwen2VLImageProcessorFast"),
+        "video_preprocessor_config.json": preprocessor_fields(config, video_processor_type="Qwen3VLVideoProcessor"),
         "tokenizer_config.json": _tokenizer_config(),
     }
     for name, content in files.items():
@@ -91,17 +90,11 @@ def _write_weights(folder: Path, config: Qwen3VLConfig, seed: int) -> None:
     weight_map = {}
     for index, names in enumerate(shards, start=1):
         file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        shard: dict[str, Tensor] = {_hub_name(name): tensors[name] for name in names}
+        shard: dict[str, Tensor] = {hub_name(name, has_tower=True): tensors[name] for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     index_json = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=1) + "\n")
-
-
-def _hub_name(name: str) -> str:
-    for ours, theirs in _RENAMED.items():
-        name = name.replace(ours, theirs)
-    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:
@@ -119,7 +112,7 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _config(config: Qwen3VLConfig, ids: dict[str, int]) -> dict[str, Any]:
-    language, vision = config.language, config.vision
+    language = config.language
     rope = {
         "rope_type": "default",
         "rope_theta": language.rope_theta,
@@ -157,21 +150,7 @@ def _config(config: Qwen3VLConfig, ids: dict[str, int]) -> dict[str, Any]:
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
         },
-        "vision_config": {
-            "model_type": "qwen3_vl",
-            "depth": vision.num_layers,
-            "hidden_size": vision.width,
-            "hidden_act": "gelu_pytorch_tanh",
-            "intermediate_size": vision.mlp_width,
-            "num_heads": vision.num_heads,
-            "in_channels": 3,
-            "patch_size": vision.patch_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "spatial_merge_size": vision.merge_size,
-            "out_hidden_size": language.width,
-            "num_position_embeddings": vision.num_positions,
-            "deepstack_visual_indexes": list(vision.deepstack_layers),
-        },
+        "vision_config": tower_fields(config),
     }
 
 
@@ -185,20 +164,6 @@ def _generation_config(ids: dict[str, int]) -> dict[str, Any]:
         "top_k": 20,
         "top_p": 0.8,
         "repetition_penalty": 1.0,
-    }
-
-
-def _preprocessor_config(config: Qwen3VLConfig, kind: str) -> dict[str, Any]:
-    vision = config.vision
-    return {
-        "size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels},
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.merge_size,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "processor_class": "Qwen3VLProcessor",
-        "video_processor_type" if "Video" in kind else "image_processor_type": kind,
     }
 
 

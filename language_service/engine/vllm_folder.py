@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from chassis.errors import FailedPrecondition
-from checkpoint.families import EMBEDDING, HEAD, LanguageConfig, ModelConfig, Qwen3VLConfig, TensorSpec
+from checkpoint.families import EMBEDDING, HEAD, LanguageConfig, ModelConfig, Qwen3VLConfig
+from checkpoint.hub_form import hub_name, preprocessor_fields, tower_fields
 from checkpoint.manifest import TOKENIZER_FILE
 from checkpoint.tokenizer import read_tokenizer
 from checkpoint.weight_writers import PlannedTensor, write_weights
 
 MODALITY = "language_model.modality_embedding.weight"  # [2, D]: added to text, added to images
 VIDEO_TOKEN = "<|video_pad|>"
-
-_RENAMED = {".mlp.w1.": ".mlp.gate_proj.", ".mlp.w3.": ".mlp.up_proj.", ".mlp.w2.": ".mlp.down_proj."}
 
 
 def write_vllm_folder(
@@ -59,14 +58,13 @@ def write_vllm_folder(
             specs.append(replace(embedding, name=HEAD))
             tensors[HEAD] = tensors[EMBEDDING]
         tensors[EMBEDDING] = tensors[EMBEDDING] + modality_2D[0]
-    prefix = "model."
     if isinstance(config, Qwen3VLConfig):
-        config, prefix = _with_stub_tower(config), "model.language_model."
+        config = _with_stub_tower(config)
         stub = [spec for spec in config.tensors() if spec.half == "vision"]
         tensors.update({spec.name: torch.zeros(spec.shape, dtype=dtype) for spec in stub})
         specs += stub
-    names = {_hub_name(spec.name, prefix): spec.name for spec in specs}
-    plan = [PlannedTensor(_renamed(spec, prefix), dtype) for spec in specs]
+    names = {hub_name(spec.name, has_tower=isinstance(config, Qwen3VLConfig)): spec.name for spec in specs}
+    plan = [PlannedTensor(replace(spec, name=name), dtype) for name, spec in zip(names, specs, strict=True)]
     write_weights(folder, "model", plan, lambda planned: tensors.pop(names[planned.spec.name]).contiguous())
     tensors.clear()
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
@@ -106,18 +104,6 @@ def _with_stub_tower(config: Qwen3VLConfig) -> Qwen3VLConfig:
     return config.model_copy(update={"vision": vision})
 
 
-def _renamed(spec: TensorSpec, prefix: str) -> TensorSpec:
-    return replace(spec, name=_hub_name(spec.name, prefix))
-
-
-def _hub_name(name: str, prefix: str) -> str:
-    for ours, theirs in _RENAMED.items():
-        name = name.replace(ours, theirs)
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return prefix + name.removeprefix("language_model.") if name != HEAD else HEAD
-
-
 def _files(config: ModelConfig, tokenizer_json: str, *, dtype: torch.dtype, tied: bool) -> dict[str, dict[str, Any]]:
     """Return the JSON files of the folder by name."""
     tokenizer = read_tokenizer(tokenizer_json)
@@ -139,11 +125,11 @@ def _files(config: ModelConfig, tokenizer_json: str, *, dtype: torch.dtype, tied
         "video_token_id": image if video is None else video,
         **{f"{name}_token_id": tokenizer.token_to_id(f"<|{name}|>") for name in ("vision_start", "vision_end")},
         "text_config": {**_decoder(config.language), **common, "model_type": "qwen3_vl_text"},
-        "vision_config": _tower(config),
+        "vision_config": tower_fields(config),
         **common,
     }
-    files["preprocessor_config.json"] = _preprocessor(config, "image_processor_type", "Qwen2VLImageProcessor")
-    files["video_preprocessor_config.json"] = _preprocessor(config, "video_processor_type", "Qwen3VLVideoProcessor")
+    files["preprocessor_config.json"] = preprocessor_fields(config, image_processor_type="Qwen2VLImageProcessor")
+    files["video_preprocessor_config.json"] = preprocessor_fields(config, video_processor_type="Qwen3VLVideoProcessor")
     return files
 
 
@@ -184,38 +170,4 @@ def _decoder(language: LanguageConfig) -> dict[str, Any]:
         "use_sliding_window": False,
         "eos_token_id": list(language.eos_token_ids),
         "bos_token_id": None,
-    }
-
-
-def _tower(config: Qwen3VLConfig) -> dict[str, Any]:
-    """Return the facts of the tower."""
-    vision = config.vision
-    return {
-        "model_type": "qwen3_vl",
-        "depth": vision.num_layers,
-        "hidden_size": vision.width,
-        "hidden_act": "gelu_pytorch_tanh",
-        "intermediate_size": vision.mlp_width,
-        "num_heads": vision.num_heads,
-        "in_channels": 3,
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "spatial_merge_size": vision.merge_size,
-        "out_hidden_size": config.language.width,
-        "num_position_embeddings": vision.num_positions,
-        "deepstack_visual_indexes": list(vision.deepstack_layers),
-    }
-
-
-def _preprocessor(config: Qwen3VLConfig, key: str, kind: str) -> dict[str, Any]:
-    vision = config.vision
-    return {
-        "size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels},
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.merge_size,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "processor_class": "Qwen3VLProcessor",
-        key: kind,
     }

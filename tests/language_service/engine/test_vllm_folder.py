@@ -1,5 +1,8 @@
 """The folder that vLLM reads, loaded by transformers instead."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +83,34 @@ def test_a_model_that_vllm_does_not_have_is_refused(tmp_path: Path) -> None:
         write(tmp_path, model_with(language), make_decoder(language))
     assert caught.value.reason == "NOT_SUPPORTED"
     assert not list(tmp_path.iterdir())
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from checkpoint.families import Qwen3VLConfig
+from checkpoint.initial import RandomTensors
+from checkpoint.presets import PRESETS
+from checkpoint.tokenizer import byte_tokenizer
+from language_service.engine.vllm_folder import write_vllm_folder
+for name in ("tiny", "tiny-qwen3-vl"):
+    config = PRESETS[name]
+    random = RandomTensors(config, seed=0, dtype=torch.bfloat16)
+    tensors = {spec.name: random[spec.name] for spec in config.tensors() if spec.half == "language"}
+    folder = Path(sys.argv[1], name)
+    folder.mkdir(parents=True)
+    write_vllm_folder(folder, config, tensors, byte_tokenizer().to_str(), dtype=torch.bfloat16)
+"""
+
+
+@pytest.mark.slow
+def test_every_machine_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Each machine of one vLLM writes its own folder."""
+    roots = [tmp_path / "one", tmp_path / "another"]
+    for root, seed in zip(roots, ("1", "2"), strict=True):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}  # of sets, whose order differs between processes
+        subprocess.run([sys.executable, "-c", WRITE, str(root)], check=True, env=environment)
+    files = [{path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in roots]
+    assert len(files[0]) == 10
+    assert files[0] == files[1]
