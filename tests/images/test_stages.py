@@ -10,7 +10,8 @@ from images.stages import Builder
 
 REPOSITORY = Path(__file__).parents[2]
 ARGUMENTS = {"BASE": "debian:bookworm-slim", "VARIANT": "cpu", "VERSION": "0.1.0"}
-CODE = {"code", "gateway", "http", "vision", "language"}
+CODE = {"code", "gateway", "http", "vision", "language", "language-vllm"}
+VLLM = {"vllm", "language-vllm"}
 MODELS = {"models", "models-copy"}
 
 
@@ -25,7 +26,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
-            shutil.copy(source, folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
     return folder
 
 
@@ -61,7 +63,8 @@ def test_another_folder_with_the_same_files_has_the_same_images(original: Path, 
         ("models/tandem-demo-v1.1.0/config.json", MODELS),
         ("language_service/kernels/tile.h", CODE | {"kernels"}),
         ("images/sbom.py", CODE - {"code"}),
-        ("constraints.txt", CODE - {"code"} | {"packages", "service", "torch", "stage"}),
+        ("constraints.txt", CODE - {"code", "language-vllm"} | {"packages", "service", "torch", "stage"}),
+        ("benchmarks/peers/vllm.txt", VLLM),
     ],
 )
 def test_a_changed_file_rebuilds_its_stages_alone(file: str, stages: set[str], original: Path, copy: Path) -> None:
@@ -78,11 +81,12 @@ def test_dependencies_are_installed_again_only_when_they_change(original: Path, 
     pyproject.write_text(re.sub(r"^dev = \[$", 'another = ["absent>=1"]\ndev = [', text, flags=re.MULTILINE))
     assert changed(names(original), names(copy)) == CODE
     pyproject.write_text(text.replace('"rich>=15"', '"rich>=15.1"'))
-    assert changed(names(original), names(copy)) >= {"packages", "torch", "gateway", "http", "vision", "language"}
+    rebuilt = changed(names(original), names(copy))
+    assert rebuilt >= {"packages", "torch", "gateway", "http", "vision", "language", "vllm", "language-vllm"}
 
 
 def test_the_commit_changes_no_image_but_the_variant_does(original: Path) -> None:
     before = names(original)
     assert changed(before, names(original, REVISION="abc")) == set()
-    assert changed(before, names(original, VARIANT="cuda")) == {"torch", "stage", "vision", "language"}
+    assert changed(before, names(original, VARIANT="cuda")) == {"torch", "stage", "vision", "language"} | VLLM
     assert changed(before, names(original, BASE="debian:trixie-slim")) == before.keys() - {"models"}
