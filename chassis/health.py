@@ -12,8 +12,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from chassis.interceptor import CallInterceptor, CallsInFlight
 from chassis.listening import cannot_listen
 from chassis.network import peer_host
+from chassis.request_reader import RequestReaders
+from chassis.sending import Sending
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -21,8 +24,9 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 MAX_WATCHES = 4096  # of the process
 MAX_WATCHES_PER_HOST = 256
-# A watcher that reads nothing for this long is dropped. Keepalive ends the connection of a dead client before that.
-STALL_S = 40.0
+_STALL_S = 60.0  # of a watcher at the port of probes
+_MAX_PROBE_BYTES = 4096  # of a request there
+_PROBE_TIMEOUT_S = 10.0  # for it to arrive
 
 Context = Any  # grpc.aio.ServicerContext, whose published type lacks half of its methods
 
@@ -79,7 +83,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
                 changed.clear()
                 status = self.status(request.service)
                 if status != sent:
-                    await _write_or_leave(context, health_pb2.HealthCheckResponse(status=status))
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
                     sent = status
                 await changed.wait()
 
@@ -102,20 +106,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
             changed.set()
 
 
-async def _write_or_leave(context: Context, response: health_pb2.HealthCheckResponse) -> None:
-    """Send a response, or cancel a stalled RPC.
-
-    A status could not be sent either: it waits behind the response.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    timer = asyncio.get_running_loop().call_later(STALL_S, task.cancel)
-    try:
-        await context.write(response)
-    finally:
-        timer.cancel()
-
-
 @asynccontextmanager
 async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]:
     """Serve health checks alone until the block ends.
@@ -135,7 +125,16 @@ async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]
     if listen is None:
         yield -1
         return
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    readers = RequestReaders(
+        max_message_bytes=_MAX_PROBE_BYTES, max_receiving_bytes=_MAX_PROBE_BYTES, receive_timeout_s=_PROBE_TIMEOUT_S
+    )
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(CallsInFlight(), readers, Sending(_STALL_S))],
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", _MAX_PROBE_BYTES),
+        ],
+    )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     try:
         port = server.add_insecure_port(listen)

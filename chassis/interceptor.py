@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from inspect import isasyncgenfunction
 from typing import Any
 
@@ -18,6 +19,7 @@ from chassis.metrics import RPC_IN_FLIGHT, RPC_REQUESTS, RPC_SECONDS
 from chassis.network import peer_host
 from chassis.request_id import REQUEST_ID_HEADER, bound_request_id, current_request_id, request_id_of
 from chassis.request_reader import RequestReader, RequestReaders
+from chassis.sending import ClientStalled, Sending
 from chassis.spans import Span
 from chassis.tracing import NO_SPAN, parent_of, span
 
@@ -65,9 +67,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     INTERNAL with the request id, and the log gets the traceback. Handlers are `async` and send no initial metadata.
     """
 
-    def __init__(self, in_flight: CallsInFlight, readers: RequestReaders) -> None:
+    def __init__(self, in_flight: CallsInFlight, readers: RequestReaders, sending: Sending) -> None:
         self._in_flight = in_flight
         self._readers = readers
+        self._sending = sending
         self._wrapped: dict[str, MethodHandler] = {}
 
     async def intercept_service(
@@ -88,12 +91,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return self._wrapped[path]
 
     def _wrap(self, method: str, handler: Any) -> MethodHandler:
-        adapted = _adapt(handler, self._readers.reader_of(method, handler))
+        reader = self._readers.reader_of(method, handler)
+        adapted = _adapt(handler, reader, self._sending)
         background = _BACKGROUND_METHODS.fullmatch(method) is not None
         service, _, name = method.rpartition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
-        async def handle(_unread: Any, context: Context) -> Any:
+        async def run(context: Context) -> Any:
             metadata = context.invocation_metadata()
             with (
                 bound_request_id(request_id_of(metadata)),
@@ -107,11 +111,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 with self._in_flight.counted():
                     return await _run_or_abort(adapted, context, record)
 
+        async def handle(_unread: Any, context: Context) -> Any:
+            try:
+                return await run(context)
+            except _UnsentError as error:
+                unsent = error
+            # The call has ended for everybody but gRPC.
+            with self._sending.stalled(unsent.caller):
+                return await unsent.abort()  # raises
+
         # gRPC would receive a single request before it calls the handler. It leaves a stream to the handler, which then
         # decides who may send a message, and when. On the wire both are the same.
         streaming = handler.response_streaming
         make = grpc.stream_stream_rpc_method_handler if streaming else grpc.stream_unary_rpc_method_handler
         return make(handle, None, handler.response_serializer)
+
+
+class _UnsentError(Exception):
+    """A failed call whose status waits behind a response."""
+
+    def __init__(self, caller: str, abort: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__()
+        self.caller = caller
+        self.abort = abort  # sends the status, and waits for that
 
 
 class _RpcRecord:
@@ -182,7 +204,10 @@ async def _run_or_abort(handler: Handler, context: Context, record: _RpcRecord) 
     status = to_grpc_status(error)
     # Send the id in trailing metadata: gRPC does not retry an RPC after initial metadata arrived.
     trailing = (*status.trailing_metadata, (REQUEST_ID_HEADER, current_request_id()))
-    return await context.abort(status.code, status.details, trailing_metadata=trailing)  # raises
+    abort = partial(context.abort, status.code, status.details, trailing_metadata=trailing)
+    if isinstance(error, ClientStalled):
+        raise _UnsentError(error.caller, abort)
+    return await abort()  # raises
 
 
 def _log_bug() -> Internal:
@@ -191,18 +216,21 @@ def _log_bug() -> Internal:
     return Internal(f"The server failed unexpectedly: search its log for request id {current_request_id()}.")
 
 
-def _adapt(handler: Any, reader: RequestReader) -> Handler:
-    """Return `handler`, given its request, which sends the id."""
+def _adapt(handler: Any, reader: RequestReader, sending: Sending) -> Handler:
+    """Return `handler`, given its request, which sends the id.
+
+    The writes of a stream are limited.
+    """
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     async def unary(context: Context) -> Any:
-        response = await inner(await reader.open(context), context)
+        response = await inner(await reader.open(context, reader.sender(context)), context)
         await _send_request_id(context)
         return response
 
-    async def generator(context: Context) -> None:
+    async def generator(request: Any, context: Context) -> None:
         # Close the generator at once when the client cancels. Otherwise its `finally` would run at garbage collection.
-        async with aclosing(inner(await reader.open(context), context)) as responses:
+        async with aclosing(inner(request, context)) as responses:
             async for first in responses:
                 await _send_request_id(context)
                 await context.write(first)
@@ -210,14 +238,18 @@ def _adapt(handler: Any, reader: RequestReader) -> Handler:
             async for response in responses:
                 await context.write(response)
 
-    async def writer(context: Context) -> None:
-        request = await reader.open(context)
+    async def writer(request: Any, context: Context) -> None:
         await _send_request_id(context)
         await inner(request, context)
 
-    if not handler.response_streaming:
-        return unary
-    return generator if isasyncgenfunction(inner) else writer
+    write_all = generator if isasyncgenfunction(inner) else writer
+
+    async def stream(context: Context) -> None:
+        sender = reader.sender(context)
+        with sending.open(context, sender.owner) as limited:
+            await write_all(await reader.open(context, sender), limited)
+
+    return stream if handler.response_streaming else unary
 
 
 def _parent(context: Context) -> str | None:

@@ -96,16 +96,23 @@ class RequestReader:
         self._max_bytes = max_bytes
         self._pauses = pauses
 
-    async def open(self, context: Context) -> Any:
-        """Check the caller, then return its request or requests.
+    def sender(self, context: Context) -> Sender:
+        """Check a caller, and return who it is.
+
+        Raises:
+            Unauthenticated, PermissionDenied: the caller is refused.
+        """
+        caller = self._check_caller(self._name, context) if self._check_caller is not None else ""
+        return Sender.of(context.peer(), caller)
+
+    async def open(self, context: Context, sender: Sender) -> Any:
+        """Return the request or requests of a checked caller.
 
         Nothing is read of a caller that is refused, so its message takes no memory.
 
         Raises:
-            TandemError: the caller is refused, or its request cannot be read.
+            TandemError: the request cannot be read.
         """
-        caller = self._check_caller(self._name, context) if self._check_caller is not None else ""
-        sender = Sender.of(context.peer(), caller)
         if self._is_streaming:
             return _Requests(self, context, sender)
         data = await self.receive(context, sender)

@@ -17,6 +17,7 @@ from chassis.open_files import allow_connections
 from chassis.process import ProcessLife, left_within, run_process, within
 from chassis.reflection import add_reflection
 from chassis.request_reader import CheckCaller, RequestReaders
+from chassis.sending import Sending
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
@@ -50,7 +51,8 @@ class Server:
             receive_timeout_s=settings.receive_timeout_s,
         )
         self.grpc: grpc.aio.Server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._in_flight, self._readers)], options=_options(settings)
+            interceptors=[CallInterceptor(self._in_flight, self._readers, Sending(settings.stall_timeout_s))],
+            options=_options(settings),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 

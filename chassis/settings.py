@@ -188,9 +188,7 @@ class ServiceSettings(ProcessSettings):
         default=120, ge=1, le=86_400, description="time after which a connection without calls is closed, seconds"
     )
     max_connections: int = Field(
-        default=4096,
-        ge=1,
-        description="most connections at once. The limit of open files can lower it",
+        default=4096, ge=1, description="most connections at once. The limit of open files can lower it"
     )
     max_message_bytes: int = Field(
         default=DEFAULT_MAX_MESSAGE_BYTES, ge=1, le=2**31 - 1, description="largest request message, bytes"
@@ -203,6 +201,9 @@ class ServiceSettings(ProcessSettings):
     )
     receive_timeout_s: float = Field(
         default=30, gt=0, le=3600, description="longest time for one request message to arrive, seconds"
+    )
+    stall_timeout_s: float = Field(
+        default=60, gt=0, le=3600, description="longest time in which a client may read nothing of a stream, seconds"
     )
 
     @field_validator("probe_listen")

@@ -24,9 +24,9 @@ REQUEST = health_pb2.HealthCheckRequest(service=NAME)
 
 
 @asynccontextmanager
-async def watched_server() -> AsyncIterator[tuple[Server, Any]]:
+async def watched_server(**settings: Any) -> AsyncIterator[tuple[Server, Any]]:
     """Yield a server, and the stub of an honest client."""
-    server = Server(ServiceSettings())
+    server = Server(ServiceSettings(**settings))
     server.announce(NAME)
     await server.start()
     try:
@@ -79,8 +79,7 @@ async def test_watches_of_one_host_are_bounded_and_free_their_places(monkeypatch
 async def test_a_client_that_reads_nothing_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection stays open."""
     monkeypatch.setattr(chassis.health, "MAX_WATCHES_PER_HOST", 3)
-    monkeypatch.setattr(chassis.health, "STALL_S", 0.1)
-    async with watched_server() as (server, health), SilentReader(server.port) as reader:
+    async with watched_server(stall_timeout_s=0.1) as (server, health), SilentReader(server.port) as reader:
         await silent_watches(reader, 3)
         await until_admitted(health)
 
