@@ -119,7 +119,8 @@ def test_a_replica_finds_the_prefixes_that_the_engine_finds(seed: int) -> None:
 
 def step_by_step(arrivals: list[tuple[float, int]]) -> list[float]:
     """Return when each answer ends. All prompts have one token."""
-    now, left, ends = 0.0, {}, [0.0] * len(arrivals)
+    left: dict[int, int] = {}
+    now, ends = 0.0, [0.0] * len(arrivals)
     waiting = sorted(range(len(arrivals)), key=lambda index: arrivals[index][0])
     while waiting or left:
         if not left:
