@@ -107,7 +107,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
 
 
 @asynccontextmanager
-async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]:
+async def serve_probes(health: Health, listen: str | None, *, shares_port: bool = False) -> AsyncIterator[int]:
     """Serve health checks alone until the block ends.
 
     It takes plain text, because a kubelet probes without TLS and keys. The process is NOT_SERVING until its server has
@@ -118,6 +118,7 @@ async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]
     Args:
         health: answers the checks.
         listen: 'host:port', port 0 picks a free one. None serves nothing.
+        shares_port: whether other processes of this service listen on the same port.
 
     Raises:
         FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use.
@@ -131,7 +132,7 @@ async def serve_probes(health: Health, listen: str | None) -> AsyncIterator[int]
     server = grpc.aio.server(
         interceptors=[CallInterceptor(CallsInFlight(), readers, Sending(_STALL_S))],
         options=[
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shares_port)),
             ("grpc.max_receive_message_length", _MAX_PROBE_BYTES),
         ],
     )

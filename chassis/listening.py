@@ -2,9 +2,11 @@
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from chassis.errors import FailedPrecondition
-from chassis.network import split_address
+from chassis.network import join_address, split_address
 
 _CAUSE_AND_REMEDY = {
     errno.EADDRINUSE: "the port is in use, so stop the other process or choose another port",
@@ -26,17 +28,51 @@ def cannot_listen(address: str, error: OSError | None = None, *, service: str = 
     return FailedPrecondition(f"Cannot listen on {address} for {service}: {cause}.", reason="CANNOT_LISTEN")
 
 
+@contextmanager
+def reserved_address(address: str, *, service: str = "gRPC") -> Iterator[str]:
+    """Reserve an address for several processes of this user.
+
+    They all listen on it with SO_REUSEPORT. No other process can, also while none of them does.
+
+    Yields the address, with a free port in place of 0.
+
+    Args:
+        address: 'host:port'.
+        service: the kind of server, for the message.
+
+    Raises:
+        FailedPrecondition: reason 'CANNOT_LISTEN', for example if the port is in use.
+    """
+    if (error := bind_error(address)) is not None:
+        raise cannot_listen(address, error, service=service)
+    host, port = split_address(address)
+    with ExitStack() as sockets:
+        try:
+            port = _bind(host, port, sockets, socket.SO_REUSEPORT)
+        except OSError as error:
+            raise cannot_listen(address, error, service=service) from None
+        yield join_address(host, port)
+
+
 def bind_error(address: str) -> OSError | None:
     """Return the error of binding a socket, if any."""
-    host, port = split_address(address)
     try:
-        for family, kind, protocol, _, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
-                probe.bind(socket_address)
+        with ExitStack() as sockets:
+            _bind(*split_address(address), sockets)
     except OSError as error:
         return error
     return None
+
+
+def _bind(host: str, port: int, sockets: ExitStack, *options: int) -> int:
+    """Bind a socket to each address, and return their port."""
+    for family, kind, protocol, _, (address, _, *rest) in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        bound = sockets.enter_context(socket.socket(family, kind, protocol))
+        for option in (socket.SO_REUSEADDR, *options):  # the first as gRPC does
+            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind((address, port, *rest))
+        port = bound.getsockname()[1]
+    return port
 
 
 def _describe(error: OSError | None) -> str:

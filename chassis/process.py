@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 import structlog
@@ -18,6 +18,7 @@ from chassis.logs import configure_logging
 from chassis.metrics import TASKS
 from chassis.settings import ProcessSettings
 from chassis.vital import on_death
+from chassis.worker_link import WorkerLink
 
 STOP_S = 25.0  # longest time that all steps after the drain may take together
 
@@ -38,15 +39,17 @@ class ProcessLife:
         has_failed: whether a vital part has died. The process then ends with status 1.
     """
 
-    def __init__(self, drain_s: float) -> None:
+    def __init__(self, drain_s: float, link: WorkerLink | None = None) -> None:
         """Handle SIGTERM and Ctrl-C from now on.
 
         Until the process is ready, a signal cancels the current task.
 
         Args:
             drain_s: longest wait for requests in flight, seconds.
+            link: to the supervisor, if the process is one of several workers.
         """
         self._drain_s = drain_s
+        self._link = link
         self._last: threading.Timer | None = None
         self.drain = asyncio.Event()
         self.stop_now = asyncio.Event()
@@ -64,7 +67,9 @@ class ProcessLife:
         gc.collect()
         gc.freeze()
         self._is_ready = True
-        _always.info("ready", **fields)
+        if self._link is not None:
+            self._link.announce_ready(fields)
+        _always.info("ready" if self._link is None else "worker ready", **fields)
 
     def fail(self) -> None:
         """Drain, because a vital part has died."""
@@ -131,7 +136,7 @@ async def left_within(limit_s: float, step: str, manager: AbstractAsyncContextMa
 Serve = Callable[[ProcessLife], Coroutine[Any, Any, None]]
 
 
-def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
+def run_process(name: str, settings: ProcessSettings, serve: Serve, link: WorkerLink | None = None) -> None:
     """Run `serve` until it returns, after SIGTERM or Ctrl-C.
 
     Args:
@@ -141,10 +146,11 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
 
     Raises:
         SystemExit: status 1, the server could not start, or a vital part has died. The log says why, in one line.
+        link: to the supervisor of a worker, see `chassis.workers`.
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
-        if uvloop.run(_run(settings, serve)).has_failed:
+        if uvloop.run(_run(settings, serve, link)).has_failed:
             raise SystemExit(1)
     except asyncio.CancelledError:
         _log.info("stopped before it was ready")
@@ -156,13 +162,14 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve) -> None:
         raise SystemExit(1) from None
 
 
-async def _run(settings: ProcessSettings, serve: Serve) -> ProcessLife:
+async def _run(settings: ProcessSettings, serve: Serve, link: WorkerLink | None) -> ProcessLife:
     loop = asyncio.get_running_loop()
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     life = ProcessLife(settings.drain_s)
     on_death(lambda: loop.call_soon_threadsafe(life.fail))
     try:
-        await serve(life)
+        async with link.kept(life.fail) if link is not None else nullcontext():
+            await serve(life)
     except asyncio.CancelledError:
         if life.has_failed:
             raise SystemExit(1) from None

@@ -21,6 +21,7 @@ from chassis.sending import Sending
 from chassis.settings import ServiceSettings
 from chassis.tls import server_credentials
 from chassis.tracing import tracing
+from chassis.worker_link import WorkerLink
 
 _FLUSH_S = 0.5  # grace period after the last handler, to send its status and close open health watches
 _SETTLE_S = 0.5  # shortest drain: clients that watch the health leave, and their last RPCs get a reason
@@ -38,7 +39,13 @@ _log = structlog.get_logger()
 class Server:
     """gRPC server with health checks, reflection and `chassis.interceptor`."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, *, shares_port: bool = False) -> None:
+        """Listen nowhere yet.
+
+        Args:
+            settings: of the process.
+            shares_port: whether other processes of this service listen on the same port.
+        """
         self.health = Health()
         self.port = 0  # set by `start`
         self.metrics_port = -1  # -1 means off
@@ -52,7 +59,7 @@ class Server:
         )
         self.grpc: grpc.aio.Server = grpc.aio.server(
             interceptors=[CallInterceptor(self._in_flight, self._readers, Sending(settings.stall_timeout_s))],
-            options=_options(settings),
+            options=_options(settings, shares_port)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 
@@ -119,7 +126,7 @@ S = TypeVar("S", bound=ServiceSettings)
 OpenService = Callable[[S, Server], AbstractAsyncContextManager[None]]
 
 
-def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
+def run_service(name: str, settings: S, open_service: OpenService[S], link: WorkerLink | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and return.
 
     A second signal cancels the RPCs in flight. A third one kills the process.
@@ -128,15 +135,19 @@ def run_service(name: str, settings: S, open_service: OpenService[S]) -> None:
         name: name of the process in its log.
         settings: settings of the process.
         open_service: context manager that adds the servicers to the server, loads their models and frees them.
+        link: to the supervisor, if the process is one of several workers that share their addresses.
 
     Raises:
         SystemExit: status 1, the service could not start. The log says why, in one line.
     """
-    run_process(name, settings, lambda life: _serve(name, settings, open_service, life))
+    run_process(
+        name, settings, lambda life: _serve(name, settings, open_service, life, shares_port=link is not None), link
+    )
 
 
-async def _serve(name: str, settings: S, open_service: OpenService[S], life: ProcessLife) -> None:
-    server = Server(settings)
+async def _serve(name: str, settings: S, open_service: OpenService[S], life: ProcessLife, *, shares_port: bool) -> None:
+    server = Server(settings, shares_port=shares_port)
+    probes = serve_probes(server.health, settings.probe_listen, shares_port=shares_port)
     with tracing(name, settings.trace_endpoint, settings.trace_sample, settings.trace_peers):
         async with (
             serve_metrics(settings) as server.metrics_port,
@@ -150,9 +161,10 @@ async def _serve(name: str, settings: S, open_service: OpenService[S], life: Pro
             await server.stop(settings.drain_s, at_once=life.stop_now)
 
 
-def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+def _options(settings: ServiceSettings, shares_port: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # with port reuse, a second process on this port would take half of the RPCs
+        # With port reuse, a second process on this port takes half of the RPCs.
+        ("grpc.so_reuseport", int(shares_port)),
         # With gRPC's default of 100 per connection, further RPCs wait unseen. Our own limits refuse them with a reason.
         ("grpc.max_concurrent_streams", 10_000),
         # Calls that gRPC holds while the event loop is busy. Each has an unread window of up to 64 KiB.

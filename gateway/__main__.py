@@ -13,7 +13,13 @@ def main() -> None:
     from gateway.service import open_service
     from gateway.settings import GatewaySettings
 
-    run_service("gateway", load_settings(GatewaySettings, sys.argv[1:]), open_service)
+    settings = load_settings(GatewaySettings, sys.argv[1:])
+    if settings.workers == 1:
+        run_service("gateway", settings, open_service)
+        return
+    from gateway.workers import run_workers
+
+    run_workers(settings, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
     Raises:
         TandemError: the release's files are damaged, or a file of keys, filters or TLS is invalid.
     """
-    authenticator = Authenticator(settings.keys, role_without_keys=settings.role_without_keys)
+    authenticator = Authenticator(
+        settings.keys, role_without_keys=settings.role_without_keys, num_workers=settings.workers
+    )
     filters = settings.read_filters()
     store = ModelStore(settings.models)
     default_release = open_release(store, settings.release)
@@ -96,8 +98,6 @@ def _open_stages(settings: GatewaySettings, stack: AsyncExitStack) -> tuple[Visi
         "vision", settings.vision, vision_pb2_grpc.VisionServiceStub, tls=tls, routing=settings.routing
     )
     stack.push_async_callback(vision.close)
-    language: LanguageStage = Stage(
-        "language", settings.language, language_pb2_grpc.LanguageServiceStub, tls=tls, routing=settings.routing
-    )
+    language: LanguageStage = Stage("language", settings.language, LanguageStub, tls=tls, routing=settings.routing)
     stack.push_async_callback(language.close)
     return vision, language

@@ -33,6 +33,12 @@ class GatewaySettings(RedisSettings):
 
     # Address and access.
     listen: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on; port 0 picks a free one")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that share the address and the limits; above 1, rollouts need --rollout-redis",
+    )
     keys: Path | None = Field(None, description="TOML file of tenants with the SHA-256 of their API keys")
     allow_plaintext: bool = Field(False, description="allow an address other than loopback without TLS")
     allow_anonymous: bool = Field(
@@ -225,6 +231,7 @@ class GatewaySettings(RedisSettings):
         """Configuration of the rollout store and its checks."""
         return RolloutConfig(
             file=self.rollout_file,
+            num_workers=self.workers,
             redis_url=self.rollout_redis.get_secret_value() if self.rollout_redis else None,
             redis_prefix=self.redis_prefix,
             tick_s=self.rollout_tick_s,

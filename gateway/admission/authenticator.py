@@ -22,22 +22,24 @@ class Authenticator:
     The key file is read again after each change.
     """
 
-    def __init__(self, path: Path | None, *, role_without_keys: Role) -> None:
+    def __init__(self, path: Path | None, *, role_without_keys: Role, num_workers: int = 1) -> None:
         """Read the key file.
 
         Args:
             path: the key file. None accepts calls without a key.
             role_without_keys: role of every caller if `path` is None.
+            num_workers: processes of this gateway, among which the limits of each tenant are divided.
 
         Raises:
             FailedPrecondition: reason 'BAD_KEY_FILE'.
         """
         self._path = path
+        self._num_workers = num_workers
         # Callers without keys share caches. From elsewhere they are strangers to each other.
         group = "" if role_without_keys == "operator" else "anonymous"
         self._anonymous = Tenant(name=ANONYMOUS, role=role_without_keys, cache_group=group)
         self._file_version = self._read_file_version()
-        self._by_key_sha256 = read_tenants(path) if path is not None else {}
+        self._by_key_sha256 = read_tenants(path, num_workers) if path is not None else {}
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]] | None, *, role: Role = "client") -> Tenant:
         """Return the tenant of a call, after checking its role.
@@ -86,7 +88,7 @@ class Authenticator:
                 continue
             self._file_version = version
             try:
-                self._by_key_sha256 = read_tenants(self._path)
+                self._by_key_sha256 = read_tenants(self._path, self._num_workers)
             except FailedPrecondition as error:
                 _log.error("key file invalid, keeping the last tenants", error=error.local_message)
             else:

@@ -69,6 +69,31 @@ class _TenantEntry(Tenant):
     # SHA-256 of every valid key, in hexadecimal. Two at a time let a key be rotated without downtime.
     key_sha256: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = Field(min_length=1)
 
+    def indivisible(self, num_workers: int) -> str | None:
+        """Return the name of a limit too small to divide."""
+        limits = {
+            "max_running": self.max_running,
+            "requests_per_minute": self.requests_per_minute,
+            "tokens_per_minute": self.tokens_per_minute,
+        }
+        return next((name for name, limit in limits.items() if limit is not None and limit < num_workers), None)
+
+    def part(self, num_workers: int) -> Tenant:
+        """Return the tenant as one of several workers sees it."""
+
+        def divided(limit: int | None) -> int | None:
+            return None if limit is None else limit // num_workers
+
+        return Tenant(
+            name=self.name,
+            role=self.role,
+            cache_group=self.cache_group,
+            max_running=divided(self.max_running),
+            max_waiting=divided(self.max_waiting),
+            requests_per_minute=divided(self.requests_per_minute),
+            tokens_per_minute=divided(self.tokens_per_minute),
+        )
+
 
 class _TenantFile(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -76,8 +101,12 @@ class _TenantFile(BaseModel):
     tenants: tuple[_TenantEntry, ...]
 
 
-def read_tenants(path: Path) -> dict[str, Tenant]:
+def read_tenants(path: Path, num_workers: int = 1) -> dict[str, Tenant]:
     """Return the tenants of a key file, by key SHA-256.
+
+    Args:
+        path: the key file.
+        num_workers: processes of this gateway, among which the limits of each tenant are divided.
 
     Raises:
         FailedPrecondition: reason 'BAD_KEY_FILE'. The message names the field and never its value, which may be a key
@@ -94,7 +123,11 @@ def read_tenants(path: Path) -> dict[str, Tenant]:
         raise _bad_file(path, f"it is not TOML{position[0] if position else ''}") from None
     except ValidationError as error:
         raise _bad_file(path, first_problem(error)) from None
-    by_key_sha256 = {key_sha256: tenant for tenant in tenants for key_sha256 in tenant.key_sha256}
+    by_key_sha256: dict[str, Tenant] = {}
+    for tenant in tenants:
+        if (limit := tenant.indivisible(num_workers)) is not None:
+            raise _bad_file(path, f"{limit} of tenant {tenant.name} is below --workers, among which it is divided")
+        by_key_sha256 |= dict.fromkeys(tenant.key_sha256, tenant.part(num_workers))
     if len(by_key_sha256) < sum(len(tenant.key_sha256) for tenant in tenants):
         raise _bad_file(path, "a key is listed twice")
     if len({tenant.name for tenant in tenants}) < len(tenants):

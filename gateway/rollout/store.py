@@ -219,3 +219,21 @@ def bad_state(subject: str) -> FailedPrecondition:
     A gateway does not start with it, as it never guesses which release to serve.
     """
     return FailedPrecondition(f"{subject} cannot be read: repair or remove it.", reason="BAD_ROLLOUT_STATE")
+class NoStore(FileStore):
+    """The store of workers that share none.
+
+    So none of them begins a rollout alone.
+    """
+
+    async def compare_and_set(self, expected_version: int, document: Document) -> bool:
+        """Refuse every change.
+
+        Raises:
+            FailedPrecondition: reason 'NO_ROLLOUT_STORE'.
+        """
+        raise FailedPrecondition(
+            "The workers of this gateway share no rollout: start it with --rollout-redis, or with --workers 1.",
+            reason="NO_ROLLOUT_STORE",
+        )
+
+

@@ -15,7 +15,7 @@ from gateway.rollout.model_sync import ModelSync
 from gateway.rollout.probe_runner import ProbeRunner
 from gateway.rollout.servicer import SERVICE_NAME, RolloutsServicer
 from gateway.rollout.step_probes import StepProbes
-from gateway.rollout.store import FileStore, RolloutStore
+from gateway.rollout.store import FileStore, NoStore, RolloutStore
 from gateway.rollout.store_sync import StoreSync
 from gateway.rollout.traffic import Traffic
 from gateway.stages import ModelLoading, Releases
@@ -32,6 +32,7 @@ class RolloutConfig:
     tick_s: float  # between two reads of the store
     refresh_s: float  # between two checks of the models at the stages
     load_timeout_s: float  # longest time to load a canary's models
+    num_workers: int = 1  # processes of this gateway, which share a rollout through Redis alone
     probes_file: Path | None = None  # further probes, beside those of the releases
     grader: str | None = None  # judges probes with the judge `grader`
 
@@ -89,7 +90,8 @@ async def _open_stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore |
     """Return the store, and a remote store's local copy."""
     file_store = FileStore(config.file)
     if config.redis_url is None:
-        return file_store, None
+        return (FileStore(config.file) if config.num_workers == 1 else NoStore(None)), None
+    file_store = FileStore(config.file)
     # Imported only if used: the Redis client takes longer to import than everything else.
     from gateway.rollout.redis_store import RedisStore
 

@@ -76,11 +76,11 @@ run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_servic
 class Process:
     """A process that runs PROGRAM, and its log."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, program: Sequence[str] = ("-c", PROGRAM)) -> None:
         self.lines: list[dict[str, Any]] = []
         self._queue: Queue[str | None] = Queue()
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-c", PROGRAM, *flags]
+        command = [sys.executable, *program, *flags]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         threading.Thread(target=self._read, daemon=True).start()
 

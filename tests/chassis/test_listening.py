@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from chassis.errors import FailedPrecondition
-from chassis.listening import cannot_listen
+from chassis.listening import cannot_listen, reserved_address
 from chassis.metrics_server import serve_metrics
+from chassis.network import split_address
 from chassis.server import Server
 from chassis.settings import ProcessSettings, ServiceSettings
 
@@ -54,3 +55,30 @@ def test_errors_of_the_operating_system_are_explained(error: OSError, cause: str
 def test_a_conflict_that_is_over_is_explained() -> None:
     """The other process may stop between gRPC's attempt and ours."""
     assert "free now, so start again" in cannot_listen("127.0.0.1:0").message
+
+
+def test_only_processes_that_share_ports_can_use_a_reserved_one() -> None:
+    with reserved_address("127.0.0.1:0") as address:
+        host, port = split_address(address)
+        with (
+            socket.create_server((host, port), reuse_port=True),
+            socket.create_server((host, port), reuse_port=True),
+            pytest.raises(OSError, match="in use"),
+        ):
+            socket.create_server((host, port))
+        with pytest.raises(FailedPrecondition, match="the port is in use"), reserved_address(address):
+            pass  # another supervisor
+    socket.create_server((host, port)).close()
+
+
+def test_a_name_of_several_addresses_gets_one_port() -> None:
+    with reserved_address("localhost:0") as address:
+        assert split_address(address)[1] > 0
+        addresses = {found[4][:2] for found in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        for host, _ in addresses:
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server((host, split_address(address)[1]), family=_family(str(host)))
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -98,6 +98,15 @@ async def test_a_rollback_that_a_lost_disk_keeps_in_memory_says_so(
         watch.cancel()
 
 
+async def test_workers_without_a_store_refuse_a_rollout_and_answer(two_releases: Path, tokenizer: Tokenizer) -> None:
+    """Each would begin one of its own."""
+    async with open_gateway(two_releases, tokenizer, workers=2) as live:
+        error = await error_of(live.set(50, 100))
+        assert (type(error), error.reason) == (FailedPrecondition, "NO_ROLLOUT_STORE")
+        assert "--rollout-redis" in error.message
+        assert (await live.ask("somebody")).text == "stable"
+
+
 async def test_a_hanging_load_does_not_block_the_next_rollout(live: LiveGateway) -> None:
     live.language.num_hanging_loads = 1
     await live.set(50, 100)
