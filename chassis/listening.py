@@ -1,4 +1,4 @@
-"""Explain why a server cannot listen on an address."""
+"""Reserve addresses, and explain why a server cannot listen on one."""
 
 import errno
 import socket

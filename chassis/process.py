@@ -61,7 +61,10 @@ class ProcessLife:
             self._loop.add_signal_handler(number, self._received)
 
     def announce_ready(self, **fields: object) -> None:
-        """Log the line "ready" with `fields`, such as the ports."""
+        """Log the line "ready" with `fields`, such as the ports.
+
+        A worker tells its supervisor, which logs "ready" for all of them.
+        """
         # Objects of the start live as long as the process. Exclude them from garbage collection. Otherwise a full
         # collection, every few thousand requests, would pause all streams for tens of milliseconds.
         gc.collect()
@@ -143,10 +146,10 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve, link: Worker
         name: name of the process in its log.
         settings: settings of the process.
         serve: starts the server, says that it is ready, waits for the signal to drain, and stops the server.
+        link: to the supervisor of a worker, see `chassis.workers`.
 
     Raises:
         SystemExit: status 1, the server could not start, or a vital part has died. The log says why, in one line.
-        link: to the supervisor of a worker, see `chassis.workers`.
     """
     configure_logging(name, settings.log_format, settings.log_level)
     try:
@@ -165,7 +168,7 @@ def run_process(name: str, settings: ProcessSettings, serve: Serve, link: Worker
 async def _run(settings: ProcessSettings, serve: Serve, link: WorkerLink | None) -> ProcessLife:
     loop = asyncio.get_running_loop()
     TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    life = ProcessLife(settings.drain_s)
+    life = ProcessLife(settings.drain_s, link)
     on_death(lambda: loop.call_soon_threadsafe(life.fail))
     try:
         async with link.kept(life.fail) if link is not None else nullcontext():

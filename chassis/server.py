@@ -151,7 +151,7 @@ async def _serve(name: str, settings: S, open_service: OpenService[S], life: Pro
     with tracing(name, settings.trace_endpoint, settings.trace_sample, settings.trace_peers):
         async with (
             serve_metrics(settings) as server.metrics_port,
-            left_within(_STOP_GRPC_S, "probes", serve_probes(server.health, settings.probe_listen)) as probe_port,
+            left_within(_STOP_GRPC_S, "probes", probes) as probe_port,
             left_within(_CLOSE_S, "service", open_service(settings, server)),
         ):
             await server.start()

@@ -132,7 +132,7 @@ def read_tenants(path: Path, num_workers: int = 1) -> dict[str, Tenant]:
         raise _bad_file(path, "a key is listed twice")
     if len({tenant.name for tenant in tenants}) < len(tenants):
         raise _bad_file(path, "two tenants have the same name")
-    return dict(by_key_sha256)
+    return by_key_sha256
 
 
 def _bad_file(path: Path, problem: str) -> FailedPrecondition:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -74,7 +75,7 @@ run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_servic
 
 
 class Process:
-    """A process that runs PROGRAM, and its log."""
+    """A process that runs PROGRAM or another, and its log."""
 
     def __init__(self, *flags: str, program: Sequence[str] = ("-c", PROGRAM)) -> None:
         self.lines: list[dict[str, Any]] = []
