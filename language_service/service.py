@@ -64,6 +64,9 @@ class LanguageSettings(StageSettings):
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request without a limit, tokens")
     segment_timeout_s: float = Field(
         600,  # as long as the gateway's longest deadline, which ends a request earlier if it is shorter
+    jump_ahead: bool = Field(
+        True, description="compute tokens that a constraint forces together with the token before them"
+    )
         gt=0,
         allow_inf_nan=False,
         description="longest wait for the next segment of a prompt, seconds",
@@ -132,3 +135,4 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
         cache_fraction=settings.kv_cache_fraction,
         engine_args=settings.engine_args,
     )
+            jump_ahead=settings.jump_ahead,

@@ -94,6 +94,8 @@ class PagedGeneration:
         """
         self.state = state
         self.sequence = sequence
+        if state.grammar is not None:
+            sequence.forced = state.grammar.forced
         self.images: list[PlacedImage] = []
         self.clock = Clock()
         self.error: TandemError | None = None
@@ -156,7 +158,9 @@ class PagedGeneration:
         events: list[Event] = []
         if choices:
             self.clock.record_token()
-            events = [self._prefilled()] if self.state.num_chosen == 1 else []
+            events = [self._prefilled()] if self.state.num_chosen == len(choices) else []
+        if grammar is not None:
+            self.sequence.forced = grammar.forced
         tokens = [choice for choice in finite if not self.state.is_end(choice.token_id)]
         for choice in tokens:
             self.sequence.add_answer(choice.token_id)

@@ -1,6 +1,6 @@
 """Count and time the steps of an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -21,7 +21,9 @@ COMPUTED_TOKENS = Counter(
     ["tag", "kind"],
 )
 DRAFTS = Counter(
-    "tandem_language_drafts", "Draft tokens by outcome: right (accepted) or wrong (rejected).", ["tag", "outcome"]
+    "tandem_language_drafts",
+    "Draft tokens by outcome: forced (by a constraint), and of the others right (accepted) or wrong (rejected).",
+    ["tag", "outcome"],
 )
 PREEMPTIONS = Counter("tandem_language_preemptions", "Sequences preempted for others.", ["tag"])
 STEP_SECONDS = Histogram(
@@ -60,12 +62,19 @@ class EngineMetrics:
             counter.labels(tag)
         for kind in ("prompt", "answer", "found"):
             COMPUTED_TOKENS.labels(tag, kind)
-        for outcome in ("right", "wrong"):
+        for outcome in ("forced", "right", "wrong"):
             DRAFTS.labels(tag, outcome)
 
-    def step(self, batch: Batch, seconds: float, *, num_accepted: int) -> None:
-        """Count a step that accepted `num_accepted` of its drafts."""
-        num_prompt = sum(len(chunk.token_ids) for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt)
+    def step(self, batch: Batch, seconds: float, *, num_accepted: Sequence[int]) -> None:
+        """Count a step.
+
+        Args:
+            batch: its work.
+            seconds: its duration.
+            num_accepted: drafts of each chunk that were accepted.
+        """
+        prompts = [chunk for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt]
+        num_prompt = sum(len(chunk.token_ids) - chunk.num_drafts for chunk in prompts)
         num_tokens = sum(len(chunk.token_ids) for chunk in batch.chunks)
         STEP_SECONDS.labels(self._tag).observe(seconds)
         STEP_TOKENS.labels(self._tag).observe(num_tokens)
@@ -73,8 +82,9 @@ class EngineMetrics:
         COMPUTED_TOKENS.labels(self._tag, "found").inc(batch.num_cached_tokens)
         COMPUTED_TOKENS.labels(self._tag, "prompt").inc(num_prompt)
         COMPUTED_TOKENS.labels(self._tag, "answer").inc(num_tokens - num_prompt)
-        DRAFTS.labels(self._tag, "right").inc(num_accepted)
-        DRAFTS.labels(self._tag, "wrong").inc(sum(chunk.num_drafts for chunk in batch.chunks) - num_accepted)
+        for chunk, right in zip(batch.chunks, num_accepted, strict=True):
+            DRAFTS.labels(self._tag, "forced" if chunk.is_forced else "right").inc(right)
+            DRAFTS.labels(self._tag, "wrong").inc(0 if chunk.is_forced else chunk.num_drafts - right)
 
     def count(self, *, num_prompt: int, num_cached: int, num_answer: int) -> None:
         """Count the tokens of an answer.

@@ -93,7 +93,7 @@ class PagedEngine:
         if self._config.reuse_prefixes:
             root = root_hash(model_digest=self._model_digest, salt=salt)
             hashes = PrefixHashes(root, block_size=self._config.block_size)
-        drafter = PromptLookup(self._config.max_drafts) if self._config.max_drafts else None
+        drafter = PromptLookup(self._config.max_drafts) if self._config.max_drafts and grammar is None else None
         generation = PagedGeneration(
             state=SamplingState(options, eos_token_ids=self._model.eos_token_ids, grammar=grammar),
             sequence=ScheduledSequence(priority=priority, hashes=hashes, drafter=drafter),

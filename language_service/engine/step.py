@@ -23,9 +23,9 @@ class StepResult:
     seconds: float
 
     @property
-    def num_accepted(self) -> int:
-        """Drafts that were accepted."""
-        return sum(len(choices) - 1 for choices in self.choices if choices)
+    def num_accepted(self) -> list[int]:
+        """Drafts of each chunk that were accepted."""
+        return [max(0, len(choices) - 1) for choices in self.choices]
 
 
 def compute_step(runner: Runner, batch: Batch, generations: Sequence[PagedGeneration]) -> StepResult:
@@ -41,9 +41,6 @@ def compute_step(runner: Runner, batch: Batch, generations: Sequence[PagedGenera
     sampling = [(generation.state, chunk.drafts) for chunk, generation in pairs if chunk.samples]
     states, drafts = [state for state, _ in sampling], [tokens for _, tokens in sampling]
     grammars = {state: state.grammar for state in states if state.grammar is not None}
-    for state, tokens in sampling:
-        if state.grammar is not None and tokens:
-            state.grammar.draft(tokens)
     logits_BV = runner.forward(batch.chunks, batch.fresh_blocks, [generation.images for generation in generations])
     wait_for_masks(list(grammars.values()), timeout_s=_MASK_WAIT_S)
     chosen = iter(choose_with_drafts(logits_BV, states, drafts))

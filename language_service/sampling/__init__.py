@@ -2,7 +2,8 @@
 
 from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, wait_for_masks
 from language_service.sampling.options import SamplingOptions, read_options
-from language_service.sampling.sampler import Choice, Logprobs, SamplingState, choose_with_drafts
+from language_service.sampling.sampler import Choice, Logprobs, choose_with_drafts
+from language_service.sampling.state import SamplingState
 
 __all__ = [
     "Choice",

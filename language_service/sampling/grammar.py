@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,7 @@ class Grammar:
         self._worker = worker
         self._answer = next(_numbers)
         self._accepted = self._mask = worker.first
-        self._drafts: Future[Reply] | None = None
-        self._unsent: list[int] = []  # accepted tokens. With drafts, their masks may be known already.
+        self._unsent: list[int] = []  # accepted tokens. While they are the forced ones, the next mask is known.
         self._is_closed = False
         worker.num_answers += 1
 
@@ -50,11 +49,19 @@ class Grammar:
         """Advance by the next token of the answer."""
         self._unsent.append(token_id)
 
-    def draft(self, token_ids: Sequence[int]) -> None:
-        """Ask for the masks after each of these tokens."""
-        if not self._is_closed:
-            (self._drafts,) = self._worker.ask("draft", self._answer, list(token_ids))
-            self._worker.send()
+    @property
+    def forced(self) -> Sequence[int]:
+        """Drafts: the next tokens, which seem to be forced.
+
+        Whether they are is known with the next mask. None while it is not settled.
+        """
+        return self._accepted.result().forced if self.is_settled else ()
+
+    @property
+    def forced_token(self) -> int | None:
+        """The next token, if it is known to be forced."""
+        forced = self._mask.result().forced if self._mask.done() else ()
+        return forced[len(self._unsent)] if len(self._unsent) < len(forced) else None
 
     @property
     def is_settled(self) -> bool:
@@ -64,7 +71,7 @@ class Grammar:
     @property
     def is_ready(self) -> bool:
         """Whether the mask of the next token is known."""
-        return bool(self._known_mask())
+        return self.forced_token is not None or bool(self._known_mask())
 
     @property
     def is_complete(self) -> bool:
@@ -107,17 +114,20 @@ class Grammar:
 
         It must be ready.
         """
+        if self.forced_token is not None:
+            allowed = np.zeros(vocab_size, np.bool_)
+            allowed[self.forced_token] = True
+            return allowed
         bits = np.frombuffer(self._known_mask(), np.uint8)
         return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
     def _known_mask(self) -> bytes:
-        """Return the next mask, empty while it is not known."""
-        if not self._unsent:
-            return self._mask.result().masks if self._mask.done() else b""
-        if self._drafts is None or not self._drafts.done():
-            return b""
-        size = len(self._worker.first.result().masks)
-        return self._drafts.result().masks[size * (len(self._unsent) - 1) :][:size]
+        """Return the mask after all forced tokens.
+
+        Empty if another one is next, and while it is not known.
+        """
+        reply = self._mask.result() if self._mask.done() else Reply()
+        return reply.mask if len(self._unsent) == len(reply.forced) else b""
 
     def _replies(self) -> list[Reply]:
         return [future.result() for future in (self._accepted, self._mask) if future.done()]
@@ -125,7 +135,7 @@ class Grammar:
     def _queue(self) -> None:
         if self._unsent and not self._is_closed:
             self._accepted, self._mask = self._worker.ask("advance", self._answer, self._unsent, num_replies=2)
-            self._unsent, self._drafts = [], None
+            self._unsent = []
 
 
 def advance(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
@@ -141,8 +151,8 @@ def advance(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
 
 
 def wait_for_masks(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
-    """Wait for the next masks, and those of drafts."""
-    wait([future for one in grammars for future in (one._mask, one._drafts) if future is not None], timeout_s)
+    """Wait for the next masks."""
+    wait([one._mask for one in grammars], timeout_s)
 
 
 def allowed_tokens(grammars: Sequence[Grammar], vocab_size: int) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """The service's side of the process that follows a grammar."""
 
 import json
+import struct
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, yield_processors
+from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES, yield_processors
 
 _DEAR_S = 0.005  # processor time after which a late mask no longer competes with the engine
 
@@ -23,7 +24,8 @@ class Reply:
     is_complete: bool = False  # no token can follow
     problem: str | None = None  # why the answer cannot continue
     is_fault: bool = False  # whether that is a fault of the service
-    masks: bytes = b""  # one bit for each token. For drafts, one mask after the other
+    forced: tuple[int, ...] = ()  # the next tokens, each the only one allowed. Without a mask, that is not certain yet.
+    mask: bytes = b""  # after the forced tokens, one bit for each token
 
 
 Replies = Sequence["Future[Reply]"]
@@ -119,10 +121,11 @@ class GrammarProcess:
             return False
         offset = 0
         while offset < len(message):
-            status, self.num_bytes, size = FRAME.unpack_from(message, offset)
-            payload = message[offset + FRAME.size :][:size]
-            offset += FRAME.size + size
-            self._resolve_next(status, payload)
+            status, self.num_bytes, num_forced, size = FRAME.unpack_from(message, offset)
+            offset += FRAME.size
+            forced = struct.unpack_from(f"<{num_forced}I", message, offset)
+            offset += num_forced * TOKEN_BYTES + size
+            self._resolve_next(status, forced, message[offset - size : offset])
         self.send()
         return True
 
@@ -146,7 +149,7 @@ class GrammarProcess:
         _resolve(replies, self._end)
         self.connection.close()
 
-    def _resolve_next(self, status: int, payload: bytes) -> None:
+    def _resolve_next(self, status: int, forced: tuple[int, ...], payload: bytes) -> None:
         with self._lock:
             future = self._expected.popleft()
         if status == FAILED:
@@ -154,7 +157,7 @@ class GrammarProcess:
             is_new = future in (self.compiled, self.first)
             future.set_result(Reply(problem=error if is_new else why_it_stopped(error)))
         else:
-            future.set_result(Reply(status == COMPLETE, masks=payload))
+            future.set_result(Reply(status == COMPLETE, forced=forced, mask=payload))
 
     @property
     def has_ended(self) -> bool:

@@ -6,10 +6,10 @@ when it takes too much memory. So a costly grammar can neither delay nor starve 
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
 Messages of the program: `STARTED_OR_ENDED`. Messages of the service to a worker: the grammar, then JSON lists of jobs:
-["advance", answer, tokens], ["draft", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a
-`FRAME`, then a mask or a problem. The grammar has two frames: that it is compiled, and its first mask. All advances of
-a list have one frame each for their tokens, then one each for the mask. A draft has one frame, with a mask for each of
-its tokens up to the first one that the grammar forbids.
+["advance", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`, then forced tokens, then
+a mask or a problem. The grammar has two frames: that it is compiled, and its first mask. All advances of a list have
+one frame each for their tokens, then one each for the mask. The first of these has the tokens that seem to be forced,
+the second those that are, and the mask after them.
 """
 
 import gc
@@ -32,8 +32,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 COMMAND = struct.Struct("<cI")  # 'o' opens a worker, 'k' kills it. Then its number.
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
-FRAME = struct.Struct("<BQI")  # status, bytes of memory of the worker, and bytes that follow
+FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
+TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
+_MAX_FORCED, _MAX_FORCED_S = 32, 0.002  # tokens in one frame, and processor time to check them
 _DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
 
 
@@ -191,23 +193,24 @@ class _Worker:
     used_s: dict[int, float] = field(default_factory=dict)  # processor time of each answer
     start: LLMatcher | None = None
     frames: list[bytes] = field(default_factory=list)  # not sent yet
-    num_base_bytes: int = field(default_factory=lambda: -_resident_bytes())  # private memory beside the resident memory
+    jumps_ahead: bool = True  # until that takes too long
+    num_base_bytes: int = field(default_factory=lambda: -_statm(1))  # private memory beside the resident memory
 
     def compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
         yield_processors(threading.get_native_id())
         signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
         self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        self._add_frame(self.start)
+        self._add_frame(self.start, [])
         self._send()
         signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
         started_s = time.thread_time()
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
         if time.thread_time() - started_s > _DEAR_MASK_S:
             yield_processors(os.getpid())
+        self.num_base_bytes = _private_bytes() - _statm(1)
+        self._add_mask(self.start, mask)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        self.num_base_bytes = _private_bytes() - _resident_bytes()
-        self._add_frame(self.start, mask)
         self._send()
 
     def run(self, jobs: list[list[Any]]) -> None:
@@ -222,37 +225,40 @@ class _Worker:
             if answer not in self.states:
                 self.states[answer] = self.start.deep_copy()
             with _Timer(self, answer):
-                if kind == "draft":
-                    self._draft(self.states[answer], *rest)
-                else:
-                    self.states[answer].consume_tokens(*rest)
-                    self._add_frame(self.states[answer])
-                    advances.append(answer)
+                self.states[answer].consume_tokens(*rest)
+                self._add_frame(self.states[answer], self._forced(self.states[answer]))
+            advances.append(answer)
         self._send()
         for answer in advances:  # once all tokens are consumed, because each answer may be complete
             with _Timer(self, answer):
                 state = self.states[answer]
-                self._add_frame(state, b"" if state.is_stopped() else state.compute_bitmask())
+                self._add_mask(state, b"" if state.is_stopped() else state.compute_bitmask())
         self._send()
 
-    def _draft(self, state: LLMatcher, tokens: list[int]) -> None:
-        masks, consumed = b"", 0
-        for token in tokens:
-            if state.is_stopped() or state.validate_tokens([token]) == 0:
+    def _add_mask(self, state: LLMatcher, mask: bytes) -> None:
+        """Add the forced tokens and the mask after them."""
+        forced, started_s = [], time.process_time()
+        for token in self._forced(state):
+            self.jumps_ahead = time.process_time() - started_s < _MAX_FORCED_S
+            # The library splits all forced text at once. After a part of it, it may split the rest in another way.
+            if not self.jumps_ahead or mask.count(0) != len(mask) - 1 or mask[token // 8] != 1 << token % 8:
                 break
             state.consume_token(token)
-            consumed += 1
-            if state.is_stopped():
-                break
-            masks += state.compute_bitmask()
+            forced.append(token)
+            mask = b"" if state.is_stopped() else state.compute_bitmask()
         if not state.is_error():
-            state.rollback(consumed)
-        self._add_frame(state, masks)
+            state.rollback(len(forced))
+        self._add_frame(state, forced, mask)
 
-    def _add_frame(self, state: LLMatcher, payload: bytes = b"") -> None:
+    def _add_frame(self, state: LLMatcher, forced: list[int], payload: bytes = b"") -> None:
         status = FAILED if state.is_error() else COMPLETE if state.is_stopped() else GOES_ON
         payload = state.get_error().encode() if status == FAILED else payload
-        self.frames.append(FRAME.pack(status, self.num_base_bytes + _resident_bytes(), len(payload)) + payload)
+        header = FRAME.pack(status, self.num_base_bytes + _statm(1), len(forced), len(payload))
+        self.frames.append(header + struct.pack(f"<{len(forced)}I", *forced) + payload)
+
+    def _forced(self, state: LLMatcher) -> list[int]:
+        """Return tokens that seem to be forced next."""
+        return state.compute_ff_tokens()[:_MAX_FORCED] if self.jumps_ahead and not state.is_stopped() else []
 
     def _send(self) -> None:
         if self.frames:
@@ -279,11 +285,7 @@ class _Timer:
         self._worker.used_s[self._answer] = self._used_s + time.process_time() - self._started_s
 
 
-def _resident_bytes() -> int:
-    return _statm(1)
-
-
-def _statm(column: int) -> int:
+def _statm(column: int) -> int:  # bytes: 1 of resident memory, 5 of data and stack
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[column]) * resource.getpagesize()
 

@@ -1,7 +1,6 @@
 """Choose the next token of every sequence in a batch."""
 
 import math
-import random
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from language_service.kernels import largest
-from language_service.sampling.grammar import Grammar, allowed_tokens
+from language_service.sampling.grammar import allowed_tokens
 from language_service.sampling.options import SamplingOptions
+from language_service.sampling.state import SamplingState
 
 # B rows, V vocabulary, R rows with some option, S entries in them, N tokens that a draw considers, K logprobs
 
@@ -34,85 +34,6 @@ class Choice:
 
     token_id: int
     logprobs: Logprobs | None  # None if not requested
-
-
-class SeenTokens:
-    """The distinct tokens of a prompt and its answer.
-
-    Counts are those in the answer.
-    """
-
-    def __init__(self) -> None:
-        self.token_ids = array("q")
-        self.counts = array("f")
-        self._indices: dict[int, int] = {}  # token -> index in both arrays
-
-    def add_prompt(self, token_ids: Sequence[int]) -> None:
-        """Add text of the prompt."""
-        for token_id in token_ids:
-            self._index(token_id)
-
-    def add_answer(self, token_id: int) -> None:
-        """Count a token of the answer."""
-        self.counts[self._index(token_id)] += 1
-
-    def _index(self, token_id: int) -> int:
-        index = self._indices.setdefault(token_id, len(self.token_ids))
-        if index == len(self.token_ids):
-            self.token_ids.append(token_id)
-            self.counts.append(0)
-        return index
-
-
-class SamplingState:
-    """The sampling state of one answer.
-
-    Plain data, from which each step makes its tensors.
-    """
-
-    def __init__(self, options: SamplingOptions, *, eos_token_ids: Sequence[int], grammar: Grammar | None = None):
-        self.options = options
-        self.grammar = grammar
-        self.num_chosen = 0
-        self._last_is_end = False  # whether the token chosen last is an end
-        self.ends = array("q", sorted({*eos_token_ids, *options.stop_token_ids}))
-        # Each answer takes one number per token from its own stream. So its text does not depend on the batch. For a
-        # single number, Python's generator is cheaper than torch's.
-        self.random = random.Random(options.seed)
-        self.biased = array("q", options.logit_bias.keys())
-        self.biases = array("f", options.logit_bias.values())
-        self.seen = SeenTokens()  # empty without penalties
-
-    def is_end(self, token_id: int) -> bool:
-        """Whether this token ends the answer and is not sent."""
-        return token_id in self.options.stop_token_ids or (token_id in self.ends and not self.options.ignore_eos)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the answer has ended, as far as is known.
-
-        Its grammar tells only once it `is_settled`.
-        """
-        return self._last_is_end or (self.grammar is not None and self.grammar.is_complete)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next token can be chosen now."""
-        return self.grammar is None or self.grammar.is_ready
-
-    def note_prompt(self, token_ids: Sequence[int]) -> None:
-        """Add text of the prompt, for the repetition penalty."""
-        if self.options.penalises:
-            self.seen.add_prompt(token_ids)
-
-    def note_choice(self, token_id: int) -> None:
-        """Record a chosen token of the answer."""
-        self.num_chosen += 1
-        self._last_is_end = self.is_end(token_id)
-        if self.grammar is not None:
-            self.grammar.accept(token_id)
-        if self.options.penalises:
-            self.seen.add_answer(token_id)
 
 
 def choose(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[Choice | None]:
@@ -156,7 +77,7 @@ def choose_with_drafts(
     That is one token, and one more after each accepted draft. It is none if the grammar's mask is not known yet.
 
     Each token is chosen by the same rules, random stream and order as without drafts. So drafts change only the number
-    of steps. No token is chosen after the end of an answer.
+    of steps. No token is chosen after the end of an answer. A token without an alternative is taken without its logits.
 
     Args:
         logits_BV: per answer, one row before each of its drafts, then one row after the last of them.
@@ -168,9 +89,14 @@ def choose_with_drafts(
     active = [index for index, state in enumerate(states) if state.is_ready]
     offset = 0
     while active:
-        rows = [first_rows[index] + offset for index in active]
+        forced = {index: token for index in active if (token := states[index].take_forced()) is not None}
+        for index, token in forced.items():
+            chosen[index].append(Choice(token, None))
+        undecided = [index for index in active if index not in forced]
+        rows = [first_rows[index] + offset for index in undecided]
         rows_RV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
-        for index, choice in zip(active, choose(rows_RV, [states[index] for index in active]), strict=True):
+        choices = choose(rows_RV, [states[index] for index in undecided]) if undecided else []
+        for index, choice in zip(undecided, choices, strict=True):
             chosen[index].append(choice)
         active = [
             index

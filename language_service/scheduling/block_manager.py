@@ -34,6 +34,15 @@ class BlockManager:
         self.fresh_blocks += fresh
         return True
 
+    def reserve_some(self, sequence: Sequence, num_more: int) -> int:
+        """Allocate blocks for `num_more` tokens, if there are some.
+
+        Returns how many of them have room after the tokens of `sequence`.
+        """
+        length = len(sequence.token_ids)
+        self.reserve(sequence, self.num_blocks(length + num_more))
+        return min(num_more, len(sequence.blocks) * self._block_size - length)
+
     def trim(self, sequence: Sequence, num_tokens: int) -> None:
         """Free the blocks that `num_tokens` tokens do not need."""
         self._pool.release(sequence.truncate_blocks(self.num_blocks(num_tokens)))

@@ -5,7 +5,8 @@ The policy:
 - **Order.** Sequences are ordered by priority, then by arrival. The order never changes. A preempted sequence keeps its
   position.
 - **Step budget.** A step computes at most `max_step_tokens` tokens. First, every decoding sequence gets one token. Then
-  prefill takes its share. Drafts get the tokens and blocks that are left.
+  prefill takes its share. Drafts get the tokens and blocks that are left: tokens that a constraint forces, or else
+  n-grams. The latter only in small steps, because in larger ones they cost as much as they may save.
 - **Prefill.** Half of the prefill budget belongs to the first sequence that prefills. The other half goes to sequences
   of the same priority, the one with the fewest pending tokens first. A lower priority gets only tokens that the first
   sequence cannot use. All tokens left over go back to the first. So short prompts do not wait for a long one, and the
@@ -35,6 +36,7 @@ from language_service.scheduling.sequence import Chunk, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+from language_service.scheduling.speculation import add_drafts
 class SchedulerConfig:
     """Limits of one scheduler.
 
@@ -47,7 +49,8 @@ class SchedulerConfig:
     max_waiting: int  # sequences that wait for blocks at the same time
     max_step_tokens: int  # tokens computed in one step
     reuse_prefixes: bool = True  # whether equal prefixes share blocks
-    max_drafts: int = 0  # draft tokens per sequence and step, 0 for none
+    max_drafts: int = 0  # n-gram drafts per sequence and step, 0 for none
+    jump_ahead: bool = True  # whether forced tokens are computed together with the token before them
 
     def __post_init__(self) -> None:
         if self.max_step_tokens <= self.max_running:
@@ -127,15 +130,11 @@ class Scheduler:
         budget = self.config.max_step_tokens - len(decoding)
         prefill = self._prefill(budget)
         budget -= sum(len(chunk.token_ids) for chunk in prefill)
-        decode = []
-        for sequence in decoding:
-            chunk = sequence.next_chunk(1, self._draft(sequence, budget))
-            budget -= chunk.num_drafts
-            decode.append(chunk)
-        if not decode and not prefill:
-            return None
-        batch = Batch(
-            [*decode, *prefill], self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens
+        chunks = add_drafts(
+            [*(each.next_chunk(1) for each in decoding), *prefill],
+            budget,
+            self._blocks,
+            jump_ahead=self.config.jump_ahead,
         )
         self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens = [], 0, 0
         return batch
@@ -148,12 +147,16 @@ class Scheduler:
             num_accepted: drafts that were accepted, counted from the first one.
         """
         sequence = chunk.sequence
+        if not chunks:
+            return None
+        batch = Batch(chunks, self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens)
         if sequence not in self._running:
             return
         end = chunk.end - chunk.num_drafts + num_accepted
         self._blocks.record_computed(sequence, chunk.start, end)
-        if chunk.num_drafts and sequence.drafter is not None:
-            sequence.drafter.learn(chunk.num_drafts, num_accepted)
+        if chunk.num_drafts:
+            if sequence.drafter is not None and not chunk.is_forced:
+                sequence.drafter.learn(chunk.num_drafts, num_accepted)
             self._blocks.trim(sequence, end + 1)
 
     def drop_last(self, chunk: Chunk) -> None:
@@ -267,18 +270,6 @@ class Scheduler:
             each.num_pending > 0 and len(each.blocks) < self._blocks.num_blocks(each.max_length)
             for each in self._running
         )
-
-    def _draft(self, sequence: Sequence, budget: int) -> list[int]:
-        """Return drafts for a decoding sequence.
-
-        Budget and available blocks limit them.
-        """
-        if sequence.drafter is None:
-            return []
-        length = len(sequence.token_ids)
-        drafts = sequence.drafter.draft(sequence.token_ids, min(budget, sequence.max_length - length - 1))
-        self._blocks.reserve(sequence, self._blocks.num_blocks(length + len(drafts)))
-        return drafts[: len(sequence.blocks) * self.config.block_size - length]
 
     def _stalled(self) -> list[Sequence]:
         """Return the stalled sequences in order.

@@ -1,7 +1,7 @@
 """One prompt and its answer, as the scheduler sees them."""
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from language_service.cache import PrefixHashes
 from language_service.scheduling.drafts import PromptLookup
@@ -20,6 +20,7 @@ class Sequence:
     hashes: PrefixHashes | None = None  # of its full blocks. None shares no blocks.
     drafter: PromptLookup | None = None  # None drafts nothing
     arrival: int = 0  # arrival number, set by the scheduler
+    forced: AbstractSequence[int] = ()  # the next tokens, where its constraint seems to leave no choice
     is_paused: bool = False  # waits for its constraint, so no step computes it
     token_ids: list[int] = field(default_factory=list)  # prompt, then answer. 0 at the positions of images.
     num_prompt: int = 0  # tokens of the prompt that have arrived
@@ -96,16 +97,15 @@ class Sequence:
         del self.blocks[length:]
         return removed
 
-    def next_chunk(self, length: int, drafts: AbstractSequence[int] = ()) -> "Chunk":
-        """Return the next `length` tokens to compute, followed by `drafts`."""
+    def next_chunk(self, length: int) -> "Chunk":
+        """Return the next `length` tokens to compute."""
         end = self.num_computed + length
         return Chunk(
             sequence=self,
             start=self.num_computed,
-            token_ids=[*self.token_ids[self.num_computed : end], *drafts],
+            token_ids=self.token_ids[self.num_computed : end],
             blocks=list(self.blocks),
             samples=self.prompt_ended and end == len(self.token_ids),
-            num_drafts=len(drafts),
         )
 
 
@@ -123,6 +123,20 @@ class Chunk:
     samples: bool  # whether a token is chosen after the last one
     num_drafts: int = 0  # drafts among the last tokens. The logits before each one verify it.
 
+    is_forced: bool = False  # whether its constraint made the drafts
+
+    def with_drafts(self, drafts: AbstractSequence[int]) -> "Chunk":
+        """Return this chunk followed by drafts.
+
+        The sequence must have the blocks for them.
+        """
+        return replace(
+            self,
+            token_ids=[*self.token_ids, *drafts],
+            blocks=list(self.sequence.blocks),
+            num_drafts=len(drafts),
+            is_forced=len(self.sequence.forced) > 0,
+        )
     @property
     def drafts(self) -> list[int]:
         """The drafted tokens."""

@@ -16,7 +16,8 @@ from language_service.kernels.decode_choice import (
     relative_error,
 )
 from language_service.sampling.options import SamplingOptions
-from language_service.sampling.sampler import SamplingState, choose
+from language_service.sampling.sampler import choose
+from language_service.sampling.state import SamplingState
 from tests.language_service.asking import PROMPTS, ask, expected
 from tests.language_service.small import CONFIG, GRIDS, WIDE, make_chunk, make_decoder, make_paged_engine
 

@@ -1,7 +1,4 @@
-"""Compile constraints, and follow them with random logits.
-
-The tokenizer is the byte-level one of small checkpoints.
-"""
+"""Compile constraints, and follow them with random logits."""
 
 import asyncio
 import json
@@ -21,14 +18,15 @@ from language_service.sampling.grammar import Grammar, GrammarCompiler, advance,
 from language_service.sampling.grammar_pool import GrammarPool
 from language_service.sampling.grammar_process import GrammarProcess
 from language_service.sampling.options import Constraint, SamplingOptions, read_options
-from language_service.sampling.sampler import SamplingState, choose
+from language_service.sampling.sampler import choose
+from language_service.sampling.state import SamplingState
 from tandem.v1 import sampling_pb2
 from tests.language_service.asking import read
 from tests.language_service.conftest import MakeEngine
 from tests.language_service.small import CONFIG, make_decoder
 
 VOCAB, EOS = 264, 2
-TOKENIZER: Tokenizer = byte_tokenizer()
+TOKENIZER: Tokenizer = byte_tokenizer()  # as in small checkpoints
 MODEL = make_decoder(CONFIG.model_copy(update={"vocab_size": VOCAB}))
 (A,) = TOKENIZER.encode("a").ids
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
 from language_service.sampling.options import SamplingOptions, read_options
-from language_service.sampling.sampler import SamplingState, choose
+from language_service.sampling.sampler import choose
+from language_service.sampling.state import SamplingState
 from tandem.v1 import sampling_pb2
 from tests.language_service.operation_spy import OperationSpy
 

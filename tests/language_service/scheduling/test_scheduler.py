@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.language_service.stepping import add, add_shared, make_scheduler, run, sizes, step
+from tests.language_service.stepping import add, make_scheduler, run, sizes, step
 
 
 def test_decoding_goes_first_and_a_long_prompt_is_cut_to_the_budget() -> None:
@@ -128,38 +128,3 @@ def test_fresh_blocks_are_reported_once() -> None:
 def test_a_step_budget_without_tokens_for_prefill_is_refused() -> None:
     with pytest.raises(ValueError, match="max_step_tokens 4"):
         make_scheduler(max_running=4, max_step_tokens=4)
-
-
-def test_drafts_take_only_tokens_and_blocks_that_are_left() -> None:
-    scheduler = make_scheduler(num_blocks=12, max_step_tokens=16, max_drafts=8)
-    sequence = add_shared(scheduler, [1, 2, 3, 1, 2, 3, 1, 2], max_tokens=9)
-    step(scheduler)
-    sequence.token_ids[-1] = 3  # repeats the prompt
-    batch = scheduler.next_batch()
-    assert batch is not None
-    assert batch.chunks[0].token_ids == [3, 1, 2, 3, 1, 2, 3, 1]  # with the one chosen after them, nine in all
-    assert batch.chunks[0].drafts == [1, 2, 3, 1, 2, 3, 1]
-    scheduler.advance(batch.chunks[0], num_accepted=2)
-    assert sequence.num_computed == 11
-    for token in (1, 2, 9):
-        sequence.add_answer(token)
-    sequence.token_ids[-1] = 3
-    other = add(scheduler, 14)
-    batch = scheduler.next_batch()
-    assert batch is not None
-    assert [(chunk.sequence, len(chunk.token_ids)) for chunk in batch.chunks] == [(sequence, 2), (other, 14)]
-
-
-def test_rejected_drafts_free_their_blocks() -> None:
-    """Without drafts, there are enough blocks for both sequences."""
-    scheduler = make_scheduler(num_blocks=7, max_drafts=8)
-    drafting, growing = add_shared(scheduler, [1] * 8, max_tokens=12), add(scheduler, 4, 9)
-    num_drafts = 0
-    while growing.num_answer < 9:
-        batch = step(scheduler)
-        assert batch is not None
-        assert batch.num_preempted == 0
-        num_drafts += sum(chunk.num_drafts for chunk in batch.chunks)
-    assert num_drafts > 8
-    run(scheduler)
-    assert drafting.num_answer == 12
