@@ -19,8 +19,17 @@ from gateway.rollout.traffic import Traffic
 from gateway.rollout.wiring import open_rollouts
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
-from gateway.stages import SERVICE_NAME, LanguageStage, ModelLoading, Releases, Stage, VisionStage, open_release
-from tandem.v1 import gateway_pb2_grpc, language_pb2_grpc, operations_pb2_grpc, vision_pb2_grpc
+from gateway.stages import (
+    SERVICE_NAME,
+    LanguageStage,
+    LanguageStub,
+    ModelLoading,
+    Releases,
+    Stage,
+    VisionStage,
+    open_release,
+)
+from tandem.v1 import gateway_pb2_grpc, operations_pb2_grpc, vision_pb2_grpc
 
 
 @asynccontextmanager
@@ -47,12 +56,12 @@ async def open_service(settings: GatewaySettings, server: Server) -> AsyncIterat
         questions = QuestionBuilder(releases, images, settings.limits, filters)
         exchanges = ExchangeBuilder(questions, visual_tokens, filters)
         rules = AnswerRules(read_refusals(settings.rollout_refusals))
-        mirror = Mirror(traffic, exchanges, rules, max_running=settings.rollout_mirror_max_running)
+        admission = AdmissionController(settings.admission_limits)
+        mirror = Mirror(admission, traffic, exchanges, rules, max_running=settings.rollout_mirror_max_running)
         stack.push_async_callback(mirror.close)
         feedback = Feedback(traffic)
         window = RequestWindow()
 
-        admission = AdmissionController(settings.admission_limits)
         servicer = GatewayServicer(
             settings,
             authenticator=authenticator,

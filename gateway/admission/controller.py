@@ -1,7 +1,7 @@
 """Admission control: limits of the gateway and of each tenant."""
 
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ REFUSALS = frozenset(
 )
 
 _UNLIMITED = 2**62
+_MIRRORED_PART = 4  # mirrored requests take a quarter of the bytes at most, so that real ones have the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class AdmissionController:
             max_running=limits.max_watches, max_waiting=0, subject="Watch", reason="WATCHES_BUSY"
         )
         self._bytes = ByteLimit(limits.max_request_bytes)
+        self._mirrored_bytes = ByteLimit(limits.max_request_bytes // _MIRRORED_PART)
         self._usages: dict[str, _TenantUsage] = {}
         RUNNING.set_function(lambda: self._answers.num_running)
         REQUEST_BYTES.set_function(lambda: self._bytes.num_bytes)
@@ -100,7 +102,7 @@ class AdmissionController:
         usage = self._usage(tenant)
         usage.take_tokens(0)  # refuses while earlier answers left a debt
         usage.count_request()
-        with self._reserve(usage, num_bytes) as held:
+        with self._reserve((usage.bytes, self._bytes), num_bytes) as held:
             async with usage.answers.slot(), self._answers.slot():
                 yield held
 
@@ -116,7 +118,7 @@ class AdmissionController:
         """
         usage = self._usage(tenant)
         usage.count_request()
-        with self._reserve(usage, 0) as held:
+        with self._reserve((usage.bytes, self._bytes), 0) as held:
             async with usage.uploads.slot(), self._uploads.slot():
                 yield held
 
@@ -132,7 +134,7 @@ class AdmissionController:
         """
         usage = self._usage(tenant)
         usage.count_request()
-        with self._reserve(usage, num_bytes) as held:
+        with self._reserve((usage.bytes, self._bytes), num_bytes) as held:
             async with usage.tokenizing.slot(), self._tokenizing.slot():
                 yield held
 
@@ -147,14 +149,21 @@ class AdmissionController:
             yield
 
     @contextmanager
-    def reserve(self, tenant: Tenant) -> Iterator[Reservation]:
-        """Reserve bytes without a slot, none yet."""
-        with self._reserve(self._usage(tenant), 0) as held:
+    def reserve_mirrored(self, num_bytes: int) -> Iterator[Reservation]:
+        """Reserve the bytes of a mirrored request for the block.
+
+        Yields:
+            The bytes. Images that the request names by digest are added to them.
+
+        Raises:
+            ResourceExhausted: reason 'BYTES_BUSY'.
+        """
+        with self._reserve((self._mirrored_bytes, self._bytes), num_bytes) as held:
             yield held
 
     @contextmanager
-    def _reserve(self, usage: "_TenantUsage", num_bytes: int) -> Iterator[Reservation]:
-        held = Reservation((usage.bytes, self._bytes), self._answers.time_to_clear_s)
+    def _reserve(self, limits: Sequence[ByteLimit], num_bytes: int) -> Iterator[Reservation]:
+        held = Reservation(limits, self._answers.time_to_clear_s)
         try:
             held.grow(num_bytes)
             yield held

@@ -3,7 +3,7 @@
 A share of each release's requests is mirrored. A constrained request is sent to the other release as well if its answer
 does not keep the constraint, because many constraints cannot be kept by any model. Mirrored requests never delay or
 fail the real ones. They run as tasks of their own, at the lowest priority of the decoder, and at most `max_running` run
-at once. Requests beyond this limit are dropped and counted.
+at once. Their bytes are reserved, images by digest included. Requests beyond these limits are dropped and counted.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import structlog
 from prometheus_client import Counter
 
 from chassis.deadline import Deadline
-from chassis.errors import InvalidArgument, TandemError
-from gateway.admission import Tenant
+from chassis.errors import InvalidArgument, ResourceExhausted, TandemError
+from gateway.admission import AdmissionController, Tenant
 from gateway.answer import ExchangeBuilder, Report, Send
 from gateway.rollout.answer_pairs import AnswerPair
 from gateway.rollout.answer_rules import AnswerRules
@@ -58,7 +58,16 @@ class _Mirrored:
 class Mirror:
     """The mirrored requests of this gateway. For one event loop."""
 
-    def __init__(self, traffic: Traffic, exchanges: ExchangeBuilder, rules: AnswerRules, *, max_running: int) -> None:
+    def __init__(
+        self,
+        admission: AdmissionController,
+        traffic: Traffic,
+        exchanges: ExchangeBuilder,
+        rules: AnswerRules,
+        *,
+        max_running: int,
+    ) -> None:
+        self._admission = admission
         self._traffic = traffic
         self._rules = rules
         self._exchanges = exchanges
@@ -112,9 +121,12 @@ class Mirror:
         """Return whether one more may run. If not, count it."""
         if len(self._tasks) < self._max_running:
             return True
+        self._drop(choice)
+        return False
+
+    def _drop(self, choice: Choice) -> None:
         self._count(choice, _shadow(choice), "dropped")
         MIRRORED_REQUESTS.labels(choice.other, "dropped").inc()
-        return False
 
     def _start(self, mirrored: _Mirrored, deadline: Deadline) -> None:
         task = asyncio.create_task(self._run(mirrored, deadline))
@@ -134,15 +146,24 @@ class Mirror:
 
         try:
             async with asyncio.timeout(deadline.remaining_s()), self._traffic.keep_open(choice.other) as release:
-                exchange = await self._exchanges.build(
-                    request, release, mirrored.tenant, deadline=deadline, report=report, priority=_LOWEST_PRIORITY
-                )
-                finished = await exchange.run(keep)
+                with self._admission.reserve_mirrored(request.ByteSize()) as held:
+                    exchange = await self._exchanges.build(
+                        request,
+                        release,
+                        mirrored.tenant,
+                        deadline=deadline,
+                        report=report,
+                        priority=_LOWEST_PRIORITY,
+                        held=held,
+                    )
+                    finished = await exchange.run(keep)
             pair.mirrored.add(gateway_pb2.GatewayGenerateResponse(finished=finished))
         except Exception as error:
             if is_constraint_failure(error):
                 pair.mirrored.fail()
             elif is_client_error(error):
+                if isinstance(error, ResourceExhausted):
+                    self._drop(choice)
                 return
             elif not isinstance(error, TandemError | TimeoutError):
                 _log.exception("mirrored request failed")

@@ -108,6 +108,21 @@ async def test_the_bytes_of_one_tenant_leave_a_share_to_others() -> None:
         pass
 
 
+async def test_mirrored_requests_leave_three_quarters_to_real_ones() -> None:
+    admission = AdmissionController(AdmissionLimits(max_request_bytes=1000))
+    with admission.reserve_mirrored(200) as held:
+        held.grow(50)
+        with pytest.raises(ResourceExhausted) as raised:
+            held.grow(1)
+        assert raised.value.reason == "BYTES_BUSY"
+        async with admission.admit(tenant(), 750):
+            with pytest.raises(ResourceExhausted):
+                await admission.admit(tenant(), 1).__aenter__()
+    async with admission.admit(tenant(), 1000):
+        with pytest.raises(ResourceExhausted):
+            admission.reserve_mirrored(1).__enter__()
+
+
 async def test_the_largest_request_fits_in_a_share() -> None:
     limits = AdmissionLimits(max_request_bytes=1000, max_message_bytes=800, tenant_share=0.1)
     async with AdmissionController(limits).admit(tenant(), 800):

@@ -22,6 +22,7 @@ from tandem.v1 import (
     rollout_pb2,
     rollout_pb2_grpc,
     sampling_pb2,
+    vision_pb2,
     vision_pb2_grpc,
 )
 from tests.gateway.halves import language_info, vision_info
@@ -69,10 +70,11 @@ class ScriptedModels:
 
 
 class RolloutVision(ScriptedModels, vision_pb2_grpc.VisionServiceServicer):
-    """A vision stage that loads models.
+    """A vision stage that loads models, and never encodes."""
 
-    These tests send it no images.
-    """
+    async def Encode(self, request: Any, context: Any) -> AsyncIterator[vision_pb2.EncodeResponse]:  # noqa: N802
+        await asyncio.Event().wait()
+        yield vision_pb2.EncodeResponse()
 
 
 @dataclass

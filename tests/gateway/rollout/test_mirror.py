@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from tokenizers import Tokenizer
 
 from chassis.errors import FailedPrecondition, Internal
 from gateway.rollout.answer_rules import AnswerRules, read_refusals
-from tandem.v1 import rollout_pb2, sampling_pb2
+from tandem.v1 import gateway_pb2, rollout_pb2, sampling_pb2
 from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
+from tests.gateway.scripted import eventually
 
+MIB = 2**20
 NEARLY_ALL = 99.9999
 RUNNING = rollout_pb2.ROLLOUT_PHASE_RUNNING
 
@@ -135,3 +138,29 @@ def test_a_bad_file_of_refusals_is_a_typed_error(tmp_path: Path) -> None:
         with pytest.raises(FailedPrecondition) as raised:
             read_refusals(tmp_path / name)
         assert raised.value.reason == "BAD_REFUSALS"
+
+
+async def test_mirrored_requests_hold_a_quarter_of_the_bytes_at_most(two_releases: Path, tokenizer: Tokenizer) -> None:
+    """Their images by digest are counted, and real requests have the rest."""
+    image = b"\x89PNG" + bytes(12 * MIB)
+    chunks = [gateway_pb2.PutImageRequest(chunk=image[start : start + MIB]) for start in range(0, len(image), MIB)]
+
+    async def holds_images(number: int) -> None:
+        await eventually(
+            lambda: (REGISTRY.get_sample_value("tandem_gateway_request_bytes") or 0) // len(image) == number
+        )
+
+    async with open_gateway(two_releases, tokenizer, max_request_bytes=64 * MIB) as live:
+        await live.set(0, 50, 100, shadow_percent=100)
+        await live.wait_for_phase(RUNNING)
+        stored = await live.gateway.PutImage(iter(chunks))
+        parts = [gateway_pb2.Part(image=gateway_pb2.Image(sha256=stored.sha256)), gateway_pb2.Part(text="What is it?")]
+        message = gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=parts)
+        calls = []
+        for num_held, num_dropped in ((2, 0), (3, 1), (4, 2)):  # of the real requests and one mirrored request
+            calls.append(live.gateway.Generate(gateway_pb2.GatewayGenerateRequest(messages=[message])))
+            await wait_for_mirrored(live, dropped=num_dropped)
+            await holds_images(num_held)
+        for call in calls:
+            call.cancel()
+        await holds_images(1)  # the mirrored request goes on
