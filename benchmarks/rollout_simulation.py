@@ -112,7 +112,13 @@ def simulate(task: tuple[str, int]) -> Outcome:
     prepared = begin(None, plan(), in_force="demo-v1.0.0", rollout_id=str(seed), now_s=0)
     state = start(prepared, 0, answer_probes(behaviour, random))
     hostile = (
-        HostileCallers(behaviour.attack, random, all_count=behaviour.all_count)
+        HostileCallers(
+            behaviour.attack,
+            random,
+            all_count=behaviour.all_count,
+            num_gateways=behaviour.num_gateways,
+            shares_keys=behaviour.shares_keys,
+        )
         if behaviour.attack is not None
         else None
     )
@@ -140,7 +146,7 @@ class RunningStep:
         self.counts = Counts()
         self._hostile = hostile
         if hostile is not None:
-            hostile.evidence.begin_step()
+            hostile.begin_step()
         self._behaviour = behaviour
         self._random = random
         self._hanging: deque[tuple[float, int]] = deque()  # pairs of start time and number of requests
@@ -164,8 +170,8 @@ class RunningStep:
             count_signs(self.counts, arm, behaviour, answers, self._random)
             rate_answers(self.counts, arm, self._behaviour, answers, self._random)
         if self._hostile is not None:
-            self._hostile.evidence.add_first("stable", total - on_canary)
-            self._hostile.evidence.add_first("canary", on_canary)
+            self._hostile.add_honest("stable", total - on_canary)
+            self._hostile.add_honest("canary", on_canary)
             self._hostile.serve(self.counts, state, REQUESTS_PER_S, seconds)
         self._hanging.append((now_s, num_hanging))
         count_overdue(self.counts, self._hanging, now_s, state.plan.guard.overdue_s)

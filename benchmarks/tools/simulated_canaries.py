@@ -43,6 +43,8 @@ class Behaviour:
     hostile: bool = False  # one tenant dislikes every answer of this release
     attack: Aim | None = None  # of hostile callers, who make 5 % of the requests
     all_count: bool = False  # every request counts, also those that were aimed
+    num_gateways: int = 1
+    shares_keys: bool = True  # gateways tell each other the routing keys that they have seen
 
     @property
     def wrong_rate(self) -> float:
@@ -84,6 +86,15 @@ CANARIES: dict[str, tuple[Behaviour, Kind]] = {
     "errors on 10 %, 5 % aimed at stable": (Behaviour(error_rate=0.1, attack="stable"), "bad"),
     "quality -25 points, no probes, 1 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.01), "bad"),
     "quality -25 points, no probes, 2 % rated": (Behaviour(drop=0.25, has_probes=False, rated=0.02), "bad"),
+    "equal, 5 % aimed at it through 4 gateways": (Behaviour(attack="canary", num_gateways=4), "good"),
+    "equal, 5 % aimed at it through 4 gateways, keys not shared": (
+        Behaviour(attack="canary", num_gateways=4, shares_keys=False),
+        "undefended",
+    ),
+    "errors on 10 %, 5 % aimed at stable through 4 gateways": (
+        Behaviour(error_rate=0.1, attack="stable", num_gateways=4),
+        "bad",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 A compare-and-set lets exactly one of them decide.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -15,8 +16,8 @@ from redis.exceptions import RedisError
 
 from chassis.errors import Unavailable
 from chassis.redis_client import FailureKind, RedisClient, failure_kind
-from gateway.rollout.policy import Counts
-from gateway.rollout.store import MAX_GAP_S, StepTotals, bad_state
+from gateway.rollout.policy import Counts, filter_bits
+from gateway.rollout.store import MAX_GAP_S, KeyUse, StepTotals, bad_state
 from gateway.rollout.stored_format import (
     Document,
     Heartbeat,
@@ -67,6 +68,17 @@ if holder and (holder ~= ARGV[1] or ARGV[3] == '0') then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+# Sets the bits of a routing key in a Bloom filter. Returns whether one was unset, and the number of callers, 2 at most.
+_USE_KEY = """
+local is_first = 0
+for index = 3, #ARGV do
+  if redis.call('SETBIT', KEYS[1], ARGV[index], 1) == 0 then is_first = 1 end
+end
+if redis.call('SCARD', KEYS[2]) < 2 then redis.call('SADD', KEYS[2], ARGV[2]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return {is_first, redis.call('SCARD', KEYS[2])}
+"""
 
 _PROBLEMS: Mapping[FailureKind, str] = {
     "auth": "The rollout store refuses the gateway's user or password.",
@@ -107,6 +119,7 @@ class RedisStore:
         register = self._client.commands.register_script
         self._compare_and_set_script, self._heartbeat_script = register(_COMPARE_AND_SET), register(_HEARTBEAT)
         self._add_script, self._lease_script = register(_ADD), register(_LEASE)
+        self._use_key_script = register(_USE_KEY)
 
     async def check(self) -> None:
         """Log why the store cannot be used yet, if so.
@@ -177,6 +190,19 @@ class RedisStore:
         """Take or renew a lease. Return whether it succeeded."""
         arguments = [gateway, max(1, round(seconds * 1000)), int(renew)]
         return bool(await self._script(self._lease_script, [f"lease:{task}"], arguments))
+
+    async def use_key(self, rollout_id: str, routing_key: str, caller: str) -> KeyUse:
+        """Remember a key's use. Return what was known before it.
+
+        The keys of a rollout take 4 MiB. Callers are stored by digest.
+        """
+        digest = hashlib.sha256(caller.encode()).hexdigest()
+        is_first, num_callers = await self._script(
+            self._use_key_script,
+            [f"keys:{rollout_id}", f"callers:{rollout_id}"],
+            [_COUNTS_TTL_S, digest, *filter_bits(routing_key)],
+        )
+        return KeyUse(is_first=bool(is_first), has_other_callers=num_callers > 1)
 
     async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
         """Keep texts by key, for other gateways."""

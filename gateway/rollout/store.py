@@ -28,6 +28,14 @@ class StepTotals:
     elapsed_s: float  # time in which a gateway watched the step, by the clock of the store
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUse:
+    """What all gateways together know of a routing key's use."""
+
+    is_first: bool  # no gateway has seen the key before in this rollout
+    has_other_callers: bool  # somebody else has used a key, at any gateway
+
+
 class RolloutStore(Protocol):
     """Keeps document, counts of the running step, and heartbeats.
 
@@ -53,6 +61,10 @@ class RolloutStore(Protocol):
 
     async def take_lease(self, task: str, gateway: str, seconds: float, *, renew: bool = True) -> bool:
         """Take or renew a lease. Return whether it succeeded."""
+        ...
+
+    async def use_key(self, rollout_id: str, routing_key: str, caller: str) -> KeyUse:
+        """Remember a key's use. Return what was known before it."""
         ...
 
     async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
@@ -190,6 +202,10 @@ class FileStore:
         """Return True, as this gateway is the only one."""
         return True
 
+    async def use_key(self, rollout_id: str, routing_key: str, caller: str) -> KeyUse:
+        """Return that no other gateway has seen the key."""
+        return KeyUse(is_first=True, has_other_callers=False)
+
     async def remember(self, texts: Mapping[str, str], seconds: float) -> None:
         """Do nothing, as there is no other gateway."""
 
@@ -213,12 +229,6 @@ class FileStore:
         self._file = file  # only after the write, so memory is never ahead of the disk
 
 
-def bad_state(subject: str) -> FailedPrecondition:
-    """Return the error of a store with invalid state.
-
-    A gateway does not start with it, as it never guesses which release to serve.
-    """
-    return FailedPrecondition(f"{subject} cannot be read: repair or remove it.", reason="BAD_ROLLOUT_STATE")
 class NoStore(FileStore):
     """The store of workers that share none.
 
@@ -237,3 +247,9 @@ class NoStore(FileStore):
         )
 
 
+def bad_state(subject: str) -> FailedPrecondition:
+    """Return the error of a store with invalid state.
+
+    A gateway does not start with it, as it never guesses which release to serve.
+    """
+    return FailedPrecondition(f"{subject} cannot be read: repair or remove it.", reason="BAD_ROLLOUT_STATE")

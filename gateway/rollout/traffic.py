@@ -17,8 +17,9 @@ from chassis.request_id import current_request_id, new_request_id
 from gateway.answer import Report
 from gateway.rollout.blame import is_client_error, is_constraint_failure
 from gateway.rollout.counted_request import CountedRequest
-from gateway.rollout.policy import Arm, Counts, Evidence, Outcome, Phase, State, takes_canary
+from gateway.rollout.policy import Arm, Counts, Outcome, Phase, State, takes_canary
 from gateway.rollout.recent_answers import RecentAnswers
+from gateway.rollout.shared_evidence import SharedEvidence, UseKey
 from gateway.rollout.stable_pace import StablePace
 from gateway.stages import Pin, Release, Releases
 
@@ -76,8 +77,12 @@ class Traffic:
         self._num_in_flight: Counter[str] = Counter()  # by release
         self._counted_requests: set[CountedRequest] = set()
         self._recent_answers = RecentAnswers()
-        self._evidence = Evidence(trusts_callers=trusts_callers)
+        self._evidence = SharedEvidence(trusts_callers=trusts_callers)
         self._pace = StablePace()
+
+    def share_keys(self, use_key: UseKey) -> None:
+        """Share the routing keys seen with other gateways."""
+        self._evidence.share(use_key)
 
     @property
     def in_force(self) -> str:
@@ -154,9 +159,14 @@ class Traffic:
         Raises:
             TandemError: this gateway cannot read the release.
         """
+        with self._in_flight(name):
+            yield await self._open(name)
+
+    @contextmanager
+    def _in_flight(self, name: str) -> Iterator[None]:
         self._num_in_flight[name] += 1
         try:
-            yield await self._open(name)
+            yield
         finally:
             self._num_in_flight[name] -= 1
 
@@ -200,16 +210,12 @@ class Traffic:
         )
         is_mirrored = self._draw() * 100 < share
         report.measures_logprob = self._draw() < _LOGPROB_SHARE
-        counts = self._evidence.takes(arm, key, caller)
-        with self._counted(arm, state, report, deadline) if counts else nullcontext():
-            async with self.keep_open(name) as release:
+        with self._in_flight(name):  # from now on, as the next line can wait
+            counts = await self._evidence.counts(arm, state.id, key, caller)
+            with self._counted(arm, state, report, deadline) if counts else nullcontext():
+                release = await self._open(name)
                 yield Choice(
-                    release=release,
-                    arm=arm,
-                    window=state.window,
-                    other=other,
-                    is_mirrored=is_mirrored,
-                    counts=counts,
+                    release=release, arm=arm, window=state.window, other=other, is_mirrored=is_mirrored, counts=counts
                 )
 
     @contextmanager

@@ -62,6 +62,7 @@ async def open_rollouts(
     store, local_copy = await _open_stores(config)
     store_sync = StoreSync(store, traffic, local_copy=local_copy, tick_s=config.tick_s, share=feedback.share)
     feedback.open(store)
+    traffic.share_keys(store.use_key)
     probes = ProbeRunner(store_sync, traffic, exchanges, models, file=config.probes_file, grader=config.grader)
     model_sync = ModelSync(
         store_sync,
@@ -88,7 +89,6 @@ async def open_rollouts(
 
 async def _open_stores(config: RolloutConfig) -> tuple[RolloutStore, FileStore | None]:
     """Return the store, and a remote store's local copy."""
-    file_store = FileStore(config.file)
     if config.redis_url is None:
         return (FileStore(config.file) if config.num_workers == 1 else NoStore(None)), None
     file_store = FileStore(config.file)

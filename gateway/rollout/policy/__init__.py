@@ -11,7 +11,7 @@ counts requests and keeps the state in a store.
 from gateway.rollout.policy import controller
 from gateway.rollout.policy.choice import takes_canary
 from gateway.rollout.policy.counts import Arm, Counts, Kind, Mirrored, Number, Outcome, Sign
-from gateway.rollout.policy.evidence import Evidence
+from gateway.rollout.policy.evidence import Evidence, filter_bits
 from gateway.rollout.policy.guard import Finding, Metric, Verdict
 from gateway.rollout.policy.histograms import bucket_of, quantile_s
 from gateway.rollout.policy.means import mean_length, mean_logprob
@@ -52,6 +52,7 @@ __all__ = [
     "bucket_of",
     "controller",
     "drop_interval",
+    "filter_bits",
     "first_beyond",
     "is_open",
     "judge_probes",

@@ -7,6 +7,9 @@ release: it hits both alike, and the guard compares their difference. Later requ
 callers aim them, they get a small share of the requests that count.
 
 One caller alone, such as a test, uses few keys. Then later requests count, and no key weighs much more than another.
+
+Gateways with one store ask it whether another has seen the key. So its first request at one of them counts, not the
+first at each.
 """
 
 import hashlib
@@ -34,16 +37,22 @@ class KeyFilter:
         self._bits = bytearray(_FILTER_BITS // 8)
         self._num_keys = 0
 
-    def add(self, digest: bytes) -> bool:
+    def add(self, routing_key: str) -> bool:
         """Add a key, and return whether it is new."""
         is_new = False
-        for start in range(0, 4 * _NUM_HASHES, 4):
-            place, bit = divmod(int.from_bytes(digest[start : start + 4], "big") % _FILTER_BITS, 8)
+        for number in filter_bits(routing_key):
+            place, bit = divmod(number, 8)
             if not self._bits[place] >> bit & 1:
                 self._bits[place] |= 1 << bit
                 is_new = True
         self._num_keys += is_new
         return is_new and self._num_keys <= _MAX_KEYS
+
+
+def filter_bits(routing_key: str) -> list[int]:
+    """Return a key's bits in a filter, below 2**25."""
+    digest = hashlib.sha256(routing_key.encode()).digest()
+    return [int.from_bytes(digest[at : at + 4], "big") % _FILTER_BITS for at in range(0, 4 * _NUM_HASHES, 4)]
 
 
 class Evidence:
@@ -55,9 +64,10 @@ class Evidence:
         Args:
             trusts_callers: count every request.
         """
-        self._trusts_callers = trusts_callers
+        self.trusts_callers = trusts_callers
         self._keys: KeyFilter | None = None  # from the first request, as it is large
         self._callers: set[str] = set()
+        self._has_others = False  # whether another gateway has other callers
         self._num_keys: Counter[Arm] = Counter()
         self.begin_step()
 
@@ -65,7 +75,7 @@ class Evidence:
         """Forget the requests of the last step, not its keys."""
         self._counted: Counter[Arm] = Counter()
         self._aimed: Counter[Arm] = Counter()
-        self._by_key: defaultdict[Arm, Counter[bytes]] = defaultdict(Counter)  # while there are few
+        self._by_key: defaultdict[Arm, Counter[str]] = defaultdict(Counter)  # while there are few
 
     def begin_rollout(self) -> None:
         """Forget all keys: each gets a release anew."""
@@ -78,36 +88,45 @@ class Evidence:
         self._counted[arm] += number
         self._num_keys[arm] += number
 
-    def takes(self, arm: Arm, routing_key: str, caller: str) -> bool:
+    def is_new(self, routing_key: str) -> bool:
+        """Remember a key, and return whether it is new here."""
+        self._keys = self._keys or KeyFilter()
+        return self._keys.add(routing_key)
+
+    def note_other_callers(self) -> None:
+        """Note that another gateway has other callers."""
+        self._has_others = True
+
+    def takes(self, arm: Arm, routing_key: str, caller: str, *, is_first: bool) -> bool:
         """Return whether a request counts, and remember it.
 
         Args:
             arm: the release that answers.
             routing_key: that chose the release.
             caller: the tenant, or the address of a caller without one.
+            is_first: whether no gateway has seen the key before.
         """
-        if self._trusts_callers:
+        if self.trusts_callers:
             return True
         if len(self._callers) < _MAX_CALLERS:
             self._callers.add(caller)
-        self._keys = self._keys or KeyFilter()
-        digest = hashlib.sha256(routing_key.encode()).digest()
-        if self._keys.add(digest):
+        if is_first:
             self.add_first(arm, 1)
             return True
         if self._aimed[arm] + 1 <= MAX_AIMED_SHARE * (self._counted[arm] + 1):
             self._aimed[arm] += 1
-        elif not self._is_fair(arm, digest):
+        elif not self._is_fair(arm, routing_key):
             return False
         self._counted[arm] += 1
         return True
 
-    def _is_fair(self, arm: Arm, digest: bytes) -> bool:
+    def _is_fair(self, arm: Arm, routing_key: str) -> bool:
         """Return whether one of few keys is within its share."""
-        if len(self._callers) > 1 or self._num_keys[arm] > _FEW_KEYS:
+        if self._has_others or len(self._callers) > 1 or self._num_keys[arm] > _FEW_KEYS:
             return False
-        share = _FAIR_SHARES / max(1, self._num_keys[arm])
-        if self._by_key[arm][digest] + 1 > share * (self._counted[arm] + 1):
+        by_key = self._by_key[arm]  # another gateway may have seen the first requests of these keys
+        share = _FAIR_SHARES / max(1, self._num_keys[arm], len(by_key))
+        if len(by_key) > _FEW_KEYS or by_key[routing_key] + 1 > share * (self._counted[arm] + 1):
             return False
-        self._by_key[arm][digest] += 1
+        by_key[routing_key] += 1
         return True
