@@ -60,13 +60,13 @@ class LanguageSettings(StageSettings):
         le=64,
         description="most draft tokens (n-gram speculation) per sequence and step. 0 drafts none",
     )
+    jump_ahead: bool = Field(
+        True, description="compute tokens that a constraint forces together with the token before them"
+    )
     max_images: int = Field(8, ge=0, description="most images in one prompt")
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request without a limit, tokens")
     segment_timeout_s: float = Field(
         600,  # as long as the gateway's longest deadline, which ends a request earlier if it is shorter
-    jump_ahead: bool = Field(
-        True, description="compute tokens that a constraint forces together with the token before them"
-    )
         gt=0,
         allow_inf_nan=False,
         description="longest wait for the next segment of a prompt, seconds",
@@ -128,6 +128,7 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
             max_step_tokens=settings.max_step_tokens,
             reuse_prefixes=settings.prefix_cache,
             max_drafts=settings.max_drafts,
+            jump_ahead=settings.jump_ahead,
         ),
         cache_bytes=settings.kv_cache_bytes,
         kernels=settings.kernels,
@@ -135,4 +136,3 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
         cache_fraction=settings.kv_cache_fraction,
         engine_args=settings.engine_args,
     )
-            jump_ahead=settings.jump_ahead,

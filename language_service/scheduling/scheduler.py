@@ -33,10 +33,10 @@ from dataclasses import dataclass, field
 from language_service.cache import BlockPool
 from language_service.scheduling.block_manager import BlockManager
 from language_service.scheduling.sequence import Chunk, Sequence
+from language_service.scheduling.speculation import add_drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-from language_service.scheduling.speculation import add_drafts
 class SchedulerConfig:
     """Limits of one scheduler.
 
@@ -136,6 +136,9 @@ class Scheduler:
             self._blocks,
             jump_ahead=self.config.jump_ahead,
         )
+        if not chunks:
+            return None
+        batch = Batch(chunks, self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens)
         self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens = [], 0, 0
         return batch
 
@@ -147,9 +150,6 @@ class Scheduler:
             num_accepted: drafts that were accepted, counted from the first one.
         """
         sequence = chunk.sequence
-        if not chunks:
-            return None
-        batch = Batch(chunks, self._blocks.fresh_blocks, self._num_preempted, self._blocks.num_cached_tokens)
         if sequence not in self._running:
             return
         end = chunk.end - chunk.num_drafts + num_accepted

@@ -19,8 +19,8 @@ class Sequence:
     priority: int = 0  # larger runs first
     hashes: PrefixHashes | None = None  # of its full blocks. None shares no blocks.
     drafter: PromptLookup | None = None  # None drafts nothing
-    arrival: int = 0  # arrival number, set by the scheduler
     forced: AbstractSequence[int] = ()  # the next tokens, where its constraint seems to leave no choice
+    arrival: int = 0  # arrival number, set by the scheduler
     is_paused: bool = False  # waits for its constraint, so no step computes it
     token_ids: list[int] = field(default_factory=list)  # prompt, then answer. 0 at the positions of images.
     num_prompt: int = 0  # tokens of the prompt that have arrived
@@ -122,7 +122,6 @@ class Chunk:
     blocks: list[int]  # cache blocks of the sequence, in order
     samples: bool  # whether a token is chosen after the last one
     num_drafts: int = 0  # drafts among the last tokens. The logits before each one verify it.
-
     is_forced: bool = False  # whether its constraint made the drafts
 
     def with_drafts(self, drafts: AbstractSequence[int]) -> "Chunk":
@@ -137,6 +136,7 @@ class Chunk:
             num_drafts=len(drafts),
             is_forced=len(self.sequence.forced) > 0,
         )
+
     @property
     def drafts(self) -> list[int]:
         """The drafted tokens."""
