@@ -129,3 +129,4 @@ class LanguageLoader:
                 num_cache_bytes=facts.num_cache_bytes,
             ),
         )
+                takes_whole_prompts=True,

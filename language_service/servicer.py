@@ -41,7 +41,7 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
         No token exists before the prompt ends, so reading and writing never overlap.
         """
         requests = aiter(request_iterator)
-        start = await self._read_start(requests)
+        start, text = await self._read_first(requests)
         facts = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": start.tag}
         with span(f"text_completion {start.tag}", attributes=facts), self.models.lease(start.tag) as model:
             options = read_options(start.sampling, vocab_size=model.limits.vocab_size)
@@ -53,16 +53,26 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
                     stack.callback(grammar.close)
                 generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority, grammar=grammar)
                 stack.callback(generation.cancel)
-                await self._read_prompt(requests, PromptReader(model.limits, options), generation)
+                reader = PromptReader(model.limits, options)
+                if text is None:
+                    await self._read_prompt(requests, reader, generation)
+                else:
+                    generation.add_text(reader.text(text))
+                generation.end_prompt(reader.end())
                 async for event in generation:
                     yield _response(event)
 
-    async def _read_start(self, requests: Requests) -> language_pb2.GenerateStart:
+    async def _read_first(
+        self, requests: Requests
+    ) -> tuple[language_pb2.GenerateStart, language_pb2.TextSegment | None]:
+        """Return the options, and the text of a whole prompt."""
         first = await self._next(requests)
-        if first is None or first.WhichOneof("message") != "start":
-            raise InvalidArgument("The first message must be 'start'.", reason="BAD_STREAM", field="start")
-        check_start(first.start)
-        return first.start
+        kind = first.WhichOneof("message") if first is not None else None
+        if first is None or kind not in ("start", "whole"):
+            raise InvalidArgument("The first message must be 'start' or 'whole'.", reason="BAD_STREAM", field="start")
+        start = first.whole.start if kind == "whole" else first.start
+        check_start(start)
+        return start, first.whole.text if kind == "whole" else None
 
     async def _read_prompt(self, requests: Requests, reader: PromptReader, generation: Generation) -> None:
         """Pass each segment to the engine as it arrives.
@@ -83,7 +93,6 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
                     raise InvalidArgument(message, reason="BAD_STREAM", field="message")
             if image is not None:
                 generation.add_image(*image)
-        generation.end_prompt(reader.end())
 
     async def _next(self, requests: Requests) -> language_pb2.GenerateRequest | None:
         """Return the next message, or None at the end."""

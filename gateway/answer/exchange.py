@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from chassis.deadline import Deadline
 from chassis.errors import Internal, TandemError
@@ -18,14 +17,11 @@ from gateway.answer.report import Report
 from gateway.answer.span_attributes import request_attributes, response_attributes
 from gateway.filters import FilterSet
 from gateway.images import UNCOUNTED, Held, RequestImage, TokenShape, VisualTokenSource
-from gateway.stages import CallEndedError, LanguageCall, Release, Replica, with_failover
+from gateway.stages import CallEndedError, LanguageCall, LanguageStub, Release, Replica, with_failover
 from processing import TextSegment
 from tandem.v1 import gateway_pb2, language_pb2, tensor_pb2
 
-if TYPE_CHECKING:
-    from tandem.v1 import language_pb2_grpc
-
-    LanguageReplica = Replica[language_pb2_grpc.LanguageServiceAsyncStub]
+LanguageReplica = Replica[LanguageStub]
 
 # One task per image. Its result is a serialized `VisualTokens`.
 Encodings = list[asyncio.Task[bytes]]
@@ -157,16 +153,22 @@ class Exchange:
         return found.entry.data
 
     async def _run_on(
-        self, replica: "LanguageReplica", encodings: Encodings, pins: AsyncExitStack, send: Send
+        self, replica: LanguageReplica, encodings: Encodings, pins: AsyncExitStack, send: Send
     ) -> gateway_pb2.GatewayGenerateFinished:
-        """Send the prompt to one replica while reading its answer."""
-        call = LanguageCall(replica.stub, self.deadline)
+        """Send the prompt to one replica, and read its answer."""
+        start = self.question.start(
+            measures_logprob=self.report.measures_logprob, is_background=self.report.is_background
+        )
+        text = self.question.whole_text if replica.info.language.takes_whole_prompts else None
+        whole = _whole(start, text) if text is not None else None
+        call = LanguageCall(replica.stub, self.deadline, whole)
         reader = AnswerReader(question=self.question, filters=self.filters, report=self.report, send=send)
         try:
+            if whole is not None:
+                return await self._read(reader, call, pins)
             async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send_prompt(call, encodings))
-                with metrics.stage_call(self.question.route.release.name, "language"):
-                    finished = await reader.read(call, pins)
+                sending = tasks.create_task(self._send_prompt(call, start, encodings))
+                finished = await self._read(reader, call, pins)
                 sending.cancel()
         except BaseExceptionGroup as group:
             raise _root_error(group) from None
@@ -174,7 +176,13 @@ class Exchange:
             call.cancel()
         return finished
 
-    async def _send_prompt(self, call: LanguageCall, encodings: Encodings) -> None:
+    async def _read(
+        self, reader: AnswerReader, call: LanguageCall, pins: AsyncExitStack
+    ) -> gateway_pb2.GatewayGenerateFinished:
+        with metrics.stage_call(self.question.route.release.name, "language"):
+            return await reader.read(call, pins)
+
+    async def _send_prompt(self, call: LanguageCall, start: language_pb2.GenerateStart, encodings: Encodings) -> None:
         """Send the segments in order.
 
         Text is sent at once, an image when it is encoded.
@@ -184,8 +192,7 @@ class Exchange:
             await call.write(self.question.start_message(measures_logprob=self.report.measures_logprob))
             for segment in self.question.segments:
                 if isinstance(segment, TextSegment):
-                    text = language_pb2.TextSegment(token_ids=segment.token_ids)
-                    await call.write(language_pb2.GenerateRequest(text=text))
+                    await call.write(language_pb2.GenerateRequest(text=_text(segment)))
                     continue
                 for message in self._image_messages(await _encoded(encodings[segment.index])):
                     await call.write(message)
@@ -207,6 +214,14 @@ class Exchange:
         yield language_pb2.GenerateRequest(image=language_pb2.ImageSegment(visual_tokens=tokens))
         for data in rest:
             yield language_pb2.GenerateRequest(image_chunk=language_pb2.ImageChunk(data=data))
+
+
+def _text(segment: TextSegment) -> language_pb2.TextSegment:
+    return language_pb2.TextSegment(token_ids=segment.token_ids)
+
+
+def _whole(start: language_pb2.GenerateStart, text: TextSegment) -> language_pb2.GenerateRequest:
+    return language_pb2.GenerateRequest(whole=language_pb2.WholePrompt(start=start, text=_text(text)))
 
 
 async def _encoded(encoding: asyncio.Task[bytes]) -> bytes:

@@ -15,7 +15,7 @@ from gateway.answer.token_shapes import token_shapes
 from gateway.filters import FilterSet
 from gateway.images import UNCOUNTED, Held, ImageStore, RequestImage, TokenShape
 from gateway.stages import Release, Releases, Route
-from processing import Segment
+from processing import Segment, TextSegment
 from tandem.v1 import gateway_pb2, language_pb2, sampling_pb2
 
 T = TypeVar("T")
@@ -53,8 +53,15 @@ class Question:
         """Whether the client gets log-probabilities."""
         return self.sampling.HasField("num_logprobs")
 
-    def start_message(self, *, measures_logprob: bool = False) -> language_pb2.GenerateRequest:
-        """Return the first message of the language call.
+    @property
+    def whole_text(self) -> TextSegment | None:
+        """The prompt, if it is one text."""
+        if len(self.segments) == 1 and isinstance(self.segments[0], TextSegment):
+            return self.segments[0]
+        return None
+
+    def start(self, *, measures_logprob: bool = False, is_background: bool = False) -> language_pb2.GenerateStart:
+        """Return the options of the answer, for the language call.
 
         Args:
             measures_logprob: ask for the log-probability of each token, even if the client gets none.
@@ -67,7 +74,7 @@ class Question:
         )
         if measures_logprob and not self.wants_logprobs:
             start.sampling.num_logprobs = 0
-        return language_pb2.GenerateRequest(start=start)
+        return start
 
 
 class QuestionBuilder:

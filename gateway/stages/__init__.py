@@ -3,7 +3,7 @@
 from gateway.stages.balance import Routing
 from gateway.stages.errors import translate_errors
 from gateway.stages.failover import with_failover
-from gateway.stages.language_call import CallEndedError, LanguageCall
+from gateway.stages.language_call import CallEndedError, LanguageCall, LanguageStub
 from gateway.stages.model_loading import ModelLoading
 from gateway.stages.releases import (
     SERVICE_NAME,
@@ -22,6 +22,7 @@ __all__ = [
     "CallEndedError",
     "LanguageCall",
     "LanguageStage",
+    "LanguageStub",
     "ModelLoading",
     "Pin",
     "Release",

@@ -12,10 +12,7 @@ import grpc
 
 from chassis.deadline import Deadline
 from gateway.stages.errors import translate_errors
-from tandem.v1 import language_pb2
-
-if TYPE_CHECKING:
-    from tandem.v1 import language_pb2_grpc
+from tandem.v1 import language_pb2, language_pb2_grpc
 
 # grpc.aio reports this in place of the server's status if the server ends the call during a write
 # (github.com/grpc/grpc/issues/36066).
@@ -28,14 +25,39 @@ _CALL_ENDED = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
 T = TypeVar("T")
 
 
+# The generated class is one for both kinds of channels, and its types are two.
+if TYPE_CHECKING:
+    _GeneratedStub = language_pb2_grpc.LanguageServiceAsyncStub
+else:
+    _GeneratedStub = language_pb2_grpc.LanguageServiceStub
+
+_GENERATE = "/tandem.v1.LanguageService/Generate"
+
 class CallEndedError(Exception):
     """The call ended before a write. `read` raises the reason."""
+
+class LanguageStub(_GeneratedStub):
+    """The stub of the language stage, with `GenerateWhole`.
+
+    `GenerateWhole` is `Generate` for a single message.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
+        self.GenerateWhole: Any = channel.unary_stream(
+            _GENERATE,
+            request_serializer=language_pb2.GenerateRequest.SerializeToString,
+            response_deserializer=language_pb2.GenerateResponse.FromString,
+        )
+
 
 
 class LanguageCall:
     """A call that writes a prompt while reading its answer."""
 
-    def __init__(self, stub: "language_pb2_grpc.LanguageServiceAsyncStub", deadline: Deadline) -> None:
+    def __init__(
+        self, stub: LanguageStub, deadline: Deadline, whole: language_pb2.GenerateRequest | None = None
+    ) -> None:
         """Open the call.
 
         The service sees it with the first message.
@@ -43,8 +65,18 @@ class LanguageCall:
         Raises:
             Unavailable: the channel is closed.
         """
+        Args:
+            stub: of the replica.
+            deadline: of the request.
+            whole: the prompt, if it is a single message. Nothing is written then.
+
         with translate_errors("language"):
-            self._call: Any = stub.Generate(timeout=deadline.remaining_s())  # type: ignore[call-arg]
+            timeout_s = deadline.remaining_s()
+            self._call: Any = (
+                stub.Generate(timeout=timeout_s)  # type: ignore[call-arg]
+                if whole is None
+                else stub.GenerateWhole(whole, timeout=timeout_s)
+            )
         self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
         self._call.add_done_callback(self._record_status)
 

@@ -12,6 +12,7 @@ from checkpoint.manifest import TOKENIZER_FILE, read_manifest
 from checkpoint.store import ModelStore
 from checkpoint.tags import parse_tag, split_release
 from gateway.stages.errors import short_list
+from gateway.stages.language_call import LanguageStub
 from gateway.stages.stage import Replica, Stage
 from processing import PromptBuilder, Vocabulary, open_prompt_builder
 from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, sampling_pb2, vision_pb2_grpc
@@ -20,7 +21,7 @@ SERVICE_NAME = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name
 STABLE_HEALTH_NAME = f"{SERVICE_NAME}/stable"  # for readiness probes: a tag's name would end with its rollout
 
 VisionStage = Stage["vision_pb2_grpc.VisionServiceAsyncStub"]
-LanguageStage = Stage["language_pb2_grpc.LanguageServiceAsyncStub"]
+LanguageStage = Stage[LanguageStub]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Route:
     """The replicas for one request, all of one release."""
 
     release: Release
-    language: Replica["language_pb2_grpc.LanguageServiceAsyncStub"]
+    language: Replica[LanguageStub]
     vision: Replica["vision_pb2_grpc.VisionServiceAsyncStub"] | None  # None if the request has no images
 
 

@@ -67,7 +67,8 @@ class FaultyLanguage(language_pb2_grpc.LanguageServiceServicer):
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
         started = time.monotonic()
         first = await anext(request_iterator)
-        fault = self._settings.fault if first.start.tag == self._settings.tag else "none"
+        tag = (first.whole.start if first.HasField("whole") else first.start).tag
+        fault = self._settings.fault if tag == self._settings.tag else "none"
         if fault == "errors" and random.random() < 0.1:
             raise Internal("The decoder failed.", reason="INJECTED")
         if fault == "hang":

@@ -23,7 +23,7 @@ def vision_info(store: Path) -> model_pb2.ModelInfo:
     )
 
 
-def language_info(store: Path) -> model_pb2.ModelInfo:
+def language_info(store: Path, takes_whole_prompts: bool = True) -> model_pb2.ModelInfo:
     """Return the info of the tiny checkpoint's language half."""
     manifest = read_manifest(store / TAG)
     return model_pb2.ModelInfo(
@@ -37,5 +37,6 @@ def language_info(store: Path) -> model_pb2.ModelInfo:
             context_length=1024,
             num_visual_tokens=NUM_VISUAL_TOKENS,
             max_images=8,
+            takes_whole_prompts=takes_whole_prompts,
         ),
     )

@@ -126,8 +126,8 @@ class ScriptedLanguage(language_pb2_grpc.LanguageServiceServicer):
         try:
             async for request in request_iterator:
                 self.events.append(request.WhichOneof("message") or "")
-                if request.HasField("start"):
-                    self.starts.append(request.start)
+                if request.HasField("start") or request.HasField("whole"):
+                    self.starts.append(request.whole.start if request.HasField("whole") else request.start)
                 if request.HasField("image"):
                     self.images.append(request.image.visual_tokens)
                 if self.error is not None:
@@ -245,6 +245,7 @@ async def scripted_world(
     *,
     more_vision: Sequence[str] = (),
     more_language: Sequence[str] = (),
+    takes_whole_prompts: bool = True,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Run a gateway with scripted stages, for the tiny checkpoint.
@@ -254,12 +255,13 @@ async def scripted_world(
         tokenizer: its tokenizer.
         more_vision: addresses of further vision replicas.
         more_language: addresses of further language replicas.
+        takes_whole_prompts: of the language stage. Older ones do not.
         settings: further settings of the gateway.
     """
     events: list[str] = []
     # Only calls the gateway never makes are abstract.
     vision = ScriptedVision(vision_info(store), events)  # type: ignore[abstract]
-    language = ScriptedLanguage(language_info(store), events)  # type: ignore[abstract]
+    language = ScriptedLanguage(language_info(store, takes_whole_prompts), events)  # type: ignore[abstract]
     vision.go.set()
     async with (
         StageServer(vision, vision_pb2_grpc, "VisionService") as vision_server,

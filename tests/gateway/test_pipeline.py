@@ -35,6 +35,19 @@ async def test_text_before_an_image_is_prefilled_while_the_image_is_encoded(worl
     ]
 
 
+@pytest.mark.parametrize(
+    ("takes_whole_prompts", "events"), [(True, ["whole", "prompt ends"]), (False, ["start", "text", "prompt ends"])]
+)
+async def test_a_prompt_of_one_text_is_one_message_where_the_stage_takes_that(
+    make_world: MakeWorld, takes_whole_prompts: bool, events: list[str]
+) -> None:
+    async with make_world(takes_whole_prompts=takes_whole_prompts) as world:
+        world.say("Hello.")
+        answer = await world.ask("Hi.", sampling=sampling_pb2.SamplingOptions(max_tokens=9))
+        assert (answer.text, world.events) == ("Hello.", events)
+        assert world.language.starts[-1].sampling.max_tokens == 9
+
+
 async def test_images_of_one_request_are_encoded_concurrently(world: World) -> None:
     world.vision.go.clear()
     call = asyncio.create_task(world.ask(IMAGE, OTHER_IMAGE, "Which is larger?"))

@@ -75,6 +75,11 @@ def text(*token_ids: int) -> Request:
     return Request(text=language_pb2.TextSegment(token_ids=token_ids))
 
 
+def whole(start: Request, text: Request) -> Request:
+    """Return both messages as one."""
+    return Request(whole=language_pb2.WholePrompt(start=start.start, text=text.text))
+
+
 def random_bytes(seed: int, count: int) -> bytes:
     """Return `count` finite bfloat16 numbers."""
     values = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)

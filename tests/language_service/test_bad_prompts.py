@@ -8,8 +8,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tandem.v1 import language_pb2, tensor_pb2
-from tests.language_service.process import CONFIG, TAG, Request, Running, ask, image, refusal, running, start, text
+from tandem.v1 import language_pb2, model_pb2, tensor_pb2
+from tests.language_service.process import (
+    CONFIG,
+    TAG,
+    Request,
+    Running,
+    ask,
+    image,
+    refusal,
+    running,
+    start,
+    text,
+    whole,
+)
 
 ENDLESS = 2**32 - 1
 EMBEDDINGS = "image.visual_tokens.embeddings"
@@ -38,6 +50,7 @@ def bad_streams() -> dict[str, Refused]:
         "no start": Refused([text(1)], "BAD_STREAM", "start"),
         "an empty first message": Refused([Request()], "BAD_STREAM", "start"),
         "an empty later message": Refused([start(), Request()], "BAD_STREAM", "message"),
+        "a whole prompt after the start": Refused([start(), whole(start(), text(1))], "BAD_STREAM", "message"),
         "two starts": Refused([start(), text(1), start()], "BAD_STREAM", "message"),
         "a chunk without an image": Refused([start(), text(1), more], "BAD_STREAM", "image_chunk"),
     }
@@ -58,6 +71,10 @@ def bad_starts() -> dict[str, Refused]:
         ),
         "long salt": Refused([opening(cache_salt=bytes(65)), text(1)], "BAD_SALT", "start.cache_salt"),
         "priority": Refused([opening(priority=101), text(1)], "BAD_PRIORITY", "start.priority"),
+        "a whole prompt without a tag": Refused([whole(start(""), text(1))], "UNKNOWN_TAG", "tag", "NOT_FOUND"),
+        "priority of a whole prompt": Refused(
+            [whole(opening(priority=101), text(1))], "BAD_PRIORITY", "start.priority"
+        ),
     }
 
 
@@ -67,6 +84,8 @@ def bad_sizes(digest: bytes) -> dict[str, Refused]:
     return {
         "empty prompt": Refused([start()], "EMPTY_PROMPT", "text"),
         "empty text": Refused([start(), text()], "EMPTY_SEGMENT", "text.token_ids"),
+        "a whole prompt without text": Refused([whole(start(), text())], "EMPTY_SEGMENT", "text.token_ids"),
+        "a long whole prompt": Refused([whole(start(), text(*[1] * 1024))], too_long, "text.token_ids"),
         "unknown token": Refused([start(), text(1, CONFIG.language.vocab_size)], "UNKNOWN_TOKEN", "text.token_ids"),
         "long prompt": Refused([start(), text(*[1] * 1024)], too_long, "text.token_ids"),
         "long by its second part": Refused([start(), text(*[1] * 1000), image(digest)], too_long, "image"),
@@ -128,3 +147,17 @@ def test_bad_prompts_are_refused_within_a_second_and_change_no_other_answer(serv
         tokens += response.tokens.token_ids
     assert tokens == alone
     service.until_idle()
+
+
+def test_a_whole_prompt_in_one_message_gets_the_same_answer(service: Running) -> None:
+    options, prompt = start(max_tokens=20, temperature=1.0, seed=1), text(7, 8, 9)
+    (model,) = service.stub.ListModels(model_pb2.ListModelsRequest()).models
+    assert model.language.takes_whole_prompts
+    tokens, finished = ask(service, whole(options, prompt))
+    assert tokens == ask(service, options, prompt)[0]
+    assert finished.usage.prompt_tokens == 3
+
+
+def test_nothing_after_a_whole_prompt_is_read(service: Running) -> None:
+    one = whole(start(max_tokens=4), text(7))
+    assert ask(service, one, text(8), one)[1].usage.prompt_tokens == 1

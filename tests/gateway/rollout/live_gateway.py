@@ -95,7 +95,7 @@ class RolloutLanguage(ScriptedModels, language_pb2_grpc.LanguageServiceServicer)
         self, request_iterator: AsyncIterator[language_pb2.GenerateRequest], context: Any
     ) -> AsyncIterator[language_pb2.GenerateResponse]:
         requests = [request async for request in request_iterator]
-        start = requests[0].start
+        start = requests[0].whole.start if requests[0].HasField("whole") else requests[0].start
         self.starts.append(start)
         if start.tag not in self.models:
             raise _unknown_tag()
