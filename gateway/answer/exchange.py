@@ -189,7 +189,7 @@ class Exchange:
         """
         # The reader raises the reason of an ended call. The encoding task raises the reason of a failed image.
         with suppress(CallEndedError, _EncodingFailedError):
-            await call.write(self.question.start_message(measures_logprob=self.report.measures_logprob))
+            await call.write(language_pb2.GenerateRequest(start=start))
             for segment in self.question.segments:
                 if isinstance(segment, TextSegment):
                     await call.write(language_pb2.GenerateRequest(text=_text(segment)))

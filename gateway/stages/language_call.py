@@ -1,5 +1,8 @@
 """One call of `LanguageService.Generate`.
 
+A prompt of one text goes out in one step with the call. Messages of a stream would wait for each other, once in each
+process. On the wire both are the same.
+
 grpc.aio may hide the server's status when a call ends during a write. `LanguageCall` restores it.
 """
 
@@ -22,9 +25,6 @@ _STATUS_TIMEOUT_S = 1.0
 # Raised by a write after the end of the call. InternalError means that the connection broke at that moment.
 _CALL_ENDED = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.InternalError)
 
-T = TypeVar("T")
-
-
 # The generated class is one for both kinds of channels, and its types are two.
 if TYPE_CHECKING:
     _GeneratedStub = language_pb2_grpc.LanguageServiceAsyncStub
@@ -33,8 +33,8 @@ else:
 
 _GENERATE = "/tandem.v1.LanguageService/Generate"
 
-class CallEndedError(Exception):
-    """The call ended before a write. `read` raises the reason."""
+T = TypeVar("T")
+
 
 class LanguageStub(_GeneratedStub):
     """The stub of the language stage, with `GenerateWhole`.
@@ -51,6 +51,9 @@ class LanguageStub(_GeneratedStub):
         )
 
 
+class CallEndedError(Exception):
+    """The call ended before a write. `read` raises the reason."""
+
 
 class LanguageCall:
     """A call that writes a prompt while reading its answer."""
@@ -62,14 +65,14 @@ class LanguageCall:
 
         The service sees it with the first message.
 
-        Raises:
-            Unavailable: the channel is closed.
-        """
         Args:
             stub: of the replica.
             deadline: of the request.
             whole: the prompt, if it is a single message. Nothing is written then.
 
+        Raises:
+            Unavailable: the channel is closed.
+        """
         with translate_errors("language"):
             timeout_s = deadline.remaining_s()
             self._call: Any = (

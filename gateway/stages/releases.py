@@ -15,7 +15,7 @@ from gateway.stages.errors import short_list
 from gateway.stages.language_call import LanguageStub
 from gateway.stages.stage import Replica, Stage
 from processing import PromptBuilder, Vocabulary, open_prompt_builder
-from tandem.v1 import gateway_pb2, language_pb2_grpc, model_pb2, sampling_pb2, vision_pb2_grpc
+from tandem.v1 import gateway_pb2, model_pb2, sampling_pb2, vision_pb2_grpc
 
 SERVICE_NAME = gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name
 STABLE_HEALTH_NAME = f"{SERVICE_NAME}/stable"  # for readiness probes: a tag's name would end with its rollout
