@@ -127,6 +127,6 @@ class LanguageLoader:
                 block_size=facts.block_size,
                 num_blocks=facts.num_blocks,
                 num_cache_bytes=facts.num_cache_bytes,
+                takes_whole_prompts=True,
             ),
         )
-                takes_whole_prompts=True,
