@@ -75,10 +75,10 @@ class ChangingFiles(Generic[T]):
         _log.info("changed files are in use: %s", ", ".join(path.name for path in self._paths))
 
     def _state_now(self) -> list[tuple[int, int, int] | None]:
-        return [_identity(path) for path in self._paths]
+        return [identity_of(path) for path in self._paths]
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def identity_of(path: Path) -> tuple[int, int, int] | None:
     """Return what changes with a file. It follows links."""
     try:
         stat = os.stat(path)

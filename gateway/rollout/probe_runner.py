@@ -4,6 +4,7 @@ One of several gateways does it, by a lease in the store.
 """
 
 import asyncio
+import base64
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -14,9 +15,11 @@ from pathlib import Path
 import structlog
 
 from chassis.cancellation import is_asked_to_stop
+from chassis.changing_files import identity_of
 from chassis.deadline import Deadline
 from chassis.errors import TandemError
-from checkpoint.probes import Grader, Probes, merge_probes, open_grader, read_probes_file
+from checkpoint.manifest import MANIFEST_FILE
+from checkpoint.probes import Grader, Probe, Probes, merge_probes, open_grader, read_probes_file
 from checkpoint.release_probes import read_release_probes
 from checkpoint.store import ModelStore
 from checkpoint.tags import split_release
@@ -29,8 +32,10 @@ from gateway.rollout.traffic import Traffic
 LEASE_S = 10.0  # a gateway that dies loses the probes to another after this time
 RECORD_EVERY_S = 5.0  # in the steps. A gateway that dies loses the answers of this time
 _DAY_S = 86_400.0
+_NAME_LENGTH = 4  # characters, see `_short_name`
 
 Answers = AsyncGenerator[Probing, None]
+Files = tuple[tuple[int, int, int] | None, ...]  # changes with the content of some files
 Record = Callable[[Probing], Awaitable[bool]]  # keeps the answers so far, and returns whether to go on
 
 _log = structlog.get_logger()
@@ -65,7 +70,7 @@ class ProbeRunner:
         self._models = models
         self._file = file
         self._grader = grader
-        self._changed_in = ""  # the rollout in whose steps the files of probes changed
+        self._exhausted: tuple[str, Files] | None = None  # a rollout, and files whose probes are all asked in it
 
     async def read(self, plan: Plan) -> Probes:
         """Return the probes of both releases and of the operator.
@@ -96,7 +101,7 @@ class ProbeRunner:
         try:
             async with self._opened(state, probes, Deadline.after(guard.probe_timeout_s)) as answers:
                 async for probing in answers:
-                    self._store_sync.own_probing = probing
+                    self._store_sync.own_probing = replace(probing, asked="")  # other gateways only show it
                     if probing.num_asked == guard.probes_before_traffic:
                         break
         finally:
@@ -107,7 +112,7 @@ class ProbeRunner:
     async def go_on(self, state: State, record: Record) -> None:
         """Ask the remaining probes while quality is open.
 
-        Do nothing while another gateway does it.
+        Probes that were added to the files are asked, too. Do nothing while another gateway does it.
 
         Args:
             state: in one of its steps.
@@ -116,28 +121,35 @@ class ProbeRunner:
         Raises:
             TandemError: the probes cannot be read, or the store cannot be reached.
         """
-        before = state.probing
-        if before is None or not is_left(before, state.plan) or state.id == self._changed_in:
+        if not can_change(state):
             return
-        if not await self._store_sync.take_lease(state.id, LEASE_S):
+        files = await asyncio.to_thread(self._files, state.plan)
+        if self._exhausted == (state.id, files) or not await self._store_sync.take_lease(state.id, LEASE_S):
             return
         probes = await self.read(state.plan)
-        if digest_of(probes) != before.asked_of:
-            self._changed_in = state.id
-            _log.warning("the files of probes changed, the others are not asked", rollout=state.id)
+        if not not_asked(probes, state):
+            self._exhausted = (state.id, files)
             return
         recorded_at_s = time.monotonic()
         async with self._opened(state, probes, Deadline.after(_DAY_S)) as answers:
             async for probing in answers:
-                if time.monotonic() < recorded_at_s + RECORD_EVERY_S and is_left(probing, state.plan):
+                if time.monotonic() < recorded_at_s + RECORD_EVERY_S and probing.remaining:
                     continue
                 if not await record(probing):
                     return
                 recorded_at_s = time.monotonic()
 
-    def _read(self, plan: Plan) -> Probes:
+    def _files(self, plan: Plan) -> Files:
+        """Return what changes with the files of probes."""
+        manifests = [folder / MANIFEST_FILE for folder in self._folders(plan)]  # they have the digests of all others
+        return tuple(map(identity_of, [*manifests, *filter(None, [self._file])]))
+
+    def _folders(self, plan: Plan) -> list[Path]:
         tags = dict.fromkeys(split_release(name)[1] for name in (plan.stable, plan.canary))
-        sets = [read_release_probes(self._models.folder(tag)) for tag in tags]
+        return [self._models.folder(tag) for tag in tags]
+
+    def _read(self, plan: Plan) -> Probes:
+        sets = [read_release_probes(folder) for folder in self._folders(plan)]
         if self._file is not None:
             sets.append(read_probes_file(self._file))
         return merge_probes(sets)
@@ -173,14 +185,32 @@ class ProbeRunner:
             await asyncio.wait([renewing])
 
 
-def is_left(probing: Probing, plan: Plan) -> bool:
-    """Return whether some probes are left that can decide."""
-    return probing.remaining > 0 and is_open(probing, plan)
+def can_change(state: State) -> bool:
+    """Return whether further probes can change the verdict."""
+    probing = state.probing
+    if probing is None or state.plan.guard.max_quality_drop is None:
+        return False
+    return not probing.counts or is_open(probing, state.plan)
 
 
-def digest_of(probes: Probes) -> str:
-    """Return a digest of probes in any order."""
-    return hashlib.sha256(b"".join(sorted(one.digest for one in probes.probes))).hexdigest()[:32]
+def not_asked(probes: Probes, state: State) -> list[Probe]:
+    """Return the probes that a rollout has not asked yet.
+
+    They are in a mixed order, so the first answers speak for all. A file may be sorted by topic.
+    """
+    names = state.probing.asked if state.probing is not None else ""
+    asked = {names[start : start + _NAME_LENGTH] for start in range(0, len(names), _NAME_LENGTH)}
+    left = (probe for probe in probes.probes if _short_name(probe) not in asked)
+    return sorted(left, key=lambda one: hashlib.sha256(state.id.encode() + one.digest).digest())
+
+
+def _short_name(probe: Probe) -> str:
+    """Return an asked probe's name in the state.
+
+    It is short, because a state can have thousands. Of 1,000 probes about 0.03 share the name of another one, and only
+    one of the two is asked.
+    """
+    return base64.b64encode(probe.digest[:3]).decode()
 
 
 async def _answers(asker: ProbeAsker, state: State, probes: Probes, deadline: Deadline) -> Answers:
@@ -189,20 +219,19 @@ async def _answers(asker: ProbeAsker, state: State, probes: Probes, deadline: De
     It ends with the probes, the deadline or a plain result. The test holds at every look. So a canary that is shown to
     be worse, or shown to be good in every slice, needs no more probes.
     """
-    before, asked_of = state.probing or Probing(), digest_of(probes)
-    # A file may be sorted by topic. In a mixed order, the first answers speak for all.
-    mixed = sorted(probes.probes, key=lambda one: hashlib.sha256(state.id.encode() + one.digest).digest())
-    pairs = PairCounter({name for probe in mixed for name in probe.slice_names}, before)
-    for number in range(before.num_asked, len(mixed)):
-        verdicts = await asker.ask(mixed[number], deadline)
+    before, left = state.probing or Probing(), not_asked(probes, state)
+    pairs, asked = PairCounter({name for probe in left for name in probe.slice_names}, before), before.asked
+    for number, probe in enumerate(left):
+        verdicts = await asker.ask(probe, deadline)
         if verdicts is None:
-            problem = f"The probes ran out of time, {number} of {len(mixed)} were asked."
-            yield pairs.probing(problem, remaining=len(mixed) - number, asked_of=asked_of)
+            problem = f"The probes ran out of time, {number} of {len(left)} were asked."
+            yield pairs.probing(problem, remaining=len(left) - number, asked=asked)
             return
-        pairs.add(mixed[number].id, mixed[number].slice_names, *verdicts)
-        probing = pairs.probing(asker.problem)
-        is_last = number + 1 == len(mixed) or not is_open(probing, state.plan)
-        yield probing if is_last else replace(probing, remaining=len(mixed) - number - 1, asked_of=asked_of)
+        pairs.add(probe.id, probe.slice_names, *verdicts)
+        asked += _short_name(probe)
+        probing = pairs.probing(asker.problem, asked=asked)
+        is_last = number + 1 == len(left) or not is_open(probing, state.plan)
+        yield probing if is_last else replace(probing, remaining=len(left) - number - 1)
         if is_last:
             return
 

@@ -30,6 +30,7 @@ class StepProbes:
         self._store_sync = store_sync
         self._probes = probes
         self._every_s = every_s
+        self._last_problem = ""  # logged last, to log each problem once
 
     async def run(self) -> None:
         """Ask after every change and every `every_s`, until cancelled."""
@@ -38,11 +39,17 @@ class StepProbes:
             if state is not None and state.phase is Phase.RUNNING:
                 try:
                     await self._probes.go_on(state, partial(self._record, state.id))
+                    self._last_problem = ""
                 except TandemError as error:
-                    _log.warning("probes not asked, will retry", reason=error.reason, error=error.local_message)
+                    self._report(error)
                 except Exception:  # never let this loop die: the next round may succeed
                     _log.exception("probes in the steps failed")
             await self._store_sync.wait_for_change(self._every_s)
+
+    def _report(self, error: TandemError) -> None:
+        if error.local_message != self._last_problem:
+            _log.warning("probes not asked, will retry", reason=error.reason, error=error.local_message)
+            self._last_problem = error.local_message
 
     async def _record(self, rollout_id: str, probing: Probing) -> bool:
         """Keep answers in the state. Return whether to go on."""

@@ -40,9 +40,10 @@ def p_drop_below(lost: int, gained: int, total: int, bound: float) -> float:
 
     It tests the hypothesis 'the drop is at least `bound`'. Arguments as of `p_drop_above`.
     """
-    largest = 1 / (1 - bound)  # a larger share could lose more than the capital
+    unchanged = total - lost - gained
     capitals = [
-        _log_capital(largest * number / _NUM_SHARES, lost, gained, total, bound) for number in range(1, _NUM_SHARES + 1)
+        (lost and lost * loss) + (unchanged and unchanged * equal) + (gained and gained * gain)
+        for loss, equal, gain in _log_factors(bound)
     ]
     highest = max(capitals)
     if highest == -math.inf:
@@ -74,13 +75,18 @@ def _highest_drop(lost: int, gained: int, total: int, level: float) -> float:
     return high
 
 
-def _log_capital(share: float, lost: int, gained: int, total: int, bound: float) -> float:
-    """Return the logarithm of the capital after all probes."""
-    outcomes = ((lost, 1 - bound), (total - lost - gained, -bound), (gained, -1 - bound))
-    logarithm = 0.0
-    for number, excess in outcomes:
-        factor = 1 - share * excess
-        if number and factor <= 1e-12:  # ruin, but for rounding
-            return -math.inf
-        logarithm += number * math.log(factor) if number else 0.0
-    return logarithm
+@lru_cache(maxsize=256)  # a rollout has one bound, and looks at many slices after each probe
+def _log_factors(bound: float) -> tuple[tuple[float, float, float], ...]:
+    """Return how one probe changes the logarithm of the capital.
+
+    For each share of the grid: a lost probe, one with equal verdicts, and a gained one.
+    """
+    largest = 1 / (1 - bound)  # a larger share could lose more than the capital
+    shares = [largest * number / _NUM_SHARES for number in range(1, _NUM_SHARES + 1)]
+    return tuple(
+        (_log(1 - share * (1 - bound)), _log(1 + share * bound), _log(1 + share * (1 + bound))) for share in shares
+    )
+
+
+def _log(factor: float) -> float:
+    return math.log(factor) if factor > 1e-12 else -math.inf  # ruin, but for rounding

@@ -4,8 +4,8 @@ The canary's quality is the share of probes that it answers wrong. One bad slice
 rollback, so half of the allowance is for all probes and half is divided among the slices. A promotion needs a small
 drop over all probes. A probe without a verdict must not help the canary: for a promotion it counts as lost.
 
-Probes that are not asked before traffic follow in the steps while quality is open. They come in a random order and no
-look divides the test's level, so it does not matter where the first part ends.
+Probes that are not asked before traffic follow in the steps while quality is open, also those that an operator adds
+then. They come in a random order and no look divides the test's level, so it does not matter where the first part ends.
 """
 
 from collections import Counter
@@ -51,9 +51,8 @@ class Probing:
     counts: tuple[PairedCount, ...] = ()  # of all probes, then of each slice. Empty without probes
     lost: tuple[str, ...] = ()  # ids of the first probes that only the canary answered wrong
     problem: str = ""  # why there are no probes, or why verdicts are missing
-    # Probes that are not asked yet, and the digest of the set they are from. Stored only while some are left.
-    remaining: int = Field(default=0, ge=0, exclude_if=_is_default)
-    asked_of: str = Field(default="", exclude_if=_is_default)
+    remaining: int = Field(default=0, ge=0, exclude_if=_is_default)  # probes that are not asked yet
+    asked: str = Field(default="", exclude_if=_is_default)  # a short name of each asked probe, see `ProbeRunner`
 
     @property
     def num_asked(self) -> int:
@@ -72,11 +71,14 @@ class PairCounter:
 
         Args:
             slices: of all probes, such as 'topic=colour'. They share the allowance from the first probe on.
-            before: the counts so far.
+            before: the counts so far. If there are some, no slice is added to theirs, or the shares would change.
         """
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("", *slices)}
+        counted = before.counts if before is not None else ()
+        names = [count.slice for count in counted] or ["", *slices]
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+        self._takes_slices = not counted
         self._lost: list[str] = list(before.lost) if before is not None else []
-        for count in before.counts if before is not None else ():
+        for count in counted:
             fields = ("total", "stable_wrong", "canary_wrong", "lost", "unjudged")
             self._counts[count.slice] = Counter({field: getattr(count, field) for field in fields})
 
@@ -94,6 +96,8 @@ class PairCounter:
         if is_lost and len(self._lost) < MAX_LOST_IDS:
             self._lost.append(probe_id)
         for name in ("", *slices):
+            if name not in self._counts and not self._takes_slices:
+                continue
             count = self._counts.setdefault(name, Counter())
             count["total"] += is_judged
             count["unjudged"] += not is_judged
@@ -101,7 +105,7 @@ class PairCounter:
             count["canary_wrong"] += is_judged and canary == "wrong"
             count["lost"] += is_lost
 
-    def probing(self, problem: str = "", *, remaining: int = 0, asked_of: str = "") -> Probing:
+    def probing(self, problem: str = "", *, remaining: int = 0, asked: str = "") -> Probing:
         """Return the counts so far. Arguments are fields of `Probing`."""
         return Probing(
             counts=tuple(
@@ -118,7 +122,7 @@ class PairCounter:
             lost=tuple(self._lost),
             problem=problem,
             remaining=remaining,
-            asked_of=asked_of,
+            asked=asked,
         )
 
 

@@ -2,57 +2,22 @@
 
 import asyncio
 import json
-import shutil
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import Internal, ResourceExhausted
-from checkpoint.release_probes import add_probes
 from gateway.rollout import probe_runner
 from gateway.rollout.decision_log import DECISIONS
 from tandem.v1 import rollout_pb2
 from tests.checkpoint.probes.files import probe_line
 from tests.gateway.redis_server import RedisServer
-from tests.gateway.rollout.live_gateway import CANARY, STABLE, LiveGateway, open_gateway
+from tests.gateway.rollout.conftest import MakeGateway
+from tests.gateway.rollout.live_gateway import CANARY, STABLE, open_gateway
+from tests.gateway.rollout.probing_gateway import BOTH, ONLY_STABLE, PREPARING, ROLLED_BACK, RUNNING, begin, lines
 from tests.gateway.scripted import error_of, eventually
-
-PREPARING, RUNNING = rollout_pb2.ROLLOUT_PHASE_PREPARING, rollout_pb2.ROLLOUT_PHASE_RUNNING
-ROLLED_BACK = rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK
-STEPS = [rollout_pb2.RolloutStep(weight_percent=weight, seconds=3600) for weight in (50, 100)]
-ONLY_STABLE, BOTH = {"exact": "stable"}, {"one_of": ["stable", "canary"]}
-
-MakeGateway = Callable[..., Any]
-
-
-def lines(judge: dict[str, Any], number: int = 60) -> str:
-    return "\n".join(probe_line(f"p{index}", judge=judge, max_tokens=100 + index) for index in range(number))
-
-
-@pytest.fixture
-def make_gateway(two_releases: Path, tokenizer: Tokenizer, tmp_path: Path) -> MakeGateway:
-    """Return a function that opens a gateway with probes."""
-
-    def make(probes: str, **settings: Any) -> Any:
-        store = tmp_path / "store"
-        shutil.copytree(two_releases, store)
-        (tmp_path / "mine.jsonl").write_text(probes)
-        if probes:
-            add_probes(store / CANARY, tmp_path / "mine.jsonl")
-        return open_gateway(store, tokenizer, **settings)
-
-    return make
-
-
-async def begin(live: LiveGateway, **guard: Any) -> rollout_pb2.Rollout:
-    limits = rollout_pb2.RolloutGuard(max_error_rate_increase=0.1, max_quality_drop=0.02, overdue_s=60, **guard)
-    plan = rollout_pb2.RolloutPlan(canary=CANARY, steps=STEPS, guard=limits)
-    response: rollout_pb2.RolloutsSetResponse = await live.operator.Set(rollout_pb2.RolloutsSetRequest(plan=plan))
-    return response.rollout
 
 
 async def test_a_plainly_worse_canary_never_sees_a_user(make_gateway: MakeGateway) -> None:
@@ -81,8 +46,11 @@ async def test_an_equal_canary_starts_with_its_probes_in_the_table(make_gateway:
         )
         assert rollout.probes.lost == 0
         assert 200 < rollout.probes.judged < 300  # it ends once the drop is shown to be small
-        greedy = {start.sampling.temperature for start in live.language.starts}
-    assert greedy == {0}
+        ways = {(start.sampling.temperature, start.priority, start.is_background) for start in live.language.starts}
+        live.language.starts.clear()
+        await live.ask()
+        assert not live.language.starts[0].is_background
+    assert ways == {(0, 1, True)}
 
 
 async def test_without_probes_the_rollout_says_so_and_starts(make_gateway: MakeGateway) -> None:
@@ -143,66 +111,6 @@ async def test_a_canary_that_hangs_at_the_probes_is_not_promoted(make_gateway: M
         assert (rollout.probes.judged, rollout.probes.unjudged, rollout.probes.remaining) == (0, 0, 60)
         assert rollout.probes.problem == "The probes ran out of time, 0 of 60 were asked."
         assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_OPEN
-
-
-async def test_probes_that_are_left_follow_in_the_steps(make_gateway: MakeGateway) -> None:
-    """The first step need not wait for all of them."""
-    async with make_gateway(lines(BOTH, 300)) as live:
-        await begin(live, probes_before_traffic=20)
-        started = await live.wait_until(lambda rollout: rollout.phase == RUNNING and rollout.probes.remaining > 0)
-        assert started.changes[-1].reason.endswith(
-            "Of 20 probes it answers 0 wrong, stable 0. 280 more follow in the steps."
-        )
-        rollout = await live.wait_until(lambda rollout: not rollout.probes.remaining, 60)
-        assert 200 < rollout.probes.judged < 300  # it ends once the drop is shown to be small
-        assert rollout.findings[-1].verdict == rollout_pb2.ROLLOUT_VERDICT_WITHIN
-        asked = [start.sampling.max_tokens for start in live.language.starts if start.tag == CANARY]
-    assert len(asked) == len(set(asked)) == rollout.probes.judged  # each probe once
-
-
-async def test_a_canary_that_is_worse_in_the_steps_is_rolled_back_by_its_probes(make_gateway: MakeGateway) -> None:
-    async with make_gateway(lines(ONLY_STABLE, 300)) as live:
-        stable, canary = live.language.answers[STABLE], live.language.answers[CANARY]
-        live.language.answers[CANARY] = stable
-        await begin(live, probes_before_traffic=20)
-        await live.wait_for_phase(RUNNING)
-        live.language.answers[CANARY] = canary
-        rollout = await live.wait_for_phase(ROLLED_BACK)
-        assert "quality is beyond its bound" in rollout.changes[-1].reason
-        assert "Lost probes: " in rollout.changes[-1].reason
-
-
-async def test_probes_of_changed_files_are_not_asked_in_the_steps(make_gateway: MakeGateway, tmp_path: Path) -> None:
-    """Their answers would not go on where those before ended."""
-    (tmp_path / "further.jsonl").write_text(probe_line("q", judge=BOTH, max_tokens=98))
-    async with make_gateway(lines(BOTH, 300), rollout_probes=tmp_path / "further.jsonl") as live:
-        live.language.go[CANARY].clear()
-        await begin(live, probe_timeout_s=1)
-        await eventually(lambda: bool(live.language.starts))  # the files have been read
-        (tmp_path / "further.jsonl").write_text(probe_line("r", judge=BOTH, max_tokens=99))
-        await live.wait_for_phase(RUNNING)
-        live.language.go[CANARY].set()
-        await asyncio.sleep(1)
-        assert (await live.get()).probes.remaining == 301
-
-
-async def test_another_gateway_goes_on_with_the_probes_in_the_steps(
-    make_gateway: MakeGateway, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe_runner, "LEASE_S", 1.0)
-    with RedisServer(tmp_path) as server:
-        shared = {"rollout_redis": server.url}
-        async with AsyncExitStack() as dying:
-            first = await dying.enter_async_context(make_gateway(lines(BOTH, 300), **shared))
-            await begin(first, probes_before_traffic=20)
-            await first.wait_for_phase(RUNNING)
-            first.language.go[CANARY].clear()  # its probes hang
-            asked = (await first.get()).probes.judged
-            async with open_gateway(tmp_path / "store", tokenizer, **shared) as second:
-                await dying.aclose()
-                rollout = await second.wait_until(lambda rollout: not rollout.probes.remaining, 60)
-                assert rollout.probes.judged > max(asked, 200)
-                assert (rollout.probes.stable_wrong, rollout.probes.lost) == (0, 0)
 
 
 async def test_a_stage_without_room_is_asked_again(make_gateway: MakeGateway) -> None:

@@ -92,7 +92,7 @@ def test_a_canary_with_good_answers_or_without_probes_advances_as_ever(result: P
 
 def test_further_probes_in_the_steps_decide() -> None:
     """The part before traffic was too small."""
-    state = controller.start(preparing(), 0, replace(probing(equal=100), remaining=300, asked_of="a"))
+    state = controller.start(preparing(), 0, replace(probing(equal=100), remaining=300, asked="a"))
     assert state.changes[-1].reason.endswith(
         "Of 100 probes it answers 0 wrong, stable 0. 300 more follow in the steps."
     )
@@ -134,7 +134,7 @@ def test_counts_go_on_where_they_ended() -> None:
         whole.add(f"p{number}", (f"topic={number % 2}",), *pair)
         if number < 25:
             first.add(f"p{number}", (f"topic={number % 2}",), *pair)
-    second = PairCounter(before=first.probing(remaining=35, asked_of="a"))
+    second = PairCounter(before=first.probing(remaining=35, asked="a"))
     for number, pair in enumerate(outcomes[25:], 25):
         second.add(f"p{number}", (f"topic={number % 2}",), *pair)
     assert second.probing() == whole.probing()
@@ -164,11 +164,22 @@ def test_slices_share_the_allowance_before_they_have_a_probe() -> None:
     assert levels["late"] < levels["early"]
 
 
+def test_a_slice_of_later_probes_is_not_judged_by_itself() -> None:
+    """Else the earlier slices would have too large shares."""
+    first = PairCounter(["topic=a"])
+    first.add("p0", ("topic=a",), "right", "right")
+    second = PairCounter(["topic=a", "topic=b"], first.probing())
+    second.add("p1", ("topic=b",), "right", "wrong")
+    assert [(one.slice, one.total, one.lost) for one in second.probing().counts] == [("", 2, 1), ("topic=a", 1, 0)]
+    fresh = PairCounter(["topic=b"], Probing(problem="There were none."))
+    assert [one.slice for one in fresh.probing().counts] == ["", "topic=b"]
+
+
 def test_only_probes_that_are_left_are_new_in_the_stored_state() -> None:
     """An older gateway reads the others."""
     stored = TypeAdapter(Probing)
     assert set(stored.dump_python(probing(equal=3))) == {"counts", "lost", "problem"}
-    left = replace(probing(equal=3), remaining=2, asked_of="a")
+    left = replace(probing(equal=3), remaining=2, asked="a")
     assert stored.validate_json(stored.dump_json(left)) == left
 
 
