@@ -8,7 +8,6 @@ rounds. Answers have one token, which measures the prefill alone, or 32 tokens.
 import asyncio
 import os
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from language_service.engine import Finished
 from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_block
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
+from language_service.engine.turns import Turns
 from language_service.model import Decoder
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import SchedulerConfig
@@ -64,9 +64,7 @@ def build_engine() -> PagedEngine:
     blocks_each = -(-(TEXT_TOKENS + max(KINDS) + max(ANSWERS)) // BLOCK_SIZE)
     cache = PagedCache(DECODER, CacheConfig(num_blocks=AT_ONCE * blocks_each), dtype=dtype, device=device)
     config = SchedulerConfig(block_size=BLOCK_SIZE, max_running=AT_ONCE, max_waiting=AT_ONCE, max_step_tokens=512)
-    return PagedEngine(
-        Runner(decoder, cache), config, tag="benchmark", model_digest=bytes(32), step_lock=threading.Lock()
-    )
+    return PagedEngine(Runner(decoder, cache), config, tag="benchmark", model_digest=bytes(32), turns=Turns())
 
 
 async def answer(engine: PagedEngine, num_visual: int, num_tokens: int) -> Finished:

@@ -36,6 +36,7 @@ class Report:
     started_at_s: float = field(default_factory=time.perf_counter)
     routed_at_s: float = field(default_factory=time.perf_counter)  # release chosen, after the wait in the queue
     is_mirrored: bool = False  # at lowest priority, so its times say nothing about the release
+    is_background: bool = False  # must not slow down other requests
     is_constrained: bool = False  # whether the answer must have a form
     measures_logprob: bool = False  # whether log-probabilities are asked for, even if the client wants none
     prepared_at_s: float = 0

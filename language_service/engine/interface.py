@@ -5,7 +5,6 @@ Prompts come in as segments, tokens go out as events.
 The servicer uses nothing else of an engine, so any engine that takes prompt embeddings can stand behind it.
 """
 
-import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from language_service.engine.turns import Turns
 from language_service.kernels import AttentionName, KernelName
 from language_service.model import Grid
 from language_service.sampling import Grammar, Logprobs, SamplingOptions
@@ -124,8 +124,7 @@ class EngineConfig:
     kernels: KernelName = "auto"  # compute the decoder. 'auto' takes the fastest.
     decode_attention: AttentionName = "auto"  # computes attention of decoding sequences. 'auto' measures on a GPU.
     engine_args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # further ones, of vLLM only
-    # Locked during a forward pass. The engines of a process share one, so that they take turns on the device.
-    step_lock: threading.Lock = field(default_factory=threading.Lock)
+    turns: Turns = field(default_factory=Turns)  # on the device. The engines of a process share them.
 
 
 class Generation(Protocol):
@@ -200,7 +199,13 @@ class Engine(Protocol):
         ...
 
     def open(
-        self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
+        self,
+        options: SamplingOptions,
+        *,
+        salt: bytes,
+        priority: int,
+        is_background: bool = False,
+        grammar: Grammar | None = None,
     ) -> Generation:
         """Start a request.
 
@@ -208,6 +213,7 @@ class Engine(Protocol):
             options: how tokens are chosen.
             salt: requests share cached prefixes only under the same salt.
             priority: larger runs first.
+            is_background: it must not slow down others. An engine may ignore this.
             grammar: the compiled `options.constraint`, if there is one.
 
         Raises:

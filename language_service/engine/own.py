@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 async def open_tandem_engine(half: LoadedHalf, config: EngineConfig, *, tag: str) -> PagedEngine:
     """Return our own engine, as `open_engine` describes."""
     runner = await asyncio.to_thread(_make_runner, half, config, tag)
-    return PagedEngine(runner, config.scheduling, tag=tag, model_digest=half.digest, step_lock=config.step_lock)
+    return PagedEngine(runner, config.scheduling, tag=tag, model_digest=half.digest, turns=config.turns)
 
 
 def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:

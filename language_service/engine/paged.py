@@ -28,6 +28,7 @@ from language_service.engine.metrics import EngineMetrics
 from language_service.engine.pauses import Pauses
 from language_service.engine.runner import Runner
 from language_service.engine.step import StepResult, compute_step
+from language_service.engine.turns import Turns
 from language_service.sampling import Choice, Grammar, SamplingOptions, SamplingState
 from language_service.scheduling import Batch, PromptLookup, Scheduler, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
@@ -40,9 +41,7 @@ _CHECK_EVERY_S = 10.0
 class PagedEngine:
     """Implements `Engine`. Made, used and closed on one event loop."""
 
-    def __init__(
-        self, runner: Runner, config: SchedulerConfig, *, tag: str, model_digest: bytes, step_lock: threading.Lock
-    ) -> None:
+    def __init__(self, runner: Runner, config: SchedulerConfig, *, tag: str, model_digest: bytes, turns: Turns) -> None:
         """Start the engine's thread.
 
         Args:
@@ -50,10 +49,10 @@ class PagedEngine:
             config: limits of the scheduler. Its block size must be the cache's.
             tag: the model's tag, for metrics and logs.
             model_digest: of the language half, 32 bytes. Prompts to different models share no blocks.
-            step_lock: locked during a forward pass. All engines of a process share it, to take turns on the device.
+            turns: on the device. All engines of a process share them.
         """
         self._runner = runner
-        self._step_lock = step_lock
+        self._turns = turns
         self._model = runner.decoder.config
         self._tag = tag
         self._model_digest = model_digest
@@ -86,7 +85,13 @@ class PagedEngine:
         return self._runner.description
 
     def open(
-        self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
+        self,
+        options: SamplingOptions,
+        *,
+        salt: bytes,
+        priority: int,
+        is_background: bool = False,
+        grammar: Grammar | None = None,
     ) -> PagedGeneration:
         """Start a request, see `Engine`."""
         hashes = None
@@ -96,7 +101,7 @@ class PagedEngine:
         drafter = PromptLookup(self._config.max_drafts) if self._config.max_drafts and grammar is None else None
         generation = PagedGeneration(
             state=SamplingState(options, eos_token_ids=self._model.eos_token_ids, grammar=grammar),
-            sequence=ScheduledSequence(priority=priority, hashes=hashes, drafter=drafter),
+            sequence=ScheduledSequence(priority=priority, is_background=is_background, hashes=hashes, drafter=drafter),
             updating=self._updating,
             cancel=self._cancel,
         )
@@ -116,11 +121,7 @@ class PagedEngine:
             return EngineStats.of(self._scheduler)
 
     def check(self) -> None:
-        """Check that running sequences use exactly the used blocks.
-
-        Raises:
-            AssertionError: they do not.
-        """
+        """Raise an AssertionError unless sequences use exactly the used blocks."""
         with self._condition:
             self._scheduler.check()
 
@@ -199,7 +200,9 @@ class PagedEngine:
         with self._condition:
             while not self._closed:
                 publish(self._loop, [event for each in self._pauses.take_ready() for event in self._accept(each, [])])
-                batch = self._scheduler.next_batch()
+                if self._scheduler.is_background and self._turns.waits_if_busy(self._condition):
+                    continue
+                batch = self._scheduler.next_batch(is_shared=self._turns.is_busy())
                 if batch is not None:
                     return batch, [self._generations[chunk.sequence] for chunk in batch.chunks]
                 if not self._generations:
@@ -211,7 +214,7 @@ class PagedEngine:
         """Compute a batch, record the result and publish the events."""
         events: list[Delivery] = []
         try:
-            with self._step_lock:
+            with self._turns.take(is_background=all(chunk.sequence.is_background for chunk in batch.chunks)):
                 result = compute_step(self._runner, batch, generations)
         except Exception:
             # The requests of this step cannot go on. All others did not take part in it.
@@ -276,10 +279,7 @@ class PagedEngine:
         del self._generations[generation.sequence]
 
     def _check_idle(self) -> None:
-        """Check the accounting of an idle engine now and then.
-
-        An error makes the engine start over.
-        """
+        """Check the accounting of an idle engine now and then."""
         if time.monotonic() - self._checked_s >= _CHECK_EVERY_S:
             self._checked_s = time.monotonic()
             self._scheduler.check()

@@ -11,6 +11,8 @@ The policy:
   of the same priority, the one with the fewest pending tokens first. A lower priority gets only tokens that the first
   sequence cannot use. All tokens left over go back to the first. So short prompts do not wait for a long one, and the
   long one always advances.
+- **Background.** Sequences in the background make a step that others need little longer: together they prefill at most
+  one block in it.
 - **Admission.** A sequence starts to run when one of `max_running` slots is free and enough blocks are available. It
   needs blocks for the arrived part of its prompt, and one for its answer if the prompt is complete. One more block must
   be left for every running sequence that may grow. A sequence that cannot start blocks all sequences after it, so small
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field
 
 from language_service.cache import BlockPool
 from language_service.scheduling.block_manager import BlockManager
+from language_service.scheduling.prefill import share_prefill
 from language_service.scheduling.sequence import Chunk, Sequence
 from language_service.scheduling.speculation import add_drafts
 
@@ -96,6 +99,11 @@ class Scheduler:
         return len(self._sequences) - len(self._running)
 
     @property
+    def is_background(self) -> bool:
+        """Whether it has sequences, all of them in the background."""
+        return bool(self._sequences) and all(each.is_background for each in self._sequences)
+
+    @property
     def has_room(self) -> bool:
         """Whether the queue takes one more sequence."""
         return self.num_waiting < self.config.max_waiting
@@ -120,15 +128,18 @@ class Scheduler:
         self._stop(sequence, reusable=reusable)
         self._sequences.remove(sequence)
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self, *, is_shared: bool = False) -> Batch | None:
         """Choose the chunks of the next step.
 
         Gives them their blocks. Returns None if there is nothing to compute.
+
+        Args:
+            is_shared: whether another scheduler's users wait for the device meanwhile.
         """
         self._grow()
         decoding = [each for each in self._sequences if each in self._running and each.decoding and not each.is_paused]
         budget = self.config.max_step_tokens - len(decoding)
-        prefill = self._prefill(budget)
+        prefill = self._prefill(budget, is_shared=is_shared or any(not each.is_background for each in decoding))
         budget -= sum(len(chunk.token_ids) for chunk in prefill)
         chunks = add_drafts(
             [*(each.next_chunk(1) for each in decoding), *prefill],
@@ -194,27 +205,15 @@ class Scheduler:
             while sequence in self._running and not self._blocks.reserve(sequence, needed):
                 self._preempt((self._stalled() or [each for each in running if each in self._running])[-1])
 
-    def _prefill(self, budget: int) -> list[Chunk]:
-        """Admit sequences and split `budget` tokens between those that prefill."""
-        ready = self._admit_waiting()
-        if not ready:
-            return []
-        first, *others = ready
-        size, half, chunks = self.config.block_size, -(-budget // 2), []
-        # Hashes of the blocks that this step fills, or that the first sequence fills in its next steps.
-        coming = set(first.block_hashes[first.num_computed // size : (first.num_computed + budget) // size])
-        for sequence in sorted(others, key=lambda each: (-each.priority, each.num_pending)):
-            # Tokens that stay reserved for the first sequence.
-            reserved = min(first.num_pending, half if sequence.priority == first.priority else budget)
-            if reserved == budget:
-                break
-            if self._blocks.next_hash(sequence) in coming:
-                continue  # it waits and takes that block
-            chunk = sequence.next_chunk(min(budget - reserved, sequence.num_pending))
-            coming.update(sequence.block_hashes[chunk.start // size : chunk.end // size])
-            chunks.append(chunk)
-            budget -= len(chunk.token_ids)
-        return [first.next_chunk(min(budget, first.num_pending)), *chunks]
+    def _prefill(self, budget: int, *, is_shared: bool) -> list[Chunk]:
+        """Admit sequences and share `budget` tokens between those that prefill."""
+        return share_prefill(
+            self._admit_waiting(),
+            budget,
+            self._blocks.next_hash,
+            block_size=self.config.block_size,
+            is_shared=is_shared,
+        )
 
     def _admit_waiting(self) -> list[Sequence]:
         """Admit waiting sequences in order.

@@ -17,6 +17,7 @@ class Sequence:
     """
 
     priority: int = 0  # larger runs first
+    is_background: bool = False  # whether it must not slow down others
     hashes: PrefixHashes | None = None  # of its full blocks. None shares no blocks.
     drafter: PromptLookup | None = None  # None drafts nothing
     forced: AbstractSequence[int] = ()  # the next tokens, where its constraint seems to leave no choice

@@ -1,6 +1,5 @@
 """A small decoder with varied answers, and its cache."""
 
-import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
+from language_service.engine.turns import Turns
 from language_service.model.decoder import Decoder
 from language_service.model.positions import Grid
 from language_service.scheduling.scheduler import SchedulerConfig
@@ -82,11 +82,13 @@ def make_cache(num_blocks: int, block_size: int = 4, config: LanguageConfig = CO
     return PagedCache(config, shape, dtype=torch.float32, device=CPU)
 
 
-def make_paged_engine(runner: Runner, *, tag: str = "test-v1.0.0", **limits: Any) -> PagedEngine:
+def make_paged_engine(
+    runner: Runner, *, tag: str = "test-v1.0.0", turns: Turns | None = None, **limits: Any
+) -> PagedEngine:
     """Return an engine. `limits` replace those of its scheduler."""
     limits = {"max_running": 8, "max_waiting": 64, "max_step_tokens": 32, **limits}
     config = SchedulerConfig(block_size=runner.cache.config.block_size, **limits)
-    return PagedEngine(runner, config, tag=tag, model_digest=bytes(32), step_lock=threading.Lock())
+    return PagedEngine(runner, config, tag=tag, model_digest=bytes(32), turns=turns or Turns())
 
 
 def make_image(seed: int, num_tokens: int = 5) -> Tensor:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 import time
 
 import torch
@@ -18,6 +17,7 @@ from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
+from language_service.engine.turns import Turns
 from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import Chunk, SchedulerConfig
@@ -118,7 +118,7 @@ async def _engine_rate(sizes: Sizes, runner: Runner, count: int, tag: str) -> fl
         max_step_tokens=2048 + count,
         reuse_prefixes=False,
     )
-    engine = PagedEngine(runner, config, tag=tag, model_digest=bytes(32), step_lock=threading.Lock())
+    engine = PagedEngine(runner, config, tag=tag, model_digest=bytes(32), turns=Turns())
     generator = random.Random(count)
     vocabulary = range(3, runner.decoder.config.vocab_size)
     times: list[list[float]] = [[] for _ in range(count)]

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import Sequence
 from hashlib import sha256
 
@@ -20,6 +19,7 @@ from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
+from language_service.engine.turns import Turns
 from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import Chunk, SchedulerConfig
@@ -147,9 +147,7 @@ async def _answers(
     """Return greedy answers, cached prompt tokens, and preemptions."""
     limits = SchedulerConfig(block_size=_BLOCK_SIZE, max_running=_RUNNING, max_waiting=64, max_step_tokens=64)
     runner = make_runner(sizes.small, tensors, torch.float32, device, num_blocks)
-    engine = PagedEngine(
-        runner, limits, tag=tag, model_digest=sha256(tag.encode()).digest(), step_lock=threading.Lock()
-    )
+    engine = PagedEngine(runner, limits, tag=tag, model_digest=sha256(tag.encode()).digest(), turns=Turns())
     try:
         asked = [_ask(engine, prompt, num_tokens or sizes.answer_tokens) for prompt in prompts]
         answers = [await each for each in asked] if one_by_one else await asyncio.gather(*asked)

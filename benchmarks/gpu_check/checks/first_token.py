@@ -8,7 +8,6 @@ import asyncio
 import io
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
+from language_service.engine.turns import Turns
 from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import SchedulerConfig
@@ -166,7 +166,7 @@ async def run_in_process(sizes: Sizes, rows: RowWriter) -> None:
     cache = PagedCache(config, CacheConfig(num_blocks=_KV_TOKENS // 16), dtype=dtype, device=device)
     cache.decode_attention = choose_decode_attention("auto", cache.kv, config.num_heads)
     limits = SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512)
-    engine = PagedEngine(Runner(decoder, cache), limits, tag=TAG, model_digest=bytes(32), step_lock=threading.Lock())
+    engine = PagedEngine(Runner(decoder, cache), limits, tag=TAG, model_digest=bytes(32), turns=Turns())
     question = byte_tokenizer().encode(_QUESTION).ids
 
     def encode(image: bytes) -> torch.Tensor:

@@ -134,7 +134,13 @@ async def ask(engine: Engine, question: Question, grammar: Grammar | None, rng: 
     """Return the events of the answer, none if cancelled."""
     cancels_after = rng.choice([0, 1, 2, 3, 6, *[1000] * 10])  # parts and events
     await asyncio.sleep(rng.choice([0, 0.002, 0.01]))
-    generation = engine.open(question.options, salt=question.salt, priority=question.priority, grammar=grammar)
+    generation = engine.open(
+        question.options,
+        salt=question.salt,
+        priority=question.priority,
+        is_background=rng.random() < 0.3,
+        grammar=grammar,
+    )
     events: list[Event] = []
     try:
         for place, part in enumerate(question.parts):

@@ -52,6 +52,7 @@ class Traffic:
             sequence = add_shared(scheduler, [], None)
             scheduler.remove(sequence)
             sequence.priority = priority
+            sequence.is_background = rng.random() < 0.3
             scheduler.add(sequence)
             self.arriving[sequence] = (list(segments), max_tokens)
         self.alive = set(self.arriving)
@@ -79,7 +80,13 @@ class Traffic:
     def _compute(self, batch: Batch) -> None:
         assert self.scheduler.num_running <= self.scheduler.config.max_running
         assert sum(len(chunk.token_ids) for chunk in batch.chunks) <= self.scheduler.config.max_step_tokens
-        decoding = {one for one in self.alive if one.decoding and one.blocks and not one.is_paused}
+        if any(not chunk.sequence.is_background for chunk in batch.chunks):
+            in_background = [chunk for chunk in batch.chunks if chunk.sequence.is_background]
+            assert sum(len(chunk.token_ids) for chunk in in_background if not chunk.samples) <= BLOCK_SIZE
+        # In the background, a sequence that was preempted may wait to be computed again.
+        decoding = {
+            one for one in self.alive if one.decoding and one.blocks and not (one.is_paused or one.is_background)
+        }
         assert decoding <= {chunk.sequence for chunk in batch.chunks}, "a decoding sequence waited"
         self.slots = {slot: known for slot, known in self.slots.items() if slot[0] not in batch.fresh_blocks}
         written = [
