@@ -51,7 +51,13 @@ class LanguageServicer(ModelCalls[HostedLanguage], language_pb2_grpc.LanguageSer
                 if options.constraint is not None:
                     grammar = await model.grammars.compile(options.constraint)
                     stack.callback(grammar.close)
-                generation = model.engine.open(options, salt=start.cache_salt, priority=start.priority, grammar=grammar)
+                generation = model.engine.open(
+                    options,
+                    salt=start.cache_salt,
+                    priority=start.priority,
+                    is_background=start.is_background,
+                    grammar=grammar,
+                )
                 stack.callback(generation.cancel)
                 reader = PromptReader(model.limits, options)
                 if text is None:

@@ -97,7 +97,13 @@ class VllmEngine:
         )
 
     def open(
-        self, options: SamplingOptions, *, salt: bytes, priority: int, grammar: Grammar | None = None
+        self,
+        options: SamplingOptions,
+        *,
+        salt: bytes,
+        priority: int,
+        is_background: bool = False,
+        grammar: Grammar | None = None,
     ) -> VllmGeneration:
         """Start a request, see `Engine`.
 
