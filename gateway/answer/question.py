@@ -65,12 +65,14 @@ class Question:
 
         Args:
             measures_logprob: ask for the log-probability of each token, even if the client gets none.
+            is_background: do not slow down others.
         """
         start = language_pb2.GenerateStart(
             tag=self.route.release.language_tag,
             sampling=self.sampling,
             cache_salt=self.cache_salt,
             priority=self.priority,
+            is_background=is_background,
         )
         if measures_logprob and not self.wants_logprobs:
             start.sampling.num_logprobs = 0
