@@ -1,6 +1,6 @@
 """Run sequences through a model, with an engine from `choice`."""
 
-from language_service.engine.choice import EngineName, open_engine
+from language_service.engine.choice import EngineName, Follower, join_engine, open_engine
 from language_service.engine.interface import (
     Engine,
     EngineConfig,
@@ -22,10 +22,12 @@ __all__ = [
     "Event",
     "FinishReason",
     "Finished",
+    "Follower",
     "Generation",
     "Grid",
     "KernelName",
     "Prefilled",
     "Tokens",
+    "join_engine",
     "open_engine",
 ]

@@ -4,13 +4,21 @@ No other module opens an engine by its name.
 """
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, Protocol
 
 from chassis.errors import FailedPrecondition
 from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import Engine, EngineConfig
 
 EngineName = Literal["tandem", "vllm"]
+
+
+class Follower(Protocol):
+    """Computes for an engine on another machine, its leader."""
+
+    async def close(self) -> None:
+        """Leave, and free all memory."""
+        ...
 
 
 async def open_engine(
@@ -37,11 +45,36 @@ async def open_engine(
 
         return await open_tandem_engine(half, config, tag=tag)
     if name == "vllm":
-        if find_spec("vllm") is None:
-            raise FailedPrecondition(
-                "This environment has no vLLM: see docs/scaling.md, or use --engine tandem.", reason="NOT_INSTALLED"
-            )
+        _check_vllm_installed()
         from language_service.engine.vllm_opening import open_vllm_engine
 
         return await open_vllm_engine(half, tokenizer_json, config, tag=tag)
     raise ValueError(f"there is no engine {name!r}")
+
+
+async def join_engine(half: LoadedHalf, config: EngineConfig, *, tag: str, tokenizer_json: str) -> Follower:
+    """Join another machine's vLLM with a share of its model.
+
+    Returns when all machines have loaded their shares. When the leader's vLLM ends, this process ends, too.
+
+    Args:
+        half: the language half. Its tensors may be empty afterwards.
+        config: the leader's, with another 'node_rank' in `engine_args`.
+        tag: the model's tag, for logs.
+        tokenizer_json: content of `tokenizer.json`.
+
+    Raises:
+        FailedPrecondition: reason 'NOT_INSTALLED', 'WRONG_DEVICE', 'BAD_ENGINE_ARGS', 'NOT_SUPPORTED' or
+            'ENGINE_NOT_STARTED', vLLM cannot run here, or not this model.
+    """
+    _check_vllm_installed()
+    from language_service.engine.vllm_opening import open_vllm_follower
+
+    return await open_vllm_follower(half, tokenizer_json, config, tag=tag)
+
+
+def _check_vllm_installed() -> None:
+    if find_spec("vllm") is None:
+        raise FailedPrecondition(
+            "This environment has no vLLM: see docs/scaling.md, or use --engine tandem.", reason="NOT_INSTALLED"
+        )

@@ -8,7 +8,9 @@ _FIRST_PAUSE_S = 1.0  # each further one within the window is twice as long
 class Restarts:
     """The recent deaths of one child process."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        """Allow `most` starts within the window."""
+        self._most = most
         self._deaths_s: list[float] = []
 
     def pause_s(self, now_s: float) -> float | None:
@@ -21,4 +23,4 @@ class Restarts:
         """
         self._deaths_s = [death_s for death_s in self._deaths_s if now_s - death_s < WINDOW_S]
         self._deaths_s.append(now_s)
-        return _FIRST_PAUSE_S * 2 ** (len(self._deaths_s) - 1) if len(self._deaths_s) <= MOST else None
+        return _FIRST_PAUSE_S * 2 ** (len(self._deaths_s) - 1) if len(self._deaths_s) <= self._most else None

@@ -50,6 +50,12 @@ def engine_arguments(folder: Path, config: EngineConfig, *, has_grids: bool) -> 
     return {"max_model_len": -1, **config.engine_args, **own}
 
 
+def spans_machines(config: EngineConfig) -> bool:
+    """Return whether one vLLM runs on several machines."""
+    num_machines: int = config.engine_args.get("nnodes", 1)
+    return num_machines > 1
+
+
 def _own_arguments(folder: Path, config: EngineConfig, *, has_grids: bool) -> dict[str, Any]:
     images: dict[str, Any] = {"enable_prompt_embeds": True}
     if has_grids:

@@ -6,9 +6,12 @@ vLLM computes in child processes. Their death shows in `is_alive`, and fails all
 import math
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from language_service.engine.vllm_orphans import OrphanWatcher
@@ -30,7 +33,12 @@ from vllm.sampling_params import (  # type: ignore[import-not-found]
 )
 from vllm.v1.engine.async_llm import AsyncLLM  # type: ignore[import-not-found]
 from vllm.v1.engine.exceptions import EngineDeadError  # type: ignore[import-not-found]
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # type: ignore[import-not-found]
 from vllm.v1.metrics.loggers import StatLoggerBase  # type: ignore[import-not-found]
+
+# Where several machines meet, unless the arguments say otherwise.
+MASTER_ADDRESS: str = AsyncEngineArgs.master_addr
+MASTER_PORT: int = AsyncEngineArgs.master_port
 
 
 class EngineDied(Exception):
@@ -107,7 +115,7 @@ class VllmClient:
         """
         self._loads = _Loads()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._loads.logger])
-        self._watcher = OrphanWatcher(_pids())
+        self._watcher = OrphanWatcher(process_ids())
         config = self._llm.vllm_config
         self.context_length: int = config.model_config.max_model_len
         self.block_size: int = config.cache_config.block_size
@@ -166,10 +174,26 @@ class VllmClient:
         self._watcher.dismiss()
 
 
-def _pids() -> set[int]:
+def process_ids() -> set[int]:
     """Return the processes of all engines, and those below."""
     engines = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.pid is not None]
     return {one.pid for engine in engines for one in (engine, *engine.children(recursive=True))}
+
+
+def join_leader(arguments: Mapping[str, Any], joined: Connection) -> None:
+    """Compute for another machine's vLLM until a process ends.
+
+    To be run in a process of its own.
+
+    Args:
+        arguments: of vLLM's `AsyncEngineArgs`, with 'node_rank' above 0.
+        joined: is sent the ids of all processes, once the leader can use them.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that vLLM ends its processes
+    config = AsyncEngineArgs(**arguments).create_engine_config(headless=True)
+    executor = MultiprocExecutor(config, monitor_workers=False)
+    joined.send({os.getpid(), *process_ids()})
+    executor.start_worker_monitor(inline=True)
 
 
 def device_type() -> str:

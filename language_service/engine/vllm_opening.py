@@ -2,8 +2,10 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -14,8 +16,10 @@ from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import EngineConfig
 from language_service.engine.vllm import VllmEngine, VllmModel
 from language_service.engine.vllm_arguments import engine_arguments
-from language_service.engine.vllm_client import VllmClient, device_type
+from language_service.engine.vllm_client import VllmClient, device_type, process_ids
 from language_service.engine.vllm_folder import VIDEO_TOKEN, write_vllm_folder
+from language_service.engine.vllm_follower import VllmFollower
+from language_service.engine.vllm_orphans import kill_all
 from language_service.engine.vllm_prompt import PromptForm
 
 _log = structlog.get_logger()
@@ -23,19 +27,14 @@ _log = structlog.get_logger()
 
 async def open_vllm_engine(half: LoadedHalf, tokenizer_json: str, config: EngineConfig, *, tag: str) -> VllmEngine:
     """Return vLLM as an engine, as `open_engine` describes."""
-    if device_type() != config.device.type:
-        raise FailedPrecondition(
-            f"This vLLM computes on {device_type()}, so start the service with --device {device_type()}.",
-            reason="WRONG_DEVICE",
-        )
-    folder = tempfile.TemporaryDirectory(prefix="tandem-vllm-", ignore_cleanup_errors=True)
-    try:
-        arguments = engine_arguments(Path(folder.name), config, has_grids=isinstance(half.config, Qwen3VLConfig))
-        model = await asyncio.to_thread(_write_model, Path(folder.name), half, tokenizer_json, config, tag)
-        client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
-    except BaseException:
-        folder.cleanup()
-        raise
+    with _model_folder() as folder:
+        arguments, model = await _prepare(folder.name, half, tokenizer_json, config, tag)
+        others = process_ids()
+        try:
+            client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
+        except asyncio.CancelledError:
+            kill_all(process_ids() - others)  # they may wait for other machines without end, and the thread for them
+            raise
     engine = VllmEngine(lambda: VllmClient(arguments), client, model, config, folder)
     try:
         await engine.check()
@@ -43,6 +42,37 @@ async def open_vllm_engine(half: LoadedHalf, tokenizer_json: str, config: Engine
         await engine.close()
         raise
     return engine
+
+
+async def open_vllm_follower(half: LoadedHalf, tokenizer_json: str, config: EngineConfig, *, tag: str) -> VllmFollower:
+    """Join the vLLM of another machine, as `join_engine` describes."""
+    with _model_folder() as folder:
+        arguments, _ = await _prepare(folder.name, half, tokenizer_json, config, tag)
+        return await VllmFollower.join(arguments, folder)
+
+
+@contextmanager
+def _model_folder() -> Iterator[tempfile.TemporaryDirectory[str]]:
+    """Make a folder that an error of the block removes."""
+    folder = tempfile.TemporaryDirectory(prefix="tandem-vllm-", ignore_cleanup_errors=True)
+    try:
+        yield folder
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+async def _prepare(
+    folder: str, half: LoadedHalf, tokenizer_json: str, config: EngineConfig, tag: str
+) -> tuple[dict[str, Any], VllmModel]:
+    """Write the model, and return the arguments of vLLM."""
+    if device_type() != config.device.type:
+        raise FailedPrecondition(
+            f"This vLLM computes on {device_type()}, so start the service with --device {device_type()}.",
+            reason="WRONG_DEVICE",
+        )
+    arguments = engine_arguments(Path(folder), config, has_grids=isinstance(half.config, Qwen3VLConfig))
+    return arguments, await asyncio.to_thread(_write_model, Path(folder), half, tokenizer_json, config, tag)
 
 
 def _start(start: Callable[[], VllmClient], tag: str) -> VllmClient:

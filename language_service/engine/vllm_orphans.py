@@ -3,9 +3,12 @@
 vLLM ends them in an orderly stop. After a kill, its scheduler would keep the memory and the accelerator for good.
 """
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 # A program of its own, since nothing of ours runs after a kill. Its input ends with our process.
 _WATCHER = """
@@ -17,6 +20,13 @@ if not sys.stdin.read(1):
         except OSError:
             pass
 """
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Kill processes, also those that have just ended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class OrphanWatcher:

@@ -15,7 +15,10 @@ ELSEWHERE = (
     "vision_service.exporting.triton_model",
     "language_service.kernels.triton_attention",
     "language_service.kernels.triton_kernels",
-    *(f"language_service.engine.{name}" for name in ("vllm", "vllm_client", "vllm_generation", "vllm_opening")),
+    *(
+        f"language_service.engine.{name}"
+        for name in ("vllm", "vllm_client", "vllm_follower", "vllm_generation", "vllm_opening")
+    ),
 )
 # Modules that must load with some extras alone. "" is the plain install, "name.*" a package with all its modules but
 # those of `FURTHER` and `ELSEWHERE`.

@@ -13,6 +13,10 @@ def test_after_too_many_deaths_there_is_no_further_start() -> None:
     assert pauses[MOST:] == [None, None]
 
 
+def test_where_no_start_is_allowed_the_first_death_is_the_last() -> None:
+    assert Restarts(0).pause_s(0.0) is None
+
+
 def test_old_deaths_are_forgotten() -> None:
     """A process may lose its child once a month."""
     restarts = Restarts()
