@@ -10,9 +10,10 @@ def main() -> None:
     require_extras("python -m language_service", "stages")
     from chassis.server import run_service
     from chassis.settings import load_settings
-    from language_service.service import LanguageSettings, open_service
+    from language_service.service import LanguageSettings, open_follower, open_service
 
-    run_service("language", load_settings(LanguageSettings, sys.argv[1:]), open_service)
+    settings = load_settings(LanguageSettings, sys.argv[1:])
+    run_service("language", settings, open_follower if settings.is_follower else open_service)
 
 
 if __name__ == "__main__":

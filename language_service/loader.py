@@ -10,7 +10,7 @@ import torch
 from checkpoint.manifest import TOKENIZER_FILE, read_verified
 from checkpoint.store import ModelStore
 from checkpoint.weights import LoadedHalf, load_half
-from language_service.engine import Engine, EngineConfig, EngineName, open_engine
+from language_service.engine import Engine, EngineConfig, EngineName, Follower, join_engine, open_engine
 from language_service.prompt import PromptLimits
 from language_service.sampling import GrammarCompiler
 from tandem.v1 import model_pb2
@@ -95,6 +95,15 @@ class LanguageLoader:
             limits=limits,
             description=self._describe(half, tokenizer, engine, limits),
         )
+
+    async def follow(self, tag: str) -> Follower:
+        """Load and verify a language half, then join its leader.
+
+        Raises:
+            TandemError: the checkpoint does not exist, has no valid language half, or vLLM cannot join.
+        """
+        half, tokenizer = await asyncio.to_thread(self._read, self.store.folder(tag))
+        return await join_engine(half, self.config, tag=tag, tokenizer_json=tokenizer.decode())
 
     def _read(self, folder: Path) -> tuple[LoadedHalf, bytes]:
         """Return the half and its tokenizer file."""

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.server import Server
@@ -81,8 +81,21 @@ class LanguageSettings(StageSettings):
 
     @field_validator("max_step_tokens")
     @classmethod
+        if not all(isinstance(engine_args.get(name, 0), int) for name in ("nnodes", "node_rank")):
+            raise ValueError("nnodes and node_rank must be integers")
     def _leaves_tokens_for_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
         if max_step_tokens <= info.data.get("max_running", 0):
+    @property
+    def is_follower(self) -> bool:
+        """Whether it computes for vLLM on another machine."""
+        return bool(self.engine_args.get("node_rank", 0) > 0)
+
+    @model_validator(mode="after")
+    def _serves_one_tag_on_several_machines(self) -> Self:
+        if self.engine_args.get("nnodes", 1) > 1 and len(self.tags) != 1:
+            raise ValueError("several machines (nnodes) serve exactly one tag: set --tags")
+        return self
+
             raise ValueError("must be above max_running, because prefill needs the rest")
         return max_step_tokens
 
@@ -96,15 +109,7 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
     Raises:
         TandemError: a model of `settings.tags` could not be loaded.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    loader = LanguageLoader(
-        store=ModelStore(settings.models),
-        engine=settings.engine,
-        config=_engine_config(settings),
-        max_images=settings.max_images,
-        default_max_tokens=settings.default_max_tokens,
-    )
+    loader = _loader(settings)
     models = ModelHost(load=loader.load, health=server.health, service_name=SERVICE_NAME)
     servicer = LanguageServicer(models, segment_timeout_s=settings.segment_timeout_s)
     language_pb2_grpc.add_LanguageServiceServicer_to_server(servicer, server.grpc)
@@ -121,6 +126,35 @@ def _engine_config(settings: LanguageSettings) -> EngineConfig:
     return EngineConfig(
         dtype=settings.dtype,
         device=torch.device(settings.device),
+@asynccontextmanager
+async def open_follower(settings: LanguageSettings, _server: Server) -> AsyncIterator[None]:
+    """Compute for the vLLM of another machine.
+
+    The server answers health checks alone, once the leader can use this machine.
+
+    Raises:
+        TandemError: the model could not be loaded, or vLLM could not join its leader.
+    """
+    [tag] = settings.tags
+    follower = await _loader(settings).follow(tag)
+    try:
+        yield
+    finally:
+        await follower.close()
+
+
+def _loader(settings: LanguageSettings) -> LanguageLoader:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return LanguageLoader(
+        store=ModelStore(settings.models),
+        engine=settings.engine,
+        config=_engine_config(settings),
+        max_images=settings.max_images,
+        default_max_tokens=settings.default_max_tokens,
+    )
+
+
         scheduling=SchedulerConfig(
             block_size=settings.block_size,
             max_running=settings.max_running,

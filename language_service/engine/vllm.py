@@ -18,7 +18,8 @@ from chassis.errors import FailedPrecondition, Internal, InvalidArgument, Resour
 from chassis.vital import vital
 from language_service.engine.interface import EngineConfig, EngineDescription, EngineStats
 from language_service.engine.metrics import EngineMetrics
-from language_service.engine.restarts import Restarts
+from language_service.engine.restarts import MOST, Restarts
+from language_service.engine.vllm_arguments import spans_machines
 from language_service.engine.vllm_client import EngineDied, RequestRefused, VllmClient
 from language_service.engine.vllm_generation import VllmGeneration
 from language_service.engine.vllm_prompt import PromptForm, VllmPrompt
@@ -68,7 +69,8 @@ class VllmEngine:
         self._unusable: TandemError | None = None  # why it takes no requests now
         self._is_closed = False
         self._numbers = itertools.count()
-        self._restarts = Restarts()
+        # The processes of other machines end, too. What supervises them must start all of them together.
+        self._restarts = Restarts(0 if spans_machines(config) else MOST)
         self._context_length = client.context_length
         self._metrics = EngineMetrics(model.tag, self.stats, "vllm")
         self._watching = asyncio.create_task(self._watch())

@@ -239,6 +239,8 @@ def _outcome(call: Any) -> TandemError | None:
         (("--device", "gpu"), "--device"),
         (("--precision", "int3"), "--precision"),
         (("--engine", "other"), "--engine"),
+        (("--engine", "vllm", "--engine-args", '{"nnodes": "2"}'), "nnodes and node_rank"),
+        (("--engine", "vllm", "--engine-args", '{"nnodes": 2}', "--tags", "a-v1.0.0,b-v1.0.0"), "exactly one tag"),
     ],
 )
 def test_a_bad_setting_stops_the_start_with_its_name(
