@@ -27,7 +27,11 @@ class LanguageSettings(StageSettings):
     engine: EngineName = Field(
         "tandem", description="engine that runs the language half: tandem or vllm. One kind for each tag"
     )
-    engine_args: dict[str, Any] = Field({}, description="further arguments of vLLM, as a JSON object")
+    engine_args: dict[str, Any] = Field(
+        {},
+        description="further arguments of vLLM, as a JSON object. With node_rank above 0 the process serves nothing, "
+        "and computes for the machine that leads",
+    )
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="size of each model's KV cache, bytes. Unset uses kv_cache_fraction"
     )
@@ -77,14 +81,10 @@ class LanguageSettings(StageSettings):
     def _belongs_to_vllm(cls, engine_args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if engine_args and info.data.get("engine") != "vllm":
             raise ValueError("only --engine vllm takes further arguments")
-        return engine_args
-
-    @field_validator("max_step_tokens")
-    @classmethod
         if not all(isinstance(engine_args.get(name, 0), int) for name in ("nnodes", "node_rank")):
             raise ValueError("nnodes and node_rank must be integers")
-    def _leaves_tokens_for_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
-        if max_step_tokens <= info.data.get("max_running", 0):
+        return engine_args
+
     @property
     def is_follower(self) -> bool:
         """Whether it computes for vLLM on another machine."""
@@ -96,6 +96,10 @@ class LanguageSettings(StageSettings):
             raise ValueError("several machines (nnodes) serve exactly one tag: set --tags")
         return self
 
+    @field_validator("max_step_tokens")
+    @classmethod
+    def _leaves_tokens_for_prefill(cls, max_step_tokens: int, info: ValidationInfo) -> int:
+        if max_step_tokens <= info.data.get("max_running", 0):
             raise ValueError("must be above max_running, because prefill needs the rest")
         return max_step_tokens
 
@@ -122,10 +126,6 @@ async def open_service(settings: LanguageSettings, server: Server) -> AsyncItera
         await models.close()
 
 
-def _engine_config(settings: LanguageSettings) -> EngineConfig:
-    return EngineConfig(
-        dtype=settings.dtype,
-        device=torch.device(settings.device),
 @asynccontextmanager
 async def open_follower(settings: LanguageSettings, _server: Server) -> AsyncIterator[None]:
     """Compute for the vLLM of another machine.
@@ -155,6 +155,10 @@ def _loader(settings: LanguageSettings) -> LanguageLoader:
     )
 
 
+def _engine_config(settings: LanguageSettings) -> EngineConfig:
+    return EngineConfig(
+        dtype=settings.dtype,
+        device=torch.device(settings.device),
         scheduling=SchedulerConfig(
             block_size=settings.block_size,
             max_running=settings.max_running,
