@@ -19,12 +19,14 @@ pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
 VERSIONS = ("1.31", "1.37")
 CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}
 
-# Components that go together or exclude each other. The canary copies the pods of all others, so it comes last.
-_OTHERS = [name for name in COMPONENTS if name not in (*DELIVERIES, "keda", "hpa", "canary")]
+# Components that go together or exclude each other. The canary copies the pods of all others, so it comes last. So does
+# vllm, which moves the pods of the language service.
+_OTHERS = [name for name in COMPONENTS if name not in (*DELIVERIES, "keda", "hpa", "canary", "vllm")]
 COMBINATIONS = {
     **{name: [name] for name in COMPONENTS},
     **{f"all with {name} and keda": [name, *_OTHERS, "keda", "canary"] for name in DELIVERIES},
     **{f"all with {name} and hpa": [name, *_OTHERS, "hpa", "canary"] for name in DELIVERIES},
+    **{f"all with {name} and vllm": [name, *_OTHERS, "hpa", "vllm"] for name in DELIVERIES},
 }
 
 # Checks of checkov that do not apply, with the reason.
@@ -106,9 +108,16 @@ def test_custom_resources_validate(every_object: Path) -> None:
 
 
 def pods(overlay: str) -> dict[str, dict[str, Any]]:
-    """Return the pods of an overlay by Deployment."""
-    found = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "Deployment"]
-    return {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in found}
+    """Return the pods of an overlay by service."""
+    found = {}
+    for one in objects(build(K8S / "overlays" / overlay)):
+        if one["kind"] == "Deployment":
+            found[one["metadata"]["name"]] = one["spec"]["template"]["spec"]
+        elif one["kind"] == "LeaderWorkerSet":
+            for template in ("leaderTemplate", "workerTemplate"):
+                pod = one["spec"]["leaderWorkerTemplate"][template]
+                found[pod["metadata"]["labels"]["app.kubernetes.io/name"]] = pod["spec"]
+    return found
 
 
 def test_a_canary_differs_from_stable_by_its_tag_alone() -> None:
@@ -146,7 +155,9 @@ def test_every_pod_is_restricted_with_a_read_only_root(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_policy_admits_the_probe_port(overlay: str) -> None:
-    policies = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "NetworkPolicy"]
+    found = [one for one in objects(build(K8S / "overlays" / overlay)) if one["kind"] == "NetworkPolicy"]
+    # The ports between the machines of vLLM have a test of their own.
+    policies = [one for one in found if one["metadata"]["name"] != "language-vllm"]
     admitted = {port["port"] for one in policies for rule in one["spec"].get("ingress", []) for port in rule["ports"]}
     assert 50060 not in admitted
     assert not policies or admitted == {8080, 50050, 50051, 50052, 6379, 4317, 9090}
