@@ -1,8 +1,18 @@
-"""Open the compiled library of a room."""
+"""Call compiled libraries: those of rooms, and C's."""
 
 import ctypes
 from importlib.util import find_spec
 from typing import Any
+
+
+def return_free_memory() -> None:
+    """Return freed memory of C's library to the system.
+
+    Without it, glibc keeps what large messages have taken. Other libraries than glibc have no such call.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def open_native_library(room: str) -> ctypes.CDLL:

@@ -77,16 +77,17 @@ class ReceiveBudget:
     For one event loop.
     """
 
-    def __init__(self, *, max_bytes: int, max_message_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, num_places: int, timeout_s: float, patience_s: float = PATIENCE_S) -> None:
         """Start empty.
 
         Args:
-            max_bytes: room for all messages that arrive at once. There is always room for two.
-            max_message_bytes: largest message.
+            num_places: messages that may arrive at once.
             timeout_s: longest time for one message to arrive, the wait for a place included.
+            patience_s: time that each read has in any case.
         """
-        self.num_places = max(2, max_bytes // max_message_bytes)
+        self.num_places = num_places
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._by_owner: Counter[str] = Counter()  # reads
         self._by_connection: Counter[str] = Counter()
         self._queues: OrderedDict[str, deque[_Attempt]] = OrderedDict()  # by owner, the next turn first
@@ -114,7 +115,7 @@ class ReceiveBudget:
         try:
             async with asyncio.timeout(self._timeout_s) as attempt.timeout:
                 await self._enter(attempt)
-                timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._grow_old, attempt)
+                timer = asyncio.get_running_loop().call_later(self._patience_s, self._grow_old, attempt)
                 try:
                     return await read()
                 finally:

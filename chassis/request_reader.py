@@ -1,6 +1,7 @@
 """Read the requests of RPCs: caller first, then bounded messages."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,11 +12,14 @@ from google.protobuf.message import DecodeError
 from chassis.elements import check_elements
 from chassis.errors import InvalidArgument
 from chassis.metrics import RPC_UNREAD
+from chassis.native_library import return_free_memory
 from chassis.receiving import ReceiveBudget, Sender
 
-# Health checks and reflection are open to strangers. They have places of their own, and small requests.
+# Health checks and reflection are open to strangers. They have a place of their own, and small requests. gRPC takes
+# three times the memory of the largest message while it reads one, so there is one place, and a short turn.
 _PUBLIC_PREFIX = "grpc."
-_NUM_PUBLIC_PLACES = 2
+_NUM_PUBLIC_PLACES = 1
+_PUBLIC_PATIENCE_S = 1.0
 _MAX_PUBLIC_BYTES = 4096
 
 _EOF: object = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the published types
@@ -35,12 +39,13 @@ class RequestReaders:
 
         Args:
             max_message_bytes: largest message.
-            max_receiving_bytes: room for all messages that arrive at once.
+            max_receiving_bytes: room for all messages that arrive at once. There is always room for two.
             receive_timeout_s: longest time for one message to arrive.
         """
-        self._budget, self._public_budget = (
-            ReceiveBudget(max_bytes=max_bytes, max_message_bytes=max_message_bytes, timeout_s=receive_timeout_s)
-            for max_bytes in (max_receiving_bytes, _NUM_PUBLIC_PLACES * max_message_bytes)
+        num_places = max(2, max_receiving_bytes // max_message_bytes)
+        self._budget = ReceiveBudget(num_places=num_places, timeout_s=receive_timeout_s)
+        self._public_budget = ReceiveBudget(
+            num_places=_NUM_PUBLIC_PLACES, timeout_s=receive_timeout_s, patience_s=_PUBLIC_PATIENCE_S
         )
         self._checks: dict[str, CheckCaller] = {}
 
@@ -130,10 +135,28 @@ class RequestReader:
 
         Raises:
             ResourceExhausted, DeadlineExceeded: see `ReceiveBudget.receive`.
+            InvalidArgument: reason 'REQUEST_TOO_LARGE'.
         """
         if self._pauses and not is_first:
             return await context.read()
-        return await self._budget.receive(context.read, sender)
+        read = context.read if self._max_bytes is None else partial(self._read_small, context)
+        return await self._budget.receive(read, sender)
+
+    async def _read_small(self, context: Context) -> Any:
+        """Read a message with a limit of its own.
+
+        A larger one and its memory are gone before the next one is read.
+        """
+        data = await context.read()
+        assert self._max_bytes is not None
+        if data is _EOF or len(data) <= self._max_bytes:
+            return data
+        num_bytes = len(data)
+        del data
+        return_free_memory()
+        raise InvalidArgument(
+            f"The request has {num_bytes} bytes: send at most {self._max_bytes}.", reason="REQUEST_TOO_LARGE"
+        )
 
     def parse(self, data: bytes) -> Any:
         """Return the message of its bytes.
@@ -141,12 +164,8 @@ class RequestReader:
         gRPC itself would answer INTERNAL for a malformed one.
 
         Raises:
-            InvalidArgument: reason 'BAD_MESSAGE', 'REQUEST_TOO_LARGE' or 'TOO_MANY_ELEMENTS'.
+            InvalidArgument: reason 'BAD_MESSAGE' or 'TOO_MANY_ELEMENTS'.
         """
-        if self._max_bytes is not None and len(data) > self._max_bytes:
-            raise InvalidArgument(
-                f"The request has {len(data)} bytes: send at most {self._max_bytes}.", reason="REQUEST_TOO_LARGE"
-            )
         if self._kind is not None:
             check_elements(data, self._kind)
         try:

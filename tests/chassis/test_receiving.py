@@ -52,7 +52,7 @@ async def reads() -> AsyncIterator[Callable[..., Reads]]:
     made: list[Reads] = []
 
     def make(num_places: int, timeout_s: float = 60) -> Reads:
-        made.append(Reads(ReceiveBudget(max_bytes=10 * num_places, max_message_bytes=10, timeout_s=timeout_s)))
+        made.append(Reads(ReceiveBudget(num_places=num_places, timeout_s=timeout_s, patience_s=receiving.PATIENCE_S)))
         return made[-1]
 
     yield make
