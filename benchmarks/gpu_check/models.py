@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from checkpoint.families import Half, LanguageConfig, ModelConfig, TensorSpec, layout
+from checkpoint.compressed_tensors import stored_tensors
+from checkpoint.families import Half, LanguageConfig, ModelConfig, Quantization, Scheme, TensorSpec, layout
 from checkpoint.presets import RESAMPLER_PRESETS
+from checkpoint.rounding import Grid, to_nearest
+
+_GROUP = 32  # inputs that share a scale, with 4 bits a weight
 
 
 class DeviceTensors(Mapping[str, Tensor]):
@@ -52,6 +56,22 @@ def varied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     With the usual scale of new weights, all tokens are about equally likely.
     """
     return {name: tensor if "norm" in name else tensor * 5 for name, tensor in tensors.items()}
+
+
+def low_bit(
+    config: LanguageConfig, tensors: Mapping[str, Tensor], scheme: Scheme
+) -> tuple[LanguageConfig, dict[str, Tensor]]:
+    """Return a decoder with its matrices rounded to few bits."""
+    group = None if scheme == "w8a8" else _GROUP
+    fields = {**config.model_dump(), "quantization": Quantization(scheme=scheme, group=group)}
+    rounded: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2 and ".layers." in name:
+            weight = to_nearest(tensor, Grid(scheme, group or tensor.shape[1]))
+            rounded |= stored_tensors(name.removesuffix(".weight"), weight)
+        else:
+            rounded[name] = tensor
+    return LanguageConfig.model_validate(fields), rounded
 
 
 def _std(spec: TensorSpec) -> float:

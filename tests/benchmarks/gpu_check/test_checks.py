@@ -109,9 +109,24 @@ def test_first_tokens_are_timed_in_one_process_without_the_stack(
     assert (found["in one process, no gRPC, first token, p99 at 2 callers"].value or 0) > 0
 
 
-def test_low_bit_weights_are_reported(tmp_path: Path, writer: RowWriter) -> None:
+def test_decoders_with_few_bits_are_compared_and_timed(tmp_path: Path, writer: RowWriter) -> None:
     low_bit.run(TINY, writer)
-    assert "bfloat16" in rows(tmp_path)["INT8 and INT4 weights"].note
+    found = rows(tmp_path)
+    for scheme in ("w8a8", "w4a16", "w4a8"):
+        assert found[f"{scheme}, error of logits"].met
+    bytes_of = {
+        scheme: found[f"tiny, {scheme} scheme, decode of 1 sequence"].note for scheme in ("no", "w8a8", "w4a16", "w4a8")
+    }
+    assert len(set(bytes_of.values())) > 1
+
+
+def test_wrong_logits_of_few_bits_miss_the_aim(
+    tmp_path: Path, writer: RowWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = iter(float(step) for step in range(6))
+    monkeypatch.setattr(low_bit, "_logits", lambda _runner: torch.full((1, 5), 1.0 + next(wrong)))
+    low_bit.run(TINY, writer)
+    assert [row.met for row in rows(tmp_path).values() if row.aim] == [False, False, False]
 
 
 def test_device_tensors_have_the_layout_and_depend_on_names_only() -> None:

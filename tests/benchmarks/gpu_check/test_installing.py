@@ -86,5 +86,5 @@ def test_the_command_writes_results_and_prints_a_table(tmp_path: Path, capsys: p
     assert main(["--no-install", "--sizes", "tiny", "--only", "low_bit", "--json", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "low_bit: done" in shown
-    assert "INT8 and INT4 weights" in shown
+    assert "w4a16, error of logits" in shown
     assert '"low_bit"' in path.read_text()
