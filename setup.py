@@ -30,7 +30,7 @@ AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-DTANDEM_TILES"]
 # the standard library in several, it takes the first, and that one runs everywhere.
 SETS = {
     "x86_64": {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16, "amx": AMX},
-    "aarch64": {"neon": []},
+    "aarch64": {"neon": [], "neonbf16": ["-march=armv8.2-a+dotprod+bf16+i8mm"]},
 }
 
 

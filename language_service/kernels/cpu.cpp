@@ -9,6 +9,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace {
@@ -60,7 +62,17 @@ bool can_run(const char* set) {
 
 #elif defined(__aarch64__)
 
-bool can_run(const char* set) { return !std::strcmp(set, "neon"); }  // part of every such processor
+bool can_run(const char* set) {
+  if (!std::strcmp(set, "neon")) return true;  // part of every such processor
+  if (std::strcmp(set, "neonbf16")) return false;
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1 << 20, kBytes = 1 << 13, kBf16 = 1 << 14;  // of Linux's HWCAP and HWCAP2
+  const unsigned long second = getauxval(AT_HWCAP2);
+  return getauxval(AT_HWCAP) & kDotProducts && second & kBytes && second & kBf16;
+#else
+  return false;
+#endif
+}
 
 #else
 

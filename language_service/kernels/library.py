@@ -14,7 +14,7 @@ from torch import Tensor
 from chassis.native_library import find_functions, open_native_library
 from checkpoint.families import LanguageConfig
 
-SetName = Literal["amx", "avx512bf16", "avx512", "avx2", "neon"]
+SetName = Literal["amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neon"]
 SETS: tuple[SetName, ...] = get_args(SetName)  # the fastest first
 
 _MAX_GROUP = 96  # attention.cpp's kMaxRows

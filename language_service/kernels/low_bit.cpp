@@ -9,12 +9,18 @@
 #else
 #include "low_bit_plain.h"
 #endif
+#if defined(TANDEM_TILES) || defined(__ARM_FEATURE_MATMUL_INT8)
+#include "low_bit_products.h"
+#endif
 
 using namespace tandem;
 
 extern "C" void ENTRY(low_bit)(const LowBit* weight, const bf16* x, const bf16* residual, void* out, long num_rows,
                                int float_out, int num_threads) {
   const LowBitRows rows{x, residual, out, num_rows, float_out != 0};
+#if defined(TANDEM_TILES) || defined(__ARM_FEATURE_MATMUL_INT8)
+  if (multiply_by_products(*weight, rows, num_threads)) return;
+#endif
   switch (weight->scheme) {
     case kW8A8: return multiply_w8a8<LowBitProducts>(*weight, rows, num_threads);
     case kW4A16: return multiply_w4a16<LowBitProducts>(*weight, rows, num_threads);

@@ -115,27 +115,43 @@ void multiply_piece(const std::int8_t* x, long stride, long num_rows, const std:
   }
 }
 
+// One panel of 8 bits.
+struct BytePanel {
+  const std::int8_t* columns;
+  const float* scales;
+  const std::int32_t* sums;
+
+  BytePanel(const LowBit& weight, long panel, long quads)
+      : columns(reinterpret_cast<const std::int8_t*>(weight.panels) + panel * (quads + 2) * kQuadBytes),
+        scales(reinterpret_cast<const float*>(columns + quads * kQuadBytes)),
+        sums(reinterpret_cast<const std::int32_t*>(scales + kColumns)) {}
+};
+
+// Scales the sums of a block of rows and one panel of 8 bits, and stores the results.
+void finish_w8a8(const LowBit& weight, const LowBitRows& rows, long first, long num_rows, long panel,
+                 const std::int32_t* sums, const float* column_scales, const float* row_scales) {
+  for (long row = 0; row < num_rows; ++row) {
+    float values[kColumns];
+    for (long i = 0; i < kColumns; ++i) values[i] = static_cast<float>(sums[row * kColumns + i]) * column_scales[i];
+    finish(weight, rows, first + row, panel, values, row_scales[first + row]);
+  }
+}
+
 template <class Set>
 void multiply_w8a8(const LowBit& weight, const LowBitRows& rows, int num_threads) {
   const Rounded rounded = round_rows(rows, weight.width, Set::kShiftsRows ? 0x80 : 0, num_threads);
-  const long quads = rounded.stride / 4, panel_bytes = quads * kQuadBytes + 2 * kQuadBytes;
-  split_evenly(num_threads, (weight.num_columns + kColumns - 1) / kColumns, [&](long panel) {
+  const long quads = rounded.stride / 4;
+  split_evenly(num_threads, (weight.num_columns + kColumns - 1) / kColumns, [&](long index) {
     alignas(64) std::int32_t sums[kMaxRows * kColumns];
-    const auto* columns = reinterpret_cast<const std::int8_t*>(weight.panels) + panel * panel_bytes;
-    const auto* scales = reinterpret_cast<const float*>(columns + quads * kQuadBytes);
-    const auto* column_sums = reinterpret_cast<const std::int32_t*>(scales + kColumns);
+    const BytePanel panel(weight, index, quads);
     for (long first = 0; first < rows.num_rows; first += kMaxRows) {
       const long num_rows = std::min(kMaxRows, rows.num_rows - first);
       for (long i = 0; i < num_rows * kColumns; ++i)
-        sums[i] = Set::kShiftsRows ? -128 * column_sums[i % kColumns] : 0;  // x + 128 adds 128 times these
+        sums[i] = Set::kShiftsRows ? -128 * panel.sums[i % kColumns] : 0;  // x + 128 adds 128 times these
       for (long quad = 0; quad < quads; quad += kPiece)
         multiply_piece<Set>(rounded.values.get() + first * rounded.stride + 4 * quad, rounded.stride, num_rows,
-                            columns + quad * kQuadBytes, std::min(kPiece, quads - quad), sums);
-      for (long row = 0; row < num_rows; ++row) {
-        float values[kColumns];
-        for (long i = 0; i < kColumns; ++i) values[i] = static_cast<float>(sums[row * kColumns + i]) * scales[i];
-        finish(weight, rows, first + row, panel, values, rounded.scales[first + row]);
-      }
+                            panel.columns + quad * kQuadBytes, std::min(kPiece, quads - quad), sums);
+      finish_w8a8(weight, rows, first, num_rows, index, sums, panel.scales, rounded.scales.get());
     }
   });
 }

@@ -1,5 +1,7 @@
 // Products on the tiles of AMX. A panel is read as it is: 16 pairs of 16 columns are a tile, 256 bytes from pair to pair.
 //
+// Rows and panels of signed bytes have the same form, with four bytes in place of two numbers. Their sums are integers.
+//
 // A matrix of M rows takes T = ceil(M / 16) tiles of R = ceil(M / T) rows, so that one configuration serves a call. The
 // sums of a row do not depend on T, R or the other rows. So its result is the same, bit by bit, in every batch.
 #pragma once
@@ -33,14 +35,15 @@ inline long tile_height(long num_rows) {
 }
 
 // Prepares a thread for products of blocks of a matrix of `num_rows` rows, as long as it exists. Tiles 0 to 3 hold sums,
-// 4 and 5 rows, 6 and 7 columns.
+// 4 and 5 rows, 6 and 7 columns. Steps along K may be shorter than 16 pairs.
 class Products {
  public:
-  explicit Products(long num_rows) : height_(tile_height(num_rows)) {
+  explicit Products(long num_rows, long step_pairs = kStepPairs) : height_(tile_height(num_rows)) {
     TileShapes shapes;
     std::fill_n(shapes.row_bytes, 8, 64);
+    std::fill_n(shapes.row_bytes + 4, 2, 4 * step_pairs);
     std::fill_n(shapes.rows, 6, height_);
-    std::fill_n(shapes.rows + 6, 2, kStepPairs);
+    std::fill_n(shapes.rows + 6, 2, step_pairs);
     configure_tiles(shapes);
   }
   ~Products() { release_tiles(); }
@@ -71,10 +74,10 @@ struct Rows {
     return made;
   }
 
-  // Returns the part that starts at a row and a pair along K, both where a tile starts.
+  // Returns the part that starts at a row, where a tile starts, and a pair along K, where a step starts.
   Rows from(long row, long pair) const {
     Rows part = *this;
-    part.first += row / height * tile + pair / kStepPairs * step;
+    part.first += row / height * tile + pair / kStepPairs * step + pair % kStepPairs * 2;
     return part;
   }
 };
@@ -89,15 +92,16 @@ struct Ahead {
   }
 };
 
-template <int Sums, int Columns, int Rows>
+template <class Sum, int Sums, int Columns, int Rows>
 inline void load_and_multiply(const bf16* columns) {
   load_tile<Columns>(columns, kPairStride * sizeof(bf16));
-  multiply_tiles<Sums, Rows, Columns>();
+  multiply_tiles<Sum, Sums, Rows, Columns>();
 }
 
 // Computes two tiles of rows times 32 columns.
-inline void two_by_two(const Rows& rows, const bf16* piece, long steps, float* sums, Ahead& ahead) {
-  float* const below = sums + rows.height * kPanel;
+template <class Sum>
+inline void two_by_two(const Rows& rows, const bf16* piece, long steps, Sum* sums, Ahead& ahead) {
+  Sum* const below = sums + rows.height * kPanel;
   const long row_bytes = rows.stride * sizeof(bf16), column_bytes = kPairStride * sizeof(bf16);
   load_tile<0>(sums, kSumBytes), load_tile<1>(sums + 16, kSumBytes);
   load_tile<2>(below, kSumBytes), load_tile<3>(below + 16, kSumBytes);
@@ -107,60 +111,64 @@ inline void two_by_two(const Rows& rows, const bf16* piece, long steps, float* s
     load_tile<6>(b, column_bytes);
     load_tile<4>(a, row_bytes);
     ahead.fetch();
-    multiply_tiles<0, 4, 6>();
+    multiply_tiles<Sum, 0, 4, 6>();
     load_tile<7>(b + 2 * 16, column_bytes);
     ahead.fetch();
-    multiply_tiles<1, 4, 7>();
+    multiply_tiles<Sum, 1, 4, 7>();
     load_tile<5>(a + rows.tile, row_bytes);
     ahead.fetch();
-    multiply_tiles<2, 5, 6>();
+    multiply_tiles<Sum, 2, 5, 6>();
     ahead.fetch();
-    multiply_tiles<3, 5, 7>();
+    multiply_tiles<Sum, 3, 5, 7>();
   }
   store_tile<0>(sums, kSumBytes), store_tile<1>(sums + 16, kSumBytes);
   store_tile<2>(below, kSumBytes), store_tile<3>(below + 16, kSumBytes);
 }
 
 // Computes one tile of rows times 64 columns.
-inline void one_by_four(const Rows& rows, const bf16* piece, long steps, float* sums, Ahead& ahead) {
+template <class Sum>
+inline void one_by_four(const Rows& rows, const bf16* piece, long steps, Sum* sums, Ahead& ahead) {
   const long row_bytes = rows.stride * sizeof(bf16);
   load_tile<0>(sums, kSumBytes), load_tile<1>(sums + 16, kSumBytes);
   load_tile<2>(sums + 32, kSumBytes), load_tile<3>(sums + 48, kSumBytes);
   for (long step = 0; step < steps; ++step) {
     const bf16* const b = piece + step * kStepPairs * kPairStride;
     load_tile<4>(rows.first + step * rows.step, row_bytes);
-    load_and_multiply<0, 6, 4>(b);
+    load_and_multiply<Sum, 0, 6, 4>(b);
     ahead.fetch();
-    load_and_multiply<1, 7, 4>(b + 2 * 16);
+    load_and_multiply<Sum, 1, 7, 4>(b + 2 * 16);
     ahead.fetch();
-    load_and_multiply<2, 6, 4>(b + 2 * 32);
+    load_and_multiply<Sum, 2, 6, 4>(b + 2 * 32);
     ahead.fetch();
-    load_and_multiply<3, 7, 4>(b + 2 * 48);
+    load_and_multiply<Sum, 3, 7, 4>(b + 2 * 48);
     ahead.fetch();
   }
   store_tile<0>(sums, kSumBytes), store_tile<1>(sums + 16, kSumBytes);
   store_tile<2>(sums + 32, kSumBytes), store_tile<3>(sums + 48, kSumBytes);
 }
 
-inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, float* sums, Ahead& ahead) {
-  const long num_tiles = (num_rows + rows.height - 1) / rows.height, steps = pairs / kStepPairs;
+template <class Sum>
+inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums, Ahead& ahead) {
+  const long num_tiles = (num_rows + rows.height - 1) / rows.height, steps = (pairs + kStepPairs - 1) / kStepPairs;
   for (long tile = 0; tile < num_tiles; tile += 2) {
     const Rows part = rows.from(tile * rows.height, 0);
-    float* const to = sums + tile * rows.height * kPanel;
+    Sum* const to = sums + tile * rows.height * kPanel;
     if (tile + 1 == num_tiles) return one_by_four(part, piece, steps, to, ahead);
     two_by_two(part, piece, steps, to, ahead);
     two_by_two(part, piece + 2 * 32, steps, to + 32, ahead);
   }
 }
 
-// Computes sums[num_rows][64] += rows x piece[pairs][64][2]. `pairs` is a multiple of 16. Sums and rows are padded.
-inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, float* sums) {
+// Computes sums[num_rows][64] += rows x piece[pairs][64][2]. `pairs` are whole steps. Sums and rows are padded.
+template <class Sum>
+inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   Ahead nothing{};
   multiply(rows, num_rows, piece, pairs, sums, nothing);
 }
 
 // Does the same and prefetches the piece after this one: 64 lines a step, which the tiles of rows share.
-inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, float* sums) {
+template <class Sum>
+inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   const char* const next = reinterpret_cast<const char*>(piece + pairs * kPairStride);
   const long num_tiles = (num_rows + rows.height - 1) / rows.height;
   Ahead ahead{next, next + pairs * kPairStride * sizeof(bf16), (16 + num_tiles - 1) / num_tiles};

@@ -13,7 +13,7 @@ constexpr long kRows = 192;  // most rows of a block
 // Prepares a thread for products of blocks of a matrix.
 class Products {
  public:
-  explicit Products(long) {}
+  explicit Products(long /*num_rows*/, long /*step_pairs*/ = 0) {}
 
   long block_rows() const { return kRows; }
   long padded(long num_rows) const { return num_rows; }  // rows that sums need memory for
@@ -31,14 +31,16 @@ struct Rows {
 };
 
 // Computes sums[num_rows][64] += rows x piece[pairs][64][2].
-inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, float* sums) {
+template <class Sum>
+inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   for (long row = 0; row < num_rows; row += kTileRows)
     tile<0>(std::min(kTileRows, num_rows - row), rows.first + row * rows.stride, rows.stride, piece, pairs,
             sums + row * kPanel, nullptr);
 }
 
 // Does the same and prefetches the piece after this one.
-inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, float* sums) {
+template <class Sum>
+inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   const char* ahead = reinterpret_cast<const char*>(piece + pairs * kPairStride);
   const long num_tiles = (num_rows + kTileRows - 1) / kTileRows;
   // Lines to prefetch per tile, of 4 per pair: the tiles share the work.
@@ -46,7 +48,7 @@ inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* p
   for (long index = 0; index < num_tiles; ++index) {
     const long row = num_rows * index / num_tiles, count = num_rows * (index + 1) / num_tiles - row;
     const bf16* a = rows.first + row * rows.stride;
-    float* c = sums + row * kPanel;
+    Sum* c = sums + row * kPanel;
     const char* from = ahead + index * lines * pairs * kLine;
     if (index * lines >= 4)
       tile<0>(count, a, rows.stride, piece, pairs, c, nullptr);

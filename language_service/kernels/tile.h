@@ -12,6 +12,8 @@
 
 #if defined(__AVX512BF16__)
 #include "tile_bf16.h"
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(__ARM_FEATURE_MATMUL_INT8)
+#include "tile_mmla.h"
 #else
 #include "tile_fma.h"
 #endif
@@ -20,8 +22,8 @@ namespace tandem::inline TANDEM_SET {
 
 // Computes sums[num_rows][64] += rows[num_rows][2 * pairs] x panel[pairs][64][2] for 1 to 6 rows. Prefetches `Lines`
 // cache lines of `ahead` per pair.
-template <int Lines>
-inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, float* sums,
+template <int Lines, class Sum>
+inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums,
                  const char* ahead) {
   switch (num_rows) {
     case 1: return tile<1, Lines>(rows, stride, panel, pairs, sums, ahead);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace tandem::inline TANDEM_SET {
 
@@ -29,10 +30,13 @@ inline void store_tile(void* to, long stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(Tile) : "memory");
 }
 
-// Adds the product of `Rows` and `Columns` to `Sums`.
-template <int Sums, int Rows, int Columns>
+// Adds the product of `Rows` and `Columns` to `Sums`: of bfloat16 to sums of float, of signed bytes to sums of integers.
+template <class Sum, int Sums, int Rows, int Columns>
 inline void multiply_tiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Columns));
+  if constexpr (std::is_same_v<Sum, float>)
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Columns));
+  else
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Columns));
 }
 
 }  // namespace tandem::inline TANDEM_SET

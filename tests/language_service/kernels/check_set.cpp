@@ -1,50 +1,15 @@
 // Compares the kernels of one instruction set with slow sums in double, where no Python can run: on emulated processors.
 // Prints the sets that the processor can run, then a line for each operation. Exits with 1 after a difference.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-#include <vector>
-
-#include "kernels.h"
-#include "panel.h"
+#include "check.h"
 
 extern "C" int tandem_can_run(const char* set);
 
-namespace {
-
-using tandem::bf16;
-using Matrix = std::vector<bf16>;
-
-constexpr double kRounding = 1.0 / 256;  // relative error of a bfloat16
-std::mt19937 generator(1);
 bool failed = false;
 
-double wide(bf16 x) {
-  const std::uint32_t bits = std::uint32_t{x} << 16;
-  float made;
-  std::memcpy(&made, &bits, sizeof made);
-  return made;
-}
+namespace {
 
-Matrix random(long count) {
-  std::normal_distribution<float> normal;
-  Matrix made(count);
-  for (bf16& x : made) {
-    const float value = normal(generator);
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    x = static_cast<bf16>(bits >> 16);
-  }
-  return made;
-}
-
-void expect(bool fine, const char* name, double found, double expected) {
-  if (!fine && !failed) std::printf("%s: %g instead of %g\n", name, found, expected);
-  failed |= !fine;
-}
+constexpr double kRounding = 1.0 / 256;  // relative error of a bfloat16
 
 void expect_near(const char* name, double found, double expected, double scale) {
   expect(std::abs(found - expected) <= kRounding * std::abs(expected) + 1e-4 * scale, name, found, expected);
@@ -169,7 +134,7 @@ void check_attention(long heads, long kv_heads, long size, long num_new) {
 }  // namespace
 
 int main() {
-  for (const char* set : {"amx", "avx512bf16", "avx512", "avx2", "neon"})
+  for (const char* set : {"amx", "avx512bf16", "avx512", "avx2", "neonbf16", "neon"})
     if (tandem_can_run(set)) std::puts(set);
   for (const int num_threads : {1, 2}) {
     check_linear(32, 1, num_threads);
@@ -184,5 +149,7 @@ int main() {
   check_attention(6, 2, 96, 40);
   check_attention(5, 1, 128, 21);
   std::puts("attention");
+  for (const int num_threads : {1, 2}) check_low_bit(num_threads);
+  std::puts("low_bit");
   return failed;
 }

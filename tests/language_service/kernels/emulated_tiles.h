@@ -1,4 +1,4 @@
-// The tiles of AMX in plain C++, by the pseudo-code of TDPBF16PS (Intel 64 and IA-32 Architectures Software Developer's
+// The tiles of AMX in plain C++, by the pseudo-code of TDPBF16PS and TDPBSSD (Intel 64 and IA-32 Architectures Software Developer's
 // Manual, volume 2), to run the kernels on processors without them. In place of tile_registers.h.
 #pragma once
 
@@ -66,24 +66,31 @@ inline float wide(std::uint16_t x) {
   return flushed(made);
 }
 
-template <int Sums, int Rows, int Columns>
+inline void add_products(float& sum, const char* row, const char (*columns)[64], int n, int num_pairs) {
+  const auto* a = reinterpret_cast<const std::uint16_t*>(row);
+  float even = 0, odd = 0;
+  for (int k = 0; k < num_pairs; ++k) {
+    const auto* b = reinterpret_cast<const std::uint16_t*>(columns[k]);
+    even = flushed(std::fma(wide(a[2 * k]), wide(b[2 * n]), even));
+    odd = flushed(std::fma(wide(a[2 * k + 1]), wide(b[2 * n + 1]), odd));
+  }
+  sum = flushed(flushed(sum) + flushed(even + odd));
+}
+
+inline void add_products(std::int32_t& sum, const char* row, const char (*columns)[64], int n, int num_quads) {
+  for (int k = 0; k < 4 * num_quads; ++k)
+    sum += static_cast<std::int8_t>(row[k]) * static_cast<std::int8_t>(columns[k / 4][4 * n + k % 4]);
+}
+
+template <class Sum, int Sums, int Rows, int Columns>
 inline void multiply_tiles() {
   const TileShapes& shapes = tiles.shapes;
   require(tiles.configured && shapes.rows[Sums] == shapes.rows[Rows] && shapes.rows[Columns] * 4 == shapes.row_bytes[Rows],
           "the shapes do not fit");
-  for (int m = 0; m < shapes.rows[Sums]; ++m) {
-    auto* sums = reinterpret_cast<float*>(tiles.data[Sums][m]);
-    const auto* a = reinterpret_cast<const std::uint16_t*>(tiles.data[Rows][m]);
-    for (int n = 0; n < shapes.row_bytes[Sums] / 4; ++n) {
-      float even = 0, odd = 0;
-      for (int k = 0; k < shapes.rows[Columns]; ++k) {
-        const auto* b = reinterpret_cast<const std::uint16_t*>(tiles.data[Columns][k]);
-        even = flushed(std::fma(wide(a[2 * k]), wide(b[2 * n]), even));
-        odd = flushed(std::fma(wide(a[2 * k + 1]), wide(b[2 * n + 1]), odd));
-      }
-      sums[n] = flushed(flushed(sums[n]) + flushed(even + odd));
-    }
-  }
+  for (int m = 0; m < shapes.rows[Sums]; ++m)
+    for (int n = 0; n < shapes.row_bytes[Sums] / 4; ++n)
+      add_products(reinterpret_cast<Sum*>(tiles.data[Sums][m])[n], tiles.data[Rows][m], tiles.data[Columns], n,
+                   shapes.rows[Columns]);
 }
 
 }  // namespace tandem::inline TANDEM_SET
