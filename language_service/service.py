@@ -43,8 +43,8 @@ class LanguageSettings(StageSettings):
     )
     kernels: KernelName = Field(
         "auto",
-        description="kernels of the decoder: those of an instruction set (amx, avx512bf16, avx512, avx2, neon), which "
-        "compute bfloat16, plain for torch's, or auto for the fastest",
+        description="kernels of the decoder: those of an instruction set (amx, avx512bf16, avx512, avx2, neonbf16, "
+        "neon), which compute bfloat16, plain for torch's, or auto for the fastest",
     )
     decode_attention: AttentionName = Field(
         "auto",
