@@ -10,6 +10,9 @@ All engines decode the same weights: Qwen3 0.6B's shape, random, in bfloat16. Th
 ignore the end of sequence. Each engine runs in a process of its own (`benchmarks/peers/protocol.py`). In every round
 the engines take turns on each workload, so a change of the machine's speed affects all of them.
 
+Steps of our engine are compared with their limits: reading, and arithmetic, whichever takes longer on this machine
+(`benchmarks/peers/limits.py`).
+
 A slow peer cannot be the best and would take most of the time. So a peer that is far slower than another in the first
 round of a workload skips the other rounds, and a very slow one also skips larger batches. The script measures the read
 bandwidth before every round.
@@ -30,17 +33,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.peers.checkpoints import SHAPE, make_checkpoints
-from benchmarks.peers.comparison import Comparison, Results
+from benchmarks.peers.comparison import STEPS, Comparison, Results
 from benchmarks.peers.engines import ENGINES, THREADS, EngineKind
 from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.workloads import BATCHES, PREFILL, Workload
-from benchmarks.tools.machine import matmul_peak, processor_name, read_bandwidth
+from benchmarks.tools.machine import matmul_peak, read_bandwidth
+from benchmarks.tools.processor import processor_name
 from benchmarks.tools.report import Report, parse_arguments
 from language_service.kernels import KernelName, choose_kernels
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes of a step, with 128 tokens of context
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)  # context lengths of a step with one sequence
-STEPS = 12
+NUM_STEPS = 12
 
 
 def compare(comparison: Comparison, workloads: Sequence[Workload], rounds: int, end_s: float) -> None:
@@ -69,9 +73,11 @@ def measure_step_times(comparison: Comparison, rounds: int) -> None:
     """Measure our engine's step time over batch size and context."""
     points = [*((count, CONTEXTS[0]) for count in SEQUENCES), *((1, context) for context in CONTEXTS[1:])]
     with Progress(console=Console(stderr=True)) as progress:
-        for _ in progress.track(range(rounds + 1), description="steps"):
+        for _ in progress.track(range(rounds + 1), description=STEPS):
+            comparison.results.read_bandwidth.setdefault(STEPS, []).append(read_bandwidth(repetitions=3))
+            comparison.results.matmul_peaks.append(matmul_peak(torch.bfloat16))
             for num_sequences, context in points:
-                comparison.step(num_sequences, context, STEPS)
+                comparison.step(num_sequences, context, NUM_STEPS)
     for samples in comparison.results.step_s.values():
         del samples[0]  # includes the prefill, which is cached in later rounds
 
@@ -116,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (1 if options.quick else 5)
     with ExitStack() as stack:
         comparison = Comparison(kinds, options.checkpoints.absolute(), stack)
-        comparison.results.matmul_peak = matmul_peak(torch.bfloat16)
+        comparison.results.matmul_peaks.append(matmul_peak(torch.bfloat16))
         compare(comparison, [*BATCHES[:2], PREFILL], rounds, end_s)
         compare_shared_prefix(comparison, rounds)
         if not options.quick:

@@ -19,6 +19,7 @@ from benchmarks.peers.workloads import (
 )
 
 OURS = "tandem"  # the engine of the step measurements
+STEPS = "steps"  # the key of their read bandwidth
 SKIP_BELOW = 0.6  # share of the best peer's speed: a slower peer skips the workload's other rounds
 STOP_BELOW = 0.35  # a slower peer skips larger workloads too
 
@@ -34,8 +35,8 @@ class Results:
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)  # by workload and engine
     shared: dict[str, list[SharedPrefix]] = field(default_factory=dict)  # by engine
     step_s: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # of our engine, by sequences and context
-    read_bandwidth: dict[str, list[float]] = field(default_factory=dict)  # bytes/s, before each round of a workload
-    matmul_peak: float = 0.0  # bfloat16, FLOP/s
+    read_bandwidth: dict[str, list[float]] = field(default_factory=dict)  # bytes/s, before each round, by workload
+    matmul_peaks: list[float] = field(default_factory=list)  # bfloat16, FLOP/s
 
 
 class Comparison:

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.peers.checkpoints import CACHE_BYTES_PER_TOKEN, WEIGHT_BYTES
-from benchmarks.peers.comparison import Results
+from benchmarks.peers.comparison import STEPS, Results
 from benchmarks.peers.engines import ENGINES
+from benchmarks.peers.limits import Limits
 from benchmarks.peers.workloads import BATCHES, PREFILL, Sample, Workload
 from benchmarks.tools.report import Report
 
 AIMS = {"tandem": 1.0, "tandem gRPC": 0.95}  # our engine -> speed relative to the best peer
 BANDWIDTH_AIM = 0.85  # share of the read bandwidth, with one sequence
 SHARED_AIM = 0.90  # share of the time to first token that a cached prefix saves
-LINEARITY_AIM = 0.10  # largest deviation of a step time above the linear fit, as share of the step time
+LIMIT_AIM = 1.25  # step time relative to the larger limit
 _STEP_CONTEXT = 128  # tokens of context per sequence, in the figures over the number of sequences
 
 Value = Callable[[Sample], float]
@@ -42,6 +42,7 @@ def fill(report: Report, results: Results) -> None:
         "shared_prefix": _plain(results.shared),
         "step_s": [{"sequences": key[0], "context": key[1], "s": taken} for key, taken in results.step_s.items()],
         "read_bandwidth": results.read_bandwidth,
+        "matmul_peaks": results.matmul_peaks,
     }
 
 
@@ -103,7 +104,7 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Value) -> fl
 def _add_bandwidth(report: Report, results: Results) -> None:
     everything = [value for values in results.read_bandwidth.values() for value in values]
     report.add("read bandwidth", statistics.median(everything) / 1e9, "GB/s")
-    report.add("bfloat16 matrix products", results.matmul_peak / 1e12, "TFLOP/s")
+    report.add("bfloat16 matrix products", statistics.median(results.matmul_peaks) / 1e12, "TFLOP/s")
     alone = BATCHES[0]
     # A step reads all weights, and the keys and values of the prompt and (on average) half of the answer.
     step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
@@ -127,43 +128,29 @@ def _add_shared_prefix(report: Report, results: Results) -> None:
 
 
 def _add_steps(report: Report, results: Results) -> None:
-    """Add step times over sequences and context, and their linearity."""
-    costs = {key: 1000 * statistics.median(taken) for key, taken in results.step_s.items()}
-    by_sequences = {count: cost for (count, context), cost in costs.items() if context == _STEP_CONTEXT}
-    by_context = {context: cost for (count, context), cost in costs.items() if count == 1}
-    for axis, points in (("sequences", by_sequences), ("context", by_context)):
-        for size, cost in points.items():
-            report.add(f"step time, {axis} {size}", cost, "ms")
-    # Below about 8 sequences a step is bound by reading the weights, above by arithmetic. So there are two lines.
-    large = {count: cost for count, cost in by_sequences.items() if count >= 8}
-    ranges = (("over sequences", by_sequences), ("from 8 sequences on", large), ("over context", by_context))
-    for name, points in ranges:
-        if len(points) > 2:
-            above = _above_linear_fit(points)
-            aim, met = f"at most {100 * LINEARITY_AIM:g}", above <= LINEARITY_AIM
-            report.add(f"step time {name}, above linear fit", 100 * above, "%", aim=aim, met=met)
-    if len(by_sequences) > 2:
-        roofline = {count: _roofline_step_s(results, count) for count in by_sequences}
-        report.add("roofline step time over sequences, above linear fit", 100 * _above_linear_fit(roofline), "%")
+    """Add step times over sequences and context, and their limits."""
+    limits = _limits(results)
+    aim = f"at most {LIMIT_AIM:g}"
+    for (count, context), taken in sorted(results.step_s.items()):
+        cost_s, name = statistics.median(taken), f"step time, {_plural(count, 'sequence')} of {context}"
+        report.add(name, 1000 * cost_s, "ms")
+        ratio = cost_s / limits.step_s(count, context)
+        reads = limits.reading_s(count, context) >= limits.arithmetic_s(count, context)
+        bound = "read bandwidth" if reads else "matrix products"
+        report.add(f"{name} / limit by {bound}", ratio, "x", aim=aim, met=ratio <= LIMIT_AIM)
 
 
-def _roofline_step_s(results: Results, num_sequences: int) -> float:
-    """Return a step's least time with perfect overlap, seconds.
-
-    Reading and arithmetic each run at the speed measured for it alone (the roofline of Williams, Waterman and
-    Patterson, 2009).
-    """
-    bandwidth = statistics.median(value for values in results.read_bandwidth.values() for value in values)
-    cache_bytes = num_sequences * _STEP_CONTEXT * CACHE_BYTES_PER_TOKEN
-    num_operations = WEIGHT_BYTES * num_sequences  # two for each weight of two bytes
-    return max((WEIGHT_BYTES + cache_bytes) / bandwidth, num_operations / results.matmul_peak)
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _above_linear_fit(points: Mapping[int, float]) -> float:
-    """Return the largest deviation above the linear fit, a share."""
-    sizes, costs = np.array(list(points)), np.array(list(points.values()))
-    slope, start = np.polyfit(sizes, costs, 1)
-    return float(np.max((costs - (start + slope * sizes)) / costs))
+def _limits(results: Results) -> Limits:
+    """Return the limits while the steps were measured."""
+    everything = [value for values in results.read_bandwidth.values() for value in values]
+    return Limits(
+        read_bandwidth=statistics.median(results.read_bandwidth.get(STEPS, everything)),
+        matmul_peak=statistics.median(results.matmul_peaks),
+    )
 
 
 def _add_agreement(report: Report, results: Results) -> None:
@@ -184,7 +171,10 @@ def _add_agreement(report: Report, results: Results) -> None:
 
 
 def plot(axes: Axes, results: Results) -> None:
-    """Plot tokens/s over the number of sequences, per engine."""
+    """Plot tokens/s over the number of sequences, per engine.
+
+    Steps are plotted with both their limits.
+    """
     for kind in ENGINES:
         points = {
             workload.num_prompts: statistics.median(map(rate_of(workload), results.samples[workload.name][kind.name]))
@@ -194,5 +184,20 @@ def plot(axes: Axes, results: Results) -> None:
         if points:
             style = "o-" if kind.is_ours else "o--"
             axes.plot(list(points), list(points.values()), style, label=kind.name)
+    _plot_steps(axes, results)
     axes.set(xlabel="sequences at once, 128 tokens in and 64 out", ylabel="tokens/s", xscale="log", yscale="log")
     axes.legend()
+
+
+def _plot_steps(axes: Axes, results: Results) -> None:
+    steps = {count: taken for (count, context), taken in sorted(results.step_s.items()) if context == _STEP_CONTEXT}
+    if not steps:
+        return
+    counts, limits = list(steps), _limits(results)
+    axes.plot(counts, [count / statistics.median(steps[count]) for count in counts], "s-", label="tandem, steps alone")
+    for name, marker, limit_s in (
+        ("read bandwidth", "", limits.reading_s),
+        ("matrix products", "x", limits.arithmetic_s),
+    ):
+        rates = [count / limit_s(count, _STEP_CONTEXT) for count in counts]
+        axes.plot(counts, rates, ":", color="grey", marker=marker, label=f"limit by {name}")

@@ -1,24 +1,10 @@
 """Limits of this machine, for comparison with a run's figures."""
 
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-
-
-def processor_name(listing: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name, such as 'AMD EPYC'.
-
-    Where the system does not tell it, the kind of machine, such as 'aarch64'.
-    """
-    text = listing.read_text() if listing.exists() else ""
-    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    name = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", " ", found[1]) if found else platform.machine()
-    return " ".join(name.split())
 
 
 def read_bandwidth(num_bytes: int = 1 << 30, repetitions: int = 5) -> float:

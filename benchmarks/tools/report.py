@@ -1,4 +1,7 @@
-"""A benchmark's report: table with aims, JSON file, plot."""
+"""A benchmark's report: table with aims, JSON file, plot.
+
+Each names the machine.
+"""
 
 import argparse
 import json
@@ -14,6 +17,8 @@ from typing import Any
 import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.tools.processor import this_machine
 
 mpl.use("Agg")  # renders to files, without a window
 
@@ -53,7 +58,9 @@ class Report:
 
         They go to `results/`, or to the file or folder `json_path`.
         """
+        machine = this_machine()
         Console().print(self.table())
+        Console().print(f"[dim]measured on {machine}")
         target = json_path or RESULTS
         if target.suffix != ".json":
             target = target / f"{self.name}.json"
@@ -62,6 +69,7 @@ class Report:
             "name": self.name,
             "title": self.title,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": asdict(machine),
             "python": platform.python_version(),
             "figures": [asdict(figure) for figure in self.figures],
             "details": self.details,
@@ -69,7 +77,7 @@ class Report:
         target.write_text(json.dumps(content, indent=1) + "\n")
         drawing, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
         plot(axes)
-        axes.set_title(self.title)
+        axes.set_title(f"{self.title}\n{machine}", fontsize="medium")
         drawing.savefig(target.with_suffix(".png"), dpi=120)
         plt.close(drawing)
 

@@ -3,11 +3,13 @@
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
 
+from benchmarks.tools.processor import this_machine
 from benchmarks.tools.report import RESULTS, Report, parse_arguments
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,9 +35,11 @@ def test_results_go_to_the_given_file_or_folder(given: str, written: str, tmp_pa
     report = Report("speed", "How fast it is")
     report.add("speed", 3.0, "m/s", aim="at least 2", met=True)
     report.publish(plot, tmp_path / given)
-    [figure] = json.loads((tmp_path / written).read_text())["figures"]
+    content = json.loads((tmp_path / written).read_text())
+    [figure] = content["figures"]
     assert figure == {"name": "speed", "value": 3.0, "unit": "m/s", "aim": "at least 2", "met": True}
     assert (tmp_path / written).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert content["machine"] == asdict(this_machine())
 
 
 def benchmarks() -> set[str]:
@@ -61,3 +65,9 @@ def test_every_benchmark_has_committed_results(suffix: str) -> None:
     A benchmark of a processor adds its name to that of the script.
     """
     assert {path.stem.partition("-")[0] for path in RESULTS.glob(f"*{suffix}")} == benchmarks()
+
+
+def test_every_result_names_its_machine() -> None:
+    for path in RESULTS.glob("*.json"):
+        machine = json.loads(path.read_text())["machine"]
+        assert all(machine[fact] for fact in ("processor", "cores", "instruction_set")), path.name

@@ -1,0 +1,62 @@
+"""Describe this machine for the results of a benchmark."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_LISTING = Path("/proc/cpuinfo")
+# The sets of the compiled kernels, the fastest first, and the flags that Linux lists for each.
+_SETS = {
+    "amx": {"amx_tile", "amx_bf16", "amx_int8"},
+    "avx512bf16": {"avx512_bf16"},
+    "avx512": {"avx512f"},
+    "avx2": {"avx2", "fma"},
+    "neon": {"asimd"},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine of a run. Speeds hold for it alone."""
+
+    processor: str
+    cores: int  # that this process may use
+    instruction_set: str  # the fastest that the processor has and kernels are compiled for
+    memory_gib: float
+
+    def __str__(self) -> str:
+        """Return the machine for people."""
+        return f"{self.processor}, {self.cores} cores, {self.instruction_set}, {self.memory_gib:.0f} GiB"
+
+
+def this_machine() -> Machine:
+    """Return the machine that runs this process."""
+    return Machine(
+        processor=processor_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        instruction_set=instruction_set(),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    )
+
+
+def processor_name(listing: Path = _LISTING) -> str:
+    """Return the processor's name, such as 'AMD EPYC'.
+
+    Where the system does not tell it, the kind of machine, such as 'aarch64'.
+    """
+    found = re.search(r"^model name\s*: (.+)$", _read(listing), re.MULTILINE)
+    name = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", " ", found[1]) if found else platform.machine()
+    return " ".join(name.split())
+
+
+def instruction_set(listing: Path = _LISTING) -> str:
+    """Return the fastest known instruction set, or 'none'."""
+    found = re.search(r"^(?:flags|Features)\s*: (.+)$", _read(listing), re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    return next((name for name, needed in _SETS.items() if needed <= flags), "none")
+
+
+def _read(listing: Path) -> str:
+    return listing.read_text() if listing.exists() else ""
