@@ -238,18 +238,25 @@ def _adapt(handler: Any, reader: RequestReader, sending: Sending) -> Handler:
             async for response in responses:
                 await context.write(response)
 
-    async def writer(request: Any, context: Context) -> None:
-        await _send_request_id(context)
-        await inner(request, context)
-
-    write_all = generator if isasyncgenfunction(inner) else writer
-
-    async def stream(context: Context) -> None:
+    async def generate(context: Context) -> None:
         sender = reader.sender(context)
         with sending.open(context, sender.owner) as limited:
-            await write_all(await reader.open(context, sender), limited)
+            await generator(await reader.open(context, sender), limited)
 
-    return stream if handler.response_streaming else unary
+    async def write(context: Context) -> None:
+        sender = reader.sender(context)
+        with sending.open(context, sender.owner) as limited:
+            # The id goes out while the request comes in, so that the handler waits once.
+            sent = asyncio.create_task(_send_request_id(context))
+            try:
+                request = await reader.open(context, sender)
+            finally:
+                await sent
+            await inner(request, limited)
+
+    if not handler.response_streaming:
+        return unary
+    return generate if isasyncgenfunction(inner) else write
 
 
 def _parent(context: Context) -> str | None:
