@@ -63,8 +63,9 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         made = Cluster(store, Processes(folder, store), NameServer(folder, "127.0.0.1"))
     async with running(made) as cluster:
         tenant = f'[[tenants]]\nname = "test"\nrole = "operator"\nkey_sha256 = ["{key_sha256(API_KEY)}"]\n'
-        metadata = {"name": "gateway-keys", "namespace": NAMESPACE}
-        cluster.apply([{"kind": "Secret", "metadata": metadata, "stringData": {"keys.toml": tenant}}])
+        for name, files in (("gateway-keys", {"keys.toml": tenant}), ("shared-cache", {"secret": 64 * "a"})):
+            metadata = {"name": name, "namespace": NAMESPACE}
+            cluster.apply([{"kind": "Secret", "metadata": metadata, "stringData": files}])
         yield cluster
 
 

@@ -191,3 +191,13 @@ def test_a_plan_of_a_canary_is_the_canary_overlay() -> None:
     assert done.returncode == 0, done.stderr
     production, canary = (objects(build(K8S / "overlays" / name)) for name in ("production", "canary"))
     assert objects(done.stdout) == [one for one in canary if one not in production]
+
+
+def test_gateways_of_production_sign_visual_tokens_with_a_secret() -> None:
+    pod = pods("production")["gateway"]
+    (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "shared-cache"]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "shared-cache"]
+    assert volume["secret"] == {"secretName": "shared-cache", "defaultMode": 0o440}
+    built = objects(build(K8S / "overlays" / "production"))
+    (settings,) = [one["data"] for one in built if one["metadata"]["name"].startswith("gateway-settings")]
+    assert settings["TANDEM_GATEWAY_SHARED_CACHE_SECRET_FILE"] == f"{mount['mountPath']}/secret"

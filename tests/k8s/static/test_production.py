@@ -29,7 +29,7 @@ RELEASE = "tandem-demo-v1.1.0"
 IMAGE = REPOSITORY / "demo" / "images" / "bag-and-bottle.png"
 MODULES = {"vision": "vision_service", "language": "language_service", "gateway": "gateway", "http": "http_gateway"}
 # What needs other pods: Redis, the collector.
-_ELSEWHERE = ("TRACE_ENDPOINT", "SHARED_CACHE_URL", "ROLLOUT_REDIS")
+_ELSEWHERE = ("TRACE_ENDPOINT", "SHARED_CACHE_URL", "SHARED_CACHE_SECRET_FILE", "ROLLOUT_REDIS")
 
 
 def settings_of(name: str, secrets: Path) -> dict[str, str]:
