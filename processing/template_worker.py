@@ -9,15 +9,15 @@ the reason.
 """
 
 import json
-import resource
 import signal
 import struct
 import sys
-from contextlib import suppress
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from chassis.own_memory import limit_memory
 
 LENGTH = struct.Struct(">I")
 SECONDS = 2.0  # of processor time, to compile or to render
@@ -31,7 +31,7 @@ class _RefusedError(TemplateError):
 
 def main() -> None:
     """Serve one template until the other side closes the pipe."""
-    _limit_memory()
+    limit_memory(MEMORY_BYTES)
     template: Template | None = None
     while request := _read():
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the default action of the signal ends the process
@@ -88,14 +88,6 @@ def _to_json(value: object, indent: int | None = None) -> str:
     Jinja's own filter escapes characters for HTML and sorts keys.
     """
     return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _limit_memory() -> None:
-    """Let allocations beyond the limit fail. Only Linux counts them."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError), open("/proc/self/statm", "rb") as file:
-        num_bytes = int(file.read().split()[5]) * resource.getpagesize()  # data and stack
-        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes + MEMORY_BYTES,) * 2)
 
 
 def _read() -> dict[str, Any]:

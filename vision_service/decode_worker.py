@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from chassis.errors import TandemError
+from chassis.own_memory import limit_memory
 from processing import ImageProcessor
 from vision_service.image_reader import FILE_COPIES, ImageLimits, decoded_image
 from vision_service.similar_images import thumbnail_vector
@@ -52,7 +53,6 @@ def main() -> None:
     """Decode images until the service closes the socket."""
     for number in (signal.SIGINT, signal.SIGTERM):  # are for the service
         signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES,) * 2)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_KILL_FIRST)
@@ -67,7 +67,7 @@ def _decode(connection: Connection, file: int, job: Job) -> None:
     data = os.pread(file, job.num_bytes, 0)
     os.ftruncate(file, 0)
     signal.setitimer(signal.ITIMER_PROF, job.processor_s)  # the default action of the signal ends the process
-    _limit_memory(len(data) * FILE_COPIES + _OWN_BYTES)  # until its size is known
+    limit_memory(len(data) * FILE_COPIES + _OWN_BYTES)  # until its size is known
     budget = _ServicesBudget(connection, job)
     started = time.perf_counter()
     try:
@@ -113,16 +113,8 @@ class _ServicesBudget:
         _send(self._connection, needs=num_bytes)
         self._connection.recv_bytes()
         self.waited_s = time.perf_counter() - started
-        _limit_memory(num_bytes + self._input_bytes + _OWN_BYTES)
+        limit_memory(num_bytes + self._input_bytes + _OWN_BYTES)
         yield
-
-
-def _limit_memory(num_bytes: int) -> None:
-    """Let allocations beyond the limit fail. Only Linux counts them."""
-    with suppress(OSError, ValueError):
-        own_bytes = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (own_bytes + num_bytes, most))
 
 
 if __name__ == "__main__":

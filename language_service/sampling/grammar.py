@@ -25,8 +25,8 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_IDLE = 32  # workers that no answer uses
 _MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_QUICK, _QUICK_S = 2, 0.05  # compile at the same time, until they have taken this much processor time
-_MAX_SLOW = 4  # compile at the same time after that
+_MAX_QUICK, _QUICK_S = 2, 0.01  # compile at the same time, until they have taken this much processor time
+_MAX_SLOW = 8  # take turns after that
 
 _numbers = itertools.count()
 
@@ -237,6 +237,7 @@ class GrammarCompiler:
             if self._num_slow == _MAX_SLOW:
                 raise _full(f"{_MAX_SLOW} costly constraints are compiling already")
             self._num_slow += 1
+            worker.take_turns()
             try:
                 await asyncio.wrap_future(worker.first)
             finally:

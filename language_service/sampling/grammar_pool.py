@@ -92,7 +92,7 @@ class GrammarPool:
             self._num_started += 1
             number = self._num_started
             socket.send_fds(self._control, [COMMAND.pack(b"o", number)], [theirs.fileno()])
-            worker = GrammarProcess(number, Connection(ours.detach()), grammar, lambda: self._kill(number))
+            worker = GrammarProcess(number, Connection(ours.detach()), grammar, lambda kind: self._send(kind, number))
             self._workers[number] = worker
             self._selector.register(worker.connection, selectors.EVENT_READ, lambda: self._read(worker))
         return worker
@@ -103,9 +103,9 @@ class GrammarPool:
             self._control.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
-    def _kill(self, number: int) -> None:
+    def _send(self, command: bytes, number: int) -> None:
         with suppress(OSError):
-            self._control.send(COMMAND.pack(b"k", number))
+            self._control.send(COMMAND.pack(command, number))
 
     def _run(self) -> None:
         try:

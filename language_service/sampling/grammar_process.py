@@ -3,7 +3,6 @@
 import json
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -11,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from chassis.turns import processor_s
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES, yield_processors
+from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES
 
-_DEAR_S = 0.005  # processor time after which a late mask no longer competes with the engine
+_DEAR_S = 0.005  # processor time after which a late mask takes turns with those of other grammars
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,19 @@ class GrammarProcess:
     Used on the event loop and on the engine's thread.
     """
 
-    def __init__(self, number: int, connection: Connection, grammar: str, kill: Callable[[], None]) -> None:
+    def __init__(self, number: int, connection: Connection, grammar: str, command: Callable[[bytes], None]) -> None:
         self.compiled: Future[Reply] = _running()
         self.first: Future[Reply] = _running()  # the mask of the first token
         self.num_bytes = 0  # memory of the process
         self.num_answers = 0  # in use
         self.number, self.connection = number, connection
-        self._kill = kill
+        self._command = command
         self._lock = threading.Lock()
         self._queued: list[tuple[list[object], list[Future[Reply]]]] = []
         self._expected: deque[Future[Reply]] = deque([self.compiled, self.first])  # in the order of the frames
         self._process_id: int | None = None
         self._started_s = 0.0  # processor time of the process before the jobs in work
-        self._is_dear = False
+        self._takes_turns = False
         self._end: Reply | None = None  # of all jobs, once the process has ended or shall end
         connection.send_bytes(grammar.encode())
 
@@ -84,17 +84,22 @@ class GrammarProcess:
 
     def yield_if_dear(self) -> None:
         """Let a process that computes for long yield the processors."""
-        if not self._is_dear and self._expected and self.processor_s() - self._started_s > _DEAR_S:
-            self._is_dear = True
-            with suppress(OSError):
-                yield_processors(self._process_id or 0)
+        if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _DEAR_S:
+            self.take_turns()
+
+    def take_turns(self) -> None:
+        """Let the process take turns until its jobs are done."""
+        with self._lock:
+            if self._expected and self._end is None:
+                self._takes_turns = True
+                self._command(b"t")
 
     def close_answer(self, answer: int) -> None:
         """Forget an answer. Costly work for nobody is stopped."""
         self.num_answers -= 1
         self.ask("close", answer, num_replies=0)
         self.send()
-        if self._is_dear and not self.num_answers and self._expected:
+        if self._takes_turns and not self.num_answers and self._expected:
             self.kill()
 
     def kill(self, problem: str | None = None) -> None:
@@ -105,7 +110,7 @@ class GrammarProcess:
         """
         # At once, so that no answer begins with a process that is about to end.
         self._end = Reply(problem=problem or "was stopped", is_fault=problem is None)
-        self._kill()
+        self._command(b"k")
 
     # The pool's thread.
 
@@ -152,6 +157,9 @@ class GrammarProcess:
     def _resolve_next(self, status: int, forced: tuple[int, ...], payload: bytes) -> None:
         with self._lock:
             future = self._expected.popleft()
+            if self._takes_turns and not self._expected:
+                self._takes_turns = False
+                self._command(b"e")
         if status == FAILED:
             error = payload.decode()
             is_new = future in (self.compiled, self.first)
@@ -166,11 +174,7 @@ class GrammarProcess:
 
     def processor_s(self) -> float:
         """Return the processor time of the process."""
-        # The clock of another process, see clock_getcpuclockid(3).
-        with suppress(OSError):
-            if self._process_id is not None:
-                return time.clock_gettime(~self._process_id << 3 | 2)
-        return 0.0
+        return 0.0 if self._process_id is None else processor_s(self._process_id)
 
 
 def _running() -> "Future[Reply]":

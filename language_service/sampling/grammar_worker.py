@@ -12,10 +12,10 @@ one frame each for their tokens, then one each for the mask. The first of these 
 the second those that are, and the mask after them.
 """
 
+import ctypes
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -30,13 +30,19 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-COMMAND = struct.Struct("<cI")  # 'o' opens a worker, 'k' kills it. Then its number.
+from chassis.own_memory import limit_memory, private_bytes, resident_bytes
+from chassis.turns import Turns, yield_processors, yield_processors_after
+
+COMMAND = struct.Struct(
+    "<cI"
+)  # 'o' opens a worker, 'k' kills it, 't' starts its turns, 'e' ends them. Then its number.
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
-_MAX_FORCED, _MAX_FORCED_S = 32, 0.002  # tokens in one frame, and processor time to check them
+_MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
+_DEAR_S = 0.002  # processor time of a job from which it, and the later ones, yield too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +53,6 @@ class WorkerLimits:
     token_s: float = 0.25
     answer_s: float = 10.0  # of all tokens of one answer
     memory_bytes: int = 128 * 2**20
-
-
-def yield_processors(thread: int) -> None:
-    """Let a thread run only when a processor is idle."""
-    # At the lowest priority (nice) it would still take a processor for milliseconds, and the engine would wait.
-    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def main() -> None:
@@ -110,6 +110,7 @@ class _Starter:
 
     def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
         self._control, self._tokenizer, self._limits = control, tokenizer, limits
+        self._turns = Turns(os.getppid())
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
         # The end of a worker wakes the loop. A handler could interrupt itself.
         self._ended, self._wakeup = socket.socketpair()
@@ -119,7 +120,7 @@ class _Starter:
 
     def run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._control, self._ended], [], [])
+            ready, _, _ = select.select([self._control, self._ended], [], [], self._turns.next())
             if self._ended in ready:
                 self._ended.recv(4096)
                 self._report_ends()
@@ -136,8 +137,13 @@ class _Starter:
         command, number = COMMAND.unpack(message)
         if command == b"o":
             self._start(number, sockets[0])
-        elif number in self._process_ids:
-            os.kill(self._process_ids[number], signal.SIGKILL)
+        elif process_id := self._process_ids.get(number):
+            if command == b"t":
+                self._turns.add(process_id)
+            elif command == b"e":
+                self._turns.remove(process_id)
+            else:
+                os.kill(process_id, signal.SIGKILL)
         return True
 
     def _start(self, number: int, connection: int) -> None:
@@ -160,6 +166,7 @@ class _Starter:
             ended, status = os.waitpid(process_id, os.WNOHANG)
             if ended:
                 del self._process_ids[number]
+                self._turns.remove(process_id)
                 self._report(b"e", number, status)
 
     def _report(self, kind: bytes, number: int, detail: int) -> None:
@@ -168,8 +175,9 @@ class _Starter:
 
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (_statm(5) + limits.memory_bytes,) * 2)  # of data and stack
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process could not see the program's end
+    yield_processors_after(signal.SIGVTALRM)
+    limit_memory(limits.memory_bytes)
     try:
         grammar = connection.recv_bytes().decode()
         worker = _Worker(connection, limits)
@@ -194,7 +202,7 @@ class _Worker:
     start: LLMatcher | None = None
     frames: list[bytes] = field(default_factory=list)  # not sent yet
     jumps_ahead: bool = True  # until that takes too long
-    num_base_bytes: int = field(default_factory=lambda: -_statm(1))  # private memory beside the resident memory
+    num_base_bytes: int = field(default_factory=lambda: -resident_bytes())  # private memory beside the resident memory
 
     def compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
@@ -208,7 +216,7 @@ class _Worker:
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
         if time.thread_time() - started_s > _DEAR_MASK_S:
             yield_processors(os.getpid())
-        self.num_base_bytes = _private_bytes() - _statm(1)
+        self.num_base_bytes = private_bytes() - resident_bytes()
         self._add_mask(self.start, mask)
         signal.setitimer(signal.ITIMER_PROF, 0)
         self._send()
@@ -253,7 +261,7 @@ class _Worker:
     def _add_frame(self, state: LLMatcher, forced: list[int], payload: bytes = b"") -> None:
         status = FAILED if state.is_error() else COMPLETE if state.is_stopped() else GOES_ON
         payload = state.get_error().encode() if status == FAILED else payload
-        header = FRAME.pack(status, self.num_base_bytes + _statm(1), len(forced), len(payload))
+        header = FRAME.pack(status, self.num_base_bytes + resident_bytes(), len(forced), len(payload))
         self.frames.append(header + struct.pack(f"<{len(forced)}I", *forced) + payload)
 
     def _forced(self, state: LLMatcher) -> list[int]:
@@ -269,7 +277,8 @@ class _Worker:
 class _Timer:
     """Limits the processor time of a block.
 
-    The default action of the signal does. So it also ends code that never returns to Python.
+    The default action of the signal does. So it also ends code that never returns to Python. A job that is dear yields
+    the processors long before that.
     """
 
     def __init__(self, worker: _Worker, answer: int) -> None:
@@ -278,22 +287,13 @@ class _Timer:
     def __enter__(self) -> None:
         limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
+        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_S)
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         self._worker.used_s[self._answer] = self._used_s + time.process_time() - self._started_s
-
-
-def _statm(column: int) -> int:  # bytes: 1 of resident memory, 5 of data and stack
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[column]) * resource.getpagesize()
-
-
-def _private_bytes() -> int:
-    """Return the memory that no other process shares."""
-    with open("/proc/self/smaps_rollup", "rb") as file:
-        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Private"))
 
 
 if __name__ == "__main__":

@@ -200,11 +200,15 @@ async def test_answers_fail_with_the_program_and_the_next_starts_another(
     failing = start(engine, await compiler.compile(constraint), max_tokens=200)
     pool = compiler._pool
     assert pool is not None
+    worker_id = next(iter(pool._workers.values()))._process_id
+    assert worker_id is not None
+    os.kill(worker_id, signal.SIGSTOP)
     os.kill(pool._program.pid, signal.SIGKILL)
     with pytest.raises(Unavailable) as caught:
         await read(failing)
     assert (caught.value.reason, caught.value.retry_after_s) == ("GRAMMARS_FAILED", 1)
     await until(lambda: not pool.is_running)
+    await until(lambda: not Path(f"/proc/{worker_id}").exists())  # also if it waited for its turn
     again = start(engine, await compiler.compile(constraint), max_tokens=3)
     tokens, finished = await read(again)
     assert isinstance(finished, Finished)
@@ -236,7 +240,7 @@ async def test_no_answer_begins_with_a_process_that_is_about_to_end(make_compile
     await asyncio.to_thread(wait_for_masks, [first], timeout_s=20)
     first.accept(A)
     advance([first], timeout_s=0)
-    while first._worker._expected and not first._worker._is_dear:
+    while first._worker._expected and not first._worker._takes_turns:
         first.yield_if_dear()
     first.close()
     second = await compiler.compile(constraint)

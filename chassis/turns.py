@@ -1,0 +1,108 @@
+"""Keep costly processes from delaying a busy service.
+
+A process that runs only on idle processors (SCHED_IDLE) still delays a busy service: the kernel gives it some
+milliseconds now and then, and it takes memory bandwidth. So while the service is busy, all costly processes together
+compute for a twentieth of the time.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+TURN_S = 0.05
+_TURNS_OF_SERVICE = 19  # that follow each turn of a process
+_BUSY_SHARE = 0.3  # of a processor
+_STACK_BYTES = 2**20
+
+
+class Turns:
+    """Stops and continues costly processes."""
+
+    def __init__(self, service_id: int) -> None:
+        """Watch the service with this process id."""
+        self._service_id = service_id
+        self._waiting: deque[int] = deque()  # process ids, all stopped
+        self._running: int | None = None
+        self._ends_s = 0.0  # of the turn
+        self._service_s = 0.0  # processor time of the service when it began
+
+    def add(self, process_id: int) -> None:
+        """Let a process wait for its turn."""
+        if process_id != self._running and process_id not in self._waiting:
+            _send(process_id, signal.SIGSTOP)
+            self._waiting.append(process_id)
+
+    def remove(self, process_id: int) -> None:
+        """Let a process go on that is no longer costly."""
+        if process_id == self._running:
+            self._running = None
+        elif process_id in self._waiting:
+            self._waiting.remove(process_id)
+            _send(process_id, signal.SIGCONT)
+
+    def next(self) -> float | None:
+        """Begin the next turn if the last one is over.
+
+        Returns the seconds until the next call, None if no process is costly.
+        """
+        if self._running is None and not self._waiting:
+            return None
+        now_s = time.monotonic()
+        if now_s >= self._ends_s:
+            was_turn_of_process = self._running is not None
+            self._stop()
+            before_s, self._service_s = self._service_s, processor_s(self._service_id)
+            is_busy = self._service_s - before_s > _BUSY_SHARE * TURN_S
+            if was_turn_of_process and is_busy:
+                self._ends_s = now_s + _TURNS_OF_SERVICE * TURN_S
+            else:
+                self._running = self._waiting.popleft()
+                _send(self._running, signal.SIGCONT)
+                self._ends_s = now_s + TURN_S
+        return self._ends_s - now_s
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            _send(self._running, signal.SIGSTOP)
+            self._waiting.append(self._running)
+            self._running = None
+
+
+def yield_processors(thread: int) -> None:
+    """Let a thread run only when a processor is idle."""
+    # At the lowest priority (nice) it would still take a processor for milliseconds, and the service would wait.
+    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+
+
+def yield_processors_after(number: signal.Signals) -> None:
+    """Let the main thread yield after a signal.
+
+    A thread waits for the signal, so this also works while the main thread computes outside Python.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])  # in all threads that start later, too
+
+    def wait() -> None:
+        signal.sigwait([number])
+        yield_processors(os.getpid())
+
+    threading.stack_size(_STACK_BYTES)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def processor_s(process_id: int) -> float:
+    """Return the processor time of a process.
+
+    0 if it has ended.
+    """
+    # The clock of another process, see clock_getcpuclockid(3).
+    with suppress(OSError):
+        return time.clock_gettime(~process_id << 3 | 2)
+    return 0.0
+
+
+def _send(process_id: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process_id, number)

@@ -1,0 +1,98 @@
+"""Let real processes take turns."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from chassis.turns import Turns, processor_s
+
+BUSY = [sys.executable, "-c", "while True: pass"]
+IDLE = [sys.executable, "-c", "import time; time.sleep(1000)"]
+
+
+@pytest.fixture
+def processes() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(processes: ExitStack, command: list[str]) -> int:
+    process = processes.enter_context(subprocess.Popen(command))
+    processes.callback(process.kill)
+    return process.pid
+
+
+def is_stopped(process_id: int) -> bool:
+    with open(f"/proc/{process_id}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def running(process_ids: list[int]) -> list[int]:
+    """Return who goes on, once the signals have arrived."""
+    ends_s = time.monotonic() + 10
+    while len(found := [one for one in process_ids if not is_stopped(one)]) > 1 and time.monotonic() < ends_s:
+        time.sleep(0.001)
+    return found
+
+
+def test_one_process_at_a_time_computes_while_the_service_is_idle(processes: ExitStack) -> None:
+    service, ids = start(processes, IDLE), [start(processes, BUSY) for _ in range(3)]
+    turns = Turns(service)
+    for one in ids:
+        turns.add(one)
+        turns.add(one)  # changes nothing
+    seen = set()
+    for _ in range(12):
+        wait_s = turns.next()
+        assert wait_s is not None
+        went_on = running(ids)
+        assert len(went_on) <= 1
+        seen.update(went_on)
+        time.sleep(wait_s)
+    assert seen == set(ids)
+
+
+def test_a_busy_service_has_most_of_the_turns(processes: ExitStack) -> None:
+    service, costly = start(processes, BUSY), start(processes, BUSY)
+    while processor_s(service) < 0.1:
+        time.sleep(0.01)
+    turns = Turns(service)
+    turns.add(costly)
+    turns.next()
+    began_s, used_s = time.monotonic(), processor_s(costly)
+    while time.monotonic() < began_s + 3.0:
+        time.sleep(turns.next() or 0)
+    share = (processor_s(costly) - used_s) / (time.monotonic() - began_s)
+    assert 0.0 < share < 0.2
+
+
+def test_a_process_goes_on_once_it_is_no_longer_costly(processes: ExitStack) -> None:
+    service, ids = start(processes, IDLE), [start(processes, IDLE) for _ in range(2)]
+    turns = Turns(service)
+    for one in ids:
+        turns.add(one)
+    turns.next()
+    for one in ids:
+        turns.remove(one)
+        turns.remove(one)  # changes nothing
+    assert turns.next() is None
+    assert not any(map(is_stopped, ids))
+
+
+def test_a_process_that_has_ended_is_no_error(processes: ExitStack) -> None:
+    process_id = start(processes, IDLE)
+    turns = Turns(os.getpid())
+    turns.add(process_id)
+    os.kill(process_id, signal.SIGKILL)
+    os.waitpid(process_id, 0)
+    for _ in range(3):
+        time.sleep(turns.next() or 0)
+    turns.remove(process_id)
+    assert turns.next() is None
+    assert processor_s(process_id) == 0.0
