@@ -1,8 +1,7 @@
 """A minimal gateway, as the lower limit of gRPC overhead.
 
-It receives the first message of a language call, forwards it with a prompt of forty tokens, and passes the answer back
-as bytes. It has no checks, no detokenizer, no logs and no metrics. `benchmarks.gateway_overhead` compares the real
-gateway with it.
+It receives the only message of a language call, forwards it, and passes the answer back, all as bytes. It has no
+checks, no detokenizer, no logs and no metrics. `benchmarks.gateway_overhead` compares the real gateway with it.
 """
 
 import argparse
@@ -15,11 +14,9 @@ import grpc
 import uvloop
 
 from chassis.channels import open_channel
-from tandem.v1 import language_pb2
 
 METHOD = "/benchmarks.Relay/Generate"
-_LANGUAGE_METHOD = "/tandem.v1.LanguageService/Generate"
-PROMPT = language_pb2.GenerateRequest(text=language_pb2.TextSegment(token_ids=range(40)))
+LANGUAGE_METHOD = "/tandem.v1.LanguageService/Generate"
 
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at run time
@@ -27,18 +24,15 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic at
 
     def __init__(self, channel: Any) -> None:
         # Without serializers, gRPC passes messages as bytes.
-        self._generate: Any = channel.stream_stream(_LANGUAGE_METHOD)
+        self._generate: Any = channel.unary_stream(LANGUAGE_METHOD)
         self._handler = grpc.unary_stream_rpc_method_handler(self._relay)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of the method."""
         return self._handler if handler_call_details.method == METHOD else None
 
-    async def _relay(self, start: bytes, context: Any) -> AsyncIterator[bytes]:
-        call = self._generate()
-        await call.write(start)
-        await call.write(PROMPT.SerializeToString())
-        await call.done_writing()
+    async def _relay(self, prompt: bytes, context: Any) -> AsyncIterator[bytes]:
+        call = self._generate(prompt)
         while response := await call.read():
             yield response
 

@@ -69,6 +69,9 @@ class PacedLanguage(language_pb2_grpc.LanguageServiceServicer):
         """Read the prompt, then send tokens at the fixed pace."""
         sampling = sampling_pb2.SamplingOptions()
         async for request in request_iterator:
+            if request.HasField("whole"):
+                sampling = request.whole.start.sampling
+                break  # as the real service, which reads nothing after it
             if request.HasField("start"):
                 sampling = request.start.sampling
         due_s = time.monotonic()
@@ -108,6 +111,7 @@ async def open_service(settings: PacedSettings, server: Server) -> AsyncIterator
             num_visual_tokens=config.num_visual_tokens or 0,
             num_levels=config.num_levels,
             max_images=8,
+            takes_whole_prompts=True,
         ),
     )
     servicer = PacedLanguage(info, tokenizer.encode("a").ids[0], settings.pace_ms / 1000)  # type: ignore[abstract]
