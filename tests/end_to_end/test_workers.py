@@ -56,7 +56,7 @@ async def connections(cluster: Cluster) -> AsyncIterator[list[Any]]:
 def question(max_tokens: int, **given: bytes) -> gateway_pb2.GatewayGenerateRequest:
     parts = [gateway_pb2.Part(text="What is this?")]
     if given:
-        parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(**given)))  # type: ignore[arg-type]
+        parts.insert(0, gateway_pb2.Part(image=gateway_pb2.Image(**given)))
     message = gateway_pb2.Message(role=gateway_pb2.ROLE_USER, parts=parts)
     sampling = sampling_pb2.SamplingOptions(max_tokens=max_tokens, ignore_eos=True)
     return gateway_pb2.GatewayGenerateRequest(messages=[message], sampling=sampling)

@@ -5,14 +5,13 @@ import pytest
 
 from chassis.deadline import Deadline
 from chassis.errors import Unavailable
-from gateway.stages.language_call import LanguageCall
-from tandem.v1 import language_pb2_grpc
+from gateway.stages.language_call import LanguageCall, LanguageStub
 
 
 async def test_a_call_on_a_closed_channel_is_unreachable() -> None:
     """A channel is closed once its address has left DNS."""
     channel = grpc.aio.insecure_channel("127.0.0.1:1")
-    stub = language_pb2_grpc.LanguageServiceStub(channel)
+    stub = LanguageStub(channel)
     await channel.close(None)
     with pytest.raises(Unavailable) as raised:
         LanguageCall(stub, Deadline.after(5))
