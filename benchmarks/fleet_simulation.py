@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
@@ -49,20 +48,20 @@ from gateway.stages.balance import by_prefix, least_busy
 
 RATES = (40.0, 50.0, 60.0, 65.0, 70.0, 75.0)  # requests per second of a language replica
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "requests_per_s": {"type": float, "default": 10_000.0, "help": "of the whole fleet, at the peak"},
-    "cell": {"type": int, "default": 16, "help": "language replicas in a cell"},
-    "images": {"type": int, "default": 1_000_000, "help": "images in the catalogue"},
-    "answer_tokens": {"type": float, "default": 128.0, "help": "mean length of an answer"},
-    "bandwidth": {"type": float, "default": 100.0, "help": "an accelerator's over the measured memory bandwidth"},
-    "compute": {"type": float, "default": 1000.0, "help": "an accelerator's over the measured matrix products"},
-    "prices": {"type": Path, "help": "TOML file of prices (default: examples)"},
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate, print and publish."""
-    options = parse_arguments("Plan a fleet of a thousand processes by simulation.", arguments, **OPTIONS)
+    options = parse_arguments(
+        "Plan a fleet of a thousand processes by simulation.",
+        arguments,
+        requests_per_s={"type": float, "default": 10_000.0, "help": "of the whole fleet, at the peak"},
+        cell={"type": int, "default": 16, "help": "language replicas in a cell"},
+        images={"type": int, "default": 1_000_000, "help": "images in the catalogue"},
+        answer_tokens={"type": float, "default": 128.0, "help": "mean length of an answer"},
+        bandwidth={"type": float, "default": 100.0, "help": "an accelerator's over the measured memory bandwidth"},
+        compute={"type": float, "default": 1000.0, "help": "an accelerator's over the measured matrix products"},
+        prices={"type": Path, "help": "TOML file of prices (default: examples)"},
+    )
     if options.quick:
         options.cell = min(options.cell, 6)
     settings = Settings(

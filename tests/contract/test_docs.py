@@ -59,7 +59,8 @@ def known_flags() -> set[str]:
     sources = [path.read_text() for folder in ("demo", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
     programs = {flag for source in sources for flag in re.findall(r'"(--[a-z-]+)"', source)}
     # Arguments of `benchmarks.tools.report.parse_arguments`.
-    programs |= {f"--{name}" for source in sources for name in re.findall(r"^ {8}([a-z]+)=\{", source, re.MULTILINE)}
+    arguments = {name for source in sources for name in re.findall(r"^ {8}([a-z_]+)=\{", source, re.MULTILINE)}
+    programs |= {f"--{name.replace('_', '-')}" for name in arguments}
     return services | command_flags | programs | BUF_FLAGS | OTHER_FLAGS | {"--help"}
 
 
