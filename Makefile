@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Runs `make gpu-check`: python3 of a machine with a GPU, or the .venv where there is one.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
-SEPARATE := load hostile k8s images gpu kernels tensorrt triton vllm http
+SEPARATE := load hostile envoy k8s images gpu kernels tensorrt triton vllm http
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
@@ -47,8 +47,11 @@ test-k8s: .venv/ready  ## run the Kubernetes manifests in containers under load;
 test-load: .venv/ready  ## run the load tests: real processes that are killed and rolled back, for minutes
 	$(BIN)/pytest -m load -s
 
-test-hostile: .venv/ready  ## attack each service as a stranger could; with SHORT=1 in two minutes
-	$(BIN)/pytest tests/hostile -m "hostile$(if $(SHORT), and not slow)"
+test-hostile: .venv/ready test-envoy  ## attack each service as a stranger could; with SHORT=1 in two minutes
+	$(BIN)/pytest tests/hostile -m "hostile and not envoy$(if $(SHORT), and not slow)"
+
+test-envoy: .venv/ready  ## put Envoy in front of a gateway, and attack it
+	tests/hostile/envoy/run -m envoy
 
 test-gpu: .venv/ready  ## run the tests that need a GPU
 	$(BIN)/pytest -m gpu

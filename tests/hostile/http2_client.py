@@ -1,6 +1,8 @@
 """A raw HTTP/2 client that breaks the customs of gRPC."""
 
 import asyncio
+import socket
+import ssl
 import struct
 from types import TracebackType
 from typing import Self
@@ -13,9 +15,9 @@ from h2.settings import SettingCodes, Settings
 
 
 class SilentReader:
-    """Calls RPCs with a flow-control window of 0.
+    """Calls RPCs with a flow-control window, by default of 0.
 
-    The server can send headers, and no message.
+    The server can then send headers, and no message.
 
     Attributes:
         answered: streams whose response headers have arrived.
@@ -23,17 +25,32 @@ class SilentReader:
         ended: streams that the server has ended, all of them after the end of the connection.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, *, window: int = 0, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            port: of this machine.
+            window: bytes of each stream that the server may send.
+            source: address of the client, one of 127.0.0.0/8.
+            tls: how to trust the server. None connects in the clear.
+        """
         self.answered: set[int] = set()
         self.statuses: dict[int, str] = {}
         self.ended: set[int] = set()
         self._port = port
+        self._source, self._tls = source, tls
         self._connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self._connection.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        self._connection.local_settings = Settings(
+            client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window}
+        )
         self._open: set[int] = set()
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._reader, self._writer = await asyncio.open_connection(
+            "localhost", self._port, local_addr=(self._source, 0), ssl=self._tls, family=socket.AF_INET
+        )
         self._connection.initiate_connection()
         await self._flush()
         self._reading = asyncio.create_task(self._read())
