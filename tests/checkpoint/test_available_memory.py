@@ -56,7 +56,7 @@ def test_the_limit_of_a_first_version_control_group_counts(groups: Path) -> None
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_limit_of_every_ancestor_counts(groups: Path, version: int) -> None:
-    """A pod's limit bounds its containers, whose own may be higher or none."""
+    """A pod's limit bounds its containers."""
     root = groups if version == 2 else groups / "memory"
     unlimited = "max" if version == 2 else str(2**63 - 4096)
     (groups / "own").write_text("5:cpu,memory:/pods/pod/container\n" if version == 1 else "0::/pods/pod/container\n")
@@ -71,7 +71,7 @@ def test_the_limit_of_every_ancestor_counts(groups: Path, version: int) -> None:
 
 
 def test_a_group_outside_of_the_container_is_no_error(groups: Path) -> None:
-    """A container without a namespace of groups sees the machine's path, and its own files in the root."""
+    """A container may see the machine's path."""
     (groups / "own").write_text("1:name=systemd:/docker/one\n0::/docker/one\n")
     write_group(groups, "1000000", 800000, 0)
     assert left() == 200000

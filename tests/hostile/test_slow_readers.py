@@ -1,4 +1,4 @@
-"""Clients that read nothing hold no place, and get a typed error once they read."""
+"""Clients that read nothing hold no place."""
 
 import asyncio
 import signal

@@ -141,7 +141,7 @@ def test_a_bad_file_of_refusals_is_a_typed_error(tmp_path: Path) -> None:
 
 
 async def test_mirrored_requests_hold_a_quarter_of_the_bytes_at_most(two_releases: Path, tokenizer: Tokenizer) -> None:
-    """Their images by digest are counted, and real requests have the rest."""
+    """Real requests have the rest."""
     image = b"\x89PNG" + bytes(12 * MIB)
     chunks = [gateway_pb2.PutImageRequest(chunk=image[start : start + MIB]) for start in range(0, len(image), MIB)]
 

@@ -39,7 +39,7 @@ TIMES: dict[str, dict[str, float]] = {
 
 
 def bytes_of(quantity: str) -> int:
-    """Return the bytes of a quantity such as 512Mi, or 512m in compose."""
+    """Return the bytes of a quantity such as 512Mi."""
     number, unit = re.fullmatch(r"(\d+)(\w+)", quantity).groups()  # type: ignore[union-attr]
     return int(number) * UNITS[unit]
 
@@ -54,7 +54,7 @@ def needed_bytes(name: str, fixed: float, variables: dict[str, str]) -> float:
 
 
 def minimal() -> Iterator[tuple[str, dict[str, str], str]]:
-    """Yield name, variables and limit of each pod of the overlay."""
+    """Yield name, variables and limit of each pod."""
     folder = K8S / "overlays" / "minimal"
     generated = yaml.safe_load((folder / "kustomization.yaml").read_text())["configMapGenerator"]
     literals = {one["name"].removesuffix("-settings"): one.get("literals", []) for one in generated}
