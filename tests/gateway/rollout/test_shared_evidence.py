@@ -51,7 +51,7 @@ async def test_the_keys_of_a_rollout_take_four_mebibytes_and_expire(redis: Redis
 async def test_a_known_key_cannot_be_used_at_another_gateway(
     store: Path, redis: RedisServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All requests of a key but the first can be aimed."""
+    """Every later request of a key can be aimed."""
     monkeypatch.setattr(shared_evidence, "LIMIT_S", PATIENCE_S)
     gateways = []
     for _ in range(NUM_GATEWAYS):
