@@ -1,9 +1,12 @@
 """Backends of the vision service, side by side on one machine.
 
-Every installed backend runs the same vision halves: ViT-L/14 with its resampler, and the tower of Qwen3-VL-2B on images
-of 448 x 448 pixels. The weights are random, at the same cost as trained ones. Batches of 1, 4 and 16 images take turns
-between the designs, so all see the same machine. Errors are those of visual tokens against torch in float32, relative
-to the mean magnitude. ViT-L/14 takes nine minutes on two idle cores and 12 GB of memory. `--model` measures one alone.
+    python -m benchmarks.vision_backends                        # ViT-L/14 with its resampler
+    python -m benchmarks.vision_backends --model qwen3-vl-2b    # the tower of Qwen3-VL-2B, images of 448 x 448 pixels
+
+Every installed backend runs the same vision half. The weights are random, at the same cost as trained ones. Batches of
+1, 4 and 16 images take turns between the designs, so all see the same machine. Errors are those of visual tokens
+against torch in float32, relative to the mean magnitude. ViT-L/14 takes nine minutes on two idle cores and 12 GB of
+memory.
 """
 
 import gc
@@ -37,8 +40,8 @@ from processing import open_image_processor
 from vision_service.exporting import ExportOptions, export_vision
 from vision_service.model import build_vision_model
 
-ROUNDS = {1: 8, 4: 6, 16: 2}  # by batch size
-QUICK_ROUNDS = {1: 5, 4: 3}
+MODEL = "vit-l-14"
+ROUNDS = {MODEL: {1: 8, 4: 6, 16: 2}, "qwen3-vl-2b": {1: 5, 4: 3, 16: 1}, "demo": {1: 5, 4: 3}}  # by batch size
 TODAY, AIM, AIM_BATCH = "torch", 1.25, 4
 SIDE = 448  # of the images, pixels
 EQUAL = 1.1  # times the error of torch in bfloat16 that counts as equal accuracy
@@ -56,10 +59,8 @@ class Samples:
     flops: float = 0.0  # of one image
 
 
-def models(*, quick: bool) -> dict[str, ModelConfig]:
+def models() -> dict[str, ModelConfig]:
     """Return the models to measure by title."""
-    if quick:
-        return {"demo": RESAMPLER_PRESETS["demo"]}
     # The decoders are not used, so they are as small as their widths and levels allow.
     small: dict[str, Any] = {
         "num_heads": 1,
@@ -72,8 +73,9 @@ def models(*, quick: bool) -> dict[str, ModelConfig]:
     full_decoder = LanguageConfig(width=full.language.width, num_layers=1, head_dim=2, **small)
     qwen_decoder = qwen.language.model_copy(update={"num_layers": 4, **small})
     return {
-        "vit-l-14": full.model_copy(update={"language": full_decoder}),
+        MODEL: full.model_copy(update={"language": full_decoder}),
         "qwen3-vl-2b": qwen.model_copy(update={"language": qwen_decoder}),
+        "demo": RESAMPLER_PRESETS["demo"],
     }
 
 
@@ -106,13 +108,12 @@ def prepare(folder: Path, designs: Sequence[Design], progress: Progress) -> None
         progress.advance(task)
 
 
-def measure_model(title: str, quick: bool) -> Samples:
+def measure_model(title: str, slow: bool) -> Samples:
     """Return the samples of one model, made for it."""
-    config = models(quick=quick)[title]
+    config = models()[title]
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="tandem-backends-") as store:
         create_checkpoint(Path(store), f"{title}-v1.0.0", config)
-        rounds = QUICK_ROUNDS if quick else ROUNDS
-        return measure(Path(store) / f"{title}-v1.0.0", config, rounds, not quick, progress)
+        return measure(Path(store) / f"{title}-v1.0.0", config, ROUNDS[title], slow, progress)
 
 
 def measure(folder: Path, config: ModelConfig, rounds: dict[int, int], slow: bool, progress: Progress) -> Samples:
@@ -197,33 +198,26 @@ def add_aim(report: Report, title: str, samples: Samples) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
-    known = models(quick="--quick" in (sys.argv[1:] if arguments is None else arguments))
     options = parse_arguments(
         "Compare the backends of the vision service.",
         arguments,
-        model={"choices": list(known), "help": "measure this model alone (default: all)"},
+        model={"choices": list(ROUNDS), "default": MODEL, "help": f"vision half (default: {MODEL})"},
     )
-    report = Report("vision_backends", "Vision backends: images/s, relative to torch in bfloat16 on the CPU")
-    measured: dict[str, Samples] = {}
-    for title in known if options.model is None else [options.model]:
-        # A process for each model gives its memory back. The compiler and the libraries keep theirs.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            measured[title] = process.submit(measure_model, title, options.quick).result()
-        fill(report, title, measured[title])
-        add_aim(report, title, measured[title])
+    title = "demo" if options.quick else options.model
+    name = "vision_backends" if options.quick or title == MODEL else f"vision_backends-{title}"
+    report = Report(name, f"{title}, batch {AIM_BATCH}: images/s, relative to torch in bfloat16 on the CPU")
+    # A process of its own gives its memory back. The compiler and the libraries keep theirs.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        samples = process.submit(measure_model, title, not options.quick).result()
+    fill(report, title, samples)
+    add_aim(report, title, samples)
 
     def plot(axes: Axes) -> None:
-        names = [design.title for design in DESIGNS]
-        for index, (title, samples) in enumerate(measured.items()):
-            by_design = samples.seconds[AIM_BATCH]
-            ratios = [median_ratio(by_design[TODAY], by_design[name]) if name in by_design else 0 for name in names]
-            places = np.arange(len(names)) + 0.8 * index / len(measured)
-            axes.barh(places, ratios, height=0.8 / len(measured), label=f"{title}, batch {AIM_BATCH}")
-        axes.set_yticks(np.arange(len(names)), names)
+        by_design = samples.seconds[AIM_BATCH]
+        axes.barh(list(by_design), [median_ratio(by_design[TODAY], seconds) for seconds in by_design.values()])
         axes.axvline(1, color="black", linewidth=0.8)
         axes.invert_yaxis()
         axes.set(xlabel="images/s, relative to the backend torch")
-        axes.legend(loc="lower right")
 
     report.publish(plot, options.json)
 
