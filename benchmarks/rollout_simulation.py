@@ -54,6 +54,7 @@ GUARD = {
     "max_inter_token_ratio": 1.5,
     "max_repetition_increase": 0.02,
     "max_wrong_script_increase": 0.02,
+    "max_constraint_increase": 0.02,
     "max_dislike_increase": 0.05,
     "max_quality_drop": 0.02,
 }
@@ -221,10 +222,11 @@ def count_overdue(counts: Counts, hanging: deque[tuple[float, int]], now_s: floa
 def harmed(behaviour: Behaviour, requests: int, bad: int) -> int:
     """Return the number of harmed requests.
 
-    A slow canary harms all of them. Wrong, looping and foreign answers harm as many as there are on average.
+    A slow canary harms all of them. Of answers that are wrong, loop, are in another script or break a constraint, it is
+    the mean number.
     """
     is_slow = behaviour.first_token_s > STABLE.first_token_s or behaviour.inter_token_s > STABLE.inter_token_s
-    worse = behaviour.wrong_rate + behaviour.loop_rate + behaviour.script_rate - STABLE.loop_rate - STABLE.script_rate
+    worse = behaviour.wrong_rate + behaviour.sign_rate - STABLE.sign_rate
     return requests if is_slow else bad + round(requests * worse)
 
 

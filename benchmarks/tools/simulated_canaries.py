@@ -38,6 +38,7 @@ class Behaviour:
     topic_drop: float = 0.0  # the same among questions of one topic
     loop_rate: float = 0.001
     script_rate: float = 0.001
+    fault_rate: float = 0.001  # share of answers that break a constraint which the other release keeps
     has_probes: bool = True
     rated: float = 0.0  # share of both releases' answers that users rate
     hostile: bool = False  # one tenant dislikes every answer of this release
@@ -50,6 +51,11 @@ class Behaviour:
     def wrong_rate(self) -> float:
         """Share of answers that are wrong where stable's are right."""
         return self.drop + self.topic_drop / NUM_TOPICS
+
+    @property
+    def sign_rate(self) -> float:
+        """Share of answers with a sign of a sick model."""
+        return self.loop_rate + self.script_rate + self.fault_rate
 
 
 STABLE = Behaviour()
@@ -76,6 +82,8 @@ CANARIES: dict[str, tuple[Behaviour, Kind]] = {
     "loops on 2 %, the bound": (Behaviour(loop_rate=0.021), "at"),
     "loops on 5 %": (Behaviour(loop_rate=0.05), "bad"),
     "wrong script on 3 %": (Behaviour(script_rate=0.03), "bad"),
+    "breaks constraints on 2 %, the bound": (Behaviour(fault_rate=0.021), "at"),
+    "breaks constraints on 5 %": (Behaviour(fault_rate=0.05), "bad"),
     "equal, 1 % rated": (Behaviour(rated=0.01), "good"),
     "equal, one hostile tenant": (Behaviour(rated=0.01, hostile=True), "good"),
     "equal, 5 % hostile anywhere": (Behaviour(attack="anywhere"), "good"),
@@ -118,6 +126,7 @@ def count_signs(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, ra
     """Add the signs of a sick model in some answers."""
     counts.add(arm, "looped", int(random.binomial(answers, behaviour.loop_rate)))
     counts.add(arm, "wrong_script", int(random.binomial(answers, behaviour.script_rate)))
+    counts.add(arm, "constraint_faults", int(random.binomial(answers, behaviour.fault_rate)))
 
 
 def rate_answers(counts: Counts, arm: Arm, behaviour: Behaviour, answers: int, random: np.random.Generator) -> None:
