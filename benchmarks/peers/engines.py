@@ -63,32 +63,39 @@ class EngineKind:
         return [paths[0] for paths in found if paths]
 
 
+_VLLM_PRELOAD = ("libtcmalloc_minimal", "libiomp5")  # recommended by its manual
+_VLLM_SETTINGS = MappingProxyType(
+    {
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, must be an integer
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": str(Path(__file__).parent / "vllm_path"),
+        "VLLM_USE_AOT_COMPILE": "0",  # it fails to load its own cache and compiles for a minute on every start
+    }
+)
+
 ENGINES = (
     EngineKind(name="tandem", module="tandem_engine"),
     EngineKind(name="tandem gRPC", module="tandem_grpc"),
-    EngineKind(
-        name="vllm",
-        module="vllm_cpu",
-        environment="vllm",
-        preload=("libtcmalloc_minimal", "libiomp5"),  # recommended by its manual
-        settings=MappingProxyType(
-            {
-                "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, must be an integer
-                "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "VLLM_NO_USAGE_STATS": "1",
-                "PYTHONPATH": str(Path(__file__).parent / "vllm_path"),
-                "VLLM_USE_AOT_COMPILE": "0",  # it fails to load its own cache and compiles for a minute on every start
-            }
-        ),
-    ),
+    EngineKind(name="vllm", module="vllm_cpu", environment="vllm", preload=_VLLM_PRELOAD, settings=_VLLM_SETTINGS),
     EngineKind(name="llama.cpp", module="llama_cpp_python", environment="llama_cpp"),
     EngineKind(name="transformers", module="transformers_generate", environment="transformers", has_prefix_cache=False),
     EngineKind(name="transformers batching", module="transformers_continuous", environment="transformers"),
 )
 
 # Peers with fewer bits a weight, for `benchmarks.lowbit`.
-LOW_BIT_PEERS = tuple(
-    EngineKind(name=f"llama.cpp {weights}", module="llama_cpp_python", weights=weights, environment="llama_cpp")
-    for weights in ("Q8_0", "Q4_0")
+LOW_BIT_PEERS = (
+    EngineKind(
+        name="vllm w8a8",
+        module="vllm_cpu",
+        weights="w8a8",
+        environment="vllm",
+        preload=_VLLM_PRELOAD,
+        settings=_VLLM_SETTINGS,
+    ),
+    *(
+        EngineKind(name=f"llama.cpp {weights}", module="llama_cpp_python", weights=weights, environment="llama_cpp")
+        for weights in ("Q8_0", "Q4_0")
+    ),
 )

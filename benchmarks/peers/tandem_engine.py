@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import uvloop
 
-from benchmarks.peers.checkpoints import TAG
+from benchmarks.peers.checkpoints import TAG, low_bit_tag
 from benchmarks.peers.engines import CACHE_BYTES, THREADS
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 from checkpoint.store import ModelStore
@@ -17,8 +17,11 @@ from language_service.sampling import SamplingOptions
 from language_service.scheduling import SchedulerConfig
 
 
-def load(root: Path) -> tuple[str, Complete]:
-    """Load the model with the language service's defaults."""
+def load(root: Path, weights: str = "") -> tuple[str, Complete]:
+    """Load the model with the language service's defaults.
+
+    `weights` names one of `LOW_BIT_FORMS`. Without it they are bfloat16.
+    """
     torch.set_num_threads(THREADS)
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loader = LanguageLoader(
@@ -28,13 +31,13 @@ def load(root: Path) -> tuple[str, Complete]:
             dtype=torch.bfloat16,
             device=torch.device("cpu"),
             scheduling=SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512),
-            cache_bytes=CACHE_BYTES,
+            cache_bytes=int(os.environ.get("TANDEM_LANGUAGE_KV_CACHE_BYTES", CACHE_BYTES)),
             kernels=os.environ.get("TANDEM_LANGUAGE_KERNELS", "auto"),  # type: ignore[arg-type]
         ),
         max_images=8,
         default_max_tokens=256,
     )
-    hosted = runner.run(loader.load(TAG))
+    hosted = runner.run(loader.load(low_bit_tag(weights) if weights else TAG))
 
     def complete(prompts: Prompts, num_tokens: int) -> Recording:
         return runner.run(_complete(hosted.engine, prompts, num_tokens))

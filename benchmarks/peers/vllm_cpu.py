@@ -9,11 +9,14 @@ from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-fo
 from benchmarks.peers.protocol import Complete, Prompts, Recorder, Recording, serve
 
 
-def load(root: Path) -> tuple[str, Complete]:
-    """Load the model and compile its kernels for this run."""
+def load(root: Path, weights: str = "") -> tuple[str, Complete]:
+    """Load the model and compile its kernels for this run.
+
+    `weights` may be 'w8a8'. Without it they are bfloat16.
+    """
     engine = LLMEngine.from_engine_args(
         EngineArgs(
-            model=str(root / "huggingface"),
+            model=str(root / (f"huggingface-{weights}" if weights else "huggingface")),
             dtype="bfloat16",
             skip_tokenizer_init=True,
             max_model_len=2048,
