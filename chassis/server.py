@@ -59,7 +59,7 @@ class Server:
         )
         self.grpc: grpc.aio.Server = grpc.aio.server(
             interceptors=[CallInterceptor(self._in_flight, self._readers, Sending(settings.stall_timeout_s))],
-            options=_options(settings, shares_port)
+            options=_options(settings, shares_port),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
 
