@@ -77,7 +77,7 @@ async def test_the_death_of_the_engines_thread_fails_all_requests_and_ends_the_p
         engine = await make_engine(max_running=1)
         running, waiting = start(engine), start(engine)
 
-        def die() -> None:
+        def die(**_: bool) -> None:
             raise SystemExit
 
         monkeypatch.setattr(engine._scheduler, "next_batch", die)
