@@ -273,8 +273,8 @@ class GatewayGenerateRequest(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The turns, oldest first, at least 1. The last one is the user's, or the result of a tool. With continue_answer, it is
-        the model's.
+        """The turns, oldest first, 1 to 1024, with 1024 parts together. The last one is the user's, or the result of a tool. With
+        continue_answer, it is the model's.
         """
 
     @_builtins.property

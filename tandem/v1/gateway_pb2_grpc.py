@@ -33,6 +33,10 @@ class GatewayStub:
     the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
     promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     def __init__(self, channel):
@@ -86,6 +90,10 @@ class GatewayServicer:
     the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
     promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     def Generate(self, request, context):
@@ -192,6 +200,10 @@ class Gateway:
     the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
     promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     @staticmethod

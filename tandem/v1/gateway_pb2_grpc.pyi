@@ -34,6 +34,10 @@ class GatewayStub:
       the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
       promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     @_typing.overload
@@ -66,6 +70,10 @@ class GatewayAsyncStub(GatewayStub):
       the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
       promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -94,6 +102,10 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
       the initial metadata.
     - 'x-tandem-release': a tag. It pins the release that answers. Only testers and operators may pin a canary before its
       promotion.
+
+    Limits that operators may change: a message has 32 MiB and arrives within 30 s, and a stream ends with CLIENT_STALLED
+    when its client reads nothing for 60 s. Limits for all: a message has 8192 elements of lists, and a conversation 1024
+    messages and 1024 parts.
     """
 
     @_abc_1.abstractmethod
