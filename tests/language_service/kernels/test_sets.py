@@ -14,6 +14,8 @@ import pytest
 
 from language_service.kernels.library import SETS
 
+pytestmark = pytest.mark.timeout(900)  # compilers and QEMU need minutes on a busy machine
+
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "language_service" / "kernels"
 NAMES = ("attention", "cpu", "linear", "low_bit", "pool", "rows")
