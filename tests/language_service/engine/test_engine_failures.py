@@ -40,7 +40,7 @@ async def test_an_accounting_error_fails_all_requests_and_the_engine_continues(
     engine = await make_engine(num_blocks=8, max_running=1)
     for method in ("next_batch", "advance"):
         generation, waiting = start(engine), start(engine)
-        monkeypatch.setattr(engine._scheduler, method, lambda *_: [][0])
+        monkeypatch.setattr(engine._scheduler, method, lambda *_, **__: [][0])
         generation.add_text([1])
         for each in (generation, waiting):
             with pytest.raises(Internal) as caught:
