@@ -21,7 +21,10 @@ PRICES = Prices(accelerator_h=2, vision_h=1, vision_slowdown=2, core_h=0.1, redi
 
 
 def test_two_of_three_zones_carry_the_peak() -> None:
-    """6,000 / 50 replicas, images for 1.2 accelerators, 300 cores: each half as much again."""
+    """120 replicas, images for 1.2 accelerators and 300 cores.
+
+    Each is needed half as much again.
+    """
     assert fleet_for(DEMAND, PRICES) == Fleet(language=180, vision=6, gateway=900, redis_gib=10)
 
 
