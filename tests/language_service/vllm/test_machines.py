@@ -29,12 +29,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 END_S = 120
 
 
-def flags(node_rank: int, master_port: int, parallel: str) -> list[str]:
+def flags(node_rank: int, master_port: int) -> list[str]:
     engine_args = {
         "enforce_eager": True,
         "block_size": 32,
         "disable_custom_all_reduce": True,
-        parallel: 2,
+        "tensor_parallel_size": 2,
         "nnodes": 2,
         "node_rank": node_rank,
         "master_addr": "127.0.0.1",
@@ -50,10 +50,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def machines(models: Path, parallel: str = "tensor_parallel_size") -> Iterator[tuple[VllmRunning, VllmRunning]]:
+def machines(models: Path) -> Iterator[tuple[VllmRunning, VllmRunning]]:
     """Yield leader and follower. Each waits for the other."""
     port = free_port()
-    both = [processes.running(VllmRunning, models, "--tags", STABLE, *flags(rank, port, parallel)) for rank in range(2)]
+    both = [processes.running(VllmRunning, models, "--tags", STABLE, *flags(rank, port)) for rank in range(2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as starting:
         leader, follower = starting.map(stack.enter_context, both)
         yield leader, follower
@@ -64,9 +64,8 @@ def is_serving(service: VllmRunning) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-@pytest.mark.parametrize("parallel", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_both_machines_together_give_the_answers_of_transformers(parallel: str, models: Path, theirs: Any) -> None:
-    with machines(models, parallel) as (leader, follower):
+def test_both_machines_together_give_the_answers_of_transformers(models: Path, theirs: Any) -> None:
+    with machines(models) as (leader, follower):
         for service in (leader, follower):
             workers = [name for name in children(service.process.pid).values() if name.startswith("VLLM::Worker")]
             assert len(workers) == 1
@@ -92,7 +91,7 @@ def test_without_its_follower_a_leader_fails_with_a_typed_error_and_ends(models:
 
 def test_a_leader_that_waits_for_its_follower_can_be_stopped(models: Path) -> None:
     """VLLM would wait without end."""
-    command = VllmRunning.command(models, "--tags", STABLE, *flags(0, free_port(), "tensor_parallel_size"))
+    command = VllmRunning.command(models, "--tags", STABLE, *flags(0, free_port()))
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0)
     try:
         end_s = time.monotonic() + END_S
