@@ -23,22 +23,26 @@ def load(root: Path) -> tuple[str, Complete]:
     service = ExitStack()
     atexit.register(service.close)
     process = service.enter_context(running("language_service", [*flags, "--kv-cache-bytes", str(CACHE_BYTES)]))
-    channel = runner.run(_connect(address_of(process)))
+    channel = runner.run(connect(address_of(process)))
     stub = language_pb2_grpc.LanguageServiceStub(channel)
 
     def complete(prompts: Prompts, num_tokens: int) -> Recording:
-        return runner.run(_complete(stub, prompts, num_tokens))
+        return runner.run(complete_all(stub, prompts, num_tokens))
 
     return "tandem, through gRPC", complete
 
 
-async def _connect(address: str) -> grpc.aio.Channel:
+async def connect(address: str) -> grpc.aio.Channel:
+    """Connect to a language service."""
     channel = grpc.aio.insecure_channel(address)
     await channel.channel_ready()
     return channel
 
 
-async def _complete(stub: "language_pb2_grpc.LanguageServiceAsyncStub", prompts: Prompts, num_tokens: int) -> Recording:
+async def complete_all(
+    stub: "language_pb2_grpc.LanguageServiceAsyncStub", prompts: Prompts, num_tokens: int
+) -> Recording:
+    """Send all prompts at once and continue each by `num_tokens`."""
     recorder = Recorder(len(prompts))
 
     async def ask(index: int) -> None:
