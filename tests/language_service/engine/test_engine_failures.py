@@ -90,6 +90,7 @@ async def test_the_death_of_the_engines_thread_fails_all_requests_and_ends_the_p
             start(engine)
         assert caught.value.reason == "ENGINE_DEAD"
         assert ended == [True]
+        await asyncio.to_thread(engine._thread.join, 60)
         assert not engine._thread.is_alive()
     finally:
         on_death(None)
