@@ -28,7 +28,10 @@ def passages() -> list[Passage]:
 
 @pytest.fixture(scope="module")
 def hard(passages: list[Passage]) -> list[Passage]:
-    """Without the image answers are hard to guess, so that small errors show."""
+    """Return the text without the images.
+
+    Its answers are hard to guess, so that small errors show.
+    """
     return [passage.without_image() for passage in passages]
 
 
