@@ -1,4 +1,4 @@
-"""Run the kernels of other processors by emulation, and those of another compiler."""
+"""Run the kernels of emulated processors, and of another compiler."""
 
 import ctypes
 import os
@@ -73,7 +73,7 @@ def test_neon_gives_the_right_numbers(processor: str, tmp_path: Path) -> None:
 
 @pytest.mark.kernels
 def test_products_of_small_matrices_give_the_right_numbers(tmp_path: Path) -> None:
-    """Those of Arm, which processors have that also have products of bfloat16."""
+    """BFMMLA and SMMLA of Arm."""
     runner = ["qemu-aarch64-static", "-cpu", "max"]
     flags = ["-DTANDEM_SET=neonbf16", "-march=armv8.2-a+dotprod+bf16+i8mm"]
     assert check(tmp_path, "aarch64-linux-gnu-g++", flags, runner) == ["neonbf16", "neon"]
@@ -100,10 +100,10 @@ def test_kernels_of_clang_give_the_right_numbers(name: str, flags: list[str], tm
 @pytest.mark.slow
 @ON_X86
 def test_clang_builds_every_set(tmp_path: Path) -> None:
-    """The build leaves out a set that the compiler does not know."""
+    """A set unknown to the compiler would be missing."""
     if shutil.which("clang++") is None:
         pytest.skip("there is no clang++")
-    folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp"]
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
     environment = {**os.environ, "CC": "clang", "CXX": "clang++"}
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build_ext", *folders],
