@@ -16,10 +16,9 @@ from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import EngineConfig
 from language_service.engine.vllm import VllmEngine, VllmModel
 from language_service.engine.vllm_arguments import engine_arguments
-from language_service.engine.vllm_client import VllmClient, device_type, process_ids
+from language_service.engine.vllm_client import VllmClient, device_type
 from language_service.engine.vllm_folder import VIDEO_TOKEN, write_vllm_folder
 from language_service.engine.vllm_follower import VllmFollower
-from language_service.engine.vllm_orphans import kill_all
 from language_service.engine.vllm_prompt import PromptForm
 
 _log = structlog.get_logger()
@@ -29,12 +28,7 @@ async def open_vllm_engine(half: LoadedHalf, tokenizer_json: str, config: Engine
     """Return vLLM as an engine, as `open_engine` describes."""
     with _model_folder() as folder:
         arguments, model = await _prepare(folder.name, half, tokenizer_json, config, tag)
-        others = process_ids()
-        try:
-            client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
-        except asyncio.CancelledError:
-            kill_all(process_ids() - others)  # they may wait for other machines without end, and the thread for them
-            raise
+        client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
     engine = VllmEngine(lambda: VllmClient(arguments), client, model, config, folder)
     try:
         await engine.check()

@@ -4,11 +4,9 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +85,6 @@ def test_without_its_follower_a_leader_fails_with_a_typed_error_and_ends(models:
             list(leader.stub.Generate(iter([start(max_tokens=900), text(5)]), timeout=END_S))
         assert from_rpc_error(caught.value).reason == "ENGINE_DEAD"
         assert leader.process.wait(END_S) == 1
-
-
-def test_a_leader_that_waits_for_its_follower_can_be_stopped(models: Path) -> None:
-    """VLLM would wait without end."""
-    command = VllmRunning.command(models, "--tags", STABLE, *flags(0, free_port()))
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0)
-    try:
-        end_s = time.monotonic() + END_S
-        while not (left := {pid for pid, name in children(process.pid).items() if name.startswith("VLLM::")}):
-            assert time.monotonic() < end_s
-            time.sleep(0.1)
-        process.terminate()
-        assert process.wait(END_S) == 0
-        wait_until_gone(left)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_without_its_leader_a_follower_ends(models: Path) -> None:
