@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from chassis.turns import processor_s
+from chassis.process_turns import processor_s
 from language_service.sampling.grammar_text import why_it_stopped
 from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES
 

@@ -31,7 +31,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from chassis.own_memory import limit_memory, private_bytes, resident_bytes
-from chassis.turns import Turns, yield_processors, yield_processors_after
+from chassis.process_turns import ProcessTurns, yield_processors, yield_processors_after
 
 COMMAND = struct.Struct(
     "<cI"
@@ -110,7 +110,7 @@ class _Starter:
 
     def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
         self._control, self._tokenizer, self._limits = control, tokenizer, limits
-        self._turns = Turns(os.getppid())
+        self._turns = ProcessTurns(os.getppid())
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
         # The end of a worker wakes the loop. A handler could interrupt itself.
         self._ended, self._wakeup = socket.socketpair()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from chassis.turns import Turns, processor_s
+from chassis.process_turns import ProcessTurns, processor_s
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 IDLE = [sys.executable, "-c", "import time; time.sleep(1000)"]
@@ -43,7 +43,7 @@ def running(process_ids: list[int]) -> list[int]:
 
 def test_one_process_at_a_time_computes_while_the_service_is_idle(processes: ExitStack) -> None:
     service, ids = start(processes, IDLE), [start(processes, BUSY) for _ in range(3)]
-    turns = Turns(service)
+    turns = ProcessTurns(service)
     for one in ids:
         turns.add(one)
         turns.add(one)  # changes nothing
@@ -62,7 +62,7 @@ def test_a_busy_service_has_most_of_the_turns(processes: ExitStack) -> None:
     service, costly = start(processes, BUSY), start(processes, BUSY)
     while processor_s(service) < 0.1:
         time.sleep(0.01)
-    turns = Turns(service)
+    turns = ProcessTurns(service)
     turns.add(costly)
     turns.next()
     began_s, used_s = time.monotonic(), processor_s(costly)
@@ -74,7 +74,7 @@ def test_a_busy_service_has_most_of_the_turns(processes: ExitStack) -> None:
 
 def test_a_process_goes_on_once_it_is_no_longer_costly(processes: ExitStack) -> None:
     service, ids = start(processes, IDLE), [start(processes, IDLE) for _ in range(2)]
-    turns = Turns(service)
+    turns = ProcessTurns(service)
     for one in ids:
         turns.add(one)
     turns.next()
@@ -87,7 +87,7 @@ def test_a_process_goes_on_once_it_is_no_longer_costly(processes: ExitStack) -> 
 
 def test_a_process_that_has_ended_is_no_error(processes: ExitStack) -> None:
     process_id = start(processes, IDLE)
-    turns = Turns(os.getpid())
+    turns = ProcessTurns(os.getpid())
     turns.add(process_id)
     os.kill(process_id, signal.SIGKILL)
     os.waitpid(process_id, 0)

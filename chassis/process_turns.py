@@ -18,7 +18,7 @@ _BUSY_SHARE = 0.3  # of a processor
 _STACK_BYTES = 2**20
 
 
-class Turns:
+class ProcessTurns:
     """Stops and continues costly processes."""
 
     def __init__(self, service_id: int) -> None:
