@@ -48,7 +48,7 @@ def reserved_address(address: str, *, service: str = "gRPC") -> Iterator[str]:
     host, port = split_address(address)
     with ExitStack() as sockets:
         try:
-            port = _bind(host, port, sockets, socket.SO_REUSEPORT)
+            port = _bind(host, port, sockets, socket.SO_REUSEPORT)  # with SO_REUSEADDR, others could bind it too
         except OSError as error:
             raise cannot_listen(address, error, service=service) from None
         yield join_address(host, port)
@@ -58,18 +58,17 @@ def bind_error(address: str) -> OSError | None:
     """Return the error of binding a socket, if any."""
     try:
         with ExitStack() as sockets:
-            _bind(*split_address(address), sockets)
+            _bind(*split_address(address), sockets, socket.SO_REUSEADDR)  # as gRPC does
     except OSError as error:
         return error
     return None
 
 
-def _bind(host: str, port: int, sockets: ExitStack, *options: int) -> int:
+def _bind(host: str, port: int, sockets: ExitStack, option: int) -> int:
     """Bind a socket to each address, and return their port."""
     for family, kind, protocol, _, (address, _, *rest) in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         bound = sockets.enter_context(socket.socket(family, kind, protocol))
-        for option in (socket.SO_REUSEADDR, *options):  # the first as gRPC does
-            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.setsockopt(socket.SOL_SOCKET, option, 1)
         bound.bind((address, port, *rest))
         port = bound.getsockname()[1]
     return port
