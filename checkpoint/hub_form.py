@@ -5,7 +5,7 @@ Others read a model of ours by them. `checkpoint.hub_config` reads the same fiel
 
 from typing import Any
 
-from checkpoint.families import HEAD, Qwen3VLConfig
+from checkpoint.families import HEAD, LanguageConfig, Qwen3VLConfig
 
 # Our part of a name -> the Hub's. All other parts are equal.
 _RENAMED = {".mlp.w1.": ".mlp.gate_proj.", ".mlp.w3.": ".mlp.up_proj.", ".mlp.w2.": ".mlp.down_proj."}
@@ -23,6 +23,23 @@ def hub_name(name: str, *, has_tower: bool) -> str:
     for ours, theirs in _RENAMED.items():
         name = name.replace(ours, theirs)
     return f"model.{name if has_tower else name.removeprefix('language_model.')}"
+
+
+def decoder_fields(language: LanguageConfig) -> dict[str, Any]:
+    """Return the fields of `config.json` that all decoders have."""
+    return {
+        "hidden_size": language.width,
+        "num_hidden_layers": language.num_layers,
+        "num_attention_heads": language.num_heads,
+        "num_key_value_heads": language.num_kv_heads,
+        "head_dim": language.head_dim,
+        "intermediate_size": language.mlp_width,
+        "vocab_size": language.vocab_size,
+        "max_position_embeddings": language.context_length,
+        "rms_norm_eps": language.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": language.attention_bias,
+    }
 
 
 def tower_fields(config: Qwen3VLConfig) -> dict[str, Any]:

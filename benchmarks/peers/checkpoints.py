@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.tools.random_low_bit import quantize_random
 from checkpoint.compressed_tensors import stored_tensors
 from checkpoint.families import LanguageConfig, ResamplerModelConfig, Scheme
+from checkpoint.hub_form import decoder_fields
 from checkpoint.initial import create_checkpoint
 from checkpoint.presets import RESAMPLER_PRESETS
 from checkpoint.rounding import Grid, to_nearest
@@ -135,18 +136,8 @@ def huggingface_config(language: LanguageConfig) -> dict[str, Any]:
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "dtype": "bfloat16",
-        "hidden_size": language.width,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_heads,
-        "num_key_value_heads": language.num_kv_heads,
-        "head_dim": language.head_dim,
-        "intermediate_size": language.mlp_width,
-        "vocab_size": language.vocab_size,
-        "max_position_embeddings": language.context_length,
-        "rms_norm_eps": language.norm_eps,
         "rope_theta": language.rope_theta,
-        "hidden_act": "silu",
-        "attention_bias": False,
+        **decoder_fields(language),
         "tie_word_embeddings": language.tied_embeddings,
         "use_sliding_window": False,
         "bos_token_id": None,

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from checkpoint.families import Qwen3VLConfig
-from checkpoint.hub_form import hub_name, preprocessor_fields, tower_fields
+from checkpoint.hub_form import decoder_fields, hub_name, preprocessor_fields, tower_fields
 from checkpoint.initial import RandomTensors
 
 _SHARD_BYTES = 1 << 30
@@ -131,19 +131,9 @@ def _config(config: Qwen3VLConfig, ids: dict[str, int]) -> dict[str, Any]:
         "text_config": {
             "model_type": "qwen3_vl_text",
             "dtype": "bfloat16",
-            "hidden_size": language.width,
-            "num_hidden_layers": language.num_layers,
-            "num_attention_heads": language.num_heads,
-            "num_key_value_heads": language.num_kv_heads,
-            "head_dim": language.head_dim,
-            "intermediate_size": language.mlp_width,
-            "vocab_size": language.vocab_size,
-            "max_position_embeddings": language.context_length,
-            "rms_norm_eps": language.norm_eps,
             "rope_theta": language.rope_theta,
             "rope_scaling": {key: value for key, value in rope.items() if key != "rope_theta"},
-            "hidden_act": "silu",
-            "attention_bias": False,
+            **decoder_fields(language),
             "attention_dropout": 0.0,
             "use_cache": True,
             "tie_word_embeddings": language.tied_embeddings,

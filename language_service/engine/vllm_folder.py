@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chassis.errors import FailedPrecondition
 from checkpoint.families import EMBEDDING, HEAD, LanguageConfig, ModelConfig, Qwen3VLConfig
-from checkpoint.hub_form import hub_name, preprocessor_fields, tower_fields
+from checkpoint.hub_form import decoder_fields, hub_name, preprocessor_fields, tower_fields
 from checkpoint.manifest import TOKENIZER_FILE
 from checkpoint.tokenizer import read_tokenizer
 from checkpoint.weight_writers import PlannedTensor, write_weights
@@ -155,18 +155,9 @@ def _decoder(language: LanguageConfig) -> dict[str, Any]:
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": kind,
-        "hidden_size": language.width,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_heads,
-        "num_key_value_heads": language.num_kv_heads,
-        "head_dim": language.head_dim,
-        "intermediate_size": language.mlp_width,
-        "vocab_size": language.vocab_size,
+        **decoder_fields(language),
         "max_position_embeddings": length,
-        "rms_norm_eps": language.norm_eps,
         "rope_parameters": rope,
-        "hidden_act": "silu",
-        "attention_bias": language.attention_bias,
         "use_sliding_window": False,
         "eos_token_id": list(language.eos_token_ids),
         "bos_token_id": None,
