@@ -13,6 +13,7 @@ _SETS = {
     "avx512bf16": {"avx512_bf16"},
     "avx512": {"avx512f"},
     "avx2": {"avx2", "fma"},
+    "neonbf16": {"asimd", "asimddp", "bf16", "i8mm"},
     "neon": {"asimd"},
 }
 

@@ -30,6 +30,7 @@ def test_results_are_named_by_the_processor(listed: str, name: str, tmp_path: Pa
         ("flags\t\t: fpu avx2 fma avx512f", "avx512"),
         ("flags\t\t: fpu fma avx2", "avx2"),
         ("flags\t\t: fpu sse2", "none"),
+        ("Features\t: fp asimd asimddp i8mm bf16", "neonbf16"),
         ("Features\t: fp asimd bf16", "neon"),
     ],
 )
