@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 class ChangingFiles(Generic[T]):
-    """What some files say now. Thread-safe.
+    """The current content of some files. Thread-safe.
 
-    Files that are replaced one after the other may not fit for a moment. Until they do, the last value stays.
+    While files are replaced one after the other, they may not fit together. The last value stays until they do.
     """
 
     def __init__(self, paths: Iterable[Path | None], read: Callable[[], T]) -> None:
@@ -79,7 +79,7 @@ class ChangingFiles(Generic[T]):
 
 
 def identity_of(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file. It follows links."""
+    """Return values that change with a file. Follows links."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -16,9 +16,8 @@ from language_service.engine.vllm_orphans import OrphanWatcher, kill_all
 
 _WATCH_S = 0.1  # between two looks at vLLM's processes
 _STOP_S = 8.0  # longest wait for the orderly end of vLLM's processes
-_KEEPALIVE_S = (
-    15  # without an answer of the leader's machine before it is asked, and three times until it counts as lost
-)
+# Without an answer of the leader's machine before it is asked. It counts as lost after three more.
+_KEEPALIVE_S = 15
 
 
 class VllmFollower:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
-# A program of its own, since nothing of ours runs after a kill. Its input ends with our process.
+# A program of its own, because a killed process runs no code. Its input ends with our process.
 _WATCHER = """
 import os, signal, sys
 if not sys.stdin.read(1):
@@ -33,7 +33,7 @@ class OrphanWatcher:
     """Kills processes when ours has been killed."""
 
     def __init__(self, pids: Iterable[int]) -> None:
-        # A session of its own, so that what kills our group does not kill it.
+        # A session of its own, so that a signal to our process group does not reach it.
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _WATCHER, *map(str, pids)],
             stdin=subprocess.PIPE,

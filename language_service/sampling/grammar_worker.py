@@ -33,9 +33,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from chassis.own_memory import limit_memory, private_bytes, resident_bytes
 from chassis.process_turns import ProcessTurns, yield_processors, yield_processors_after
 
-COMMAND = struct.Struct(
-    "<cI"
-)  # 'o' opens a worker, 'k' kills it, 't' starts its turns, 'e' ends them. Then its number.
+# 'o' opens a worker, 'k' kills it, 't' starts its turns, 'e' ends them. Then its number.
+COMMAND = struct.Struct("<cI")
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
