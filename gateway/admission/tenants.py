@@ -23,6 +23,8 @@ from chassis.validation import first_problem
 # A tester may also pin a canary. An operator may also pin it, and change rollouts.
 Role = Literal["client", "tester", "operator"]
 
+_LIMITS = ("max_running", "max_waiting", "requests_per_minute", "tokens_per_minute")  # of a tenant
+
 
 class Tenant(BaseModel):
     """A tenant and its limits.
@@ -71,28 +73,17 @@ class _TenantEntry(Tenant):
 
     def indivisible(self, num_workers: int) -> str | None:
         """Return the name of a limit too small to divide."""
-        limits = {
-            "max_running": self.max_running,
-            "requests_per_minute": self.requests_per_minute,
-            "tokens_per_minute": self.tokens_per_minute,
-        }
-        return next((name for name, limit in limits.items() if limit is not None and limit < num_workers), None)
+        return next((name for name, limit in self._limits() if name != "max_waiting" and limit < num_workers), None)
 
     def part(self, num_workers: int) -> Tenant:
         """Return the tenant as one of several workers sees it."""
+        divided = {name: limit // num_workers for name, limit in self._limits()}
+        return Tenant.model_validate(self.model_dump(exclude={"key_sha256"}) | divided)
 
-        def divided(limit: int | None) -> int | None:
-            return None if limit is None else limit // num_workers
-
-        return Tenant(
-            name=self.name,
-            role=self.role,
-            cache_group=self.cache_group,
-            max_running=divided(self.max_running),
-            max_waiting=divided(self.max_waiting),
-            requests_per_minute=divided(self.requests_per_minute),
-            tokens_per_minute=divided(self.tokens_per_minute),
-        )
+    def _limits(self) -> list[tuple[str, int]]:
+        """Return the limits that are set, by name."""
+        limits = ((name, getattr(self, name)) for name in _LIMITS)
+        return [(name, limit) for name, limit in limits if limit is not None]
 
 
 class _TenantFile(BaseModel):
