@@ -248,7 +248,7 @@ class PagedEngine:
                     self._scheduler.advance(chunk, num_accepted=max(0, len(choices) - 1))
                 if chunk.samples:
                     events += self._accept(generation, choices)
-            self._pauses.yield_if_dear()
+            self._pauses.take_turns_if_dear()
 
     def _accept(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
         """Add tokens to an answer, then end or pause it."""

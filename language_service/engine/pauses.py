@@ -33,10 +33,10 @@ class Pauses:
         """Forget a request that has ended."""
         self._grammars.pop(generation, None)
 
-    def yield_if_dear(self) -> None:
+    def take_turns_if_dear(self) -> None:
         """Let masks that take long not compete with the steps."""
         for grammar in self._grammars.values():
-            grammar.yield_if_dear()
+            grammar.take_turns_if_dear()
 
     def _note_ready(self, generation: PagedGeneration) -> None:
         with self._condition:  # on any thread

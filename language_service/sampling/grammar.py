@@ -99,9 +99,9 @@ class Grammar:
         """Call back on any thread, with mask or error."""
         self._mask.add_done_callback(lambda _: callback())
 
-    def yield_if_dear(self) -> None:
-        """Lower the priority of a process whose mask takes long."""
-        self._worker.yield_if_dear()
+    def take_turns_if_dear(self) -> None:
+        """Let a process whose mask takes long take turns."""
+        self._worker.take_turns_if_dear()
 
     def close(self) -> None:
         """Forget the answer."""

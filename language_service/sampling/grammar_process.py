@@ -82,8 +82,8 @@ class GrammarProcess:
             with suppress(OSError):  # it has ended, and `end` follows
                 self.connection.send_bytes(json.dumps([job for job, _ in queued]).encode())
 
-    def yield_if_dear(self) -> None:
-        """Let a process that computes for long yield the processors."""
+    def take_turns_if_dear(self) -> None:
+        """Let a process that computes for long take turns."""
         if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _DEAR_S:
             self.take_turns()
 

@@ -211,10 +211,9 @@ class _Worker:
         self._add_frame(self.start, [])
         self._send()
         signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
-        started_s = time.thread_time()
+        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_MASK_S)  # the main thread yields
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
-        if time.thread_time() - started_s > _DEAR_MASK_S:
-            yield_processors(os.getpid())
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         self.num_base_bytes = private_bytes() - resident_bytes()
         self._add_mask(self.start, mask)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -241,7 +241,7 @@ async def test_no_answer_begins_with_a_process_that_is_about_to_end(make_compile
     first.accept(A)
     advance([first], timeout_s=0)
     while first._worker._expected and not first._worker._takes_turns:
-        first.yield_if_dear()
+        first.take_turns_if_dear()
     first.close()
     second = await compiler.compile(constraint)
     wait_for_masks([second], timeout_s=20)
