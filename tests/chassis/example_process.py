@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, Self
 
 # A service like the real ones: settings, open_service, run_service. Generate streams the requested number of deltas.
 PROGRAM = '''
@@ -75,7 +75,10 @@ run_service("example", load_settings(ExampleSettings, sys.argv[1:]), open_servic
 
 
 class Process:
-    """A process that runs PROGRAM or another, and its log."""
+    """A process that runs PROGRAM or another, and its log.
+
+    As a context, it is killed at the end of the block.
+    """
 
     def __init__(self, *flags: str, program: Sequence[str] = ("-c", PROGRAM)) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -84,6 +87,13 @@ class Process:
         command = [sys.executable, *program, *flags]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
 
     def _read(self) -> None:
         assert self.popen.stderr is not None

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,12 @@ from tests.chassis.example_process import PROGRAM, Process
 
 @pytest.fixture
 def start() -> Iterator[Any]:
-    processes: list[Process] = []
+    with ExitStack() as processes:
 
-    def begin(*flags: str) -> Process:
-        processes.append(Process("--listen", "127.0.0.1:0", *flags))
-        return processes[-1]
+        def begin(*flags: str) -> Process:
+            return processes.enter_context(Process("--listen", "127.0.0.1:0", *flags))
 
-    yield begin
-    for process in processes:
-        process.popen.kill()
-        process.popen.wait()
+        yield begin
 
 
 def stubs(port: int) -> tuple[Any, Any, grpc.aio.Channel]:
@@ -215,8 +212,7 @@ def test_a_part_that_does_not_stop_is_left_behind(stop: str, limit: str, status:
 
 def test_metrics_are_on_loopback_wherever_the_service_listens() -> None:
     """They name tenants, and know no keys by default."""
-    process = Process("--listen", "0.0.0.0:0")
-    try:
+    with Process("--listen", "0.0.0.0:0") as process:
         ready = process.wait_for("ready")
         for port, reachable in ((ready["port"], True), (ready["metrics_port"], False)):
             with socket.socket() as other:
@@ -224,6 +220,3 @@ def test_metrics_are_on_loopback_wherever_the_service_listens() -> None:
                 assert (other.connect_ex(("127.0.0.2", port)) == 0) == reachable
         with socket.create_connection(("127.0.0.1", ready["metrics_port"])):
             pass
-    finally:
-        process.popen.kill()
-        process.popen.wait()

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -19,17 +19,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def start() -> Iterator[Any]:
-    processes: list[Process] = []
+    with ExitStack() as processes:  # workers see the end of theirs, and end
 
-    def begin(*flags: str, listen: str = "127.0.0.1:0") -> Process:
-        program = ("-m", "tests.chassis.example_workers")
-        processes.append(Process("--listen", listen, *flags, program=program))
-        return processes[-1]
+        def begin(*flags: str, listen: str = "127.0.0.1:0") -> Process:
+            program = ("-m", "tests.chassis.example_workers")
+            return processes.enter_context(Process("--listen", listen, *flags, program=program))
 
-    yield begin
-    for process in processes:
-        process.popen.kill()  # the workers see it and end
-        process.popen.wait()
+        yield begin
 
 
 class Caller:

@@ -103,8 +103,7 @@ async def until_admitted(health: Any) -> None:
 
 @pytest.mark.parametrize("num_signals", [1, 2])
 async def test_a_process_ends_while_clients_read_nothing(num_signals: int) -> None:
-    process = Process("--listen", "127.0.0.1:0", "--drain-s", "1")
-    try:
+    with Process("--listen", "127.0.0.1:0", "--drain-s", "1") as process:
         ready = process.wait_for("ready")
         async with SilentReader(ready["port"]) as reader:
             await silent_watches(reader, 20)
@@ -114,6 +113,3 @@ async def test_a_process_ends_while_clients_read_nothing(num_signals: int) -> No
                 process.popen.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.end) == 0
         assert not [event for event in process.events() if "in time" in event]  # no step met its limit
-    finally:
-        process.popen.kill()
-        process.popen.wait()

@@ -124,8 +124,7 @@ async def test_watches_of_operators_end_too(world: World) -> None:
 
 
 async def test_a_process_with_stalled_streams_ends() -> None:
-    process = Process("--listen", "127.0.0.1:0", "--drain-s", "1", "--stall-timeout-s", "0.2")
-    try:
+    with Process("--listen", "127.0.0.1:0", "--drain-s", "1", "--stall-timeout-s", "0.2") as process:
         ready = process.wait_for("ready")
         async with SilentReader(ready["port"]) as reader:
             for _ in range(20):
@@ -134,9 +133,6 @@ async def test_a_process_with_stalled_streams_ends() -> None:
             process.popen.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.end) == 0
         assert not [event for event in process.events() if "in time" in event]  # no step met its limit
-    finally:
-        process.popen.kill()
-        process.popen.wait()
 
 
 async def read_all(call: Any) -> None:
