@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
+from chassis.extras import MODULES
+
 _ENGINE = ("torch", "numpy", "pydantic", "structlog", "prometheus_client", "grpc", "google.protobuf", "llguidance")
-_STACK = (*_ENGINE, "grpc_health", "grpc_reflection", "grpc_status", "pydantic_settings", "PIL", "tokenizers", "jinja2")
+_STACK = (*_ENGINE, *MODULES["stages"], *MODULES["gateway"], "grpc_status")
 _TESTS = (*_STACK, "pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "uvloop", "typer", "rich")
 
 

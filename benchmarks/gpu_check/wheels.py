@@ -7,21 +7,18 @@ machine has its own.
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from benchmarks.gpu_check.installing import REPOSITORY, RTX_WHEELS, WHEEL_PYTHON, WHEELS
 
-NAMES = (
-    # The services.
-    "grpcio", "grpcio-status", "grpcio-health-checking", "grpcio-reflection", "protobuf", "googleapis-common-protos",
-    "pydantic", "pydantic_core", "pydantic-settings", "annotated-types", "typing_extensions", "typing-inspection",
-    "python-dotenv", "structlog", "prometheus_client", "uvloop", "pillow", "Jinja2", "MarkupSafe", "tokenizers",
-    "llguidance", "safetensors", "redis", "ahocorasick_rs",
-    # The command and the tables.
-    "typer", "click", "shellingham", "annotated-doc", "rich", "markdown-it-py", "mdurl", "Pygments",
-    # The tests.
-    "pytest", "pytest-asyncio", "pytest-timeout", "pluggy", "iniconfig", "packaging", "hypothesis", "sortedcontainers",
-)  # fmt: skip
+EXTRAS = ("stages", "gateway")  # of this project, with all that they need
+TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+_OWN = {"torch", "numpy", "triton"}  # of the machine, with all that they need
 RTX = ("tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116")
 RTX_SOURCES = ("tensorrt-rtx-cu13==1.7.1.116", "tensorrt-rtx==1.7.1.116")  # of plain Python, published as sources
 MAX_BYTES = 60 * 2**20  # small enough to travel with the repository
@@ -29,7 +26,33 @@ _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17
 _PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 
 
-def pinned(names: tuple[str, ...]) -> list[str]:
+def needed() -> list[str]:
+    """Return the packages that the checks need, sorted."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    left = [Requirement(f"{project['name']}[{','.join(EXTRAS)}]"), *map(Requirement, TESTS)]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while left:
+        package = left.pop()
+        name, extras = _plain(package.name), frozenset(package.extras)
+        if name in _OWN or (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        if name == project["name"]:  # not from its metadata, which may be those of an older version
+            left += map(Requirement, project["dependencies"])
+            left += [Requirement(line) for extra in extras for line in project["optional-dependencies"][extra]]
+        else:
+            left += _requirements(package.name, extras)
+    return sorted({name for name, _ in seen} - {project["name"]})
+
+
+def _requirements(name: str, extras: Iterable[str]) -> list[Requirement]:
+    """Return what an installed package needs on the GPU machine."""
+    environments = [{"extra": extra, "python_version": ".".join(map(str, WHEEL_PYTHON))} for extra in ("", *extras)]
+    lines = [Requirement(line) for line in requires(name) or ()]
+    return [line for line in lines if line.marker is None or any(map(line.marker.evaluate, environments))]
+
+
+def pinned(names: Iterable[str]) -> list[str]:
     """Return `name==version` of each package, from constraints.txt.
 
     Raises:
@@ -56,8 +79,9 @@ def fetch(requirements: list[str], folder: Path) -> int:
 
 def main(arguments: list[str]) -> None:
     """Fetch the wheels, with `--rtx` TensorRT for RTX as well."""
-    size = fetch(pinned(NAMES), WHEELS)
-    print(f"{len(NAMES)} wheels, {size / 2**20:.1f} MiB, are in {WHEELS.relative_to(REPOSITORY)}.")
+    names = needed()
+    size = fetch(pinned(names), WHEELS)
+    print(f"{len(names)} wheels, {size / 2**20:.1f} MiB, are in {WHEELS.relative_to(REPOSITORY)}.")
     if size > MAX_BYTES:
         raise SystemExit(f"That is more than the {MAX_BYTES / 2**20:.0f} MiB that may travel.")
     if "--rtx" in arguments:

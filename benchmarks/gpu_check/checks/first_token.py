@@ -111,7 +111,7 @@ def _run_stack(sizes: Sizes, rows: RowWriter, models: Path) -> None:
         language_flags=["--kv-cache-bytes", str(_cache_bytes(sizes))],
     )
     started_s = time.perf_counter()
-    with Stack(config) as stack:
+    with Stack(config, lambda service, line: print(service, line, flush=True)) as stack:
         rows.add("stack ready", time.perf_counter() - started_s, "s")
         if sizes.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(sizes.device)

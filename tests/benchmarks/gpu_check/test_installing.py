@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from benchmarks.gpu_check import installing
 from benchmarks.gpu_check.__main__ import main
 from benchmarks.gpu_check.installing import install
-from benchmarks.gpu_check.wheels import NAMES, pinned
+from benchmarks.gpu_check.wheels import needed, pinned
+from chassis.extras import MODULES
 
 
 def write_wheel(folder: Path, name: str, *, tag: str = "py3-none-any") -> None:
@@ -67,9 +69,13 @@ def test_another_python_and_an_empty_folder_are_told(tmp_path: Path, monkeypatch
     assert not (tmp_path / "site").exists()
 
 
-def test_every_wheel_has_a_version_and_no_wheel_is_torch() -> None:
-    assert all("==" in line for line in pinned(NAMES))
-    assert not {"torch", "triton", "numpy"} & set(NAMES)
+def test_wheels_are_of_all_that_the_services_import_but_what_the_machine_has() -> None:
+    wheels = set(needed())
+    assert all("==" in line for line in pinned(wheels))
+    assert not {"torch", "triton", "numpy", "sympy"} & wheels
+    providers = packages_distributions()
+    for module in {*MODULES["stages"], *MODULES["gateway"], "typer", "pytest_asyncio"} - {"torch", "numpy"}:
+        assert {name.lower().replace("_", "-") for name in providers[module]} & wheels, module
     with pytest.raises(SystemExit, match="no version of no-such-package"):
         pinned(("no-such-package",))
 
