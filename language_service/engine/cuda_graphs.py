@@ -11,10 +11,12 @@ import structlog
 import torch
 from torch import Tensor
 
+from language_service.engine.fixed_inputs import FixedInputs
 from language_service.engine.kv_cache import CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
+from language_service.kernels import PagedAttend
 
-# N sequences of one token each, M blocks per sequence, H query heads, G key-value heads, E head dim, V vocabulary
+# N sequences of one token each, V vocabulary
 
 Run = Callable[[], Tensor]  # computes the batch in its input memory, returns logits [N, V]
 
@@ -75,10 +77,9 @@ class _Step:
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, num_rows: int, width: int) -> None:
         self._decoder, self._cache = decoder, cache
-        device = cache.device
-        self._inputs_4N = torch.zeros(4, num_rows, dtype=torch.long, device=device)
-        self._tables_NM = torch.zeros(num_rows, width, dtype=torch.long, device=device)
-        self._rows_N = torch.arange(num_rows, device=device)
+        shapes = dict.fromkeys(("tokens", "positions", "indices", "slots", "rows"), (num_rows,))
+        self._inputs = FixedInputs({**shapes, "tables": (num_rows, width)}, cache.device)
+        self._inputs["rows"][:] = range(num_rows)
 
     def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan], positions: Sequence[int]) -> None:
         """Copy a batch into the fixed memory.
@@ -87,30 +88,32 @@ class _Step:
 
         The copies store the same numbers in the same slot, which does no harm.
         """
-        size = self._cache.config.block_size
-        num_rows, width = self._tables_NM.shape
-        padding = num_rows - len(spans)
-        rows = [*spans, *[spans[0]] * padding]
-        tokens, positions = ([*inputs, *[inputs[0]] * padding] for inputs in (token_ids, positions))
-        indices = [span.start for span in rows]
-        slots = [slot for span in rows for slot in span.slots(size)]
-        self._inputs_4N.copy_(torch.tensor([tokens, positions, indices, slots]))
-        self._tables_NM.copy_(torch.tensor([span.table(size, width) for span in rows]))
+        inputs, size, count = self._inputs, self._cache.config.block_size, len(spans)
+        inputs["tokens"][:count] = token_ids
+        inputs["positions"][:count] = positions
+        inputs["indices"][:count] = [span.start for span in spans]
+        inputs["slots"][:count] = [span.blocks[span.start // size] * size + span.start % size for span in spans]
+        for table, span in zip(inputs["tables"], spans, strict=False):
+            num_blocks = span.num_blocks(size)
+            table[:num_blocks] = span.blocks[:num_blocks]
+            table[num_blocks:] = span.blocks[0]  # attention masks it, and no other sequence's numbers are read
+        for name in ("tokens", "positions", "indices", "slots", "tables"):
+            inputs[name][count:] = inputs[name][0]
+        inputs.send()
 
     def run(self) -> Tensor:
         """Compute the batch in the fixed memory.
 
         A recording contains no Python code. So the result may depend on the batch through tensors only.
         """
-        tokens_N, positions_N, indices_N, slots_N = self._inputs_4N
-        attend_decoded = self._cache.decode_attention.plan(self._tables_NM, indices_N + 1)
-
-        def attend(layer: int, q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor) -> Tensor:
-            kv = self._cache.kv[layer]
-            kv.flatten(1, 2).index_copy_(1, slots_N, torch.stack([k_NGE, v_NGE]))
-            return attend_decoded(q_NHE, kv)
-
-        return self._decoder.forward(self._decoder.embed(tokens_N), positions_N, attend, self._rows_N)
+        tensor = self._inputs.tensor
+        attend = self._cache.decode_attention.plan(tensor("tables"), tensor("indices") + 1)
+        return self._decoder.forward(
+            self._decoder.embed(tensor("tokens")),
+            tensor("positions"),
+            PagedAttend(self._cache.kv, tensor("slots"), attend),
+            tensor("rows"),
+        )
 
 
 class CudaRecorder:

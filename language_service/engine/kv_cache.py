@@ -4,6 +4,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,17 +13,25 @@ from torch.nn.attention.bias import causal_lower_right
 
 from checkpoint.families import LanguageConfig
 from language_service.kernels import (
+    AttentionName,
+    ChunkAttention,
     DecodeAttention,
     GatheredAttention,
     KernelName,
     NativeAttention,
+    PagedAttend,
     choose_attention,
+    choose_chunk_attention,
+    choose_decode_attention,
     huge_pages,
 )
+from language_service.kernels.decode_attention import AttendDecoded
 from language_service.model import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens per sequence, M blocks per sequence, C = M * block size
 # cached positions, H query heads, G key-value heads, E head dim
+
+_SHORT = 256  # tokens of a chunk. Longer ones are worth launches of their own, by flash attention.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +87,16 @@ class _Group:
     attend: Callable[[Tensor, Tensor], Tensor]  # queries [B, L, H, E] and a layer of the cache to outputs [B, L, H, E]
 
 
+def tiles_of(spans: Sequence[CacheSpan], num_tokens: int) -> list[list[int]]:
+    """Return tiles of at most `num_tokens` for `ChunkAttention`."""
+    rows = accumulate((span.length for span in spans), initial=0)
+    return [
+        [index, row + first, span.start + first, min(num_tokens, span.length - first)]
+        for index, (row, span) in enumerate(zip(rows, spans, strict=False))
+        for first in range(0, span.length, num_tokens)
+    ]
+
+
 def bytes_per_block(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
     """Return the bytes of one block over all layers."""
     return config.num_layers * 2 * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
@@ -112,6 +131,17 @@ class PagedCache:
         # Flash attention takes a causal mask for a context of any length, but not an explicit mask.
         self.has_flash = dtype == torch.bfloat16 and device.type == "cuda" and _has_flash(device)
         self.decode_attention: DecodeAttention = GatheredAttention()  # of sequences with one new token
+        self.chunk_attention: ChunkAttention | None = None  # of all others that are short. None leaves them to torch.
+        self._num_heads = config.num_heads
+
+    def choose_attention(self, name: AttentionName) -> None:
+        """Choose the attention by the setting `--decode-attention`.
+
+        Raises:
+            ValueError: the named kind cannot run here.
+        """
+        self.decode_attention = choose_decode_attention(name, self.kv, self._num_heads)
+        self.chunk_attention = choose_chunk_attention(self.decode_attention, self.kv, self._num_heads)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks` with zeros after they changed owner.
@@ -134,17 +164,17 @@ class PagedCache:
             return self._attend_natively(self._native, spans)
         slots = [slot for span in spans for slot in span.slots(self.config.block_size)]
         slots_T = torch.tensor(slots, device=self.device)
-        groups = self._groups(spans)
+        is_short = [self.chunk_attention is not None and 1 < span.length <= _SHORT for span in spans]
+        groups = self._groups(spans, is_short)
+        attend_short = self._attend_chunks(spans, is_short)
 
-        def attend(layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
-            kv = self.kv[layer]
-            kv.flatten(1, 2).index_copy_(1, slots_T, torch.stack([k_TGE, v_TGE]))
-            out_THE = torch.empty_like(q_THE)
+        def attend(q_THE: Tensor, kv: Tensor) -> Tensor:
+            out_THE = torch.empty_like(q_THE) if attend_short is None else attend_short(q_THE, kv)
             for group in groups:
                 out_THE[group.rows_BL] = group.attend(q_THE[group.rows_BL], kv)
             return out_THE
 
-        return attend
+        return PagedAttend(self.kv, slots_T, attend)
 
     def _attend_natively(self, attention: NativeAttention, spans: Sequence[CacheSpan]) -> Attend:
         spans_S4, tables = array("i"), array("i")
@@ -155,8 +185,19 @@ class PagedCache:
             row += span.length
         return attention.plan(spans_S4, tables)
 
-    def _groups(self, spans: Sequence[CacheSpan]) -> list[_Group]:
-        """Group spans of equal length and similar context.
+    def _attend_chunks(self, spans: Sequence[CacheSpan], is_short: Sequence[bool]) -> AttendDecoded | None:
+        """Return attention of the short chunks, if there are any."""
+        if self.chunk_attention is None or not any(is_short):
+            return None
+        size = self.config.block_size
+        width = max(span.num_blocks(size) for span in spans)
+        tables_NM = torch.tensor([span.table(size, width) for span in spans], device=self.device)
+        tiles = tiles_of(spans, self.chunk_attention.num_tokens)
+        tiles_I4 = torch.tensor([tile for tile in tiles if is_short[tile[0]]], device=self.device)
+        return self.chunk_attention.plan(tables_NM, tiles_I4)
+
+    def _groups(self, spans: Sequence[CacheSpan], is_short: Sequence[bool]) -> list[_Group]:
+        """Group the other spans, by equal length and similar context.
 
         Contexts of a group differ by less than a factor of two.
 
@@ -164,9 +205,10 @@ class PagedCache:
         """
         members: defaultdict[tuple[int, int, int], list[tuple[int, CacheSpan]]] = defaultdict(list)
         row = 0
-        for span in spans:
+        for span, short in zip(spans, is_short, strict=True):
             alone = row if self.has_flash and span.length > 1 else -1
-            members[span.length, span.num_blocks(self.config.block_size).bit_length(), alone].append((row, span))
+            if not short:
+                members[span.length, span.num_blocks(self.config.block_size).bit_length(), alone].append((row, span))
             row += span.length
         return [self._group(length, group) for (length, _, _), group in members.items()]
 

@@ -13,7 +13,7 @@ from language_service.engine.kv_cache import CacheConfig, PagedCache, bytes_per_
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
-from language_service.kernels import DecodeAttention, Kernels, choose_decode_attention, choose_kernels
+from language_service.kernels import Kernels, choose_kernels
 from language_service.scheduling import Chunk, Sequence
 
 _log = structlog.get_logger()
@@ -32,7 +32,7 @@ def _make_runner(half: LoadedHalf, config: EngineConfig, tag: str) -> Runner:
     cache = PagedCache(
         model, _size_cache(model, config), dtype=config.dtype, device=config.device, kernels=config.kernels
     )
-    cache.decode_attention = _choose_attention(cache, model, config)
+    _choose_attention(cache, config)
     runner = Runner(decoder, cache)
     # The first pass chooses kernels and allocates memory. Better now than in the first request.
     chunk = Chunk(sequence=Sequence(), start=0, token_ids=[0], blocks=[0], samples=True)
@@ -55,9 +55,9 @@ def _choose_kernels(model: LanguageConfig, config: EngineConfig) -> Kernels:
         raise FailedPrecondition(str(error), reason="NO_KERNEL") from error
 
 
-def _choose_attention(cache: PagedCache, model: LanguageConfig, config: EngineConfig) -> DecodeAttention:
+def _choose_attention(cache: PagedCache, config: EngineConfig) -> None:
     try:
-        return choose_decode_attention(config.decode_attention, cache.kv, model.num_heads)
+        cache.choose_attention(config.decode_attention)
     except ValueError as error:
         raise FailedPrecondition(str(error), reason="NO_KERNEL") from error
 

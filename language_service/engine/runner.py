@@ -9,6 +9,7 @@ from torch import Tensor
 from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps
 from language_service.engine.interface import EngineDescription
 from language_service.engine.kv_cache import CacheSpan, PagedCache
+from language_service.engine.recorded_chunks import RecordedChunks
 from language_service.engine.serving import ServingDecoder
 from language_service.model import Decoder, Grid, ImageRows, shift_at, token_positions
 from language_service.scheduling import Chunk
@@ -52,7 +53,9 @@ class Runner:
         self.device = cache.device
         self._has_grids = self.decoder.config.mrope_section is not None
         on_gpu = self.device.type == "cuda"
-        self._recorded = RecordedSteps(self.decoder, cache, CudaRecorder(self.device)) if on_gpu else None
+        recorder = CudaRecorder(self.device) if on_gpu else None
+        self._recorded = None if recorder is None else RecordedSteps(self.decoder, cache, recorder)
+        self._recorded_chunks = None if recorder is None else RecordedChunks(self.decoder, cache, recorder)
 
     @property
     def description(self) -> EngineDescription:
@@ -86,21 +89,27 @@ class Runner:
         self.cache.clear(fresh_blocks)
         spans = [CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]
         if self._recorded is not None and all(map(_only_decodes, chunks, images)):
-            token_ids, positions = [chunk.token_ids[0] for chunk in chunks], self._text_positions(chunks, images)
-            logits_BV = self._recorded.forward(token_ids, spans, positions)
+            token_ids = [chunk.token_ids[0] for chunk in chunks]
+            logits_BV = self._recorded.forward(token_ids, spans, self._text_positions(chunks, images))
             if logits_BV is not None:
                 return logits_BV
-        attend = self.cache.attend(spans)
         sampled_rows: list[int] = []
         end = 0
         for chunk in chunks:
             end += len(chunk.token_ids)
             if chunk.samples:
                 sampled_rows += range(end - 1 - chunk.num_drafts, end)
-        rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
         image_rows = self._image_rows(chunks, images)
         embeddings_TD = self._embed(chunks, image_rows)
-        positions_T = self._positions(chunks, images, with_images=bool(image_rows))
+        positions = self._positions(chunks, images, with_images=bool(image_rows))
+        has_levels = bool(image_rows) and self.decoder.config.num_deepstack_levels > 0
+        if self._recorded_chunks is not None and not has_levels and self._recorded_chunks.takes(spans, sampled_rows):
+            logits_BV = self._recorded_chunks.forward(embeddings_TD, positions, spans, sampled_rows)
+            if logits_BV is not None:
+                return logits_BV
+        attend = self.cache.attend(spans)
+        rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
+        positions_T = torch.tensor(positions[0] if len(positions) == 1 else positions, device=self.device)
         return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
 
     def _image_rows(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[ImageRows]:
@@ -127,15 +136,17 @@ class Runner:
             embeddings_TD[image.first : image.end] = self.decoder.embed_visual(image.tokens_NLD[:, 0])
         return embeddings_TD
 
-    def _positions(self, chunks: Sequence[Chunk], images: Sequence[Images], *, with_images: bool) -> Tensor:
-        """Return rotary positions, [T] or [3, T]."""
+    def _positions(
+        self, chunks: Sequence[Chunk], images: Sequence[Images], *, with_images: bool
+    ) -> Sequence[Sequence[int]]:
+        """Return rotary positions, in one part or in three."""
         if not (self._has_grids and with_images):
-            return torch.tensor(self._text_positions(chunks, images), device=self.device)
+            return [self._text_positions(chunks, images)]
         parts: list[list[int]] = [[], [], []]
         for chunk, images_of_chunk in zip(chunks, images, strict=True):
             for part, positions in zip(parts, token_positions(chunk.start, chunk.end, images_of_chunk), strict=True):
                 part += positions
-        return torch.tensor(parts, device=self.device)
+        return parts
 
     def _text_positions(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[int]:
         """Return rotary positions of chunks without visual tokens.

@@ -1,4 +1,4 @@
-"""Attention of decoding sequences, each with one new token."""
+"""Attention over blocks of a cache: of decoding sequences, each with one new token, and of chunks."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -29,6 +29,27 @@ class DecodeAttention(Protocol):
         Args:
             tables_NM: the blocks of each sequence, int64. Entries after its last block may be any block.
             lengths_N: its cached tokens with the new one, at least 1, int64.
+        """
+        ...
+
+
+class ChunkAttention(Protocol):
+    """Attention of many chunks in one call.
+
+    A CUDA graph can record it, as `DecodeAttention`.
+    """
+
+    num_tokens: int  # most tokens of a tile
+
+    def plan(self, tables_NM: Tensor, tiles_I4: Tensor) -> AttendDecoded:
+        """Return attention for one forward pass.
+
+        Its queries are of all tokens of the batch. Rows in no tile get any numbers.
+
+        Args:
+            tables_NM: the blocks of each sequence, int64.
+            tiles_I4: neighbouring tokens of a sequence, int64. Row of `tables_NM`, row of the first token in the batch,
+                its position, and number of tokens. A tile of zeros is ignored.
         """
         ...
 

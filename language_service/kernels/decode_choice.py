@@ -12,7 +12,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from language_service.kernels.decode_attention import DecodeAttention, GatheredAttention
+from language_service.kernels.decode_attention import ChunkAttention, DecodeAttention, GatheredAttention
 
 # Letters as in `decode_attention`
 
@@ -50,6 +50,50 @@ def choose_decode_attention(name: AttentionName, kv: Tensor, num_heads: int) -> 
         _log.info("decode attention not measured", reason=problem)
         return GatheredAttention()
     return fastest([GatheredAttention(), triton], kv, num_heads)
+
+
+def choose_chunk_attention(decode: DecodeAttention, kv: Tensor, num_heads: int) -> ChunkAttention | None:
+    """Return attention for the chunks of a step in one launch.
+
+    None if decoding does not use Triton, or if the kernel fails or gives other numbers here. Then torch computes them.
+
+    Args:
+        decode: the chosen attention for decoding.
+        kv: as in `choose_decode_attention`.
+        num_heads: H.
+    """
+    if decode.name != "triton":
+        return None
+    from language_service.kernels.triton_chunks import TritonChunkAttention
+
+    attention = TritonChunkAttention(kv, num_heads)
+    try:
+        error = chunk_error(attention, kv, num_heads)
+    except Exception as problem:  # a compiler or driver can fail in many ways
+        _log.warning("chunk attention not used", reason=str(problem)[:500])
+        return None
+    if not error < _MAX_ERROR:  # also if it is not a number
+        _log.warning("chunk attention not used", reason=f"its numbers differ by {error:.2g}")
+        return None
+    return attention
+
+
+def chunk_error(attention: ChunkAttention, kv: Tensor, num_heads: int) -> float:
+    """Return the norm of the error, relative to float32's result.
+
+    The tokens of a chunk are compared with decoding sequences that see as much.
+    """
+    q_THE, kv_2PSGE, tables, _ = make_inputs(kv, num_heads, 2 * attention.num_tokens + 3, 4 * attention.num_tokens)
+    num_tokens, first = attention.num_tokens, 5  # position of the first token
+    counts = [num_tokens, num_tokens, 2, 1]
+    starts = [first, first + num_tokens, first + 2 * num_tokens, 0]
+    rows = [0, num_tokens, 2 * num_tokens, 2 * num_tokens + 2]
+    tiles = [[int(start == 0), row, start, count] for row, start, count in zip(rows, starts, counts, strict=True)]
+    found = attention.plan(tables, torch.tensor([*tiles, [0, 0, 0, 0]], device=kv.device))(q_THE, kv_2PSGE).float()
+    tables = torch.cat([tables[:1].expand(len(q_THE) - 1, -1), tables[1:2]])
+    lengths = torch.tensor([*range(first + 1, first + len(q_THE)), 1], device=kv.device)
+    expected = GatheredAttention().plan(tables, lengths)(q_THE.float(), kv_2PSGE.float())
+    return float((found - expected).norm() / expected.norm())
 
 
 def fastest(kinds: Sequence[DecodeAttention], kv: Tensor, num_heads: int) -> DecodeAttention:

@@ -85,6 +85,7 @@ class Kernels(Protocol):
         ...
 
     angle_dtype: torch.dtype  # type of the cosines and sines for `rotate_heads`
+    skips_negative_slots: bool  # whether keys and values of a token with a negative slot are not stored
 
     def project(self, weight_NK: Tensor | LowBitWeight, bias_N: Tensor | None) -> Projection:
         """Return a projection with these weights."""

@@ -23,10 +23,8 @@ class LayerByLayer:
         """Return the last layer's outputs [R, D]."""
         eps, kernels = self._config.norm_eps, self._kernels
         for index, layer in enumerate(self._layers):
-            q_THE, k_TGE, v_TGE = self._heads(layer.qkv(kernels.rms_norm(hidden_TD, layer.attention_norm, eps)))
-            q_THE = kernels.rotate_heads(q_THE, layer.q_norm, eps, *angles)
-            k_TGE = kernels.rotate_heads(k_TGE, layer.k_norm, eps, *angles)
-            attended = attend(index, q_THE, k_TGE, v_TGE).flatten(1)
+            qkv_TX = layer.qkv(kernels.rms_norm(hidden_TD, layer.attention_norm, eps))
+            attended = self._attended(index, layer, qkv_TX, angles, attend).flatten(1)
             if index == self._config.num_layers - 1 and len(rows_R) < len(hidden_TD):
                 attended, hidden_TD = attended[rows_R], hidden_TD[rows_R]
             hidden_TD = layer.out(attended, hidden_TD)
@@ -36,6 +34,13 @@ class LayerByLayer:
                 for image in images:
                     image.add_level(index, hidden_TD)
         return hidden_TD
+
+    def _attended(self, index: int, layer: Layer, qkv_TX: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        """Return attention [T, H, E] of one layer."""
+        q_THE, k_TGE, v_TGE = self._heads(qkv_TX)
+        q_THE = self._kernels.rotate_heads(q_THE, layer.q_norm, self._config.norm_eps, *angles)
+        k_TGE = self._kernels.rotate_heads(k_TGE, layer.k_norm, self._config.norm_eps, *angles)
+        return attend(index, q_THE, k_TGE, v_TGE)
 
     def _heads(self, qkv_TX: Tensor) -> Sequence[Tensor]:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads

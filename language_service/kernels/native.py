@@ -28,6 +28,7 @@ class NativeKernels:
     """
 
     angle_dtype = torch.float32
+    skips_negative_slots = False
 
     def __init__(self, native: NativeLibrary | None = None) -> None:
         """Take kernels, by default those of the fastest set.

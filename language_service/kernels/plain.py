@@ -45,6 +45,7 @@ class PlainKernels:
     """Implements `Kernels` for one type of weights."""
 
     name = "torch"
+    skips_negative_slots = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.angle_dtype = dtype

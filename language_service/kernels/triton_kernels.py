@@ -6,15 +6,21 @@ a GPU, so one kernel here does the work of several of torch's. Products are torc
 Letters as in `interface`
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from checkpoint.families import LanguageConfig
 from checkpoint.lowbit import LowBitWeight
-from language_service.kernels.interface import Projection
+from language_service.kernels.interface import Angles, Layer, Layers, Projection
+from language_service.kernels.layers import LayerByLayer
+from language_service.kernels.paged_attend import PagedAttend
 from language_service.kernels.plain import PlainKernels, PlainProjection
+from language_service.model import Attend
 
 _SWIGLU_WIDTH = 1024  # elements of a program
 
@@ -56,6 +62,49 @@ def _rotate_heads(
 
 
 @triton.jit
+def _place_heads(
+    qkv_TX,
+    q_norm_E,
+    k_norm_E,
+    cos_TF,
+    sin_TF,
+    kv_2PSGE,
+    slots_T,
+    row_stride,
+    value_offset,
+    eps,
+    num_heads: tl.constexpr,
+    num_kv_heads: tl.constexpr,
+    half: tl.constexpr,
+    has_norm: tl.constexpr,
+):
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    pairs = tl.arange(0, half)
+    is_query, is_value = head < num_heads, head >= num_heads + num_kv_heads
+    first_at = qkv_TX + row * row_stride + head * 2 * half + pairs
+    first, second = tl.load(first_at).to(tl.float32), tl.load(first_at + half).to(tl.float32)
+    if has_norm:
+        scale = 1.0 / tl.sqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * half) + eps)
+        low = tl.where(is_query, tl.load(q_norm_E + pairs), tl.load(k_norm_E + pairs)).to(tl.float32)
+        high = tl.where(is_query, tl.load(q_norm_E + half + pairs), tl.load(k_norm_E + half + pairs)).to(tl.float32)
+        first = tl.where(is_value, first, first * scale * low)
+        second = tl.where(is_value, second, second * scale * high)
+    cos, sin = tl.load(cos_TF + row * half + pairs), tl.load(sin_TF + row * half + pairs)
+    left = tl.where(is_value, first, first * cos - second * sin).to(qkv_TX.dtype.element_ty)
+    right = tl.where(is_value, second, second * cos + first * sin).to(qkv_TX.dtype.element_ty)
+    if is_query:
+        tl.store(first_at, left)
+        tl.store(first_at + half, right)
+    else:
+        slot = tl.load(slots_T + row)
+        kv_head = (head - num_heads) % num_kv_heads
+        place = (slot * num_kv_heads + kv_head) * 2 * half + tl.where(is_value, value_offset, 0)
+        is_stored = (pairs >= 0) & (slot >= 0)
+        tl.store(kv_2PSGE + place + pairs, left, mask=is_stored)
+        tl.store(kv_2PSGE + place + pairs + half, right, mask=is_stored)
+
+
+@triton.jit
 def _swiglu(x_TM, out, width, size: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     elements = tl.program_id(1) * size + tl.arange(0, size)
@@ -85,6 +134,7 @@ class TritonKernels(PlainKernels):
     """
 
     name = "triton"
+    skips_negative_slots = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
@@ -121,12 +171,66 @@ class TritonKernels(PlainKernels):
         )
         return x_THE
 
+    def place_heads(
+        self, qkv_TX: Tensor, layer: Layer, eps: float, angles: Angles, kv_2PSGE: Tensor, slots_T: Tensor
+    ) -> None:
+        """Normalise and rotate queries in place, and store keys and values.
+
+        Args:
+            qkv_TX: heads of queries, keys and values, end to end.
+            layer: with the weights of the norms, both or none.
+            eps: of the norms.
+            angles: of the tokens.
+            kv_2PSGE: a layer of the cache.
+            slots_T: where keys and values are stored. Those of a negative slot are not.
+        """
+        kv_heads, size = kv_2PSGE.shape[3:]
+        num_heads = qkv_TX.shape[1] // size - 2 * kv_heads
+        q_norm, k_norm = layer.q_norm, layer.k_norm
+        has_norm = q_norm is not None and k_norm is not None
+        _place_heads[len(qkv_TX), num_heads + 2 * kv_heads](
+            qkv_TX,
+            q_norm if has_norm else qkv_TX,  # is not read then
+            k_norm if has_norm else qkv_TX,
+            *angles,
+            kv_2PSGE,
+            slots_T,
+            qkv_TX.stride(0),
+            kv_2PSGE.stride(0),
+            eps,
+            num_heads=num_heads,
+            num_kv_heads=kv_heads,
+            half=size // 2,
+            has_norm=has_norm,
+            num_warps=1,
+        )
+
+    def layers(self, config: LanguageConfig, layers: Sequence[Layer]) -> Layers:
+        """Return the layers, computed one after the other."""
+        return TritonLayers(self, config, layers)
+
     def swiglu(self, x_TM: Tensor) -> Tensor:
         """Return silu(gate) * up, [T, M / 2]."""
         num_rows, width = x_TM.shape[0], x_TM.shape[1] // 2
         out = x_TM.new_empty(num_rows, width)
         _swiglu[num_rows, triton.cdiv(width, _SWIGLU_WIDTH)](x_TM, out, width, size=_SWIGLU_WIDTH)
         return out
+
+
+class TritonLayers(LayerByLayer):
+    """Layers whose keys and values go from the projection to the cache in one kernel."""
+
+    def __init__(self, kernels: TritonKernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
+        super().__init__(kernels, config, layers)
+        self._triton = kernels
+
+    def _attended(self, index: int, layer: Layer, qkv_TX: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        if not isinstance(attend, PagedAttend):
+            return super()._attended(index, layer, qkv_TX, angles, attend)
+        kv_2PSGE = attend.kv[index]
+        self._triton.place_heads(qkv_TX, layer, self._config.norm_eps, angles, kv_2PSGE, attend.slots_T)
+        q_THE = self._heads(qkv_TX)[0]
+        return attend.attend(q_THE, kv_2PSGE)
 
 
 def supports(head_dim: int, dtype: torch.dtype) -> bool:

@@ -27,7 +27,9 @@ class BlockManager:
 
         Returns False, and takes none, if too few are available.
         """
-        fresh = self._pool.allocate(max(0, num_blocks - len(sequence.blocks)))
+        if num_blocks <= len(sequence.blocks):
+            return True
+        fresh = self._pool.allocate(num_blocks - len(sequence.blocks))
         if fresh is None:
             return False
         sequence.blocks += fresh

@@ -28,7 +28,8 @@ def add_drafts(chunks: AbstractSequence[Chunk], budget: int, blocks: BlockManage
                 drafts = sequence.forced[:count] if jump_ahead else ()
             elif sequence.drafter is not None:
                 drafts = sequence.drafter.draft(sequence.token_ids, max(0, min(count, _MAX_NGRAM_STEP - num_tokens)))
-            drafts = drafts[: blocks.reserve_some(sequence, len(drafts))]
+            if drafts:
+                drafts = drafts[: blocks.reserve_some(sequence, len(drafts))]
         budget -= len(drafts)
         num_tokens += len(drafts)
         drafted.append(chunk.with_drafts(drafts) if drafts else chunk)

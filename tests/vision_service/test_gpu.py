@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from checkpoint.families import layout
 from checkpoint.initial import RandomTensors
-from checkpoint.presets import PRESETS
+from checkpoint.presets import PRESETS, RESAMPLER_PRESETS
 from processing import open_image_processor
 from tests.processing.image_zoo import IMAGES
 from vision_service.backends.torch_backend import TorchBackend
@@ -39,3 +39,20 @@ def test_visual_tokens_equal_those_of_the_cpu(preset: str, dtype: torch.dtype, m
     for found, expected in zip(encode(preset, dtype, "cuda:0"), encode(preset, torch.float32, "cpu"), strict=True):
         assert found.shape == expected.shape
         assert np.linalg.norm(found - expected) < most * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 20])
+def test_recorded_batches_of_every_size_equal_single_images(count: int) -> None:
+    """Each is encoded twice: while it is recorded, and replayed."""
+    config, device = RESAMPLER_PRESETS["tiny"], torch.device("cuda:0")
+    weights = RandomTensors(config, seed=0, dtype=torch.float32)
+    tensors = {spec.name: weights[spec.name].to(device) for spec in layout(config) if spec.half == "vision"}
+    backend = TorchBackend(config, tensors, dtype=torch.float32, device=device)
+    generator = np.random.default_rng(0)
+    side = config.vision.image_size
+    images = [generator.normal(size=(3, side, side)).astype(np.float32) for _ in range(count)]
+    expected = [backend.encode([image])[0] for image in images]
+    for _ in range(2):
+        for found, wanted in zip(backend.encode(images), expected, strict=True):
+            numbers = [torch.from_numpy(each).view(torch.bfloat16).float() for each in (found, wanted)]
+            torch.testing.assert_close(numbers[0], numbers[1], rtol=2e-2, atol=2e-2)

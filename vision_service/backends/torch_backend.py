@@ -1,4 +1,4 @@
-"""The vision half in eager torch, on CPU or GPU."""
+"""The vision half in torch, on CPU or GPU."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoint.families import ModelConfig
+from vision_service.backends.recorded_batches import CudaRecorder, RecordedBatches
 from vision_service.kernels import accelerate
-from vision_service.model import build_vision_model
+from vision_service.model import VisionHalf, build_vision_model
 
 
 class TorchBackend:
@@ -37,10 +38,16 @@ class TorchBackend:
         self.num_weight_bytes = sum(parameter.nbytes for parameter in parameters)
         if dtype == torch.bfloat16 and device.type == "cpu":
             accelerate(half)
+        self._batches: RecordedBatches | None = None
+        if device.type == "cuda" and isinstance(half, VisionHalf):  # all its images have one size
+            record = CudaRecorder(device)
+            self._batches = RecordedBatches(half, dtype=dtype, device=device, record=record)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint16]]:
         """Return each image's visual tokens, [N, levels x D], as bit patterns."""
+        if self._batches is not None:
+            return self._batches.encode(images)
         pixels = [torch.from_numpy(image).to(device=self.device, dtype=self._dtype) for image in images]
         # Copy each image's tokens. A view would keep the memory of the whole batch.
         return [

@@ -18,7 +18,6 @@ from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.engine.turns import Turns
-from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import Chunk, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
@@ -66,7 +65,7 @@ def _make_runner(sizes: Sizes, config: LanguageConfig) -> Runner:
     cache = PagedCache(config, shape, dtype=sizes.dtype, device=sizes.device)
     for layer in cache.kv:  # one by one, because random numbers take memory of their own
         layer.normal_()
-    cache.decode_attention = choose_decode_attention("auto", cache.kv, config.num_heads)
+    cache.choose_attention("auto")
     return Runner(decoder, cache)
 
 

@@ -20,7 +20,6 @@ from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.engine.turns import Turns
-from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import Chunk, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
@@ -48,7 +47,7 @@ def make_runner(
     """Return a decoder with an empty cache, as in serving."""
     decoder = ServingDecoder(config, {name: tensor.to(device, dtype) for name, tensor in tensors.items()})
     cache = PagedCache(config, CacheConfig(num_blocks=num_blocks, block_size=_BLOCK_SIZE), dtype=dtype, device=device)
-    cache.decode_attention = choose_decode_attention("auto", cache.kv, config.num_heads)
+    cache.choose_attention("auto")
     return Runner(decoder, cache)
 
 

@@ -30,7 +30,6 @@ from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.engine.turns import Turns
-from language_service.kernels import choose_decode_attention
 from language_service.sampling import SamplingOptions
 from language_service.scheduling import SchedulerConfig
 from processing import open_image_processor
@@ -164,7 +163,7 @@ async def run_in_process(sizes: Sizes, rows: RowWriter) -> None:
     backend = TorchBackend(sizes.model, vision, dtype=dtype, device=device)
     decoder = ServingDecoder(config, decoder_tensors(config, dtype=dtype, device=device))
     cache = PagedCache(config, CacheConfig(num_blocks=_KV_TOKENS // 16), dtype=dtype, device=device)
-    cache.decode_attention = choose_decode_attention("auto", cache.kv, config.num_heads)
+    cache.choose_attention("auto")
     limits = SchedulerConfig(block_size=16, max_running=64, max_waiting=256, max_step_tokens=512)
     engine = PagedEngine(Runner(decoder, cache), limits, tag=TAG, model_digest=bytes(32), turns=Turns())
     question = byte_tokenizer().encode(_QUESTION).ids

@@ -5,13 +5,15 @@ import torch
 
 from checkpoint.families import LanguageConfig
 from language_service.engine.kv_cache import CacheConfig, PagedCache
-from language_service.engine.runner import Runner
+from language_service.engine.runner import Images, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels.choice import open_triton_kernels
 from language_service.kernels.decode_attention import GatheredAttention
 from language_service.kernels.decode_choice import (
     AttentionName,
+    choose_chunk_attention,
     choose_decode_attention,
+    chunk_error,
     make_inputs,
     relative_error,
 )
@@ -19,13 +21,14 @@ from language_service.sampling.options import SamplingOptions
 from language_service.sampling.sampler import choose
 from language_service.sampling.state import SamplingState
 from tests.language_service.asking import PROMPTS, ask, expected
-from tests.language_service.small import CONFIG, GRIDS, WIDE, make_chunk, make_decoder, make_paged_engine
+from tests.language_service.small import CONFIG, GRIDS, WIDE, make_chunk, make_decoder, make_image, make_paged_engine
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
 ]
 GPU = torch.device("cuda:0")
+HEADS_OF_16 = CONFIG.model_copy(update={"head_dim": 16})  # the smallest that Triton computes
 
 
 def make_runner(
@@ -35,7 +38,7 @@ def make_runner(
     tensors = {name: tensor.to(GPU, dtype) for name, tensor in decoder.state_dict().items()}
     shape = CacheConfig(num_blocks=64, block_size=4)
     cache = PagedCache(decoder.config, shape, dtype=dtype, device=GPU)
-    cache.decode_attention = choose_decode_attention(attention, cache.kv, decoder.config.num_heads)
+    cache.choose_attention(attention)
     return Runner(ServingDecoder(decoder.config, tensors), cache)
 
 
@@ -72,6 +75,38 @@ def test_bfloat16_prompts_with_flash_attention_are_as_close_as_their_rounding() 
         chunks = [make_chunk(start, list(range(5 + start, 5 + end)), list(range(11)))]
         found, wanted = device.forward(chunks, []).float().cpu(), plain.forward(chunks, [])
         assert float((found - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_recorded_steps_with_chunks_equal_the_reference() -> None:
+    """Prompts with images arrive while others decode. All their steps are CUDA graphs."""
+    runner = make_runner(HEADS_OF_16)
+    recorded = runner._recorded_chunks
+    assert recorded is not None
+    image = PlacedImage(2, make_image(1))
+    cpu = make_decoder(HEADS_OF_16)
+    shape = CacheConfig(num_blocks=64, block_size=4)
+    plain = Runner(cpu, PagedCache(cpu.config, shape, dtype=torch.float32, device=torch.device("cpu")))
+    asked = image.end + 3
+    batches = [
+        [make_chunk(0, [0] * asked, [3, 1, 2, 9]), make_chunk(0, [5], [7])],
+        [make_chunk(asked, [8], [3, 1, 2, 9]), make_chunk(1, [6, 7, 8], [7, 8], num_drafts=2)],
+        [make_chunk(0, list(range(3, 73)), list(range(20, 40)), samples=False)],
+        [make_chunk(70, [4] * 9, list(range(20, 40))), make_chunk(asked + 1, [9], [3, 1, 2, 9])],
+    ]
+    placed: list[list[Images]] = [[[image], []], [[image], []], [[]], [[], [image]]]
+    for chunks, images in zip(batches, placed, strict=True):
+        found, wanted = runner.forward(chunks, [], images).cpu(), plain.forward(chunks, [], images)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+    assert sorted(recorded._steps) == [16, 128]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [8, 32])
+def test_chunk_attention_equals_decoding(heads: int, dtype: torch.dtype) -> None:
+    kv = torch.empty(1, 2, 512, 16, 8, 128, dtype=dtype, device=GPU)
+    attention = choose_chunk_attention(choose_decode_attention("triton", kv, heads), kv, heads)
+    assert attention is not None
+    assert chunk_error(attention, kv, heads) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

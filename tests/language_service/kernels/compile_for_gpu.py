@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from language_service.kernels import triton_attention, triton_kernels
+from language_service.kernels import triton_attention, triton_chunks, triton_kernels
 
 _ALIGNED = ("q_stride", "value_offset", "row_stride", "width")
 
@@ -45,11 +45,39 @@ def kernels(dtype: str) -> Iterator[Kernel]:
     yield triton_attention._attend_part, types, {**ones, **shape, "tile": triton_attention.TILE, "is_split": False}
     join = {"sums_NHKE": floats, "scales_NHK2": floats, "out_NHE": data}
     yield triton_attention._join_parts, join, {"num_parts": 64, "head_dim": 128}
+    chunks = {
+        "q_THE": data,
+        "kv_2PSGE": data,
+        "tables_NM": integers,
+        "tiles_I4": integers,
+        "out_THE": data,
+        "scale": "fp32",
+        "q_stride": "i32",
+        "value_offset": "i64",
+        "table_width": "i32",
+    }
+    shape = {"num_kv_heads": 8, "group_size": 4, "padded_group": 4, "num_tokens": 16, "head_dim": 128, "block_size": 16}
+    yield triton_chunks._attend_chunks, chunks, {**shape, "tile": 64 if dtype == "bf16" else 32}
     norm = {"x_TD": data, "weight_D": data, "out_TD": data, "width": "i32", "eps": "fp32"}
     yield triton_kernels._rms_norm, norm, {"padded": 4096}
     rotate = {"x_THE": data, "weight_E": data, "cos_TF": floats, "sin_TF": floats, "row_stride": "i32", "eps": "fp32"}
     for has_weight in (False, True):
         yield triton_kernels._rotate_heads, rotate, {"half": 64, "has_weight": has_weight}
+    place = {
+        "qkv_TX": data,
+        "q_norm_E": data,
+        "k_norm_E": data,
+        "cos_TF": floats,
+        "sin_TF": floats,
+        "kv_2PSGE": data,
+        "slots_T": integers,
+        "row_stride": "i32",
+        "value_offset": "i64",
+        "eps": "fp32",
+    }
+    for has_norm in (False, True):
+        constants = {"num_heads": 32, "num_kv_heads": 8, "half": 64, "has_norm": has_norm}
+        yield triton_kernels._place_heads, place, constants
     yield triton_kernels._swiglu, {"x_TM": data, "out": data, "width": "i32"}, {"size": 1024}
 
 

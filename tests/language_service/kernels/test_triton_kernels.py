@@ -9,7 +9,6 @@ from language_service.engine.runner import Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels import choice
 from language_service.kernels.choice import open_triton_kernels
-from language_service.kernels.decode_choice import choose_decode_attention
 from tests.language_service.small import CONFIG, CPU, GRIDS, make_chunk, make_decoder, variants_of
 
 WIDE = CONFIG.model_copy(update={"head_dim": 16})
@@ -39,7 +38,7 @@ def test_a_decoder_with_triton_kernels_equals_the_plain_one(name: str) -> None:
         shape = CacheConfig(num_blocks=16, block_size=4)
         cache = PagedCache(config, shape, dtype=torch.float32, device=CPU)
         runners.append(Runner(decoder, cache))
-    runners[1].cache.decode_attention = choose_decode_attention("triton", runners[1].cache.kv, config.num_heads)
+    runners[1].cache.choose_attention("triton")
     prompts = [make_chunk(0, [5, 6, 7, 8, 9], [3, 1]), make_chunk(0, [10], [2]), make_chunk(0, [11] * 4, [4, 6])]
     steps = [make_chunk(5, [12], [3, 1]), make_chunk(1, [13], [2]), make_chunk(4, [14], [4, 6])]
     for chunks in (prompts, steps):

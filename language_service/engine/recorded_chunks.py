@@ -1,0 +1,146 @@
+"""Record steps with prompt chunks as CUDA graphs and replay them.
+
+Launching the kernels of a step with a short question takes longer than computing it. So such steps are recorded for a
+few numbers of tokens, as decoding steps are in `cuda_graphs`. Padded tokens store nothing, and nobody reads their
+outputs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import torch
+from torch import Tensor
+
+from language_service.engine.cuda_graphs import Run
+from language_service.engine.fixed_inputs import FixedInputs
+from language_service.engine.kv_cache import CacheSpan, PagedCache, tiles_of
+from language_service.engine.serving import ServingDecoder
+from language_service.kernels import ChunkAttention, PagedAttend
+
+# T tokens, D model dim, V vocabulary, R wanted rows, N sequences, M blocks of each, I tiles
+
+_log = structlog.get_logger()
+
+_SIZES = (16, 32, 64, 128, 256, 512)  # tokens of the recorded steps
+_MAX_SPANS = 64  # sequences of a step
+_MAX_CONTEXT = 4096  # tokens of a sequence. One program reads them all, which for more takes longer than launching.
+
+
+class RecordedChunks:
+    """Steps of short chunks and decoding tokens, of one decoder and cache.
+
+    Each size is recorded when it is first needed.
+    """
+
+    def __init__(self, decoder: ServingDecoder, cache: PagedCache, record: Callable[[Run], Run]) -> None:
+        """Use `record` to make steps faster, as `RecordedSteps` does."""
+        self._decoder, self._cache, self._record = decoder, cache, record
+        self._steps: dict[int, tuple[_ChunkStep, Run]] = {}
+        self._works = decoder.kernels.skips_negative_slots
+
+    def takes(self, spans: Sequence[CacheSpan], sampled_rows: Sequence[int]) -> bool:
+        """Return whether `forward` can compute a batch."""
+        return (
+            self._works
+            and self._cache.chunk_attention is not None
+            and max(len(spans), len(sampled_rows)) <= _MAX_SPANS
+            and sum(span.length for span in spans) <= _SIZES[-1]
+            and max(span.start + span.length for span in spans) <= _MAX_CONTEXT
+        )
+
+    def forward(
+        self,
+        embeddings_TD: Tensor,
+        positions: Sequence[Sequence[int]],
+        spans: Sequence[CacheSpan],
+        sampled_rows: Sequence[int],
+    ) -> Tensor | None:
+        """Compute and cache the new tokens of `spans`.
+
+        Args:
+            embeddings_TD: of the tokens.
+            positions: rotary positions of the tokens, in one part or in three.
+            spans: places of the tokens in the cache.
+            sampled_rows: rows whose logits are wanted, ascending.
+
+        Returns:
+            Their logits [R, V], which the next call may overwrite. None, and nothing is computed, if the step could not
+            be recorded.
+        """
+        attention = self._cache.chunk_attention
+        assert attention is not None
+        num_tokens = next(size for size in _SIZES if size >= len(embeddings_TD))
+        recorded = self._steps.get(num_tokens)
+        step = _ChunkStep(self._decoder, self._cache, attention, num_tokens) if recorded is None else recorded[0]
+        step.fill(embeddings_TD, positions, spans, sampled_rows)
+        try:
+            run = self._record(step.run) if recorded is None else recorded[1]
+        except RuntimeError:  # torch ran out of memory or cannot record an operation. Better slow than failing.
+            _log.exception("cuda graphs of chunks disabled: recording failed", tokens=num_tokens)
+            self._works = False
+            return None
+        self._steps[num_tokens] = step, run
+        return step.select(run(), sampled_rows)
+
+
+class _ChunkStep:
+    """A step of a fixed number of tokens, in fixed memory."""
+
+    def __init__(self, decoder: ServingDecoder, cache: PagedCache, attention: ChunkAttention, num_tokens: int) -> None:
+        self._decoder, self._cache, self._attention = decoder, cache, attention
+        device, config = cache.device, decoder.config
+        self._embeddings_TD = torch.zeros(num_tokens, config.width, dtype=decoder.dtype, device=device)
+        self._num_parts = 1 if config.mrope_section is None else 3
+        # With few tokens all rows are wanted, so that none has to be chosen within the recording.
+        self._chooses = num_tokens > _MAX_SPANS
+        shapes = {
+            "positions": (self._num_parts, num_tokens),
+            "slots": (num_tokens,),
+            "rows": (_MAX_SPANS if self._chooses else num_tokens,),
+            "tables": (_MAX_SPANS, -(-_MAX_CONTEXT // cache.config.block_size)),
+            "tiles": (-(-num_tokens // attention.num_tokens) + min(num_tokens, _MAX_SPANS), 4),
+        }
+        self._inputs = FixedInputs(shapes, device)
+        if not self._chooses:
+            self._inputs["rows"][:] = range(num_tokens)
+
+    def fill(
+        self,
+        embeddings_TD: Tensor,
+        positions: Sequence[Sequence[int]],
+        spans: Sequence[CacheSpan],
+        sampled_rows: Sequence[int],
+    ) -> None:
+        """Copy a batch into the fixed memory."""
+        inputs, size, num_tokens = self._inputs, self._cache.config.block_size, len(embeddings_TD)
+        self._embeddings_TD[:num_tokens] = embeddings_TD
+        inputs["positions"][:, :num_tokens] = positions  # one part stands for three equal ones
+        inputs["slots"][:num_tokens] = [slot for span in spans for slot in span.slots(size)]
+        inputs["slots"][num_tokens:] = -1
+        tiles = tiles_of(spans, self._attention.num_tokens)
+        inputs["tiles"][: len(tiles)] = tiles
+        inputs["tiles"][len(tiles) :] = 0
+        for table, span in zip(inputs["tables"], spans, strict=False):
+            num_blocks = span.num_blocks(size)
+            table[:num_blocks] = span.blocks[:num_blocks]
+        if self._chooses:
+            inputs["rows"][: len(sampled_rows)] = sampled_rows
+            inputs["rows"][len(sampled_rows) :] = num_tokens - 1
+        inputs.send()
+
+    def run(self) -> Tensor:
+        """Compute the batch in the fixed memory, as `cuda_graphs` demands."""
+        inputs, positions = self._inputs, self._inputs.tensor("positions")
+        attend = self._attention.plan(inputs.tensor("tables"), inputs.tensor("tiles"))
+        return self._decoder.forward(
+            self._embeddings_TD,
+            positions[0] if self._num_parts == 1 else positions,
+            PagedAttend(self._cache.kv, inputs.tensor("slots"), attend),
+            inputs.tensor("rows"),
+        )
+
+    def select(self, logits: Tensor, sampled_rows: Sequence[int]) -> Tensor:
+        """Return the logits of the wanted rows."""
+        if self._chooses:
+            return logits[: len(sampled_rows)]
+        return logits[torch.tensor(sampled_rows, dtype=torch.long, device=logits.device)]
