@@ -103,14 +103,16 @@ class Runner:
         embeddings_TD = self._embed(chunks, image_rows)
         positions = self._positions(chunks, images, with_images=bool(image_rows))
         has_levels = bool(image_rows) and self.decoder.config.num_deepstack_levels > 0
-        if self._recorded_chunks is not None and not has_levels and self._recorded_chunks.takes(spans, sampled_rows):
-            logits_BV = self._recorded_chunks.forward(embeddings_TD, positions, spans, sampled_rows)
-            if logits_BV is not None:
-                return logits_BV
-        attend = self.cache.attend(spans)
-        rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
-        positions_T = torch.tensor(positions[0] if len(positions) == 1 else positions, device=self.device)
-        return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
+
+        def ordinary() -> Tensor:
+            attend = self.cache.attend(spans)
+            rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
+            positions_T = torch.tensor(positions[0] if len(positions) == 1 else positions, device=self.device)
+            return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
+
+        if self._recorded_chunks is None or has_levels or not self._recorded_chunks.takes(spans, sampled_rows):
+            return ordinary()
+        return self._recorded_chunks.forward(embeddings_TD, positions, spans, sampled_rows, ordinary)
 
     def _image_rows(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[ImageRows]:
         """Return the visual tokens of the batch.

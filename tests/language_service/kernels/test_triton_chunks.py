@@ -7,6 +7,7 @@ import torch
 from structlog.testing import capture_logs
 
 from checkpoint.families import LanguageConfig
+from language_service.engine import recorded_chunks
 from language_service.engine.cuda_graphs import Run
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache, tiles_of
 from language_service.engine.recorded_chunks import RecordedChunks
@@ -22,7 +23,9 @@ pytestmark = [pytest.mark.kernels, INTERPRETED]
 # Outputs of padded tokens are whatever was in memory, which the interpreter's numpy may warn about.
 pytestmark += [pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")]
 WIDE = CONFIG.model_copy(update={"head_dim": 16})
-WIDE_GRIDS = GRIDS.model_copy(update={"head_dim": 16, "mrope_section": (4, 2, 2), "num_deepstack_levels": 0})
+WIDE_GRIDS = GRIDS.model_copy(
+    update={"head_dim": 16, "mrope_section": (4, 2, 2), "num_deepstack_levels": 0, "num_layers": 2}
+)
 
 
 @pytest.mark.parametrize(("group_size", "head_dim"), [(1, 16), (3, 16), (4, 32)])
@@ -81,11 +84,14 @@ def make_runners(config: LanguageConfig) -> tuple[Runner, Runner]:
 @pytest.mark.parametrize("config", [WIDE, WIDE_GRIDS], ids=["text positions", "grid positions"])
 def test_recorded_steps_equal_ordinary_ones(config: LanguageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of prompts with images, continued chunks, drafts and decoding tokens, in several sizes."""
+    monkeypatch.setattr(recorded_chunks, "_SIZES", (8, 16, 32))  # the interpreter is slow
+    monkeypatch.setattr(recorded_chunks, "_MAX_SPANS", 8)
     plain, replaying = make_runners(config)
     recorded: list[int] = []
 
     def record(run: Run) -> Run:
         recorded.append(1)
+        run()  # as a recorder does before it records
         return run
 
     steps = RecordedChunks(replaying.decoder, replaying.cache, record)
@@ -100,17 +106,19 @@ def test_recorded_steps_equal_ordinary_ones(config: LanguageConfig, monkeypatch:
     batches = [
         [make_chunk(0, [0] * asked, [3, 1, 2, 9]), make_chunk(0, [5], [7])],
         [make_chunk(asked, [8], [3, 1, 2, 9]), make_chunk(1, [6, 7, 8], [7, 8], num_drafts=2)],
-        [make_chunk(0, generator.choices(range(3, 90), k=70), list(range(20, 40)), samples=False)],
-        [make_chunk(70, [4] * 9, list(range(20, 40))), make_chunk(asked + 1, [9], [3, 1, 2, 9])],
+        [make_chunk(0, generator.choices(range(3, 90), k=21), list(range(20, 30)))],
+        [make_chunk(21, [4] * 5, list(range(20, 30))), make_chunk(asked + 1, [9], [3, 1, 2, 9])],
     ]
     images: list[list[Images]] = [[[image], []], [[image], []], [[]], [[], [image]]]
-    for chunks, placed in zip(batches, images, strict=True):
+    # Twice, because a new recording is only compared, and a later step replays it.
+    for chunks, placed in zip(batches * 2, images * 2, strict=True):
         spans = [CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]
         assert steps.takes(spans, [0])
         expected, found = (runner.forward(chunks, [], placed) for runner in (plain, replaying))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
         torch.testing.assert_close(replaying.cache.kv, plain.cache.kv, rtol=1e-4, atol=1e-4)
-    assert len(recorded) == 2  # of 16 and of 128 tokens
+    assert sorted(steps._steps) == [8, 16, 32]
+    assert len(recorded) == 3
 
 
 def test_what_is_too_large_or_not_recordable_takes_the_ordinary_step() -> None:
@@ -126,10 +134,30 @@ def test_what_is_too_large_or_not_recordable_takes_the_ordinary_step() -> None:
     assert not steps.takes([CacheSpan(0, 2, blocks)] * 65, [0])
     assert not steps.takes([CacheSpan(0, 100, blocks)], [0] * 65)
     assert steps.takes([CacheSpan(4090, 6, blocks)], [0])
+    one = [CacheSpan(0, 1, [0])]
+    embedding, expected = runner.decoder.embed(torch.tensor([5])), torch.ones(1, WIDE.vocab_size)
     with capture_logs() as logs:
-        embedding = runner.decoder.embed(torch.tensor([5]))
-        assert steps.forward(embedding, [[0]], [CacheSpan(0, 1, [0])], [0]) is None
+        assert steps.forward(embedding, [[0]], one, [0], lambda: expected) is expected
     assert [line["log_level"] for line in logs] == ["error"]
-    assert not steps.takes([CacheSpan(0, 2, blocks)], [0])
+    assert not steps.takes(one, [0])
     steps = RecordedChunks(make_runners(WIDE)[0].decoder, runner.cache, fail)
     assert not steps.takes([CacheSpan(0, 2, blocks)], [0])  # torch's kernels would store padded tokens
+
+
+def test_a_recording_with_other_numbers_is_never_used() -> None:
+    """The caller gets the ordinary logits. Steps without logits cannot be compared, and are not recorded."""
+    _, runner = make_runners(WIDE)
+    recorded: list[Run] = []
+
+    def record(run: Run) -> Run:
+        recorded.append(run)
+        return lambda: run() + 1
+
+    steps, one = RecordedChunks(runner.decoder, runner.cache, record), [CacheSpan(0, 1, [0])]
+    embedding, expected = runner.decoder.embed(torch.tensor([5])), torch.ones(1, WIDE.vocab_size)
+    assert steps.forward(embedding, [[0]], one, [], lambda: expected[:0]).shape == (0, WIDE.vocab_size)
+    assert not recorded
+    with capture_logs() as logs:
+        assert steps.forward(embedding, [[0]], one, [0], lambda: expected) is expected
+    assert "differ" in logs[0]["event"]
+    assert not steps.takes(one, [0])
