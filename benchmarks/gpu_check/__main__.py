@@ -10,6 +10,7 @@ Needs Python and torch. All else comes from the folder that `make gpu-wheels` fi
 import argparse
 import importlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.sizes == "full" and not _has_gpu():
         print(f"GPU: {_gpu()}")
         return 2
+    setup |= {"card": _gpu(), "commit": _commit()}
     results = run_checks(
         checks,
         sizes=options.sizes,
@@ -112,6 +114,15 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees none, so nothing but --sizes tiny would run here"
     return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}"
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, or None without git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # git or its folder is not there
+        return None
 
 
 def _say(outcome: Outcome) -> None:

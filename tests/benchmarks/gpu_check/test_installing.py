@@ -1,5 +1,7 @@
 """Wheels are chosen from the constraints, and installed beside other packages."""
 
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -93,4 +95,8 @@ def test_the_command_writes_results_and_prints_a_table(tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "low_bit: done" in shown
     assert "w4a16, error of logits" in shown
-    assert '"low_bit"' in path.read_text()
+    written = json.loads(path.read_text())
+    assert {row["check"] for row in written["rows"]} == {"low_bit"}
+    assert "torch" in written["setup"]["card"]
+    commit = written["setup"]["commit"]
+    assert commit is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", commit)
