@@ -32,9 +32,9 @@ class OnnxRuntimeGraph:
             FailedPrecondition: UNSUPPORTED, this ONNX Runtime cannot run the graph on the device.
         """
         self._device = options.device
-        providers = _providers(options)
+        chosen = providers(options)
         try:
-            self._session = onnxruntime.InferenceSession(path, _session_options(options), providers=providers)
+            self._session = onnxruntime.InferenceSession(path, _session_options(options), providers=chosen)
         except Exception as error:  # its error classes have no other base
             raise FailedPrecondition(
                 "ONNX Runtime cannot load the export: export again, or choose another backend.", reason="UNSUPPORTED"
@@ -77,7 +77,12 @@ def _session_options(options: BackendOptions) -> Any:
     return session
 
 
-def _providers(options: BackendOptions) -> list[Any]:
+def providers(options: BackendOptions) -> list[Any]:
+    """Return the providers of a session.
+
+    Raises:
+        FailedPrecondition: UNSUPPORTED, this ONNX Runtime cannot compute so.
+    """
     if options.device.type == "cpu":
         if options.precision == "bfloat16":
             raise FailedPrecondition(

@@ -20,7 +20,14 @@ from checkpoint.exports import Precision
 from checkpoint.saving import save
 from checkpoint.store import ModelStore
 from checkpoint.tokenizer import byte_tokenizer
-from vision_service.backends import EXPORTS, BackendOptions, VisionBackend, library_version, open_backend
+from vision_service.backends import (
+    EXPORTS,
+    BackendName,
+    BackendOptions,
+    VisionBackend,
+    library_version,
+    open_backend,
+)
 from vision_service.model import build_vision_model
 
 _TAG = "vision-v1.0.0"
@@ -105,13 +112,26 @@ def _measure_backends(sizes: Sizes, rows: RowWriter) -> None:
                 if name == "triton":
                     raise RuntimeError("it needs a Triton server")
                 if name in EXPORTS:
-                    library_version(name)  # says so if it is not installed, before the export
+                    _check_library(name, _options(sizes))
                     # TensorRT runs an engine, which is made of the ONNX export.
                     _export(sizes, Path(models), "tensorrt" if name == "tensorrt" else EXPORTS[name])
                 backend = open_backend(name, folder, _options(sizes)).backend
                 _measure_backend(sizes, rows, name, backend)
             except Exception as problem:  # each backend has its own libraries and its own errors
                 rows.absent(f"backend {name}", f"cannot run here: {type(problem).__name__}: {str(problem)[-300:]}")
+
+
+def _check_library(name: BackendName, options: BackendOptions) -> None:
+    """Fail before the export, which takes a minute.
+
+    Raises:
+        FailedPrecondition: the library is not installed, or cannot use this device.
+    """
+    library_version(name)
+    if name == "onnxruntime":
+        from vision_service.backends.onnxruntime_backend import providers  # now it is installed
+
+        providers(options)
 
 
 def _write_checkpoint(sizes: Sizes, models: Path) -> Path:

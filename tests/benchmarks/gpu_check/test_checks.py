@@ -14,7 +14,9 @@ from benchmarks.gpu_check.limits import median_s
 from benchmarks.gpu_check.models import DeviceTensors, decoder_tensors, varied
 from benchmarks.gpu_check.rows import Row, RowWriter, read_rows
 from benchmarks.gpu_check.sizes import TINY
+from chassis.errors import FailedPrecondition
 from checkpoint.families import layout
+from vision_service.backends import BackendOptions
 
 
 @pytest.fixture
@@ -148,6 +150,21 @@ def test_dry_lists_every_check_and_imports_it(capsys: pytest.CaptureFixture[str]
     assert all(check.name in shown for check in CHECKS)
     assert "ready" in shown
     assert "GPU: torch" in shown
+
+
+def test_nothing_is_exported_for_a_library_that_cannot_run_it(
+    tmp_path: Path, writer: RowWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("it was exported")
+
+    monkeypatch.setattr(vision, "_export", fail)
+    vision._measure_backends(replace(TINY, dtype=torch.bfloat16, backends=("onnxruntime",)), writer)
+    assert "bfloat16 on a CPU" in rows(tmp_path)["backend onnxruntime"].note
+    with pytest.raises(FailedPrecondition, match="cannot use GPUs"):
+        vision._check_library("onnxruntime", BackendOptions(precision="bfloat16", device=torch.device("cuda:0")))
 
 
 @pytest.mark.slow
