@@ -99,6 +99,9 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     for name in _SIGNS:
         if getattr(stable, name) or getattr(canary, name):
             table.add_row(name.replace("_", " "), f"{getattr(stable, name):,}", f"{getattr(canary, name):,}")
+    if rollout.shadow.compared or rollout.shadow_stable.compared:
+        # Of the requests of each release, the answers that the other one gives in the same words.
+        table.add_row("agreement", *map(_agreement, (rollout.shadow, rollout.shadow_stable)))
     if stable.HasField("mean_tokens") or canary.HasField("mean_tokens"):
         table.add_row(
             "mean tokens", *(f"{one.mean_tokens:.1f}" if one.mean_tokens else "-" for one in (stable, canary))
@@ -117,6 +120,10 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     for finding in worst[:_MAX_SLICES]:
         table.add_row(*_finding_row(finding))
     return table
+
+
+def _agreement(shadow: rollout_pb2.RolloutShadowCounts) -> str:
+    return f"{100 * shadow.equal / shadow.compared:.1f} %" if shadow.compared else "-"
 
 
 def _finding_row(finding: rollout_pb2.RolloutFinding) -> list[str | Text]:

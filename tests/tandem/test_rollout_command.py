@@ -155,6 +155,7 @@ def test_mirrored_requests_are_one_line() -> None:
         "9 of 10 greedy answers equal, 2 dropped" in captured.get()
     )
     assert "mirrored to stable" not in captured.get()
+    assert ["agreement", "90.0", "%", "-"] in [line.split() for line in captured.get().splitlines()]
     rollout.shadow_stable.CopyFrom(shadow)
     rollout.shadow_stable.worse = 1
     with console.capture() as captured:
