@@ -110,6 +110,11 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
         table.add_row(
             "mean logprob", *(f"{one.mean_logprob:.3f}" if one.mean_logprob else "-" for one in (stable, canary))
         )
+    _add_findings(table, rollout)
+    return table
+
+
+def _add_findings(table: Table, rollout: rollout_pb2.Rollout) -> None:
     # An ended rollout shows the numbers behind its last decision.
     findings = rollout.findings or (rollout.changes[-1].findings if rollout.changes else ())
     for finding in findings:
@@ -119,7 +124,6 @@ def _side_by_side(rollout: rollout_pb2.Rollout) -> Table:
     worst = sorted((finding for finding in findings if finding.slice), key=lambda finding: -finding.effect)
     for finding in worst[:_MAX_SLICES]:
         table.add_row(*_finding_row(finding))
-    return table
 
 
 def _agreement(shadow: rollout_pb2.RolloutShadowCounts) -> str:
