@@ -1,7 +1,7 @@
 """Run an ONNX export as a TensorRT engine on a GPU.
 
-Large batches are divided among lanes: while one computes, the other copies. The lanes themselves have not run yet,
-because no GPU was at hand. The rest of this module is tested without one.
+Large batches are divided among lanes: while one computes, the other copies. The lanes themselves have not run yet.
+The rest of this module is tested without a GPU.
 
 B images of one run, N visual tokens of an image, D decoder width
 """

@@ -1,6 +1,6 @@
 """One CUDA stream with execution contexts and pinned buffers.
 
-This module has not run yet, because no GPU was at hand.
+This module has not run yet: it needs a GPU that TensorRT for RTX takes, or TensorRT itself.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ Only inputs travel through it. Triton may read a region after its call was cance
 may compute tokens of another image, but only for a call that nobody awaits. Outputs would be written to, so they travel
 in messages.
 
-CUDA shared memory has not run yet, because no GPU was at hand.
+CUDA shared memory has not run yet: it needs a Triton server and a GPU on one machine.
 """
 
 import itertools
