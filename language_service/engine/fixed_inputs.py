@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class FixedInputs:
-    """Arrays of int64 on the host, and their copies on a device.
+    """Integers on the host, and their copies on a device.
 
-    They lie end to end, so that one copy moves them all.
+    All are int64. They lie end to end, so that one copy moves them all.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:

@@ -13,6 +13,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from checkpoint.families import LanguageConfig
 from language_service.kernels import (
+    AttendDecoded,
     AttentionName,
     ChunkAttention,
     DecodeAttention,
@@ -25,7 +26,6 @@ from language_service.kernels import (
     choose_decode_attention,
     huge_pages,
 )
-from language_service.kernels.decode_attention import AttendDecoded
 from language_service.model import Attend
 
 # T tokens of the batch, B sequences of a group, L new tokens per sequence, M blocks per sequence, C = M * block size

@@ -28,9 +28,9 @@ _MAX_CONTEXT = 4096  # tokens of a sequence. One program reads them all, which f
 
 
 class RecordedChunks:
-    """Steps of short chunks and decoding tokens, of one decoder and cache.
+    """Recorded steps of short chunks and decoding tokens.
 
-    Each size is recorded when it is first needed.
+    Of one decoder and cache. Each size is recorded when it is first needed.
     """
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, record: Callable[[Run], Run]) -> None:
@@ -87,7 +87,10 @@ class RecordedChunks:
         sampled_rows: Sequence[int],
         ordinary: Callable[[], Tensor],
     ) -> Tensor:
-        """Record a step, compare it with the ordinary one, and return the logits of that."""
+        """Record a step, and return the ordinary one's logits.
+
+        It is kept only if it gives the same.
+        """
         if not sampled_rows:
             return ordinary()  # there is nothing to compare, so a later step is recorded
         attention = self._cache.chunk_attention
@@ -112,7 +115,7 @@ class RecordedChunks:
 
 
 class _ChunkStep:
-    """A step of a fixed number of tokens, in fixed memory."""
+    """A step of a fixed size, in fixed memory."""
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, attention: ChunkAttention, num_tokens: int) -> None:
         self._decoder, self._cache, self._attention = decoder, cache, attention
@@ -157,7 +160,7 @@ class _ChunkStep:
         inputs.send()
 
     def run(self) -> Tensor:
-        """Compute the batch in the fixed memory, as `cuda_graphs` demands."""
+        """Compute the batch in the fixed memory."""
         inputs, positions = self._inputs, self._inputs.tensor("positions")
         attend = self._attention.plan(inputs.tensor("tables"), inputs.tensor("tiles"))
         return self._decoder.forward(

@@ -2,7 +2,7 @@
 
 from language_service.kernels import huge_pages
 from language_service.kernels.choice import KernelName, choose_attention, choose_kernels
-from language_service.kernels.decode_attention import ChunkAttention, DecodeAttention, GatheredAttention
+from language_service.kernels.decode_attention import AttendDecoded, ChunkAttention, DecodeAttention, GatheredAttention
 from language_service.kernels.decode_choice import AttentionName, choose_chunk_attention, choose_decode_attention
 from language_service.kernels.interface import Head, Kernels, Layer, Projection
 from language_service.kernels.native import largest
@@ -11,6 +11,7 @@ from language_service.kernels.paged_attend import PagedAttend
 from language_service.kernels.plain import PlainHead
 
 __all__ = [
+    "AttendDecoded",
     "AttentionName",
     "ChunkAttention",
     "DecodeAttention",

@@ -1,4 +1,7 @@
-"""Attention over blocks of a cache: of decoding sequences, each with one new token, and of chunks."""
+"""Attention over blocks of a cache.
+
+Of decoding sequences, which have one new token each, and of chunks, which have several.
+"""
 
 from collections.abc import Callable
 from typing import Protocol

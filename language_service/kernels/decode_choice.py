@@ -53,9 +53,10 @@ def choose_decode_attention(name: AttentionName, kv: Tensor, num_heads: int) -> 
 
 
 def choose_chunk_attention(decode: DecodeAttention, kv: Tensor, num_heads: int) -> ChunkAttention | None:
-    """Return attention for the chunks of a step in one launch.
+    """Return attention for all chunks of a step.
 
-    None if decoding does not use Triton, or if the kernel fails or gives other numbers here. Then torch computes them.
+    It takes one launch a layer. None if decoding does not use Triton, or if the kernel fails or gives other numbers
+    here. Then torch computes them.
 
     Args:
         decode: the chosen attention for decoding.

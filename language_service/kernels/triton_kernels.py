@@ -174,7 +174,9 @@ class TritonKernels(PlainKernels):
     def place_heads(
         self, qkv_TX: Tensor, layer: Layer, eps: float, angles: Angles, kv_2PSGE: Tensor, slots_T: Tensor
     ) -> None:
-        """Normalise and rotate queries in place, and store keys and values.
+        """Normalise and rotate heads, and store keys and values.
+
+        Queries stay in place.
 
         Args:
             qkv_TX: heads of queries, keys and values, end to end.
@@ -218,7 +220,10 @@ class TritonKernels(PlainKernels):
 
 
 class TritonLayers(LayerByLayer):
-    """Layers whose keys and values go from the projection to the cache in one kernel."""
+    """Layers that store keys and values in one kernel.
+
+    It takes them from the projection, normalises and rotates them.
+    """
 
     def __init__(self, kernels: TritonKernels, config: LanguageConfig, layers: Sequence[Layer]) -> None:
         super().__init__(kernels, config, layers)

@@ -57,7 +57,10 @@ class RecordedBatches:
             return [tokens.clone().view(torch.uint16).numpy() for tokens in tokens_BKD[: len(images)]]
 
     def _replay(self, images: Sequence[NDArray[np.float32]], size: int) -> Tensor | None:
-        """Return the tokens of a recorded batch, or None if it cannot be recorded."""
+        """Return the tokens of a recorded batch.
+
+        None if it cannot be recorded.
+        """
         recorded = self._batches.get(size)
         if recorded is None:
             batch = _Batch(self._model, size, images[0].shape, self._dtype, self._device)
@@ -101,7 +104,7 @@ class _Batch:
         self._tokens_BKD = self._model(self._pixels.to(self._dtype)).to(torch.bfloat16)
 
     def collect(self) -> Tensor:
-        """Wait for the batch and return its tokens on the host."""
+        """Wait for the batch and return its tokens."""
         if self._host_tokens is None:
             self._host_tokens = torch.empty_like(
                 self._tokens_BKD, device="cpu", pin_memory=self._is_pinned, memory_format=torch.contiguous_format

@@ -78,7 +78,10 @@ def test_bfloat16_prompts_with_flash_attention_are_as_close_as_their_rounding() 
 
 
 def test_recorded_steps_with_chunks_equal_the_reference() -> None:
-    """Prompts with images arrive while others decode. All their steps are CUDA graphs."""
+    """Prompts with images arrive while others decode.
+
+    All their steps are CUDA graphs.
+    """
     runner = make_runner(HEADS_OF_16)
     recorded = runner._recorded_chunks
     assert recorded is not None

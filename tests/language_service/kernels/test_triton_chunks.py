@@ -1,4 +1,7 @@
-"""Chunk attention in Triton equals attention token by token. `make test-kernels` runs it on a CPU."""
+"""Chunk attention in Triton equals that of single tokens.
+
+`make test-kernels` runs it on a CPU.
+"""
 
 import random
 
@@ -37,7 +40,10 @@ WIDE_GRIDS = GRIDS.model_copy(
 def test_attention_equals_that_of_single_tokens_at_every_border(
     spans: list[tuple[int, int]], group_size: int, head_dim: int
 ) -> None:
-    """Of blocks, tiles and groups. Nothing past the end is read."""
+    """Of blocks, tiles and groups.
+
+    Nothing past the end is read.
+    """
     from language_service.kernels.triton_chunks import TritonChunkAttention
 
     _, kv, tables, _ = inputs([start + count for start, count in spans], group_size, head_dim, torch.float32)
@@ -70,7 +76,7 @@ def test_a_kernel_that_fails_or_differs_is_not_used(monkeypatch: pytest.MonkeyPa
 
 
 def make_runners(config: LanguageConfig) -> tuple[Runner, Runner]:
-    """Return a plain runner, and one that replays steps with chunks."""
+    """Return a plain runner and one with Triton."""
     tensors = make_decoder(config).state_dict()
     runners = []
     for kernels in (None, open_triton_kernels(config, torch.float32, CPU)):
@@ -83,7 +89,10 @@ def make_runners(config: LanguageConfig) -> tuple[Runner, Runner]:
 
 @pytest.mark.parametrize("config", [WIDE, WIDE_GRIDS], ids=["text positions", "grid positions"])
 def test_recorded_steps_equal_ordinary_ones(config: LanguageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of prompts with images, continued chunks, drafts and decoding tokens, in several sizes."""
+    """In several sizes.
+
+    Of prompts with images, continued chunks, drafts and decoding tokens.
+    """
     monkeypatch.setattr(recorded_chunks, "_SIZES", (8, 16, 32))  # the interpreter is slow
     monkeypatch.setattr(recorded_chunks, "_MAX_SPANS", 8)
     plain, replaying = make_runners(config)
@@ -145,7 +154,10 @@ def test_what_is_too_large_or_not_recordable_takes_the_ordinary_step() -> None:
 
 
 def test_a_recording_with_other_numbers_is_never_used() -> None:
-    """The caller gets the ordinary logits. Steps without logits cannot be compared, and are not recorded."""
+    """The caller gets the ordinary logits.
+
+    Steps without logits cannot be compared, and are not recorded.
+    """
     _, runner = make_runners(WIDE)
     recorded: list[Run] = []
 

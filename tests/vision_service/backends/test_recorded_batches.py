@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Model:
-    """Gives every image two tokens of three numbers, and notes the sizes of its batches."""
+    """Gives every image two tokens, and notes batch sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
