@@ -31,7 +31,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from chassis.own_memory import limit_memory, private_bytes, resident_bytes
-from chassis.process_turns import ProcessTurns, yield_processors, yield_processors_after
+from chassis.process_turns import ProcessTurns, wake_promptly, yield_processors, yield_processors_after
 
 # 'o' opens a worker, 'k' kills it, 't' starts its turns, 'e' ends them. Then its number.
 COMMAND = struct.Struct("<cI")
@@ -118,6 +118,7 @@ class _Starter:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
+        wake_promptly()  # a late end of a turn delays the service
         while True:
             ready, _, _ = select.select([self._control, self._ended], [], [], self._turns.next())
             if self._ended in ready:

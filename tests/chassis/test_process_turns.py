@@ -96,3 +96,35 @@ def test_a_process_that_has_ended_is_no_error(processes: ExitStack) -> None:
     turns.remove(process_id)
     assert turns.next() is None
     assert processor_s(process_id) == 0.0
+
+
+_SHOW_SLICES = """
+import os, pathlib
+from chassis.process_turns import wake_promptly
+
+def slice_ns():
+    lines = pathlib.Path("/proc/self/sched").read_text().splitlines()
+    return next((int(line.split()[-1]) for line in lines if line.startswith("se.slice")), 0)
+
+before = slice_ns()
+wake_promptly()
+after = slice_ns()
+if os.fork() == 0:
+    print(before, after, slice_ns())
+else:
+    os.wait()
+"""
+
+
+def test_a_process_that_wakes_promptly_has_a_short_slice_and_its_children_have_not() -> None:
+    done = subprocess.run([sys.executable, "-c", _SHOW_SLICES], capture_output=True, text=True, check=True)
+    before, after, of_child = map(int, done.stdout.split())
+    assert of_child == before
+    if before and kernel_version() >= (6, 12):
+        assert after == 100_000
+    else:
+        assert after == before  # older kernels give no slice of one's own
+
+
+def kernel_version() -> tuple[int, ...]:
+    return tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
