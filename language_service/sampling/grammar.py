@@ -25,7 +25,7 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_IDLE = 32  # workers that no answer uses
 _MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_QUICK, _QUICK_S = 2, 0.003  # compile at the same time, until they have taken this much processor time
+_MAX_QUICK, _QUICK_S = 2, 0.01  # compile at the same time, until they have taken this much processor time
 _MAX_SLOW = 8  # take turns after that
 
 _numbers = itertools.count()
