@@ -1,7 +1,7 @@
 """Streams of tokens while costly constraints keep arriving.
 
 A language service with random weights answers long streams, two of them under cheap constraints. The time between two
-tokens of a stream is measured in turn while nothing arrives, while cheap constraints arrive, and while costly ones do.
+tokens of a stream is measured in turn while nothing arrives, requests without constraints, cheap ones, and costly ones.
 The costly ones are of several kinds: with a dear first mask, dear to compile, and dear later in the answer. At the end
 more of them arrive, without streams, and the memory of the service and its processes is measured.
 """
@@ -37,7 +37,8 @@ CHEAP = ({"regex": "[0-9]{4000}"}, {"json_schema": json.dumps({"type": "array", 
 ARRIVALS_PER_S = 5.0
 AIM_PERCENT = 10.0
 X = 93  # token of the letter x
-WITHOUT, CHEAPLY, WITH = "nothing arrives", "cheap constraints arrive", "costly constraints arrive"
+WITHOUT, PLAINLY = "nothing arrives", "requests without constraints arrive"
+CHEAPLY, WITH = "cheap constraints arrive", "costly constraints arrive"
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Measured:
     """What the streams and the costly requests saw."""
 
     gaps_ms: dict[str, list[list[float]]] = field(
-        default_factory=lambda: {WITHOUT: [], CHEAPLY: [], WITH: []}
+        default_factory=lambda: {WITHOUT: [], PLAINLY: [], CHEAPLY: [], WITH: []}
     )  # of each round
     outcomes: Counter[str] = field(default_factory=Counter)  # of the costly requests, by reason
     ends_s: list[float] = field(default_factory=list)  # time until a costly request failed
@@ -69,6 +70,11 @@ def costly(number: int) -> sampling_pb2.SamplingOptions:
 def cheap(number: int) -> sampling_pb2.SamplingOptions:
     """Return a cheap constraint that no other request has."""
     return sampling_pb2.SamplingOptions(max_tokens=3, regex=f"[a-z]{{{1 + number}}}")
+
+
+def plain() -> sampling_pb2.SamplingOptions:
+    """Return options without a constraint."""
+    return sampling_pb2.SamplingOptions(max_tokens=3, ignore_eos=True)
 
 
 class Service:
@@ -137,9 +143,9 @@ async def send_costly(service: Service, number: int, measured: Measured) -> None
     measured.ends_s.append(time.perf_counter() - began_s)
 
 
-async def send_cheap(service: Service, number: int) -> None:
-    """Send one cheap constraint and read its answer."""
-    async for _ in service.tokens(cheap(number)):
+async def send(service: Service, sampling: sampling_pb2.SamplingOptions) -> None:
+    """Send one request and read its answer."""
+    async for _ in service.tokens(sampling):
         pass
 
 
@@ -178,13 +184,15 @@ async def measure(address: str, pid: int, *, rounds: int, seconds: float, num_co
         await one_round(service, 2, [])  # warm up
         measured.memory_mib[0] = service.memory_mib()
         with Progress() as progress:
-            task = progress.add_task("streaming", total=3 * rounds)
+            task = progress.add_task("streaming", total=len(measured.gaps_ms) * rounds)
             for _ in range(rounds):
                 for kind, gaps in measured.gaps_ms.items():
                     gaps.append([])
                     async with AsyncExitStack() as stack:
+                        if kind == PLAINLY:
+                            await stack.enter_async_context(arriving(lambda: send(service, plain())))
                         if kind == CHEAPLY:
-                            await stack.enter_async_context(arriving(lambda: send_cheap(service, next(numbers))))
+                            await stack.enter_async_context(arriving(lambda: send(service, cheap(next(numbers)))))
                         if kind == WITH:
                             await stack.enter_async_context(
                                 arriving(lambda: send_costly(service, next(numbers), measured))
@@ -200,6 +208,14 @@ async def measure(address: str, pid: int, *, rounds: int, seconds: float, num_co
     return measured
 
 
+def median_change(gaps_ms: dict[str, list[list[float]]], before: str, after: str, percent: int) -> float:
+    """Return the change of a percentile from one kind to another, %."""
+    pairs = zip(gaps_ms[before], gaps_ms[after], strict=True)
+    return float(
+        np.median([100 * (np.percentile(new, percent) / np.percentile(old, percent) - 1) for old, new in pairs])
+    )
+
+
 def publish(measured: Measured, json_path: Path | None) -> None:
     """Print the table and write the files."""
     report = Report("constraint_isolation", "Time between tokens while costly constraints arrive")
@@ -210,16 +226,14 @@ def publish(measured: Measured, json_path: Path | None) -> None:
     }
     for (kind, percent), value in percentiles.items():
         report.add(f"time between tokens p{percent}, {kind}", value, "ms")
-    for kind in (CHEAPLY, WITH):
+    for kind in (PLAINLY, CHEAPLY, WITH):
         for percent in (50, 99):
-            changes = [
-                100 * (np.percentile(changed, percent) / np.percentile(still, percent) - 1)
-                for still, changed in zip(measured.gaps_ms[WITHOUT], measured.gaps_ms[kind], strict=True)
-            ]
-            change = float(np.median(changes))
+            change = median_change(measured.gaps_ms, WITHOUT, kind, percent)
             is_aim = (kind, percent) == (WITH, 99)
             aim, met = (f"below {AIM_PERCENT:g} %", change < AIM_PERCENT) if is_aim else ("", None)
             report.add(f"change of p{percent}, {kind}", change, "%", aim=aim, met=met)
+    title = "change of p99, costly constraints instead of requests without"
+    report.add(title, median_change(measured.gaps_ms, PLAINLY, WITH, 99), "%")
     for reason, count in measured.outcomes.most_common():
         report.add(f"costly constraints: {reason}", count, "")
     report.add("costly constraints: time to their end, p50", float(np.median(measured.ends_s)), "s")
