@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and publish."""
     options = parse_arguments("Measure the speed-up from drafts.", arguments, **RELEASE_OPTIONS)
     release = chosen_release(options)
-    rounds = {1: 4, 8: 2} if options.quick else {1: 120, 8: 30, 32: 18}
+    rounds = {1: 4, 8: 2} if options.quick else {1: 40, 8: 15, 32: 9}
     workloads = {(kind, batch): rounds[batch] for kind in (JSON, CONVERSATION) for batch in rounds}
     workloads[BOTH, 8] = rounds[8]
     with ExitStack() as opened:
