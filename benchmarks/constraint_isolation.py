@@ -85,7 +85,7 @@ class Service:
         self._pid = pid
 
     async def tokens(self, sampling: sampling_pb2.SamplingOptions, num_prompt: int = 1) -> AsyncGenerator[int, None]:
-        """Yield the number of tokens of each message of an answer."""
+        """Yield the number of tokens of each message."""
         start = language_pb2.GenerateStart(tag=TAG, sampling=sampling)
         text = language_pb2.TextSegment(token_ids=range(20, 20 + num_prompt))
         requests = [language_pb2.GenerateRequest(start=start), language_pb2.GenerateRequest(text=text)]
@@ -115,7 +115,7 @@ def _proportional_kib(pid: int) -> int:
 
 
 async def stream(service: Service, options: dict[str, Any], gaps_ms: list[float], ends_s: float) -> None:
-    """Read answers until a time, and note the time between tokens."""
+    """Read answers, and note the time between tokens."""
     while time.perf_counter() < ends_s:
         sampling = sampling_pb2.SamplingOptions(max_tokens=1500, ignore_eos=True, temperature=1.0, **options)
         last_s = None
@@ -177,7 +177,10 @@ async def one_round(service: Service, seconds: float, gaps_ms: list[float]) -> N
 
 
 async def measure(address: str, pid: int, *, rounds: int, seconds: float, num_costly: int) -> Measured:
-    """Measure in turn, so that a change of the machine's speed affects both."""
+    """Measure all kinds in turn.
+
+    So a change of the machine's speed affects all of them.
+    """
     measured, numbers = Measured(), itertools.count()
     async with open_channel(address) as channel:
         service = Service(channel, pid)
@@ -209,7 +212,7 @@ async def measure(address: str, pid: int, *, rounds: int, seconds: float, num_co
 
 
 def median_change(gaps_ms: dict[str, list[list[float]]], before: str, after: str, percent: int) -> float:
-    """Return the change of a percentile from one kind to another, %."""
+    """Return the change of a percentile between two kinds, %."""
     pairs = zip(gaps_ms[before], gaps_ms[after], strict=True)
     return float(
         np.median([100 * (np.percentile(new, percent) / np.percentile(old, percent) - 1) for old, new in pairs])

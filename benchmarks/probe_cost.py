@@ -123,7 +123,10 @@ def lenient_probes(pairs: int, num_probes: int) -> list[str]:
 async def measure(
     address: str, release: Path, users: int, file: Path, parts: Sequence[str]
 ) -> tuple[list[list[float]], list[list[float]], list[float]]:
-    """Return the gaps without and with probes, by pair, and the probes' seconds."""
+    """Return the gaps of each pair, and the probes' seconds.
+
+    First those without probes, then those with them.
+    """
     plain, probed, seconds = [], [], [PLAIN_S]
     async with asking(address, release, users) as gaps:
         with Progress() as progress, Rollouts(address, timeout_s=60) as rollouts:
