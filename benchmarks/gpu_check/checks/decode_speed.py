@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from language_service.scheduling import Chunk, SchedulerConfig
 from language_service.scheduling import Sequence as ScheduledSequence
 
 _BLOCK_SIZE = 16
+_PRODUCTS = ("nvjet", "gemm", "gemv", "cutlass", "xmma")  # in names of kernels
 _DECODE_AIM, _PREFILL_AIM = 80, 60  # percent of the limit
 
 
@@ -88,6 +90,32 @@ def _measure_decode(sizes: Sizes, rows: RowWriter, name: str, runner: Runner, co
     title = f"{name}, {count} sequences of {sizes.context}"
     rows.add(f"{title}, decode", count / seconds, "tokens/s", note=f"{1000 * seconds:.2f} ms a step")
     rows.at_least(f"{title}, share of the bandwidth's limit", share, "%", _DECODE_AIM)
+    if sizes.device.type == "cuda":
+        _profile(sizes, rows, title, step)
+
+
+def _profile(sizes: Sizes, rows: RowWriter, title: str, step: Callable[[], Tensor]) -> None:
+    """Report the time in kernels, and the share of matrix products."""
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step()
+            torch.cuda.synchronize(sizes.device)
+        times_us = {event.key: float(event.self_device_time_total) for event in profile.key_averages()}
+    except RuntimeError as problem:  # some machines do not let programs read the counters of a GPU
+        rows.absent(f"{title}, time in kernels", f"cannot be read here: {str(problem)[:200]}")
+        return
+    total_us = sum(times_us.values())
+    rows.add(f"{title}, time in kernels", total_us / 1000, "ms")
+    rows.add(f"{title}, share of matrix products", 100 * products_us(times_us) / max(total_us, 1e-9), "% of it")
+
+
+def products_us(times_us: Mapping[str, float]) -> float:
+    """Return the time of the kernels that multiply matrices.
+
+    Args:
+        times_us: by kernel. cuBLAS names its kernels after the instructions or the product.
+    """
+    return sum(time_us for name, time_us in times_us.items() if any(part in name.lower() for part in _PRODUCTS))
 
 
 def _measure_prefill(sizes: Sizes, rows: RowWriter, name: str, runner: Runner, num_tokens: int, peak: float) -> None:

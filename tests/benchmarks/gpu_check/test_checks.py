@@ -179,3 +179,14 @@ def test_exported_backends_are_measured_or_say_why_not(
         assert "is not installed" in found["backend onnxruntime"].note
     else:
         assert (found["backend onnxruntime, batch 1"].value or 0) > 0, found
+
+
+def test_products_are_told_from_other_kernels_by_name() -> None:
+    """The names are those of a step on an H200."""
+    times_us = {
+        "nvjet_sm90_tst_256x8_64x6_4x1_v_bz_TNT": 1477.0,
+        "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16>": 10.0,
+        "_attend_part": 193.0,
+        "void splitKreduce_kernel<32, 16, int, float>": 126.0,
+    }
+    assert decode_speed.products_us(times_us) == 1487.0
