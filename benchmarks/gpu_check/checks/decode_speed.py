@@ -95,7 +95,7 @@ def _measure_decode(sizes: Sizes, rows: RowWriter, name: str, runner: Runner, co
 
 
 def _profile(sizes: Sizes, rows: RowWriter, title: str, step: Callable[[], Tensor]) -> None:
-    """Report the time in kernels, and the share of matrix products."""
+    """Report the time in kernels and in matrix products."""
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step()
