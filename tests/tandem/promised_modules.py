@@ -14,6 +14,7 @@ FURTHER = {
 ELSEWHERE = (
     "vision_service.exporting.triton_model",
     "language_service.kernels.triton_attention",
+    "language_service.kernels.triton_chunks",
     "language_service.kernels.triton_kernels",
     *(
         f"language_service.engine.{name}"

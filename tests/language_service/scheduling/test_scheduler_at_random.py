@@ -55,7 +55,7 @@ class Traffic:
             sequence.is_background = rng.random() < 0.3
             scheduler.add(sequence)
             self.arriving[sequence] = (list(segments), max_tokens)
-        self.alive = set(self.arriving)
+        self.alive = list(self.arriving)  # in an order that is the same in every run
         self.slots: dict[tuple[int, int], list[int]] = {}
 
     def run(self) -> None:
@@ -66,7 +66,7 @@ class Traffic:
             for sequence in self.alive:
                 sequence.is_paused &= self.rng.random() < 0.5
             if self.rng.random() < 0.02:
-                self._cancel(self.rng.choice(sorted(self.alive, key=id)))
+                self._cancel(self.rng.choice(self.alive))
             batch = self.scheduler.next_batch()
             self.scheduler.check()
             may_wait = self.arriving or not self.alive or any(sequence.is_paused for sequence in self.alive)
