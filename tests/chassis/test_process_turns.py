@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from threading import Thread
 
 import pytest
 
-from chassis.process_turns import ProcessTurns, processor_s
+from chassis.process_turns import ProcessTurns, processor_s, wake_promptly
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 IDLE = [sys.executable, "-c", "import time; time.sleep(1000)"]
@@ -128,3 +129,13 @@ def test_a_process_that_wakes_promptly_has_a_short_slice_and_its_children_have_n
 
 def kernel_version() -> tuple[int, ...]:
     return tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+
+
+def test_a_thread_can_wake_promptly_alone() -> None:
+    """The slice is that of the thread.
+
+    Older kernels refuse it without an error.
+    """
+    thread = Thread(target=wake_promptly)
+    thread.start()
+    thread.join()
