@@ -3,6 +3,7 @@
 The engine chooses no kernels.
 """
 
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 
@@ -16,6 +17,7 @@ from language_service.kernels.library import SETS, NativeLibrary, SetName, libra
 from language_service.kernels.native import NativeKernels
 from language_service.kernels.native_attention import NativeAttention
 from language_service.kernels.plain import OneDnnKernels, PlainKernels
+from language_service.kernels.trial import gives_right_numbers
 
 KernelName = Literal["auto", SetName, "plain"]
 
@@ -104,15 +106,8 @@ def open_triton_kernels(config: LanguageConfig, dtype: torch.dtype, device: torc
         _log.info("triton kernels not used", reason=f"heads of {config.head_dim} in {dtype}")
         return None
     kernels = TritonKernels(dtype)
-    try:
-        error = largest_error(dtype, device, config.head_dim, kernels)
-    except Exception as problem:  # a compiler or driver can fail in many ways. torch computes the same.
-        _log.warning("triton kernels not used", reason=str(problem)[:500])
-        return None
-    if not error < _MAX_ERROR:  # also if it is not a number
-        _log.warning("triton kernels not used", reason=f"their numbers differ by {error:.2g}")
-        return None
-    return kernels
+    error = partial(largest_error, dtype, device, config.head_dim, kernels)
+    return kernels if gives_right_numbers("triton kernels", error, _MAX_ERROR) else None
 
 
 def choose_attention(config: LanguageConfig, kv: Tensor, name: KernelName = "auto") -> NativeAttention | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from language_service.kernels.decode_attention import ChunkAttention, DecodeAttention, GatheredAttention
+from language_service.kernels.trial import gives_right_numbers
 
 # Letters as in `decode_attention`
 
@@ -68,15 +69,8 @@ def choose_chunk_attention(decode: DecodeAttention, kv: Tensor, num_heads: int) 
     from language_service.kernels.triton_chunks import TritonChunkAttention
 
     attention = TritonChunkAttention(kv, num_heads)
-    try:
-        error = chunk_error(attention, kv, num_heads)
-    except Exception as problem:  # a compiler or driver can fail in many ways
-        _log.warning("chunk attention not used", reason=str(problem)[:500])
-        return None
-    if not error < _MAX_ERROR:  # also if it is not a number
-        _log.warning("chunk attention not used", reason=f"its numbers differ by {error:.2g}")
-        return None
-    return attention
+    error = partial(chunk_error, attention, kv, num_heads)
+    return attention if gives_right_numbers("chunk attention", error, _MAX_ERROR) else None
 
 
 def chunk_error(attention: ChunkAttention, kv: Tensor, num_heads: int) -> float:
