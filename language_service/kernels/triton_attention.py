@@ -25,6 +25,43 @@ _LOG2_E = 1 / math.log(2)
 
 
 @triton.jit
+def add_tile(
+    q,
+    kv_2PSGE,
+    table,
+    positions,
+    is_cached,
+    is_seen,
+    kv_head,
+    value_offset,
+    scale,
+    largest,
+    total,
+    sums,
+    num_kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+):
+    """Add cached positions to an online softmax.
+
+    Its state is each row's largest score, sum of weights, and weighted sum of values.
+    """
+    elements = tl.arange(0, head_dim)
+    blocks = tl.load(table + positions // block_size, mask=is_cached, other=0)
+    slots = blocks.to(tl.int64) * block_size + positions % block_size
+    places = (slots * num_kv_heads + kv_head)[:, None] * head_dim + elements[None, :]
+    k = tl.load(kv_2PSGE + places, mask=is_cached[:, None], other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where(is_seen, scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    factor, weights = tl.exp2(largest - new_largest), tl.exp2(scores - new_largest[:, None])
+    v = tl.load(kv_2PSGE + value_offset + places, mask=is_cached[:, None], other=0.0)
+    total = total * factor + tl.sum(weights, 1)
+    sums = sums * factor[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_largest, total, sums
+
+
+@triton.jit
 def _attend_part(
     q_NHE,
     kv_2PSGE,
@@ -61,18 +98,23 @@ def _attend_part(
     for start in range(first, last, tile):
         positions = start + offsets
         is_cached = positions < last
-        blocks = tl.load(tables_NM + sequence * table_width + positions // block_size, mask=is_cached, other=0)
-        slots = blocks.to(tl.int64) * block_size + positions % block_size
-        places = (slots * num_kv_heads + kv_head)[:, None] * head_dim + elements[None, :]
-        k = tl.load(kv_2PSGE + places, mask=is_cached[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(is_cached[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        factor, weights = tl.exp2(largest - new_largest), tl.exp2(scores - new_largest[:, None])
-        v = tl.load(kv_2PSGE + value_offset + places, mask=is_cached[:, None], other=0.0)
-        total = total * factor + tl.sum(weights, 1)
-        sums = sums * factor[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        largest = new_largest
+        largest, total, sums = add_tile(
+            q,
+            kv_2PSGE,
+            tables_NM + sequence * table_width,
+            positions,
+            is_cached,
+            is_cached[None, :],
+            kv_head,
+            value_offset,
+            scale,
+            largest,
+            total,
+            sums,
+            num_kv_heads,
+            head_dim,
+            block_size,
+        )
     if is_split:
         parts = heads * num_parts + part
         tl.store(sums_NHKE + parts[:, None] * head_dim + elements[None, :], sums, mask=is_head[:, None])

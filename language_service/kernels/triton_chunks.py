@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from language_service.kernels.decode_attention import AttendDecoded
+from language_service.kernels.triton_attention import add_tile
 
 _ROWS = 64  # queries of a program: tokens times heads of a group
 _LOG2_E = 1 / math.log(2)
@@ -55,19 +56,24 @@ def _attend_chunks(
     for begin in range(0, end, tile):
         positions = begin + offsets
         is_cached = positions < end
-        blocks = tl.load(tables_NM + sequence * table_width + positions // block_size, mask=is_cached, other=0)
-        slots = blocks.to(tl.int64) * block_size + positions % block_size
-        places = (slots * num_kv_heads + kv_head)[:, None] * head_dim + elements[None, :]
-        k = tl.load(kv_2PSGE + places, mask=is_cached[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         # Every row sees position 0, which is in the first tile. So no row's largest score stays -inf.
-        scores = tl.where(positions[None, :] <= own[:, None], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        factor, weights = tl.exp2(largest - new_largest), tl.exp2(scores - new_largest[:, None])
-        v = tl.load(kv_2PSGE + value_offset + places, mask=is_cached[:, None], other=0.0)
-        total = total * factor + tl.sum(weights, 1)
-        sums = sums * factor[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        largest = new_largest
+        largest, total, sums = add_tile(
+            q,
+            kv_2PSGE,
+            tables_NM + sequence * table_width,
+            positions,
+            is_cached,
+            positions[None, :] <= own[:, None],
+            kv_head,
+            value_offset,
+            scale,
+            largest,
+            total,
+            sums,
+            num_kv_heads,
+            head_dim,
+            block_size,
+        )
     total = tl.maximum(total, 1.0)  # the largest weight is 1. Only a tile of no tokens has none.
     out = (sums / total[:, None]).to(out_THE.dtype.element_ty)
     out_places = ((first_row + tokens) * num_kv_heads * group_size + heads) * head_dim
