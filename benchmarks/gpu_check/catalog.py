@@ -100,7 +100,7 @@ CHECKS = (
 
 def missing_packages(check: Check) -> list[str]:
     """Return the packages of a check that cannot be found."""
-    return [name for name in check.packages if not _is_installed(name)]
+    return [name for name in dict.fromkeys(check.packages) if not _is_installed(name)]
 
 
 def import_problem(check: Check) -> str:
