@@ -11,14 +11,13 @@ import structlog
 import torch
 from torch import Tensor
 
+from chassis.cuda_recorder import Run
 from language_service.engine.fixed_inputs import FixedInputs
 from language_service.engine.kv_cache import CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels import PagedAttend
 
 # N sequences of one token each, V vocabulary
-
-Run = Callable[[], Tensor]  # computes the batch in its input memory, returns logits [N, V]
 
 _log = structlog.get_logger()
 
@@ -77,9 +76,9 @@ class _Step:
 
     def __init__(self, decoder: ServingDecoder, cache: PagedCache, num_rows: int, width: int) -> None:
         self._decoder, self._cache = decoder, cache
-        shapes = dict.fromkeys(("tokens", "positions", "indices", "slots", "rows"), (num_rows,))
+        shapes = dict.fromkeys(("tokens", "positions", "indices", "slots"), (num_rows,))
         self._inputs = FixedInputs({**shapes, "tables": (num_rows, width)}, cache.device)
-        self._inputs["rows"][:] = range(num_rows)
+        self._rows_N = torch.arange(num_rows, device=cache.device)
 
     def fill(self, token_ids: Sequence[int], spans: Sequence[CacheSpan], positions: Sequence[int]) -> None:
         """Copy a batch into the fixed memory.
@@ -92,11 +91,9 @@ class _Step:
         inputs["tokens"][:count] = token_ids
         inputs["positions"][:count] = positions
         inputs["indices"][:count] = [span.start for span in spans]
-        inputs["slots"][:count] = [span.blocks[span.start // size] * size + span.start % size for span in spans]
+        inputs["slots"][:count] = [slot for span in spans for slot in span.slots(size)]
         for table, span in zip(inputs["tables"], spans, strict=False):
-            num_blocks = span.num_blocks(size)
-            table[:num_blocks] = span.blocks[:num_blocks]
-            table[num_blocks:] = span.blocks[0]  # attention masks it, and no other sequence's numbers are read
+            span.fill_table(table, size)
         for name in ("tokens", "positions", "indices", "slots", "tables"):
             inputs[name][count:] = inputs[name][0]
         inputs.send()
@@ -112,38 +109,8 @@ class _Step:
             self._decoder.embed(tensor("tokens")),
             tensor("positions"),
             PagedAttend(self._cache.kv, tensor("slots"), attend),
-            tensor("rows"),
+            self._rows_N,
         )
-
-
-class CudaRecorder:
-    """Records steps as CUDA graphs.
-
-    The graphs share their working memory, because no two run at the same time.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Run) -> Run:
-        """Return the replay of `run`. Recording also runs it once."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                run()  # chooses kernels and allocates their memory, which cannot be recorded
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may load a model meanwhile. Record this thread only.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits_NV = run()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits_NV
-
-        return replay
 
 
 def _power_above(count: int) -> int:

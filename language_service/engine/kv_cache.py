@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
@@ -66,6 +68,12 @@ class CacheSpan:
         """
         positions = range(self.start, self.start + self.length)
         return [self.blocks[each // block_size] * block_size + each % block_size for each in positions]
+
+    def fill_table(self, table: NDArray[np.int64], block_size: int) -> None:
+        """Write what `table` returns into an array."""
+        num_blocks = self.num_blocks(block_size)
+        table[:num_blocks] = self.blocks[:num_blocks]
+        table[num_blocks:] = self.blocks[0]
 
     def table(self, block_size: int, width: int) -> list[int]:
         """Return the used blocks, padded to `width` with the first.

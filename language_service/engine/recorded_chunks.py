@@ -6,12 +6,13 @@ outputs.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 import torch
 from torch import Tensor
 
-from language_service.engine.cuda_graphs import Run
+from chassis.cuda_recorder import Run
 from language_service.engine.fixed_inputs import FixedInputs
 from language_service.engine.kv_cache import CacheSpan, PagedCache, tiles_of
 from language_service.engine.serving import ServingDecoder
@@ -27,6 +28,16 @@ _MAX_ERROR = 0.1  # of the norm. Rounding to bfloat16 in many layers makes error
 _MAX_CONTEXT = 4096  # tokens of a sequence. One program reads them all, which for more takes longer than launching.
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkBatch:
+    """The new tokens of some sequences, laid end to end."""
+
+    embeddings_TD: Tensor
+    positions: Sequence[Sequence[int]]  # rotary, in one part or in three
+    spans: Sequence[CacheSpan]  # places in the cache
+    sampled_rows: Sequence[int]  # rows whose logits are wanted, ascending
+
+
 class RecordedChunks:
     """Recorded steps of short chunks and decoding tokens.
 
@@ -39,67 +50,49 @@ class RecordedChunks:
         self._steps: dict[int, tuple[_ChunkStep, Run]] = {}
         self._works = decoder.kernels.skips_negative_slots
 
-    def takes(self, spans: Sequence[CacheSpan], sampled_rows: Sequence[int]) -> bool:
+    def takes(self, batch: ChunkBatch) -> bool:
         """Return whether `forward` can compute a batch."""
         return (
             self._works
             and self._cache.chunk_attention is not None
-            and max(len(spans), len(sampled_rows)) <= _MAX_SPANS
-            and sum(span.length for span in spans) <= _SIZES[-1]
-            and max(span.start + span.length for span in spans) <= _MAX_CONTEXT
+            and max(len(batch.spans), len(batch.sampled_rows)) <= _MAX_SPANS
+            and len(batch.embeddings_TD) <= _SIZES[-1]
+            and max(span.start + span.length for span in batch.spans) <= _MAX_CONTEXT
         )
 
-    def forward(
-        self,
-        embeddings_TD: Tensor,
-        positions: Sequence[Sequence[int]],
-        spans: Sequence[CacheSpan],
-        sampled_rows: Sequence[int],
-        ordinary: Callable[[], Tensor],
-    ) -> Tensor:
-        """Compute and cache the new tokens of `spans`.
+    def forward(self, batch: ChunkBatch, ordinary: Callable[[], Tensor]) -> Tensor:
+        """Compute and cache the tokens of a batch.
 
         A new recording is first compared with the ordinary step. If they differ, no step is replayed any more.
 
         Args:
-            embeddings_TD: of the tokens.
-            positions: rotary positions of the tokens, in one part or in three.
-            spans: places of the tokens in the cache.
-            sampled_rows: rows whose logits are wanted, ascending.
+            batch: that `takes` accepts.
             ordinary: computes and caches the same without a recording.
 
         Returns:
-            Their logits [R, V], which the next call may overwrite.
+            The wanted logits [R, V], which the next call may overwrite.
         """
-        num_tokens = next(size for size in _SIZES if size >= len(embeddings_TD))
+        num_tokens = next(size for size in _SIZES if size >= len(batch.embeddings_TD))
         if num_tokens not in self._steps:
-            return self._record_step(num_tokens, embeddings_TD, positions, spans, sampled_rows, ordinary)
+            return self._record_step(num_tokens, batch, ordinary)
         step, run = self._steps[num_tokens]
-        step.fill(embeddings_TD, positions, spans, sampled_rows)
-        return step.select(run(), sampled_rows)
+        step.fill(batch)
+        return step.select(run(), batch.sampled_rows)
 
-    def _record_step(
-        self,
-        num_tokens: int,
-        embeddings_TD: Tensor,
-        positions: Sequence[Sequence[int]],
-        spans: Sequence[CacheSpan],
-        sampled_rows: Sequence[int],
-        ordinary: Callable[[], Tensor],
-    ) -> Tensor:
+    def _record_step(self, num_tokens: int, batch: ChunkBatch, ordinary: Callable[[], Tensor]) -> Tensor:
         """Record a step, and return the ordinary one's logits.
 
         It is kept only if it gives the same.
         """
-        if not sampled_rows:
+        if not batch.sampled_rows:
             return ordinary()  # there is nothing to compare, so a later step is recorded
         attention = self._cache.chunk_attention
         assert attention is not None
         try:
             step = _ChunkStep(self._decoder, self._cache, attention, num_tokens)
-            step.fill(embeddings_TD, positions, spans, sampled_rows)
+            step.fill(batch)
             run = self._record(step.run)
-            found_RV = step.select(run(), sampled_rows).float()
+            found_RV = step.select(run(), batch.sampled_rows).float()
         except RuntimeError:  # torch ran out of memory or cannot record an operation. Better slow than failing.
             _log.exception("cuda graphs of chunks disabled: recording failed", tokens=num_tokens)
             self._works = False
@@ -135,28 +128,21 @@ class _ChunkStep:
         if not self._chooses:
             self._inputs["rows"][:] = range(num_tokens)
 
-    def fill(
-        self,
-        embeddings_TD: Tensor,
-        positions: Sequence[Sequence[int]],
-        spans: Sequence[CacheSpan],
-        sampled_rows: Sequence[int],
-    ) -> None:
+    def fill(self, batch: ChunkBatch) -> None:
         """Copy a batch into the fixed memory."""
-        inputs, size, num_tokens = self._inputs, self._cache.config.block_size, len(embeddings_TD)
-        self._embeddings_TD[:num_tokens] = embeddings_TD
-        inputs["positions"][:, :num_tokens] = positions  # one part stands for three equal ones
-        inputs["slots"][:num_tokens] = [slot for span in spans for slot in span.slots(size)]
+        inputs, size, num_tokens = self._inputs, self._cache.config.block_size, len(batch.embeddings_TD)
+        self._embeddings_TD[:num_tokens] = batch.embeddings_TD
+        inputs["positions"][:, :num_tokens] = batch.positions  # one part stands for three equal ones
+        inputs["slots"][:num_tokens] = [slot for span in batch.spans for slot in span.slots(size)]
         inputs["slots"][num_tokens:] = -1
-        tiles = tiles_of(spans, self._attention.num_tokens)
+        tiles = tiles_of(batch.spans, self._attention.num_tokens)
         inputs["tiles"][: len(tiles)] = tiles
         inputs["tiles"][len(tiles) :] = 0
-        for table, span in zip(inputs["tables"], spans, strict=False):
-            num_blocks = span.num_blocks(size)
-            table[:num_blocks] = span.blocks[:num_blocks]
+        for table, span in zip(inputs["tables"], batch.spans, strict=False):
+            span.fill_table(table, size)
         if self._chooses:
-            inputs["rows"][: len(sampled_rows)] = sampled_rows
-            inputs["rows"][len(sampled_rows) :] = num_tokens - 1
+            inputs["rows"][: len(batch.sampled_rows)] = batch.sampled_rows
+            inputs["rows"][len(batch.sampled_rows) :] = num_tokens - 1
         inputs.send()
 
     def run(self) -> Tensor:

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps
+from chassis.cuda_recorder import CudaRecorder
+from language_service.engine.cuda_graphs import RecordedSteps
 from language_service.engine.interface import EngineDescription
 from language_service.engine.kv_cache import CacheSpan, PagedCache
-from language_service.engine.recorded_chunks import RecordedChunks
+from language_service.engine.recorded_chunks import ChunkBatch, RecordedChunks
 from language_service.engine.serving import ServingDecoder
 from language_service.model import Decoder, Grid, ImageRows, shift_at, token_positions
 from language_service.scheduling import Chunk
@@ -102,17 +104,20 @@ class Runner:
         image_rows = self._image_rows(chunks, images)
         embeddings_TD = self._embed(chunks, image_rows)
         positions = self._positions(chunks, images, with_images=bool(image_rows))
+        batch = ChunkBatch(embeddings_TD, positions, spans, sampled_rows)
         has_levels = bool(image_rows) and self.decoder.config.num_deepstack_levels > 0
-
-        def ordinary() -> Tensor:
-            attend = self.cache.attend(spans)
-            rows_B = torch.tensor(sampled_rows, dtype=torch.long, device=self.device)
-            positions_T = torch.tensor(positions[0] if len(positions) == 1 else positions, device=self.device)
-            return self.decoder.forward(embeddings_TD, positions_T, attend, rows_B, image_rows)
-
-        if self._recorded_chunks is None or has_levels or not self._recorded_chunks.takes(spans, sampled_rows):
+        ordinary = partial(self._compute, batch, image_rows)
+        if self._recorded_chunks is None or has_levels or not self._recorded_chunks.takes(batch):
             return ordinary()
-        return self._recorded_chunks.forward(embeddings_TD, positions, spans, sampled_rows, ordinary)
+        return self._recorded_chunks.forward(batch, ordinary)
+
+    def _compute(self, batch: ChunkBatch, image_rows: Sequence[ImageRows]) -> Tensor:
+        """Compute a batch without a recording."""
+        rows_B = torch.tensor(batch.sampled_rows, dtype=torch.long, device=self.device)
+        positions = batch.positions[0] if len(batch.positions) == 1 else batch.positions
+        positions_T = torch.tensor(positions, device=self.device)
+        attend = self.cache.attend(batch.spans)
+        return self.decoder.forward(batch.embeddings_TD, positions_T, attend, rows_B, image_rows)
 
     def _image_rows(self, chunks: Sequence[Chunk], images: Sequence[Images]) -> list[ImageRows]:
         """Return the visual tokens of the batch.

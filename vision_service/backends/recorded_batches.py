@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chassis.cuda_recorder import Run
+
 # B images, S image side in pixels, K visual tokens, D their width
 
 Model = Callable[[Tensor], Tensor]  # pixels [B, 3, S, S] to visual tokens [B, K, D]
-Run = Callable[[], None]
 
 _log = structlog.get_logger()
 
@@ -51,8 +52,7 @@ class RecordedBatches:
             if tokens_BKD is None:
                 batch = _Batch(self._model, len(images), images[0].shape, self._dtype, self._device)
                 batch.fill(images)
-                batch.run()
-                tokens_BKD = batch.collect()
+                tokens_BKD = batch.collect(batch.run())
             # Copy each image's tokens. A view would keep the memory of the whole batch.
             return [tokens.clone().view(torch.uint16).numpy() for tokens in tokens_BKD[: len(images)]]
 
@@ -73,8 +73,7 @@ class RecordedBatches:
             self._batches[size] = recorded
         batch, run = recorded
         batch.fill(images)
-        run()
-        return batch.collect()
+        return batch.collect(run())
 
 
 class _Batch:
@@ -85,56 +84,33 @@ class _Batch:
     ) -> None:
         self._model, self._dtype, self._device = model, dtype, device
         self._is_pinned = device.type == "cuda"
-        self._host = torch.zeros(size, *shape, pin_memory=self._is_pinned)
-        self._pixels = torch.zeros(size, *shape, device=device)
-        self._tokens_BKD = torch.empty(0)
+        self._host = torch.empty(size, *shape, pin_memory=self._is_pinned)
+        self._pixels = torch.empty(size, *shape, device=device)
         self._host_tokens: Tensor | None = None
 
     def fill(self, images: Sequence[NDArray[np.float32]]) -> None:
         """Copy pixels to the device.
 
-        Rows beyond the images hold older ones, and nobody reads their tokens.
+        Rows beyond the images hold any numbers, and nobody reads their tokens.
         """
         for row, image in zip(self._host, images, strict=False):
             row.copy_(torch.from_numpy(image))
         self._pixels.copy_(self._host, non_blocking=True)
 
-    def run(self) -> None:
-        """Compute the batch in the fixed memory."""
-        self._tokens_BKD = self._model(self._pixels.to(self._dtype)).to(torch.bfloat16)
+    def run(self) -> Tensor:
+        """Compute the batch in the fixed memory.
 
-    def collect(self) -> Tensor:
-        """Wait for the batch and return its tokens."""
+        Returns its tokens [B, K, D] on the device.
+        """
+        return self._model(self._pixels.to(self._dtype)).to(torch.bfloat16)
+
+    def collect(self, tokens_BKD: Tensor) -> Tensor:
+        """Copy the tokens to the host, and wait."""
         if self._host_tokens is None:
             self._host_tokens = torch.empty_like(
-                self._tokens_BKD, device="cpu", pin_memory=self._is_pinned, memory_format=torch.contiguous_format
+                tokens_BKD, device="cpu", pin_memory=self._is_pinned, memory_format=torch.contiguous_format
             )
-        self._host_tokens.copy_(self._tokens_BKD, non_blocking=True)
+        self._host_tokens.copy_(tokens_BKD, non_blocking=True)
         if self._is_pinned:
             torch.cuda.current_stream(self._device).synchronize()
         return self._host_tokens
-
-
-class CudaRecorder:
-    """Records batches as CUDA graphs.
-
-    The graphs share their working memory, because no two run at the same time.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Run) -> Run:
-        """Return the replay of `run`. Recording also runs it once."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                run()  # chooses kernels and allocates their memory, which cannot be recorded
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may load a model meanwhile. Record this thread only.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                run()
-        return graph.replay

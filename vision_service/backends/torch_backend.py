@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chassis.cuda_recorder import CudaRecorder
 from checkpoint.families import ModelConfig
-from vision_service.backends.recorded_batches import CudaRecorder, RecordedBatches
+from vision_service.backends.recorded_batches import RecordedBatches
 from vision_service.kernels import accelerate
 from vision_service.model import VisionHalf, build_vision_model
 

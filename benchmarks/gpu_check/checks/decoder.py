@@ -12,9 +12,10 @@ from torch import Tensor
 from benchmarks.gpu_check.models import decoder_tensors, varied
 from benchmarks.gpu_check.rows import RowWriter
 from benchmarks.gpu_check.sizes import Sizes
+from chassis.cuda_recorder import CudaRecorder
 from checkpoint.families import LanguageConfig
 from language_service.engine import Finished, Tokens
-from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps
+from language_service.engine.cuda_graphs import RecordedSteps
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.paged import PagedEngine
 from language_service.engine.runner import Runner

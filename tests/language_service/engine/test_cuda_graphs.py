@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from language_service.engine.cuda_graphs import CudaRecorder, RecordedSteps, Run
+from chassis.cuda_recorder import CudaRecorder, Run
+from language_service.engine.cuda_graphs import RecordedSteps
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.runner import Images, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder

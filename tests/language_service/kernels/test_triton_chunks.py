@@ -4,16 +4,17 @@
 """
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
+from chassis.cuda_recorder import Run
 from checkpoint.families import LanguageConfig
 from language_service.engine import recorded_chunks
-from language_service.engine.cuda_graphs import Run
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache, tiles_of
-from language_service.engine.recorded_chunks import RecordedChunks
+from language_service.engine.recorded_chunks import ChunkBatch, RecordedChunks
 from language_service.engine.runner import Images, PlacedImage, Runner
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels.choice import open_triton_kernels
@@ -87,6 +88,12 @@ def make_runners(config: LanguageConfig) -> tuple[Runner, Runner]:
     return runners[0], runners[1]
 
 
+def batch_of(spans: Sequence[CacheSpan], sampled_rows: Sequence[int] = (0,)) -> ChunkBatch:
+    """Return a batch whose numbers do not matter."""
+    num_tokens = sum(span.length for span in spans)
+    return ChunkBatch(torch.empty(num_tokens, WIDE.width), [range(num_tokens)], spans, sampled_rows)
+
+
 @pytest.mark.parametrize("config", [WIDE, WIDE_GRIDS], ids=["text positions", "grid positions"])
 def test_recorded_steps_equal_ordinary_ones(config: LanguageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """In several sizes.
@@ -121,8 +128,7 @@ def test_recorded_steps_equal_ordinary_ones(config: LanguageConfig, monkeypatch:
     images: list[list[Images]] = [[[image], []], [[image], []], [[]], [[], [image]]]
     # Twice, because a new recording is only compared, and a later step replays it.
     for chunks, placed in zip(batches * 2, images * 2, strict=True):
-        spans = [CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]
-        assert steps.takes(spans, [0])
+        assert steps.takes(batch_of([CacheSpan(chunk.start, len(chunk.token_ids), chunk.blocks) for chunk in chunks]))
         expected, found = (runner.forward(chunks, [], placed) for runner in (plain, replaying))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
         torch.testing.assert_close(replaying.cache.kv, plain.cache.kv, rtol=1e-4, atol=1e-4)
@@ -138,19 +144,19 @@ def test_what_is_too_large_or_not_recordable_takes_the_ordinary_step() -> None:
 
     steps = RecordedChunks(runner.decoder, runner.cache, fail)
     blocks = list(range(2000))
-    assert not steps.takes([CacheSpan(0, 513, blocks)], [0])
-    assert not steps.takes([CacheSpan(4096, 1, blocks)], [0])
-    assert not steps.takes([CacheSpan(0, 2, blocks)] * 65, [0])
-    assert not steps.takes([CacheSpan(0, 100, blocks)], [0] * 65)
-    assert steps.takes([CacheSpan(4090, 6, blocks)], [0])
+    assert not steps.takes(batch_of([CacheSpan(0, 513, blocks)]))
+    assert not steps.takes(batch_of([CacheSpan(4096, 1, blocks)]))
+    assert not steps.takes(batch_of([CacheSpan(0, 2, blocks)] * 65))
+    assert not steps.takes(batch_of([CacheSpan(0, 100, blocks)], [0] * 65))
+    assert steps.takes(batch_of([CacheSpan(4090, 6, blocks)]))
     one = [CacheSpan(0, 1, [0])]
     embedding, expected = runner.decoder.embed(torch.tensor([5])), torch.ones(1, WIDE.vocab_size)
     with capture_logs() as logs:
-        assert steps.forward(embedding, [[0]], one, [0], lambda: expected) is expected
+        assert steps.forward(ChunkBatch(embedding, [[0]], one, [0]), lambda: expected) is expected
     assert [line["log_level"] for line in logs] == ["error"]
-    assert not steps.takes(one, [0])
+    assert not steps.takes(batch_of(one))
     steps = RecordedChunks(make_runners(WIDE)[0].decoder, runner.cache, fail)
-    assert not steps.takes([CacheSpan(0, 2, blocks)], [0])  # torch's kernels would store padded tokens
+    assert not steps.takes(batch_of([CacheSpan(0, 2, blocks)]))  # torch's kernels would store padded tokens
 
 
 def test_a_recording_with_other_numbers_is_never_used() -> None:
@@ -167,9 +173,9 @@ def test_a_recording_with_other_numbers_is_never_used() -> None:
 
     steps, one = RecordedChunks(runner.decoder, runner.cache, record), [CacheSpan(0, 1, [0])]
     embedding, expected = runner.decoder.embed(torch.tensor([5])), torch.ones(1, WIDE.vocab_size)
-    assert steps.forward(embedding, [[0]], one, [], lambda: expected[:0]).shape == (0, WIDE.vocab_size)
+    assert steps.forward(ChunkBatch(embedding, [[0]], one, []), lambda: expected[:0]).shape == (0, WIDE.vocab_size)
     assert not recorded
     with capture_logs() as logs:
-        assert steps.forward(embedding, [[0]], one, [0], lambda: expected) is expected
+        assert steps.forward(ChunkBatch(embedding, [[0]], one, [0]), lambda: expected) is expected
     assert "differ" in logs[0]["event"]
-    assert not steps.takes(one, [0])
+    assert not steps.takes(batch_of(one))

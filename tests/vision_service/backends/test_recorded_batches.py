@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from vision_service.backends.recorded_batches import RecordedBatches, Run
+from chassis.cuda_recorder import Run
+from vision_service.backends.recorded_batches import RecordedBatches
 
 CPU = torch.device("cpu")
 
