@@ -86,10 +86,10 @@ async def test_a_body_behind_an_offer_is_no_request(open_door: OpenDoor) -> None
 
 async def test_responses_repeat_no_header_of_a_request(open_door: OpenDoor) -> None:
     door = await open_door(Script().handlers)
-    for injected in (b"x-request-id: a\rb: c", b"x-request-id: a b", b"x-request-id: " + b"a" * 129):
+    for injected in (b"x-request-id: z\rb: c", b"x-request-id: z b", b"x-request-id: " + b"z" * 129):
         answer = await exchange(door.port, GET + injected + b"\r\nconnection: close\r\n\r\n")
         assert b"\r\nb: c" not in answer
-        assert b"x-request-id: a" not in answer
+        assert b"x-request-id: z" not in answer
     answer = await exchange(door.port, b"GET /no/%0d%0ab:%20c HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     assert (status_of(answer), b"\r\nb: c" in answer) == (404, False)
     answer = await exchange(door.port, b"GET /healthz/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
