@@ -4,9 +4,10 @@ The policy:
 
 - **Order.** Sequences are ordered by priority, then by arrival. The order never changes. A preempted sequence keeps its
   position.
-- **Step budget.** A step computes at most `max_step_tokens` tokens. First, every decoding sequence gets one token. Then
-  prefill takes its share. Drafts get the tokens and blocks that are left: tokens that a constraint forces, or else
-  n-grams. The latter only in small steps, because in larger ones they cost as much as they may save.
+- **Step budget.** A step computes at most `max_step_tokens` tokens. First, every decoding sequence gets one token, also
+  one that was preempted and finds all other tokens in the prefix cache. Then prefill takes its share. Drafts get the
+  tokens and blocks that are left: tokens that a constraint forces, or else n-grams. The latter only in small steps,
+  because in larger ones they cost as much as they may save.
 - **Prefill.** Half of the prefill budget belongs to the first sequence that prefills. The other half goes to sequences
   of the same priority, the one with the fewest pending tokens first. A lower priority gets only tokens that the first
   sequence cannot use. All tokens left over go back to the first. So short prompts do not wait for a long one, and the
@@ -137,9 +138,17 @@ class Scheduler:
             is_shared: whether another scheduler's users wait for the device meanwhile.
         """
         self._grow()
+        ready = self._admit_waiting()
+        # After the admission, which lets preempted sequences decode whose other tokens are all in the prefix cache.
         decoding = [each for each in self._sequences if each in self._running and each.decoding and not each.is_paused]
         budget = self.config.max_step_tokens - len(decoding)
-        prefill = self._prefill(budget, is_shared=is_shared or any(not each.is_background for each in decoding))
+        prefill = share_prefill(
+            ready,
+            budget,
+            self._blocks.next_hash,
+            block_size=self.config.block_size,
+            is_shared=is_shared or any(not each.is_background for each in decoding),
+        )
         budget -= sum(len(chunk.token_ids) for chunk in prefill)
         chunks = add_drafts(
             [*(each.next_chunk(1) for each in decoding), *prefill],
@@ -205,16 +214,6 @@ class Scheduler:
             while sequence in self._running and not self._blocks.reserve(sequence, needed):
                 self._preempt((self._stalled() or [each for each in running if each in self._running])[-1])
 
-    def _prefill(self, budget: int, *, is_shared: bool) -> list[Chunk]:
-        """Admit sequences and share `budget` tokens between those that prefill."""
-        return share_prefill(
-            self._admit_waiting(),
-            budget,
-            self._blocks.next_hash,
-            block_size=self.config.block_size,
-            is_shared=is_shared,
-        )
-
     def _admit_waiting(self) -> list[Sequence]:
         """Admit waiting sequences in order.
 
@@ -229,7 +228,7 @@ class Scheduler:
                 admitting = admitting and not sequence.prompt_ended
                 continue
             self._blocks.take_cached(sequence)
-            if sequence.num_pending > 0:
+            if sequence.num_pending > 0 and not sequence.decoding:
                 ready.append(sequence)
         return ready
 

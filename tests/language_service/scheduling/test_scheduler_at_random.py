@@ -83,10 +83,7 @@ class Traffic:
         if any(not chunk.sequence.is_background for chunk in batch.chunks):
             in_background = [chunk for chunk in batch.chunks if chunk.sequence.is_background]
             assert sum(len(chunk.token_ids) for chunk in in_background if not chunk.samples) <= BLOCK_SIZE
-        # In the background, a sequence that was preempted may wait to be computed again.
-        decoding = {
-            one for one in self.alive if one.decoding and one.blocks and not (one.is_paused or one.is_background)
-        }
+        decoding = {one for one in self.alive if one.decoding and one.blocks and not one.is_paused}
         assert decoding <= {chunk.sequence for chunk in batch.chunks}, "a decoding sequence waited"
         self.slots = {slot: known for slot, known in self.slots.items() if slot[0] not in batch.fresh_blocks}
         written = [

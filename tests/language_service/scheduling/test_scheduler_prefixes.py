@@ -128,6 +128,21 @@ def test_admission_needs_no_new_blocks_for_shared_ones() -> None:
         run(scheduler)
 
 
+def test_a_preempted_sequence_found_in_the_cache_decodes_at_once() -> None:
+    """A step spends its prefill budget on others."""
+    scheduler = make_scheduler(max_running=2, max_step_tokens=8)
+    preempted = add_shared(scheduler, list(range(8)))
+    step(scheduler)
+    preempted.is_paused = True
+    first, other = add(scheduler, 20, priority=1), add(scheduler, 4)
+    assert sizes(step(scheduler)) == [(first, 8)]
+    assert not preempted.blocks
+    scheduler.remove(other)
+    preempted.is_paused = False
+    assert sizes(step(scheduler)) == [(preempted, 1), (first, 7)]
+    run(scheduler)
+
+
 def test_blocks_of_a_failed_sequence_are_not_reused() -> None:
     scheduler = make_scheduler()
     failed = add_shared(scheduler, list(range(9)))
