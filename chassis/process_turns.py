@@ -17,7 +17,6 @@ from contextlib import suppress
 TURN_S = 0.002
 _TURNS_OF_SERVICE = 24  # that follow each turn of a process
 _BUSY_SHARE = 0.3  # of a processor
-_STACK_BYTES = 2**20
 _SLICE_NS = 100_000  # the shortest
 _NOT_CHILDREN = 1  # SCHED_FLAG_RESET_ON_FORK
 
@@ -29,18 +28,26 @@ class ProcessTurns:
         """Watch the service with this process id."""
         self._service_id = service_id
         self._waiting: deque[int] = deque()  # process ids, all stopped
+        self._preferred: set[int] = set()  # have their turns before others
         self._running: int | None = None
         self._ends_s = 0.0  # of the turn
         self._service_s = 0.0  # processor time of the service when it began
 
-    def add(self, process_id: int) -> None:
-        """Let a process wait for its turn."""
+    def add(self, process_id: int, *, is_preferred: bool = False) -> None:
+        """Let a process wait for its turn.
+
+        Args:
+            process_id: of the process. It may have been added before.
+            is_preferred: whether its turns come before those of processes that are not preferred.
+        """
+        (self._preferred.add if is_preferred else self._preferred.discard)(process_id)
         if process_id != self._running and process_id not in self._waiting:
             _send(process_id, signal.SIGSTOP)
             self._waiting.append(process_id)
 
     def remove(self, process_id: int) -> None:
         """Let a process go on that is no longer costly."""
+        self._preferred.discard(process_id)
         if process_id == self._running:
             self._running = None
         elif process_id in self._waiting:
@@ -63,7 +70,8 @@ class ProcessTurns:
             if was_turn_of_process and is_busy:
                 self._ends_s = now_s + _TURNS_OF_SERVICE * TURN_S
             else:
-                self._running = self._waiting.popleft()
+                self._running = next((one for one in self._waiting if one in self._preferred), self._waiting[0])
+                self._waiting.remove(self._running)
                 _send(self._running, signal.SIGCONT)
                 self._ends_s = now_s + TURN_S
         return self._ends_s - now_s
@@ -84,15 +92,14 @@ def yield_processors(thread: int) -> None:
 def yield_processors_after(number: signal.Signals) -> None:
     """Let the main thread yield after a signal.
 
-    A thread waits for the signal, so this also works while the main thread computes outside Python.
+    A thread waits for the signal, so this also works while the main thread computes outside Python. All threads must
+    block the signal.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [number])  # in all threads that start later, too
 
     def wait() -> None:
         signal.sigwait([number])
         yield_processors(os.getpid())
 
-    threading.stack_size(_STACK_BYTES)
     threading.Thread(target=wait, daemon=True).start()
 
 

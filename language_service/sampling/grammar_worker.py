@@ -33,7 +33,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from chassis.own_memory import limit_memory, private_bytes, resident_bytes
 from chassis.process_turns import ProcessTurns, wake_promptly, yield_processors, yield_processors_after
 
-# 'o' opens a worker, 'k' kills it, 't' starts its turns, 'e' ends them. Then its number.
+# 'o' opens a worker, 'k' kills it, 't' starts its turns, 'f' does so before those of others, 'e' ends them. Then its
+# number.
 COMMAND = struct.Struct("<cI")
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
@@ -41,6 +42,7 @@ TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
+_STACK_BYTES = 2**20  # of each thread
 _DEAR_S = 0.002  # processor time of a job from which it, and the later ones, yield too
 
 
@@ -138,8 +140,8 @@ class _Starter:
         if command == b"o":
             self._start(number, sockets[0])
         elif process_id := self._process_ids.get(number):
-            if command == b"t":
-                self._turns.add(process_id)
+            if command in (b"t", b"f"):
+                self._turns.add(process_id, is_preferred=command == b"f")
             elif command == b"e":
                 self._turns.remove(process_id)
             else:
@@ -176,19 +178,21 @@ class _Starter:
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process could not see the program's end
-    yield_processors_after(signal.SIGVTALRM)
-    limit_memory(limits.memory_bytes)
-    try:
-        grammar = connection.recv_bytes().decode()
-        worker = _Worker(connection, limits)
-        # In a thread of its own, because a thread that yields the processors goes on doing so.
-        thread = threading.Thread(target=worker.compile, args=(tokenizer, grammar))
-        thread.start()
-        thread.join()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGVTALRM])  # in all threads that start later, too
+    threading.stack_size(_STACK_BYTES)
+    worker = _Worker(connection, limits)
+    # In a thread of its own, because a thread that yields the processors goes on doing so.
+    preparation = threading.Thread(target=worker.prepare, args=[tokenizer])
+    preparation.start()
+    preparation.join()
+    if worker.has_dear_mask:
+        yield_processors(os.getpid())
+    else:
+        yield_processors_after(signal.SIGVTALRM)
+    with suppress(EOFError, OSError):  # the service has closed the connection
         while True:
             worker.run(json.loads(connection.recv_bytes()))
-    except (EOFError, OSError):
-        os._exit(0)  # the service has closed the connection
+    os._exit(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -202,19 +206,31 @@ class _Worker:
     start: LLMatcher | None = None
     frames: list[bytes] = field(default_factory=list)  # not sent yet
     jumps_ahead: bool = True  # until that takes too long
-    num_base_bytes: int = field(default_factory=lambda: -resident_bytes())  # private memory beside the resident memory
+    has_dear_mask: bool = False  # the first one
+    num_base_bytes: int = 0  # private memory beside the resident memory
 
-    def compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
-        """Compile the grammar and send its first mask."""
+    def prepare(self, tokenizer: LLTokenizer) -> None:
+        """Do all work up to the first mask, on idle processors only."""
         yield_processors(threading.get_native_id())
+        limit_memory(self.limits.memory_bytes)
+        self.num_base_bytes = -resident_bytes()
+        try:
+            self._compile(tokenizer, self.connection.recv_bytes().decode())
+        except (EOFError, OSError):
+            os._exit(0)  # the service has closed the connection
+        except BaseException:
+            os._exit(1)
+
+    def _compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
+        """Compile the grammar and send its first mask."""
         signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
         self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         self._add_frame(self.start, [])
         self._send()
         signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
-        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_MASK_S)  # the main thread yields
+        started_s = time.process_time()
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        self.has_dear_mask = time.process_time() - started_s > _DEAR_MASK_S
         self.num_base_bytes = private_bytes() - resident_bytes()
         self._add_mask(self.start, mask)
         signal.setitimer(signal.ITIMER_PROF, 0)

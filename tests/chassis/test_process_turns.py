@@ -42,21 +42,36 @@ def running(process_ids: list[int]) -> list[int]:
     return found
 
 
+def turns_of(turns: ProcessTurns, ids: list[int], count: int) -> list[int]:
+    """Return who ran in some turns."""
+    ran = []
+    for _ in range(count):
+        wait_s = turns.next()
+        assert wait_s is not None
+        went_on = running(ids)
+        assert len(went_on) <= 1
+        ran += went_on
+        time.sleep(wait_s)
+    return ran
+
+
 def test_one_process_at_a_time_computes_while_the_service_is_idle(processes: ExitStack) -> None:
     service, ids = start(processes, IDLE), [start(processes, BUSY) for _ in range(3)]
     turns = ProcessTurns(service)
     for one in ids:
         turns.add(one)
         turns.add(one)  # changes nothing
-    seen = set()
-    for _ in range(12):
-        wait_s = turns.next()
-        assert wait_s is not None
-        went_on = running(ids)
-        assert len(went_on) <= 1
-        seen.update(went_on)
-        time.sleep(wait_s)
-    assert seen == set(ids)
+    assert set(turns_of(turns, ids, 12)) == set(ids)
+
+
+def test_preferred_processes_have_their_turns_first(processes: ExitStack) -> None:
+    service, ids = start(processes, IDLE), [start(processes, BUSY) for _ in range(3)]
+    turns = ProcessTurns(service)
+    for one in ids:
+        turns.add(one, is_preferred=one == ids[-1])
+    assert set(turns_of(turns, ids, 6)) == {ids[-1]}
+    turns.add(ids[-1])  # changes only the preference
+    assert set(turns_of(turns, ids, 12)) == set(ids)
 
 
 def test_a_busy_service_has_most_of_the_turns(processes: ExitStack) -> None:

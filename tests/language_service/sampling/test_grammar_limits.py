@@ -1,8 +1,10 @@
 """Costly constraints fail alone, and leave nothing behind."""
 
 import asyncio
+import hashlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -182,6 +184,24 @@ async def test_many_costly_constraints_do_not_hold_up_a_cheap_one(make_compiler:
     assert not all(one.done() for one in costly)
     outcomes = await asyncio.gather(*costly, return_exceptions=True)
     assert any(isinstance(outcome, ResourceExhausted) for outcome in outcomes)
+
+
+async def test_many_cheap_constraints_are_not_refused_while_the_service_computes(make_compiler: MakeCompiler) -> None:
+    """They take turns with it, but do not count as costly."""
+    compiler, is_over = make_compiler(), threading.Event()
+
+    def compute() -> None:
+        while not is_over.is_set():
+            hashlib.sha256(bytes(2**22))  # without the interpreter's lock
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        constraints = [Constraint("regex", f"a{number}") for number in range(30)]
+        await asyncio.wait_for(asyncio.gather(*map(compiler.compile, constraints)), 60)
+    finally:
+        is_over.set()
+        thread.join()
 
 
 async def test_a_cancelled_compilation_leaves_no_process(make_compiler: MakeCompiler) -> None:
