@@ -10,55 +10,23 @@ taken seconds is refused. Reads take milliseconds, and on a busy machine a tenth
 """
 
 import asyncio
-import ipaddress
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from chassis.errors import DeadlineExceeded, ResourceExhausted
-from chassis.network import peer_host
+from chassis.pauses import Pauses
+from chassis.sender import Sender
 
 # Time that each read has in any case, seconds.
 PATIENCE_S = 5.0
 # Calls that wait for a place, each with an unread window. Of these, half may be of one caller.
 MAX_WAITING = 2048
+MAX_PAUSED = 256  # of one owner, during its pause
 _RETRY_S = 1.0
 
 Read = Callable[[], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """The origin of a message.
-
-    Attributes:
-        connection: gRPC's name of the peer, with its port.
-        owner: the tenant or certificate. For a stranger its network address, and for IPv6 the network of 64 bits, which
-            is one customer's.
-    """
-
-    connection: str
-    owner: str
-
-    @classmethod
-    def of(cls, peer: str, caller: str = "") -> "Sender":
-        """Return the sender of a call.
-
-        Args:
-            peer: gRPC's name of the peer, such as 'ipv4:10.0.0.1:5000'.
-            caller: name of the tenant or certificate. Empty for a stranger.
-        """
-        if caller:
-            return cls(peer, f"caller {caller}")
-        host = peer_host(peer)
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return cls(peer, host)
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-            host = str(ipaddress.ip_network((address, 64), strict=False).network_address)
-        return cls(peer, host)
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +61,7 @@ class ReceiveBudget:
         self._queues: OrderedDict[str, deque[_Attempt]] = OrderedDict()  # by owner, the next turn first
         self._old: dict[_Attempt, None] = {}  # reads that may be refused, the oldest first
         self._num_leaving = 0  # refused reads that still have their place
+        self._pauses = Pauses()
 
     @property
     def num_reads(self) -> int:
@@ -133,7 +102,8 @@ class ReceiveBudget:
         """Occupy a place, after those who wait."""
         owner = attempt.sender.owner
         queue = self._queues.get(owner)
-        if len(queue or ()) >= MAX_WAITING // 2 or self.num_waiting >= MAX_WAITING:
+        most = MAX_PAUSED if self._pauses.holds(attempt.sender) else MAX_WAITING // 2
+        if len(queue or ()) >= most or self.num_waiting >= MAX_WAITING:
             raise _busy()
         self._queues.setdefault(owner, deque()).append(attempt)
         self._grant()
@@ -171,7 +141,21 @@ class ReceiveBudget:
             num_reads < self.num_places
             and of_owner < max(1, self.num_places // 2)
             and of_connection < max(1, self.num_places // 4)
+            and not self._pauses.holds(sender)
         )
+
+    def accept(self, sender: Sender) -> None:
+        """Note that a sender's message had a good size."""
+        self._pauses.accept(sender)
+
+    def pause(self, sender: Sender) -> None:
+        """Make the sender of an oversized message wait for the next one."""
+
+        def end() -> None:
+            self._pauses.end(sender.owner)
+            self._grant()
+
+        asyncio.get_running_loop().call_later(self._pauses.begin(sender), end)
 
     def _leave(self, attempt: _Attempt) -> None:
         for counts, key in ((self._by_owner, attempt.sender.owner), (self._by_connection, attempt.sender.connection)):

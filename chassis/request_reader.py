@@ -13,7 +13,8 @@ from chassis.elements import check_elements
 from chassis.errors import InvalidArgument
 from chassis.metrics import RPC_UNREAD
 from chassis.native_library import return_free_memory
-from chassis.receiving import ReceiveBudget, Sender
+from chassis.receiving import ReceiveBudget
+from chassis.sender import Sender
 
 # Health checks and reflection are open to strangers. They have a place of their own, and small requests. gRPC takes
 # three times the memory of the largest message while it reads one, so there is one place, and a short turn.
@@ -139,18 +140,22 @@ class RequestReader:
         """
         if self._pauses and not is_first:
             return await context.read()
-        read = context.read if self._max_bytes is None else partial(self._read_small, context)
+        read = context.read if self._max_bytes is None else partial(self._read_small, context, sender)
         return await self._budget.receive(read, sender)
 
-    async def _read_small(self, context: Context) -> Any:
+    async def _read_small(self, context: Context, sender: Sender) -> Any:
         """Read a message with a limit of its own.
 
-        A larger one and its memory are gone before the next one is read.
+        A larger one and its memory are gone before the next one is read, and its sender waits.
         """
         data = await context.read()
         assert self._max_bytes is not None
-        if data is _EOF or len(data) <= self._max_bytes:
+        if data is _EOF:
             return data
+        if len(data) <= self._max_bytes:
+            self._budget.accept(sender)
+            return data
+        self._budget.pause(sender)
         num_bytes = len(data)
         del data
         return_free_memory()

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from chassis import receiving
+from chassis import pauses, receiving
 from chassis.errors import DeadlineExceeded, ResourceExhausted, TandemError
-from chassis.receiving import ReceiveBudget, Sender
+from chassis.receiving import ReceiveBudget
+from chassis.sender import Sender
 
 
 def sender(host: int, port: int = 1, caller: str = "") -> Sender:
@@ -196,6 +197,51 @@ async def test_a_full_queue_refuses_at_once(reads: Callable[..., Reads], monkeyp
     one.start(sender(4))
     await settle()
     assert one.budget.num_waiting == len(waiting) + 1
+
+
+async def test_the_sender_of_an_oversized_message_waits_and_others_do_not(
+    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "PAUSE_S", 0.2)
+    one = reads(1)
+    one.budget.pause(sender(1, 1))
+    held = [one.start(sender(1, port)) for port in (1, 2)]  # a new connection is no way around it
+    assert await one.end(one.start(sender(2))) == "message"
+    assert (one.begun, one.budget.num_waiting) == ([sender(2)], 2)
+    async with asyncio.timeout(60):
+        assert [await one.end(number) for number in held] == ["message"] * 2
+
+
+async def test_a_connection_of_good_messages_does_not_wait_for_others_behind_its_proxy(
+    reads: Callable[..., Reads],
+) -> None:
+    one = reads(1)
+    for port in (1, 2):
+        one.budget.accept(sender(9, port))
+    one.budget.pause(sender(9, 1))
+    waiting = one.start(sender(9, 1))
+    assert await one.end(one.start(sender(9, 2))) == "message"
+    assert one.reason(waiting) is None
+    assert one.begun == [sender(9, 2)]
+
+
+async def test_pauses_add_up_to_a_limit_and_few_calls_wait_for_their_end(
+    reads: Callable[..., Reads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "MAX_PAUSED", 3)
+    one = pauses.Pauses()
+    lengths = [one.begin(sender(1)) for _ in range(100)]
+    assert lengths[0] == pytest.approx(pauses.PAUSE_S)
+    assert lengths[1] == pytest.approx(2 * pauses.PAUSE_S, abs=1)
+    assert lengths[-1] == pytest.approx(pauses.LONGEST_PAUSE_S)
+
+    two = reads(1)
+    two.budget.pause(sender(1))
+    for _ in range(3):
+        two.start(sender(1))
+    await settle()
+    with pytest.raises(ResourceExhausted):
+        await two.tasks[two.start(sender(1))]
 
 
 def test_addresses_of_one_ipv6_network_are_one_host() -> None:
