@@ -2,7 +2,16 @@
 
     python -m tests.hostile.door [--seconds 20]
 
-prints memory and the latency of an honest caller for each attack. A tiny checkpoint is enough: nothing reaches a model.
+prints for each attack the memory of the gateway, and the latency of an honest caller: before the attack, while the same
+attack is aimed elsewhere, and during it. A tiny checkpoint is enough: nothing reaches a model.
+
+Attacker, gateway and honest caller share one machine here, so the attack slows the caller down even where the gateway
+has no part in it. Two things keep that apart from what the door costs:
+
+- Elsewhere is `tests.hostile.sink`, a bare gRPC server that refuses each call at once. The share, during divided by
+  elsewhere, is what the door adds. For floods whose messages the gateway reads, it contains this reading.
+- The attacker runs at the lowest priority. A real one has a machine of its own, and takes no core from the gateway. He
+  can then be faster than this one. `--attacker-nice 0` shows the attack with an equal claim to the cores.
 """
 
 import argparse
@@ -25,12 +34,15 @@ from chassis.api_keys import authorization, key_sha256, new_key
 from tandem.v1 import gateway_pb2, gateway_pb2_grpc
 
 MIB = 2**20
+ATTACKER_NICE = 19
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # Attacks by name. {key} is that of a tenant, other than the honest caller's.
 FLOODS = {
     "refused bodies, no key": ["--connections", "200"],
     "trickling bodies, no key": ["--connections", "200", "--trickle"],
     "one connection, no key": ["--connections", "1", "--streams", "900", "--trickle"],
-    "health checks, no key": ["--connections", "200", "--method", "/grpc.health.v1.Health/Check"],
+    "health checks, no key": ["--connections", "200", "--method", HEALTH_CHECK, "--body-bytes", "0"],
+    "large health checks, no key": ["--connections", "200", "--method", HEALTH_CHECK],
     "trickling bodies of a tenant": ["--connections", "200", "--trickle", "--key", "{key}"],
     "bodies of a tenant": ["--connections", "200", "--key", "{key}"],
 }
@@ -75,7 +87,9 @@ class Door:
         return times
 
     @contextmanager
-    def flood(self, flags: Sequence[str], seconds: float) -> Iterator[None]:
+    def flood(
+        self, flags: Sequence[str], seconds: float, *, nice: int = ATTACKER_NICE, port: int | None = None
+    ) -> Iterator[None]:
         """Attack within the block.
 
         All connections are open at its start.
@@ -83,11 +97,12 @@ class Door:
         Args:
             flags: of `tests.hostile.flood`.
             seconds: longest time.
+            nice: priority of the attacker, 19 is the lowest.
+            port: what is attacked, by default the gateway.
         """
-        command = [sys.executable, "-m", "tests.hostile.flood", "--port", str(self.port), "--seconds", str(seconds)]
-        attack = subprocess.Popen(
-            [*command, *(flag.format(key=self.hostile_key) for flag in flags)], stdout=subprocess.PIPE, text=True
-        )
+        command = ["nice", "-n", str(nice), sys.executable, "-m", "tests.hostile.flood", "--seconds", str(seconds)]
+        command += ["--port", str(port or self.port), *(flag.format(key=self.hostile_key) for flag in flags)]
+        attack = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert attack.stdout is not None
             with attack.stdout:
@@ -125,6 +140,19 @@ def open_door(models: Path, release: str, folder: Path, *flags: str) -> Iterator
         process.wait()
 
 
+@contextmanager
+def open_sink() -> Iterator[int]:
+    """Run a bare server that refuses all calls. Yields its port."""
+    sink = subprocess.Popen([sys.executable, "-m", "tests.hostile.sink"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert sink.stdout is not None
+        with sink.stdout:
+            yield int(sink.stdout.readline())
+    finally:
+        sink.kill()
+        sink.wait()
+
+
 def _drain(log: IO[str]) -> None:
     """Read a log, so that it never fills the pipe."""
     with log:
@@ -136,39 +164,68 @@ def p99(times: Sequence[float]) -> float:
     return sorted(times)[math.ceil(0.99 * len(times)) - 1]
 
 
-def main() -> None:
-    """Print memory and latency for each attack."""
+@dataclass(frozen=True)
+class Figures:
+    """What one attack costs. Memory in MiB, times of honest calls in seconds."""
+
+    memory_before: float
+    memory_most: float
+    before: list[float]
+    elsewhere: list[float]
+    during: list[float]
+
+    def __str__(self) -> str:
+        """One line of the table."""
+        before, elsewhere, during = (1000 * p99(times) for times in (self.before, self.elsewhere, self.during))
+        memory = f"{self.memory_before:8.0f}{self.memory_most:8.0f}{self.memory_most - self.memory_before:+8.0f}"
+        return f"{memory}{before:10.1f}{elsewhere:11.1f}{during:9.1f}{during / elsewhere:8.1f}{len(self.during):7}"
+
+
+HEADER = (
+    f"{'':30}{'memory, MiB':>24}{'p99 of an honest caller, ms':>30}\n"
+    f"{'attack':30}{'before':>8}{'most':>8}{'more':>8}{'before':>10}{'elsewhere':>11}{'during':>9}{'share':>8}{'calls':>7}"
+)
+
+
+def measure(flags: Sequence[str], seconds: float, nice: int) -> Figures:
+    """Attack a new gateway, after a bare server.
+
+    Raises:
+        grpc.RpcError: an honest call was refused, or took 30 s.
+    """
     from checkpoint.initial import create_checkpoint
     from checkpoint.presets import RESAMPLER_PRESETS
 
+    with tempfile.TemporaryDirectory() as folder:
+        create_checkpoint(Path(folder), "tiny-v1.0.0", RESAMPLER_PRESETS["tiny"])
+        with open_door(Path(folder), "tiny-v1.0.0", Path(folder)) as door:
+            before = door.call(seconds / 2)
+            with open_sink() as sink, door.flood(flags, 60 + seconds, nice=nice, port=sink):
+                time.sleep(1)
+                elsewhere = door.call(seconds)
+            memory = door.memory()
+            door.forget_peak()
+            with door.flood(flags, 60 + seconds, nice=nice):
+                time.sleep(1)
+                during = door.call(seconds)
+            return Figures(memory, door.memory("VmHWM"), before, elsewhere, during)
+
+
+def main() -> None:
+    """Print memory and latency for each attack."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of calls during each attack")
+    parser.add_argument("--attacker-nice", type=int, default=ATTACKER_NICE, help="priority of the attacker")
     parser.add_argument("--only", default="", help="part of the name of an attack")
     arguments = parser.parse_args()
-    seconds = arguments.seconds
-    print(f"{'attack':34}{'memory before':>14}{'most':>8}{'p99 before':>12}{'during':>10}{'calls':>7}")
+    print(HEADER)
     for name, flags in FLOODS.items():
-        if arguments.only not in name:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            create_checkpoint(Path(folder), "tiny-v1.0.0", RESAMPLER_PRESETS["tiny"])
-            with open_door(Path(folder), "tiny-v1.0.0", Path(folder)) as door:
-                before = door.call(seconds / 2)
-                memory = door.memory()
-                door.forget_peak()
-                with door.flood(flags, 60 + seconds):
-                    time.sleep(1)
-                    try:
-                        during = door.call(seconds)
-                    except grpc.RpcError as error:
-                        print(name, error)
-                        continue
-                most = door.memory("VmHWM")
-        print(
-            f"{name:34}{memory:10.0f} MiB{most:8.0f}{1000 * p99(before):9.1f} ms{1000 * p99(during):7.1f} ms"
-            f"{len(during):7}",
-            flush=True,
-        )
+        if arguments.only in name:
+            try:
+                figures = str(measure(flags, arguments.seconds, arguments.attacker_nice))
+            except grpc.RpcError as error:
+                figures = f" an honest call failed: {error}"
+            print(f"{name:30}{figures}", flush=True)
 
 
 if __name__ == "__main__":

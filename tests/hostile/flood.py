@@ -106,7 +106,13 @@ class Flood:
             self._writer.write(_frame(_HEADERS, _END_HEADERS, stream, self.attack.headers))
             size = self.attack.body_bytes
             # The message is one field with the number 15, which no request has.
-            self.calls[stream] = _Call(self.initial_window, size, struct.pack(">BI", 0, size))
+            prefix = struct.pack(">BI", 0, size)
+            if size:
+                self.calls[stream] = _Call(self.initial_window, size, prefix)
+            else:  # it fits into any window
+                self.calls[stream] = _Call(self.initial_window, 0, b"")
+                self.window -= len(prefix)
+                self._writer.write(_frame(_DATA, _END_STREAM, stream, prefix))
 
     async def _send(self) -> None:
         for stream, call in self.calls.items():

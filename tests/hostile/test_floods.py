@@ -19,6 +19,7 @@ MOST_MIB = {
     "trickling bodies, no key": 200,
     "one connection, no key": 200,
     "health checks, no key": 200,
+    "large health checks, no key": 200,
     "trickling bodies of a tenant": 200 + 2 * RECEIVING_BYTES // MIB,
     "bodies of a tenant": 200 + 2 * RECEIVING_BYTES // MIB,
 }
