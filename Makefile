@@ -13,7 +13,7 @@ SEPARATE := load hostile envoy k8s images gpu kernels tensorrt triton vllm http
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
 
-.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench lock gpu-wheels gpu-check train-demo peers vllm-env clean
+.PHONY: help demo demo-canary serve images test $(SEPARATE:%=test-%) lint format protos bench lock sbom gpu-wheels gpu-check train-demo peers vllm-env clean
 .NOTPARALLEL: # tests and benchmarks measure: one at a time, whatever -j says
 
 help:  ## show this list
@@ -93,11 +93,22 @@ bench: .venv/ready $(BENCHMARKS:%=bench-%)  ## run every benchmark, each within 
 bench-%: .venv/ready  ## run one benchmark within about a minute
 	$(BIN)/python -m benchmarks.$* --quick
 
-lock: .venv/ready  ## write the hashes of all packages for this platform, after a change of constraints.txt
-	$(BIN)/pip install --quiet --dry-run --ignore-installed --only-binary :all: --constraint constraints.txt \
-		--report .venv/report.json $$($(BIN)/python images/requirements.py all dev) setuptools
-	$(BIN)/python .ci/lock.py <.venv/report.json >locks/$$($(BIN)/python -c 'import sys, sysconfig; \
-		print(sysconfig.get_platform(), "cp%d%d" % sys.version_info[:2], sep="-")').txt
+lock: .venv/ready  ## write the hashes of all packages for every platform, after a change of constraints.txt
+	PYTHONPATH=. $(BIN)/python .ci/lock.py
+
+sbom: .venv-sbom/ready  ## list the packages that Tandem installs, as CycloneDX in dist/, for every platform
+	@mkdir -p dist
+	@sed "s/^dynamic = .*/version = \"$$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' tandem/__init__.py)\"/" \
+		pyproject.toml >.venv-sbom/pyproject.toml
+	@for lock in locks/*.txt; do to=dist/tandem-serving-$$(basename $$lock .txt).cdx.json && echo $$to && \
+		sed '/^# Builds and tests/,$$d' $$lock | .venv-sbom/bin/python -W ignore::UserWarning -m cyclonedx_py requirements \
+		--pyproject .venv-sbom/pyproject.toml --output-file $$to - || exit 1; done
+
+.venv-sbom/ready: images/sbom.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
 
 gpu-wheels: .venv/ready  ## fetch packages for a GPU machine without a network; with RTX=1 also TensorRT for RTX
 	$(BIN)/python -m benchmarks.gpu_check.wheels $(if $(RTX),--rtx)
