@@ -105,6 +105,16 @@ def test_a_lock_has_what_the_installed_packages_need_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
+def test_what_users_install_stands_first(name: str) -> None:
+    """`make sbom` lists the lines before the second comment."""
+    begin = locking.TOOLS.partition(".")[0]
+    assert f"sed '/^{begin}/,$$d'" in (REPOSITORY / "Makefile").read_text()
+    used, tools = (REPOSITORY / "locks" / f"{name}.txt").read_text().split(locking.TOOLS)
+    assert all(f"\n{one}==" in used for one in ("torch", "grpcio", "redis", "starlette"))
+    assert all(f"\n{one}==" in f"\n{tools}" for one in ("pytest", "mypy", "transformers"))
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
 def test_torch_has_the_hash_of_its_build_for_processors(name: str) -> None:
     (line,) = (one for one in lines(name) if one.startswith("torch=="))
     version, sha256 = re.fullmatch(r"torch==(\S+) --hash=sha256:(\S+)", line).groups()  # type: ignore[union-attr]
