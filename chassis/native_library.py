@@ -4,6 +4,8 @@ import ctypes
 from importlib.util import find_spec
 from typing import Any
 
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+
 
 def return_free_memory() -> None:
     """Return freed memory of C's library to the system.
@@ -13,6 +15,18 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def use_one_heap() -> None:
+    """Make all threads allocate from one heap of C's library.
+
+    glibc has a heap for each few threads, and none uses what another has free. gRPC receives with several threads and
+    frees in another, so each heap would grow to the largest messages that it has seen. Call it before threads start.
+    Other libraries than glibc have no such call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def open_native_library(room: str) -> ctypes.CDLL:

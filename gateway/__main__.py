@@ -3,11 +3,13 @@
 import sys
 
 from chassis.extras import require_extras
+from chassis.native_library import use_one_heap
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     require_extras("python -m gateway", "gateway")
+    use_one_heap()
     from chassis.server import run_service
     from chassis.settings import load_settings
     from gateway.service import open_service

@@ -5,6 +5,7 @@
 
 import sys
 
+from chassis.native_library import use_one_heap
 from chassis.server import run_service
 from chassis.settings import load_settings
 from chassis.worker_link import WorkerLink
@@ -15,6 +16,7 @@ from gateway.settings import GatewaySettings
 def main() -> None:
     """Serve until SIGTERM, or until the supervisor dies."""
     descriptor, *flags = sys.argv[1:]
+    use_one_heap()
     run_service("gateway", load_settings(GatewaySettings, flags), open_service, WorkerLink(int(descriptor)))
 
 

@@ -12,16 +12,16 @@ from tests.gateway.halves import TAG
 from tests.hostile.door import FLOODS, MIB, Door, open_door
 
 RECEIVING_BYTES = 128 * MIB
-# Strangers take no more than the window of each connection, or one place of health checks. A tenant takes what is
-# set for messages that arrive. A message is there twice while it is read.
+# Strangers take no more than the window of each connection, or one place of health checks. A tenant takes half
+# of what is set for messages that arrive. A message is there twice while it is read.
 MOST_MIB = {
     "refused bodies, no key": 200,
     "trickling bodies, no key": 200,
     "one connection, no key": 200,
     "health checks, no key": 200,
     "large health checks, no key": 200,
-    "trickling bodies of a tenant": 200 + 2 * RECEIVING_BYTES // MIB,
-    "bodies of a tenant": 200 + 2 * RECEIVING_BYTES // MIB,
+    "trickling bodies of a tenant": 200 + RECEIVING_BYTES // MIB,
+    "bodies of a tenant": 200 + RECEIVING_BYTES // MIB,
 }
 
 
