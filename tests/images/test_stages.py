@@ -10,8 +10,11 @@ from images.stages import Builder
 
 REPOSITORY = Path(__file__).parents[2]
 ARGUMENTS = {"BASE": "debian:bookworm-slim", "VARIANT": "cpu", "VERSION": "0.1.0"}
-CODE = {"code", "gateway", "http", "vision", "language", "language-vllm"}
-VLLM = {"vllm", "language-vllm"}
+SBOM = {"service-sbom", "stage-sbom", "vllm-sbom"}
+IMAGES = {"gateway", "http", "vision", "language", "language-vllm"}
+CODE = IMAGES | SBOM | {"code", "service-code", "stage-code", "vllm-code"}
+VLLM = {"vllm", "vllm-code", "vllm-sbom", "language-vllm"}
+STAGES = {"stage-code", "stage-sbom", "vision", "language"}
 MODELS = {"models", "models-copy"}
 
 
@@ -62,8 +65,9 @@ def test_another_folder_with_the_same_files_has_the_same_images(original: Path, 
         ("README.md", CODE),
         ("models/tandem-demo-v1.1.0/config.json", MODELS),
         ("language_service/kernels/tile.h", CODE | {"kernels"}),
-        ("images/sbom.py", CODE - {"code"}),
-        ("constraints.txt", CODE - {"code", "language-vllm"} | {"packages", "service", "torch", "stage"}),
+        ("images/sbom.py", IMAGES | SBOM | {"sbom"}),
+        ("images/sbom.txt", IMAGES | SBOM | {"sbom"}),
+        ("constraints.txt", CODE - VLLM - {"code"} | {"packages", "service", "torch", "stage"}),
         ("benchmarks/peers/vllm.txt", VLLM),
     ],
 )
@@ -88,5 +92,5 @@ def test_dependencies_are_installed_again_only_when_they_change(original: Path, 
 def test_the_commit_changes_no_image_but_the_variant_does(original: Path) -> None:
     before = names(original)
     assert changed(before, names(original, REVISION="abc")) == set()
-    assert changed(before, names(original, VARIANT="cuda")) == {"torch", "stage", "vision", "language"} | VLLM
+    assert changed(before, names(original, VARIANT="cuda")) == {"torch", "stage"} | STAGES | VLLM
     assert changed(before, names(original, BASE="debian:trixie-slim")) == before.keys() - {"models"}
