@@ -56,7 +56,8 @@ M = TypeVar("M", bound=HostedModel)
 class _Slot(Generic[M]):
     """State of one tag."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, attempt: asyncio.Future[M]) -> None:
+        self.attempt = attempt  # to load the model
         self.info = model_pb2.ModelInfo(tag=tag, state=LOADING)
         self.model: M | None = None
         self.error: TandemError | None = None
@@ -88,19 +89,19 @@ class ModelHost(Generic[M]):
     async def load(self, tag: str) -> model_pb2.ModelInfo:
         """Load the model of `tag` and return its description.
 
-        Concurrent callers share one load. Cancelling a caller does not stop the load.
+        Concurrent callers share one load. Cancelling a caller does not stop the load, but `close` does.
 
         Raises:
             TandemError: the load failed. The model is listed as failed, and the next call retries.
             Unavailable: reason 'MODEL_DRAINING' while the model is unloaded, 'STOPPING' while the process stops.
         """
         if self._closed:
-            raise Unavailable("The process is stopping: load the model on another replica.", reason="STOPPING")
+            raise _stopping()
         slot = self._slots.get(tag)
         if slot is not None and slot.info.state == DRAINING:
             raise _draining(tag)
         if slot is None or slot.info.state == FAILED:
-            slot = self._slots[tag] = _Slot(tag)
+            slot = self._slots[tag] = _Slot(tag, asyncio.ensure_future(self._load_model(tag)))
             slot.loading = asyncio.create_task(self._run_load(tag, slot))
         if slot.loading is not None:
             await asyncio.shield(slot.loading)
@@ -151,8 +152,10 @@ class ModelHost(Generic[M]):
         return [_describe(self._slots[tag]) for tag in sorted(self._slots)]
 
     async def close(self) -> None:
-        """Refuse new loads and unload every model."""
+        """Refuse and cancel loads, and unload every model."""
         self._closed = True
+        for slot in self._slots.values():
+            slot.attempt.cancel()
         await asyncio.gather(*(self._retire(tag, slot) for tag, slot in list(self._slots.items())))
 
     def _slot(self, tag: str) -> _Slot[M]:
@@ -171,9 +174,11 @@ class ModelHost(Generic[M]):
         started = time.perf_counter()
         self._health.set(self._health_name(tag), serving=False)
         try:
-            slot.model = await self._load_model(tag)
+            slot.model = await slot.attempt
             slot.info.load_s = time.perf_counter() - started
             slot.info.state = READY
+        except asyncio.CancelledError:
+            slot.error = _stopping()
         except TandemError as error:
             _log.warning("model failed to load", tag=tag, reason=error.reason, error=error.local_message)
             slot.error = error
@@ -273,6 +278,10 @@ def _usable(tag: str, slot: _Slot[M]) -> M:
             f"The model {tag} failed to load{cause}: load it again.", reason="MODEL_FAILED", field="tag"
         )
     return slot.model
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The process is stopping: load the model on another replica.", reason="STOPPING")
 
 
 def _draining(tag: str) -> Unavailable:

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        start: Callable[[], VllmClient],
+        start: Callable[[], Awaitable[VllmClient]],
         client: VllmClient,
         model: VllmModel,
         config: EngineConfig,
@@ -57,7 +57,7 @@ class VllmEngine:
         """Watch a running vLLM.
 
         Args:
-            start: starts it again.
+            start: starts it again. Cancelling it ends all processes that it has made.
             client: of the running one.
             model: that it runs.
             config: of the engine.
@@ -229,7 +229,7 @@ class VllmEngine:
         while (pause_s := self._restarts.pause_s(time.monotonic())) is not None:
             await asyncio.sleep(pause_s)
             try:
-                self._client = await asyncio.to_thread(self._start)
+                self._client = await self._start()
             except Exception:
                 _log.exception("vllm did not start again", tag=self._model.tag)
             else:

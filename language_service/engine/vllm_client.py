@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -176,8 +176,12 @@ class VllmClient:
 
 def process_ids() -> set[int]:
     """Return the processes of all engines, and those below."""
-    engines = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.pid is not None]
-    return {one.pid for engine in engines for one in (engine, *engine.children(recursive=True))}
+    pids = set()
+    for child in multiprocessing.active_children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            engine = psutil.Process(child.pid)
+            pids |= {one.pid for one in (engine, *engine.children(recursive=True))}
+    return pids
 
 
 def join_leader(arguments: Mapping[str, Any], joined: Connection) -> None:

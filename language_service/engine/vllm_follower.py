@@ -11,11 +11,10 @@ from typing import Any
 
 from chassis.errors import FailedPrecondition
 from chassis.vital import vital
-from language_service.engine.vllm_client import MASTER_ADDRESS, MASTER_PORT, join_leader
-from language_service.engine.vllm_orphans import OrphanWatcher, kill_all
+from language_service.engine.vllm_client import MASTER_ADDRESS, MASTER_PORT, join_leader, process_ids
+from language_service.engine.vllm_orphans import OrphanWatcher, kill_all, kill_with_offspring
 
 _WATCH_S = 0.1  # between two looks at vLLM's processes
-_STOP_S = 8.0  # longest wait for the orderly end of vLLM's processes
 # Without an answer of the leader's machine before it is asked. It counts as lost after three more.
 _KEEPALIVE_S = 15
 
@@ -58,7 +57,8 @@ class VllmFollower:
             pids = await asyncio.to_thread(_receive, receiver)
             leader = await _connect(arguments)
         except BaseException:
-            await asyncio.to_thread(_stop, process)
+            kill_with_offspring(process_ids)
+            await asyncio.to_thread(process.join)
             raise
         return cls(process, pids, leader, folder)
 
@@ -111,10 +111,3 @@ async def _connect(arguments: Mapping[str, Any]) -> tuple[asyncio.StreamReader, 
 
 def _not_joined() -> FailedPrecondition:
     return FailedPrecondition("vLLM did not join its leader: see the log of the service.", reason="ENGINE_NOT_STARTED")
-
-
-def _stop(process: SpawnProcess) -> None:
-    process.terminate()
-    process.join(_STOP_S)
-    process.kill()
-    process.join()

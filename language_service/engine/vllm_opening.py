@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from checkpoint.weights import LoadedHalf
 from language_service.engine.interface import EngineConfig
 from language_service.engine.vllm import VllmEngine, VllmModel
 from language_service.engine.vllm_arguments import engine_arguments
-from language_service.engine.vllm_client import VllmClient, device_type
+from language_service.engine.vllm_client import VllmClient, device_type, process_ids
 from language_service.engine.vllm_folder import VIDEO_TOKEN, write_vllm_folder
 from language_service.engine.vllm_follower import VllmFollower
 from language_service.engine.vllm_prompt import PromptForm
+from language_service.engine.vllm_start import start_on_thread
 
 _log = structlog.get_logger()
 
@@ -28,8 +29,8 @@ async def open_vllm_engine(half: LoadedHalf, tokenizer_json: str, config: Engine
     """Return vLLM as an engine, as `open_engine` describes."""
     with _model_folder() as folder:
         arguments, model = await _prepare(folder.name, half, tokenizer_json, config, tag)
-        client = await asyncio.to_thread(_start, lambda: VllmClient(arguments), tag)
-    engine = VllmEngine(lambda: VllmClient(arguments), client, model, config, folder)
+        client = await _start(arguments, tag)
+    engine = VllmEngine(lambda: _start_client(arguments), client, model, config, folder)
     try:
         await engine.check()
     except BaseException:
@@ -69,9 +70,13 @@ async def _prepare(
     return arguments, await asyncio.to_thread(_write_model, Path(folder), half, tokenizer_json, config, tag)
 
 
-def _start(start: Callable[[], VllmClient], tag: str) -> VllmClient:
+async def _start_client(arguments: Mapping[str, Any]) -> VllmClient:
+    return await start_on_thread(lambda: VllmClient(arguments), process_ids)
+
+
+async def _start(arguments: Mapping[str, Any], tag: str) -> VllmClient:
     try:
-        return start()
+        return await _start_client(arguments)
     except Exception:
         _log.exception("vllm did not start", tag=tag)
         raise FailedPrecondition(

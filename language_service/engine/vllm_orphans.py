@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 # A program of its own, because a killed process runs no code. Its input ends with our process.
@@ -27,6 +27,23 @@ def kill_all(pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def kill_with_offspring(process_ids: Callable[[], set[int]]) -> None:
+    """Kill processes, and those that they start meanwhile.
+
+    An orphan that waits for another machine would not end with its parent.
+
+    Args:
+        process_ids: returns the processes, and all below.
+    """
+    stopped: set[int] = set()
+    while fresh := process_ids() - stopped:
+        for pid in fresh:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= fresh
+    kill_all(stopped)
 
 
 class OrphanWatcher:

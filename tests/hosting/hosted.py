@@ -36,7 +36,11 @@ class Loader:
         gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((tag, gate))
         self.called.set()
-        await gate
+        try:
+            await gate
+        except asyncio.CancelledError:
+            self.waiting.remove((tag, gate))
+            raise
         self.made.append(Model(tag))
         return self.made[-1]
 

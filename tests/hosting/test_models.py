@@ -132,6 +132,23 @@ async def test_closing_unloads_all_models_and_refuses_new_loads() -> None:
         await host.load(TAG)
 
 
+async def test_closing_cancels_a_load_in_flight() -> None:
+    """It may wait for another machine without end."""
+    host, loader, health = make_host()
+    loads = [asyncio.create_task(host.load(tag)) for tag in (TAG, TAG, "other-v1.0.0")]
+    await settle()
+    late = asyncio.create_task(host.load("late-v1.0.0"))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(host.close(), 20)
+    for load in (*loads, late):
+        with pytest.raises(Unavailable) as caught:
+            await load
+        assert caught.value.reason == "STOPPING"
+    assert host.list() == []
+    assert loader.made == []
+    assert serving(health) == NOT_SERVING
+
+
 async def test_a_model_that_fails_to_close_is_still_removed() -> None:
     host, loader, _ = make_host()
     await loaded(host, loader)

@@ -1,11 +1,15 @@
 """Processes that a killed parent leaves behind."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from language_service.engine.vllm_orphans import OrphanWatcher
+from language_service.engine.vllm_orphans import OrphanWatcher, kill_with_offspring
+from tests.language_service.vllm.processes import children
 
 _PARENT = """
 import subprocess, sys, time
@@ -43,3 +47,32 @@ def test_a_dismissed_watcher_kills_nobody() -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
         OrphanWatcher([other.pid]).dismiss()
         assert other.poll() is None
+
+
+def test_processes_that_start_others_meanwhile_leave_none_behind() -> None:
+    mark = f"600.{time.time_ns()}"
+    code = f"import subprocess\nwhile True: subprocess.Popen(['sleep', '{mark}'])"
+    with subprocess.Popen([sys.executable, "-S", "-c", code]) as parent:
+        try:
+            while len(children(parent.pid)) < 5:
+                assert parent.poll() is None
+            kill_with_offspring(lambda: {parent.pid} | set(children(parent.pid)))
+            assert parent.wait(20) == -signal.SIGKILL
+            deadline = time.monotonic() + 20
+            while marked(mark):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            parent.kill()
+            for pid in marked(mark):
+                os.kill(pid, signal.SIGKILL)
+
+
+def marked(mark: str) -> list[int]:
+    """Return the processes whose command line ends with `mark`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_text().endswith(f"{mark}\0"):
+                found.append(int(path.parent.name))
+    return found

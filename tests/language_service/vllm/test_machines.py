@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.grpc_errors import from_rpc_error
+from chassis.process import STOP_S
 from tests import processes
 from tests.language_service.process import ask, start, text
 from tests.language_service.vllm.conftest import VllmRunning
@@ -75,6 +78,31 @@ def test_both_machines_together_give_the_answers_of_transformers(models: Path, t
         follower.process.send_signal(signal.SIGTERM)
         assert follower.process.wait(END_S) == 0
         wait_until_gone(left)
+
+
+@pytest.mark.parametrize("node_rank", [0, 1])
+def test_a_machine_that_waits_for_the_other_stops_at_once(models: Path, node_rank: int) -> None:
+    """The wait is vLLM's own, in processes below ours."""
+    command = VllmRunning.command(models, "--tags", STABLE, *flags(node_rank, free_port()))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+    try:
+        deadline = time.monotonic() + END_S
+        while not any(name.startswith("VLLM::Worker") for name in children(process.pid).values()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        left = set(children(process.pid))
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=END_S)
+        assert time.monotonic() - started < STOP_S / 2  # most of it is the end of the interpreter
+        assert process.returncode == 0
+        assert '"stopped before it was ready"' in log
+        wait_until_gone(left)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_without_its_follower_a_leader_fails_with_a_typed_error_and_ends(models: Path) -> None:
