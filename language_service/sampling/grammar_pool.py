@@ -18,10 +18,11 @@ from pathlib import Path
 
 import structlog
 
+from chassis.process_starter import COMMAND, STARTED_OR_ENDED
 from language_service.sampling import grammar_worker
 from language_service.sampling.grammar_process import GrammarProcess, Reply
 from language_service.sampling.grammar_text import why_it_ended
-from language_service.sampling.grammar_worker import COMMAND, STARTED_OR_ENDED, WorkerLimits
+from language_service.sampling.grammar_worker import WorkerLimits
 
 _log = structlog.get_logger()
 

@@ -4,19 +4,17 @@ Run as a program. It reads a tokenizer, then starts one worker for each grammar,
 all answers under its grammar. The kernel ends it when a token takes too much processor time, and its allocations fail
 when it takes too much memory. So a costly grammar can neither delay nor starve the service.
 
-Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
-Messages of the program: `STARTED_OR_ENDED`. Messages of the service to a worker: the grammar, then JSON lists of jobs:
-["advance", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`, then forced tokens, then
-a mask or a problem. The grammar has two frames: that it is compiled, and its first mask. All advances of a list have
-one frame each for their tokens, then one each for the mask. The first of these has the tokens that seem to be forced,
-the second those that are, and the mask after them.
+The service opens and kills workers as `chassis.process_starter` says. Messages of the service to a worker: the grammar,
+then JSON lists of jobs: ["advance", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`,
+then forced tokens, then a mask or a problem. The grammar has two frames: that it is compiled, and its first mask. All
+advances of a list have one frame each for their tokens, then one each for the mask. The first of these has the tokens
+that seem to be forced, the second those that are, and the mask after them.
 """
 
 import ctypes
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -31,12 +29,9 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from chassis.own_memory import limit_memory, private_bytes, resident_bytes
-from chassis.process_turns import ProcessTurns, wake_promptly, yield_processors, yield_processors_after
+from chassis.process_starter import ProcessStarter
+from chassis.process_turns import yield_processors, yield_processors_after
 
-# 'o' opens a worker, 'k' kills it, 't' starts its turns, 'f' does so before those of others, 'e' ends them. Then its
-# number.
-COMMAND = struct.Struct("<cI")
-STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
@@ -69,7 +64,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # so that workers share these pages
-    _Starter(control, tokenizer, limits).run()
+    ProcessStarter(control, lambda connection: _serve(Connection(connection), tokenizer, limits)).run()
 
 
 def _load(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
@@ -104,76 +99,6 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         return self._tokenizer.tokenize_bytes(text)
-
-
-class _Starter:
-    """Starts and kills workers, and reports their ends."""
-
-    def __init__(self, control: socket.socket, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
-        self._control, self._tokenizer, self._limits = control, tokenizer, limits
-        self._turns = ProcessTurns(os.getppid())
-        self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
-        # The end of a worker wakes the loop. A handler could interrupt itself.
-        self._ended, self._wakeup = socket.socketpair()
-        self._wakeup.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-
-    def run(self) -> None:
-        wake_promptly()  # a late end of a turn delays the service
-        while True:
-            ready, _, _ = select.select([self._control, self._ended], [], [], self._turns.next())
-            if self._ended in ready:
-                self._ended.recv(4096)
-                self._report_ends()
-            if self._control in ready and not self._run_command():
-                break
-        for process_id in self._process_ids.values():
-            os.kill(process_id, signal.SIGKILL)
-
-    def _run_command(self) -> bool:
-        """Run one command. Returns False after the last one."""
-        message, sockets, _, _ = socket.recv_fds(self._control, COMMAND.size, 1)
-        if not message:
-            return False
-        command, number = COMMAND.unpack(message)
-        if command == b"o":
-            self._start(number, sockets[0])
-        elif process_id := self._process_ids.get(number):
-            if command in (b"t", b"f"):
-                self._turns.add(process_id, is_preferred=command == b"f")
-            elif command == b"e":
-                self._turns.remove(process_id)
-            else:
-                os.kill(process_id, signal.SIGKILL)
-        return True
-
-    def _start(self, number: int, connection: int) -> None:
-        process_id = os.fork()
-        if process_id == 0:
-            try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for other in (self._control, self._ended, self._wakeup):
-                    other.close()
-                _serve(Connection(connection), self._tokenizer, self._limits)
-            finally:
-                os._exit(1)
-        os.close(connection)
-        self._process_ids[number] = process_id
-        self._report(b"s", number, process_id)
-
-    def _report_ends(self) -> None:
-        for number, process_id in list(self._process_ids.items()):
-            ended, status = os.waitpid(process_id, os.WNOHANG)
-            if ended:
-                del self._process_ids[number]
-                self._turns.remove(process_id)
-                self._report(b"e", number, status)
-
-    def _report(self, kind: bytes, number: int, detail: int) -> None:
-        with suppress(OSError):  # the service has closed the socket, which `run` notices
-            self._control.send(STARTED_OR_ENDED.pack(kind, number, detail))
 
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
