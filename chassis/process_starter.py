@@ -1,7 +1,7 @@
 """Start worker processes, let them take turns, and kill them.
 
 A program runs this for the service that is its parent. Each worker is a copy of the program, so it starts in a
-millisecond with all that the program has loaded.
+millisecond, and has loaded what the program has.
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
 Messages of the program: `STARTED_OR_ENDED`.
@@ -17,8 +17,8 @@ from contextlib import suppress
 
 from chassis.process_turns import ProcessTurns, wake_promptly
 
-# What to do with a worker: 'o' opens it, 'k' kills it, 't' starts its turns, 'f' its turns before those of others, and
-# 'e' ends its turns. Then its number.
+# A letter, then the number of a worker: 'o' opens it, 'k' kills it, 't' starts its turns, 'f' its turns before those of
+# others, and 'e' ends its turns.
 COMMAND = struct.Struct("<cI")
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 
@@ -27,11 +27,11 @@ class ProcessStarter:
     """Starts and kills workers, and reports their ends."""
 
     def __init__(self, control: socket.socket, serve: Callable[[int], None]) -> None:
-        """Read commands of the parent process.
+        """Read commands from the parent process.
 
         Args:
             control: a socket that keeps messages apart.
-            serve: what a worker does with its end of a connection, a file descriptor.
+            serve: runs in each worker, with the descriptor of its end of a connection.
         """
         self._control, self._serve = control, serve
         self._turns = ProcessTurns(os.getppid())

@@ -270,7 +270,7 @@ class GrammarCompiler:
 
 
 async def _wait_while_cheap(worker: GrammarProcess, limit_s: float, *, poll_s: float) -> None:
-    """Wait for the first mask, until its process has taken too much processor time."""
+    """Wait for the first mask, while it has cost little."""
     while not worker.first.done() and worker.processor_s() < limit_s:
         await asyncio.wait([asyncio.wrap_future(worker.first)], timeout=poll_s)
 

@@ -135,7 +135,7 @@ class _Worker:
     num_base_bytes: int = 0  # private memory beside the resident memory
 
     def prepare(self, tokenizer: LLTokenizer) -> None:
-        """Do all work up to the first mask, on idle processors only."""
+        """Compile on idle processors, up to the first mask."""
         yield_processors(threading.get_native_id())
         limit_memory(self.limits.memory_bytes)
         self.num_base_bytes = -resident_bytes()

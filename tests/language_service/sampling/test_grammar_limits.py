@@ -187,7 +187,7 @@ async def test_many_costly_constraints_do_not_hold_up_a_cheap_one(make_compiler:
 
 
 async def test_many_cheap_constraints_are_not_refused_while_the_service_computes(make_compiler: MakeCompiler) -> None:
-    """They take turns with it, but do not count as costly."""
+    """They take turns, but do not count as costly."""
     compiler, is_over = make_compiler(), threading.Event()
 
     def compute() -> None:
