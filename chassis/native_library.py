@@ -20,9 +20,9 @@ def return_free_memory() -> None:
 def use_one_heap() -> None:
     """Make all threads allocate from one heap of C's library.
 
-    glibc has a heap for each few threads, and none uses what another has free. gRPC receives with several threads and
-    frees in another, so each heap would grow to the largest messages that it has seen. Call it before threads start.
-    Other libraries than glibc have no such call.
+    glibc has a heap for each few threads, and free memory of one is not used by others. gRPC receives with several
+    threads and frees in another, so each heap would grow to the largest messages that it has seen. Call it before
+    threads start. Other libraries than glibc have no such call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

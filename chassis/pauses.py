@@ -47,7 +47,7 @@ class Pauses:
         return ends_s - now_s
 
     def end(self, owner: str) -> None:
-        """End a pause that is over. A longer one goes on."""
+        """End a pause, unless it has grown longer."""
         if self._ends_s.get(owner, 0) <= asyncio.get_running_loop().time() + _TOLERANCE_S:
             self._ends_s.pop(owner, None)
 

@@ -149,7 +149,7 @@ class ReceiveBudget:
         self._pauses.accept(sender)
 
     def pause(self, sender: Sender) -> None:
-        """Make the sender of an oversized message wait for the next one."""
+        """Pause the sender of an oversized message."""
 
         def end() -> None:
             self._pauses.end(sender.owner)

@@ -31,7 +31,7 @@ libc.fflush(out)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of glibc")
 @pytest.mark.parametrize("is_called", [True, False])
 def test_threads_share_one_heap(is_called: bool) -> None:
-    """Without the call, each of a few threads has its own."""
+    """Without the call, each thread has its own."""
     command = [sys.executable, "-c", PROGRAM.format(is_called=is_called)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     num_heaps = ran.stdout.count("<heap ")

@@ -6,10 +6,10 @@ prints for each attack the memory of the gateway, and the latency of an honest c
 attack is aimed elsewhere, and during it. A tiny checkpoint is enough: nothing reaches a model.
 
 Attacker, gateway and honest caller share one machine here, so the attack slows the caller down even where the gateway
-has no part in it. Two things keep that apart from what the door costs:
+has no part in it. Two things keep that apart from the cost of the door:
 
 - Elsewhere is `tests.hostile.sink`, a bare gRPC server that refuses each call at once. The share, during divided by
-  elsewhere, is what the door adds. For floods whose messages the gateway reads, it contains this reading.
+  elsewhere, is the part of the door. For floods whose messages the gateway reads, it contains this reading.
 - The attacker runs at the lowest priority. A real one has a machine of its own, and takes no core from the gateway. He
   can then be faster than this one. `--attacker-nice 0` shows the attack with an equal claim to the cores.
 """
@@ -142,7 +142,10 @@ def open_door(models: Path, release: str, folder: Path, *flags: str) -> Iterator
 
 @contextmanager
 def open_sink() -> Iterator[int]:
-    """Run a bare server that refuses all calls. Yields its port."""
+    """Run a bare server that refuses all calls.
+
+    Yields its port.
+    """
     sink = subprocess.Popen([sys.executable, "-m", "tests.hostile.sink"], stdout=subprocess.PIPE, text=True)
     try:
         assert sink.stdout is not None
@@ -166,7 +169,10 @@ def p99(times: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one attack costs. Memory in MiB, times of honest calls in seconds."""
+    """Costs of one attack.
+
+    Memory in MiB, times of honest calls in seconds.
+    """
 
     memory_before: float
     memory_most: float
