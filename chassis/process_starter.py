@@ -17,8 +17,7 @@ from contextlib import suppress
 
 from chassis.process_turns import ProcessTurns, wake_promptly
 
-# A letter, then the number of a worker: 'o' opens it, 'k' kills it, 't' starts its turns, 'f' its turns before those of
-# others, and 'e' ends its turns.
+# A letter, then the number of a worker: 'o' opens it, 'k' kills it, 't' starts its turns, and 'e' ends them.
 COMMAND = struct.Struct("<cI")
 STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
 
@@ -64,8 +63,8 @@ class ProcessStarter:
         if command == b"o":
             self._start(number, sockets[0])
         elif process_id := self._process_ids.get(number):
-            if command in (b"t", b"f"):
-                self._turns.add(process_id, is_preferred=command == b"f")
+            if command == b"t":
+                self._turns.add(process_id)
             elif command == b"e":
                 self._turns.remove(process_id)
             else:

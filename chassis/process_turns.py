@@ -28,26 +28,18 @@ class ProcessTurns:
         """Watch the service with this process id."""
         self._service_id = service_id
         self._waiting: deque[int] = deque()  # process ids, all stopped
-        self._preferred: set[int] = set()  # have their turns before others
         self._running: int | None = None
         self._ends_s = 0.0  # of the turn
         self._service_s = 0.0  # processor time of the service when it began
 
-    def add(self, process_id: int, *, is_preferred: bool = False) -> None:
-        """Let a process wait for its turn.
-
-        Args:
-            process_id: of the process. It may have been added before.
-            is_preferred: whether its turns come before those of processes that are not preferred.
-        """
-        (self._preferred.add if is_preferred else self._preferred.discard)(process_id)
+    def add(self, process_id: int) -> None:
+        """Let a process wait for its turn."""
         if process_id != self._running and process_id not in self._waiting:
             _send(process_id, signal.SIGSTOP)
             self._waiting.append(process_id)
 
     def remove(self, process_id: int) -> None:
         """Let a process go on that is no longer costly."""
-        self._preferred.discard(process_id)
         if process_id == self._running:
             self._running = None
         elif process_id in self._waiting:
@@ -70,8 +62,7 @@ class ProcessTurns:
             if was_turn_of_process and is_busy:
                 self._ends_s = now_s + _TURNS_OF_SERVICE * TURN_S
             else:
-                self._running = next((one for one in self._waiting if one in self._preferred), self._waiting[0])
-                self._waiting.remove(self._running)
+                self._running = self._waiting.popleft()
                 _send(self._running, signal.SIGCONT)
                 self._ends_s = now_s + TURN_S
         return self._ends_s - now_s

@@ -25,9 +25,8 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_IDLE = 32  # workers that no answer uses
 _MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_QUICK, _QUICK_S = 2, 0.003  # compile at the same time, until they have taken this much processor time
-_MAX_SLOW, _SLOW_S = 8, 0.01  # take turns after the others, because they have taken more processor time than that
-_POLL_S = 0.05
+_MAX_QUICK, _QUICK_S = 2, 0.01  # compile at the same time, until they have taken this much processor time
+_MAX_SLOW = 8  # take turns after that
 
 _numbers = itertools.count()
 
@@ -216,7 +215,8 @@ class GrammarCompiler:
         try:
             async with self._quick:
                 worker = (await self._open_pool()).open(text)
-                await _wait_while_cheap(worker, _QUICK_S, poll_s=_QUICK_S)
+                while not worker.first.done() and worker.processor_s() < _QUICK_S:
+                    await asyncio.wait([asyncio.wrap_future(worker.first)], timeout=_QUICK_S)
             reply = await self._first_reply(worker)
         except OSError:
             raise _failed() from None
@@ -233,9 +233,6 @@ class GrammarCompiler:
         return worker
 
     async def _first_reply(self, worker: GrammarProcess) -> Reply:
-        if not worker.first.done():
-            worker.take_turns(is_preferred=True)
-            await _wait_while_cheap(worker, _SLOW_S, poll_s=_POLL_S)
         if not worker.first.done():
             if self._num_slow == _MAX_SLOW:
                 raise _full(f"{_MAX_SLOW} costly constraints are compiling already")
@@ -267,12 +264,6 @@ class GrammarCompiler:
         idle = [constraint for constraint, worker in self._workers.items() if not worker.num_answers]
         for constraint in idle[:-_MAX_IDLE]:
             self._workers.pop(constraint).kill()
-
-
-async def _wait_while_cheap(worker: GrammarProcess, limit_s: float, *, poll_s: float) -> None:
-    """Wait for the first mask, while it has cost little."""
-    while not worker.first.done() and worker.processor_s() < limit_s:
-        await asyncio.wait([asyncio.wrap_future(worker.first)], timeout=poll_s)
 
 
 def _full(problem: str) -> ResourceExhausted:

@@ -127,7 +127,7 @@ class GrammarPool:
         if not worker.receive():
             self._unregister(worker)  # the program tells why it ended
             return
-        workers = [one for one in self._workers.values() if not one.has_ended]
+        workers = [one for one in list(self._workers.values()) if not one.has_ended]  # `open` may add one meanwhile
         if len(workers) > 1 and sum(one.num_bytes for one in workers) > self._max_bytes:
             largest = max(workers, key=lambda one: (one.num_answers == 0 and one.first.done(), one.num_bytes))
             largest.kill("takes too much memory beside the other constraints in use, so make it simpler or retry later")

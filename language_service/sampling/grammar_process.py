@@ -87,16 +87,12 @@ class GrammarProcess:
         if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _DEAR_S:
             self.take_turns()
 
-    def take_turns(self, *, is_preferred: bool = False) -> None:
-        """Let the process take turns until its jobs are done.
-
-        Args:
-            is_preferred: whether its turns come before those of processes that are not preferred.
-        """
+    def take_turns(self) -> None:
+        """Let the process take turns until its jobs are done."""
         with self._lock:
             if self._expected and self._end is None:
                 self._takes_turns = True
-                self._command(b"f" if is_preferred else b"t")
+                self._command(b"t")
 
     def close_answer(self, answer: int) -> None:
         """Forget an answer. Costly work for nobody is stopped."""

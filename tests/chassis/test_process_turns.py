@@ -64,16 +64,6 @@ def test_one_process_at_a_time_computes_while_the_service_is_idle(processes: Exi
     assert set(turns_of(turns, ids, 12)) == set(ids)
 
 
-def test_preferred_processes_have_their_turns_first(processes: ExitStack) -> None:
-    service, ids = start(processes, IDLE), [start(processes, BUSY) for _ in range(3)]
-    turns = ProcessTurns(service)
-    for one in ids:
-        turns.add(one, is_preferred=one == ids[-1])
-    assert set(turns_of(turns, ids, 6)) == {ids[-1]}
-    turns.add(ids[-1])  # changes only the preference
-    assert set(turns_of(turns, ids, 12)) == set(ids)
-
-
 def test_a_busy_service_has_most_of_the_turns(processes: ExitStack) -> None:
     service, costly = start(processes, BUSY), start(processes, BUSY)
     while processor_s(service) < 0.1:
