@@ -1,4 +1,4 @@
-"""Both language engines behind the same service, so that a user can choose.
+"""Both language engines behind the same service.
 
     make vllm-env                        # once: installs vLLM under .peers/
     python -m benchmarks.engines         # about ten minutes on two cores

@@ -100,7 +100,7 @@ class Door:
             nice: priority of the attacker, 19 is the lowest.
             port: what is attacked, by default the gateway.
         """
-        command = ["nice", "-n", str(nice), sys.executable, "-m", "tests.hostile.flood", "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "tests.hostile.flood", "--nice", str(nice), "--seconds", str(seconds)]
         command += ["--port", str(port or self.port), *(flag.format(key=self.hostile_key) for flag in flags)]
         attack = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

@@ -10,6 +10,7 @@ withholds the last byte of each body and sends nothing more, so that the server 
 
 import argparse
 import asyncio
+import os
 import struct
 from dataclasses import dataclass, field
 
@@ -170,7 +171,10 @@ def main() -> None:
     parser.add_argument("--key", default="")
     parser.add_argument("--trickle", action="store_true")
     parser.add_argument("--seconds", type=float, default=5)
-    asyncio.run(_run(Attack(**vars(parser.parse_args()))))
+    parser.add_argument("--nice", type=int, default=0, help="priority, 19 is the lowest")
+    arguments = vars(parser.parse_args())
+    os.nice(arguments.pop("nice"))
+    asyncio.run(_run(Attack(**arguments)))
 
 
 if __name__ == "__main__":

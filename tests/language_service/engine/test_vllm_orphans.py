@@ -50,8 +50,9 @@ def test_a_dismissed_watcher_kills_nobody() -> None:
 
 
 def test_processes_that_start_others_meanwhile_leave_none_behind() -> None:
-    mark = f"600.{time.time_ns()}"
-    code = f"import subprocess\nwhile True: subprocess.Popen(['sleep', '{mark}'])"
+    mark = str(time.time_ns())
+    sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)", mark]
+    code = f"import subprocess\nwhile True: subprocess.Popen({sleep})"
     with subprocess.Popen([sys.executable, "-S", "-c", code]) as parent:
         try:
             while len(children(parent.pid)) < 5:
