@@ -25,40 +25,47 @@ _LOG2_E = 1 / math.log(2)
 
 
 @triton.jit
-def add_tile(
+def attend_range(
     q,
     kv_2PSGE,
     table,
-    positions,
-    is_cached,
-    is_seen,
+    first,
+    last,
+    own,
     kv_head,
     value_offset,
     scale,
-    largest,
-    total,
-    sums,
     num_kv_heads: tl.constexpr,
+    num_rows: tl.constexpr,
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """Add cached positions to an online softmax.
+    """Attend the cached positions from `first` to before `last`.
 
-    Its state is each row's largest score, sum of weights, and weighted sum of values.
+    A row sees positions up to its own. Returns the state of an online softmax: each row's largest score, sum of
+    weights, and weighted sum of values.
     """
-    elements = tl.arange(0, head_dim)
-    blocks = tl.load(table + positions // block_size, mask=is_cached, other=0)
-    slots = blocks.to(tl.int64) * block_size + positions % block_size
-    places = (slots * num_kv_heads + kv_head)[:, None] * head_dim + elements[None, :]
-    k = tl.load(kv_2PSGE + places, mask=is_cached[:, None], other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    scores = tl.where(is_seen, scores, float("-inf"))
-    new_largest = tl.maximum(largest, tl.max(scores, 1))
-    factor, weights = tl.exp2(largest - new_largest), tl.exp2(scores - new_largest[:, None])
-    v = tl.load(kv_2PSGE + value_offset + places, mask=is_cached[:, None], other=0.0)
-    total = total * factor + tl.sum(weights, 1)
-    sums = sums * factor[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-    return new_largest, total, sums
+    elements, offsets = tl.arange(0, head_dim), tl.arange(0, tile)
+    largest = tl.full([num_rows], float("-inf"), tl.float32)
+    total = tl.zeros([num_rows], tl.float32)
+    sums = tl.zeros([num_rows, head_dim], tl.float32)
+    for start in range(first, last, tile):
+        positions = start + offsets
+        is_cached = positions < last
+        blocks = tl.load(table + positions // block_size, mask=is_cached, other=0)
+        slots = blocks.to(tl.int64) * block_size + positions % block_size
+        places = (slots * num_kv_heads + kv_head)[:, None] * head_dim + elements[None, :]
+        k = tl.load(kv_2PSGE + places, mask=is_cached[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(is_cached[None, :] & (positions[None, :] <= own[:, None]), scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        factor, weights = tl.exp2(largest - new_largest), tl.exp2(scores - new_largest[:, None])
+        v = tl.load(kv_2PSGE + value_offset + places, mask=is_cached[:, None], other=0.0)
+        total = total * factor + tl.sum(weights, 1)
+        sums = sums * factor[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        largest = new_largest
+    return largest, total, sums
 
 
 @triton.jit
@@ -85,36 +92,29 @@ def _attend_part(
 ):
     sequence, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_N + sequence).to(tl.int32)
-    rows, elements, offsets = tl.arange(0, num_rows), tl.arange(0, head_dim), tl.arange(0, tile)
+    rows, elements = tl.arange(0, num_rows), tl.arange(0, head_dim)
     q_heads = sequence.to(tl.int64) * q_stride + (kv_head * group_size + rows) * head_dim
     heads = (sequence * num_kv_heads + kv_head) * group_size + rows
     is_head = rows < group_size
     q = tl.load(q_NHE + q_heads[:, None] + elements[None, :], mask=is_head[:, None], other=0.0)
     tiles_per_part = tl.cdiv(tl.cdiv(length, tile), num_parts)
     first, last = part * tiles_per_part * tile, tl.minimum((part + 1) * tiles_per_part * tile, length)
-    largest = tl.full([num_rows], float("-inf"), tl.float32)
-    total = tl.zeros([num_rows], tl.float32)
-    sums = tl.zeros([num_rows, head_dim], tl.float32)
-    for start in range(first, last, tile):
-        positions = start + offsets
-        is_cached = positions < last
-        largest, total, sums = add_tile(
-            q,
-            kv_2PSGE,
-            tables_NM + sequence * table_width,
-            positions,
-            is_cached,
-            is_cached[None, :],
-            kv_head,
-            value_offset,
-            scale,
-            largest,
-            total,
-            sums,
-            num_kv_heads,
-            head_dim,
-            block_size,
-        )
+    largest, total, sums = attend_range(
+        q,
+        kv_2PSGE,
+        tables_NM + sequence * table_width,
+        first,
+        last,
+        tl.zeros([num_rows], tl.int32) + length,  # a decoding token sees all
+        kv_head,
+        value_offset,
+        scale,
+        num_kv_heads,
+        num_rows,
+        head_dim,
+        block_size,
+        tile,
+    )
     if is_split:
         parts = heads * num_parts + part
         tl.store(sums_NHKE + parts[:, None] * head_dim + elements[None, :], sums, mask=is_head[:, None])

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from language_service.kernels.decode_attention import AttendDecoded
-from language_service.kernels.triton_attention import add_tile
+from language_service.kernels.triton_attention import attend_range
 
 _ROWS = 64  # queries of a program: tokens times heads of a group
 _LOG2_E = 1 / math.log(2)
@@ -43,37 +43,28 @@ def _attend_chunks(
     index, kv_head = tl.program_id(0), tl.program_id(1)
     sequence, first_row = tl.load(tiles_I4 + index * 4), tl.load(tiles_I4 + index * 4 + 1)
     start, count = tl.load(tiles_I4 + index * 4 + 2).to(tl.int32), tl.load(tiles_I4 + index * 4 + 3).to(tl.int32)
-    rows, elements, offsets = tl.arange(0, num_tokens * padded_group), tl.arange(0, head_dim), tl.arange(0, tile)
+    rows, elements = tl.arange(0, num_tokens * padded_group), tl.arange(0, head_dim)
     tokens, heads = rows // padded_group, kv_head * group_size + rows % padded_group
     is_row = (tokens < count) & (rows % padded_group < group_size)
-    own = start + tokens  # position of each row's token
     q_places = (first_row + tokens) * q_stride + heads * head_dim
     q = tl.load(q_THE + q_places[:, None] + elements[None, :], mask=is_row[:, None], other=0.0)
-    largest = tl.full([num_tokens * padded_group], float("-inf"), tl.float32)
-    total = tl.zeros([num_tokens * padded_group], tl.float32)
-    sums = tl.zeros([num_tokens * padded_group, head_dim], tl.float32)
-    end = start + count  # a tile of no tokens starts at 0, so it reads nothing
-    for begin in range(0, end, tile):
-        positions = begin + offsets
-        is_cached = positions < end
-        # Every row sees position 0, which is in the first tile. So no row's largest score stays -inf.
-        largest, total, sums = add_tile(
-            q,
-            kv_2PSGE,
-            tables_NM + sequence * table_width,
-            positions,
-            is_cached,
-            positions[None, :] <= own[:, None],
-            kv_head,
-            value_offset,
-            scale,
-            largest,
-            total,
-            sums,
-            num_kv_heads,
-            head_dim,
-            block_size,
-        )
+    # Every row sees position 0, which is in the first tile. So no row's largest score stays -inf.
+    _, total, sums = attend_range(
+        q,
+        kv_2PSGE,
+        tables_NM + sequence * table_width,
+        0,
+        start + count,  # a tile of no tokens starts at 0, so it reads nothing
+        start + tokens,  # each row's token
+        kv_head,
+        value_offset,
+        scale,
+        num_kv_heads,
+        num_tokens * padded_group,
+        head_dim,
+        block_size,
+        tile,
+    )
     total = tl.maximum(total, 1.0)  # the largest weight is 1. Only a tile of no tokens has none.
     out = (sums / total[:, None]).to(out_THE.dtype.element_ty)
     out_places = ((first_row + tokens) * num_kv_heads * group_size + heads) * head_dim
