@@ -55,7 +55,7 @@ class Platform:
         return [*(f"manylinux_2_{minor}_{self.machine}" for minor in _GLIBC), f"manylinux2014_{self.machine}"]
 
     def markers(self, patch: int) -> dict[str, str]:
-        """Return what markers see on a release of this Python."""
+        """Return the values of markers on a release of this Python."""
         full = f"{self.python}.{patch}"
         return {
             "implementation_name": "cpython",
@@ -104,7 +104,7 @@ def reached(roots: Sequence[str], packages: Mapping[str, Package], environment: 
     Args:
         roots: requirements.
         packages: those that exist, by normalized name. Others are yielded, and not followed.
-        environment: what markers see.
+        environment: values of markers.
     """
     waiting = [_parse(one) for one in roots]
     seen: set[tuple[str, str]] = set()
@@ -177,8 +177,8 @@ def lock(used: Sequence[str], tools: Sequence[str], pins: Sequence[str], platfor
     """Return the lock of a platform.
 
     Args:
-        used: requirements of what users install.
-        tools: requirements of what builds and tests.
+        used: requirements that users install.
+        tools: requirements of builds and tests.
         pins: every package with its version.
         platform: the platform.
 

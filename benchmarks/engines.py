@@ -89,13 +89,13 @@ async def decode(engines: Sequence[str], checkpoints: Path, rounds: int) -> dict
             # Round 0 is the warm-up.
             for number in progress.track(range(rounds + 1), description="decoding"):
                 for workload in WORKLOADS:
-                    for engine in _in_turn(engines, number):
+                    for engine in engines[:: -1 if number % 2 else 1]:
                         prompts = workload.prompts(number)
                         recording = await complete_all(stubs[engine], prompts, workload.num_tokens)
                         if number:
                             _add(measured[engine], workload.name, Sample.of(recording), recording.token_s)
             for number in progress.track(range(ALONE), description="first token"):
-                for engine in _in_turn(engines, number):
+                for engine in engines[:: -1 if number % 2 else 1]:
                     prompts = random_prompts(1, WORKLOADS[0].prompt_length, (number, 11))
                     recording = await complete_all(stubs[engine], prompts, 1)
                     measured[engine].first_token_s.setdefault("alone", []).append(recording.token_s[0][0])
@@ -111,10 +111,6 @@ def _add(measured: Measured, name: str, sample: Sample, token_s: Sequence[Sequen
     measured.first_token_ids.setdefault(name, []).extend(sample.first_token_ids)
 
 
-def _in_turn(engines: Sequence[str], number: int) -> list[str]:
-    return [*engines[number % len(engines) :], *engines[: number % len(engines)]]
-
-
 async def ask(addresses: dict[str, str], rounds: int, streams: Sequence[int]) -> dict[str, Measured]:
     """Measure two whole stacks with the demo model."""
     measured = {engine: Measured() for engine in addresses}
@@ -126,7 +122,7 @@ async def ask(addresses: dict[str, str], rounds: int, streams: Sequence[int]) ->
         with Progress() as progress:
             for number in progress.track(range(rounds + 1), description="asking"):
                 for kind, count in cases:
-                    for engine in _in_turn(list(addresses), number):
+                    for engine in list(addresses)[:: -1 if number % 2 else 1]:
                         one = await run_round(clients[engine], kind, count, seed=1 + number * 100 + count)
                         if number:
                             name = f"{kind}, {count} streams"

@@ -3,7 +3,7 @@
     python -m tests.hostile.sink
 
 prints its port. It does the least that a gRPC server in Python can do for a call: no interceptor, no key, no log line,
-and nothing is read. `tests.hostile.door` aims a flood at it, to see what the flood costs beside the gateway.
+and nothing is read. `tests.hostile.door` aims a flood at it, so that a flood can be measured beside the gateway.
 """
 
 import asyncio
