@@ -205,9 +205,9 @@ def test_overload_timeout_and_drain(models: Path) -> None:
         "--tags",
         TAG,
         "--max-batch-size",
-        "2",
+        "4",
         "--max-queue",
-        "2",
+        "2",  # below a batch, so that only time starts one: a machine of any speed fills the queue
         "--max-wait-ms",
         "1500",
         "--decode-processes",
