@@ -75,7 +75,7 @@ def measure_step_times(comparison: Comparison, rounds: int) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         for _ in progress.track(range(rounds + 1), description=STEPS):
             comparison.results.read_bandwidth.setdefault(STEPS, []).append(read_bandwidth(repetitions=3))
-            comparison.results.matmul_peaks.append(matmul_peak(torch.bfloat16))
+            comparison.results.matmul_peaks.append(matmul_peak())
             for num_sequences, context in points:
                 comparison.step(num_sequences, context, NUM_STEPS)
     for samples in comparison.results.step_s.values():
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (1 if options.quick else 5)
     with ExitStack() as stack:
         comparison = Comparison(kinds, options.checkpoints.absolute(), stack)
-        comparison.results.matmul_peaks.append(matmul_peak(torch.bfloat16))
+        comparison.results.matmul_peaks.append(matmul_peak())
         compare(comparison, [*BATCHES[:2], PREFILL], rounds, end_s)
         compare_shared_prefix(comparison, rounds)
         if not options.quick:

@@ -236,7 +236,7 @@ async def compare(folder: Path, config: Qwen3VLConfig, plan: Plan, *, with_peer:
     """Run the servers and all rounds, and return the report."""
     hub = folder / "hub"
     make_hub_folder(hub, config)
-    limits = [(matmul_peak(torch.bfloat16), read_bandwidth(repetitions=3))]
+    limits = [(matmul_peak(), read_bandwidth(repetitions=3))]
     async with AsyncExitStack() as stack:
         servers: list[VisionServer] = [await stack.enter_async_context(running_tandem(hub, folder / "models"))]
         if with_peer:
@@ -249,7 +249,7 @@ async def compare(folder: Path, config: Qwen3VLConfig, plan: Plan, *, with_peer:
                 if number and time.monotonic() + (time.monotonic() - start_s) / number > end_s:
                     break  # another round would last too long
                 await rounds.run(number, progress)
-                limits.append((matmul_peak(torch.bfloat16), read_bandwidth(repetitions=3)))
+                limits.append((matmul_peak(), read_bandwidth(repetitions=3)))
         for server in servers:
             rounds.measured[server.name].peak_bytes = server.peak_bytes()
     report = Report("qwen3_vl", f"{title(config)}, random weights, bfloat16, two threads")

@@ -139,7 +139,7 @@ def measure(folder: Path, config: ModelConfig, rounds: dict[int, int], slow: boo
             encode(pixels[:batch])  # plans kernels for this size
         samples.seconds[batch] = {title: [] for title in opened}
         for turn in range(count):
-            samples.peaks.append(matmul_peak(torch.bfloat16))
+            samples.peaks.append(matmul_peak())
             # Every other round goes backwards, so that no design always follows the same one.
             for title, encode in list(opened.items())[:: 1 if turn % 2 else -1]:
                 start = time.perf_counter()

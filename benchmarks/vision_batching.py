@@ -184,7 +184,7 @@ def measure(model: Model, rounds: int, progress: Progress) -> Rates:
         task = progress.add_task(model.title, total=rounds * (len(CALLERS) + len(loops) * len(BATCHES)))
         with vision_service(models, model.tag) as address:
             for _ in range(rounds):
-                rates.peak_flops.append(matmul_peak(torch.bfloat16))
+                rates.peak_flops.append(matmul_peak())
                 for callers in CALLERS:
                     some = files[: max(callers, model.num_images)]
                     rate = asyncio.run(encode_with_service(address, model.tag, some, callers))

@@ -118,7 +118,7 @@ def measure(
     peaks = []
     with Progress(console=Console(stderr=True)) as progress:
         for number in progress.track(range(rounds + 1), description="encoding"):
-            peaks.append(matmul_peak(torch.bfloat16))
+            peaks.append(matmul_peak())
             names = list(towers)[:: -1 if number % 2 else 1]
             for size in sizes:
                 for name in names:

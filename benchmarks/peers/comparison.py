@@ -36,7 +36,7 @@ class Results:
     shared: dict[str, list[SharedPrefix]] = field(default_factory=dict)  # by engine
     step_s: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # of our engine, by sequences and context
     read_bandwidth: dict[str, list[float]] = field(default_factory=dict)  # bytes/s, before each round, by workload
-    matmul_peaks: list[float] = field(default_factory=list)  # bfloat16, FLOP/s
+    matmul_peaks: list[float] = field(default_factory=list)  # FLOP/s
 
 
 class Comparison:

@@ -104,7 +104,7 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], value: Value) -> fl
 def _add_bandwidth(report: Report, results: Results) -> None:
     everything = [value for values in results.read_bandwidth.values() for value in values]
     report.add("read bandwidth", statistics.median(everything) / 1e9, "GB/s")
-    report.add("bfloat16 matrix products", statistics.median(results.matmul_peaks) / 1e12, "TFLOP/s")
+    report.add("matrix products", statistics.median(results.matmul_peaks) / 1e12, "TFLOP/s")
     alone = BATCHES[0]
     # A step reads all weights, and the keys and values of the prompt and (on average) half of the answer.
     step_bytes = WEIGHT_BYTES + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)

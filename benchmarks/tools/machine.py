@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -16,13 +17,17 @@ def read_bandwidth(num_bytes: int = 1 << 30, repetitions: int = 5) -> float:
     return num_bytes / _median_s(lambda: values.sum(), repetitions)
 
 
-def matmul_peak(dtype: torch.dtype, side: int = 2048, repetitions: int = 5) -> float:
-    """Return the speed of a square matrix product, FLOP/s.
+def matmul_peak(side: int = 2048, repetitions: int = 5) -> float:
+    """Return the speed of square matrix products, FLOP/s.
 
+    Values are bfloat16, and products the faster of bfloat16 and float32, because some processors only have the latter.
     It is the median of several repetitions.
     """
-    left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-    return 2 * side**3 / _median_s(lambda: left @ right, repetitions)
+    seconds = []
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+        seconds.append(_median_s(partial(torch.matmul, left, right), repetitions))
+    return 2 * side**3 / min(seconds)
 
 
 def _median_s(work: Callable[[], object], repetitions: int) -> float:

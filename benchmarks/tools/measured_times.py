@@ -56,7 +56,7 @@ def full_size_times(bandwidth: float, compute: float, random: np.random.Generato
         compute: factor over their matrix products.
         random: draws the images' times.
     """
-    decode = _details("decode-amd-epyc-avx512bf16")
+    decode = _details("decode-amd-epyc-zen-4-avx512bf16")
     step_s = statistics.median(_details("full_size")["between_tokens_s"])
     by_size = {row["sequences"]: statistics.median(row["s"]) for row in decode["step_s"] if row["context"] == 128}
     prefill_s = statistics.median(sample["elapsed_s"] for sample in decode["samples"]["prefill of 1024"]["tandem"])

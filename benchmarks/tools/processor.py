@@ -3,10 +3,17 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _LISTING = Path("/proc/cpuinfo")
+# AMD's generations by family, then by the first of a range of models. Virtual machines often hide the model's name.
+_AMD_GENERATIONS = {
+    23: {0x00: "Zen", 0x30: "Zen 2", 0x50: "Zen", 0x60: "Zen 2"},
+    25: {0x00: "Zen 3", 0x10: "Zen 4", 0x20: "Zen 3", 0x60: "Zen 4"},
+    26: {0x00: "Zen 5", 0x50: "Zen 6", 0x60: "Zen 5", 0x80: "Zen 6"},
+}
 # The sets of the compiled kernels, the fastest first, and the flags that Linux lists for each.
 _SETS = {
     "amx": {"amx_tile", "amx_bf16", "amx_int8"},
@@ -43,13 +50,21 @@ def this_machine() -> Machine:
 
 
 def processor_name(listing: Path = _LISTING) -> str:
-    """Return the processor's name, such as 'AMD EPYC'.
+    """Return the processor's name, such as 'AMD EPYC Zen 4'.
 
     Where the system does not tell it, the kind of machine, such as 'aarch64'.
     """
-    found = re.search(r"^model name\s*: (.+)$", _read(listing), re.MULTILINE)
-    name = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", " ", found[1]) if found else platform.machine()
-    return " ".join(name.split())
+    facts = dict(re.findall(r"^(\w[\w ]*?)\s*: (.+)$", _read(listing), re.MULTILINE))
+    name = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", " ", facts.get("model name", platform.machine()))
+    return " ".join([*name.split(), *_generation(facts)])
+
+
+def _generation(facts: Mapping[str, str]) -> list[str]:
+    """Return AMD's name of the processor's generation, if known."""
+    if facts.get("vendor_id") != "AuthenticAMD":
+        return []
+    ranges, model = _AMD_GENERATIONS.get(int(facts["cpu family"]), {}), int(facts["model"])
+    return [name for first, name in ranges.items() if first <= model][-1:]
 
 
 def instruction_set(listing: Path = _LISTING) -> str:

@@ -23,6 +23,17 @@ def test_results_are_named_by_the_processor(listed: str, name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("family", "model", "generation"),
+    [(23, 1, " Zen"), (23, 49, " Zen 2"), (25, 1, " Zen 3"), (25, 17, " Zen 4"), (25, 97, " Zen 4"), (27, 1, "")],
+)
+def test_a_hidden_name_is_completed_by_the_generation(family: int, model: int, generation: str, tmp_path: Path) -> None:
+    listing = tmp_path / "cpuinfo"
+    names = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n"
+    listing.write_text("".join(f"processor\t: {core}\nvendor_id\t: AuthenticAMD\n{names}" for core in range(2)))
+    assert processor_name(listing) == f"AMD EPYC{generation}"
+
+
+@pytest.mark.parametrize(
     ("flags", "name"),
     [
         ("flags\t\t: fpu avx2 fma avx512f avx512_bf16 amx_bf16 amx_tile amx_int8", "amx"),
