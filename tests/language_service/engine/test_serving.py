@@ -30,9 +30,15 @@ def native_kernels(name: SetName) -> Kernels:
     return NativeKernels(library.library(name))
 
 
+def one_dnn_kernels() -> Kernels:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no products of bfloat16 here")
+    return OneDnnKernels(torch.bfloat16)
+
+
 KINDS: dict[str, Callable[[], Kernels]] = {
     "plain": lambda: PlainKernels(torch.bfloat16),
-    "oneDNN": lambda: OneDnnKernels(torch.bfloat16),
+    "oneDNN": one_dnn_kernels,
     **{name: partial(native_kernels, name) for name in library.SETS},
 }
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
