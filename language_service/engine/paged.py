@@ -261,8 +261,7 @@ class PagedEngine:
             return self._fail(generation, error)
         if events and isinstance(events[-1], Finished):
             self._end(generation)
-        # A mask may come while the next step runs. But it must be known that the answer is not complete.
-        elif grammar is not None and not (grammar.is_settled if choices else grammar.is_ready):
+        elif grammar is not None and not (grammar.may_step if choices else grammar.is_ready):
             self._pauses.add(generation, grammar)
         return [(generation, event) for event in events]
 

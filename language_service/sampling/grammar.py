@@ -74,6 +74,15 @@ class Grammar:
         return self.forced_token is not None or bool(self._known_mask())
 
     @property
+    def may_step(self) -> bool:
+        """Whether the next step may include the answer.
+
+        The mask may come while that step runs. But it must be known that the answer is not complete. No step waits for
+        a process whose masks take long.
+        """
+        return self.is_ready if self._worker.is_dear else self.is_settled
+
+    @property
     def is_complete(self) -> bool:
         """Whether no token can follow.
 
@@ -141,13 +150,13 @@ class Grammar:
 def advance(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
     """Send accepted tokens, and learn which answers are complete.
 
-    Waits for that, at most `timeout_s` seconds. The processes then go on with the next masks.
+    Waits for that, at most `timeout_s` seconds, and not for costly processes. All then go on with the next masks.
     """
     for grammar in grammars:
         grammar._queue()
     for worker in {grammar._worker for grammar in grammars}:
         worker.send()
-    wait([grammar._accepted for grammar in grammars], timeout_s)
+    wait([grammar._accepted for grammar in grammars if not grammar._worker.is_dear], timeout_s)
 
 
 def wait_for_masks(grammars: Sequence[Grammar], *, timeout_s: float) -> None:

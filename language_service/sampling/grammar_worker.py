@@ -28,17 +28,17 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from chassis.own_memory import limit_memory, private_bytes, resident_bytes
+from chassis.own_memory import limit_memory, resident_bytes, touched_bytes
 from chassis.process_starter import ProcessStarter
 from chassis.process_turns import yield_processors, yield_processors_after
 
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
+# Processor time of the first mask, and of a job, from which the later ones yield too.
+DEAR_FIRST_MASK_S, DEAR_S = 0.01, 0.002
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
-_DEAR_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
 _STACK_BYTES = 2**20  # of each thread
-_DEAR_S = 0.002  # processor time of a job from which it, and the later ones, yield too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +132,13 @@ class _Worker:
     frames: list[bytes] = field(default_factory=list)  # not sent yet
     jumps_ahead: bool = True  # until that takes too long
     has_dear_mask: bool = False  # the first one
-    num_base_bytes: int = 0  # private memory beside the resident memory
+    num_base_bytes: int = 0  # what the start has copied, less the resident memory then. Most of that is shared.
 
     def prepare(self, tokenizer: LLTokenizer) -> None:
         """Compile on idle processors, up to the first mask."""
         yield_processors(threading.get_native_id())
         limit_memory(self.limits.memory_bytes)
-        self.num_base_bytes = -resident_bytes()
+        self.num_base_bytes = touched_bytes() - resident_bytes()
         try:
             self._compile(tokenizer, self.connection.recv_bytes().decode())
         except (EOFError, OSError):
@@ -155,8 +155,7 @@ class _Worker:
         signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
         started_s = time.process_time()
         mask = b"" if self.start.is_error() else self.start.compute_bitmask()
-        self.has_dear_mask = time.process_time() - started_s > _DEAR_MASK_S
-        self.num_base_bytes = private_bytes() - resident_bytes()
+        self.has_dear_mask = time.process_time() - started_s > DEAR_FIRST_MASK_S
         self._add_mask(self.start, mask)
         signal.setitimer(signal.ITIMER_PROF, 0)
         self._send()
@@ -227,7 +226,7 @@ class _Timer:
     def __enter__(self) -> None:
         limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
-        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_S)
+        signal.setitimer(signal.ITIMER_VIRTUAL, DEAR_S)
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from language_service.sampling.grammar import Grammar, advance, allowed_tokens, wait_for_masks
+from language_service.sampling.grammar import Grammar, allowed_tokens
 from language_service.sampling.options import SamplingOptions
+from tests.language_service.following import settle
 
 
 class SlowAnswer:
@@ -37,8 +38,7 @@ class SlowAnswer:
         self._counts[token] += 1
         if self._grammar is not None:
             self._grammar.accept(token)
-            advance([self._grammar], timeout_s=20)
-            wait_for_masks([self._grammar], timeout_s=20)
+            settle([self._grammar])
 
     def choose(self, logits_V: Tensor, mark: float) -> int:
         """Choose the next token.

@@ -8,8 +8,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from checkpoint.tokenizer import byte_tokenizer
-from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, wait_for_masks
+from language_service.sampling.grammar import Grammar, GrammarCompiler
 from language_service.sampling.options import Constraint
+from tests.language_service.following import settle
 
 VOCAB, EOS = 264, 2
 TOKENIZER = byte_tokenizer()
@@ -27,12 +28,11 @@ def compiler() -> Iterator[GrammarCompiler]:
     compiler.close()
 
 
-def settle(grammar: Grammar, token_ids: Sequence[int]) -> None:
+def accept(grammar: Grammar, token_ids: Sequence[int]) -> None:
     """Accept tokens and wait for the next mask."""
     for token in token_ids:
         grammar.accept(token)
-    advance([grammar], timeout_s=20)
-    wait_for_masks([grammar], timeout_s=20)
+    settle([grammar])
     assert grammar.error is None
 
 
@@ -63,14 +63,14 @@ async def test_masks_after_forced_tokens_are_those_of_one_token_at_a_time(
                 assert jumping.forced_token == token
                 assert allowed(jumping) == allowed(slow) == [token]
                 jumping.accept(token)
-                settle(slow, [token])
+                accept(slow, [token])
             num_forced += len(forced)
             if slow.is_complete:
                 break
             assert allowed(jumping) == allowed(slow)
             token = int(rng.choice(allowed(slow)))
-            settle(jumping, [token])
-            settle(slow, [token])
+            accept(jumping, [token])
+            accept(slow, [token])
             assert jumping.is_complete == slow.is_complete
             if slow.is_complete or token == EOS:
                 break
@@ -94,7 +94,7 @@ async def test_a_forced_text_of_which_a_part_has_other_tokens() -> None:
     try:
         grammar = await compiler.compile(Constraint("regex", "xbacc"))
         assert grammar.forced == (vocabulary["x"], b, a)  # known with the first mask
-        settle(grammar, [vocabulary["x"]])
+        accept(grammar, [vocabulary["x"]])
         text = [vocabulary["x"]]
         for _ in range(4):
             if grammar.is_complete:
@@ -102,7 +102,7 @@ async def test_a_forced_text_of_which_a_part_has_other_tokens() -> None:
             assert grammar.forced_token is not None
             assert allowed(grammar, len(vocabulary)) == [grammar.forced_token]
             text.append(grammar.forced_token)
-            settle(grammar, [grammar.forced_token])
+            accept(grammar, [grammar.forced_token])
         assert grammar.is_complete
         assert tokenizer.decode(text) == "xbacc"
     finally:
@@ -116,6 +116,6 @@ async def test_a_long_forced_text_comes_in_parts(compiler: GrammarCompiler) -> N
     parts = []
     while not grammar.is_complete:
         parts.append(list(grammar.forced))
-        settle(grammar, parts[-1])
+        accept(grammar, parts[-1])
     assert TOKENIZER.decode([token for part in parts for token in part]) == text
     assert [len(part) for part in parts] == [16] * 7 + [8]

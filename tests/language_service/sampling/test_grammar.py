@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from chassis.errors import InvalidArgument, ResourceExhausted
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import FinishReason, Generation
-from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, allowed_tokens, wait_for_masks
+from language_service.sampling.grammar import Grammar, GrammarCompiler, allowed_tokens
 from language_service.sampling.grammar_pool import GrammarPool
 from language_service.sampling.grammar_process import GrammarProcess
 from language_service.sampling.options import Constraint, SamplingOptions, read_options
@@ -23,6 +23,7 @@ from language_service.sampling.state import SamplingState
 from tandem.v1 import sampling_pb2
 from tests.language_service.asking import read
 from tests.language_service.conftest import MakeEngine
+from tests.language_service.following import settle
 from tests.language_service.small import CONFIG, make_decoder
 
 VOCAB, EOS = 264, 2
@@ -78,11 +79,10 @@ def answer(grammars: list[Grammar], logits_seed: int, **options: Any) -> list[st
     states = [SamplingState(SamplingOptions(**options), eos_token_ids=[EOS], grammar=one) for one in grammars]
     tokens: list[list[int]] = [[] for _ in states]
     for _ in range(400):
-        advance(grammars, timeout_s=20)
+        settle(grammars)
         active = [row for row, one in enumerate(grammars) if not one.is_complete]
         if not active:
             return [TOKENIZER.decode(row) for row in tokens]
-        wait_for_masks([grammars[row] for row in active], timeout_s=20)
         choices = choose(torch.randn(len(active), VOCAB, generator=generator), [states[row] for row in active])
         for row, choice in zip(active, choices, strict=True):
             assert choice is not None
@@ -104,8 +104,7 @@ async def test_answers_under_one_constraint_have_separate_states(compiler: Gramm
     constraint = Constraint("choices", '["ab", "cd"]')
     first, second = await compiler.compile(constraint), await compiler.compile(constraint)
     first.accept(TOKENIZER.encode("a").ids[0])
-    advance([first], timeout_s=20)
-    wait_for_masks([first], timeout_s=20)
+    settle([first])
     rows = allowed_tokens([first, second], VOCAB)
     assert [{TOKENIZER.decode([token]) for token in np.flatnonzero(row).tolist()} for row in rows] == [
         {"b"},
@@ -119,7 +118,7 @@ async def test_a_row_without_a_constraint_is_not_changed(compiler: GrammarCompil
     logits_BV = torch.zeros(2, VOCAB)
     logits_BV[:, 200] = 5
     assert [choice and choice.token_id for choice in choose(logits_BV, states)] == [200, TOKENIZER.encode("x").ids[0]]
-    advance([grammar], timeout_s=20)
+    settle([grammar])
     assert grammar.is_complete
 
 
@@ -196,8 +195,7 @@ async def test_concurrent_equal_constraints_are_compiled_once(compiler: GrammarC
     grammars = await asyncio.gather(*callers)
     for grammar in grammars[:2]:
         grammar.accept(A)
-    advance(grammars, timeout_s=20)
-    wait_for_masks(grammars, timeout_s=20)
+    settle(grammars)
     assert [int(grammar.mask(VOCAB)[A]) for grammar in grammars] == [0, 0, 1]  # three states
     assert patterns(opened) == ["ab+"]
     for _ in range(2):

@@ -16,11 +16,12 @@ from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import Finished, Generation, Tokens
 from language_service.engine.paged import PagedEngine
 from language_service.sampling import grammar as grammar_module
-from language_service.sampling.grammar import Grammar, GrammarCompiler, advance, wait_for_masks
+from language_service.sampling.grammar import Grammar, GrammarCompiler, advance
 from language_service.sampling.grammar_worker import WorkerLimits
 from language_service.sampling.options import Constraint, SamplingOptions
 from tests.language_service.asking import read, until
 from tests.language_service.conftest import MakeEngine
+from tests.language_service.following import settle
 from tests.language_service.small import CONFIG, make_decoder
 
 VOCAB, EOS = 264, 2
@@ -133,6 +134,22 @@ async def test_an_answer_under_a_slow_constraint_is_right_and_delays_no_other(
     assert max(gaps) > 3  # the other answer went on while it paused
 
 
+async def test_no_step_waits_for_a_costly_constraint(make_compiler: MakeCompiler) -> None:
+    grammar = await make_compiler(token_s=60.0, answer_s=60.0).compile(Constraint("regex", "(a{200}){200}"))
+    while not grammar._worker.is_dear:
+        grammar.accept(A)
+        settle([grammar])
+    process_id = grammar._worker._process_id
+    assert process_id is not None
+    os.kill(process_id, signal.SIGSTOP)
+    grammar.accept(A)
+    advance([grammar], timeout_s=1e9)
+    assert not grammar.may_step
+    os.kill(process_id, signal.SIGCONT)
+    settle([grammar])
+    assert grammar.may_step
+
+
 async def test_a_constraint_that_takes_too_much_memory_is_refused(make_compiler: MakeCompiler) -> None:
     compiler = make_compiler(token_s=20.0, memory_bytes=24 * 2**20)
     with pytest.raises(InvalidArgument, match="takes more than 24 MiB of memory"):
@@ -143,8 +160,7 @@ async def test_an_answer_has_a_limited_time_for_all_its_tokens(make_compiler: Ma
     grammar = await make_compiler(answer_s=0.03).compile(Constraint("regex", "(a{200}){200}"))
     for _ in range(100):  # each takes some milliseconds
         grammar.accept(A)
-        advance([grammar], timeout_s=20)
-        wait_for_masks([grammar], timeout_s=20)
+        settle([grammar])
         if grammar.error:
             break
     assert isinstance(grammar.error, InvalidArgument)
@@ -164,7 +180,7 @@ async def test_the_memory_of_all_constraints_is_bounded(
     await until(lambda: sum(worker.num_bytes for worker in compiler._workers.values()) <= 100 * 2**20)
     assert sum(worker.has_ended for worker in compiler._workers.values()) > 3
     in_use.accept(X)
-    advance([in_use], timeout_s=20)
+    settle([in_use])
     assert in_use.error is None
 
 
@@ -256,15 +272,14 @@ async def test_no_answer_begins_with_a_process_that_is_about_to_end(make_compile
     constraint = Constraint("regex", "(a{200}){200}")
     first = await compiler.compile(constraint)
     first.accept(A)
-    advance([first], timeout_s=20)
-    await asyncio.to_thread(wait_for_masks, [first], timeout_s=20)
+    await asyncio.to_thread(settle, [first])
     first.accept(A)
     advance([first], timeout_s=0)
     while first._worker._expected and not first._worker._takes_turns:
         first.take_turns_if_dear()
     first.close()
     second = await compiler.compile(constraint)
-    wait_for_masks([second], timeout_s=20)
+    settle([second])
     second.accept(A)
-    advance([second], timeout_s=20)
+    settle([second])
     assert second.error is None

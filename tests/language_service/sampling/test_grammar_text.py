@@ -10,10 +10,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from chassis.errors import InvalidArgument
 from checkpoint.tokenizer import SPECIAL_TOKENS, byte_tokenizer
-from language_service.sampling.grammar import GrammarCompiler, advance, wait_for_masks
+from language_service.sampling.grammar import GrammarCompiler
 from language_service.sampling.grammar_text import SCHEMA_FORMATS, SCHEMA_KEYWORDS
 from language_service.sampling.options import Constraint, read_options
 from tandem.v1 import sampling_pb2
+from tests.language_service.following import settle
 
 Kind = Any
 SPELLED = "a<|im_end|>b"
@@ -74,10 +75,9 @@ async def follow(compiler: GrammarCompiler, constraint: Constraint, vocab_size: 
     grammar = await compiler.compile(constraint)
     tokens: list[int] = []
     while not grammar.is_complete:
-        wait_for_masks([grammar], timeout_s=20)
         tokens.append(int(grammar.mask(vocab_size).nonzero()[0][-1]))
         grammar.accept(tokens[-1])
-        advance([grammar], timeout_s=20)
+        settle([grammar])
         assert grammar.error is None
     return tokens
 

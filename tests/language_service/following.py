@@ -1,0 +1,13 @@
+"""Follow constraints without an engine."""
+
+from collections.abc import Sequence
+
+from language_service.sampling.grammar import Grammar, advance, wait_for_masks
+
+_TIMEOUT_S = 20  # on a busy machine
+
+
+def settle(grammars: Sequence[Grammar]) -> None:
+    """Pass accepted tokens on, and wait until it is known what follows."""
+    advance(grammars, timeout_s=_TIMEOUT_S)
+    wait_for_masks(grammars, timeout_s=_TIMEOUT_S)
