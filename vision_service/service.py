@@ -139,20 +139,7 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
     loader = VisionLoader(
         store=ModelStore(settings.models),
         backends=settings.backends,
-        options=BackendOptions(
-            precision=settings.precision,
-            device=torch.device(settings.device),
-            max_batch_size=settings.max_batch_size,
-            max_resized_pixels=settings.max_resized_pixels,
-            openvino_hint=settings.openvino_hint,
-            triton=TritonOptions(
-                address=settings.triton_address,
-                model=settings.triton_model,
-                timeout_s=settings.triton_timeout_s,
-                shared_memory=settings.triton_shared_memory,
-            ),
-            loop=asyncio.get_running_loop(),
-        ),
+        options=_backend_options(settings),
         batching=BatchConfig(
             max_batch_size=settings.max_batch_size,
             max_batch_size_sum=settings.max_batch_pixels,
@@ -172,6 +159,23 @@ async def open_service(settings: VisionSettings, server: Server) -> AsyncIterato
         await models.close()
         resources.decode_pool.close()
         resources.forward_executor.shutdown(cancel_futures=True)
+
+
+def _backend_options(settings: VisionSettings) -> BackendOptions:
+    return BackendOptions(
+        precision=settings.precision,
+        device=torch.device(settings.device),
+        max_batch_size=settings.max_batch_size,
+        max_resized_pixels=settings.max_resized_pixels,
+        openvino_hint=settings.openvino_hint,
+        triton=TritonOptions(
+            address=settings.triton_address,
+            model=settings.triton_model,
+            timeout_s=settings.triton_timeout_s,
+            shared_memory=settings.triton_shared_memory,
+        ),
+        loop=asyncio.get_running_loop(),
+    )
 
 
 def _open_resources(settings: VisionSettings) -> SharedResources:

@@ -12,16 +12,9 @@ from multiprocessing.connection import Connection
 
 from chassis.process_turns import processor_s
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import (
-    COMPLETE,
-    DEAR_FIRST_MASK_S,
-    DEAR_S,
-    FAILED,
-    FRAME,
-    TOKEN_BYTES,
-)
+from language_service.sampling.grammar_worker import COMPLETE, DEAR_FIRST_MASK_S, FAILED, FRAME, TOKEN_BYTES
 
-_TURNS_S = 0.005  # processor time after which a late mask takes turns with those of other grammars
+_DEAR_S = 0.005  # processor time of jobs from which no step waits for later ones, and a late mask takes turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class GrammarProcess:
         self.first: Future[Reply] = _running()  # the mask of the first token
         self.num_bytes = 0  # memory of the process
         self.num_answers = 0  # in use
-        self.is_dear = False  # jobs have taken long, so the process runs on idle processors, and no step waits for it
+        self.is_dear = False  # jobs have taken long, so no step waits for it
         self.number, self.connection = number, connection
         self._command = command
         self._lock = threading.Lock()
@@ -92,7 +85,7 @@ class GrammarProcess:
 
     def take_turns_if_dear(self) -> None:
         """Let a process that computes for long take turns."""
-        if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _TURNS_S:
+        if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _DEAR_S:
             self.take_turns()
 
     def take_turns(self) -> None:
@@ -168,7 +161,7 @@ class GrammarProcess:
             if future is self.compiled:
                 self._started_s = self.processor_s()
             elif not self._expected:
-                limit_s = DEAR_FIRST_MASK_S if future is self.first else DEAR_S
+                limit_s = DEAR_FIRST_MASK_S if future is self.first else _DEAR_S
                 self.is_dear = self.is_dear or self.processor_s() - self._started_s > limit_s
             if self._takes_turns and not self._expected:
                 self._takes_turns = False

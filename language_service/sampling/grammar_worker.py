@@ -35,10 +35,10 @@ from chassis.process_turns import yield_processors, yield_processors_after
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
-# Processor time of the first mask, and of a job, from which the later ones yield too.
-DEAR_FIRST_MASK_S, DEAR_S = 0.01, 0.002
+DEAR_FIRST_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _STACK_BYTES = 2**20  # of each thread
+_DEAR_S = 0.002  # processor time of a job from which it, and the later ones, yield too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ class _Timer:
     def __enter__(self) -> None:
         limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
-        signal.setitimer(signal.ITIMER_VIRTUAL, DEAR_S)
+        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_S)
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:
