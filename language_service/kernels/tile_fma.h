@@ -15,8 +15,9 @@ constexpr int num_column_regs() {
   return count;
 }
 
-// Computes `V` registers of columns. Rows are float32, [M][2 * kPiecePairs].
-template <int M, int V, int Lines>
+// Computes `V` registers of columns. Rows are float32, [M][2 * kPiecePairs]. Prefetches `Lines` cache lines of `ahead`
+// every `Every` pairs.
+template <int M, int V, int Lines, int Every>
 inline void tile_columns(const float* rows, const bf16* panel, long pairs, float* sums, const char* ahead) {
   Reg acc[M][V];
 #pragma GCC unroll 6
@@ -25,8 +26,9 @@ inline void tile_columns(const float* rows, const bf16* panel, long pairs, float
     for (int v = 0; v < V; ++v) acc[m][v] = load_reg(sums + m * kPanel + v * kRegLanes);
   for (long pair = 0; pair < pairs; ++pair) {
     const bf16* const columns = panel + pair * kPairStride;
+    if (pair % Every == 0)
 #pragma GCC unroll 4
-    for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair * Lines + line) * kLine);
+      for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair / Every * Lines + line) * kLine);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       Reg wide[V];
@@ -47,9 +49,11 @@ inline void tile_columns(const float* rows, const bf16* panel, long pairs, float
     for (int v = 0; v < V; ++v) store_reg(sums + m * kPanel + v * kRegLanes, acc[m][v]);
 }
 
+// The passes over the columns share the prefetching. In one of them alone, it would take longer than computing.
 template <int M, int Lines>
 inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, const char* ahead) {
-  constexpr int kColumns = num_column_regs<M>();
+  constexpr int kColumns = num_column_regs<M>(), kPasses = kPanel / kRegLanes / kColumns;
+  constexpr int kShare = (Lines + kPasses - 1) / kPasses, kEvery = Lines && Lines < kPasses ? kPasses / Lines : 1;
   alignas(64) float wide[M * 2 * kPiecePairs];
   for (long begin = 0; begin < pairs; begin += kPiecePairs) {
     const long count = std::min(kPiecePairs, pairs - begin);
@@ -57,10 +61,9 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, f
       for (long i = 0; i < 2 * count; i += kLanes)
         store(wide + m * 2 * kPiecePairs + i, load(rows + m * stride + 2 * begin + i, first_lanes(2 * count - i)));
     const bf16* const piece = panel + begin * kPairStride;
-    const char* const next = ahead + begin * Lines * kLine;
-    tile_columns<M, kColumns, Lines>(wide, piece, count, sums, next);
-    for (long v = kColumns; v < kPanel / kRegLanes; v += kColumns)
-      tile_columns<M, kColumns, 0>(wide, piece + v * 2 * kRegLanes, count, sums + v * kRegLanes, nullptr);
+    const char* next = ahead + begin * Lines * kLine;
+    for (long v = 0; v < kPanel / kRegLanes; v += kColumns, next += count / kEvery * kShare * kLine)
+      tile_columns<M, kColumns, kShare, kEvery>(wide, piece + v * 2 * kRegLanes, count, sums + v * kRegLanes, next);
   }
 }
 
