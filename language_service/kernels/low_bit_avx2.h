@@ -10,6 +10,8 @@
 namespace tandem::inline TANDEM_SET {
 namespace {
 
+constexpr long kUnpackedRows = 8;  // from which on unpacking a group of 4 bits first is faster
+
 struct LowBitProducts {
   static constexpr long kTileRows = 4;
   static constexpr bool kShiftsRows = false;
@@ -19,8 +21,11 @@ struct LowBitProducts {
                    std::int32_t* sums, const char* ahead) {
     with_constant<kTileRows>(count, [&](auto m) {
       constexpr int kVectors = m == 1 ? 8 : m == 2 ? 4 : 2;  // sums that stay in registers
-      for (int v = 0; v < 8; v += kVectors)
-        tile_w8a8<m, kVectors>(x, stride, panel + 32 * v, quads, sums + 8 * v, v ? 0 : lines, ahead);
+      constexpr long kPasses = 8 / kVectors;
+      // The passes share the prefetching. In one of them alone, it would take longer than computing.
+      const Ahead share{(lines + kPasses - 1) / kPasses, lines ? std::max(1L, kPasses / lines) : 1};
+      for (int v = 0; v < 8; v += kVectors, ahead += quads / share.every * share.lines * kCacheLine)
+        tile_w8a8<m, kVectors>(x, stride, panel + 32 * v, quads, sums + 8 * v, share, ahead);
     });
   }
 
@@ -66,10 +71,15 @@ struct LowBitProducts {
     return _mm256_set1_epi32(bytes);
   }
 
+  // Cache lines to prefetch, every few quads. `every` is a power of two.
+  struct Ahead {
+    long lines, every;
+  };
+
   // |w| times x with the sign of w: at most 2 * 128 * 127 a pair, because no x is -128.
   template <int M, int Vectors>
   [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                                          std::int32_t* sums, long lines, const char* ahead) {
+                                          std::int32_t* sums, Ahead share, const char* ahead) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i acc[M][Vectors];
 #pragma GCC unroll 4
@@ -77,8 +87,8 @@ struct LowBitProducts {
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) acc[m][v] = load(sums + m * kColumns + 8 * v);
     for (long quad = 0; quad < quads; ++quad) {
-      for (long line = 0; line < lines; ++line)
-        _mm_prefetch(ahead + (quad * lines + line) * kCacheLine, _MM_HINT_T1);
+      if ((quad & (share.every - 1)) == 0)
+        for (long line = 0; line < share.lines; ++line, ahead += kCacheLine) _mm_prefetch(ahead, _MM_HINT_T1);
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
         const __m256i column = load(panel + quad * kQuadBytes + 32 * v), absolute = _mm256_abs_epi8(column);

@@ -1,4 +1,4 @@
-// Unpacks groups of 4-bit weights (low_bit.h) to panels of bfloat16 or bytes, and prefetches the groups that follow.
+// Unpacks groups of w4a16 (low_bit.h) to panels of bfloat16, and prefetches the groups that follow.
 #pragma once
 
 #include "low_bit_loops.h"
@@ -6,15 +6,32 @@
 namespace tandem::inline TANDEM_SET {
 namespace {
 
-// -8 to 7 as bfloat16.
-alignas(64) constexpr bf16 kNumbers[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-                                           0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+// The stored numbers 0 to 15 as bfloat16, if 8 is to be subtracted later, or else -8 to 7.
+alignas(64) constexpr bf16 kAllNumbers[24] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                                              0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+                                              0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+constexpr const bf16* kNumbers = kAllNumbers + static_cast<long>(LowBitProducts::kStoredZero);
 
 // Writes 32 words of w4a16, bits `shift` to `shift` + 3 of each.
 void unpack_words(const std::uint8_t* from, int shift, bf16* to) {
 #if defined(__AVX512BW__)
-  const __m512i numbers = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kNumbers)));
+  const __m512i numbers = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(kNumbers)));
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_srli_epi16(_mm512_loadu_si512(from), shift), numbers));
+#elif defined(__AVX2__)
+  // The low bytes of all numbers, then their high bytes. An index above 127 gives 0.
+  const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kNumbers));
+  const __m256i low_mask = _mm256_set1_epi16(0xff);
+  const __m256i low = _mm256_and_si256(numbers, low_mask), high = _mm256_srli_epi16(numbers, 8);
+  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xd8);
+  const __m256i low_bytes = _mm256_permute4x64_epi64(bytes, 0x44), high_bytes = _mm256_permute4x64_epi64(bytes, 0xee);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + i);
+    const __m256i number = _mm256_and_si256(_mm256_srli_epi16(words, shift), _mm256_set1_epi16(15));
+    const __m256i first = _mm256_or_si256(number, _mm256_set1_epi16(static_cast<short>(0x8000)));
+    const __m256i second = _mm256_or_si256(_mm256_slli_epi16(number, 8), _mm256_set1_epi16(0x80));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + i, _mm256_or_si256(_mm256_shuffle_epi8(low_bytes, first),
+                                                                            _mm256_shuffle_epi8(high_bytes, second)));
+  }
 #elif defined(__ARM_NEON)
   // The low bytes of all numbers, then their high bytes.
   const uint8x16x2_t bytes = vld2q_u8(reinterpret_cast<const std::uint8_t*>(kNumbers));
@@ -39,17 +56,6 @@ void unpack_to_bf16(const Group<float>& group, bf16* to) {
     const std::uint8_t* line = group.weights + pair * kCacheLine;
     prefetch(line + kAhead);
     for (int part = 0; part < 4; ++part) unpack_words(line, 4 * part, to + pair * 2 * kColumns + 32 * part);
-  }
-}
-
-// Writes a group of w4a8 as [group / 4][64][4] bytes of 0 to 15.
-void unpack_to_bytes(const Group<std::int32_t>& group, bf16* to) {
-  auto* bytes = reinterpret_cast<std::uint8_t*>(to);
-  for (long line = 0; line < group.size / 2; ++line, bytes += 2 * kCacheLine) {
-    const std::uint8_t* from = group.weights + line * kCacheLine;
-    prefetch(from + kAhead);
-    for (long i = 0; i < kCacheLine; ++i) bytes[i] = from[i] & 15;
-    for (long i = 0; i < kCacheLine; ++i) bytes[kCacheLine + i] = from[i] >> 4;
   }
 }
 
