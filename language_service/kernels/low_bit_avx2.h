@@ -18,14 +18,13 @@ struct LowBitProducts {
   static constexpr float kStoredZero = 8;
 
   static void w8a8(long count, long lines, const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                   std::int32_t* sums, const char* ahead) {
+                   std::int32_t* sums, Ahead ahead) {
     with_constant<kTileRows>(count, [&](auto m) {
       constexpr int kVectors = m == 1 ? 8 : m == 2 ? 4 : 2;  // sums that stay in registers
       constexpr long kPasses = 8 / kVectors;
-      // The passes share the prefetching. In one of them alone, it would take longer than computing.
-      const Ahead share{(lines + kPasses - 1) / kPasses, lines ? std::max(1L, kPasses / lines) : 1};
-      for (int v = 0; v < 8; v += kVectors, ahead += quads / share.every * share.lines * kCacheLine)
-        tile_w8a8<m, kVectors>(x, stride, panel + 32 * v, quads, sums + 8 * v, share, ahead);
+      for (long pass = 0, v = 0; pass < kPasses; ++pass, v += kVectors)
+        tile_w8a8<m, kVectors>(x, stride, panel + 32 * v, quads, sums + 8 * v, ahead.part(pass, kPasses),
+                               (lines + kPasses - 1) / kPasses);
     });
   }
 
@@ -71,15 +70,10 @@ struct LowBitProducts {
     return _mm256_set1_epi32(bytes);
   }
 
-  // Cache lines to prefetch, every few quads. `every` is a power of two.
-  struct Ahead {
-    long lines, every;
-  };
-
   // |w| times x with the sign of w: at most 2 * 128 * 127 a pair, because no x is -128.
   template <int M, int Vectors>
   [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                                          std::int32_t* sums, Ahead share, const char* ahead) {
+                                          std::int32_t* sums, Ahead ahead, long lines) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i acc[M][Vectors];
 #pragma GCC unroll 4
@@ -87,8 +81,7 @@ struct LowBitProducts {
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) acc[m][v] = load(sums + m * kColumns + 8 * v);
     for (long quad = 0; quad < quads; ++quad) {
-      if ((quad & (share.every - 1)) == 0)
-        for (long line = 0; line < share.lines; ++line, ahead += kCacheLine) _mm_prefetch(ahead, _MM_HINT_T1);
+      ahead.fetch(lines);
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
         const __m256i column = load(panel + quad * kQuadBytes + 32 * v), absolute = _mm256_abs_epi8(column);
@@ -126,7 +119,7 @@ struct LowBitProducts {
                                           _mm256_load_ps(group.zeros + 16 * v + 8 * (first_half + half)));
     for (long pair = 0; pair < group.size / 2; ++pair) {
       const std::uint8_t* from = group.weights + pair * kCacheLine + 32 * first_half;
-      if (prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T1);
+      if (prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
 #pragma GCC unroll 2
       for (int half = 0; half < Halves; ++half) {
         __m256i words = load(from + 32 * half);
@@ -168,7 +161,7 @@ struct LowBitProducts {
 #pragma GCC unroll 8
     for (long quad = 0; quad < 8; ++quad) {
       const std::uint8_t* from = weights + quad * 2 * kCacheLine;
-      if (prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T1);
+      if (prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
       const __m256i bytes = load(from);
       const __m256i first = _mm256_and_si256(bytes, low), second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
 #pragma GCC unroll 4

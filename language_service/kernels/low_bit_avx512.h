@@ -14,13 +14,12 @@ struct LowBitProducts {
   static constexpr float kStoredZero = 0;      // the table of w4a16 has subtracted the 8 already
 
   static void w8a8(long count, long lines, const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                   std::int32_t* sums, const char* ahead) {
+                   std::int32_t* sums, Ahead ahead) {
     with_constant<kTileRows>(count, [&](auto m) {
       switch (lines) {
         case 4: return tile_w8a8<m, 4>(x, stride, panel, quads, sums, ahead);
         case 2: return tile_w8a8<m, 2>(x, stride, panel, quads, sums, ahead);
-        case 1: return tile_w8a8<m, 1>(x, stride, panel, quads, sums, ahead);
-        default: return tile_w8a8<m, 0>(x, stride, panel, quads, sums, ahead);
+        default: return tile_w8a8<m, 1>(x, stride, panel, quads, sums, ahead);
       }
     });
   }
@@ -56,7 +55,7 @@ struct LowBitProducts {
   // The tiles are not inlined: gcc would keep their sums in memory.
   template <int M, int Lines>
   [[gnu::noinline]] static void tile_w8a8(const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                                          std::int32_t* sums, const char* ahead) {
+                                          std::int32_t* sums, Ahead ahead) {
     __m512i acc[M][4];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m)
@@ -66,9 +65,7 @@ struct LowBitProducts {
       __m512i columns[4];
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) columns[v] = _mm512_loadu_si512(panel + quad * kQuadBytes + 64 * v);
-#pragma GCC unroll 4
-      for (int line = 0; line < Lines; ++line)
-        _mm_prefetch(ahead + (quad * Lines + line) * kCacheLine, _MM_HINT_T1);
+      ahead.fetch(Lines);
 #pragma GCC unroll 6
       for (int m = 0; m < M; ++m) {
         const __m512i four = four_bytes(x + m * stride + 4 * quad);
@@ -116,7 +113,7 @@ struct LowBitProducts {
     for (long pair = 0; pair < group.size / 2; ++pair) {
       const std::uint8_t* from = group.weights + pair * kCacheLine;
       const __m512i words = _mm512_loadu_si512(from);
-      if (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T1);
+      if (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
       const __m512bh columns[4] = {
           reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(words, values)),
           reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), values)),
@@ -147,8 +144,8 @@ struct LowBitProducts {
       const std::uint8_t* from = group.weights + quad * 2 * kCacheLine;
       const __m512i first = _mm512_loadu_si512(from), second = _mm512_loadu_si512(from + kCacheLine);
       if (Prefetch) {
-        _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead + kCacheLine, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes + kCacheLine, _MM_HINT_T1);
       }
       const __m512i columns[4] = {
           _mm512_and_si512(first, low), _mm512_and_si512(_mm512_srli_epi16(first, 4), low),

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "low_bit.h"
+#include "panel.h"
 #include "pool.h"
 
 namespace tandem::inline TANDEM_SET {
@@ -26,7 +27,7 @@ constexpr long kMaxRows = 192;    // multiplied by a panel at a time
 constexpr long kPiece = 256;      // quads per piece of a panel of 8 bits: 64 KiB
 constexpr long kQuadBytes = 256;  // of all columns
 constexpr long kCacheLine = 64;
-constexpr long kAhead = 8192;     // bytes of a panel of 4 bits to prefetch ahead
+constexpr long kAheadBytes = 8192;  // of a panel of 4 bits to prefetch ahead
 
 // Calls body with `count`, 1 to Most, as a constant.
 template <int Most, class Body>
@@ -104,14 +105,13 @@ void finish(const LowBit& weight, const LowBitRows& rows, long row, long panel, 
 template <class Set>
 void multiply_piece(const std::int8_t* x, long stride, long num_rows, const std::int8_t* piece, long quads,
                     std::int32_t* sums) {
-  const char* ahead = reinterpret_cast<const char*>(piece + quads * kQuadBytes);
+  const char* next = reinterpret_cast<const char*>(piece + quads * kQuadBytes);
+  const Ahead ahead{next, next + quads * kQuadBytes};
   const long num_tiles = (num_rows + Set::kTileRows - 1) / Set::kTileRows;
-  // Lines to prefetch per tile, of 4 per quad: the tiles share the work.
-  const long lines = num_tiles == 1 ? 4 : num_tiles < 4 ? 2 : 1;
+  const long lines = num_tiles == 1 ? 4 : num_tiles < 4 ? 2 : 1;  // most per quad
   for (long index = 0; index < num_tiles; ++index) {
     const long row = num_rows * index / num_tiles, count = num_rows * (index + 1) / num_tiles - row;
-    Set::w8a8(count, index * lines < 4 ? lines : 0, x + row * stride, stride, piece, quads, sums + row * kColumns,
-              ahead + index * lines * quads * kCacheLine);
+    Set::w8a8(count, lines, x + row * stride, stride, piece, quads, sums + row * kColumns, ahead.part(index, num_tiles));
   }
 }
 

@@ -12,7 +12,7 @@ struct LowBitProducts {
   static constexpr float kStoredZero = 0;
 
   static void w8a8(long count, long, const std::int8_t* x, long stride, const std::int8_t* panel, long quads,
-                   std::int32_t* sums, const char*) {
+                   std::int32_t* sums, Ahead) {
     for (long row = 0; row < count; ++row)
       for (long quad = 0; quad < quads; ++quad) {
         const std::int8_t *four = x + row * stride + 4 * quad, *columns = panel + quad * kQuadBytes;

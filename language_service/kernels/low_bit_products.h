@@ -23,7 +23,7 @@ void unpack_to_bytes(const Group<std::int32_t>& group, bf16* to) {
   auto* bytes = reinterpret_cast<std::uint8_t*>(to);
   for (long line = 0; line < group.size / 2; ++line, bytes += 2 * kCacheLine) {
     const std::uint8_t* from = group.weights + line * kCacheLine;
-    prefetch(from + kAhead);
+    prefetch(from + kAheadBytes);
     for (long i = 0; i < kCacheLine; ++i) bytes[i] = from[i] & 15;
     for (long i = 0; i < kCacheLine; ++i) bytes[kCacheLine + i] = from[i] >> 4;
   }

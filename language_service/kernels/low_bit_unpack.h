@@ -54,7 +54,7 @@ void unpack_words(const std::uint8_t* from, int shift, bf16* to) {
 void unpack_to_bf16(const Group<float>& group, bf16* to) {
   for (long pair = 0; pair < group.size / 2; ++pair) {
     const std::uint8_t* line = group.weights + pair * kCacheLine;
-    prefetch(line + kAhead);
+    prefetch(line + kAheadBytes);
     for (int part = 0; part < 4; ++part) unpack_words(line, 4 * part, to + pair * 2 * kColumns + 32 * part);
   }
 }

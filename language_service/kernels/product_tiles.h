@@ -83,13 +83,11 @@ struct Rows {
 };
 
 // Fetches the piece of a panel that follows, a quarter of a step's share at a time.
-struct Ahead {
-  const char *next, *end;
+struct Quarters {
+  Ahead ahead;
   long lines;  // per quarter of a step
 
-  void fetch() {
-    for (long line = 0; line < lines && next < end; ++line, next += kLine) prefetch(next);
-  }
+  void fetch() { ahead.fetch(lines); }
 };
 
 template <class Sum, int Sums, int Columns, int Rows>
@@ -100,7 +98,7 @@ inline void load_and_multiply(const bf16* columns) {
 
 // Computes two tiles of rows times 32 columns.
 template <class Sum>
-inline void two_by_two(const Rows& rows, const bf16* piece, long steps, Sum* sums, Ahead& ahead) {
+inline void two_by_two(const Rows& rows, const bf16* piece, long steps, Sum* sums, Quarters& ahead) {
   Sum* const below = sums + rows.height * kPanel;
   const long row_bytes = rows.stride * sizeof(bf16), column_bytes = kPairStride * sizeof(bf16);
   load_tile<0>(sums, kSumBytes), load_tile<1>(sums + 16, kSumBytes);
@@ -127,7 +125,7 @@ inline void two_by_two(const Rows& rows, const bf16* piece, long steps, Sum* sum
 
 // Computes one tile of rows times 64 columns.
 template <class Sum>
-inline void one_by_four(const Rows& rows, const bf16* piece, long steps, Sum* sums, Ahead& ahead) {
+inline void one_by_four(const Rows& rows, const bf16* piece, long steps, Sum* sums, Quarters& ahead) {
   const long row_bytes = rows.stride * sizeof(bf16);
   load_tile<0>(sums, kSumBytes), load_tile<1>(sums + 16, kSumBytes);
   load_tile<2>(sums + 32, kSumBytes), load_tile<3>(sums + 48, kSumBytes);
@@ -148,7 +146,7 @@ inline void one_by_four(const Rows& rows, const bf16* piece, long steps, Sum* su
 }
 
 template <class Sum>
-inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums, Ahead& ahead) {
+inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums, Quarters& ahead) {
   const long num_tiles = (num_rows + rows.height - 1) / rows.height, steps = (pairs + kStepPairs - 1) / kStepPairs;
   for (long tile = 0; tile < num_tiles; tile += 2) {
     const Rows part = rows.from(tile * rows.height, 0);
@@ -162,7 +160,7 @@ inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pa
 // Computes sums[num_rows][64] += rows x piece[pairs][64][2]. `pairs` are whole steps. Sums and rows are padded.
 template <class Sum>
 inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
-  Ahead nothing{};
+  Quarters nothing{};
   multiply(rows, num_rows, piece, pairs, sums, nothing);
 }
 
@@ -171,7 +169,7 @@ template <class Sum>
 inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   const char* const next = reinterpret_cast<const char*>(piece + pairs * kPairStride);
   const long num_tiles = (num_rows + rows.height - 1) / rows.height;
-  Ahead ahead{next, next + pairs * kPairStride * sizeof(bf16), (16 + num_tiles - 1) / num_tiles};
+  Quarters ahead{{next, next + pairs * kPairStride * sizeof(bf16)}, (16 + num_tiles - 1) / num_tiles};
   multiply(rows, num_rows, piece, pairs, sums, ahead);
 }
 

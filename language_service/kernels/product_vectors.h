@@ -35,29 +35,25 @@ template <class Sum>
 inline void multiply(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
   for (long row = 0; row < num_rows; row += kTileRows)
     tile<0>(std::min(kTileRows, num_rows - row), rows.first + row * rows.stride, rows.stride, piece, pairs,
-            sums + row * kPanel, nullptr);
+            sums + row * kPanel, Ahead{});
 }
 
 // Does the same and prefetches the piece after this one.
 template <class Sum>
 inline void multiply_and_prefetch(const Rows& rows, long num_rows, const bf16* piece, long pairs, Sum* sums) {
-  const char* ahead = reinterpret_cast<const char*>(piece + pairs * kPairStride);
+  const char* next = reinterpret_cast<const char*>(piece + pairs * kPairStride);
+  const Ahead ahead{next, next + pairs * kPairStride * sizeof(bf16)};
   const long num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  // Lines to prefetch per tile, of 4 per pair: the tiles share the work.
-  const long lines = num_tiles == 1 ? 4 : num_tiles < 4 ? 2 : 1;
   for (long index = 0; index < num_tiles; ++index) {
     const long row = num_rows * index / num_tiles, count = num_rows * (index + 1) / num_tiles - row;
     const bf16* a = rows.first + row * rows.stride;
-    Sum* c = sums + row * kPanel;
-    const char* from = ahead + index * lines * pairs * kLine;
-    if (index * lines >= 4)
-      tile<0>(count, a, rows.stride, piece, pairs, c, nullptr);
-    else if (lines == 4)
-      tile<4>(count, a, rows.stride, piece, pairs, c, from);
-    else if (lines == 2)
-      tile<2>(count, a, rows.stride, piece, pairs, c, from);
+    const Ahead share = ahead.part(index, num_tiles);
+    if (num_tiles == 1)  // four lines per pair
+      tile<4>(count, a, rows.stride, piece, pairs, sums + row * kPanel, share);
+    else if (num_tiles < 4)
+      tile<2>(count, a, rows.stride, piece, pairs, sums + row * kPanel, share);
     else
-      tile<1>(count, a, rows.stride, piece, pairs, c, from);
+      tile<1>(count, a, rows.stride, piece, pairs, sums + row * kPanel, share);
   }
 }
 

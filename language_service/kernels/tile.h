@@ -20,11 +20,10 @@
 
 namespace tandem::inline TANDEM_SET {
 
-// Computes sums[num_rows][64] += rows[num_rows][2 * pairs] x panel[pairs][64][2] for 1 to 6 rows. Prefetches `Lines`
-// cache lines of `ahead` per pair.
+// Computes sums[num_rows][64] += rows[num_rows][2 * pairs] x panel[pairs][64][2] for 1 to 6 rows. Prefetches `ahead`, up
+// to `Lines` cache lines per pair.
 template <int Lines, class Sum>
-inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums,
-                 const char* ahead) {
+inline void tile(long num_rows, const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums, Ahead ahead) {
   switch (num_rows) {
     case 1: return tile<1, Lines>(rows, stride, panel, pairs, sums, ahead);
     case 2: return tile<2, Lines>(rows, stride, panel, pairs, sums, ahead);

@@ -6,7 +6,7 @@
 namespace tandem::inline TANDEM_SET {
 
 template <int M, int Lines>
-inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, const char* ahead) {
+inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, Ahead ahead) {
   __m512 acc[M][4];
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m)
@@ -17,8 +17,7 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, f
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v)
       columns[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + pair * kPairStride + v * 2 * kLanes));
-#pragma GCC unroll 4
-    for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair * Lines + line) * kLine);
+    if constexpr (Lines > 0) ahead.fetch(Lines);
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {
       std::int32_t two;

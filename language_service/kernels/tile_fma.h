@@ -15,10 +15,9 @@ constexpr int num_column_regs() {
   return count;
 }
 
-// Computes `V` registers of columns. Rows are float32, [M][2 * kPiecePairs]. Prefetches `Lines` cache lines of `ahead`
-// every `Every` pairs.
-template <int M, int V, int Lines, int Every>
-inline void tile_columns(const float* rows, const bf16* panel, long pairs, float* sums, const char* ahead) {
+// Computes `V` registers of columns. Rows are float32, [M][2 * kPiecePairs].
+template <int M, int V, int Lines>
+inline void tile_columns(const float* rows, const bf16* panel, long pairs, float* sums, Ahead ahead) {
   Reg acc[M][V];
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m)
@@ -26,9 +25,7 @@ inline void tile_columns(const float* rows, const bf16* panel, long pairs, float
     for (int v = 0; v < V; ++v) acc[m][v] = load_reg(sums + m * kPanel + v * kRegLanes);
   for (long pair = 0; pair < pairs; ++pair) {
     const bf16* const columns = panel + pair * kPairStride;
-    if (pair % Every == 0)
-#pragma GCC unroll 4
-      for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair / Every * Lines + line) * kLine);
+    if constexpr (Lines > 0) ahead.fetch(Lines);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       Reg wide[V];
@@ -49,11 +46,10 @@ inline void tile_columns(const float* rows, const bf16* panel, long pairs, float
     for (int v = 0; v < V; ++v) store_reg(sums + m * kPanel + v * kRegLanes, acc[m][v]);
 }
 
-// The passes over the columns share the prefetching. In one of them alone, it would take longer than computing.
 template <int M, int Lines>
-inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, const char* ahead) {
+inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, float* sums, Ahead ahead) {
   constexpr int kColumns = num_column_regs<M>(), kPasses = kPanel / kRegLanes / kColumns;
-  constexpr int kShare = (Lines + kPasses - 1) / kPasses, kEvery = Lines && Lines < kPasses ? kPasses / Lines : 1;
+  const long num_pieces = (pairs + kPiecePairs - 1) / kPiecePairs;
   alignas(64) float wide[M * 2 * kPiecePairs];
   for (long begin = 0; begin < pairs; begin += kPiecePairs) {
     const long count = std::min(kPiecePairs, pairs - begin);
@@ -61,9 +57,10 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, f
       for (long i = 0; i < 2 * count; i += kLanes)
         store(wide + m * 2 * kPiecePairs + i, load(rows + m * stride + 2 * begin + i, first_lanes(2 * count - i)));
     const bf16* const piece = panel + begin * kPairStride;
-    const char* next = ahead + begin * Lines * kLine;
-    for (long v = 0; v < kPanel / kRegLanes; v += kColumns, next += count / kEvery * kShare * kLine)
-      tile_columns<M, kColumns, kShare, kEvery>(wide, piece + v * 2 * kRegLanes, count, sums + v * kRegLanes, next);
+    for (long pass = 0; pass < kPasses; ++pass)
+      tile_columns<M, kColumns, (Lines + kPasses - 1) / kPasses>(
+          wide, piece + pass * kColumns * 2 * kRegLanes, count, sums + pass * kColumns * kRegLanes,
+          ahead.part(begin / kPiecePairs * kPasses + pass, num_pieces * kPasses));
   }
 }
 

@@ -56,13 +56,12 @@ inline std::uint32_t word_at(const bf16* from) {
 
 // Multiplies one row.
 template <int Lines, class Sum>
-inline void tile_of_row(const bf16* row, const bf16* panel, long pairs, Sum* sums, const char* ahead) {
+inline void tile_of_row(const bf16* row, const bf16* panel, long pairs, Sum* sums, Ahead ahead) {
   Four<Sum> acc[16];
 #pragma GCC unroll 16
   for (int v = 0; v < 16; ++v) acc[v] = load_four(sums + 4 * v);
   for (long pair = 0; pair < pairs; ++pair) {
-#pragma GCC unroll 4
-    for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair * Lines + line) * kLine);
+    if constexpr (Lines > 0) ahead.fetch(Lines);
     const uint32x4_t two = vdupq_n_u32(word_at(row + 2 * pair));
 #pragma GCC unroll 16
     for (int v = 0; v < 16; ++v) acc[v] = add_columns(acc[v], two, load_words(panel + pair * kPairStride + 8 * v));
@@ -71,11 +70,9 @@ inline void tile_of_row(const bf16* row, const bf16* panel, long pairs, Sum* sum
   for (int v = 0; v < 16; ++v) store_four(sums + 4 * v, acc[v]);
 }
 
-// Multiplies M rows by 2 V columns. Of an odd number of rows, the last one is computed twice. Prefetches `Lines` cache
-// lines of `ahead` every `Every` steps of two pairs.
-template <int M, int V, int Lines, int Every, class Sum>
-inline void tile_of_squares(const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums,
-                            const char* ahead) {
+// Multiplies M rows by 2 V columns. Of an odd number of rows, the last one is computed twice.
+template <int M, int V, int Lines, class Sum>
+inline void tile_of_squares(const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums, Ahead ahead) {
   constexpr int kSquares = (M + 1) / 2;
   const auto second = [](int square) { return std::min(2 * square + 1, M - 1); };
   Four<Sum> acc[kSquares][V];
@@ -101,9 +98,7 @@ inline void tile_of_squares(const bf16* rows, long stride, const bf16* panel, lo
     }
   };
   for (long pair = 0; pair + 1 < pairs; pair += 2) {
-    if (pair / 2 % Every == 0)
-#pragma GCC unroll 8
-      for (int line = 0; line < Lines; ++line) prefetch(ahead + (pair / 2 / Every * Lines + line) * kLine);
+    if constexpr (Lines > 0) ahead.fetch(Lines);
     step([=](const bf16* row) { return vreinterpret_u32_u16(vld1_u16(row + 2 * pair)); }, panel + pair * kPairStride,
          true);
   }
@@ -116,15 +111,15 @@ inline void tile_of_squares(const bf16* rows, long stride, const bf16* panel, lo
     for (int v = 0; v < V; ++v) store_square(sums + 2 * s * kPanel + 2 * v, sums + second(s) * kPanel + 2 * v, acc[s][v]);
 }
 
-// The passes over the columns share the prefetching. In one of them alone, it would take longer than computing.
 template <int M, int Lines, class Sum>
-inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums, const char* ahead) {
+inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, Sum* sums, Ahead ahead) {
   if constexpr (M == 1) return tile_of_row<Lines>(rows, panel, pairs, sums, ahead);
   constexpr int kSquareColumns = M <= 2 ? 16 : 8;  // sums of all rows stay in registers
-  constexpr int kPasses = kPanel / (2 * kSquareColumns), kOfStep = 2 * Lines;
-  constexpr int kShare = (kOfStep + kPasses - 1) / kPasses, kEvery = Lines && kOfStep < kPasses ? kPasses / kOfStep : 1;
-  for (long column = 0; column < kPanel; column += 2 * kSquareColumns, ahead += pairs / 2 / kEvery * kShare * kLine)
-    tile_of_squares<M, kSquareColumns, kShare, kEvery>(rows, stride, panel + 2 * column, pairs, sums + column, ahead);
+  constexpr int kPasses = kPanel / (2 * kSquareColumns);
+  constexpr int kLinesOfStep = (2 * Lines + kPasses - 1) / kPasses;  // of two pairs
+  for (long pass = 0, column = 0; pass < kPasses; ++pass, column += 2 * kSquareColumns)
+    tile_of_squares<M, kSquareColumns, kLinesOfStep>(rows, stride, panel + 2 * column, pairs, sums + column,
+                                                     ahead.part(pass, kPasses));
 }
 
 }  // namespace tandem::inline TANDEM_SET
