@@ -20,6 +20,7 @@ from tests.gateway.scripted import World, error_of, eventually, scripted_world
 MIB = 2**20
 # Processor time that one step of the event loop may take. Meanwhile no other call goes on.
 LONGEST_STEP_S = 0.02
+ATTEMPTS = 3  # a busy machine makes a step longer, never shorter
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +97,12 @@ async def test_a_costly_conversation_takes_no_long_step_of_the_loop(
         call = kind(f"/tandem.v1.Gateway/{method}")
         await channel.channel_ready()
         await ignoring_errors(call(b""))
-        with longest_step(monkeypatch) as times:
-            await ignoring_errors(call(data))
-    assert times[0] < LONGEST_STEP_S, times[:3]
+        longest = []
+        for _ in range(ATTEMPTS):
+            with longest_step(monkeypatch) as times:
+                await ignoring_errors(call(data))
+            longest.append(times[0])
+    assert min(longest) < LONGEST_STEP_S, longest
 
 
 async def ignoring_errors(call: Any) -> None:

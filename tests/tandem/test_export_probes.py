@@ -1,7 +1,6 @@
 """`tandem checkpoint export --probes` with the demo's release on real stacks."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -17,6 +16,7 @@ from tandem.commands.probe_answers import compare
 from tandem.errors import FailedPrecondition
 from tests.checkpoint.probes.files import probe
 from tests.vision_service.exports import TAGS, checkpoint
+from tests.vision_service.openvino_processor import needs_bfloat16
 
 DEMO = Path(__file__).parents[2] / "models" / "tandem-demo-v1.1.0"
 NUM_PROBES = 24
@@ -44,10 +44,10 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("to", "precision"), [("onnx", "float32"), ("openvino", "bfloat16")])
+@pytest.mark.parametrize(
+    ("to", "precision"), [("onnx", "float32"), pytest.param("openvino", "bfloat16", marks=needs_bfloat16)]
+)
 def test_an_export_answers_the_probes_as_its_source_does(models: Path, to: str, precision: str) -> None:
-    if to == "openvino" and find_spec("openvino") is None:
-        pytest.skip("the extra openvino is not installed")
     shown = run("export", DEMO.name, "--to", to, "--precision", precision, "--models", models, "--probes")
     said = re.search(
         r"Of (\d+) probes, the export loses (\d+) and gains (\d+) against torch: a drop of -?\d\.\d points, "
