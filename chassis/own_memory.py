@@ -21,7 +21,7 @@ def resident_bytes() -> int:
 
 
 def touched_bytes() -> int:
-    """Return the size of all pages that were new to this process.
+    """Return the size of pages new to this process.
 
     In a copy of another process they include the pages that it has copied so far. Pages that were given back still
     count, so this suits the start of a process. Counting its private pages instead would walk through all of them.

@@ -8,6 +8,6 @@ _TIMEOUT_S = 20  # on a busy machine
 
 
 def settle(grammars: Sequence[Grammar]) -> None:
-    """Pass accepted tokens on, and wait until it is known what follows."""
+    """Send accepted tokens, and wait for the next masks."""
     advance(grammars, timeout_s=_TIMEOUT_S)
     wait_for_masks(grammars, timeout_s=_TIMEOUT_S)
