@@ -1,7 +1,7 @@
 """Roll out a better release, then a worse one, under traffic.
 
-`make demo-canary` runs this. Callers ask questions with known answers all the time. First v1.1.0 is the canary over
-v1.0.0: it is promoted, and the answers become right. Then v1.0.0 is the canary over v1.1.0: it answers the probes
+`make demo-canary` runs this. Callers ask questions with known answers, one after the other. First v1.1.0 is the canary
+over v1.0.0: it is promoted, and the answers become right. Then v1.0.0 is the canary over v1.1.0: it answers the probes
 worse, and leaves before a caller sees it.
 
 python -m demo.canary [--models DIR] [--callers N] [--svg FILE]
@@ -38,6 +38,8 @@ REPOSITORY = Path(__file__).parents[1]
 STEPS = "50:2s,100:1s"
 NUM_CASES = 64
 _REFRESH_S = 0.25
+# Between two questions of a caller. Without it, callers take all of a slow machine, and the probes wait for minutes.
+_PAUSE_S = 0.2
 _DRAWN_WIDTH = 120  # characters
 _ENDED = (rollout_pb2.ROLLOUT_PHASE_PROMOTED, rollout_pb2.ROLLOUT_PHASE_ROLLED_BACK)
 _GUARD = rollout_pb2.RolloutGuard(
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     """Run both rollouts."""
     parser = argparse.ArgumentParser(prog="python -m demo.canary", description="Roll out a better and a worse release.")
     parser.add_argument("--models", type=Path, default=REPOSITORY / "models", help="folder of the model store")
-    parser.add_argument("--callers", type=int, default=2, help="callers that ask all the time (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=2, help="callers that ask questions (default: %(default)s)")
     parser.add_argument("--svg", type=Path, help="also draw both final tables in this file")
     arguments = parser.parse_args(argv)
     interrupt_on_signals()
@@ -131,6 +133,7 @@ async def _ask_all(address: str, number: int, cases: list[Case], traffic: Traffi
                 await asyncio.sleep(0.1)
                 continue
             traffic.answers[answer.release.language_tag, answer.text == turn.answer] += 1
+            await asyncio.sleep(_PAUSE_S)
 
     async with AsyncClient(address) as client, asyncio.TaskGroup() as tasks:
         for caller in range(number):
