@@ -23,7 +23,7 @@ help:  ## show this list
 demo: .venv/ready  ## start a stack and ask it three questions about two images
 	$(BIN)/python -m demo.tour
 
-demo-canary: .venv/ready  ## roll out a worse and a better release under traffic, in about a minute
+demo-canary: .venv/ready  ## roll out a worse and a better release under traffic, in a minute or two
 	$(BIN)/python -m demo.canary
 
 serve: .venv/ready  ## run the services and the HTTP door on this machine until Ctrl-C

@@ -60,7 +60,7 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, f
     for (long pass = 0; pass < kPasses; ++pass)
       tile_columns<M, kColumns, (Lines + kPasses - 1) / kPasses>(
           wide, piece + pass * kColumns * 2 * kRegLanes, count, sums + pass * kColumns * kRegLanes,
-          ahead.part(begin / kPiecePairs * kPasses + pass, num_pieces * kPasses));
+          Lines ? ahead.part(begin / kPiecePairs * kPasses + pass, num_pieces * kPasses) : ahead);
   }
 }
 

@@ -119,7 +119,7 @@ inline void tile(const bf16* rows, long stride, const bf16* panel, long pairs, S
   constexpr int kLinesOfStep = (2 * Lines + kPasses - 1) / kPasses;  // of two pairs
   for (long pass = 0, column = 0; pass < kPasses; ++pass, column += 2 * kSquareColumns)
     tile_of_squares<M, kSquareColumns, kLinesOfStep>(rows, stride, panel + 2 * column, pairs, sums + column,
-                                                     ahead.part(pass, kPasses));
+                                                     Lines ? ahead.part(pass, kPasses) : ahead);
 }
 
 }  // namespace tandem::inline TANDEM_SET
