@@ -85,7 +85,7 @@ class GrammarProcess:
 
     def take_turns_if_dear(self) -> None:
         """Let a process that computes for long take turns."""
-        if not self._takes_turns and self._expected and self.processor_s() - self._started_s > _DEAR_S:
+        if not self._takes_turns and self._expected and self._spent_s() > _DEAR_S:
             self.take_turns()
 
     def take_turns(self) -> None:
@@ -162,7 +162,7 @@ class GrammarProcess:
                 self._started_s = self.processor_s()
             elif not self._expected:
                 limit_s = DEAR_FIRST_MASK_S if future is self.first else _DEAR_S
-                self.is_dear = self.is_dear or self.processor_s() - self._started_s > limit_s
+                self.is_dear = self.is_dear or self._spent_s() > limit_s
             if self._takes_turns and not self._expected:
                 self._takes_turns = False
                 self._command(b"e")
@@ -181,6 +181,10 @@ class GrammarProcess:
     def processor_s(self) -> float:
         """Return the processor time of the process."""
         return 0.0 if self._process_id is None else processor_s(self._process_id)
+
+    def _spent_s(self) -> float:
+        """Return the processor time of the jobs in work."""
+        return self.processor_s() - self._started_s
 
 
 def _running() -> "Future[Reply]":
