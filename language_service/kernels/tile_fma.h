@@ -36,7 +36,12 @@ inline void tile_columns(const float* rows, const bf16* panel, long pairs, float
       for (int m = 0; m < M; ++m) {
         const Reg factor = splat_reg(rows[m * 2 * kPiecePairs + 2 * pair + half]);
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[m][v] = fmadd(factor, wide[v], acc[m][v]);
+        for (int v = 0; v < V; ++v) {
+          if constexpr (M >= 5)
+            add_product(acc[m][v], factor, wide[v]);
+          else
+            acc[m][v] = fmadd(factor, wide[v], acc[m][v]);
+        }
       }
     }
   }

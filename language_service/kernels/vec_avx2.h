@@ -18,6 +18,8 @@ inline Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
 inline Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
 inline Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline Reg fmsub(Reg a, Reg b, Reg c) { return _mm256_fmsub_ps(a, b, c); }
+// Adds a * b to a sum in its register. With 12 sums, GCC would move them about, and some of them to memory.
+inline void add_product(Reg& sum, Reg a, Reg b) { asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
 
 inline Reg select_first(long count, Reg yes, Reg no) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

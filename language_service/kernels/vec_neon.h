@@ -18,6 +18,7 @@ inline Reg div(Reg a, Reg b) { return vdivq_f32(a, b); }
 inline Reg max(Reg a, Reg b) { return vmaxq_f32(a, b); }
 inline Reg fmadd(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
 inline Reg fmsub(Reg a, Reg b, Reg c) { return vfmaq_f32(vnegq_f32(c), a, b); }
+inline void add_product(Reg& sum, Reg a, Reg b) { sum = fmadd(a, b, sum); }
 
 inline Reg select_first(long count, Reg yes, Reg no) {
   constexpr std::int32_t kIndices[] = {0, 1, 2, 3};
