@@ -1,10 +1,11 @@
-"""Start worker processes, let them take turns, and kill them.
+"""Start worker processes, let costly ones take turns, and kill them.
 
 A program runs this for the service that is its parent. Each worker is a copy of the program, so it starts in a
-millisecond, and has loaded what the program has.
+millisecond, and has loaded what the program has. One that a `StopTimer` has stopped takes turns, until the service says
+that its work is done.
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
-Messages of the program: `STARTED_OR_ENDED`.
+Messages of the program: `EVENT`.
 """
 
 import os
@@ -15,11 +16,12 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-from chassis.process_turns import ProcessTurns, wake_promptly
+from chassis.process_turns import ProcessTurns, wake_promptly, yield_processors
 
-# A letter, then the number of a worker: 'o' opens it, 'k' kills it, 't' starts its turns, and 'e' ends them.
+# A letter, then the number of a worker: 'o' opens it, 'k' kills it, and 'e' ends its turns.
 COMMAND = struct.Struct("<cI")
-STARTED_OR_ENDED = struct.Struct("<cIi")  # 's' and 'e'. Then its number, and its process id or wait status.
+# 's' started, 't' takes turns from now on, and 'e' ended. Then its number, and its process id or its wait status for 'e'.
+EVENT = struct.Struct("<cIi")
 
 
 class ProcessStarter:
@@ -35,8 +37,8 @@ class ProcessStarter:
         self._control, self._serve = control, serve
         self._turns = ProcessTurns(os.getppid())
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
-        # The end of a worker wakes the loop. A handler could interrupt itself.
-        self._ended, self._wakeup = socket.socketpair()
+        # The end or stop of a worker wakes the loop. A handler could interrupt itself.
+        self._changed, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
@@ -45,10 +47,10 @@ class ProcessStarter:
         """Run commands until the parent closes the socket."""
         wake_promptly()  # a late end of a turn delays the service
         while True:
-            ready, _, _ = select.select([self._control, self._ended], [], [], self._turns.next())
-            if self._ended in ready:
-                self._ended.recv(4096)
-                self._report_ends()
+            ready, _, _ = select.select([self._control, self._changed], [], [], self._turns.next())
+            if self._changed in ready:
+                self._changed.recv(4096)
+                self._report_changes()
             if self._control in ready and not self._run_command():
                 break
         for process_id in self._process_ids.values():
@@ -63,12 +65,10 @@ class ProcessStarter:
         if command == b"o":
             self._start(number, sockets[0])
         elif process_id := self._process_ids.get(number):
-            if command == b"t":
-                self._turns.add(process_id)
-            elif command == b"e":
+            if command == b"e":
                 self._turns.remove(process_id)
             else:
-                os.kill(process_id, signal.SIGKILL)
+                _kill(process_id)
         return True
 
     def _start(self, number: int, connection: int) -> None:
@@ -77,7 +77,7 @@ class ProcessStarter:
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for other in (self._control, self._ended, self._wakeup):
+                for other in (self._control, self._changed, self._wakeup):
                     other.close()
                 self._serve(connection)
             finally:
@@ -86,14 +86,28 @@ class ProcessStarter:
         self._process_ids[number] = process_id
         self._report(b"s", number, process_id)
 
-    def _report_ends(self) -> None:
+    def _report_changes(self) -> None:
         for number, process_id in list(self._process_ids.items()):
-            ended, status = os.waitpid(process_id, os.WNOHANG)
-            if ended:
+            changed, status = os.waitpid(process_id, os.WNOHANG | os.WUNTRACED)
+            if changed and os.WIFSTOPPED(status):
+                if self._turns.add(process_id):  # otherwise its turn has ended
+                    self._report(b"t", number, process_id)
+            elif changed:
                 del self._process_ids[number]
                 self._turns.remove(process_id)
                 self._report(b"e", number, status)
 
     def _report(self, kind: bytes, number: int, detail: int) -> None:
         with suppress(OSError):  # the service has closed the socket, which `run` notices
-            self._control.send(STARTED_OR_ENDED.pack(kind, number, detail))
+            self._control.send(EVENT.pack(kind, number, detail))
+
+
+def _kill(process_id: int) -> None:
+    """Kill a worker.
+
+    It gives its memory back on idle processors, because that can take milliseconds.
+    """
+    with suppress(OSError):  # it has just ended
+        for thread in os.listdir(f"/proc/{process_id}/task"):
+            yield_processors(int(thread))
+    os.kill(process_id, signal.SIGKILL)

@@ -9,16 +9,17 @@ import ctypes
 import os
 import platform
 import signal
-import threading
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 TURN_S = 0.002
 _TURNS_OF_SERVICE = 24  # that follow each turn of a process
 _BUSY_SHARE = 0.3  # of a processor
 _SLICE_NS = 100_000  # the shortest
 _NOT_CHILDREN = 1  # SCHED_FLAG_RESET_ON_FORK
+_BY_SIGNAL = 0  # SIGEV_SIGNAL
 
 
 class ProcessTurns:
@@ -32,11 +33,16 @@ class ProcessTurns:
         self._ends_s = 0.0  # of the turn
         self._service_s = 0.0  # processor time of the service when it began
 
-    def add(self, process_id: int) -> None:
-        """Let a process wait for its turn."""
-        if process_id != self._running and process_id not in self._waiting:
-            _send(process_id, signal.SIGSTOP)
-            self._waiting.append(process_id)
+    def add(self, process_id: int) -> bool:
+        """Let a process wait for its turn.
+
+        Returns False if it takes turns already.
+        """
+        if process_id == self._running or process_id in self._waiting:
+            return False
+        _send(process_id, signal.SIGSTOP)
+        self._waiting.append(process_id)
+        return True
 
     def remove(self, process_id: int) -> None:
         """Let a process go on that is no longer costly."""
@@ -80,18 +86,60 @@ def yield_processors(thread: int) -> None:
     os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
-def yield_processors_after(number: signal.Signals) -> None:
-    """Let the main thread yield after a signal.
+class StopTimer:
+    """Stops this process when it has computed for too long.
 
-    A thread waits for the signal, so this also works while the main thread computes outside Python. All threads must
-    block the signal.
+    The kernel does that at a tick, so it also stops code that holds the interpreter's lock. The parent notices.
     """
 
-    def wait() -> None:
-        signal.sigwait([number])
-        yield_processors(os.getpid())
+    def __init__(self) -> None:
+        """Make the timer, not running.
 
-    threading.Thread(target=wait, daemon=True).start()
+        Raises:
+            OSError: the system has too many timers.
+        """
+        event = _SignalEvent(signal=signal.SIGSTOP, notify=_BY_SIGNAL)
+        self._number = ctypes.c_void_p()
+        if _function("timer_create")(time.CLOCK_PROCESS_CPUTIME_ID, ctypes.byref(event), ctypes.byref(self._number)):
+            raise OSError("no timer is left")
+        self._set = _function("timer_settime")
+
+    def start(self, seconds: float) -> None:
+        """Stop the process after this much processor time from now."""
+        whole, rest = divmod(round(seconds * 1e9), 10**9)
+        self._set(self._number, 0, ctypes.byref(_TimerValue(seconds=whole, nanoseconds=rest)), None)
+
+    def cancel(self) -> None:
+        """Let the process compute for as long as it wants."""
+        self.start(0)
+
+
+class _SignalEvent(ctypes.Structure):
+    """`struct sigevent` of timer_create(2)."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("rest", ctypes.c_byte * 48),
+    )
+
+
+class _TimerValue(ctypes.Structure):
+    """`struct itimerspec` of timer_settime(2)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_long) for name in ("interval_seconds", "interval_nanoseconds", "seconds", "nanoseconds")
+    )
+
+
+def _function(name: str) -> Any:
+    """Return a function of the C library.
+
+    Before glibc 2.34, those of timers were in a library of their own.
+    """
+    library = ctypes.CDLL(None)
+    return getattr(library, name) if hasattr(library, name) else getattr(ctypes.CDLL("librt.so.1"), name)
 
 
 class _Schedule(ctypes.Structure):

@@ -248,7 +248,6 @@ class PagedEngine:
                     self._scheduler.advance(chunk, num_accepted=max(0, len(choices) - 1))
                 if chunk.samples:
                     events += self._accept(generation, choices)
-            self._pauses.take_turns_if_dear()
 
     def _accept(self, generation: PagedGeneration, choices: Sequence[Choice | None]) -> list[Delivery]:
         """Add tokens to an answer, then end or pause it."""
@@ -274,7 +273,6 @@ class PagedEngine:
 
     def _end(self, generation: PagedGeneration, *, reusable: bool = True) -> None:
         self._scheduler.remove(generation.sequence, reusable=reusable)
-        self._pauses.discard(generation)
         del self._generations[generation.sequence]
 
     def _check_idle(self) -> None:

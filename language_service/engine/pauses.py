@@ -12,31 +12,22 @@ class Pauses:
     def __init__(self, condition: threading.Condition) -> None:
         """Notify `condition` when a request may go on."""
         self._condition = condition
-        self._grammars: dict[PagedGeneration, Grammar] = {}
         self._ready: list[PagedGeneration] = []
 
     def add(self, generation: PagedGeneration, grammar: Grammar) -> None:
         """Pause a request until its constraint is ready."""
         generation.sequence.is_paused = True
-        self._grammars[generation] = grammar
         grammar.when_ready(lambda: self._note_ready(generation))
 
     def take_ready(self) -> list[PagedGeneration]:
-        """Return the requests whose constraint has become ready."""
+        """Return the requests whose constraint has become ready.
+
+        Some may have ended meanwhile.
+        """
         ready, self._ready = self._ready, []
         for generation in ready:
             generation.sequence.is_paused = False
-            self.discard(generation)
         return ready
-
-    def discard(self, generation: PagedGeneration) -> None:
-        """Forget a request that has ended."""
-        self._grammars.pop(generation, None)
-
-    def take_turns_if_dear(self) -> None:
-        """Let masks that take long not compete with the steps."""
-        for grammar in self._grammars.values():
-            grammar.take_turns_if_dear()
 
     def _note_ready(self, generation: PagedGeneration) -> None:
         with self._condition:  # on any thread

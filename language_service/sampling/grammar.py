@@ -25,7 +25,7 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_IDLE = 32  # workers that no answer uses
 _MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_QUICK, _QUICK_S = 2, 0.01  # compile at the same time, until they have taken this much processor time
+_MAX_QUICK = 2  # compile at the same time, until they take turns
 _MAX_SLOW = 8  # take turns after that
 
 _numbers = itertools.count()
@@ -78,9 +78,9 @@ class Grammar:
         """Whether the next step may include the answer.
 
         The mask may come while that step runs. But it must be known that the answer is not complete. No step waits for
-        a process whose masks take long.
+        a process that is not quick.
         """
-        return self.is_ready if self._worker.is_dear else self.is_settled
+        return self.is_settled if self._worker.is_quick else self.is_ready
 
     @property
     def is_complete(self) -> bool:
@@ -107,10 +107,6 @@ class Grammar:
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call back on any thread, with mask or error."""
         self._mask.add_done_callback(lambda _: callback())
-
-    def take_turns_if_dear(self) -> None:
-        """Let a process whose mask takes long take turns."""
-        self._worker.take_turns_if_dear()
 
     def close(self) -> None:
         """Forget the answer."""
@@ -150,13 +146,13 @@ class Grammar:
 def advance(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
     """Send accepted tokens, and learn which answers are complete.
 
-    Waits for that, at most `timeout_s` seconds, and not for costly processes. All then go on with the next masks.
+    Waits for that, at most `timeout_s` seconds, and only for quick processes. All then go on with the next masks.
     """
     for grammar in grammars:
         grammar._queue()
     for worker in {grammar._worker for grammar in grammars}:
         worker.send()
-    wait([grammar._accepted for grammar in grammars if not grammar._worker.is_dear], timeout_s)
+    wait([grammar._accepted for grammar in grammars if grammar._worker.is_quick], timeout_s)
 
 
 def wait_for_masks(grammars: Sequence[Grammar], *, timeout_s: float) -> None:
@@ -224,8 +220,7 @@ class GrammarCompiler:
         try:
             async with self._quick:
                 worker = (await self._open_pool()).open(text)
-                while not worker.first.done() and worker.processor_s() < _QUICK_S:
-                    await asyncio.wait([asyncio.wrap_future(worker.first)], timeout=_QUICK_S)
+                await asyncio.wrap_future(worker.begun)
             reply = await self._first_reply(worker)
         except OSError:
             raise _failed() from None
@@ -246,7 +241,6 @@ class GrammarCompiler:
             if self._num_slow == _MAX_SLOW:
                 raise _full(f"{_MAX_SLOW} costly constraints are compiling already")
             self._num_slow += 1
-            worker.take_turns()
             try:
                 await asyncio.wrap_future(worker.first)
             finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from chassis.process_starter import COMMAND, STARTED_OR_ENDED
+from chassis.process_starter import COMMAND, EVENT
 from language_service.sampling import grammar_worker
 from language_service.sampling.grammar_process import GrammarProcess, Reply
 from language_service.sampling.grammar_text import why_it_ended
@@ -138,16 +138,17 @@ class GrammarPool:
     def _read_control(self) -> None:
         message = b""
         with suppress(OSError):
-            message = self._control.recv(STARTED_OR_ENDED.size)
+            message = self._control.recv(EVENT.size)
         if not message:
             self.is_running = False
             return
-        kind, number, detail = STARTED_OR_ENDED.unpack(message)
+        kind, number, detail = EVENT.unpack(message)
         with self._lock:
             worker = self._workers[number]
         if kind == b"s":
-            worker.note_started(detail)
-            return
+            return worker.note_started(detail)
+        if kind == b"t":
+            return worker.note_turns()
         del self._workers[number]
         self._unregister(worker)
         worker.end(why_it_ended(detail, self._limits, is_compiled=worker.compiled.done()))

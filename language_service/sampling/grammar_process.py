@@ -10,11 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from chassis.process_turns import processor_s
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import COMPLETE, DEAR_FIRST_MASK_S, FAILED, FRAME, TOKEN_BYTES
-
-_DEAR_S = 0.005  # processor time of jobs from which no step waits for later ones, and a late mask takes turns
+from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +37,17 @@ class GrammarProcess:
     def __init__(self, number: int, connection: Connection, grammar: str, command: Callable[[bytes], None]) -> None:
         self.compiled: Future[Reply] = _running()
         self.first: Future[Reply] = _running()  # the mask of the first token
+        self.begun: Future[None] = _running()  # that mask is there, or it takes long
         self.num_bytes = 0  # memory of the process
         self.num_answers = 0  # in use
-        self.is_dear = False  # jobs have taken long, so no step waits for it
         self.number, self.connection = number, connection
         self._command = command
         self._lock = threading.Lock()
         self._queued: list[tuple[list[object], list[Future[Reply]]]] = []
         self._expected: deque[Future[Reply]] = deque([self.compiled, self.first])  # in the order of the frames
         self._process_id: int | None = None
-        self._started_s = 0.0  # processor time of the process before the jobs in work
         self._takes_turns = False
+        self._is_proven, self._is_dear = False, False  # it has done a job of an answer, or a job has taken long
         self._end: Reply | None = None  # of all jobs, once the process has ended or shall end
         connection.send_bytes(grammar.encode())
 
@@ -76,24 +73,11 @@ class GrammarProcess:
             if self._expected or not self._queued or self._end is not None:
                 return
             queued, self._queued = self._queued, []
-            self._started_s = self.processor_s()
             # The frames of a list: one for each job, then one for the mask of each advance.
             self._expected.extend(replies[0] for _, replies in queued if replies)
             self._expected.extend(reply for _, replies in queued for reply in replies[1:])
             with suppress(OSError):  # it has ended, and `end` follows
                 self.connection.send_bytes(json.dumps([job for job, _ in queued]).encode())
-
-    def take_turns_if_dear(self) -> None:
-        """Let a process that computes for long take turns."""
-        if not self._takes_turns and self._expected and self._spent_s() > _DEAR_S:
-            self.take_turns()
-
-    def take_turns(self) -> None:
-        """Let the process take turns until its jobs are done."""
-        with self._lock:
-            if self._expected and self._end is None:
-                self._takes_turns = True
-                self._command(b"t")
 
     def close_answer(self, answer: int) -> None:
         """Forget an answer. Costly work for nobody is stopped."""
@@ -118,6 +102,15 @@ class GrammarProcess:
     def note_started(self, process_id: int) -> None:
         """Note the process."""
         self._process_id = process_id
+
+    def note_turns(self) -> None:
+        """Note that it takes turns, because a job takes long."""
+        with self._lock:
+            self._is_dear = self._is_dear or self.first.done()
+            self._takes_turns = bool(self._expected)
+            if not self._takes_turns:  # the job has ended meanwhile
+                self._command(b"e")
+        self._begin()
 
     def receive(self) -> bool:
         """Read one message. Returns False after the last one."""
@@ -153,16 +146,13 @@ class GrammarProcess:
             self._queued.clear()
             self.num_bytes = 0
         _resolve(replies, self._end)
+        self._begin()
         self.connection.close()
 
     def _resolve_next(self, status: int, forced: tuple[int, ...], payload: bytes) -> None:
         with self._lock:
             future = self._expected.popleft()
-            if future is self.compiled:
-                self._started_s = self.processor_s()
-            elif not self._expected:
-                limit_s = DEAR_FIRST_MASK_S if future is self.first else _DEAR_S
-                self.is_dear = self.is_dear or self._spent_s() > limit_s
+            self._is_proven = self._is_proven or future not in (self.compiled, self.first)
             if self._takes_turns and not self._expected:
                 self._takes_turns = False
                 self._command(b"e")
@@ -172,19 +162,25 @@ class GrammarProcess:
             future.set_result(Reply(problem=error if is_new else why_it_stopped(error)))
         else:
             future.set_result(Reply(status == COMPLETE, forced=forced, mask=payload))
+        if future is self.first:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     @property
     def has_ended(self) -> bool:
         """Whether the process has ended."""
         return self._end is not None
 
-    def processor_s(self) -> float:
-        """Return the processor time of the process."""
-        return 0.0 if self._process_id is None else processor_s(self._process_id)
+    @property
+    def is_quick(self) -> bool:
+        """Whether a step may wait for the next reply.
 
-    def _spent_s(self) -> float:
-        """Return the processor time of the jobs in work."""
-        return self.processor_s() - self._started_s
+        A new process is not quick yet: the memory that it writes to for the first time is copied.
+        """
+        return self._is_proven and not self._is_dear and not self._takes_turns
 
 
 def _running() -> "Future[Reply]":

@@ -1,8 +1,9 @@
 """Compute masks of grammars in processes that can be stopped.
 
 Run as a program. It reads a tokenizer, then starts one worker for each grammar, as a copy of itself. A worker serves
-all answers under its grammar. The kernel ends it when a token takes too much processor time, and its allocations fail
-when it takes too much memory. So a costly grammar can neither delay nor starve the service.
+all answers under its grammar. The kernel stops it when a job takes long, and it then takes turns. It ends when a token
+takes too much processor time, and its allocations fail when it takes too much memory. So a costly grammar can neither
+delay nor starve the service.
 
 The service opens and kills workers as `chassis.process_starter` says. Messages of the service to a worker: the grammar,
 then JSON lists of jobs: ["advance", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`,
@@ -30,15 +31,15 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from chassis.own_memory import limit_memory, resident_bytes, touched_bytes
 from chassis.process_starter import ProcessStarter
-from chassis.process_turns import yield_processors, yield_processors_after
+from chassis.process_turns import StopTimer, yield_processors
 
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
-DEAR_FIRST_MASK_S = 0.01  # processor time of the first mask from which the later ones yield too
+_QUICK_S = 0.01  # processor time up to the first mask after which a worker takes turns
+_DEAR_S = 0.002  # processor time of a job after which a worker takes turns, and later yields
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _STACK_BYTES = 2**20  # of each thread
-_DEAR_S = 0.002  # processor time of a job from which it, and the later ones, yield too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +104,12 @@ class _Vocabulary:
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process could not see the program's end
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGVTALRM])  # in all threads that start later, too
     threading.stack_size(_STACK_BYTES)
     worker = _Worker(connection, limits)
     # In a thread of its own, because a thread that yields the processors goes on doing so.
     preparation = threading.Thread(target=worker.prepare, args=[tokenizer])
     preparation.start()
     preparation.join()
-    if worker.has_dear_mask:
-        yield_processors(os.getpid())
-    else:
-        yield_processors_after(signal.SIGVTALRM)
     with suppress(EOFError, OSError):  # the service has closed the connection
         while True:
             worker.run(json.loads(connection.recv_bytes()))
@@ -130,8 +126,9 @@ class _Worker:
     used_s: dict[int, float] = field(default_factory=dict)  # processor time of each answer
     start: LLMatcher | None = None
     frames: list[bytes] = field(default_factory=list)  # not sent yet
+    timer: StopTimer = field(default_factory=StopTimer)
+    yields: bool = False  # the processors, from the first dear job on
     jumps_ahead: bool = True  # until that takes too long
-    has_dear_mask: bool = False  # the first one
     num_base_bytes: int = 0  # what the start has copied, less the resident memory then. Most of that is shared.
 
     def prepare(self, tokenizer: LLTokenizer) -> None:
@@ -148,16 +145,15 @@ class _Worker:
 
     def _compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
+        self.timer.start(_QUICK_S)
         signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
         self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         self._add_frame(self.start, [])
         self._send()
         signal.setitimer(signal.ITIMER_PROF, self.limits.token_s)
-        started_s = time.process_time()
-        mask = b"" if self.start.is_error() else self.start.compute_bitmask()
-        self.has_dear_mask = time.process_time() - started_s > DEAR_FIRST_MASK_S
-        self._add_mask(self.start, mask)
+        self._add_mask(self.start, b"" if self.start.is_error() else self.start.compute_bitmask())
         signal.setitimer(signal.ITIMER_PROF, 0)
+        self.timer.cancel()
         self._send()
 
     def run(self, jobs: list[list[Any]]) -> None:
@@ -168,10 +164,10 @@ class _Worker:
                 self.states.pop(answer, None)
                 self.used_s.pop(answer, None)
                 continue
-            assert self.start is not None
-            if answer not in self.states:
-                self.states[answer] = self.start.deep_copy()
             with _Timer(self, answer):
+                if answer not in self.states:
+                    assert self.start is not None
+                    self.states[answer] = self.start.deep_copy()
                 self.states[answer].consume_tokens(*rest)
                 self._add_frame(self.states[answer], self._forced(self.states[answer]))
             advances.append(answer)
@@ -216,8 +212,8 @@ class _Worker:
 class _Timer:
     """Limits the processor time of a block.
 
-    The default action of the signal does. So it also ends code that never returns to Python. A job that is dear yields
-    the processors long before that.
+    The default action of a signal does. So it also ends code that never returns to Python. Long before that, the kernel
+    stops the process, so that it takes turns. Later jobs of one that was dear run only on idle processors.
     """
 
     def __init__(self, worker: _Worker, answer: int) -> None:
@@ -226,13 +222,17 @@ class _Timer:
     def __enter__(self) -> None:
         limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
-        signal.setitimer(signal.ITIMER_VIRTUAL, _DEAR_S)
+        self._worker.timer.start(_DEAR_S)
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        self._worker.used_s[self._answer] = self._used_s + time.process_time() - self._started_s
+        self._worker.timer.cancel()
+        took_s = time.process_time() - self._started_s
+        self._worker.used_s[self._answer] = self._used_s + took_s
+        if took_s > _DEAR_S and not self._worker.yields:
+            self._worker.yields = True
+            yield_processors(os.getpid())
 
 
 if __name__ == "__main__":

@@ -104,6 +104,39 @@ def test_a_process_that_has_ended_is_no_error(processes: ExitStack) -> None:
     assert processor_s(process_id) == 0.0
 
 
+# The power takes seconds, with the interpreter's lock.
+_STOP_ITSELF = """
+import sys
+from chassis.process_turns import StopTimer
+
+timer = StopTimer()
+timer.start(60)
+timer.cancel()
+timer.start(float(sys.argv[1]))
+if sys.argv[2] == "cancel":
+    timer.cancel()
+3**6_000_000
+"""
+
+
+def test_the_kernel_stops_a_process_that_computes_for_too_long(processes: ExitStack) -> None:
+    process_id = start(processes, [sys.executable, "-c", _STOP_ITSELF, "0.05", "go on"])
+    _, status = os.waitpid(process_id, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    stopped_s = processor_s(process_id)
+    assert is_stopped(process_id)
+    os.kill(process_id, signal.SIGCONT)
+    os.waitpid(process_id, os.WUNTRACED)  # to its end
+    assert processor_s(process_id) == 0.0
+    assert stopped_s > 0.05
+
+
+def test_a_cancelled_timer_stops_nobody(processes: ExitStack) -> None:
+    process_id = start(processes, [sys.executable, "-c", _STOP_ITSELF, "0.05", "cancel"])
+    _, status = os.waitpid(process_id, os.WUNTRACED)
+    assert os.WIFEXITED(status)
+
+
 _SHOW_SLICES = """
 import os, pathlib
 from chassis.process_turns import wake_promptly

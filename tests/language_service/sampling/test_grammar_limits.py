@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import InvalidArgument, ResourceExhausted, Unavailable
+from chassis.process_turns import processor_s
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import Finished, Generation, Tokens
 from language_service.engine.paged import PagedEngine
@@ -31,7 +32,7 @@ A, X, NINE = (TOKENIZER.encode(letter).ids[0] for letter in "ax9")
 
 # The first mask takes two seconds and 160 MiB.
 DEAR = "(a{1000}){1000}q{1000}"
-# The mask after 'xaa' takes 60 ms.
+# The mask after 'xa' takes 60 to 300 ms.
 DEAR_LATER = Constraint("regex", f"x(({DEAR})|b{{5}})")
 
 Compile = Callable[[str], Awaitable[Grammar]]
@@ -136,7 +137,7 @@ async def test_an_answer_under_a_slow_constraint_is_right_and_delays_no_other(
 
 async def test_no_step_waits_for_a_costly_constraint(make_compiler: MakeCompiler) -> None:
     grammar = await make_compiler(token_s=60.0, answer_s=60.0).compile(Constraint("regex", "(a{200}){200}"))
-    while not grammar._worker.is_dear:
+    while not grammar._worker._is_dear:
         grammar.accept(A)
         settle([grammar])
     process_id = grammar._worker._process_id
@@ -148,6 +149,23 @@ async def test_no_step_waits_for_a_costly_constraint(make_compiler: MakeCompiler
     os.kill(process_id, signal.SIGCONT)
     settle([grammar])
     assert grammar.may_step
+
+
+async def test_a_job_that_takes_long_takes_turns_at_once(make_compiler: MakeCompiler) -> None:
+    """The library computes with the interpreter's lock, so nothing in its process can do that."""
+    grammar = await make_compiler(token_s=60.0, answer_s=60.0).compile(DEAR_LATER)
+    grammar.accept(X)
+    settle([grammar])
+    process_id = grammar._worker._process_id or 0
+    grammar.accept(A)
+    before_s = processor_s(process_id)
+    advance([grammar], timeout_s=0)
+    await until(lambda: grammar._worker._takes_turns)
+    assert processor_s(process_id) - before_s < 0.03
+    assert not grammar._worker.is_quick
+    settle([grammar])
+    assert grammar.error is None
+    assert not grammar._worker._takes_turns
 
 
 async def test_a_constraint_that_takes_too_much_memory_is_refused(make_compiler: MakeCompiler) -> None:
@@ -275,8 +293,7 @@ async def test_no_answer_begins_with_a_process_that_is_about_to_end(make_compile
     await asyncio.to_thread(settle, [first])
     first.accept(A)
     advance([first], timeout_s=0)
-    while first._worker._expected and not first._worker._takes_turns:
-        first.take_turns_if_dear()
+    await until(lambda: first._worker._takes_turns or not first._worker._expected)
     first.close()
     second = await compiler.compile(constraint)
     settle([second])
