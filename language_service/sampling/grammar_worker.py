@@ -37,7 +37,7 @@ FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced 
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
 _QUICK_S = 0.01  # processor time up to the first mask after which a worker takes turns
-_DEAR_S = 0.002  # processor time of a job after which a worker takes turns, and later yields
+_DEAR_S = 0.005  # processor time of a job after which a worker takes turns, and later yields. Copying memory takes 3 ms.
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _STACK_BYTES = 2**20  # of each thread
 
