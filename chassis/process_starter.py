@@ -1,8 +1,7 @@
-"""Start worker processes, let costly ones take turns, and kill them.
+"""Start and kill worker processes, and report their stops and ends.
 
 A program runs this for the service that is its parent. Each worker is a copy of the program, so it starts in a
-millisecond, and has loaded what the program has. One that a `StopTimer` has stopped takes turns, until the service says
-that its work is done.
+millisecond, and has loaded what the program has.
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
 Messages of the program: `EVENT`.
@@ -16,11 +15,11 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-from chassis.process_turns import ProcessTurns, wake_promptly, yield_processors
+from chassis.process_time import yield_processors
 
-# A letter, then the number of a worker: 'o' opens it, 'k' kills it, and 'e' ends its turns.
-COMMAND = struct.Struct("<cI")
-# 's' started, 't' takes turns from now on, and 'e' ended. Then its number, and its process id or its wait status for 'e'.
+COMMAND = struct.Struct("<cI")  # 'o' opens a worker, and 'k' kills it. Then its number.
+# 's' for a worker that has started, 't' for one that was stopped, and 'e' for one that has ended. Then its
+# number, and its process id or, once it has ended, its wait status.
 EVENT = struct.Struct("<cIi")
 
 
@@ -35,7 +34,6 @@ class ProcessStarter:
             serve: runs in each worker, with the descriptor of its end of a connection.
         """
         self._control, self._serve = control, serve
-        self._turns = ProcessTurns(os.getppid())
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
         # The end or stop of a worker wakes the loop. A handler could interrupt itself.
         self._changed, self._wakeup = socket.socketpair()
@@ -45,9 +43,8 @@ class ProcessStarter:
 
     def run(self) -> None:
         """Run commands until the parent closes the socket."""
-        wake_promptly()  # a late end of a turn delays the service
         while True:
-            ready, _, _ = select.select([self._control, self._changed], [], [], self._turns.next())
+            ready, _, _ = select.select([self._control, self._changed], [], [])
             if self._changed in ready:
                 self._changed.recv(4096)
                 self._report_changes()
@@ -65,10 +62,7 @@ class ProcessStarter:
         if command == b"o":
             self._start(number, sockets[0])
         elif process_id := self._process_ids.get(number):
-            if command == b"e":
-                self._turns.remove(process_id)
-            else:
-                _kill(process_id)
+            _kill(process_id)
         return True
 
     def _start(self, number: int, connection: int) -> None:
@@ -90,11 +84,9 @@ class ProcessStarter:
         for number, process_id in list(self._process_ids.items()):
             changed, status = os.waitpid(process_id, os.WNOHANG | os.WUNTRACED)
             if changed and os.WIFSTOPPED(status):
-                if self._turns.add(process_id):  # otherwise its turn has ended
-                    self._report(b"t", number, process_id)
+                self._report(b"t", number, process_id)
             elif changed:
                 del self._process_ids[number]
-                self._turns.remove(process_id)
                 self._report(b"e", number, status)
 
     def _report(self, kind: bytes, number: int, detail: int) -> None:

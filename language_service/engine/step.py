@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from language_service.engine.generation import PagedGeneration
 from language_service.engine.runner import Runner
-from language_service.sampling import Choice, advance, choose_with_drafts, wait_for_masks
+from language_service.sampling import Choice, advance, choose_with_drafts, costly_workers, wait_for_masks
 from language_service.scheduling import Batch
 
 # A mask is computed while the forward pass runs. If it is late, its row is computed again in a later step.
@@ -41,7 +42,8 @@ def compute_step(runner: Runner, batch: Batch, generations: Sequence[PagedGenera
     sampling = [(generation.state, chunk.drafts) for chunk, generation in pairs if chunk.samples]
     states, drafts = [state for state, _ in sampling], [tokens for _, tokens in sampling]
     grammars = {state: state.grammar for state in states if state.grammar is not None}
-    logits_BV = runner.forward(batch.chunks, batch.fresh_blocks, [generation.images for generation in generations])
+    with costly_workers.stopped() if runner.device.type == "cpu" else nullcontext():
+        logits_BV = runner.forward(batch.chunks, batch.fresh_blocks, [generation.images for generation in generations])
     wait_for_masks(list(grammars.values()), timeout_s=_MASK_WAIT_S)
     chosen = iter(choose_with_drafts(logits_BV, states, drafts))
     advance([one for state, one in grammars.items() if not state.has_ended], timeout_s=_ADVANCE_WAIT_S)

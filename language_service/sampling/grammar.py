@@ -25,8 +25,8 @@ from language_service.sampling.options import Constraint, bad_constraint
 _MAX_IDLE = 32  # workers that no answer uses
 _MAX_BYTES = 512 * 2**20  # of all workers of a model. Their largest is stopped above it.
 _MAX_COMPILING = 32  # constraints in flight per model. Each may take seconds.
-_MAX_QUICK = 2  # compile at the same time, until they take turns
-_MAX_SLOW = 8  # take turns after that
+_MAX_QUICK = 2  # compile at the same time, until they are slow
+_MAX_SLOW = 8  # that are slow
 
 _numbers = itertools.count()
 

@@ -20,6 +20,7 @@ import structlog
 
 from chassis.process_starter import COMMAND, EVENT
 from language_service.sampling import grammar_worker
+from language_service.sampling.costly_workers import costly_workers
 from language_service.sampling.grammar_process import GrammarProcess, Reply
 from language_service.sampling.grammar_text import why_it_ended
 from language_service.sampling.grammar_worker import WorkerLimits
@@ -122,6 +123,7 @@ class GrammarPool:
                 self._control.close()
             for worker in self._workers.values():
                 worker.abandon(Reply(problem="was stopped", is_fault=True))
+                costly_workers.update(worker)
             self._selector.close()
             if self._program.wait() != 0:
                 _log.error("grammar program ended", status=self._program.returncode)
@@ -130,6 +132,7 @@ class GrammarPool:
         if not worker.receive():
             self._unregister(worker)  # the program tells why it ended
             return
+        costly_workers.update(worker)
         workers = [one for one in list(self._workers.values()) if not one.has_ended]  # `open` may add one meanwhile
         if len(workers) > 1 and sum(one.num_bytes for one in workers) > self._max_bytes:
             largest = max(workers, key=lambda one: (one.num_answers == 0 and one.first.done(), one.num_bytes))
@@ -146,12 +149,14 @@ class GrammarPool:
         with self._lock:
             worker = self._workers[number]
         if kind == b"s":
-            return worker.note_started(detail)
-        if kind == b"t":
-            return worker.note_turns()
-        del self._workers[number]
-        self._unregister(worker)
-        worker.end(why_it_ended(detail, self._limits, is_compiled=worker.compiled.done()))
+            worker.note_started(detail)
+        elif kind == b"t":
+            worker.note_stopped()
+        else:
+            del self._workers[number]
+            self._unregister(worker)
+            worker.end(why_it_ended(detail, self._limits, is_compiled=worker.compiled.done()))
+        costly_workers.update(worker)
 
     def _unregister(self, worker: GrammarProcess) -> None:
         with suppress(KeyError, OSError):  # it is closed if both messages of its end came at once

@@ -1,6 +1,8 @@
 """The service's side of the process that follows a grammar."""
 
 import json
+import os
+import signal
 import struct
 import threading
 from collections import deque
@@ -9,9 +11,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
+from chassis.process_time import is_stopped, processor_s
 from language_service.sampling.grammar_text import why_it_stopped
-from language_service.sampling.grammar_worker import COMPLETE, FAILED, FRAME, TOKEN_BYTES
+from language_service.sampling.grammar_worker import COMPLETE, DEAR_S, FAILED, FRAME, QUICK_S, TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,15 @@ class GrammarProcess:
         self.begun: Future[None] = _running()  # that mask is there, or it takes long
         self.num_bytes = 0  # memory of the process
         self.num_answers = 0  # in use
+        self.was_stopped = False  # and has not gone on
         self.number, self.connection = number, connection
         self._command = command
         self._lock = threading.Lock()
         self._queued: list[tuple[list[object], list[Future[Reply]]]] = []
         self._expected: deque[Future[Reply]] = deque([self.compiled, self.first])  # in the order of the frames
         self._process_id: int | None = None
-        self._takes_turns = False
-        self._is_proven, self._is_dear = False, False  # it has done a job of an answer, or a job has taken long
+        self._started_s = 0.0  # processor time of the process before the jobs in work
+        self._is_proven, self._is_dear = False, False  # it has done a job of an answer, or jobs have taken long
         self._end: Reply | None = None  # of all jobs, once the process has ended or shall end
         connection.send_bytes(grammar.encode())
 
@@ -73,6 +78,7 @@ class GrammarProcess:
             if self._expected or not self._queued or self._end is not None:
                 return
             queued, self._queued = self._queued, []
+            self._started_s += self._spent_s()
             # The frames of a list: one for each job, then one for the mask of each advance.
             self._expected.extend(replies[0] for _, replies in queued if replies)
             self._expected.extend(reply for _, replies in queued for reply in replies[1:])
@@ -84,7 +90,7 @@ class GrammarProcess:
         self.num_answers -= 1
         self.ask("close", answer, num_replies=0)
         self.send()
-        if self._takes_turns and not self.num_answers and self._expected:
+        if not self.num_answers and self._expected and self._spent_s() > DEAR_S:
             self.kill()
 
     def kill(self, problem: str | None = None) -> None:
@@ -103,14 +109,23 @@ class GrammarProcess:
         """Note the process."""
         self._process_id = process_id
 
-    def note_turns(self) -> None:
-        """Note that it takes turns, because a job takes long."""
-        with self._lock:
-            self._is_dear = self._is_dear or self.first.done()
-            self._takes_turns = bool(self._expected)
-            if not self._takes_turns:  # the job has ended meanwhile
-                self._command(b"e")
-        self._begin()
+    def note_stopped(self) -> None:
+        """Note that a timer has stopped it, unless `stop` did and it has gone on."""
+        assert self._process_id is not None
+        self.was_stopped = self.was_stopped or is_stopped(self._process_id)
+        if self._spent_s() > QUICK_S:
+            self._begin()
+
+    def stop(self) -> None:
+        """Stop the process."""
+        self.was_stopped = True
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on, if it was stopped."""
+        if self.was_stopped:
+            self.was_stopped = False
+            self._signal(signal.SIGCONT)
 
     def receive(self) -> bool:
         """Read one message. Returns False after the last one."""
@@ -152,10 +167,9 @@ class GrammarProcess:
     def _resolve_next(self, status: int, forced: tuple[int, ...], payload: bytes) -> None:
         with self._lock:
             future = self._expected.popleft()
-            self._is_proven = self._is_proven or future not in (self.compiled, self.first)
-            if self._takes_turns and not self._expected:
-                self._takes_turns = False
-                self._command(b"e")
+            if future not in (self.compiled, self.first):
+                self._is_proven = True
+                self._is_dear = self._is_dear or self._spent_s() > DEAR_S
         if status == FAILED:
             error = payload.decode()
             is_new = future in (self.compiled, self.first)
@@ -180,12 +194,27 @@ class GrammarProcess:
 
         A new process is not quick yet: the memory that it writes to for the first time is copied.
         """
-        return self._is_proven and not self._is_dear and not self._takes_turns
+        return self._is_proven and not self._is_dear
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether its jobs in work would delay a busy service."""
+        return bool(self._expected) and (not self.is_quick or self._spent_s() > DEAR_S)
+
+    def _spent_s(self) -> float:
+        """Return the processor time of the jobs in work."""
+        return 0.0 if self._process_id is None else processor_s(self._process_id) - self._started_s
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Its end is reported at once. Process ids are given in a circle, so no other process has this one that soon.
+        if self._process_id is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process_id, number)
 
 
-def _running() -> "Future[Reply]":
+def _running() -> "Future[Any]":
     """Return a future that nobody can cancel."""
-    future: Future[Reply] = Future()
+    future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future
 

@@ -1,9 +1,9 @@
 """Compute masks of grammars in processes that can be stopped.
 
 Run as a program. It reads a tokenizer, then starts one worker for each grammar, as a copy of itself. A worker serves
-all answers under its grammar. The kernel stops it when a job takes long, and it then takes turns. It ends when a token
-takes too much processor time, and its allocations fail when it takes too much memory. So a costly grammar can neither
-delay nor starve the service.
+all answers under its grammar. A costly one computes only between two forward passes, see `costly_workers`. The kernel
+ends it when a token takes too much processor time, and its allocations fail when it takes too much memory. So a costly
+grammar can neither delay nor starve the service.
 
 The service opens and kills workers as `chassis.process_starter` says. Messages of the service to a worker: the grammar,
 then JSON lists of jobs: ["advance", answer, tokens] or ["close", answer]. Messages of a worker: frames, each a `FRAME`,
@@ -31,13 +31,13 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from chassis.own_memory import limit_memory, resident_bytes, touched_bytes
 from chassis.process_starter import ProcessStarter
-from chassis.process_turns import StopTimer, yield_processors
+from chassis.process_time import StopTimer, yield_processors
 
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
-_QUICK_S = 0.01  # processor time up to the first mask after which a worker takes turns
-_DEAR_S = 0.005  # processor time of a job after which a worker takes turns, and later yields. Copying memory takes 3 ms.
+QUICK_S = 0.01  # processor time up to the first mask after which a constraint is slow
+DEAR_S = 0.005  # processor time of a job after which later ones yield the processors. Copying memory alone takes 3 ms.
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
 _STACK_BYTES = 2**20  # of each thread
 
@@ -145,7 +145,7 @@ class _Worker:
 
     def _compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
-        self.timer.start(_QUICK_S)
+        self.timer.start(QUICK_S)
         signal.setitimer(signal.ITIMER_PROF, self.limits.compile_s)
         self.start = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
         self._add_frame(self.start, [])
@@ -213,7 +213,7 @@ class _Timer:
     """Limits the processor time of a block.
 
     The default action of a signal does. So it also ends code that never returns to Python. Long before that, the kernel
-    stops the process, so that it takes turns. Later jobs of one that was dear run only on idle processors.
+    stops the process. It goes on between two forward passes, and its later jobs run only on idle processors.
     """
 
     def __init__(self, worker: _Worker, answer: int) -> None:
@@ -222,7 +222,7 @@ class _Timer:
     def __enter__(self) -> None:
         limits, self._used_s = self._worker.limits, self._worker.used_s.get(self._answer, 0.0)
         signal.setitimer(signal.ITIMER_PROF, max(0.001, min(limits.token_s, limits.answer_s - self._used_s)))
-        self._worker.timer.start(_DEAR_S)
+        self._worker.timer.start(DEAR_S)
         self._started_s = time.process_time()
 
     def __exit__(self, *error: object) -> None:
@@ -230,7 +230,7 @@ class _Timer:
         self._worker.timer.cancel()
         took_s = time.process_time() - self._started_s
         self._worker.used_s[self._answer] = self._used_s + took_s
-        if took_s > _DEAR_S and not self._worker.yields:
+        if took_s > DEAR_S and not self._worker.yields:
             self._worker.yields = True
             yield_processors(os.getpid())
 
