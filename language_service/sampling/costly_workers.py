@@ -40,7 +40,10 @@ class CostlyWorkers:
                 self._go_on()
 
     def update(self, worker: GrammarProcess) -> None:
-        """Note that a worker has started, has stopped, has sent a reply, or has ended."""
+        """Note what has happened to a worker.
+
+        It has started, was stopped, has sent a reply, or has ended.
+        """
         with self._lock:
             if worker.has_ended:
                 self._workers.discard(worker)

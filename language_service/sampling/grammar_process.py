@@ -110,7 +110,10 @@ class GrammarProcess:
         self._process_id = process_id
 
     def note_stopped(self) -> None:
-        """Note that a timer has stopped it, unless `stop` did and it has gone on."""
+        """Note that it was stopped.
+
+        By a timer, or by `stop`. In the latter case it may have gone on.
+        """
         assert self._process_id is not None
         self.was_stopped = self.was_stopped or is_stopped(self._process_id)
         if self._spent_s() > QUICK_S:
