@@ -65,7 +65,7 @@ class CostlyWorkers:
             worker.go_on()
 
     def _go_on(self) -> None:
-        """Let the next worker go on, those that are new first."""
+        """Let the next worker go on, a new one first."""
         is_running = self._running is not None and self._running.is_costly and not self._running.has_ended
         if self._num_computing or is_running or not self._stopped:
             return

@@ -1,4 +1,7 @@
-"""Stop and continue workers in any order of events. `test_grammar_limits` has real ones."""
+"""Stop and continue workers in any order of events.
+
+`test_grammar_limits` has real ones.
+"""
 
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -31,7 +34,7 @@ class Worker:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Forward passes of several engines, and workers that start, compute and end."""
+    """Forward passes of several engines, and workers of all ages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,12 +12,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from chassis.errors import InvalidArgument, ResourceExhausted, Unavailable
-from chassis.process_time import is_stopped
 from checkpoint.tokenizer import byte_tokenizer
 from language_service.engine.interface import Finished, Generation, Tokens
 from language_service.engine.paged import PagedEngine
 from language_service.sampling import grammar as grammar_module
-from language_service.sampling.costly_workers import costly_workers
 from language_service.sampling.grammar import Grammar, GrammarCompiler, advance
 from language_service.sampling.grammar_worker import WorkerLimits
 from language_service.sampling.options import Constraint, SamplingOptions
@@ -150,50 +148,6 @@ async def test_no_step_waits_for_a_costly_constraint(make_compiler: MakeCompiler
     os.kill(process_id, signal.SIGCONT)
     settle([grammar])
     assert grammar.may_step
-
-
-async def test_a_job_that_becomes_costly_is_stopped_while_a_forward_pass_is_computed(
-    make_compiler: MakeCompiler,
-) -> None:
-    """The library computes with the interpreter's lock, so nothing in its process can do that."""
-    grammar = await make_compiler(token_s=60.0, answer_s=60.0).compile(DEAR_LATER)
-    worker = grammar._worker
-    grammar.accept(X)
-    settle([grammar])
-    assert worker.is_quick
-    grammar.accept(A)
-    with costly_workers.stopped():  # it is quick so far
-        advance([grammar], timeout_s=0)
-        await until(lambda: is_stopped(worker._process_id or 0))
-        with costly_workers.stopped():  # of another engine
-            pass
-        assert is_stopped(worker._process_id or 0)
-        assert not grammar._accepted.done()
-    settle([grammar])
-    assert grammar._mask.done()
-    assert not worker.is_quick
-
-
-async def test_a_new_worker_starts_between_two_forward_passes(make_compiler: MakeCompiler) -> None:
-    compiler = make_compiler()
-    await compiler.compile(Constraint("regex", "a"))  # starts the program
-    with costly_workers.stopped():
-        compiling = asyncio.create_task(compiler.compile(Constraint("regex", "b")))
-        await until(lambda: len(processes(compiler)) == 3)
-        await asyncio.sleep(0.1)
-        assert not compiling.done()
-    await asyncio.wait_for(compiling, 10)
-
-
-async def test_idle_workers_are_not_stopped(make_compiler: MakeCompiler) -> None:
-    grammar = await make_compiler().compile(Constraint("regex", "9{200}"))
-    with costly_workers.stopped():
-        assert not is_stopped(grammar._worker._process_id or 0)
-        for _ in range(2):  # the first one may be costly
-            grammar.accept(NINE)
-            advance([grammar], timeout_s=0)
-            await until(lambda: grammar.is_ready)
-    assert grammar.error is None
 
 
 async def test_a_constraint_that_takes_too_much_memory_is_refused(make_compiler: MakeCompiler) -> None:
