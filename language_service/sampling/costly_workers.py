@@ -6,10 +6,13 @@ leaves some processors idle, one of them goes on.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from language_service.sampling.grammar_process import GrammarProcess
+
+_RECENT_S = 0.05  # after a forward pass, the next one is likely
 
 
 class CostlyWorkers:
@@ -21,6 +24,7 @@ class CostlyWorkers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num_computing = 0  # forward passes
+        self._computed_s = -float("inf")  # when the last one ended
         self._workers: set[GrammarProcess] = set()
         self._stopped: dict[GrammarProcess, None] = {}  # in the order in which they go on
         self._running: GrammarProcess | None = None  # went on last
@@ -37,6 +41,7 @@ class CostlyWorkers:
         finally:
             with self._lock:
                 self._num_computing -= 1
+                self._computed_s = time.monotonic()
                 self._go_on()
 
     def update(self, worker: GrammarProcess) -> None:
@@ -50,8 +55,11 @@ class CostlyWorkers:
                 self._stopped.pop(worker, None)
             else:
                 self._workers.add(worker)
-                if self._num_computing or worker.was_stopped:
+                is_busy = time.monotonic() < self._computed_s + _RECENT_S
+                if self._num_computing or (is_busy and worker.was_stopped):
                     self._stop_if_costly(worker)
+                elif worker not in self._stopped:  # a timer has stopped it, but there is nobody to disturb
+                    worker.go_on()
             self._go_on()
 
     def _stop_if_costly(self, worker: GrammarProcess) -> None:
