@@ -45,7 +45,7 @@ class CostlyWorkers:
                 self._go_on()
 
     def update(self, worker: GrammarProcess) -> None:
-        """Note what has happened to a worker.
+        """Note a change of a worker.
 
         It has started, was stopped, has sent a reply, or has ended.
         """
@@ -58,7 +58,7 @@ class CostlyWorkers:
                 is_busy = time.monotonic() < self._computed_s + _RECENT_S
                 if self._num_computing or (is_busy and worker.was_stopped):
                     self._stop_if_costly(worker)
-                elif worker not in self._stopped:  # a timer has stopped it, but there is nobody to disturb
+                elif worker not in self._stopped:  # a timer has stopped it, but no engine is busy
                     worker.go_on()
             self._go_on()
 
