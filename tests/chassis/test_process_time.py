@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from chassis.process_time import is_stopped, processor_s
+from chassis.process_time import StopTimer, is_stopped, processor_s, yield_processors
 
 
 @pytest.fixture
@@ -56,3 +57,23 @@ def test_a_cancelled_timer_stops_nobody(processes: ExitStack) -> None:
     process_id = start(processes, [sys.executable, "-c", _STOP_ITSELF, "0.05", "cancel"])
     _, status = os.waitpid(process_id, os.WUNTRACED)
     assert os.WIFEXITED(status)
+
+
+def test_a_process_may_have_several_timers() -> None:
+    for timer in [StopTimer() for _ in range(3)]:
+        timer.start(1000)
+        timer.cancel()
+
+
+def test_a_thread_yields_the_processors_alone() -> None:
+    policies: list[int] = []
+
+    def compute() -> None:
+        yield_processors(threading.get_native_id())
+        policies.append(os.sched_getscheduler(threading.get_native_id()))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert policies == [os.SCHED_IDLE]
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
