@@ -25,7 +25,7 @@ def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     assert len(data) < 2**20
     started = time.thread_time()
     error = rejection(data)
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 0.5
     assert error.reason == "IMAGE_TOO_MANY_PIXELS"
 
 
@@ -65,7 +65,7 @@ def test_a_jpeg_with_too_many_scans_is_rejected() -> None:
     hidden = 1_000_000 * b"\xff\xfe\x00\x02" + 500 * EMPTY_SCAN  # counting all of it would take half a second
     started = time.thread_time()
     assert rejection(data[:-2] + hidden + data[-2:]).reason == "IMAGE_UNSUPPORTED"
-    assert time.thread_time() - started < 0.4
+    assert time.thread_time() - started < 0.3
 
 
 def test_bytes_that_only_look_like_scans_are_accepted() -> None:
@@ -89,10 +89,10 @@ def test_an_image_with_too_many_pieces_costs_little() -> None:
         started = time.thread_time()
         error = rejection(data)
         assert (error.reason, "too many small pieces" in error.message) == ("IMAGE_UNSUPPORTED", True)
-        assert time.thread_time() - started < 2.0
+        assert time.thread_time() - started < 0.5
     started = time.thread_time()
     assert read_image(jpeg[:2] + 18_000_000 * b"\xff" + jpeg[2:], LIMITS).size == gradient().size
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 1.0  # 0.4 to 0.6 on a slow processor
 
 
 def test_a_photo_of_fifty_megapixels_is_taken() -> None:
@@ -118,7 +118,7 @@ def test_a_run_length_encoded_bmp_is_read_only_if_small() -> None:
     assert not read[:, 1:].any()
     started = time.thread_time()
     assert rejection(run_length_bmp(7000, 7000)).reason == "IMAGE_TOO_MANY_PIXELS"
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 0.5
 
 
 def test_false_sizes_in_headers_are_rejected() -> None:
@@ -133,4 +133,4 @@ def test_false_sizes_in_headers_are_rejected() -> None:
     for data in (png_of_one_colour(10_000, 10_000), bytes(gif), bytes(bmp), bytes(webp)):
         started = time.thread_time()
         assert rejection(data).reason in ("IMAGE_TOO_MANY_PIXELS", "IMAGE_TRUNCATED", "IMAGE_UNSUPPORTED")
-        assert time.thread_time() - started < 2.0
+        assert time.thread_time() - started < 0.5

@@ -1,6 +1,6 @@
 """Stop and continue workers in any order of events.
 
-`test_grammar_limits` has real ones.
+`test_costly_constraints` has real ones.
 """
 
 from concurrent.futures import Future
