@@ -6,6 +6,7 @@ python -m demo.tour [--models DIR] [--release TAG] [--images DIR]
 """
 
 import argparse
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from tandem.client import Answer, Client
+from tandem.client import Answer, AsyncClient
 from tandem.commands.failures import exit_on_error
 from tandem.commands.report import timing_table
 from tandem.errors import NotFound
@@ -82,19 +83,24 @@ def tour(config: StackConfig, images: tuple[Path, Path]) -> None:
         seconds = time.monotonic() - started
         processes = ", ".join(f"{name} (process {pid})" for name, pid in stack.pids.items())
         console.print(f"{processes}: ready in {seconds:.1f} s with {config.release}.", soft_wrap=True)
-        with Client(stack.address) as client:
-            answers = [ask(console, client, images[step.image], step.question) for step in STEPS]
+        answers = asyncio.run(ask_all(console, stack.address, images))
         console.print(cache_verdict(answers[0], answers[-1]), soft_wrap=True)
     finally:
         stack.stop()
     console.print("All three services have stopped.")
 
 
-def ask(console: Console, client: Client, image: Path, question: str) -> Answer:
+async def ask_all(console: Console, address: str, images: tuple[Path, Path]) -> list[Answer]:
+    """Ask all questions of the tour."""
+    async with AsyncClient(address) as client:
+        return [await ask(console, client, images[step.image], step.question) for step in STEPS]
+
+
+async def ask(console: Console, client: AsyncClient, image: Path, question: str) -> Answer:
     """Ask one question, stream its answer and print the timings."""
     console.print(Text.assemble("\n", (image.name, "dim"), "  ", (question, "bold")), soft_wrap=True)
     stream = client.generate(question, images=[image], max_tokens=MAX_TOKENS)
-    for text in stream:
+    async for text in stream:
         console.print(Text(text, "green"), end="", soft_wrap=True)
     console.print()
     console.print(Padding(timing_table(stream.final), (0, 0, 0, 2), expand=False))

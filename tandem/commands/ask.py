@@ -1,17 +1,20 @@
 """`tandem ask IMAGE... "question"`: stream one answer."""
 
+import asyncio
 import dataclasses
 import json
 import mimetypes
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from google.protobuf import json_format
 
-from tandem.client import Client, GenerateOptions, TextStream
+from tandem.client import AsyncClient, AsyncTextStream, GenerateOptions
 from tandem.commands.connection import DEFAULT_ADDRESS, Address, ApiKey, Ca, Cert, Key, TimeoutS
 from tandem.commands.report import timing_table
 from tandem.commands.terminal import ForeignTextConsole, show
@@ -72,14 +75,18 @@ def ask(
         "release": release,
     }
     options = GenerateOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]  # mypy does not follow names
-    with Client(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s) as client:
-        if request is not None:
-            _check_alone(images_and_question, options)
-            stream = client.send(read_request(request), **options)
-        else:
-            images, question = _split(images_and_question or [])
-            stream = client.generate(question, images=images, **options)
-        _show(stream, json_output)
+    client = AsyncClient(address, ca=ca, cert=cert, key=key, api_key=api_key, timeout_s=timeout_s)
+    if request is not None:
+        _check_alone(images_and_question, options)
+        start = partial(client.send, read_request(request), **options)
+    else:
+        images, question = _split(images_and_question or [])
+        start = partial(client.generate, question, images=images, **options)
+    try:
+        asyncio.run(_stream(client, start, json_output))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nCancelled.\n")
+        raise typer.Exit(130) from None
 
 
 def read_request(path: Path) -> gateway_pb2.GatewayGenerateRequest:
@@ -127,14 +134,16 @@ def _names_an_image(text: str) -> bool:
     return kind is not None and kind.startswith("image/") and not any(map(str.isspace, text))
 
 
-def _show(stream: TextStream, json_output: bool) -> None:
-    try:
-        for text in stream:
+async def _stream(client: AsyncClient, start: Callable[[], AsyncTextStream], json_output: bool) -> None:
+    """Print an answer as it arrives.
+
+    asyncio turns Ctrl-C into a cancellation. In a blocking client it would interrupt gRPC's own code, which then may
+    raise another error.
+    """
+    async with client, start() as stream:
+        async for text in stream:
             if not json_output:
                 show(text, end="")
-    except KeyboardInterrupt:
-        sys.stderr.write("\nCancelled.\n")
-        raise typer.Exit(130) from None
     if json_output:
         show(json.dumps(dataclasses.asdict(stream.final), ensure_ascii=False))
         return

@@ -190,12 +190,28 @@ def test_a_wrong_argument_is_named_with_exit_code_2(arguments: list[str], words:
     assert words in done.stderr
 
 
-def test_ctrl_c_leaves_the_answer_without_a_traceback(stack: Stack, tmp_path: Path) -> None:
+# Ctrl-C where gRPC's blocking calls wait: a lock is released there that the code around it releases once more.
+INTERRUPTED_WAIT = """
+import os, signal, sys, threading
+from tandem.commands import main
+wait = threading.Condition.wait
+def interrupted_wait(self, timeout=None):
+    if sys._getframe(1).f_globals["__name__"].startswith("grpc") and threading.current_thread() is threading.main_thread():
+        self._release_save()
+        os.kill(os.getpid(), signal.SIGINT)
+    return wait(self, timeout)
+threading.Condition.wait = interrupted_wait
+main()
+"""
+
+
+@pytest.mark.parametrize("command", [[TANDEM], [sys.executable, "-c", INTERRUPTED_WAIT]], ids=["any", "in gRPC"])
+def test_ctrl_c_leaves_the_answer_without_a_traceback(stack: Stack, tmp_path: Path, command: list[str]) -> None:
     sampling = {"maxTokens": 900, "ignoreEos": True, "temperature": 1}
     request = {"messages": [{"role": "ROLE_USER", "parts": [{"text": "Go on for long"}]}], "sampling": sampling}
     (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [TANDEM, "ask", "--request", str(tmp_path / "request.json"), "--address", stack.address]
-    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments = ["ask", "--request", str(tmp_path / "request.json"), "--address", stack.address]
+    asking = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert asking.stdout is not None
     asking.stdout.read(1)
     asking.send_signal(signal.SIGINT)
