@@ -21,7 +21,6 @@ Each processor and instruction set has its own results: `results/decode-PROCESSO
 """
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,7 +37,7 @@ from benchmarks.peers.engines import ENGINES, THREADS, EngineKind
 from benchmarks.peers.figures import fill, plot
 from benchmarks.peers.workloads import BATCHES, PREFILL, Workload
 from benchmarks.tools.machine import matmul_peak, read_bandwidth
-from benchmarks.tools.processor import processor_name
+from benchmarks.tools.processor import processor_name, processor_slug
 from benchmarks.tools.report import Report, parse_arguments
 from language_service.kernels import KernelName, choose_kernels
 
@@ -133,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def publish(results: Results, kernels: str, json_path: Path | None) -> None:
     """Print the figures and write the files."""
-    machine = f"{processor_name()}, {kernels}"
-    name = f"decode-{re.sub('[^a-z0-9]+', '-', machine.lower())}"
+    name, machine = f"decode-{processor_slug(kernels)}", f"{processor_name()}, {kernels}"
     report = Report(name, f"Decoding Qwen3 0.6B's shape, bfloat16, two threads: {machine}")
     fill(report, results)
     report.publish(lambda axes: plot(axes, results), json_path)

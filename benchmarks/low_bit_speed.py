@@ -10,7 +10,9 @@ script measures the read bandwidth. They decode 64 tokens after 128. The speed i
 sequences decode.
 
 The peers have the formats nearest to ours: W8A8 of compressed-tensors, whose head stays in bfloat16, and Q8_0 and Q4_0
-of llama.cpp.
+of llama.cpp. Q4_0 has groups of 32 too, and rounds the activations to 8 bits like our w4a8.
+
+Each processor and instruction set has its own results: `results/low_bit_speed-PROCESSOR-KERNELS.json`.
 """
 
 import os
@@ -36,6 +38,7 @@ from benchmarks.peers.engines import LOW_BIT_PEERS, EngineKind
 from benchmarks.peers.process import EngineFailed, EngineProcess
 from benchmarks.peers.workloads import BATCHES, Workload, measure
 from benchmarks.tools.machine import read_bandwidth
+from benchmarks.tools.processor import processor_name, processor_slug
 from benchmarks.tools.report import Report, median_ratio, parse_arguments
 from checkpoint.families import EMBEDDING, decoder_layout
 from checkpoint.manifest import read_manifest, read_verified_config
@@ -44,11 +47,15 @@ from checkpoint.stored_tensor import ELEMENT_BYTES
 
 BANDWIDTH_AIM = 0.80  # share of the read bandwidth, with one sequence
 SPEEDUP_AIM = 1.2  # of 4 bits over bfloat16, with 32 sequences
-FULL, BYTES, NIBBLES = "bf16", "w8a8", "w4a16-g32"
+FULL, BYTES, NIBBLES, ROUNDED = "bf16", "w8a8", "w4a16-g32", "w4a8-g32"
 WORKLOADS = BATCHES[:3]  # of 1, 8 and 32 sequences
 MOST = WORKLOADS[-1].num_prompts
 # Our form -> the peers with as many bits, and the numbers of sequences with an aim.
-PEERS = {BYTES: (("vllm w8a8", "llama.cpp Q8_0"), (1, 8, 32)), NIBBLES: (("llama.cpp Q4_0",), (1,))}
+PEERS = {
+    BYTES: (("vllm w8a8", "llama.cpp Q8_0"), (1, 8, 32)),
+    NIBBLES: (("llama.cpp Q4_0",), (1,)),
+    ROUNDED: (("llama.cpp Q4_0",), (1,)),
+}
 
 Rates = dict[tuple[str, int], list[float]]  # by decoder and sequences: tokens/s of each round
 
@@ -193,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kinds = [*map(our_kind, [FULL, *forms]), *peers]
         engines = start(kinds, options.checkpoints, stack, measured)
         run(engines, WORKLOADS[:2] if options.quick else WORKLOADS, 1 if options.quick else 5, measured)
-    report = Report("low_bit_speed", "Decoding with 8 and 4 bits a weight: Qwen3 0.6B's shape, two threads")
+    title = f"Decoding with 8 and 4 bits a weight: Qwen3 0.6B's shape, two threads: {processor_name()}"
+    report = Report(f"low_bit_speed-{processor_slug()}", title)
     fill(report, measured, {form: step_bytes(options.checkpoints, form) for form in (FULL, *forms)})
     report.publish(partial(plot, measured=measured), options.json)
 

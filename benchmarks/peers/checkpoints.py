@@ -55,6 +55,7 @@ LOW_BIT_FORMS: dict[str, tuple[Scheme, int]] = {
     "w4a16-g128": ("w4a16", 128),
     "w4a16-g32": ("w4a16", 32),
     "w4a8-g128": ("w4a8", 128),
+    "w4a8-g32": ("w4a8", 32),
 }
 _ROUNDED = {"num_bits": 8, "type": "int", "symmetric": True}
 # As llmcompressor writes it: the head stays in bfloat16, since it is the embedding.

@@ -49,6 +49,14 @@ def this_machine() -> Machine:
     )
 
 
+def processor_slug(kernels: str | None = None) -> str:
+    """Return processor and kernels for the name of a file.
+
+    Such as 'amd-epyc-zen-4-avx512bf16'. Without `kernels`, they are the fastest that can run here.
+    """
+    return re.sub("[^a-z0-9]+", "-", f"{processor_name()} {kernels or instruction_set()}".lower())
+
+
 def processor_name(listing: Path = _LISTING) -> str:
     """Return the processor's name, such as 'AMD EPYC Zen 4'.
 
