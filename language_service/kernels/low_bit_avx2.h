@@ -49,10 +49,11 @@ struct LowBitProducts {
     for (long row = 0; row < count; ++row)
       for (long i = 0; i < kColumns; ++i) acc[row * kColumns + i] = -x_sums[row * x_sums_stride] * group.zeros[i];
     with_constant<kTileRows>(count, [&](auto m) {
+      constexpr int kVectors = m == 1 ? 4 : 1;  // sums that stay in registers. A row alone reads in order.
       for (long quad = 0; quad < group.size / 4; quad += 8)
-        for (int part = 0; part < 4; ++part)
-          tile_w4a8<m>(prefetch && part % 2 == 0, x + 4 * quad, stride,
-                       group.weights + quad * 2 * kCacheLine + 32 * part, acc + part / 2 * 32 + part % 2 * 8);
+        for (int v = 0; v < 4; v += kVectors)
+          tile_w4a8<m, kVectors>(prefetch && v % 2 == 0, x + 4 * quad, stride,
+                                 group.weights + quad * 2 * kCacheLine + 32 * v, acc + v / 2 * 32 + v % 2 * 8);
     });
     for (long row = 0; row < count; ++row)
       for (long i = 0; i < kColumns; ++i)
@@ -150,34 +151,41 @@ struct LowBitProducts {
         }
   }
 
-  // Multiplies eight quads by 32 bytes of each: eight columns, and the eight 16 columns further.
-  template <int M>
+  // Multiplies eight quads by some vectors of each: eight columns, and the eight 16 columns further.
+  template <int M, int Vectors>
   [[gnu::noinline]] static void tile_w4a8(bool prefetch, const std::int8_t* x, long stride, const std::uint8_t* weights,
                                           std::int32_t* acc) {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i sums[M][2];  // in 16 bits: at most 8 quads of 2 * 15 * 127
+    __m256i sums[M][Vectors][2];  // in 16 bits: at most 8 quads of 2 * 15 * 127
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm256_setzero_si256();
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[m][v][0] = sums[m][v][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (long quad = 0; quad < 8; ++quad) {
-      const std::uint8_t* from = weights + quad * 2 * kCacheLine;
-      if (prefetch) _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
-      const __m256i bytes = load(from);
-      const __m256i first = _mm256_and_si256(bytes, low), second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) {
-        const __m256i four = four_bytes(x + m * stride + 4 * quad);
-        sums[m][0] = _mm256_add_epi16(sums[m][0], _mm256_maddubs_epi16(first, four));
-        sums[m][1] = _mm256_add_epi16(sums[m][1], _mm256_maddubs_epi16(second, four));
+      for (int v = 0; v < Vectors; ++v) {
+        const std::uint8_t* from = weights + quad * 2 * kCacheLine + 32 * v;
+        if (prefetch && v % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T1);
+        const __m256i bytes = load(from);
+        const __m256i first = _mm256_and_si256(bytes, low), second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          const __m256i four = four_bytes(x + m * stride + 4 * quad);
+          sums[m][v][0] = _mm256_add_epi16(sums[m][v][0], _mm256_maddubs_epi16(first, four));
+          sums[m][v][1] = _mm256_add_epi16(sums[m][v][1], _mm256_maddubs_epi16(second, four));
+        }
       }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
 #pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        std::int32_t* to = acc + m * kColumns + 16 * i;
-        store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(sums[m][i], ones)));
-      }
+        for (int i = 0; i < 2; ++i) {
+          std::int32_t* to = acc + m * kColumns + v / 2 * 32 + v % 2 * 8 + 16 * i;
+          store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(sums[m][v][i], ones)));
+        }
   }
 };
 
