@@ -1,12 +1,13 @@
 """Start and kill worker processes, and report their stops and ends.
 
 A program runs this for the service that is its parent. Each worker is a copy of the program, so it starts in a
-millisecond, and has loaded what the program has.
+millisecond, and has loaded what the program has. It starts stopped, and the service lets it go on.
 
 Messages of the service to the program, over a socket: `COMMAND`, with the worker's end of a connection for 'o'.
 Messages of the program: `EVENT`.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -18,9 +19,10 @@ from contextlib import suppress
 from chassis.process_time import yield_processors
 
 COMMAND = struct.Struct("<cI")  # 'o' opens a worker, and 'k' kills it. Then its number.
-# 's' for a worker that has started, 't' for one that was stopped, and 'e' for one that has ended. Then its
-# number, and its process id or, once it has ended, its wait status.
+# 's' for a worker that has started and is stopped, 't' for one that was stopped later, and 'e' for one that has ended.
+# Then its number, and its process id or, once it has ended, its wait status.
 EVENT = struct.Struct("<cIi")
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 class ProcessStarter:
@@ -34,7 +36,9 @@ class ProcessStarter:
             serve: runs in each worker, with the descriptor of its end of a connection.
         """
         self._control, self._serve = control, serve
+        self._own_id, self._prctl = os.getpid(), ctypes.CDLL(None).prctl
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
+        self._starting: set[int] = set()  # workers whose first stop was not read
         # The end or stop of a worker wakes the loop. A handler could interrupt itself.
         self._changed, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -69,6 +73,9 @@ class ProcessStarter:
         process_id = os.fork()
         if process_id == 0:
             try:
+                self._prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)  # a stopped process could not see the program's end
+                if os.getppid() == self._own_id:
+                    os.kill(os.getpid(), signal.SIGSTOP)  # before it takes a processor from the service for long
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for other in (self._control, self._changed, self._wakeup):
@@ -78,16 +85,18 @@ class ProcessStarter:
                 os._exit(1)
         os.close(connection)
         self._process_ids[number] = process_id
-        self._report(b"s", number, process_id)
+        self._starting.add(number)
 
     def _report_changes(self) -> None:
         for number, process_id in list(self._process_ids.items()):
             changed, status = os.waitpid(process_id, os.WNOHANG | os.WUNTRACED)
             if changed and os.WIFSTOPPED(status):
-                self._report(b"t", number, process_id)
+                self._report(b"s" if number in self._starting else b"t", number, process_id)
             elif changed:
                 del self._process_ids[number]
                 self._report(b"e", number, status)
+            if changed:
+                self._starting.discard(number)
 
     def _report(self, kind: bytes, number: int, detail: int) -> None:
         with suppress(OSError):  # the service has closed the socket, which `run` notices

@@ -47,7 +47,7 @@ class CostlyWorkers:
     def update(self, worker: GrammarProcess) -> None:
         """Note a change of a worker.
 
-        It has started, was stopped, has sent a reply, or has ended.
+        It is new, has started, was stopped, has sent a reply, or has ended.
         """
         with self._lock:
             if worker.has_ended:

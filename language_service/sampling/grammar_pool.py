@@ -84,22 +84,22 @@ class GrammarPool:
         self._thread.start()
 
     def open(self, grammar: str) -> GrammarProcess:
-        """Start a worker and let it compile a grammar.
+        """Return a worker that starts and compiles a grammar.
 
         Raises:
             OSError: the program has ended.
         """
-        ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        with theirs, self._lock:
+        with self._lock:
             if not self.is_running:
                 raise OSError("the program has ended")
+            ours, theirs = socket.socketpair()
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             self._num_started += 1
             number = self._num_started
-            socket.send_fds(self._control, [COMMAND.pack(b"o", number)], [theirs.fileno()])
-            worker = GrammarProcess(number, Connection(ours.detach()), grammar, lambda kind: self._send(kind, number))
+            worker = GrammarProcess(number, Connection(ours.detach()), theirs, grammar, self._send)
             self._workers[number] = worker
             self._selector.register(worker.connection, selectors.EVENT_READ, lambda: self._read(worker))
+        costly_workers.update(worker)  # starts it, or does so between two forward passes
         return worker
 
     def close(self) -> None:
@@ -108,9 +108,9 @@ class GrammarPool:
             self._control.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
-    def _send(self, command: bytes, number: int) -> None:
-        with suppress(OSError):
-            self._control.send(COMMAND.pack(command, number))
+    def _send(self, command: bytes, number: int, *descriptors: int) -> None:
+        with suppress(OSError):  # the program has ended, which the thread notices
+            socket.send_fds(self._control, [COMMAND.pack(command, number)], descriptors)
 
     def _run(self) -> None:
         try:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import struct
 import threading
 from collections import deque
@@ -38,18 +39,30 @@ class GrammarProcess:
     Used on the event loop and on the engine's thread.
     """
 
-    def __init__(self, number: int, connection: Connection, grammar: str, command: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, number: int, connection: Connection, theirs: socket.socket, grammar: str, command: Callable[..., None]
+    ) -> None:
+        """Prepare a process. The first `go_on` starts it.
+
+        Args:
+            number: of the worker.
+            connection: the service's end of its connection.
+            theirs: the other end.
+            grammar: what it compiles.
+            command: sends a command of `chassis.process_starter`, a number and descriptors.
+        """
         self.compiled: Future[Reply] = _running()
         self.first: Future[Reply] = _running()  # the mask of the first token
         self.begun: Future[None] = _running()  # that mask is there, or it takes long
         self.num_bytes = 0  # memory of the process
         self.num_answers = 0  # in use
-        self.was_stopped = False  # and has not gone on
+        self.was_stopped = True  # and has not gone on
         self.number, self.connection = number, connection
         self._command = command
         self._lock = threading.Lock()
         self._queued: list[tuple[list[object], list[Future[Reply]]]] = []
         self._expected: deque[Future[Reply]] = deque([self.compiled, self.first])  # in the order of the frames
+        self._theirs: socket.socket | None = theirs  # until it starts
         self._process_id: int | None = None
         self._started_s = 0.0  # processor time of the process before the jobs in work
         self._is_proven, self._is_dear = False, False  # it has done a job of an answer, or jobs have taken long
@@ -101,13 +114,15 @@ class GrammarProcess:
         """
         # At once, so that no answer begins with a process that is about to end.
         self._end = Reply(problem=problem or "was stopped", is_fault=problem is None)
-        self._command(b"k")
+        self._start()  # so that its end is reported
+        self._command(b"k", self.number)
 
     # The pool's thread.
 
     def note_started(self, process_id: int) -> None:
-        """Note the process."""
+        """Note the process, which has started stopped."""
         self._process_id = process_id
+        self.was_stopped = True
 
     def note_stopped(self) -> None:
         """Note that it was stopped.
@@ -125,7 +140,8 @@ class GrammarProcess:
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let the process go on, if it was stopped."""
+        """Start the process, or let it go on if it was stopped."""
+        self._start()
         if self.was_stopped:
             self.was_stopped = False
             self._signal(signal.SIGCONT)
@@ -163,9 +179,20 @@ class GrammarProcess:
             self._expected.clear()
             self._queued.clear()
             self.num_bytes = 0
+            theirs, self._theirs = self._theirs, None
         _resolve(replies, self._end)
         self._begin()
         self.connection.close()
+        if theirs is not None:
+            theirs.close()
+
+    def _start(self) -> None:
+        """Start the process, unless that was done."""
+        with self._lock:
+            theirs, self._theirs = self._theirs, None
+        if theirs is not None:
+            with theirs:
+                self._command(b"o", self.number, theirs.fileno())
 
     def _resolve_next(self, status: int, forced: tuple[int, ...], payload: bytes) -> None:
         with self._lock:

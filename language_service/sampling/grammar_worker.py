@@ -12,7 +12,6 @@ advances of a list have one frame each for their tokens, then one each for the m
 that seem to be forced, the second those that are, and the mask after them.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -103,7 +102,6 @@ class _Vocabulary:
 
 
 def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process could not see the program's end
     threading.stack_size(_STACK_BYTES)
     worker = _Worker(connection, limits)
     # In a thread of its own, because a thread that yields the processors goes on doing so.

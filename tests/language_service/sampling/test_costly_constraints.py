@@ -1,6 +1,7 @@
 """Stop the processes of costly constraints while a forward pass is computed."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -64,10 +65,33 @@ async def test_a_new_worker_starts_between_two_forward_passes(compiler: GrammarC
     await compiler.compile(Constraint("regex", "a"))  # starts the program
     with costly_workers.stopped():
         compiling = asyncio.create_task(compiler.compile(Constraint("regex", "b")))
-        await until(lambda: len(workers_of(compiler)) == 2)
         await asyncio.sleep(0.1)
-        assert compiling.done() or is_stopped(workers_of(compiler)[1])
+        assert len(workers_of(compiler)) == 1
     await asyncio.wait_for(compiling, 10)
+    assert len(workers_of(compiler)) == 2
+
+
+async def test_a_new_worker_is_stopped_while_a_forward_pass_is_computed(compiler: GrammarCompiler) -> None:
+    await compiler.compile(Constraint("regex", "a"))
+    compiling = asyncio.create_task(compiler.compile(Constraint("regex", "(a{1000}){1000}q{1000}")))
+    await until(lambda: len(workers_of(compiler)) == 2)
+    with costly_workers.stopped():
+        await until(lambda: is_stopped(workers_of(compiler)[1]))
+        await asyncio.sleep(0.1)
+        assert is_stopped(workers_of(compiler)[1])
+    compiling.cancel()
+
+
+async def test_a_worker_that_never_started_ends_like_any_other(compiler: GrammarCompiler) -> None:
+    await compiler.compile(Constraint("regex", "a"))
+    assert compiler._pool is not None
+    num_files = len(os.listdir("/proc/self/fd"))
+    with costly_workers.stopped():
+        compiling = asyncio.create_task(compiler.compile(Constraint("regex", "b")))
+        await until(lambda: compiler._pool is not None and len(compiler._pool._workers) == 2)
+        compiling.cancel()
+        await until(lambda: compiler._pool is not None and len(compiler._pool._workers) == 1)
+    assert len(os.listdir("/proc/self/fd")) == num_files
 
 
 async def test_quick_workers_are_not_stopped(compiler: GrammarCompiler) -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from language_service.sampling.costly_workers import CostlyWorkers
 from language_service.sampling.grammar_process import GrammarProcess
 
-CHANGES = ["becomes slow", "replies", "gets a job", "is stopped", "ends"]
+CHANGES = ["has started", "becomes slow", "replies", "gets a job", "is stopped", "ends"]
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Worker:
 
     begun: "Future[None]" = field(default_factory=Future)
     is_costly: bool = True
-    was_stopped: bool = False
+    was_stopped: bool = True
     has_ended: bool = False
 
     def stop(self) -> None:
@@ -70,7 +70,7 @@ class AnyOrder(RuleBasedStateMachine):
         elif what == "gets a job":
             worker.is_costly = True  # after some processor time, so nobody is told at once
             return
-        elif what == "is stopped" and worker.is_costly:  # by the timer
+        elif what in ("has started", "is stopped") and worker.is_costly:  # by itself, or by the timer
             worker.was_stopped = True
         elif what == "ends":
             self.workers.remove(worker)
