@@ -190,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "default": Path(".tandem/decode"),
             "help": "folder for the models, up to 8 GB (default: .tandem/decode)",
         },
+        rounds={"type": int, "default": 5, "help": "rounds, at least 1 (default: 5)"},
     )
     forms = [BYTES, NIBBLES] if options.quick else list(LOW_BIT_FORMS)
     peers = [] if options.quick else [kind for kind in LOW_BIT_PEERS if kind.installed]
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         kinds = [*map(our_kind, [FULL, *forms]), *peers]
         engines = start(kinds, options.checkpoints, stack, measured)
-        run(engines, WORKLOADS[:2] if options.quick else WORKLOADS, 1 if options.quick else 5, measured)
+        run(engines, WORKLOADS[:2] if options.quick else WORKLOADS, 1 if options.quick else options.rounds, measured)
     title = f"Decoding with 8 and 4 bits a weight: Qwen3 0.6B's shape, two threads: {processor_name()}"
     report = Report(f"low_bit_speed-{processor_slug()}", title)
     fill(report, measured, {form: step_bytes(options.checkpoints, form) for form in (FULL, *forms)})
