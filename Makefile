@@ -56,7 +56,7 @@ test-envoy: .venv/ready  ## put Envoy in front of a gateway, and attack it
 test-gpu: .venv/ready  ## run the tests that need a GPU
 	$(BIN)/pytest -m gpu
 
-test-kernels: .venv/ready  ## run the kernels of GPUs and of other processors, without either; with SHORT=1 compile for one GPU only
+test-kernels: .venv/ready  ## run the kernels of GPUs and of other processors, without either; with SHORT=1 of one kind each
 	tests/language_service/kernels/run -m "kernels$(if $(SHORT), and not slow)"
 
 test-tensorrt: .venv/ready  ## build engines with TensorRT for RTX, without a GPU; with SHORT=1 only of tiny models
