@@ -7,7 +7,7 @@
 #elif defined(__AVX2__)
 #define TANDEM_UNPACKS_FOR_MANY_ROWS
 #include "low_bit_avx2.h"
-#include "low_bit_unpacked.h"
+#include "low_bit_many_avx2.h"
 #else
 #include "low_bit_plain.h"
 #endif
@@ -25,11 +25,13 @@ extern "C" void ENTRY(low_bit)(const LowBit* weight, const bf16* x, const bf16* 
 #endif
 #if defined(TANDEM_UNPACKS_FOR_MANY_ROWS)
   // The same bits as those of a few rows, sooner.
-  if (weight->scheme == kW4A16 && num_rows >= kUnpackedRows) return multiply_w4a16_unpacked(*weight, rows, num_threads);
+  if (weight->scheme == kW4A16 && num_rows >= kManyRows) return multiply_many_w4a16(*weight, rows, num_threads);
 #endif
   switch (weight->scheme) {
     case kW8A8: return multiply_w8a8<LowBitProducts>(*weight, rows, num_threads);
-    case kW4A16: return multiply_w4a16<LowBitProducts>(*weight, rows, num_threads);
+    case kW4A16:
+      return multiply_w4a16<LowBitProducts::kTileRows>(*weight, rows, LowBitProducts::kStoredZero, num_threads,
+                                                       [] { return LowBitProducts::w4a16; });
     default: return multiply_w4a8<LowBitProducts>(*weight, rows, num_threads);
   }
 }

@@ -10,8 +10,6 @@
 namespace tandem::inline TANDEM_SET {
 namespace {
 
-constexpr long kUnpackedRows = 8;  // from which on unpacking a group of 4 bits first is faster
-
 struct LowBitProducts {
   static constexpr long kTileRows = 4;
   static constexpr bool kShiftsRows = false;

@@ -23,6 +23,7 @@ namespace tandem::inline TANDEM_SET {
 namespace {
 
 constexpr long kColumns = 64;     // per panel
+constexpr long kMaxGroup = 128;   // inputs with a common scale, for 4 bits
 constexpr long kMaxRows = 192;    // multiplied by a panel at a time
 constexpr long kPiece = 256;      // quads per piece of a panel of 8 bits: 64 KiB
 constexpr long kQuadBytes = 256;  // of all columns
@@ -200,17 +201,18 @@ std::unique_ptr<Sum[]> sum_groups(const LowBit& weight, const Number* x, long nu
   return sums;
 }
 
-// Multiplies by a weight of 4 bits. multiply(count, prefetch, x, stride, group, x_sums, x_sums_stride, sums) adds one
-// group to the sums of `count` rows.
-template <class Set, class Zero, class Number, class Multiply>
+// Multiplies by a weight of 4 bits. make() returns what a thread calls for each group, and for each tile of rows:
+// multiply(count, is_first, x, stride, group, x_sums, x_sums_stride, sums) adds the group to the sums of `count` rows.
+template <long TileRows, class Zero, class Number, class Make>
 void multiply_groups(const LowBit& weight, const LowBitRows& rows, const Number* x, const Zero* x_sums,
-                     const float* scales, Zero stored_zero, int num_threads, const Multiply& multiply) {
+                     const float* scales, Zero stored_zero, int num_threads, const Make& make) {
   const long groups = weight.width / weight.group, group_bytes = Group<Zero>::bytes(weight);
   split_evenly(num_threads, (weight.num_columns + kColumns - 1) / kColumns, [&](long panel) {
     alignas(64) float sums[kMaxRows * kColumns];
+    auto multiply = make();
     for (long first = 0; first < rows.num_rows; first += kMaxRows) {
       const long num_rows = std::min(kMaxRows, rows.num_rows - first);
-      const long num_tiles = (num_rows + Set::kTileRows - 1) / Set::kTileRows;
+      const long num_tiles = (num_rows + TileRows - 1) / TileRows;
       std::fill_n(sums, num_rows * kColumns, 0.0f);
       for (long index = 0; index < groups; ++index) {
         const Group<Zero> group(weight, weight.panels + (panel * groups + index) * group_bytes, stored_zero);
@@ -226,20 +228,19 @@ void multiply_groups(const LowBit& weight, const LowBitRows& rows, const Number*
   });
 }
 
-template <class Set>
-void multiply_w4a16(const LowBit& weight, const LowBitRows& rows, int num_threads) {
+template <long TileRows, class Make>
+void multiply_w4a16(const LowBit& weight, const LowBitRows& rows, float stored_zero, int num_threads, const Make& make) {
   std::unique_ptr<float[]> x_sums;
-  if (weight.has_zeros || Set::kStoredZero != 0)
-    x_sums = sum_groups<float>(weight, rows.x, rows.num_rows, num_threads);
-  multiply_groups<Set>(weight, rows, rows.x, x_sums.get(), nullptr, Set::kStoredZero, num_threads, Set::w4a16);
+  if (weight.has_zeros || stored_zero != 0) x_sums = sum_groups<float>(weight, rows.x, rows.num_rows, num_threads);
+  multiply_groups<TileRows>(weight, rows, rows.x, x_sums.get(), nullptr, stored_zero, num_threads, make);
 }
 
 template <class Set>
 void multiply_w4a8(const LowBit& weight, const LowBitRows& rows, int num_threads) {
   const Rounded rounded = round_rows(rows, weight.width, 0, num_threads);
   const auto x_sums = sum_groups<std::int32_t>(weight, rounded.values.get(), rows.num_rows, num_threads);
-  multiply_groups<Set>(weight, rows, rounded.values.get(), x_sums.get(), rounded.scales.get(), 8, num_threads,
-                       Set::w4a8);
+  multiply_groups<Set::kTileRows>(weight, rows, rounded.values.get(), x_sums.get(), rounded.scales.get(), 8,
+                                  num_threads, [] { return Set::w4a8; });
 }
 
 }  // namespace

@@ -17,21 +17,6 @@ void unpack_words(const std::uint8_t* from, int shift, bf16* to) {
 #if defined(__AVX512BW__)
   const __m512i numbers = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(kNumbers)));
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_srli_epi16(_mm512_loadu_si512(from), shift), numbers));
-#elif defined(__AVX2__)
-  // The low bytes of all numbers, then their high bytes. An index above 127 gives 0.
-  const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kNumbers));
-  const __m256i low_mask = _mm256_set1_epi16(0xff);
-  const __m256i low = _mm256_and_si256(numbers, low_mask), high = _mm256_srli_epi16(numbers, 8);
-  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xd8);
-  const __m256i low_bytes = _mm256_permute4x64_epi64(bytes, 0x44), high_bytes = _mm256_permute4x64_epi64(bytes, 0xee);
-  for (int i = 0; i < 2; ++i) {
-    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + i);
-    const __m256i number = _mm256_and_si256(_mm256_srli_epi16(words, shift), _mm256_set1_epi16(15));
-    const __m256i first = _mm256_or_si256(number, _mm256_set1_epi16(static_cast<short>(0x8000)));
-    const __m256i second = _mm256_or_si256(_mm256_slli_epi16(number, 8), _mm256_set1_epi16(0x80));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + i, _mm256_or_si256(_mm256_shuffle_epi8(low_bytes, first),
-                                                                            _mm256_shuffle_epi8(high_bytes, second)));
-  }
 #elif defined(__ARM_NEON)
   // The low bytes of all numbers, then their high bytes.
   const uint8x16x2_t bytes = vld2q_u8(reinterpret_cast<const std::uint8_t*>(kNumbers));

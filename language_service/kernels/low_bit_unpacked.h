@@ -9,8 +9,6 @@
 namespace tandem::inline TANDEM_SET {
 namespace {
 
-constexpr long kMaxGroup = 128;
-
 // Rows for a weight of 4 bits. Two bytes are an element.
 template <class Sum>
 struct GroupedRows {
