@@ -5,6 +5,7 @@ from collections.abc import MutableMapping, Sequence
 import torch
 from torch import Tensor
 
+from chassis.native_library import return_free_memory
 from checkpoint.compressed_tensors import take_weight
 from checkpoint.families import LanguageConfig, decoder_layout
 from checkpoint.lowbit import LowBitWeight, join
@@ -89,7 +90,7 @@ class ServingDecoder:
             biases = [bias for name in names if (bias := take(f"{name}.bias")) is not None]
             return self.kernels.project(_join(weights), torch.cat(biases) if biases else None)
 
-        return Layer(
+        layer = Layer(
             attention_norm=tensors.pop(prefix + "input_layernorm.weight"),
             qkv=project("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             q_norm=take("self_attn.q_norm.weight"),
@@ -99,6 +100,9 @@ class ServingDecoder:
             gate_up=project("mlp.w1", "mlp.w3"),
             down=project("mlp.w2"),
         )
+        # Tensors of up to 32 MiB come from the heap. All of a model would stay there, beside its copy for the kernels.
+        return_free_memory()
+        return layer
 
     def _add_modality(self, embeddings: Tensor, modality: int) -> Tensor:
         return embeddings if self._modality_2D is None else embeddings + self._modality_2D[modality]
