@@ -31,8 +31,9 @@ class SteppedDecoder:
             num_steps: of each measurement.
         """
         # Of an embedding that is no head, a step reads one row for each sequence.
-        read = [tensor for name, tensor in tensors.items() if name != EMBEDDING or config.tied_embeddings]
-        self.weight_bytes_per_step = sum(tensor.nbytes for tensor in read)
+        self.weight_bytes_per_step = sum(
+            tensor.nbytes for name, tensor in tensors.items() if name != EMBEDDING or config.tied_embeddings
+        )
         self.num_steps = num_steps
         self._decoder = ServingDecoder(config, tensors)
         self._blocks = -(-(CONTEXT + num_steps) // _BLOCK_SIZE)
