@@ -196,7 +196,8 @@ import os, signal, sys, threading
 from tandem.commands import main
 wait = threading.Condition.wait
 def interrupted_wait(self, timeout=None):
-    if sys._getframe(1).f_globals["__name__"].startswith("grpc") and threading.current_thread() is threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and sys._getframe(1).f_globals["__name__"].startswith("grpc"):
         self._release_save()
         os.kill(os.getpid(), signal.SIGINT)
     return wait(self, timeout)
