@@ -7,12 +7,13 @@ from torch.nn import functional
 from checkpoint.lowbit import LowBitWeight
 from language_service.kernels import huge_pages
 
-# P panels of 64 outputs each, Q quads of inputs, J pairs of inputs, G groups of inputs, H = K/2, B bytes of a panel,
-# C bytes of a group of a panel, other letters as in `interface`
+# R rows at a time, P panels of 64 outputs each, Q quads of inputs, J pairs of inputs, G groups of inputs, H = K/2,
+# B bytes of a panel, C bytes of a group of a panel, other letters as in `interface`
 
 PANEL = 64  # low_bit_loops.h's kColumns
 GROUPS = (32, 64, 128)  # inputs with a common scale, for 4 bits
 _QUAD = 4  # inputs that one instruction multiplies
+_SUMMED_ROWS = 1024
 
 
 def can_pack(weight: LowBitWeight) -> bool:
@@ -45,16 +46,28 @@ def scale_bytes(weight: LowBitWeight) -> int:
 def _pack_w8a8(weight: LowBitWeight) -> Tensor:
     num_inputs = weight.shape[1]
     num_quads = _num_quads(num_inputs)
-    values_NK = functional.pad(_whole_panels(weight.values), (0, num_quads * _QUAD - num_inputs))
+    missing, values_NK = num_quads * _QUAD - num_inputs, _whole_panels(weight.values)
+    values_NK = functional.pad(values_NK, (0, missing)) if missing else values_NK
     num_bytes = num_quads * PANEL * _QUAD
     panels_PB = huge_pages.empty((len(values_NK) // PANEL, num_bytes + 8 * PANEL), torch.uint8)
     quads_PQ64x4 = panels_PB[:, :num_bytes].view(torch.int8).view(-1, num_quads, PANEL, _QUAD)
     quads_PQ64x4.copy_(values_NK.view(-1, PANEL, num_quads, _QUAD).transpose(1, 2))
     scales_N = _whole_panels(weight.scales.float()).flatten()
     panels_PB[:, num_bytes : num_bytes + 4 * PANEL].view(torch.float32).copy_(scales_N.view(-1, PANEL))
-    sums_N = values_NK.sum(dim=1, dtype=torch.int32)
-    panels_PB[:, num_bytes + 4 * PANEL :].view(torch.int32).copy_(sums_N.view(-1, PANEL))
+    panels_PB[:, num_bytes + 4 * PANEL :].view(torch.int32).copy_(_sums(values_NK).view(-1, PANEL))
     return panels_PB
+
+
+def _sums(values_NK: Tensor) -> Tensor:
+    """Return the sum of each row, [N]."""
+    sums_N = torch.empty(len(values_NK), dtype=torch.int32)
+    # torch sums a copy in four times the size. So a part at a time, in memory that glibc cannot leave unused.
+    part_RK = torch.empty(_SUMMED_ROWS, values_NK.shape[1], dtype=torch.int32)
+    for first in range(0, len(values_NK), _SUMMED_ROWS):
+        rows = slice(first, first + _SUMMED_ROWS)
+        copied_RK = part_RK[: len(values_NK[rows])].copy_(values_NK[rows])
+        torch.sum(copied_RK, dim=1, dtype=torch.int32, out=sums_N[rows])
+    return sums_N
 
 
 def _pack_groups(weight: LowBitWeight) -> Tensor:
