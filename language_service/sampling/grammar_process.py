@@ -140,7 +140,7 @@ class GrammarProcess:
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Start the process, or let it go on if it was stopped."""
+        """Start the process, or let a stopped one go on."""
         self._start()
         if self.was_stopped:
             self.was_stopped = False
