@@ -41,27 +41,22 @@ class UnpackedGroup {
   template <int M>
   [[gnu::noinline]] void tile(const bf16* x, long stride, const Group<float>& group, const float* x_sums,
                               long x_sums_stride, float* sums) const {
-    alignas(32) float wide[M * kMaxGroup];
+    alignas(64) float wide[M * kMaxGroup];
     for (int m = 0; m < M; ++m)
-      for (long i = 0; i < group.size; i += 8) {
-        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + m * stride + i));
-        _mm256_store_ps(wide + m * kMaxGroup + i,
-                        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)));
-      }
-    for (long column = 0; column < kColumns; column += 16) {
-      __m256 acc[M][2];
+      for (long i = 0; i < group.size; i += kLanes) store(wide + m * kMaxGroup + i, load(x + m * stride + i));
+    for (long column = 0; column < kColumns; column += 2 * kRegLanes) {
+      Reg acc[M][2];
 #pragma GCC unroll 6
       for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v)
-          acc[m][v] = _mm256_mul_ps(_mm256_set1_ps(-x_sums[m * x_sums_stride]),
-                                    _mm256_load_ps(group.zeros + column + 8 * v));
+          acc[m][v] = mul(splat_reg(-x_sums[m * x_sums_stride]), load_reg(group.zeros + column + v * kRegLanes));
       for (long input = 0; input < group.size; ++input) {
         const float* from = columns_ + input * kColumns + column;
-        const __m256 first = _mm256_load_ps(from), second = _mm256_load_ps(from + 8);
+        const Reg first = load_reg(from), second = load_reg(from + kRegLanes);
 #pragma GCC unroll 6
         for (int m = 0; m < M; ++m) {
-          const __m256 factor = _mm256_broadcast_ss(wide + m * kMaxGroup + input);
+          const Reg factor = splat_reg(wide[m * kMaxGroup + input]);
           add_product(acc[m][0], factor, first);
           add_product(acc[m][1], factor, second);
         }
@@ -70,16 +65,11 @@ class UnpackedGroup {
       for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) {
-          float* to = sums + m * kColumns + column + 8 * v;
-          const __m256 scaled = _mm256_mul_ps(acc[m][v], _mm256_load_ps(group.scales + column + 8 * v));
-          _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), scaled));
+          float* to = sums + m * kColumns + column + v * kRegLanes;
+          const Reg scaled = mul(acc[m][v], load_reg(group.scales + column + v * kRegLanes));
+          store_reg(to, add(load_reg(to), scaled));
         }
     }
-  }
-
-  // In its register: with 12 sums, GCC would move some of them to memory.
-  static void add_product(__m256& sum, __m256 a, __m256 b) {
-    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }
 
   alignas(64) float columns_[kMaxGroup * kColumns];  // [inputs][64]
