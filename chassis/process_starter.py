@@ -19,8 +19,8 @@ from contextlib import suppress
 from chassis.process_time import yield_processors
 
 COMMAND = struct.Struct("<cI")  # 'o' opens a worker, and 'k' kills it. Then its number.
-# 's' for a worker that has started and is stopped, 't' for one that was stopped later, and 'e' for one that has ended.
-# Then its number, and its process id or, once it has ended, its wait status.
+# 's' for a worker that is stopped, first at its start, and 'e' for one that has ended. Then its number, and its process
+# id or, once it has ended, its wait status.
 EVENT = struct.Struct("<cIi")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
@@ -38,7 +38,6 @@ class ProcessStarter:
         self._control, self._serve = control, serve
         self._own_id, self._prctl = os.getpid(), ctypes.CDLL(None).prctl
         self._process_ids: dict[int, int] = {}  # of each worker whose end was not read, so no other process can have it
-        self._starting: set[int] = set()  # workers whose first stop was not read
         # The end or stop of a worker wakes the loop. A handler could interrupt itself.
         self._changed, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -85,18 +84,15 @@ class ProcessStarter:
                 os._exit(1)
         os.close(connection)
         self._process_ids[number] = process_id
-        self._starting.add(number)
 
     def _report_changes(self) -> None:
         for number, process_id in list(self._process_ids.items()):
             changed, status = os.waitpid(process_id, os.WNOHANG | os.WUNTRACED)
             if changed and os.WIFSTOPPED(status):
-                self._report(b"s" if number in self._starting else b"t", number, process_id)
+                self._report(b"s", number, process_id)
             elif changed:
                 del self._process_ids[number]
                 self._report(b"e", number, status)
-            if changed:
-                self._starting.discard(number)
 
     def _report(self, kind: bytes, number: int, detail: int) -> None:
         with suppress(OSError):  # the service has closed the socket, which `run` notices

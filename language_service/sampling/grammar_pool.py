@@ -149,9 +149,7 @@ class GrammarPool:
         with self._lock:
             worker = self._workers[number]
         if kind == b"s":
-            worker.note_started(detail)
-        elif kind == b"t":
-            worker.note_stopped()
+            worker.note_stopped(detail)
         else:
             del self._workers[number]
             self._unregister(worker)

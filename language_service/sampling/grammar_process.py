@@ -119,18 +119,13 @@ class GrammarProcess:
 
     # The pool's thread.
 
-    def note_started(self, process_id: int) -> None:
-        """Note the process, which has started stopped."""
-        self._process_id = process_id
-        self.was_stopped = True
+    def note_stopped(self, process_id: int) -> None:
+        """Note that the process was stopped.
 
-    def note_stopped(self) -> None:
-        """Note that it was stopped.
-
-        By a timer, or by `stop`. In the latter case it may have gone on.
+        By itself at its start, by a timer, or by `stop`. In the last case it may have gone on.
         """
-        assert self._process_id is not None
-        self.was_stopped = self.was_stopped or is_stopped(self._process_id)
+        self._process_id = process_id
+        self.was_stopped = self.was_stopped or is_stopped(process_id)
         if self._spent_s() > QUICK_S:
             self._begin()
 
