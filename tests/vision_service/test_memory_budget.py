@@ -29,20 +29,16 @@ _MEASURE = """
 import ctypes
 import sys
 from pathlib import Path
+from tests.own_peak import forget_peak, peak_bytes
 from vision_service.image_reader import ImageLimits, read_image
-
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 for large in sorted(Path(sys.argv[1]).glob("large *")):
     read_image(large.with_name(large.name.replace("large", "small")).read_bytes(), ImageLimits())  # loads the decoder
     data = large.read_bytes()
     ctypes.CDLL(None).malloc_trim(0)  # returns what earlier images freed
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = status("VmRSS")
+    before = forget_peak()
     image = read_image(data, ImageLimits())
-    print(large.name.removeprefix("large "), status("VmHWM") - before, sep=":")
+    print(large.name.removeprefix("large "), peak_bytes() - before, sep=":")
     del image
 """
 

@@ -5,17 +5,11 @@ import sys
 
 import pytest
 
-PEAK = """
-import re
-from pathlib import Path
-import torch
-
-def peak_bytes():
-    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-"""
 TAKING_OVER = """
+import torch
 from language_service.engine.serving import ServingDecoder
 from tests.language_service.small import WIDE, make_decoder
+from tests.own_peak import forget_peak, peak_bytes
 
 config = WIDE.model_copy(update={"width": 1024, "num_layers": 8, "mlp_width": 4096})
 made = {name: tensor.bfloat16() for name, tensor in make_decoder(config).state_dict().items()}
@@ -23,23 +17,21 @@ torch.empty(31 << 20, dtype=torch.uint8)  # from now on, glibc takes tensors of 
 tensors = {name: tensor.clone() for name, tensor in made.items()}
 num_bytes = sum(tensor.nbytes for tensor in tensors.values())
 made.clear()
-Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
-before = peak_bytes()
+before = forget_peak()
 ServingDecoder(config, tensors)
 print((peak_bytes() - before) / num_bytes)
 """
-
-
 PACKING = """
 from concurrent.futures import ThreadPoolExecutor
+import torch
 from checkpoint.lowbit import LowBitWeight
 from language_service.kernels.low_bit_packing import pack
+from tests.own_peak import forget_peak, peak_bytes
 
 values = torch.ones(1 << 17, 1024, dtype=torch.int8)
 weight = LowBitWeight("w8a8", values, torch.ones(len(values), 1), None, values.shape[1])
 pack(LowBitWeight("w8a8", values[:64], weight.scales[:64], None, weight.group))  # loads what it needs
-Path("/proc/self/clear_refs").write_text("5")
-before = peak_bytes()
+before = forget_peak()
 with ThreadPoolExecutor(1) as pool:  # as in the service: glibc's heap of a thread reuses less
     pool.submit(pack, weight).result()
 print((peak_bytes() - before) / weight.nbytes)
@@ -48,7 +40,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 
 
 def run(program: str) -> float:
-    command = [sys.executable, "-c", PEAK + program]
+    command = [sys.executable, "-c", program]
     return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout)
 
 
