@@ -37,13 +37,12 @@ from benchmarks.peers.checkpoints import (
 from benchmarks.peers.engines import LOW_BIT_PEERS, EngineKind
 from benchmarks.peers.process import EngineFailed, EngineProcess
 from benchmarks.peers.workloads import BATCHES, Workload, measure
+from benchmarks.tools.decoder_steps import weight_bytes_per_step
 from benchmarks.tools.machine import read_bandwidth
 from benchmarks.tools.processor import processor_name, processor_slug
 from benchmarks.tools.report import Report, median_ratio, parse_arguments
-from checkpoint.families import EMBEDDING, decoder_layout
 from checkpoint.manifest import read_manifest, read_verified_config
 from checkpoint.store import ModelStore
-from checkpoint.stored_tensor import ELEMENT_BYTES
 
 BANDWIDTH_AIM = 0.80  # share of the read bandwidth, with one sequence
 SPEEDUP_AIM = 1.2  # of 4 bits over bfloat16, with 32 sequences
@@ -121,11 +120,8 @@ def step_bytes(folder: Path, form: str) -> float:
     """Return the bytes that a step of one sequence reads."""
     source = ModelStore(folder / "tandem").folder(TAG if form == FULL else low_bit_tag(form))
     language = read_verified_config(source, read_manifest(source)).language
-    # Of an embedding that is no head, a step reads one row.
-    specs = [spec for spec in decoder_layout(language) if spec.name != EMBEDDING or language.tied_embeddings]
-    weights = sum(spec.num_elements * ELEMENT_BYTES[spec.dtype or "bfloat16"] for spec in specs)
     alone = WORKLOADS[0]
-    return weights + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
+    return weight_bytes_per_step(language) + CACHE_BYTES_PER_TOKEN * (alone.prompt_length + alone.num_tokens / 2)
 
 
 def fill(report: Report, measured: Measured, bytes_of: dict[str, float]) -> None:

@@ -7,13 +7,21 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from checkpoint.families import EMBEDDING, LanguageConfig
+from checkpoint.families import EMBEDDING, LanguageConfig, decoder_layout
+from checkpoint.stored_tensor import ELEMENT_BYTES
 from language_service.engine.kv_cache import CacheConfig, CacheSpan, PagedCache
 from language_service.engine.serving import ServingDecoder
 from language_service.kernels import largest
 
 CONTEXT = 128  # tokens of each sequence before the first step
 _BLOCK_SIZE = 16
+
+
+def weight_bytes_per_step(config: LanguageConfig) -> int:
+    """Return the bytes of weights that a step reads, in bfloat16."""
+    # Of an embedding that is no head, a step reads one row for each sequence.
+    specs = [spec for spec in decoder_layout(config) if spec.name != EMBEDDING or config.tied_embeddings]
+    return sum(spec.num_elements * ELEMENT_BYTES[spec.dtype or "bfloat16"] for spec in specs)
 
 
 class SteppedDecoder:
@@ -30,10 +38,7 @@ class SteppedDecoder:
             max_sequences: largest batch.
             num_steps: of each measurement.
         """
-        # Of an embedding that is no head, a step reads one row for each sequence.
-        self.weight_bytes_per_step = sum(
-            tensor.nbytes for name, tensor in tensors.items() if name != EMBEDDING or config.tied_embeddings
-        )
+        self.weight_bytes_per_step = weight_bytes_per_step(config)
         self.num_steps = num_steps
         self._decoder = ServingDecoder(config, tensors)
         self._blocks = -(-(CONTEXT + num_steps) // _BLOCK_SIZE)
