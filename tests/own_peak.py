@@ -4,13 +4,13 @@ from pathlib import Path
 
 
 def forget_peak() -> int:
-    """Forget the peak so far. Return the memory in use, bytes."""
+    """Forget the peak. Return the bytes in use."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the most memory since `forget_peak`, bytes."""
+    """Return the most bytes since `forget_peak`."""
     return _status_bytes("VmHWM")
 
 

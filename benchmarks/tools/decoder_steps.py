@@ -18,7 +18,7 @@ _BLOCK_SIZE = 16
 
 
 def weight_bytes_per_step(config: LanguageConfig) -> int:
-    """Return the bytes of weights that a step reads, in bfloat16."""
+    """Return the bytes of weights that a step reads."""
     # Of an embedding that is no head, a step reads one row for each sequence.
     specs = [spec for spec in decoder_layout(config) if spec.name != EMBEDDING or config.tied_embeddings]
     return sum(spec.num_elements * ELEMENT_BYTES[spec.dtype or "bfloat16"] for spec in specs)
