@@ -20,7 +20,7 @@ _STRINGS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 class _Shape:
-    """The fields of a message type that have elements, by tag.
+    """The fields of a message with elements, by tag.
 
     Shapes refer to each other, because message types can be recursive.
     """

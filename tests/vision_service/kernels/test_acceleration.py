@@ -11,7 +11,7 @@ from checkpoint.presets import RESAMPLER_PRESETS
 from processing import open_image_processor
 from tests.processing.image_zoo import IMAGES
 from tests.vision_service.model.test_qwen3_vl import CONFIG
-from vision_service.kernels import accelerate
+from vision_service.kernels import accelerate, acceleration
 from vision_service.kernels.acceleration import OneDnnLinear, without_positions
 from vision_service.kernels.native_attention import open_native_attention
 from vision_service.model import build_vision_model, vit
@@ -63,9 +63,18 @@ def test_attention_without_positions_is_as_exact_as_torchs() -> None:
     assert (compiled - exact).square().mean() <= 1.05 * (by_torch - exact).square().mean()
 
 
+@pytest.mark.parametrize("multiplies_bfloat16", [True, False], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize(("config", "num_linear"), [(CONFIG, 4 * 4 + 2 * 4), (RESAMPLER, 2 * 4 + 5 + 1)])
 @torch.no_grad()
-def test_an_accelerated_model_gives_the_same_tokens(config: ModelConfig, num_linear: int) -> None:
+def test_an_accelerated_model_gives_the_same_tokens(
+    config: ModelConfig, num_linear: int, multiplies_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processors without products of bfloat16 multiply in float32."""
+    if multiplies_bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no products of bfloat16")
+    if not multiplies_bfloat16:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        monkeypatch.setattr(acceleration, "open_native_attention", lambda: None)
     torch.manual_seed(0)
     half = build_vision_model(config).eval()
     for parameter in half.parameters():
@@ -79,5 +88,4 @@ def test_an_accelerated_model_gives_the_same_tokens(config: ModelConfig, num_lin
     accelerate(fast)
     tokens = torch.cat(fast.encode([image.bfloat16() for image in images])).float()
     assert (tokens - exact).square().mean() <= 1.1 * (plain - exact).square().mean()
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert sum(isinstance(module, OneDnnLinear) for module in fast.modules()) == num_linear
+    assert sum(isinstance(module, OneDnnLinear) for module in fast.modules()) == num_linear
