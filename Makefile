@@ -9,6 +9,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 # Markers of tests that `make test` leaves out. Each has a target test-MARKER.
 SEPARATE := load hostile envoy k8s images gpu kernels tensorrt triton vllm http
+# Files of tests run in this many processes. Tests of one file share what they start, so a process runs whole files.
+TEST_PROCESSES ?= 2
+SIDE_BY_SIDE = -n $(TEST_PROCESSES) --dist loadfile
 # Every script in benchmarks/, except the one that needs 13 GB of disk and memory (`make bench-full_size`).
 BENCHMARKS := $(filter-out __init__ full_size,$(basename $(notdir $(wildcard benchmarks/*.py))))
 CODE := tandem gateway http_gateway vision_service language_service processing hosting checkpoint chassis demo benchmarks tests protos
@@ -30,9 +33,9 @@ serve: .venv/ready  ## run the services and the HTTP door on this machine until 
 	$(BIN)/tandem up --http 8080
 
 test: .venv/ready  ## run the tests, the quick ones first; with COVERAGE=1 also hold the coverage floor
-	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -m "not slow $(SEPARATE:%=and not %)"
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(if $(COVERAGE),--cov --cov-report=) -m "not slow $(SEPARATE:%=and not %)"
 	$(if $(COVERAGE),$(BIN)/coverage report --skip-covered)
-	$(BIN)/pytest -m "slow $(SEPARATE:%=and not %)"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow $(SEPARATE:%=and not %)"
 	@echo "Left out, each by a target of its own: $(SEPARATE:%=test-%)"
 
 images:  ## build the images with docker, podman or buildah; VARIANT=cuda for GPUs

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,11 @@ INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 
 
 @pytest.fixture(scope="module")
-def other(store: Path) -> str:
-    """Add a second release to the running stack's store."""
+def other(store: Path) -> Iterator[str]:
+    """Add a second release to the running stack's store, for this module."""
     create_checkpoint(store, OTHER, RESAMPLER_PRESETS["tiny"], seed=1)
-    return OTHER
+    yield OTHER
+    shutil.rmtree(store / OTHER)
 
 
 @pytest.fixture
