@@ -27,6 +27,7 @@ from vision_service.model import LinearGelu, build_graph, build_vision_model, gr
 
 Pixels = NDArray[np.float32]  # [3, height, width]
 Encode = Callable[[Sequence[Pixels]], list[NDArray[np.uint16]]]  # as `VisionBackend.encode`
+Export = tuple[ExportKind, Precision]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Design:
     title: str
     open: Callable[[Path], Encode]  # takes the folder of a checkpoint
     library: str = "torch"  # module that it needs
-    export: tuple[ExportKind, Precision] | None = None  # that it runs
+    export: Export | None = None  # that it runs
     slow_start: bool = False  # takes minutes to open
 
     @property
@@ -116,6 +117,7 @@ DESIGNS = [
     Design(title="torch", open=served("torch", "bfloat16")),
     Design(title="torch without our kernels", open=plain_torch),
     Design(title="torch compiled", open=compiled_torch, slow_start=True),
+    Design(title="torch float32", open=served("torch", "float32")),
     Design(title="torch int8", open=int8_torch),
     Design(
         title="openvino",
@@ -128,6 +130,12 @@ DESIGNS = [
         open=served("openvino", "bfloat16", openvino_hint="throughput"),
         library="openvino",
         export=("openvino", "bfloat16"),
+    ),
+    Design(
+        title="openvino float32",
+        open=served("openvino", "float32"),
+        library="openvino",
+        export=("openvino", "float32"),
     ),
     Design(
         title="onnxruntime float32",

@@ -33,7 +33,10 @@ INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 
 @pytest.fixture(scope="module")
 def other(store: Path) -> Iterator[str]:
-    """Add a second release to the running stack's store, for this module."""
+    """Add a second release to the running stack's store.
+
+    It goes with the module: other tests count on the store's content.
+    """
     create_checkpoint(store, OTHER, RESAMPLER_PRESETS["tiny"], seed=1)
     yield OTHER
     shutil.rmtree(store / OTHER)
