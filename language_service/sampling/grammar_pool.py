@@ -153,7 +153,10 @@ class GrammarPool:
         else:
             del self._workers[number]
             self._unregister(worker)
-            worker.end(why_it_ended(detail, self._limits, is_compiled=worker.compiled.done()))
+            problem = why_it_ended(detail, self._limits, is_compiled=worker.compiled.done())
+            if problem is None and not worker.has_ended:  # nobody has killed it
+                _log.error("constraint process ended", status=os.waitstatus_to_exitcode(detail))
+            worker.end(problem)
         costly_workers.update(worker)
 
     def _unregister(self, worker: GrammarProcess) -> None:

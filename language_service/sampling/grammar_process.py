@@ -113,7 +113,7 @@ class GrammarProcess:
             problem: the reason, if it is the caller's fault.
         """
         # At once, so that no answer begins with a process that is about to end.
-        self._end = Reply(problem=problem or "was stopped", is_fault=problem is None)
+        self._end = _last_reply(problem)
         self._start()  # so that its end is reported
         self._command(b"k", self.number)
 
@@ -157,11 +157,15 @@ class GrammarProcess:
         self.send()
         return True
 
-    def end(self, problem: str) -> None:
-        """Fail all jobs after the end of the process."""
+    def end(self, problem: str | None) -> None:
+        """Fail all jobs after the end of the process.
+
+        Args:
+            problem: the reason, if it is the caller's fault.
+        """
         while self.receive():
             pass
-        self.abandon(Reply(problem=problem))
+        self.abandon(_last_reply(problem))
 
     def abandon(self, reply: Reply) -> None:
         """Give all jobs this reply.
@@ -235,6 +239,10 @@ class GrammarProcess:
         if self._process_id is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._process_id, number)
+
+
+def _last_reply(problem: str | None) -> Reply:
+    return Reply(problem=problem or "was stopped", is_fault=problem is None)
 
 
 def _running() -> "Future[Any]":

@@ -10,7 +10,7 @@ from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
-from language_service.sampling.grammar_worker import WorkerLimits
+from language_service.sampling.grammar_worker import NO_MEMORY, WorkerLimits
 from language_service.sampling.options import Constraint
 
 SCHEMA_KEYWORDS = (
@@ -109,13 +109,19 @@ def why_it_stopped(error: str) -> str:
     return f"failed ({line})"
 
 
-def why_it_ended(status: int, limits: WorkerLimits, *, is_compiled: bool) -> str:
-    """Return why a worker ended, from its wait status."""
+def why_it_ended(status: int, limits: WorkerLimits, *, is_compiled: bool) -> str | None:
+    """Return why a worker ended, from its wait status.
+
+    None if that is not the fault of the constraint.
+    """
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         if is_compiled:
             return f"takes more than {limits.token_s:g} s of processor time for a token, so make it simpler"
         return f"takes more than {limits.compile_s:g} s of processor time to compile, so make it simpler"
-    return f"takes more than {limits.memory_bytes >> 20} MiB of memory, so make it simpler"
+    # Python says that there is no memory. The library aborts, or uses a stack that cannot grow.
+    if os.waitstatus_to_exitcode(status) in (NO_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
+        return f"takes more than {limits.memory_bytes >> 20} MiB of memory, so make it simpler"
+    return None
 
 
 def _schema(constraint: Constraint) -> Any:

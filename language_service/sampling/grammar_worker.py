@@ -21,7 +21,8 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,6 +36,7 @@ from chassis.process_time import StopTimer, yield_processors
 FRAME = struct.Struct("<BQII")  # status, bytes of memory of the worker, forced tokens, and bytes that follow them
 TOKEN_BYTES = 4  # of each forced token, an unsigned integer
 GOES_ON, COMPLETE, FAILED = range(3)  # status of a frame
+NO_MEMORY = 3  # exit status
 QUICK_S = 0.01  # processor time up to the first mask after which a constraint is slow
 DEAR_S = 0.005  # processor time of a job after which later ones yield the processors. Copying memory alone takes 3 ms.
 _MAX_FORCED, _MAX_FORCED_S = 16, 0.02  # tokens in one frame, and processor time to check them
@@ -108,10 +110,22 @@ def _serve(connection: Connection, tokenizer: LLTokenizer, limits: WorkerLimits)
     preparation = threading.Thread(target=worker.prepare, args=[tokenizer])
     preparation.start()
     preparation.join()
-    with suppress(EOFError, OSError):  # the service has closed the connection
+    with _exit_at_end():
         while True:
             worker.run(json.loads(connection.recv_bytes()))
-    os._exit(0)
+
+
+@contextmanager
+def _exit_at_end() -> Iterator[None]:
+    """End this process if the block fails."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        os._exit(0)  # the service has closed the connection
+    except MemoryError:
+        os._exit(NO_MEMORY)
+    except BaseException:
+        os._exit(1)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,12 +148,8 @@ class _Worker:
         yield_processors(threading.get_native_id())
         limit_memory(self.limits.memory_bytes)
         self.num_base_bytes = touched_bytes() - resident_bytes()
-        try:
+        with _exit_at_end():
             self._compile(tokenizer, self.connection.recv_bytes().decode())
-        except (EOFError, OSError):
-            os._exit(0)  # the service has closed the connection
-        except BaseException:
-            os._exit(1)
 
     def _compile(self, tokenizer: LLTokenizer, grammar: str) -> None:
         """Compile the grammar and send its first mask."""
@@ -156,25 +166,24 @@ class _Worker:
 
     def run(self, jobs: list[list[Any]]) -> None:
         """Do a list of jobs."""
-        advances = []
-        for kind, answer, *rest in jobs:
-            if kind == "close":
-                self.states.pop(answer, None)
-                self.used_s.pop(answer, None)
-                continue
+        advances = [(answer, *rest) for kind, answer, *rest in jobs if kind == "advance"]
+        for answer, tokens in advances:
             with _Timer(self, answer):
                 if answer not in self.states:
                     assert self.start is not None
                     self.states[answer] = self.start.deep_copy()
-                self.states[answer].consume_tokens(*rest)
+                self.states[answer].consume_tokens(tokens)
                 self._add_frame(self.states[answer], self._forced(self.states[answer]))
-            advances.append(answer)
         self._send()
-        for answer in advances:  # once all tokens are consumed, because each answer may be complete
+        for answer, _ in advances:  # once all tokens are consumed, because each answer may be complete
             with _Timer(self, answer):
                 state = self.states[answer]
                 self._add_mask(state, b"" if state.is_stopped() else state.compute_bitmask())
         self._send()
+        for kind, answer, *_ in jobs:
+            if kind == "close":  # an answer may end after its last token was queued
+                self.states.pop(answer, None)
+                self.used_s.pop(answer, None)
 
     def _add_mask(self, state: LLMatcher, mask: bytes) -> None:
         """Add the forced tokens and the mask after them."""
