@@ -1,4 +1,4 @@
-"""The process of a constraint outlives its answers, and its end is explained."""
+"""The process of a constraint outlives its answers."""
 
 import os
 import signal
@@ -28,7 +28,10 @@ async def compiler() -> AsyncIterator[GrammarCompiler]:
 
 
 async def test_an_answer_that_ends_while_its_token_waits_ends_no_other(compiler: GrammarCompiler) -> None:
-    """A stop string ends an answer at any moment, also while its process is busy."""
+    """A stop string ends an answer at any moment.
+
+    Its process may be busy then.
+    """
     ending, other = await compiler.compile(MANY), await compiler.compile(MANY)
     assert ending._worker is other._worker
     ending.accept(A)
