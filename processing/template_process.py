@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chassis.errors import FailedPrecondition
+from chassis.errors import FailedPrecondition, Unavailable
 from chassis.lru import LruStore
 from processing import template_worker
 from processing.template_worker import LENGTH
@@ -28,7 +28,7 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")
 class TemplateProcess:
     """A process for one template. For any number of threads.
 
-    It starts anew after its limits have ended it.
+    It starts anew when it has ended.
     """
 
     def __init__(self, source: str) -> None:
@@ -53,6 +53,7 @@ class TemplateProcess:
 
         Raises:
             FailedPrecondition: reason 'BAD_CHECKPOINT', the template takes too much time or memory.
+            Unavailable: reason 'TEMPLATE_FAILED', with a retry delay. The process was killed.
         """
         message = _encoded(arguments)
         with self._cache_lock, self._replies.use(message) as known:
@@ -104,6 +105,9 @@ class TemplateProcess:
             raise
         if not reply:
             status = self._forget()
+            if status == -signal.SIGKILL:  # by the system or a person, because its limits end it in other ways
+                message = "The process that renders the chat template has ended, so retry the request."
+                raise Unavailable(message, reason="TEMPLATE_FAILED", retry_after_s=1)
             what = "time" if status == -signal.SIGPROF else "memory"
             raise _bad(f"The chat template takes too much {what}.")
         return dict(json.loads(reply))

@@ -81,14 +81,14 @@ async def wait_until_known(world: World, key: str) -> None:
     ("content", "problem"),
     [
         # The key is random, the names of tests are not.
-        pytest.param(f'tenants = [{{name = "a", key_sha256 = ["{KEY}"]}}]', "tenants.0.key_sha256.0", id="key as digest"),
+        pytest.param(f'tenants = [{{name = "a", key_sha256 = ["{KEY}"]}}]', "tenants.0.key_sha256.0", id="digest"),
         (tenant_entry("a", KEY, max_runing=3), "max_runing"),
         (tenant_entry("a", KEY, cache_group="g" * 65), "cache_group"),
         (tenant_entry("a\nb", KEY), "tenants.0.name"),
         (tenant_entry("a", KEY) + tenant_entry("b", KEY), "twice"),
         (tenant_entry("a", KEY) + tenant_entry("a", OTHER_KEY), "same name"),
         (tenant_entry("a"), "key_sha256"),
-        pytest.param(KEY, "not TOML (at ", id="key as file"),
+        pytest.param(KEY, "not TOML (at ", id="file"),
         ("", "tenants"),
     ],
 )
