@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.tools.report import RESULTS
 
+_PROCESSOR = "amd-epyc-zen-4-avx512bf16"  # of all measurements here
 # Prefill of 1,024 tokens over one step of one sequence, both of `decode`.
 _PREFILL_TOKENS = 1024
 
@@ -56,7 +57,8 @@ def full_size_times(bandwidth: float, compute: float, random: np.random.Generato
         compute: factor over their matrix products.
         random: draws the images' times.
     """
-    decode = _details("decode-amd-epyc-zen-4-avx512bf16")
+    decode = _details(f"decode-{_PROCESSOR}")
+    images = _details(f"vision_backends-{_PROCESSOR}")["vit-l-14"]["seconds"]
     step_s = statistics.median(_details("full_size")["between_tokens_s"])
     by_size = {row["sequences"]: statistics.median(row["s"]) for row in decode["step_s"] if row["context"] == 128}
     prefill_s = statistics.median(sample["elapsed_s"] for sample in decode["samples"]["prefill of 1024"]["tandem"])
@@ -65,9 +67,7 @@ def full_size_times(bandwidth: float, compute: float, random: np.random.Generato
     return MeasuredTimes(
         steps_s={size: step_s / bandwidth + scale * (seconds - one_s) / compute for size, seconds in by_size.items()},
         prefill_token_s=scale * prefill_s / _PREFILL_TOKENS / compute,
-        images_s=tuple(
-            seconds / compute for seconds in _details("vision_backends")["vit-l-14"]["seconds"]["1"]["torch"]
-        ),
+        images_s=tuple(seconds / compute for seconds in images["1"]["torch"]),
         random=random,
     )
 
