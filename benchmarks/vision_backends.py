@@ -6,7 +6,7 @@
 Every installed backend runs the same vision half. The weights are random, at the same cost as trained ones. Batches of
 1, 4 and 16 images take turns between the designs, so all see the same machine. Errors are those of visual tokens
 against torch in float32, relative to the mean magnitude. ViT-L/14 takes twelve minutes on two idle cores and 12 GB of
-memory. Processors without products of bfloat16 take fewer and smaller batches in 20 minutes.
+memory. Processors without products of bfloat16 take fewer and smaller batches, in 23 minutes.
 
 Each processor has its own results: `results/vision_backends-PROCESSOR-KERNELS.json`.
 """
