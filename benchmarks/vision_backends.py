@@ -61,7 +61,7 @@ class Samples:
     largest_errors: dict[str, float] = field(default_factory=dict)  # by design, relative to the largest magnitude
     opening_s: dict[str, float] = field(default_factory=dict)  # by design, with the first batch
     left_out: dict[str, str] = field(default_factory=dict)  # reasons by design that cannot run here
-    peaks: list[float] = field(default_factory=list)  # bfloat16 matrix product, FLOP/s
+    peaks: list[float] = field(default_factory=list)  # matrix products, FLOP/s
     flops: float = 0.0  # of one image
 
 

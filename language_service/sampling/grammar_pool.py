@@ -21,7 +21,7 @@ import structlog
 from chassis.process_starter import COMMAND, EVENT
 from language_service.sampling import grammar_worker
 from language_service.sampling.costly_workers import costly_workers
-from language_service.sampling.grammar_process import GrammarProcess, Reply
+from language_service.sampling.grammar_process import GrammarProcess
 from language_service.sampling.grammar_text import why_it_ended
 from language_service.sampling.grammar_worker import WorkerLimits
 
@@ -122,7 +122,7 @@ class GrammarPool:
                 self.is_running = False
                 self._control.close()
             for worker in self._workers.values():
-                worker.abandon(Reply(problem="was stopped", is_fault=True))
+                worker.abandon()
                 costly_workers.update(worker)
             self._selector.close()
             if self._program.wait() != 0:
@@ -153,9 +153,10 @@ class GrammarPool:
         else:
             del self._workers[number]
             self._unregister(worker)
-            problem = why_it_ended(detail, self._limits, is_compiled=worker.compiled.done())
+            status = os.waitstatus_to_exitcode(detail)
+            problem = why_it_ended(status, self._limits, is_compiled=worker.compiled.done())
             if problem is None and not worker.has_ended:  # nobody has killed it
-                _log.error("constraint process ended", status=os.waitstatus_to_exitcode(detail))
+                _log.error("constraint process ended", status=status)
             worker.end(problem)
         costly_workers.update(worker)
 

@@ -165,15 +165,18 @@ class GrammarProcess:
         """
         while self.receive():
             pass
-        self.abandon(_last_reply(problem))
+        self.abandon(problem)
 
-    def abandon(self, reply: Reply) -> None:
-        """Give all jobs this reply.
+    def abandon(self, problem: str | None = None) -> None:
+        """Fail all jobs.
 
         The process ends if it has not ended yet.
+
+        Args:
+            problem: the reason, if it is the caller's fault.
         """
         with self._lock:
-            self._end = self._end or reply
+            self._end = self._end or _last_reply(problem)
             replies = [*self._expected, *(reply for _, replies in self._queued for reply in replies)]
             self._expected.clear()
             self._queued.clear()

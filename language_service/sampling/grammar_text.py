@@ -1,7 +1,6 @@
 """Translate constraints for llguidance, and its errors for callers."""
 
 import json
-import os
 import re
 import secrets
 import signal
@@ -110,16 +109,16 @@ def why_it_stopped(error: str) -> str:
 
 
 def why_it_ended(status: int, limits: WorkerLimits, *, is_compiled: bool) -> str | None:
-    """Return why a worker ended, from its wait status.
+    """Return why a worker ended, from its exit status.
 
-    None if that is not the fault of the constraint.
+    That is a negative signal, or what it returned. None if the end is not the fault of the constraint.
     """
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+    if status == -signal.SIGPROF:
         if is_compiled:
             return f"takes more than {limits.token_s:g} s of processor time for a token, so make it simpler"
         return f"takes more than {limits.compile_s:g} s of processor time to compile, so make it simpler"
     # Python says that there is no memory. The library aborts, or uses a stack that cannot grow.
-    if os.waitstatus_to_exitcode(status) in (NO_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
+    if status in (NO_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
         return f"takes more than {limits.memory_bytes >> 20} MiB of memory, so make it simpler"
     return None
 

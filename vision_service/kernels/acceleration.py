@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vision_service.kernels.native_attention import open_native_attention
 from vision_service.model import Attend, Attention, LinearAdd, LinearGelu, PlainAttend, SelfAttention
@@ -55,13 +54,11 @@ class WideConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self._conv = conv
+        self._conv = conv.float()  # its weights are few, so they stay wide
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution returns."""
-        conv = self._conv
-        bias = None if conv.bias is None else conv.bias.float()
-        out = functional.conv2d(x.float(), conv.weight.float(), bias, conv.stride, conv.padding)
+        out: Tensor = self._conv(x.float())
         return out.to(x.dtype)
 
 
